@@ -1,0 +1,315 @@
+"""Named streams: real text that Python packages carry, so that a first run needs no download.
+
+    package             what is read                                       licence
+    chatterbot-corpus   data/<language>/<topic>.yml, dialogues             BSD-3-Clause
+    babel               CLDR names of countries, languages, currencies     Unicode-3.0
+    pydoc_data.topics   the language reference, part of Python itself      PSF-2.0
+
+Each reader is a pure function of its seed: same packages and seed, same rows, in any process.
+It drops what occurs twice, drops a text that bears two labels, and deals every text to exactly
+one split. Rows alternate between the labels, so `rows[:n]` is as balanced as n rows can be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from perdure.errors import UsageError
+from perdure.streams.task import GeneralText, Row, Task, TaskStream
+
+TOPICS: Mapping[str, str] = {
+    "ai": "robots",
+    "coding": "programming",
+    "emotion": "feelings",
+    "literature": "books",
+    "money": "money",
+    "movies": "movies",
+    "psychology": "character",
+    "science": "science",
+    "sports": "sports",
+    "trivia": "quiz",
+}
+"""File name in data/english -> label; the files of at least twenty different questions."""
+
+LANGUAGES: Mapping[str, str] = {
+    "dutch": "Dutch",
+    "english": "English",
+    "french": "French",
+    "german": "German",
+    "indonesian": "Indonesian",
+    "italian": "Italian",
+    "portuguese": "Portuguese",
+    "spanish": "Spanish",
+    "turkish": "Turkish",
+}
+"""Folder in data/ -> label; languages in Latin letters, so that the script alone tells nothing.
+Swedish is left out, because a third of its sentences are English."""
+
+CODES: Mapping[str, str] = {
+    "country": "K7",
+    "language": "Q2",
+    "currency": "Z5",
+    "month or day": "M9",
+}
+"""Kind of thing -> invented code: the kinds are known to a base model, the codes are not."""
+
+
+class Splits(NamedTuple):
+    """Rows of one task, dealt to three splits that share no text."""
+
+    train: list[Row]
+    validation: list[Row]
+    test: list[Row]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of a built-in stream is used; numbers are rows (a task) or texts."""
+
+    train: int = 256
+    validation: int = 32
+    test: int = 80
+    replay: int = 64
+    held_out: int = 32
+
+
+def chatterbot_questions(seed: int) -> Splits:
+    """Return English questions and remarks; the answer is their topic, one of `TOPICS`."""
+    texts = (
+        (first, label)
+        for stem, label in TOPICS.items()
+        for first, *_ in _dialogues("english", stem)
+    )
+    return _deal(texts, f"{seed}/questions")
+
+
+def chatterbot_languages(seed: int) -> Splits:
+    """Return sentences in nine languages; the answer is the language, one of `LANGUAGES`.
+
+    Sentences of fewer than three words are left out, since many of them are no one's language
+    ("OK.", "Star Trek").
+    """
+    texts = (
+        (text, label)
+        for folder, label in LANGUAGES.items()
+        for dialogue in _dialogues(folder)
+        for text in dialogue
+        if 3 <= len(text.split()) <= 40
+    )
+    return _deal(texts, f"{seed}/languages")
+
+
+def cldr_names(seed: int) -> Splits:
+    """Return English names of countries and languages; the answer is the German name.
+
+    Names that are the same in both languages are left out: copying is not learning.
+    """
+    english, german = _locale("en"), _locale("de")
+    pairs = (
+        (name, str(there[code]))
+        for here, there in (
+            (english.territories, german.territories),
+            (english.languages, german.languages),
+        )
+        for code, name in sorted(here.items())
+        if not code.isdigit() and code in there and str(there[code]) != name
+    )
+    rows = {_normal(name): (name, german_name) for name, german_name in pairs}
+    return _deal(rows.values(), f"{seed}/names", by_label=False)
+
+
+def cldr_codes(seed: int) -> Splits:
+    """Return names of countries, languages, currencies, months; the answer is a code of `CODES`."""
+    texts: list[tuple[str, str]] = []
+    for locale in (_locale("en"), _locale("fr"), _locale("es")):
+        calendar = [*locale.months["format"]["wide"].values()]
+        calendar += [*locale.days["format"]["wide"].values()]
+        kinds: dict[str, Iterable[str]] = {
+            "country": (n for c, n in sorted(locale.territories.items()) if not c.isdigit()),
+            "language": (n for _, n in sorted(locale.languages.items())),
+            "currency": (n for _, n in sorted(locale.currencies.items())),
+            "month or day": calendar,
+        }
+        texts += [(str(n), CODES[kind]) for kind, names in kinds.items() for n in names]
+    return _deal(texts, f"{seed}/codes")
+
+
+def pydoc_texts(seed: int, characters: int = 500) -> GeneralText:
+    """Return prose of the Python reference in pieces of about `characters`, seeded order.
+
+    Whole topics are dealt to either side, after paragraphs that stand in several topics were
+    kept once, so the two sides share no paragraph. About a third is held out. The text is the
+    running interpreter's: another Python version has another text.
+    """
+    from pydoc_data.topics import topics  # type: ignore[import-untyped, unused-ignore]
+
+    pieces: dict[str, list[str]] = {}
+    seen: set[str] = set()
+    for name in sorted(topics):
+        piece: list[str] = []
+        for block in re.split(r"\n\s*\n", topics[name]):
+            text = " ".join(block.split())
+            # Indented blocks are code and grammar, a row of signs underlines a heading.
+            prose = not block.lstrip("\n").startswith("  ") and not re.search(r"[*=~^-]{4}", block)
+            if prose and len(text) >= 40 and "::=" not in text and text not in seen:
+                seen.add(text)
+                piece.append(text)
+            if sum(map(len, piece)) >= characters:
+                pieces.setdefault(name, []).append("\n\n".join(piece))
+                piece = []
+    order = sorted(pieces, key=lambda name: _rank(f"{seed}/pydoc", name))
+    total = sum(map(len, pieces.values()))
+    held_out: list[str] = []
+    replay: list[str] = []
+    for name in order:
+        side = held_out if len(held_out) + len(pieces[name]) <= total / 3 else replay
+        side.extend(pieces[name])
+    for side in (held_out, replay):
+        side.sort(key=lambda text: _rank(f"{seed}/pydoc", text))
+    return GeneralText(tuple(replay), tuple(held_out), "pydoc_data.topics (Python itself)")
+
+
+def demo(seed: int, sizes: Sizes | None = None) -> TaskStream:
+    """Build the demo's three tasks; general text is the Python reference."""
+    sizes = sizes or Sizes()
+
+    def task(
+        name: str, splits: Splits, instruction: str, labels: Iterable[str], source: str
+    ) -> Task:
+        def head(rows: list[Row], count: int) -> list[Row]:
+            return [_instructed(row, instruction) for row in rows[:count]]
+
+        declared = tuple(labels)
+        return Task(
+            name,
+            head(splits.train, sizes.train),
+            head(splits.validation, sizes.validation),
+            head(splits.test, sizes.test),
+            metric="label_likelihood" if declared else "exact_match",
+            labels=declared,
+            source=source,
+        )
+
+    text = pydoc_texts(seed)
+    return TaskStream(
+        tasks=(
+            task(
+                "topic",
+                chatterbot_questions(seed),
+                "What is this about? Answer with one word.",
+                TOPICS.values(),
+                "chatterbot-corpus, English questions",
+            ),
+            task(
+                "language",
+                chatterbot_languages(seed),
+                "Which language is this? Answer with one word.",
+                LANGUAGES.values(),
+                "chatterbot-corpus, nine languages",
+            ),
+            task(
+                "code",
+                cldr_codes(seed),
+                "Give the code of this thing.",
+                CODES.values(),
+                "babel, CLDR names with invented codes",
+            ),
+        ),
+        general=GeneralText(
+            text.replay[: sizes.replay], text.held_out[: sizes.held_out], text.source
+        ),
+        name="demo",
+    )
+
+
+Builder = Callable[[int, "Sizes | None"], TaskStream]
+STREAMS: dict[str, tuple[str, Builder]] = {
+    "demo": ("topic of a question, language of a sentence, code of a name; needs no hub", demo),
+}
+"""Name -> (one line for people, builder). The builder takes the seed and sizes (None: usual)."""
+
+
+def _instructed(row: Row, instruction: str) -> Row:
+    return {**row, "prompt": [{"role": "system", "content": instruction}, *row["prompt"]]}
+
+
+def _rank(seed: str, text: str) -> bytes:
+    """Return a sort key that shuffles: depends on seed and text only, not on row order."""
+    return hashlib.sha256(f"{seed}\0{text}".encode()).digest()
+
+
+def _normal(text: str) -> str:
+    """Return what two texts must share to count as the same: letters and digits."""
+    return " ".join(re.findall(r"\w+", text.casefold()))
+
+
+def _deal(texts: Iterable[tuple[str, str]], seed: str, by_label: bool = True) -> Splits:
+    """Deal (text, answer) pairs to splits, 65 : 10 : 25 within each label.
+
+    `by_label` False is for free answers, which are all one group.
+    """
+    labels: dict[str, set[str]] = {}
+    first: dict[str, tuple[str, str]] = {}
+    for text, label in texts:
+        text = " ".join(text.split())
+        if key := _normal(text):
+            labels.setdefault(key, set()).add(label)
+            first.setdefault(key, (text, label))
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for key in sorted(first, key=lambda key: _rank(seed, key)):
+        if len(labels[key]) == 1:
+            groups.setdefault(first[key][1] if by_label else "", []).append(first[key])
+    cuts = [(len(g) * 25 // 100, len(g) * 35 // 100, g) for _, g in sorted(groups.items())]
+    return Splits(
+        train=_alternate([group[later:] for _, later, group in cuts]),
+        validation=_alternate([group[test:later] for test, later, group in cuts]),
+        test=_alternate([group[:test] for test, _, group in cuts]),
+    )
+
+
+def _alternate(groups: Sequence[Sequence[tuple[str, str]]]) -> list[Row]:
+    return [
+        {"prompt": [{"role": "user", "content": pair[0]}], "answer": pair[1]}
+        for turn in zip_longest(*groups)
+        for pair in turn
+        if pair is not None
+    ]
+
+
+def _dialogues(language: str, stem: str = "*") -> Iterator[list[str]]:
+    """Yield the dialogues of data/<language>/<stem>.yml, each a list of what was said in turn."""
+    spec = importlib.util.find_spec("chatterbot_corpus")  # finds without importing its YAML code
+    if spec is None or spec.origin is None:
+        raise _missing("chatterbot-corpus")
+    try:
+        import yaml  # type: ignore[import-untyped]
+    except ImportError:
+        raise _missing("PyYAML") from None
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is ten times faster
+    for path in sorted((Path(spec.origin).parent / "data" / language).glob(f"{stem}.yml")):
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+        for dialogue in content.get("conversations") or ():
+            if said := [str(text) for text in dialogue]:
+                yield said
+
+
+def _locale(name: str) -> Any:
+    try:
+        from babel import Locale
+    except ImportError:
+        raise _missing("babel") from None
+    return Locale.parse(name)
+
+
+def _missing(package: str) -> UsageError:
+    return UsageError(
+        f"the built-in streams read their text from the package {package}, which is not installed",
+        'pip install "perdure[demo]"',
+    )
