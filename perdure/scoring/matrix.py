@@ -1,0 +1,246 @@
+"""The score matrix: what the model scored on every task after each task it learned.
+
+    R[i, j] = score on task j after learning i tasks;  R is (T+1, T), row 0 = the untouched model
+
+A cell that was never scored is missing: `value` and every figure that needs it raise
+`ScoreMissing`, nothing takes it for zero. All summary figures of Perdure are derived here and
+nowhere else. They average over the tasks whose score is higher for better; tasks measured by
+perplexity have another unit and no upper bound, so they are left out (`left_out` names them).
+Formulas below count tasks j from 0, so task j is learned between row j and row j+1.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perdure.errors import PerdureError, UsageError
+
+
+class ScoreMissing(PerdureError):
+    """A score that a figure needs was never recorded, or the figure is not defined."""
+
+
+class ScoreMatrix:
+    """Scores of T tasks before and after learning each of them.
+
+    Args:
+        tasks: names in the order they are learned, each once.
+        higher_is_better: one flag a task; None means True for all.
+    """
+
+    FIGURES = (
+        "average_accuracy",
+        "backward_transfer",
+        "forgetting",
+        "forward_transfer",
+        "learning_accuracy",
+    )
+
+    def __init__(
+        self, tasks: Sequence[str], higher_is_better: Sequence[bool] | None = None
+    ) -> None:
+        if higher_is_better is None:
+            higher_is_better = [True] * len(tasks)
+        if len(set(tasks)) != len(tasks) or len(higher_is_better) != len(tasks):
+            raise UsageError(
+                f"score matrix: {len(set(tasks))} different names among {len(tasks)} tasks "
+                f"and {len(higher_is_better)} values of higher_is_better",
+                "give each task its own name and one value",
+            )
+        self.tasks = tuple(tasks)
+        self.higher_is_better = tuple(bool(flag) for flag in higher_is_better)
+        self._scores = np.full((len(self.tasks) + 1, len(self.tasks)), np.nan)
+
+    def record(self, after: int, task: str, score: float) -> None:
+        """Set R[after, task]; a later record of the same cell replaces it.
+
+        Raises:
+            UsageError: no such row or task, or the score is NaN.
+        """
+        row, column = self._cell(after, task)
+        if math.isnan(score):
+            raise UsageError(f"score of task {task!r} after {after} tasks is NaN", _NAN_REMEDY)
+        self._scores[row, column] = score
+
+    def value(self, after: int, task: str) -> float:
+        """Return R[after, task].
+
+        Raises:
+            ScoreMissing: the cell was never recorded.
+        """
+        row, column = self._cell(after, task)
+        return self._at(row, column)
+
+    def array(self) -> NDArray[np.float64]:
+        """Return a copy of R, (T+1, T), with NaN where a cell is missing."""
+        return self._scores.copy()
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Tasks that no summary figure counts: a lower score is better there."""
+        pairs = zip(self.tasks, self.higher_is_better, strict=True)
+        return tuple(task for task, higher in pairs if not higher)
+
+    def average_accuracy(self, after: int | None = None) -> float:
+        """Mean score on the tasks learned so far, after learning `after` of them (None: all T).
+
+        ACC = 1/T * sum over j of R[T, j]. Row 0, where nothing is learned yet, is averaged over
+        all tasks: what the base model can do. Unit: the metrics', 0 to 1.
+        Raises: ScoreMissing, naming the cell.
+        Source: Lopez-Paz and Ranzato 2017 (GEM), section 2.
+        """
+        last = len(self.tasks) if after is None else self._row(after)
+        counted = [j for j in self._counted() if j < last or last == 0]
+        return _mean("average accuracy", [self._at(last, j) for j in counted])
+
+    def backward_transfer(self) -> float:
+        """Mean change on earlier tasks, from just learned to the end of the stream.
+
+        BWT = 1/(T-1) * sum over j < T-1 of R[T, j] - R[j+1, j]. Unit: the metrics', -1 to 1;
+        negative is forgetting.
+        Raises: ScoreMissing, naming the cell; or there is no earlier task.
+        Source: Lopez-Paz and Ranzato 2017 (GEM), section 2.
+        """
+        last = len(self.tasks)
+        changes = [self._at(last, j) - self._at(j + 1, j) for j in self._earlier()]
+        return _mean("backward transfer", changes)
+
+    def forgetting(self, *, from_base: bool = False) -> float:
+        """Mean drop on earlier tasks, from the best they ever scored before the end to the end.
+
+        F = 1/(T-1) * sum over j < T-1 of (max over 1 <= i <= T-1 of R[i, j]) - R[T, j].
+        As in the paper, the maximum runs over every row after a task was learned, those before
+        task j itself was learned among them. Row 0, the untouched base model, which the paper's
+        models trained from scratch do not have, is NOT in the maximum; `from_base=True` puts it
+        there, so that ability lost against the base model counts as well.
+        Unit: the metrics', -1 to 1; positive is forgetting.
+        Raises: ScoreMissing, naming the cell; or there is no earlier task.
+        Source: Chaudhry et al. 2018 (Riemannian walk), section 3.1.
+        """
+        last = len(self.tasks)
+        first = 0 if from_base else 1
+        drops = [
+            max(self._at(i, j) for i in range(first, last)) - self._at(last, j)
+            for j in self._earlier()
+        ]
+        return _mean("forgetting", drops)
+
+    def forward_transfer(self) -> float:
+        """Mean change on a task from the base model to the row just before it is learned.
+
+        FWT = 1/(T-1) * sum over 1 <= j < T of R[j, j] - R[0, j]. The paper's baseline is a
+        randomly initialised model; here it is the base model, row 0. Task 0 has nothing before
+        it and is not counted. Unit: the metrics', -1 to 1; positive: earlier tasks helped.
+        Raises: ScoreMissing, naming the cell; or there is no later task.
+        Source: Lopez-Paz and Ranzato 2017 (GEM), section 2.
+        """
+        later = [j for j in self._counted() if j > 0]
+        return _mean("forward transfer", [self._at(j, j) - self._at(0, j) for j in later])
+
+    def learning_accuracy(self) -> float:
+        """Mean score on each task just after it was learned.
+
+        LA = 1/T * sum over j of R[j+1, j]. Unit: the metrics', 0 to 1.
+        Raises: ScoreMissing, naming the cell.
+        Source: Riemer et al. 2019 (MER), section 5.
+        """
+        return _mean("learning accuracy", [self._at(j + 1, j) for j in self._counted()])
+
+    def summary(self) -> dict[str, float | None]:
+        """Return every figure of `FIGURES` by name; None where it cannot be derived."""
+        figures: dict[str, float | None] = {}
+        for name in self.FIGURES:
+            try:
+                figures[name] = getattr(self, name)()
+            except ScoreMissing:
+                figures[name] = None
+        return figures
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return tasks, scores (None where missing) and the summary, ready for `json.dumps`."""
+        return {
+            "tasks": list(self.tasks),
+            "higher_is_better": list(self.higher_is_better),
+            "scores": [[None if np.isnan(x) else float(x) for x in row] for row in self._scores],
+            "summary": self.summary(),
+        }
+
+    def to_json(self) -> str:
+        """Return `to_dict` as JSON text; `from_json` reads it back."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> ScoreMatrix:
+        """Read what `to_json` wrote; the summary in it is derived again, not read."""
+        data = json.loads(text)
+        matrix = cls(data["tasks"], data["higher_is_better"])
+        for after, row in enumerate(data["scores"]):
+            for task, score in zip(data["tasks"], row, strict=True):
+                if score is not None:
+                    matrix.record(after, task, score)
+        return matrix
+
+    @classmethod
+    def from_rows(
+        cls, rows: Iterable[Mapping[str, Any]], tasks: Sequence[str] | None = None
+    ) -> ScoreMatrix:
+        """Build a matrix from the rows of a run's `scores.jsonl`.
+
+        Args:
+            rows: mappings with `kind`, and for kind "task": `after`, `task`, `score` and
+                `higher_is_better`. Other kinds are skipped. Of two rows for a cell the later
+                one counts.
+            tasks: names of the learned tasks in order; rows of other tasks are skipped. None
+                takes the names in the order in which they appear.
+        """
+        scored = [row for row in rows if row["kind"] == "task"]
+        names = list(tasks) if tasks is not None else list(dict.fromkeys(r["task"] for r in scored))
+        higher = {row["task"]: bool(row.get("higher_is_better", True)) for row in scored}
+        matrix = cls(names, [higher.get(name, True) for name in names])
+        for row in scored:
+            if row["task"] in names:
+                matrix.record(row["after"], row["task"], row["score"])
+        return matrix
+
+    def _counted(self) -> list[int]:
+        return [j for j, higher in enumerate(self.higher_is_better) if higher]
+
+    def _earlier(self) -> list[int]:
+        """Counted tasks after which at least one more was learned."""
+        return [j for j in self._counted() if j < len(self.tasks) - 1]
+
+    def _row(self, after: int) -> int:
+        if not 0 <= after <= len(self.tasks):
+            raise UsageError(
+                f"score matrix: no row {after}", f"rows are 0 (base model) to {len(self.tasks)}"
+            )
+        return after
+
+    def _cell(self, after: int, task: str) -> tuple[int, int]:
+        if task not in self.tasks:
+            raise UsageError(f"score matrix: no task {task!r}", f"tasks: {', '.join(self.tasks)}")
+        return self._row(after), self.tasks.index(task)
+
+    def _at(self, row: int, column: int) -> float:
+        score = float(self._scores[row, column])
+        if math.isnan(score):
+            raise ScoreMissing(
+                f"task {self.tasks[column]!r} was never scored after {row} learned tasks",
+                "score it with `perdure eval RUN`",
+            )
+        return score
+
+
+_NAN_REMEDY = "a score is missing (not recorded) or a number"
+
+
+def _mean(name: str, values: Sequence[float]) -> float:
+    if not values:
+        raise ScoreMissing(f"{name} is not defined here: no task that it averages over")
+    return math.fsum(values) / len(values)

@@ -1,0 +1,102 @@
+"""Metrics of generated text against the one right answer, each 0 to 1 for an item.
+
+The score of a whole task is the mean of its items for every one of them, so that two models can
+be compared item by item with paired tests. For chrF this differs from sacrebleu's corpus score,
+which pools n-gram counts over all items (long items then weigh more); ROUGE-L has no other
+corpus form.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+
+def normalise(text: str) -> str:
+    """Return text in Unicode NFC, with every run of white space one blank and none at the ends.
+
+    Case, punctuation and accents count: answers may be codes, names or German nouns.
+    """
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def exact_match(prediction: str, answer: str) -> float:
+    """Return 1.0 if both texts are equal after `normalise`, else 0.0."""
+    return float(normalise(prediction) == normalise(answer))
+
+
+def rouge_l(prediction: str, answer: str) -> float:
+    """Return the ROUGE-L F-measure: F1 of the longest common subsequence of words.
+
+    Computed by `rouge_score`, without stemming, over `words`; equal to its own tokens on ASCII
+    text, which drop every other letter. Source: Lin 2004.
+    """
+    return float(_rouge().score(answer, prediction)["rougeL"].fmeasure)
+
+
+def chrf(prediction: str, answer: str) -> float:
+    """Return sentence chrF2: character n-grams of order 1 to 6, recall weighted twice (beta 2).
+
+    Computed by `sacrebleu` with its defaults (white space removed, no word n-grams), over 100.
+    Source: Popović 2015, 2016.
+    """
+    return float(_chrf().sentence_score(prediction, [answer]).score) / 100.0
+
+
+def words(text: str) -> list[str]:
+    """Split into lower-case words: runs of letters, marks and digits of any script.
+
+    Scripts written without blanks between words (Chinese, Japanese, Thai...) give one word a
+    character, as is usual for ROUGE there.
+    """
+    return "".join(map(_spaced, unicodedata.normalize("NFC", text.lower()))).split()
+
+
+TEXT_METRICS: dict[str, Callable[[str, str], float]] = {
+    "exact_match": exact_match,
+    "rouge_l": rouge_l,
+    "chrf": chrf,
+}
+"""Metrics that need a generated text, by the name that a task gives: f(prediction, answer)."""
+
+
+def mean(scores: Sequence[float]) -> float:
+    """Return the mean of item scores (exactly rounded sum, so the order does not matter)."""
+    return math.fsum(scores) / len(scores)
+
+
+def _spaced(char: str) -> str:
+    """The character as a part of a word, a word of its own, or a gap between words."""
+    if unicodedata.category(char)[0] not in "LMN":
+        return " "
+    code = ord(char)
+    alone = (
+        0x0E00 <= code <= 0x0EFF  # Thai, Lao
+        or 0x3040 <= code <= 0x30FF  # kana
+        or 0x3400 <= code <= 0x9FFF  # Han
+        or 0xF900 <= code <= 0xFAFF
+        or 0x20000 <= code <= 0x3FFFF
+    )
+    return f" {char} " if alone else char
+
+
+class _Words:
+    def tokenize(self, text: str) -> list[str]:
+        return words(text)
+
+
+@cache
+def _rouge() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"], tokenizer=_Words())
+
+
+@cache
+def _chrf() -> Any:
+    from sacrebleu.metrics import CHRF
+
+    return CHRF()

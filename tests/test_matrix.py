@@ -1,0 +1,150 @@
+"""Every figure of the score matrix: by hand, against a plain reference, and with cells missing."""
+
+import json
+
+import numpy as np
+import pytest
+
+from perdure.errors import PerdureError, UsageError
+from perdure.scoring.matrix import ScoreMatrix, ScoreMissing
+
+
+def filled(scores, higher=None):
+    names = [f"t{j}" for j in range(len(scores[0]))]
+    matrix = ScoreMatrix(names, higher)
+    for after, row in enumerate(scores):
+        for name, score in zip(names, row, strict=True):
+            matrix.record(after, name, score)
+    return matrix
+
+
+#        t0   t1   t2
+HAND = [[0.7, 0.1, 0.2],  # base
+        [0.6, 0.3, 0.1],  # after t0
+        [0.5, 0.9, 0.4],  # after t1
+        [0.2, 0.7, 0.8]]  # after t2  # fmt: skip
+
+
+def test_figures_by_hand():
+    matrix = filled(HAND)
+    assert matrix.average_accuracy() == pytest.approx((0.2 + 0.7 + 0.8) / 3)
+    assert matrix.average_accuracy(after=2) == pytest.approx((0.5 + 0.9) / 2)
+    assert matrix.average_accuracy(after=0) == pytest.approx((0.7 + 0.1 + 0.2) / 3)
+    assert matrix.backward_transfer() == pytest.approx(((0.2 - 0.6) + (0.7 - 0.9)) / 2)
+    assert matrix.forgetting() == pytest.approx(((0.6 - 0.2) + (0.9 - 0.7)) / 2)
+    assert matrix.forward_transfer() == pytest.approx(((0.3 - 0.1) + (0.4 - 0.2)) / 2)
+    assert matrix.learning_accuracy() == pytest.approx((0.6 + 0.9 + 0.8) / 3)
+
+
+def test_forgetting_counts_the_base_model_only_by_name():
+    assert filled(HAND).forgetting(from_base=True) == pytest.approx(((0.7 - 0.2) + 0.2) / 2)
+
+
+def test_forgetting_counts_rows_before_the_task_was_learned():
+    scores = [[0.0, 0.0, 0.0], [0.5, 0.8, 0.0], [0.5, 0.6, 0.0], [0.5, 0.6, 0.0]]
+    assert filled(scores).forgetting() == pytest.approx((0.0 + 0.2) / 2)
+
+
+def test_forgetting_is_negative_where_the_end_is_best():
+    assert filled([[0.0, 0.0], [0.4, 0.0], [0.6, 0.5]]).forgetting() == pytest.approx(-0.2)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_figures_equal_a_plain_reference(seed):
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(2, 7))
+    r = rng.random((count + 1, count))
+    matrix = filled(r.tolist())
+    t = count
+    assert matrix.average_accuracy() == pytest.approx(r[t].mean())
+    assert matrix.backward_transfer() == pytest.approx(
+        sum(r[t, j] - r[j + 1, j] for j in range(t - 1)) / (t - 1)
+    )
+    assert matrix.forgetting() == pytest.approx((r[1:t, : t - 1].max(0) - r[t, : t - 1]).mean())
+    assert matrix.forward_transfer() == pytest.approx(
+        sum(r[j, j] - r[0, j] for j in range(1, t)) / (t - 1)
+    )
+    assert matrix.learning_accuracy() == pytest.approx(np.diag(r[1:]).mean())
+    assert np.array_equal(matrix.array(), r)
+
+
+def test_a_missing_cell_is_missing_not_zero():
+    matrix = ScoreMatrix(["topic", "language"])
+    matrix.record(1, "topic", 0.0)
+    assert np.isnan(matrix.array()).sum() == 5
+    assert matrix.value(1, "topic") == 0.0
+    with pytest.raises(ScoreMissing, match="'language' was never scored after 2 learned tasks"):
+        matrix.value(2, "language")
+    for figure in (matrix.average_accuracy, matrix.backward_transfer, matrix.forgetting,
+                   matrix.forward_transfer, matrix.learning_accuracy):  # fmt: skip
+        with pytest.raises(ScoreMissing, match="was never scored"):
+            figure()
+    assert set(matrix.summary().values()) == {None}
+    assert issubclass(ScoreMissing, PerdureError)
+
+
+def test_one_task_has_no_transfer_and_says_so():
+    matrix = filled([[0.1], [0.9]])
+    assert matrix.summary() == {
+        "average_accuracy": 0.9,
+        "backward_transfer": None,
+        "forgetting": None,
+        "forward_transfer": None,
+        "learning_accuracy": 0.9,
+    }
+    with pytest.raises(ScoreMissing, match="backward transfer is not defined"):
+        matrix.backward_transfer()
+
+
+def test_perplexity_stays_out_of_the_means():
+    scores = [[9.0, 0.1, 0.2], [3.0, 0.3, 0.3], [5.0, 0.9, 0.4], [6.0, 0.7, 0.8]]
+    matrix = filled(scores, [False, True, True])
+    assert matrix.left_out == ("t0",)
+    assert matrix.average_accuracy() == pytest.approx(0.75)
+    assert matrix.backward_transfer() == pytest.approx(-0.2)
+    assert matrix.forgetting() == pytest.approx(0.2)
+    assert matrix.value(3, "t0") == 6.0
+    with pytest.raises(ScoreMissing, match="not defined"):
+        matrix.average_accuracy(after=1)
+
+
+def test_json_there_and_back():
+    matrix = filled(HAND, [True, True, False])
+    gap = ScoreMatrix(["a"], [True])
+    gap.record(1, "a", 0.5)
+    for one in (matrix, gap):
+        back = ScoreMatrix.from_json(one.to_json())
+        assert np.array_equal(back.array(), one.array(), equal_nan=True)
+        assert back.higher_is_better == one.higher_is_better
+    assert json.loads(gap.to_json())["scores"] == [[None], [0.5]]
+
+
+def test_from_rows_reads_scores_jsonl():
+    rows = [
+        {"kind": "task", "after": 0, "task": "a", "score": 0.1, "higher_is_better": True},
+        {"kind": "general", "after": 0, "score": 23.4},
+        {"kind": "task", "after": 0, "task": "p", "score": 8.0, "higher_is_better": False},
+        {"kind": "task", "after": 1, "task": "a", "score": 0.2, "higher_is_better": True},
+        {"kind": "task", "after": 1, "task": "a", "score": 0.4, "higher_is_better": True},
+    ]
+    matrix = ScoreMatrix.from_rows(rows)
+    assert matrix.tasks == ("a", "p")
+    assert matrix.higher_is_better == (True, False)
+    assert matrix.value(1, "a") == 0.4
+    assert ScoreMatrix.from_rows(rows, tasks=["a"]).array().shape == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("do", "says"),
+    [
+        (lambda m: m.record(3, "a", 0.1), "no row 3"),
+        (lambda m: m.record(-1, "a", 0.1), "no row -1"),
+        (lambda m: m.record(0, "c", 0.1), "no task 'c'"),
+        (lambda m: m.record(0, "a", float("nan")), "is NaN"),
+        (lambda m: ScoreMatrix(["a", "a"]), "different names"),
+        (lambda m: ScoreMatrix(["a"], [True, False]), "2 values"),
+    ],
+)
+def test_wrong_use_is_refused(do, says):
+    with pytest.raises(UsageError, match=says):
+        do(ScoreMatrix(["a", "b"]))
