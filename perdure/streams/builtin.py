@@ -289,7 +289,7 @@ def _dialogues(language: str, stem: str = "*") -> Iterator[list[str]]:
     if spec is None or spec.origin is None:
         raise _missing("chatterbot-corpus")
     try:
-        import yaml  # type: ignore[import-untyped]
+        import yaml
     except ImportError:
         raise _missing("PyYAML") from None
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is ten times faster

@@ -1,0 +1,190 @@
+"""Turn records of any source into the one row schema, and deal rows to splits.
+
+    format   columns               row
+    prompt   prompt, answer        the prompt as user message
+    chat     messages              the last assistant message is the answer, what is before it
+                                   the prompt; what follows it is left out
+    labels   text, label           the text as user message, the label as answer
+
+An instruction goes in front as a system message, before one that the data brings along.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from perdure.streams.sources import Mistakes, Record, Table, near
+from perdure.streams.task import Row
+
+if TYPE_CHECKING:
+    from perdure.config import TaskConfig
+
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "prompt": ("prompt", "answer"),
+    "chat": ("messages",),
+    "labels": ("text", "label"),
+}
+"""Format -> our names of the columns that it reads."""
+ROLES = ("system", "user", "assistant", "tool")
+
+
+class Placed(NamedTuple):
+    """A row and where it stood: "file:line" of `source`, a table's name."""
+
+    row: Row
+    place: str
+    source: str
+
+
+class _Wrong(Exception):
+    """What is wrong with one record, and the remedy."""
+
+    def __init__(self, what: str, *remedy: str) -> None:
+        self.what, self.remedy = what, remedy
+
+
+def to_rows(table: Table, task: TaskConfig, mistakes: Mistakes) -> list[Placed]:
+    """Return a row for each record that has no mistake; mistakes are noted with their place."""
+    columns = {ours: task.columns.get(ours, ours) for ours in COLUMNS[task.format]}
+    missing = [(ours, theirs) for ours, theirs in columns.items() if theirs not in table.columns]
+    for ours, theirs in missing:
+        remedy = near(theirs, table.columns, "columns there are")
+        if len(table.columns) == 1 and any(sign in table.columns[0] for sign in ",;\t"):
+            remedy.append("the header is one cell: .csv is separated by commas, .tsv by tabs")
+        remedy.append(f'name it in the recipe: columns: {{{ours}: "..."}}')
+        mistakes.add(
+            table.name, f'{table.name}: no column "{theirs}" (task "{task.name}": {ours})', remedy
+        )
+    if missing:
+        return []
+    rows: list[Placed] = []
+    for record in table.records:
+        try:
+            rows.append(Placed(_row(record, columns, task), record.place, table.name))
+        except _Wrong as wrong:
+            mistakes.add(table.name, f"{record.place}: {wrong.what}", wrong.remedy)
+    return rows
+
+
+def _row(record: Record, columns: Mapping[str, str], task: TaskConfig) -> Row:
+    for theirs in columns.values():
+        if theirs not in record.values:
+            raise _Wrong(
+                f'no "{theirs}", which other rows have', f"has: {', '.join(record.values)}"
+            )
+    if task.format == "chat":
+        prompt, answer = _conversation(record.values[columns["messages"]], columns["messages"])
+    else:
+        asked, answered = (columns[ours] for ours in COLUMNS[task.format])
+        prompt = [{"role": "user", "content": _text(record.values[asked], asked)}]
+        answer = _text(record.values[answered], answered)
+    if task.format == "labels":
+        answer = answer.strip()
+    if task.label_names is not None:
+        if answer not in task.label_names:
+            raise _Wrong(
+                f'label "{answer}" is not in label_names',
+                *near(answer, task.label_names, "those there are"),
+            )
+        answer = task.label_names[answer]
+    if task.instruction:
+        if prompt[0]["role"] == "system":
+            own = prompt.pop(0)["content"]
+            prompt.insert(0, {"role": "system", "content": f"{task.instruction}\n\n{own}"})
+        else:
+            prompt.insert(0, {"role": "system", "content": task.instruction})
+    return {"prompt": prompt, "answer": answer}
+
+
+def _text(value: Any, column: str) -> str:
+    """Return a cell as text that is not empty."""
+    if isinstance(value, bool):
+        value = str(value).lower()
+    elif isinstance(value, float) and value.is_integer():
+        value = str(int(value))  # integers with gaps are floats in many files
+    elif isinstance(value, (int, float)):
+        value = str(value)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise _Wrong(f'"{column}" is empty', "fill it in, or take the row out")
+    if not isinstance(value, str):
+        raise _Wrong(
+            f'"{column}" is a {type(value).__name__}, not text',
+            "lists of messages are read with format: chat",
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise _Wrong(f'"{column}" has half a character (a lone surrogate)') from None
+    return value
+
+
+def _conversation(value: Any, column: str) -> tuple[list[dict[str, str]], str]:
+    """Split a list of messages into prompt and answer; in a CSV cell it is JSON."""
+    shape = '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise _Wrong(f'"{column}" is no JSON: {error}', f"write {shape}") from None
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise _Wrong(f'"{column}" is no list of messages', f"write {shape}")
+    messages: list[dict[str, str]] = []
+    for number, message in enumerate(value, start=1):
+        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+            raise _Wrong(f'"{column}": message {number} has no role and content', f"write {shape}")
+        if message["role"] not in ROLES:
+            raise _Wrong(
+                f'"{column}": message {number}: role "{message["role"]}" is unknown',
+                *near(str(message["role"]), ROLES, "roles there are"),
+            )
+        content = _text(message["content"], f"{column}, message {number}")
+        messages.append({"role": str(message["role"]), "content": content})
+    last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=None)
+    if last is None:
+        raise _Wrong(f'"{column}" has no message of the assistant', "its last one is the answer")
+    if not any(m["role"] == "user" for m in messages[:last]):
+        raise _Wrong(f'"{column}" has no message of the user before the answer')
+    return messages[:last], messages[last]["content"]
+
+
+def key(row: Row) -> str:
+    """Return what makes two rows the same question: the prompt, whitespace and case aside."""
+    said = [[m["role"], " ".join(m["content"].split()).casefold()] for m in row["prompt"]]
+    return json.dumps(said, ensure_ascii=False)
+
+
+def rank(seed: int, text: str) -> bytes:
+    """Return a sort key that shuffles; it depends on seed and text, never on the row's position.
+
+    So a row that is added or taken out moves no other row to another split.
+    """
+    return hashlib.sha256(f"{seed}\0{text}".encode()).digest()
+
+
+def hold_out(rows: list[Placed], share: float, seed: int) -> tuple[list[Placed], list[Placed]]:
+    """Return (rows kept, rows held out), both in file order; held out: `share`, at least one.
+
+    Rows of the same prompt stay on one side, so a little more than `share` may be held out.
+    """
+    groups: dict[str, list[int]] = {}
+    for index, placed in enumerate(rows):
+        groups.setdefault(key(placed.row), []).append(index)
+    wanted = max(1, round(share * len(rows)))
+    out: set[int] = set()
+    for name in sorted(groups, key=lambda name: rank(seed, name)):
+        if len(out) >= wanted:
+            break
+        out.update(groups[name])
+    kept = [placed for index, placed in enumerate(rows) if index not in out]
+    return kept, [rows[index] for index in sorted(out)]
+
+
+def capped(rows: list[Placed], most: int | None, seed: int) -> list[Placed]:
+    """Return `most` rows, the first of a seeded shuffle, in file order; None returns all."""
+    if most is None or len(rows) <= most:
+        return rows
+    order = sorted(range(len(rows)), key=lambda i: (rank(seed, key(rows[i].row)), i))
+    return [rows[i] for i in sorted(order[:most])]

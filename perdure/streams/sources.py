@@ -1,0 +1,281 @@
+"""Read tables: local .jsonl, .csv, .tsv and .parquet files, and data sets of the hub.
+
+A table is records with the place each came from, so that every later complaint can name file and
+line. Nothing raises here: a mistake is noted in `Mistakes` and reading goes on, since people fix
+five mistakes as fast as one.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from perdure.errors import DataError, PerdureError
+
+SHOWN = 10
+"""So many mistakes of one file are written out; of the rest only the number is."""
+
+
+class Record(NamedTuple):
+    """One row as it stands in its source; `place` is "file:line" or "source: row N"."""
+
+    place: str
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Records of one source, in its order; `columns` are all that any record has."""
+
+    name: str
+    columns: tuple[str, ...]
+    records: list[Record]
+
+
+class Mistakes:
+    """Collects what is wrong, at most `SHOWN` of each source written out."""
+
+    def __init__(self) -> None:
+        self._all: dict[str, list[PerdureError]] = {}
+
+    def add(self, source: str, what: str, remedy: str | Sequence[str] = ()) -> None:
+        """Note one mistake; `what` begins with the place, `source` only groups."""
+        self._all.setdefault(source, []).append(DataError(what, remedy))
+
+    def __len__(self) -> int:
+        return sum(map(len, self._all.values()))
+
+    def listed(self) -> list[PerdureError]:
+        """Return the errors in the order of their sources, long lists cut short."""
+        errors: list[PerdureError] = []
+        for source, found in self._all.items():
+            errors += found[:SHOWN]
+            if len(found) > SHOWN:
+                errors.append(DataError(f"{source}: and {len(found) - SHOWN} more mistakes"))
+        return errors
+
+
+def near(name: str, known: Iterable[object], what: str) -> list[str]:
+    """Return remedy lines: the one probably meant, if any is near, then those there are."""
+    names = [str(k) for k in known]
+    close = get_close_matches(name, names, 1) or [n for n in names if n.lower() == name.lower()]
+    listed = ", ".join(names[:20]) + (f", ... ({len(names)} in all)" if len(names) > 20 else "")
+    return [f'did you mean "{close[0]}"?'] * bool(close) + [f"{what}: {listed}"]
+
+
+class Reader:
+    """Reads each source once; paths are relative to `folder`, that of the recipe."""
+
+    def __init__(self, folder: Path, mistakes: Mistakes) -> None:
+        self.folder = folder
+        self.mistakes = mistakes
+        self._files: dict[Path, Table | None] = {}
+        self._unreachable = ""  # the hub's answer; retrying takes half a minute each time
+
+    def file(self, path: str) -> Table | None:
+        """Return the table in a local file, None if a mistake was noted."""
+        full = self.folder / path
+        if full not in self._files:
+            self._files[full] = self._read(full)
+        return self._files[full]
+
+    def text(self, path: str) -> str | None:
+        """Return a text file's content (UTF-8), None if a mistake was noted."""
+        return self._decoded(self.folder / path)
+
+    def _read(self, path: Path) -> Table | None:
+        read = FORMATS.get(path.suffix.lower())
+        name = shown(path)
+        if not self._is_file(path):
+            return None
+        if read is None:
+            what = f'{name}: files ending in "{path.suffix}" are not read'
+            self.mistakes.add(name, what, near(path.suffix, FORMATS, "endings that are"))
+            return None
+        before = len(self.mistakes)
+        records = list(read(self, path))
+        if len(self.mistakes) > before:
+            return None
+        if not records:
+            self.mistakes.add(name, f"{name}: empty: no rows", "one row for each example is needed")
+            return None
+        columns = dict.fromkeys(key for record in records for key in record.values)
+        return Table(name, tuple(columns), records)
+
+    def _is_file(self, path: Path) -> bool:
+        if path.is_file():
+            return True
+        name = shown(path)
+        what = "is a folder, not a file" if path.is_dir() else "no such file"
+        here = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
+        close = get_close_matches(path.name, here, 1)
+        remedy = [f'did you mean "{close[0]}"?'] if close else []
+        self.mistakes.add(
+            name, f"{name}: {what}", [*remedy, "paths are relative to the recipe's folder"]
+        )
+        return False
+
+    def _decoded(self, path: Path) -> str | None:
+        """Return a text file's content, without a byte order mark."""
+        if not self._is_file(path):
+            return None
+        name = shown(path)
+        try:
+            raw = path.read_bytes()
+            return raw.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = raw.count(b"\n", 0, error.start) + 1
+            what = f"{name}:{line}: not UTF-8: byte 0x{raw[error.start]:02x}"
+            self.mistakes.add(name, what, "save the file as UTF-8")
+        except OSError as error:
+            self.mistakes.add(name, f"{name}: cannot be read: {error.strerror}")
+        return None
+
+    def _json_lines(self, path: Path) -> Iterator[Record]:
+        name = shown(path)
+        for number, line in enumerate((self._decoded(path) or "").split("\n"), start=1):
+            if not line.strip():
+                continue
+            place = f"{name}:{number}"
+            try:
+                values = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                at = f" (column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
+                why = getattr(error, "msg", str(error))
+                self.mistakes.add(
+                    name, f"{place}: broken JSON: {why}{at}", "each line is one JSON object"
+                )
+                if number == 1 and line.strip() in ("[", "{"):
+                    return  # one value over many lines: each of them would be a mistake
+                continue
+            if isinstance(values, dict):
+                yield Record(place, values)
+            else:
+                what = f"{place}: not a JSON object but a {_kind(values)}"
+                self.mistakes.add(name, what, 'each line is one object, {"prompt": ..., ...}')
+
+    def _delimited(self, path: Path, delimiter: str) -> Iterator[Record]:
+        name = shown(path)
+        text = self._decoded(path)
+        if text is None:
+            return
+        lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        header: list[str] | None = None
+        while True:
+            start = lines.line_num + 1  # a quoted cell may go over many lines: name the first
+            try:
+                cells = next(lines)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                what = f"{name}:{start}: broken {path.suffix[1:].upper()}: {error}"
+                self.mistakes.add(
+                    name, what, 'a quote inside a quoted cell is written twice: "say ""hi"""'
+                )
+                return  # where the next row begins cannot be known
+            if not cells:
+                continue
+            if header is None:
+                header = cells
+                if twice := sorted({c for c in cells if cells.count(c) > 1}):
+                    what = f"{name}:{start}: column twice in the header: {', '.join(twice)}"
+                    self.mistakes.add(name, what, "rename one of them")
+            elif len(cells) == len(header):
+                yield Record(f"{name}:{start}", dict(zip(header, cells, strict=True)))
+            else:
+                what = f"{name}:{start}: {len(cells)} cells, but the header has {len(header)}"
+                self.mistakes.add(name, what, f'put cells with "{delimiter}" in quotes')
+
+    def _parquet(self, path: Path) -> Iterator[Record]:
+        import pyarrow
+        from pyarrow import parquet
+
+        name = shown(path)
+        try:
+            rows = parquet.ParquetFile(path).read().to_pylist()
+        except (pyarrow.ArrowException, OSError) as error:
+            why = str(error).splitlines()[0]
+            self.mistakes.add(name, f"{name}: not a readable Parquet file: {why}")
+            return
+        for number, values in enumerate(rows, start=1):
+            yield Record(f"{name}: row {number}", values)
+
+    def hub(self, dataset: str, subset: str | None, split: str) -> Table | None:
+        """Return one split of a hub data set, or of a local folder that `datasets` can load.
+
+        Class indices are replaced by the class's names. None if a mistake was noted.
+        """
+        name = f'data set "{dataset}"' + (f", subset {subset}" if subset else "")
+        if self._unreachable:
+            self._hub_down(name)
+            return None
+        import datasets
+
+        local = self.folder / dataset
+        where = str(local) if local.is_dir() else dataset
+        try:
+            data = datasets.load_dataset(where, subset, split=split)
+        except ConnectionError as error:
+            self._unreachable = str(error).splitlines()[0]
+            self._hub_down(name)
+            return None
+        except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+            if isinstance(error, datasets.exceptions.DatasetNotFoundError):
+                remedy = ["check the name; for a private one, log in: hf auth login"]
+            else:
+                remedy = ["`train`, `validation` and `test` are names of its splits"]
+            why = str(error).splitlines()[0] if str(error) else type(error).__name__
+            self.mistakes.add(name, f"{name}, split {split}: {why}", remedy)
+            return None
+        records = [Record(f"{name}, {split}: row {n}", dict(v)) for n, v in enumerate(data, 1)]
+        for column, feature in data.features.items():
+            if isinstance(feature, datasets.ClassLabel):
+                for record in records:
+                    index = record.values[column]
+                    if index is not None and index >= 0:  # -1 stands for "no label"
+                        record.values[column] = feature.int2str(index)
+        if not records:
+            self.mistakes.add(name, f"{name}, split {split}: empty: no rows")
+            return None
+        return Table(f"{name}, {split}", tuple(data.column_names), records)
+
+    def _hub_down(self, name: str) -> None:
+        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+        self.mistakes.add(
+            name,
+            f"{name}: the hub cannot be reached: {self._unreachable}",
+            [
+                "HF_HUB_OFFLINE is set: unset it to allow the download"
+                if offline
+                else "check the network and HF_ENDPOINT; what is in the cache needs neither",
+                "or give local files instead of `dataset`: train: FILE.jsonl",
+            ],
+        )
+
+
+FORMATS: dict[str, Callable[[Reader, Path], Iterator[Record]]] = {
+    ".jsonl": Reader._json_lines,
+    ".csv": lambda reader, path: reader._delimited(path, ","),
+    ".tsv": lambda reader, path: reader._delimited(path, "\t"),
+    ".parquet": Reader._parquet,
+}
+
+
+def shown(path: Path) -> str:
+    """Return the path as people know it: relative where it lies below the working folder."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _kind(value: object) -> str:
+    names = {list: "list", str: "string", type(None): "null", bool: "boolean"}
+    return names.get(type(value), "number")
