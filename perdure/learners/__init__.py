@@ -1,0 +1,24 @@
+"""Learners turn a task into gradient steps. One file a learner; today: text generation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from perdure.config import Recipe
+    from perdure.learners.generation import GenerationLearner
+    from perdure.run import Run
+    from perdure.streams.task import TaskStream
+
+__all__ = ["build"]
+
+
+def build(recipe: Recipe, run: Run, stream: TaskStream, display: Any) -> GenerationLearner:
+    """Load the base model and make the learner of the stream's kind of task, with its methods."""
+    from perdure import methods, models
+    from perdure.learners.generation import GenerationLearner
+
+    chosen = methods.build(recipe.methods)  # a wrong method is told before weights are loaded
+    precision = models.choose_precision(recipe.train.precision)
+    model, tokenizer = models.load_base(recipe.model, precision=precision)
+    return GenerationLearner(model, tokenizer, stream, chosen, recipe, run, display, precision)

@@ -1,0 +1,271 @@
+"""Put methods on a `transformers.Trainer` or `trl.SFTTrainer`, without changing what it does else.
+
+    trainer = attach(SFTTrainer(model, train_dataset=data), method)
+    trainer.train()
+
+The trainer's class becomes `Attached` + its own class, so every override calls the original:
+
+- `compute_loss` runs the extra rows of all methods in one second pass and adds their named losses;
+- `training_step` lets methods change gradients once an optimizer step, before the clip;
+- after the step methods look at the result; evaluation swaps in the weights they serve;
+- checkpoints carry the methods' state, and resuming loads it.
+
+Gradient accumulation, mixed precision, DDP and FSDP2 stay the trainer's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from perdure.errors import TrainingError, UsageError
+from perdure.learners.context import Context
+from perdure.learners.encoding import collate
+from perdure.learners.passes import Pass, Rows, Totals, capture
+from perdure.learners.weights import put, swapped, trainable
+from perdure.methods.base import Method
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+STATE = "perdure_methods"
+"""Stem of the two files in a checkpoint that hold the methods' state."""
+
+
+def attach(trainer: Trainer, *methods: Method, ctx: Context) -> Trainer:
+    """Put `methods` on `trainer` and return it; see `perdure.attach` for the everyday form."""
+    refuse_clashes(methods)
+    trainer.__class__ = type(type(trainer).__name__, (Attached, type(trainer)), {})
+    host: Any = trainer
+    host.methods, host.ctx, host.term_sums, host.passes_noted = methods, ctx, {}, 0
+    ctx.accelerator = trainer.accelerator
+    ctx.rank, ctx.world = trainer.accelerator.process_index, trainer.accelerator.num_processes
+    if any(m.reads.step_gradients for m in methods) and trainer.is_deepspeed_enabled:
+        raise UsageError(
+            "DeepSpeed frees gradients before a method can read them", "use FSDP2 or DDP instead"
+        )
+    trainer.add_callback(_Events(host))
+    return trainer
+
+
+def refuse_clashes(methods: Sequence[Method], ordered: bool = False) -> None:
+    """Raise `UsageError` where two methods replace the same thing.
+
+    `ordered` is the recipe's word that their order is meant: the first one listed then decides.
+    """
+    if ordered:
+        return
+    for hook in ("phases", "serving", "route"):
+        both = [m for m in methods if getattr(type(m), hook) is not getattr(Method, hook)]
+        _refuse(both, f"both set the {hook} of a task")
+    _refuse([m for m in methods if m.projects], "both replace the gradient's direction")
+
+
+def _refuse(both: Sequence[Method], why: str) -> None:
+    if len(both) > 1:
+        names = " and ".join(type(m).__module__.rsplit(".", 1)[-1] for m in both[:2])
+        raise UsageError(f"method: {names} {why}", "drop one, or set order_matters: true")
+
+
+class Attached:
+    """Mixed in front of a trainer's own class by `attach`."""
+
+    methods: Sequence[Method]
+    ctx: Context
+    term_sums: dict[str, Any]
+    passes_noted: int
+    model: nn.Module
+    accelerator: Any
+    state: Any
+    args: Any
+
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        ctx = self.ctx
+        ctx.step = self.state.global_step
+        ctx.accumulation = getattr(self, "current_gradient_accumulation_steps", 1)
+        loss: Tensor = super().training_step(model, *args, **kwargs)  # type: ignore[misc]
+        ctx.micro += 1
+        if self.accelerator.sync_gradients:
+            ctx.micro = 0
+            self._change_gradients()
+        return loss
+
+    def _change_gradients(self) -> None:
+        active = [m for m in self.methods if type(m).gradients is not Method.gradients]
+        if not active:
+            return
+        params = trainable(self.model)
+        with torch.no_grad():
+            for method in active:
+                for name, gradient in method.gradients(self.ctx, params):
+                    params[name].grad = gradient
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        active = [m for m in self.methods if type(m).loss is not Method.loss]
+        parent: Any = super()
+        if not model.training or not active:
+            return parent.compute_loss(
+                model, inputs, return_outputs, num_items_in_batch=num_items_in_batch
+            )
+        main = Pass(self.model, dict(inputs), self._main_totals(num_items_in_batch))
+        drawn = [m.replay(self.ctx) for m in active]
+        with capture(self.model, [m.reads for m in active], main):
+            result = parent.compute_loss(
+                model, inputs, return_outputs, num_items_in_batch=num_items_in_batch
+            )
+        loss, outputs = result if return_outputs else (result, None)
+        main.exact = getattr(self, "head_is_exact", False)
+        extras = self._extra_passes(model, active, drawn)
+        terms: dict[str, Tensor] = {}
+        for method, extra in zip(active, extras, strict=True):
+            for name, value in method.loss(self.ctx, main, extra).items():
+                terms[name] = terms[name] + value if name in terms else value
+        self._note(terms)
+        if terms:
+            total = sum(terms.values())
+            if self._scaled_for_accumulation(num_items_in_batch):
+                total = total / self.ctx.accumulation
+            loss = loss + total
+        return (loss, outputs) if return_outputs else loss
+
+    def _extra_passes(
+        self, model: nn.Module, active: Sequence[Method], drawn: Sequence[Rows | None]
+    ) -> list[Pass | None]:
+        """Run the rows of all methods in one forward pass; give each method its own part."""
+        rows = [row for part in drawn if part is not None for row in part]
+        if not rows:
+            return [None] * len(active)
+        batch = collate(rows, self.ctx.encoder.pad_id)
+        batch = {k: v.to(self.ctx.device) for k, v in batch.items()}
+        self.ctx.tokens += batch["attention_mask"].sum()
+        whole = Pass(self.model, batch, rows=rows)
+        # The main pass's dropout must not depend on whether there are extra rows.
+        with torch.random.fork_rng(), capture(self.model, [m.reads for m in active], whole):
+            torch.manual_seed(self.ctx.seed + 1000 * self.state.global_step + self.ctx.micro)
+            out = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        if whole.head is None:
+            whole.head = out.logits
+        there = [part for part in drawn if part is not None]
+        parts = iter(whole.split([len(p) for p in there], [p.totals for p in there]))
+        return [None if part is None else next(parts) for part in drawn]
+
+    def _main_totals(self, items: Any) -> Totals | None:
+        if items is None:
+            return None
+        world = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return Totals(0, items, 0, self.ctx.accumulation * world)
+
+    def _scaled_for_accumulation(self, items: Any) -> bool:
+        """Whether the trainer's loss is already a share of the whole step (see Trainer)."""
+        host: Any = self
+        if host.loss_is_scaled_for_ga is not None:
+            return bool(host.loss_is_scaled_for_ga)
+        counted = host.model_accepts_loss_kwargs and items is not None
+        return counted or host.compute_loss_func is not None
+
+    def _note(self, terms: Mapping[str, Tensor]) -> None:
+        self.passes_noted += 1
+        for name, value in terms.items():  # stays on the device until it is logged
+            self.term_sums[name] = self.term_sums.get(name, 0.0) + value.detach()
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs and self.passes_noted:
+            logs.update(self._mean_terms())
+            self.term_sums, self.passes_noted = {}, 0
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+    def _mean_terms(self) -> dict[str, float]:
+        """Each named loss since the last log: mean over micro-batches and processes."""
+        mine = {f"method/{n}": float(v) / self.passes_noted for n, v in self.term_sums.items()}
+        if self.accelerator.num_processes == 1:
+            return mine
+        everyone = gather_object([mine])
+        return {n: sum(one.get(n, 0.0) for one in everyone) / len(everyone) for n in mine}
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        with serving(self.ctx, self.methods):
+            return super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        save_methods(folder / STATE, self.methods, self.accelerator.is_main_process)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+        load_methods(Path(resume_from_checkpoint) / STATE, self.methods, self.model)
+
+
+@contextmanager
+def serving(ctx: Context, methods: Sequence[Method]) -> Iterator[bool]:
+    """Have the weights that the methods serve in the model; says whether any method serves."""
+    with ExitStack() as stack:
+        any_served = False
+        for method in methods:
+            if (weights := method.serving(ctx)) is not None:
+                stack.enter_context(swapped(ctx.model, weights))
+                any_served = True
+                break  # the first one listed decides; two are refused unless ordered
+        yield any_served
+
+
+def save_methods(stem: Path, methods: Sequence[Method], write: bool = True) -> None:
+    """Write the state of `methods` as `stem.json` and `stem.safetensors`.
+
+    Sharded tensors are gathered first, so all processes must call it.
+    """
+    from perdure.learners.state import dump_state
+
+    dump_state(stem, [m.state_dict() for m in methods], write)
+
+
+def load_methods(stem: Path, methods: Sequence[Method], model: nn.Module) -> None:
+    """Restore what `save_methods` wrote; tensors go to the device of the model.
+
+    Raises:
+        TrainingError: the state is of another number of methods.
+    """
+    from perdure.learners.state import load_state
+
+    if not stem.with_suffix(".json").exists():
+        return
+    states = load_state(stem, model)
+    if len(states) != len(methods):
+        raise TrainingError(f"{stem}.json: holds {len(states)} methods, the run has {len(methods)}")
+    for method, state in zip(methods, states, strict=True):
+        method.load_state_dict(state)
+
+
+def give_weights(model: nn.Module, weights: Mapping[str, Tensor] | None) -> None:
+    """Put the weights that `end_task` returned into the model for good."""
+    if weights:
+        put(model, weights)
+
+
+class _Events(TrainerCallback):  # type: ignore[misc]
+    def __init__(self, host: Any) -> None:
+        self.host = host
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.host.accelerator.optimizer_step_was_skipped:
+            return
+        self.host.ctx.step = state.global_step
+        with torch.no_grad():
+            for method in self.host.methods:
+                method.after_step(self.host.ctx)
+
+    def on_epoch_begin(self, *_: Any, **__: Any) -> None:
+        self.host.ctx.micro = 0

@@ -1,0 +1,268 @@
+"""What a method may see and ask for while a task is learned.
+
+A method gets a `Context` in every hook. It can draw rows, run passes, look at parameters and log;
+it cannot write gradients or weights: it returns them.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from perdure.errors import TrainingError
+from perdure.learners.encoding import Encoder, collate
+from perdure.learners.passes import Pass, Rows, capture
+from perdure.learners.weights import full, is_sharded, swapped, trainable
+from perdure.methods.base import Method, Phase, Reads
+from perdure.streams.task import GeneralText, Row, Task
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Weights = dict[str, Tensor]
+
+
+class Context:
+    """The state of learning one task, as methods see it.
+
+    Attributes:
+        model: the model, unwrapped. Under FSDP2 its parameters are DTensors.
+        task: the task being learned; `task_index` counts from 0.
+        tasks_seen: the tasks learned before it, in order.
+        phase: the phase being trained.
+        step: optimizer steps done in this phase.
+        general: general text to replay, and a disjoint part that only measures.
+        cache: a folder of this run for heavy results; a name in it should carry a hash of what
+            the result depends on.
+        accumulation, micro: micro-batches in this optimizer step, and which one this is.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        encoder: Encoder,
+        task: Task,
+        *,
+        methods: Sequence[Method] = (),
+        task_index: int = 0,
+        tasks_seen: Sequence[Task] = (),
+        general: GeneralText | None = None,
+        seed: int = 0,
+        batch_size: int = 8,
+        cache: Path | None = None,
+        on_log: Callable[[str, float], None] | None = None,
+        base: Callable[[], Weights] | None = None,
+        score: Callable[[Task, Sequence[Row]], float] | None = None,
+    ) -> None:
+        self.model, self.encoder, self.task = model, encoder, task
+        self.methods, self.task_index, self.tasks_seen = methods, task_index, tuple(tasks_seen)
+        self.general = general or GeneralText()
+        self.seed, self.batch_size = seed, batch_size
+        self.cache = cache or Path("perdure-cache")
+        self.phase, self.step = Phase(), 0
+        self.accumulation, self.micro, self.rank, self.world = 1, 0, 0, 1
+        self.tokens: Tensor | int = 0  # real tokens run through this process, to tell the speed
+        self.accelerator: Accelerator | None = None
+        self._on_log, self._base, self._score = on_log, base, score
+        self._frozen: dict[str, Weights] = {}
+        wanted = {m.reads.teacher for m in methods}
+        if "previous" in wanted:
+            self._frozen["previous"] = self.snapshot()
+        if "base" in wanted and not _has_adapter(model):
+            self._frozen["base"] = self.snapshot() if base is None else base()
+
+    # --- rows
+
+    def encode(self, row: Row) -> dict[str, Any]:
+        """Encode one row of a task."""
+        return self.encoder.encode(row)
+
+    def encode_text(self, text: str, max_tokens: int | None = None) -> dict[str, Any]:
+        """Encode plain text, every token a label."""
+        return self.encoder.encode_text(text, max_tokens)
+
+    def rows(self, encoded: Sequence[dict[str, Any]]) -> Rows:
+        return Rows(tuple(encoded))
+
+    def draw(self, rows: Rows, size: int) -> Rows | None:
+        """This micro-batch's slice of the `size` rows drawn for this optimizer step.
+
+        The draw is a function of seed, task, phase and step alone: equal on all processes and
+        after a resume. Every row is used before any repeats.
+        """
+        if not len(rows) or size < 1:
+            return None
+        orders: dict[int, list[int]] = {}
+        drawn = []
+        for position in range(self.step * size, (self.step + 1) * size):
+            cycle, place = divmod(position, len(rows))
+            if cycle not in orders:
+                orders[cycle] = self._order(cycle, len(rows))
+            drawn.append(rows[orders[cycle][place]])
+        shares = self.accumulation * self.world
+        totals = Rows(drawn).count(shares)
+        # Ranks of one micro-batch come first, so that they run their extra passes together.
+        slot = self.micro * self.world + self.rank
+        mine = [row for j, row in enumerate(drawn) if j % shares == slot]
+        if not mine:
+            if self.micro * self.world >= size:
+                return None  # nobody has rows in this micro-batch
+            mine = [{**drawn[0], "labels": [-100] * len(drawn[0]["labels"]), "_filler": True}]
+        return Rows(tuple(mine), totals)
+
+    def _order(self, cycle: int, n: int) -> list[int]:
+        generator = torch.Generator().manual_seed(
+            seed_of(self.seed, self.task_index, self.phase.name, cycle)
+        )
+        order: list[int] = torch.randperm(n, generator=generator).tolist()
+        return order
+
+    # --- passes
+
+    def forward(self, rows: Sequence[dict[str, Any]], *, train: bool = False) -> Pass:
+        """Run `rows` through the model as it is; autograd as around the call.
+
+        Everything any method reads is captured, and logits.
+        """
+        batch = self._to_device(collate(rows, self.encoder.pad_id))
+        with self._mode(train), torch.random.fork_rng(enabled=train):
+            return self._run(batch, rows)
+
+    def frozen(self, which: str) -> Callable[[Mapping[str, Any]], Pass]:
+        """A frozen model to compare with: "base", or "previous" (as the last task left it).
+
+        With an adapter, "base" is the adapter switched off; else a copy of the trainable
+        weights, kept because a method's `reads.teacher` asked for it.
+        """
+
+        def run(batch: Mapping[str, Any]) -> Pass:
+            with torch.no_grad(), self._mode(False):
+                if which == "base" and _has_adapter(self.model):
+                    with _adapter_off(self.model):
+                        return self._run(dict(batch), ())
+                if which not in self._frozen:
+                    raise ValueError(f"set reads = Reads(teacher={which!r}) on the method")
+                if is_sharded(self.model):
+                    raise TrainingError(
+                        "a frozen copy of the model is not available under FSDP2",
+                        "train an adapter (model.tuning: lora) with teacher base, or use DDP",
+                    )
+                return self._run(dict(batch), (), self._frozen[which])
+
+        return run
+
+    def gradients_of(self, rows: Sequence[dict[str, Any]]) -> Weights:
+        """Gradient of the mean token loss on `rows`, by name; `p.grad` is not touched."""
+        names, params = zip(*trainable(self.model).items(), strict=True)
+        if is_sharded(self.model):
+            return self._gradients_by_backward(rows, dict(zip(names, params, strict=True)))
+        with torch.enable_grad():
+            loss = self.forward(rows).nll.mean()
+            found = torch.autograd.grad(loss, params, allow_unused=True)
+        return {n: g for n, g in zip(names, found, strict=True) if g is not None}
+
+    def _gradients_by_backward(self, rows: Sequence[dict[str, Any]], params: Weights) -> Weights:
+        """FSDP2 reduces gradients in its backward hooks, so `autograd.grad` is not enough."""
+        kept = {n: p.grad for n, p in params.items()}
+        for p in params.values():
+            p.grad = None
+        with torch.enable_grad():
+            self.forward(rows).nll.mean().backward()  # type: ignore[no-untyped-call]
+        found = {n: p.grad for n, p in params.items() if p.grad is not None}
+        for n, p in params.items():
+            p.grad = kept[n]
+        return found
+
+    def _run(
+        self, batch: dict[str, Any], rows: Sequence[Mapping[str, Any]], weights: Weights | None = None
+    ) -> Pass:
+        into = Pass(self.model, batch, rows=rows)
+        inputs = {k: v for k, v in batch.items() if k in ("input_ids", "attention_mask", "position_ids")}
+        reads = [Reads(logits=True), *(m.reads for m in self.methods)]
+        with capture(self.model, reads, into):
+            if weights is None:
+                out = self.model(**inputs)
+            else:
+                out = torch.func.functional_call(self.model, weights, kwargs=inputs)
+        if into.head is None:
+            into.head = out.logits
+        return into
+
+    # --- weights
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """The trainable parameters by name."""
+        return trainable(self.model)
+
+    def snapshot(self) -> Weights:
+        """A copy of the trainable parameters by name, on their device."""
+        return {n: p.detach().clone() for n, p in trainable(self.model).items()}
+
+    def full(self, tensor: Tensor) -> Tensor:
+        """The whole of a tensor that may be sharded; call it on all processes."""
+        return full(tensor)
+
+    @contextmanager
+    def put(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Swap `weights` in, and the old ones back at the end."""
+        with swapped(self.model, weights):
+            yield
+
+    # --- measuring
+
+    def score(self, task: Task, split: str = "validation", max_rows: int | None = None) -> float:
+        """Score `task` by its own metric on the rows of a split, with the weights as they are."""
+        if self._score is None:
+            raise ValueError("this trainer cannot score tasks: use Perdure's learner")
+        rows: Sequence[Row] = getattr(task, split)
+        return self._score(task, list(rows)[:max_rows])
+
+    def log(self, name: str, value: float) -> None:
+        """Write a figure to the run's log and to the trackers, as `method/<name>`."""
+        if self._on_log is not None:
+            self._on_log(f"method/{name}", float(value))
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {k: v.to(self.device) for k, v in batch.items()}
+
+    @contextmanager
+    def _mode(self, train: bool) -> Iterator[None]:
+        """Set train or eval mode on all modules and restore each one's own flag."""
+        flags = [(m, m.training) for m in self.model.modules()]
+        self.model.train(train)
+        try:
+            yield
+        finally:
+            for module, flag in flags:
+                module.training = flag
+
+
+def seed_of(*parts: object) -> int:
+    """A seed made of `parts`, the same in every process (Python salts the hash of strings)."""
+    return zlib.crc32(repr(parts).encode())
+
+
+def _has_adapter(model: nn.Module) -> bool:
+    return hasattr(model, "peft_config") and hasattr(model, "disable_adapter")
+
+
+@contextmanager
+def _adapter_off(model: Any) -> Iterator[None]:
+    """Switch adapters off. Leaving peft's own context makes frozen adapters trainable again."""
+    flags = {n: p.requires_grad for n, p in model.named_parameters()}
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for n, p in model.named_parameters():
+            p.requires_grad_(flags[n])

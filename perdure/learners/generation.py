@@ -1,0 +1,492 @@
+"""The learner of text: supervised fine-tuning on answers, with any methods around it.
+
+It turns a task into gradient steps and owns what scale needs: a new trainer for each phase, the
+global batch split over processes and micro-batches, precision, checkpoints inside a task, and
+scoring. It does not know which method is at work.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainingArguments
+
+from perdure.errors import DataError, PerdureError, RecipeError, TrainingError, UsageError
+from perdure.learners.attach import (
+    STATE,
+    attach,
+    give_weights,
+    load_methods,
+    refuse_clashes,
+    save_methods,
+    serving,
+)
+from perdure.learners.context import Context
+from perdure.learners.encoding import Encoder, collate
+from perdure.learners.tracking import Trackers
+from perdure.learners.trainer import EpochSampler, PerdureTrainer, Watch
+from perdure.learners.weights import full, is_sharded, put, trainable
+from perdure.methods.base import Method, Phase
+from perdure.run import Run, barrier, newest_sealed, processes, rank
+from perdure.streams.task import Row, Task, TaskStream
+
+if TYPE_CHECKING:
+    from perdure.config import Recipe
+    from perdure.scoring import GeneralScore, TaskScore
+
+
+class GenerationLearner:
+    """Fine-tunes a causal language model on prompt-and-answer rows and scores it.
+
+    Args:
+        model: as loaded, not wrapped; tokenizer: its own.
+        precision: "fp32", or "bf16" (autocast; weights and optimizer stay fp32).
+        display: see `perdure.reports.terminal.Display`.
+    """
+
+    kind = "generation"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        stream: TaskStream,
+        methods: Sequence[Method],
+        recipe: Recipe,
+        run: Run,
+        display: Any,
+        precision: str,
+    ) -> None:
+        refuse_clashes(methods, recipe.order_matters)
+        self.model, self.stream, self.methods = model, stream, methods
+        self.recipe, self.run, self.display, self.precision = recipe, run, display, precision
+        self.encoder = Encoder(tokenizer, recipe.model.chat_template, recipe.train.max_length)
+        self.state = processes()
+        if torch.cuda.is_available() and not is_sharded(model):
+            model.to(self.state.device)
+        self.trackers = Trackers(recipe.train.report_to, self.state.is_main_process)
+        self.micro_batch, self.accumulation = split_batch(recipe, self.state.num_processes)
+        self._check_rows()
+        self._ctx = self._context(0)
+
+    # --- learning
+
+    def fit(self, index: int) -> None:
+        """Learn the task number `index`, going on from its newest sealed checkpoint if any."""
+        ctx = self._ctx = self._context(index)
+        with _disk_full_is_told(self.run.path):
+            for method in self.methods:
+                method.begin_task(ctx)
+            phases = self._phases(ctx)
+            starts = {p.start for p in phases}
+            previous = ctx.snapshot() if "previous" in starts else {}
+            for phase in phases:
+                ctx.phase = phase
+                if phase.start != "current":
+                    put(self.model, previous if phase.start == "previous" else self._base_weights())
+                self._train(ctx, phase)
+            for method in self.methods:
+                give_weights(self.model, method.end_task(ctx))
+
+    def _train(self, ctx: Context, phase: Phase) -> None:
+        folder = self.run.path / "work" / f"task-{ctx.task_index + 1}" / phase.name
+        rows: list[Row] = list(ctx.task.train)
+        for method in self.methods:
+            rows = method.train_data(ctx, rows)
+        encoded = [self.encoder.encode(row) for row in rows]
+        with frozen_parameters(self.model, phase.freeze):
+            trainer = self._trainer(ctx, phase, encoded, folder)
+            found = newest_sealed(folder)
+            if found is not None and _step_of(found) >= trainer.args.max_steps:
+                # Resuming a finished training makes one more step: take its result as it is.
+                trainer._load_from_checkpoint(str(found))
+            else:
+                trainer.train(resume_from_checkpoint=str(found) if found else None)
+            self.trackers.task_done(trainer.args.max_steps)
+        barrier()
+        _forget_trainer(self.model)
+
+    def _trainer(
+        self, ctx: Context, phase: Phase, encoded: list[dict[str, Any]], folder: Path
+    ) -> PerdureTrainer:
+        train = self.recipe.train
+        steps = steps_of(self.recipe, len(encoded), phase.epochs)
+        _forget_trainer(self.model)
+        args = TrainingArguments(
+            output_dir=str(folder),
+            per_device_train_batch_size=self.micro_batch,
+            gradient_accumulation_steps=self.accumulation,
+            max_steps=steps,
+            learning_rate=train.learning_rate,
+            lr_scheduler_type=train.schedule,
+            warmup_steps=math.ceil(train.warmup * steps),
+            weight_decay=train.weight_decay,
+            max_grad_norm=train.max_grad_norm,
+            optim=train.optimizer,
+            bf16=self.precision == "bf16",
+            activation_checkpointing=train.gradient_checkpointing,
+            use_cpu=not torch.cuda.is_available(),
+            logging_steps=train.log_steps,
+            logging_nan_inf_filter=False,
+            save_strategy="steps" if self.recipe.save.steps else "no",
+            save_steps=self.recipe.save.steps or 500,
+            seed=self.recipe.seed,
+            data_seed=self.recipe.seed,
+            remove_unused_columns=False,
+            dataloader_pin_memory=torch.cuda.is_available(),
+            disable_tqdm=True,
+            report_to="none",
+        )
+        pad = self.encoder.pad_id
+        trainer = PerdureTrainer(
+            model=self.model,
+            args=args,
+            train_dataset=encoded,
+            data_collator=lambda rows: collate(rows, pad),
+            processing_class=self.encoder.tokenizer,
+        )
+        trainer.ctx = ctx
+        trainer.sampler = EpochSampler(
+            [len(row["input_ids"]) for row in encoded],
+            self.recipe.train.batch_size,
+            self.recipe.seed,
+        )
+        attach(trainer, *self.methods, ctx=ctx)
+        facts = {"after": ctx.task_index + 1, "task": ctx.task.name, "phase": phase.name}
+        trainer.remove_callback(_printer())
+        trainer.add_callback(Watch(trainer, self._on_row, facts))
+        trainer.add_callback(self.trackers)
+        return trainer
+
+    def _on_row(self, row: Mapping[str, Any]) -> None:
+        if rank() != 0:
+            return
+        self.run.log({**row, **self._logged})
+        self._logged.clear()
+        self.display.training(
+            self.run.methods_name,
+            row["task"],
+            row["step"],
+            row["steps"],
+            row["loss"],
+            row["tokens_per_second"],
+            row["seconds_left"],
+        )
+
+    def _phases(self, ctx: Context) -> Sequence[Phase]:
+        for method in self.methods:
+            if type(method).phases is not Method.phases:
+                return method.phases(ctx)
+        return (Phase(),)
+
+    def _context(self, index: int) -> Context:
+        self._logged: dict[str, float] = {}
+        ctx = Context(
+            self.model,
+            self.encoder,
+            self.stream.tasks[index],
+            methods=self.methods,
+            task_index=index,
+            tasks_seen=self.stream.tasks[:index],
+            general=self.stream.general,
+            seed=self.recipe.seed,
+            batch_size=self.recipe.train.batch_size,
+            cache=self.run.path / "cache",
+            on_log=self._logged.__setitem__,
+            base=self._base_weights if index else None,
+            score=lambda task, rows: self._score_task(replace(task, test=rows)).score,
+        )
+        ctx.rank, ctx.world = self.state.process_index, self.state.num_processes
+        return ctx
+
+    def _base_weights(self) -> dict[str, Tensor]:
+        """The untouched base model's values of the trainable parameters."""
+        from perdure.models import load_base
+
+        names = set(trainable(self.model))
+        base, _ = load_base(self.recipe.model, precision=self.precision)
+        device = next(self.model.parameters()).device
+        return {n: p.detach().to(device) for n, p in base.named_parameters() if n in names}
+
+    # --- scoring
+
+    def score(self, after: int) -> None:
+        """Score every task and general ability with the weights that are served; record it."""
+        done = {(s["kind"], s.get("task")) for s in self.run.scores() if s["after"] == after}
+        figures: dict[str, float] = {}
+        with serving(self._ctx, self.methods):
+            for task in self.stream:
+                if ("task", task.name) in done:
+                    continue
+                started = time.monotonic()
+                result = self._score_task(task)
+                line = {
+                    "kind": "task",
+                    "after": after,
+                    "task": task.name,
+                    "metric": result.metric,
+                    "higher_is_better": result.higher_is_better,
+                    "score": result.score,
+                    "rows": len(result.items),
+                    "seconds": round(time.monotonic() - started, 2),
+                }
+                figures[f"score/{task.name}"] = result.score
+                self._record(line, result.items)
+            if self.stream.general.held_out and ("general", None) not in done:
+                started = time.monotonic()
+                general = self._general()
+                line = {
+                    "kind": "general",
+                    "after": after,
+                    "metric": "perplexity",
+                    "score": general.perplexity,
+                    "loss": general.loss,
+                    "tokens": general.tokens,
+                    "seconds": round(time.monotonic() - started, 2),
+                }
+                figures["score/general_perplexity"] = general.perplexity
+                self._record(line, ())
+        self._track(figures)
+
+    def _score_task(self, task: Task) -> TaskScore:
+        from perdure.scoring import score_task
+
+        adapters = None
+        for method in self.methods:
+            if type(method).route is not Method.route:
+                adapters = method.route(self._ctx, list(task.test))
+        if adapters is not None:
+            return self._score_routed(task, adapters)
+        with self._autocast():
+            return score_task(
+                self.model,
+                self.encoder,
+                task,
+                batch_size=self.recipe.scoring.batch_size,
+                accelerator=self.state,
+                max_rows=self.recipe.scoring.max_test_rows,
+                on_progress=lambda done, total: self.display.scoring(
+                    self.run.methods_name, task.name, done, total
+                ),
+            )
+
+    def _score_routed(self, task: Task, adapters: Sequence[str]) -> TaskScore:
+        """Score each row with the adapter chosen for it."""
+        from perdure.scoring import TaskScore, score_task
+
+        model: Any = self.model
+        active = model.active_adapter
+        parts: list[TaskScore] = []
+        for name in sorted(set(adapters)):
+            model.set_adapter(name)
+            rows = [r for r, a in zip(task.test, adapters, strict=True) if a == name]
+            with self._autocast():
+                parts.append(
+                    score_task(
+                        self.model,
+                        self.encoder,
+                        replace(task, test=rows),
+                        batch_size=self.recipe.scoring.batch_size,
+                        accelerator=self.state,
+                    )
+                )
+        model.set_adapter(active)
+        items = [item for part in parts for item in part.items]
+        mean = sum(item["score"] for item in items) / len(items)
+        return replace(parts[0], score=mean, items=items)
+
+    def _general(self) -> GeneralScore:
+        from perdure.scoring import general_loss
+
+        with self._autocast():
+            return general_loss(
+                self.model,
+                self.encoder.tokenizer,
+                self.stream.general.held_out,
+                max_tokens=self.recipe.general.max_tokens if self.recipe.general else 128,
+                batch_size=self.recipe.scoring.batch_size,
+                accelerator=self.state,
+            )
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.precision != "bf16":
+            return nullcontext()
+        return torch.autocast(self.state.device.type, torch.bfloat16)
+
+    def _record(self, line: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> None:
+        if rank() == 0:
+            self.run.record(line, items)
+
+    def _track(self, figures: Mapping[str, float]) -> None:
+        if self.trackers.callbacks and figures:
+            folder = str(self.run.path / "trackers")
+            self.trackers.scores(TrainingArguments(folder, report_to="none"), figures)
+
+    # --- saving
+
+    def save(self, after: int) -> None:
+        """Seal the weights and the methods' state after `after` tasks; drop what they replace."""
+        with _disk_full_is_told(self.run.path):
+            sealing = self.run.sealing(after) if rank() == 0 else nullcontext(Path())
+            with sealing as folder:
+                self._save_weights(folder / "model")
+                save_methods(folder / STATE, self.methods, rank() == 0)
+                if any(type(m).serving is not Method.serving for m in self.methods):
+                    with serving(self._ctx, self.methods) as served:
+                        if served:
+                            self._save_weights(folder / "serving")
+            barrier()
+            if rank() == 0:
+                self.run.drop_work()
+                if self.recipe.save.tasks == "last":
+                    self.run.drop_checkpoints_before(after)
+
+    def _save_weights(self, folder: Path) -> None:
+        from perdure.models import save_model
+
+        weights = {n: full(p.detach()) for n, p in self.model.state_dict().items()}
+        if rank() == 0:
+            save_model(self.model, self.encoder.tokenizer, folder, self.recipe.model, weights)
+
+    def restore(self) -> int:
+        """Go on from the newest sealed checkpoint; returns how many tasks it has learned."""
+        from perdure.models import load_weights
+
+        learned, folder = self.run.last_checkpoint()
+        if folder is not None:
+            put(self.model, load_weights(self.model, folder / "model"))
+            load_methods(folder / STATE, self.methods, self.model)
+            self._ctx = self._context(learned - 1)
+        return learned
+
+    def finish(self) -> None:
+        if self.trackers.callbacks:
+            folder = str(self.run.path / "trackers")
+            self.trackers.close(TrainingArguments(folder, report_to="none"))
+        if rank() == 0:
+            self.run.finish()
+
+    # --- checks before anything is trained
+
+    def _check_rows(self) -> None:
+        """Encode every row once, so that a prompt too long is told before hours of training."""
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        mistakes: list[PerdureError] = []
+        for task in self.stream:
+            for split in ("train", "validation", "test"):
+                for number, row in enumerate(getattr(task, split), 1):
+                    try:
+                        width = len(self.encoder.encode(row)["input_ids"])
+                        if limit is not None and width > limit:
+                            raise DataError(
+                                f"{width} tokens, the model's context is {limit}",
+                                "shorten the row, or take a model with a longer context",
+                            )
+                    except DataError as error:
+                        what = f"task {task.name}: {split} row {number}: {error.what}"
+                        mistakes.append(DataError(what, error.remedy))
+        if mistakes:
+            shown = mistakes[:10]
+            if len(mistakes) > 10:
+                shown.append(DataError(f"... and {len(mistakes) - 10} more rows"))
+            raise RecipeError(shown)
+
+
+def split_batch(recipe: Recipe, world: int) -> tuple[int, int]:
+    """Rows of a micro-batch on one process, and micro-batches in an optimizer step.
+
+    Raises:
+        UsageError: the global batch cannot be divided so.
+    """
+    batch, micro = recipe.train.batch_size, recipe.train.micro_batch_size
+    if micro is None and batch % world == 0:
+        micro = batch // world
+    if micro is None or batch % (micro * world):
+        raise UsageError(
+            f"train.batch_size: {batch} rows cannot be split over {world} processes"
+            + (f" in micro-batches of {micro}" if micro else ""),
+            "train.batch_size counts all processes: make it a multiple of "
+            "processes x train.micro_batch_size",
+        )
+    return micro, batch // (micro * world)
+
+
+def steps_of(recipe: Recipe, rows: int, epochs: float | None = None) -> int:
+    """Optimizer steps of one phase over `rows` rows."""
+    train = recipe.train
+    per_epoch = math.ceil(rows / train.batch_size)
+    steps = max(1, math.ceil(per_epoch * (train.epochs if epochs is None else epochs)))
+    return steps if train.max_steps is None else min(steps, train.max_steps)
+
+
+@contextmanager
+def frozen_parameters(model: nn.Module, pattern: str) -> Iterator[None]:
+    """Parameters whose name `pattern` finds get no updates inside the block.
+
+    Raises:
+        TrainingError: it finds none, or all.
+    """
+    if not pattern:
+        yield
+        return
+    before = trainable(model)
+    chosen = {n: p for n, p in before.items() if re.search(pattern, n)}
+    if not chosen or len(chosen) == len(before):
+        which = "no parameter" if not chosen else "every parameter"
+        raise TrainingError(f"the phase freezes {pattern!r}, which matches {which}")
+    for p in chosen.values():
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in chosen.values():
+            p.requires_grad_(True)
+
+
+def _forget_trainer(model: nn.Module) -> None:
+    """Remove what a trainer leaves on a model, which the next one would build on.
+
+    A mark that it is wrapped already turns DDP off without a word, and each patch of `forward`
+    nests deeper.
+    """
+    for name in ("_is_accelerate_prepared", "forward", "_original_forward"):
+        model.__dict__.pop(name, None)
+    if getattr(model, "config", None) is not None:
+        model.config.use_cache = True
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def _printer() -> type:
+    from transformers.trainer_callback import PrinterCallback
+
+    return PrinterCallback
+
+
+@contextmanager
+def _disk_full_is_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        full_disk = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        if not full_disk:
+            raise
+        free = shutil.disk_usage(path).free // 2**20
+        raise TrainingError(
+            f"{path}: no space left on the disk ({free} MB free)",
+            ("free some, then go on with: perdure resume " + str(path),
+             "or keep fewer checkpoints: save.tasks: last"),
+        ) from error

@@ -1,0 +1,246 @@
+"""One forward pass as methods see it, and the rows that ran in it.
+
+Every mean is taken over the *whole optimizer step* (all micro-batches, all processes), so that a
+method's gradient does not depend on how a batch is split. A pass knows the step's totals; it
+returns its own share, scaled so that what the trainer does next (divide by accumulation steps,
+average over processes) gives the mean of the step exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perdure.learners.encoding import IGNORE
+from perdure.methods.base import Reads
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Counts over one optimizer step, and how many passes share it (micro-batches x processes)."""
+
+    rows: int
+    tokens: Tensor | int
+    positions: int
+    shares: int = 1
+
+
+@dataclass(frozen=True)
+class Rows(Sequence[dict[str, Any]]):
+    """Encoded rows: `input_ids`, `labels`, and keys starting with "_" that only methods see.
+
+    `totals` is set on a slice made by `ctx.draw`: the counts of the whole step's draw.
+    """
+
+    rows: Sequence[dict[str, Any]] = ()
+    totals: Totals | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.rows[index]
+
+    def count(self, shares: int = 1) -> Totals:
+        """The totals of these rows taken as a whole step."""
+        tokens = sum(sum(x != IGNORE for x in row["labels"][1:]) for row in self.rows)
+        positions = sum(len(row["input_ids"]) for row in self.rows)
+        return Totals(len(self.rows), tokens, positions, shares)
+
+
+@dataclass
+class Pass:
+    """What one forward pass computed. Only what some method `reads` is there."""
+
+    model: nn.Module
+    batch: dict[str, Any]
+    totals: Totals | None = None
+    rows: Sequence[Mapping[str, Any]] = ()
+    hidden: dict[int, Tensor] = field(default_factory=dict)
+    """Layer to its output, (batch, seq, hidden); -1 is the output of the final norm."""
+    last: Tensor | None = None
+    head: Tensor | None = None
+    exact: bool = False
+    """The head ran on just the label positions: `head` is (tokens, vocab)."""
+    attentions: Sequence[Tensor] | None = None
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """Real positions, (batch, seq) bool."""
+        mask = self.batch.get("attention_mask")
+        real = torch.ones_like(self.batch["input_ids"]) if mask is None else mask
+        keep = torch.tensor([not r.get("_filler") for r in self.rows], device=real.device)
+        return (real.bool() & keep.unsqueeze(1)) if len(keep) else real.bool()
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """Labels moved to the position that predicts them, (batch, seq); -100 is no label."""
+        if (shifted := self.batch.get("shift_labels")) is not None:
+            return shifted
+        return nn.functional.pad(self.batch["labels"][:, 1:], (0, 1), value=IGNORE)
+
+    @cached_property
+    def where(self) -> tuple[Tensor, Tensor]:
+        """Row and column of each position that predicts a label, each (tokens,)."""
+        row, column = (self.targets != IGNORE).nonzero(as_tuple=True)
+        return row, column
+
+    @property
+    def row_of(self) -> Tensor:
+        """The row each label token belongs to, (tokens,)."""
+        return self.where[0]
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """Label token ids, (tokens,)."""
+        return self.targets[self.where]
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """Logits at the positions that predict a label, (tokens, vocab) fp32.
+
+        Taken from the head's own output where it ran as a module; where a trainer fuses the head
+        into its loss, the head runs again on these positions only.
+        """
+        row, column = self.where
+        if self.head is not None and self.exact:
+            return self._cap(self.head.float())
+        if self.head is not None and self.head.shape[:2] == self.targets.shape:
+            return self._cap(self.head[row, column].float())
+        if self.last is None:
+            raise ValueError("logits were not captured: set `reads = Reads(logits=True)`")
+        model: Any = self.model
+        return self._cap(model.get_output_embeddings()(self.last[row, column]).float())
+
+    def _cap(self, logits: Tensor) -> Tensor:
+        """Gemma's soft capping, which comes after the head."""
+        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        return logits if not cap else cap * torch.tanh(logits / cap)
+
+    @cached_property
+    def log_probs(self) -> Tensor:
+        """Log-probability of each label token, (tokens,)."""
+        return self.logits.log_softmax(-1).gather(-1, self.labels.unsqueeze(-1)).squeeze(-1)
+
+    @property
+    def nll(self) -> Tensor:
+        """Negative log-likelihood of each label token, (tokens,)."""
+        return -self.log_probs
+
+    def extra(self, name: str) -> list[Any]:
+        """The rows' own value under `name` (a key that starts with "_"), in batch order."""
+        return [row[name] for row in self.rows]
+
+    def token_mean(self, values: Tensor) -> Tensor:
+        """Mean over the step's label tokens of `values` (tokens,); 0 where there are none."""
+        total = self.totals.tokens if self.totals else values.numel()
+        return self._mean(values.sum(), total)
+
+    def row_mean(self, values: Tensor) -> Tensor:
+        """Mean over the step's rows of `values` (rows,)."""
+        real = torch.tensor([not r.get("_filler") for r in self.rows], device=values.device)
+        total = self.totals.rows if self.totals else values.numel()
+        return self._mean((values * real if len(real) else values).sum(), total)
+
+    def position_mean(self, values: Tensor) -> Tensor:
+        """Mean over the step's real positions of `values` (batch, seq)."""
+        total = self.totals.positions if self.totals else int(self.mask.sum())
+        return self._mean((values * self.mask).sum(), total)
+
+    def _mean(self, total: Tensor, count: Tensor | int) -> Tensor:
+        shares = self.totals.shares if self.totals else 1
+        if isinstance(count, Tensor):
+            return total / count.clamp(min=1) * shares
+        return total / max(count, 1) * shares
+
+    def split(self, sizes: Sequence[int], totals: Sequence[Totals | None]) -> list[Pass]:
+        """Cut a pass over several methods' rows into one pass a method, in the same order."""
+        parts, start = [], 0
+        for size, total in zip(sizes, totals, strict=True):
+            cut = slice(start, start + size)
+            parts.append(
+                Pass(
+                    self.model,
+                    {k: v[cut] for k, v in self.batch.items() if torch.is_tensor(v)},
+                    total,
+                    self.rows[cut],
+                    {k: v[cut] for k, v in self.hidden.items()},
+                    None if self.last is None else self.last[cut],
+                    None if self.head is None else self.head[cut],
+                    False,
+                    None if self.attentions is None else [a[cut] for a in self.attentions],
+                )
+            )
+            start += size
+        return parts
+
+
+def decoder_of(model: nn.Module) -> nn.Module:
+    """The stack under the head: its output's first element is the final norm's output."""
+    found: nn.Module = model.get_decoder()  # type: ignore[operator]
+    return found
+
+
+def layers_of(model: nn.Module) -> nn.ModuleList:
+    """The decoder's layers, whatever the family calls them.
+
+    Raises:
+        AttributeError: the decoder has no list of layers that we know.
+    """
+    decoder = decoder_of(model)
+    for name in ("layers", "h", "blocks", "block"):
+        if isinstance(found := getattr(decoder, name, None), nn.ModuleList):
+            return found
+    raise AttributeError(f"{type(decoder).__name__} has no list of layers")
+
+
+def _first(output: Any) -> Tensor:
+    if hasattr(output, "last_hidden_state"):
+        return output.last_hidden_state  # type: ignore[no-any-return]
+    return output[0] if isinstance(output, (tuple, list)) else output
+
+
+@contextmanager
+def capture(model: nn.Module, reads: Sequence[Reads], into: Pass) -> Iterator[Pass]:
+    """Keep, by forward hooks, what `reads` names of the next forward pass of `model`.
+
+    Hooks see tensors in the graph, once, also under activation checkpointing, packing and heads
+    fused into the loss. Only the first forward inside the block is kept.
+    """
+    handles = []
+    layers = sorted({k for r in reads for k in r.hidden})
+    need_logits = any(r.logits for r in reads)
+
+    def keep_last(_: nn.Module, __: Any, output: Any) -> None:
+        if into.last is None:
+            into.last = _first(output)
+            if -1 in layers:
+                into.hidden[-1] = into.last
+
+    def keep_head(_: nn.Module, __: Any, output: Any) -> None:
+        if into.head is None:
+            into.head = output
+
+    if need_logits or -1 in layers:
+        handles.append(decoder_of(model).register_forward_hook(keep_last))
+    if need_logits:
+        head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
+        handles.append(head.register_forward_hook(keep_head))
+    for k in layers:
+        if k != -1:
+            handles.append(
+                layers_of(model)[k].register_forward_hook(
+                    lambda _, __, out, k=k: into.hidden.setdefault(k, _first(out))
+                )
+            )
+    try:
+        yield into
+    finally:
+        for handle in handles:
+            handle.remove()

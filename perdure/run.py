@@ -1,0 +1,390 @@
+"""The run directory: everything a report needs, and enough to go on after a crash at any moment.
+
+    recipe.yaml        the resolved recipe          environment.json   versions, hardware, commit
+    scores.jsonl       one line a score             log.jsonl          one line a logged step
+    items/             the scored rows              checkpoints/       one sealed folder a task
+    work/              checkpoints inside a task    cache/             what methods computed once
+
+Nothing half-written is ever read: files are written beside their place and renamed, folders carry
+a manifest that is written last, and a torn last line of a JSON Lines file is skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from perdure.errors import RunError
+
+if TYPE_CHECKING:
+    from perdure.config import Recipe
+    from perdure.scoring import ScoreMatrix
+
+MANIFEST = "manifest.json"
+_PACKAGES = ("torch", "transformers", "accelerate", "peft", "trl", "datasets", "tokenizers")
+
+
+class Run:
+    """One run directory. Make a new one with `create`, read one with `open`."""
+
+    def __init__(self, path: Path, recipe: Recipe) -> None:
+        self.path, self.recipe = path, recipe
+
+    @classmethod
+    def create(cls, path: Path | str, recipe: Recipe) -> Run:
+        """Make a new run directory; all processes call it, the first one makes it.
+
+        Raises:
+            RunError: the directory exists. An existing run is never overwritten.
+        """
+        path = Path(share(str(path)))
+        if rank() == 0:
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                raise RunError(
+                    f"{path}: exists already, and a run is never overwritten",
+                    (f"go on with it: perdure resume {path}", "or choose another --out"),
+                ) from None
+            from perdure.config import dump_recipe
+
+            write_atomic(path / "environment.json", json.dumps(environment(), indent=2))
+            write_atomic(path / "recipe.yaml", dump_recipe(recipe))
+        barrier()
+        return cls(path, recipe)
+
+    @classmethod
+    def open(cls, path: Path | str) -> Run:
+        """Read a run directory.
+
+        Raises:
+            RunError: it does not exist, or is no run directory.
+        """
+        from perdure.config import load_recipe
+
+        path = Path(path)
+        if not (path / "recipe.yaml").exists():
+            what = "is no run directory: it has no recipe.yaml" if path.exists() else "not found"
+            raise RunError(f"{path}: {what}", "give the folder that perdure run printed")
+        return cls(path, load_recipe(path / "recipe.yaml"))
+
+    # --- reading
+
+    @property
+    def methods_name(self) -> str:
+        """The methods' names joined by "+", as the reports call this run."""
+        return "+".join(m.name for m in self.recipe.methods)
+
+    def scores(self) -> list[dict[str, Any]]:
+        """Lines of scores.jsonl; a score written again after a resume counts once, the last."""
+        last: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for line in read_lines(self.path / "scores.jsonl"):
+            last[(line["kind"], line["after"], line.get("task"))] = line
+        return list(last.values())
+
+    def log_rows(self) -> list[dict[str, Any]]:
+        """Lines of log.jsonl; a step logged again after a resume counts once, the last."""
+        last: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for line in read_lines(self.path / "log.jsonl"):
+            last[(line["after"], line["phase"], line["step"])] = line
+        return list(last.values())
+
+    def items(self, after: int, task: str) -> list[dict[str, Any]]:
+        """The scored rows of one cell of the score matrix."""
+        return read_lines(self._items_path(after, task))
+
+    def environment(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.path / "environment.json").read_text("utf-8"))
+        return found
+
+    def matrix(self) -> ScoreMatrix:
+        """The score matrix as far as it has been scored."""
+        from perdure.scoring import ScoreMatrix
+
+        return ScoreMatrix.from_rows(self.scores())
+
+    def checkpoint(self, after: int) -> Path | None:
+        """The sealed folder left after learning `after` tasks, or None."""
+        folder = self.path / "checkpoints" / f"task-{after}"
+        return folder if is_sealed(folder) else None
+
+    def last_checkpoint(self) -> tuple[int, Path | None]:
+        """How many tasks have been learned and sealed, and the newest sealed folder."""
+        found = [int(p.name[5:]) for p in (self.path / "checkpoints").glob("task-*[0-9]")]
+        sealed = [n for n in found if self.checkpoint(n)]
+        return (max(sealed), self.checkpoint(max(sealed))) if sealed else (0, None)
+
+    @property
+    def state(self) -> Literal["running", "finished", "interrupted"]:
+        if self._locked():
+            return "running"
+        return "finished" if (self.path / "finished").exists() else "interrupted"
+
+    # --- writing
+
+    def record(self, line: Mapping[str, Any], items: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Append one score, after the rows that it was made of."""
+        if items and line["kind"] == "task":
+            text = "".join(json.dumps(i, ensure_ascii=False) + "\n" for i in items)
+            write_atomic(self._items_path(line["after"], line["task"]), text)
+        append_line(self.path / "scores.jsonl", line)
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        append_line(self.path / "log.jsonl", {"time": now(), **line}, sync=False)
+
+    def note(self, text: str) -> None:
+        """Add a line to perdure.log."""
+        with open(self.path / "perdure.log", "a", encoding="utf-8") as file:
+            file.write(f"{now()} {text}\n")
+
+    def take_over(self, source: Run) -> None:
+        """Copy the base model's scores (row 0) from another run on the same base and tasks."""
+        if rank() == 0:
+            have = {(s["kind"], s.get("task")) for s in self.scores()}
+            for line in source.scores():
+                if line["after"] == 0 and (line["kind"], line.get("task")) not in have:
+                    self.record(line, source.items(0, line["task"]) if "task" in line else ())
+        barrier()
+
+    def finish(self) -> None:
+        write_atomic(self.path / "finished", now() + "\n")
+
+    @contextmanager
+    def sealing(self, after: int) -> Iterator[Path]:
+        """A folder to write the checkpoint of `after` tasks into; it appears whole or not at all."""
+        final = self.path / "checkpoints" / f"task-{after}"
+        draft = final.with_name(final.name + ".part")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        yield draft
+        seal(draft, {"after": after})
+        if final.exists():  # a torso: a sealed one would have been resumed from
+            shutil.rmtree(final)
+        os.replace(draft, final)
+        sync_folder(final.parent)
+
+    def drop_work(self) -> None:
+        """Remove checkpoints inside a task that is sealed by now."""
+        shutil.rmtree(self.path / "work", ignore_errors=True)
+
+    def drop_checkpoints_before(self, after: int) -> None:
+        for folder in (self.path / "checkpoints").glob("task-*"):
+            number = folder.name[5:].split(".")[0]
+            if number.isdigit() and int(number) < after:
+                shutil.rmtree(folder)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run directory; the kernel lets go when the process dies, however it dies.
+
+        Raises:
+            RunError: another process holds it.
+        """
+        import fcntl
+
+        if rank() != 0:
+            yield
+            return
+        with open(self.path / "lock", "a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                raise RunError(
+                    f"{self.path}: in use by process {file.read().strip() or '?'}",
+                    "wait for it, or stop it and run perdure resume",
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+    def _locked(self) -> bool:
+        import fcntl
+
+        path = self.path / "lock"
+        if not path.exists():
+            return False
+        with open(path, encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return True
+        return False
+
+    def _items_path(self, after: int, task: str) -> Path:
+        safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in task)
+        return self.path / "items" / f"after-{after}-{safe}.jsonl"
+
+
+# --- sealed folders
+
+
+def seal(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write the manifest, last of all: the names and sizes of all files in `folder`."""
+    files = {
+        str(p.relative_to(folder)): p.stat().st_size
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name != MANIFEST
+    }
+    write_atomic(folder / MANIFEST, json.dumps({**facts, "files": files}, indent=1))
+
+
+def unseal(folder: Path) -> None:
+    """Say that the folder is about to change: it no longer counts until sealed again."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+
+
+def is_sealed(folder: Path) -> bool:
+    """Whether all files that the manifest names are there in full size."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        return all((folder / n).stat().st_size == s for n, s in manifest["files"].items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def newest_sealed(folder: Path) -> Path | None:
+    """The newest sealed `checkpoint-N` folder under `folder`, or None."""
+    found = [p for p in folder.glob("checkpoint-*") if p.name[11:].isdigit()]
+    sealed = [p for p in sorted(found, key=lambda p: int(p.name[11:])) if is_sealed(p)]
+    return sealed[-1] if sealed else None
+
+
+# --- files
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old or the new text, whenever we are killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(draft, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+    sync_folder(path.parent)
+
+
+def append_line(path: Path, line: Mapping[str, Any], sync: bool = True) -> None:
+    """Append one JSON line; a torn line left by a crash is closed first."""
+    torn = False
+    if path.exists() and path.stat().st_size:
+        with open(path, "rb") as file:
+            file.seek(-1, os.SEEK_END)
+            torn = file.read(1) != b"\n"
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(("\n" if torn else "") + json.dumps(line, ensure_ascii=False) + "\n")
+        file.flush()
+        if sync:
+            os.fsync(file.fileno())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a JSON Lines file of ours; lines torn by a crash are skipped."""
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def sync_folder(path: Path) -> None:
+    """Make a rename in `path` survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+# --- processes
+
+
+def rank() -> int:
+    """This process's number among those that torchrun or accelerate started; 0 when alone."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def share(value: str) -> str:
+    """The first process's `value`, on all processes."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    processes()
+    found: str = broadcast_object_list([value])[0]
+    return found
+
+
+def barrier() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        processes().wait_for_everyone()
+
+
+def processes() -> Any:
+    """accelerate's view of the processes, on gloo where there is no GPU."""
+    import torch
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and hardware of this machine, for environment.json."""
+    import psutil
+
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "perdure": metadata.version("perdure"),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "packages": packages,
+        "hardware": {
+            "cpu": platform.processor() or platform.machine(),
+            "cores": len(os.sched_getaffinity(0)),
+            "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+            "gpus": _gpus(),
+        },
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "started": now(),
+    }
+
+
+def _gpus() -> list[str]:
+    import torch
+
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+
+
+def _commit() -> str | None:
+    """The commit of a checkout of Perdure, None for an installed package."""
+    home = Path(__file__).resolve().parents[1]
+    if not (home / ".git").exists():
+        return None
+    done = subprocess.run(
+        ["git", "-C", str(home), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or None

@@ -1,0 +1,78 @@
+"""A task and a stream of tasks: what is learned and how it is scored, and nothing about models.
+
+Every row of a generation task, wherever it came from, has one schema:
+
+    {"prompt": [{"role": "user", "content": "..."}, ...], "answer": "..."}
+
+`prompt` is the conversation before the answer; `answer` is all that is trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from perdure.errors import UsageError
+
+Row = dict[str, Any]
+Metric = Literal["label_likelihood", "exact_match", "rouge_l", "chrf", "perplexity"]
+METRICS: tuple[Metric, ...] = ("label_likelihood", "exact_match", "rouge_l", "chrf", "perplexity")
+Scenario = Literal["task-incremental", "domain-incremental", "class-incremental"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing to learn.
+
+    `labels` is the declared set of answers of a labelled task, () where answers are free text.
+    Scores are in [0, 1] and higher is better, but for `perplexity` (above 1, lower is better).
+    """
+
+    name: str
+    train: Sequence[Row]
+    validation: Sequence[Row]
+    test: Sequence[Row]
+    metric: Metric
+    kind: str = "generation"
+    version: str = "1"
+    labels: tuple[str, ...] = ()
+    max_new_tokens: int = 32
+    source: str = ""
+
+    @property
+    def higher_is_better(self) -> bool:
+        return self.metric != "perplexity"
+
+
+@dataclass(frozen=True)
+class GeneralText:
+    """Ordinary text that stands for what the model could already do.
+
+    `replay` may be trained on by methods; `held_out` only measures, and shares no text with it.
+    """
+
+    replay: Sequence[str] = ()
+    held_out: Sequence[str] = ()
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class TaskStream:
+    """Tasks in the order they are learned."""
+
+    tasks: tuple[Task, ...]
+    general: GeneralText = field(default_factory=GeneralText)
+    scenario: Scenario = "task-incremental"
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        names = [t.name for t in self.tasks]
+        if twice := {n for n in names if names.count(n) > 1}:
+            raise UsageError(f"stream: task name used twice: {', '.join(sorted(twice))}")
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self.tasks)
+
+    def __len__(self) -> int:
+        return len(self.tasks)
