@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from perdure.errors import RecipeError
 from perdure.streams.builtin import STREAMS, pydoc_texts
-from perdure.streams.rows import COLUMNS, Placed, capped, hold_out, key, rank, to_rows
-from perdure.streams.sources import Mistakes, Reader, Table, near, shown
+from perdure.streams.rows import Placed, capped, hold_out, key, rank, to_rows
+from perdure.streams.sources import Mistakes, Reader, choices, shown
 from perdure.streams.task import GeneralText, Task, TaskStream
 
 if TYPE_CHECKING:
@@ -41,132 +41,78 @@ def build_stream(
     mistakes = Mistakes()
     reader = Reader(Path(folder), mistakes)
     if stream.name is not None:
-        built = _builtin(stream, seed, mistakes)
-        tasks, text = (built.tasks, built.general) if built else ((), GeneralText())
+        built = STREAMS[stream.name][1](seed, None)
+        tasks, text = built.tasks, built.general
     else:
-        if not stream.tasks:
-            what = "stream: neither `name` nor `tasks` is given"
-            mistakes.add("stream", what, near("", STREAMS, "built-in streams there are"))
         found = [_task(config, reader, seed) for config in stream.tasks]
         tasks, text = tuple(task for task in found if task), GeneralText()
-        names = [config.name for config in stream.tasks]
-        for name in sorted({name for name in names if names.count(name) > 1}):
-            mistakes.add("stream", f'stream.tasks: the name "{name}" is used twice')
     if general is not None:
         text = _general(general, reader, seed)
-    tasks = _ordered(stream, tasks, mistakes)
+    names = [config.name for config in stream.tasks] or [task.name for task in tasks]
+    _check_order(stream, names, mistakes)
     if mistakes:
         raise RecipeError(mistakes.listed())
-    name = stream.name or "+".join(task.name for task in tasks)
-    return TaskStream(tasks, text, stream.scenario, name)
+    if stream.order is not None:
+        tasks = tuple(tasks[names.index(name)] for name in stream.order)
+    return TaskStream(tasks, text, stream.scenario, stream.name or "+".join(names))
 
 
-def _builtin(stream: StreamConfig, seed: int, mistakes: Mistakes) -> TaskStream | None:
-    assert stream.name is not None
-    if stream.tasks:
-        what = "stream: both `name` and `tasks` are given"
-        mistakes.add("stream", what, "a built-in stream has its own tasks: take one of them out")
-    elif stream.name not in STREAMS:
-        what = f'stream.name: no built-in stream is called "{stream.name}"'
-        mistakes.add("stream", what, [*near(stream.name, STREAMS, "all of them")])
-    else:
-        return STREAMS[stream.name][1](seed, None)
-    return None
-
-
-def _ordered(stream: StreamConfig, tasks: tuple[Task, ...], mistakes: Mistakes) -> tuple[Task, ...]:
-    """Return the tasks as `order` wants them; it must name each exactly once."""
-    if stream.order is None:
-        return tasks
-    # A task whose data is broken is missing from `tasks`, but not from the recipe.
-    names = [t.name for t in stream.tasks] or [t.name for t in tasks]
-    wrong = len(mistakes)
-    for name in dict.fromkeys(stream.order):
+def _check_order(stream: StreamConfig, names: list[str], mistakes: Mistakes) -> None:
+    """Note an order that does not name each task exactly once."""
+    for name in dict.fromkeys(stream.order or ()):
         if name not in names:
             what = f'stream.order: no task is called "{name}"'
-            mistakes.add("order", what, near(name, names, "tasks there are"))
-        elif stream.order.count(name) > 1:
-            mistakes.add("order", f'stream.order: "{name}" is there twice')
+            mistakes.add("order", what, choices(name, names, "tasks there are"))
     for name in names:
-        if name not in stream.order:
+        if stream.order is not None and name not in stream.order:
             what = f'stream.order: the task "{name}" is left out'
             mistakes.add("order", what, "name every task once, or take the task out")
-    if len(mistakes) > wrong:
-        return tasks
-    place = {name: index for index, name in enumerate(stream.order)}
-    return tuple(sorted(tasks, key=lambda task: place[task.name]))
 
 
 def _task(config: TaskConfig, reader: Reader, seed: int) -> Task | None:
     """Read one task's splits; None if there was a mistake."""
     mistakes = reader.mistakes
-    where = f'task "{config.name}"'
     before = len(mistakes)
-    for ours in config.columns:
-        if ours not in COLUMNS[config.format]:
-            what = f'{where}: columns: format {config.format} has no column "{ours}"'
-            mistakes.add(where, what, near(ours, COLUMNS[config.format], "columns it has"))
-    labels = _declared(config, mistakes)
     given = {"train": config.train, "validation": config.validation, "test": config.test}
     splits: dict[str, list[Placed]] = {}
     for split, source in given.items():
         if source is None:
             continue
-        table: Table | None
         if config.dataset is not None:
-            table = reader.hub(config.dataset, config.subset, source)
+            table = reader.hub(config.dataset, config.subset, source, config.place(split))
         else:
             table = reader.file(source)
         splits[split] = to_rows(table, config, mistakes) if table else []
-    if labels is None and config.format == "labels":
+    labels = tuple(config.labels or dict.fromkeys((config.label_names or {}).values()))
+    if splits["train"] and config.format == "labels" and not labels:
         labels = tuple(sorted({placed.row["answer"] for placed in splits["train"]}))
-    if len(mistakes) > before:
-        return None
-    labels = labels or ()
-    if config.format == "labels" and len(labels) == 1:
-        what = f'{where}: "{labels[0]}" is the only label'
-        mistakes.add(where, what, "there is nothing to tell apart")
+        if len(labels) == 1:
+            what = f'{config.place("train")}: "{labels[0]}" is the only label'
+            mistakes.add(config.name, what, "there is nothing to tell apart")
     if labels:
         _check_labels(splits, labels, config, mistakes)
-    metric = config.metric or ("label_likelihood" if config.format == "labels" else "exact_match")
-    if metric == "label_likelihood" and not labels:
-        what = f"{where}: metric label_likelihood needs a set of labels"
-        mistakes.add(where, what, "give `labels`, or use format: labels")
+    if len(mistakes) > before:
+        return None
     _derive(splits, config, seed, mistakes)
     if len(mistakes) > before:
         return None
     most = (config.max_train_rows, config.max_validation_rows, config.max_test_rows)
     train, validation, test = (
-        capped(splits[split], count, seed)
-        for split, count in zip(("train", "validation", "test"), most, strict=True)
+        capped(splits[split], count, seed) for split, count in zip(given, most, strict=True)
     )
-    _warn_of_overlap(where, train, test)
+    _warn_of_overlap(config.name, train, test)
     kept = [[placed.row for placed in rows] for rows in (train, validation, test)]
     return Task(
         name=config.name,
         train=kept[0],
         validation=kept[1],
         test=kept[2],
-        metric=metric,
+        metric=config.resolved_metric,
         version=_version(kept),
         labels=labels,
         max_new_tokens=config.max_new_tokens,
-        source=f"hub: {config.dataset}" if config.dataset else config.train,
+        source=f"data set {config.dataset}" if config.dataset else config.train,
     )
-
-
-def _declared(config: TaskConfig, mistakes: Mistakes) -> tuple[str, ...] | None:
-    """Return the labels that the recipe declares, None if it declares none."""
-    named = config.label_names
-    labels = config.labels
-    if labels is not None and named is not None:
-        for value, label in named.items():
-            if label not in labels:
-                what = f'task "{config.name}": label_names: {value}: "{label}" is not in `labels`'
-                mistakes.add(config.name, what, near(label, labels, "labels"))
-    if labels is None and named is not None:
-        labels = list(named.values())
-    return None if labels is None else tuple(dict.fromkeys(labels))
 
 
 def _check_labels(
@@ -182,7 +128,7 @@ def _check_labels(
         for placed in rows:
             if (label := placed.row["answer"]) not in known:
                 what = f'{placed.place}: label "{label}" is not one of the {whose}'
-                remedy = near(label, labels, whose)
+                remedy = choices(label, labels, whose)
                 mistakes.add(placed.source, what, remedy)
 
 
@@ -190,14 +136,9 @@ def _derive(
     splits: dict[str, list[Placed]], config: TaskConfig, seed: int, mistakes: Mistakes
 ) -> None:
     """Take the splits that are not given from the training rows."""
-    where = f'task "{config.name}"'
     # Test first, so that it stays the same whether or not a validation file is given.
     total = len(splits["train"])
     if "test" not in splits:
-        if config.test_share <= 0:
-            what = f"{where}: no test rows: `test` is not given and test_share is 0"
-            mistakes.add(where, what, "give a file, or a share of the training rows")
-            return
         splits["train"], splits["test"] = hold_out(splits["train"], config.test_share, seed)
     if "validation" not in splits:
         splits["validation"] = []
@@ -205,18 +146,18 @@ def _derive(
             share = config.validation_share * total / len(splits["train"])
             splits["train"], splits["validation"] = hold_out(splits["train"], share, seed)
     if not splits["train"]:
-        what = f"{where}: {total} rows are too few to take test and validation rows from"
-        mistakes.add(where, what, "give `test` and `validation`, or more training rows")
+        what = f"{config.place('train')}: {total} rows are too few to set some aside for testing"
+        mistakes.add(config.name, what, "give `test` and `validation`, or more training rows")
 
 
-def _warn_of_overlap(where: str, train: list[Placed], test: list[Placed]) -> None:
+def _warn_of_overlap(task: str, train: list[Placed], test: list[Placed]) -> None:
     seen = {key(placed.row): placed.place for placed in reversed(train)}
     both = [placed for placed in test if key(placed.row) in seen]
     if both:
         logger.warning(
-            "%s: %d of %d test rows have a prompt that is trained on (the first: %s, as %s); "
+            "task %s: %d of %d test rows have a prompt that is trained on (the first: %s, as %s); "
             "the score of these rows shows memory, not skill",
-            where,
+            task,
             len(both),
             len(test),
             both[0].place,
@@ -242,7 +183,8 @@ def _general(config: GeneralConfig, reader: Reader, seed: int) -> GeneralText:
         if texts is None:
             return GeneralText()
         # The same texts are held out, however many are replayed.
-        order = sorted(dict.fromkeys(texts), key=lambda text: rank(seed, text))
+        once = {" ".join(text.split()): text for text in texts}
+        order = [once[text] for text in sorted(once, key=lambda text: rank(seed, text))]
         held_out, replay = order[: config.held_out_rows], order[config.held_out_rows :]
     for side, there, wanted in (
         ("held_out_rows", len(held_out), config.held_out_rows),
@@ -270,7 +212,9 @@ def _texts(config: GeneralConfig, reader: Reader) -> list[str] | None:
             return None
         if config.column not in table.columns:
             what = f'{name}: no column "{config.column}" (general.column)'
-            reader.mistakes.add(name, what, near(config.column, table.columns, "columns there are"))
+            reader.mistakes.add(
+                name, what, choices(config.column, table.columns, "columns there are")
+            )
             return None
         texts = [str(r.values.get(config.column) or "").strip() for r in table.records]
     if not any(texts):

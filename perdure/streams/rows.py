@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from perdure.streams.sources import Mistakes, Record, Table, near
+from perdure.streams.sources import Mistakes, Record, Table, choices
 from perdure.streams.task import Row
 
 if TYPE_CHECKING:
@@ -48,16 +48,16 @@ class _Wrong(Exception):
 
 def to_rows(table: Table, task: TaskConfig, mistakes: Mistakes) -> list[Placed]:
     """Return a row for each record that has no mistake; mistakes are noted with their place."""
-    columns = {ours: task.columns.get(ours, ours) for ours in COLUMNS[task.format]}
+    columns = {ours: task.column(ours) for ours in COLUMNS[task.format]}
     missing = [(ours, theirs) for ours, theirs in columns.items() if theirs not in table.columns]
     for ours, theirs in missing:
-        remedy = near(theirs, table.columns, "columns there are")
+        remedy = choices(theirs, table.columns, "columns there are")
         if len(table.columns) == 1 and any(sign in table.columns[0] for sign in ",;\t"):
             remedy.append("the header is one cell: .csv is separated by commas, .tsv by tabs")
-        remedy.append(f'name it in the recipe: columns: {{{ours}: "..."}}')
-        mistakes.add(
-            table.name, f'{table.name}: no column "{theirs}" (task "{task.name}": {ours})', remedy
-        )
+        if ours not in task.columns:
+            remedy.append(f"name it in the recipe: columns: {{{ours}: your-column}}")
+        where = task.place(f"columns.{ours}")
+        mistakes.add(table.name, f'{where}: {table.name} has no column "{theirs}"', remedy)
     if missing:
         return []
     rows: list[Placed] = []
@@ -87,7 +87,7 @@ def _row(record: Record, columns: Mapping[str, str], task: TaskConfig) -> Row:
         if answer not in task.label_names:
             raise _Wrong(
                 f'label "{answer}" is not in label_names',
-                *near(answer, task.label_names, "those there are"),
+                *choices(answer, task.label_names, "those there are"),
             )
         answer = task.label_names[answer]
     if task.instruction:
@@ -103,6 +103,8 @@ def _text(value: Any, column: str) -> str:
     """Return a cell as text that is not empty."""
     if isinstance(value, bool):
         value = str(value).lower()
+    elif isinstance(value, float) and value != value:
+        value = None  # not a number: how many programs write an empty cell
     elif isinstance(value, float) and value.is_integer():
         value = str(int(value))  # integers with gaps are floats in many files
     elif isinstance(value, (int, float)):
@@ -138,7 +140,7 @@ def _conversation(value: Any, column: str) -> tuple[list[dict[str, str]], str]:
         if message["role"] not in ROLES:
             raise _Wrong(
                 f'"{column}": message {number}: role "{message["role"]}" is unknown',
-                *near(str(message["role"]), ROLES, "roles there are"),
+                *choices(str(message["role"]), ROLES, "roles there are"),
             )
         content = _text(message["content"], f"{column}, message {number}")
         messages.append({"role": str(message["role"]), "content": content})

@@ -13,11 +13,11 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from perdure.errors import DataError, PerdureError
+from perdure.yaml_file import near
 
 SHOWN = 10
 """So many mistakes of one file are written out; of the rest only the number is."""
@@ -62,12 +62,11 @@ class Mistakes:
         return errors
 
 
-def near(name: str, known: Iterable[object], what: str) -> list[str]:
+def choices(name: str, known: Iterable[object], what: str) -> list[str]:
     """Return remedy lines: the one probably meant, if any is near, then those there are."""
     names = [str(k) for k in known]
-    close = get_close_matches(name, names, 1) or [n for n in names if n.lower() == name.lower()]
     listed = ", ".join(names[:20]) + (f", ... ({len(names)} in all)" if len(names) > 20 else "")
-    return [f'did you mean "{close[0]}"?'] * bool(close) + [f"{what}: {listed}"]
+    return [*filter(None, [near(name, names)]), f"{what}: {listed}"]
 
 
 class Reader:
@@ -97,7 +96,7 @@ class Reader:
             return None
         if read is None:
             what = f'{name}: files ending in "{path.suffix}" are not read'
-            self.mistakes.add(name, what, near(path.suffix, FORMATS, "endings that are"))
+            self.mistakes.add(name, what, choices(path.suffix, FORMATS, "endings that are"))
             return None
         before = len(self.mistakes)
         records = list(read(self, path))
@@ -115,11 +114,8 @@ class Reader:
         name = shown(path)
         what = "is a folder, not a file" if path.is_dir() else "no such file"
         here = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
-        close = get_close_matches(path.name, here, 1)
-        remedy = [f'did you mean "{close[0]}"?'] if close else []
-        self.mistakes.add(
-            name, f"{name}: {what}", [*remedy, "paths are relative to the recipe's folder"]
-        )
+        remedy = near(path.name, here) or "paths are relative to the recipe's folder"
+        self.mistakes.add(name, f"{name}: {what}", remedy)
         return False
 
     def _decoded(self, path: Path) -> str | None:
@@ -207,14 +203,15 @@ class Reader:
         for number, values in enumerate(rows, start=1):
             yield Record(f"{name}: row {number}", values)
 
-    def hub(self, dataset: str, subset: str | None, split: str) -> Table | None:
+    def hub(self, dataset: str, subset: str | None, split: str, place: str) -> Table | None:
         """Return one split of a hub data set, or of a local folder that `datasets` can load.
 
-        Class indices are replaced by the class's names. None if a mistake was noted.
+        Class indices are replaced by the class's names. None if a mistake was noted; its message
+        begins with `place`, where the recipe asks for the split.
         """
         name = f'data set "{dataset}"' + (f", subset {subset}" if subset else "")
         if self._unreachable:
-            self._hub_down(name)
+            self._hub_down(name, place)
             return None
         import datasets
 
@@ -224,7 +221,7 @@ class Reader:
             data = datasets.load_dataset(where, subset, split=split)
         except ConnectionError as error:
             self._unreachable = str(error).splitlines()[0]
-            self._hub_down(name)
+            self._hub_down(name, place)
             return None
         except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
             if isinstance(error, datasets.exceptions.DatasetNotFoundError):
@@ -232,7 +229,7 @@ class Reader:
             else:
                 remedy = ["`train`, `validation` and `test` are names of its splits"]
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
-            self.mistakes.add(name, f"{name}, split {split}: {why}", remedy)
+            self.mistakes.add(name, f"{place}: {name}, split {split}: {why}", remedy)
             return None
         records = [Record(f"{name}, {split}: row {n}", dict(v)) for n, v in enumerate(data, 1)]
         for column, feature in data.features.items():
@@ -242,15 +239,15 @@ class Reader:
                     if index is not None and index >= 0:  # -1 stands for "no label"
                         record.values[column] = feature.int2str(index)
         if not records:
-            self.mistakes.add(name, f"{name}, split {split}: empty: no rows")
+            self.mistakes.add(name, f"{place}: {name}, split {split}: empty: no rows")
             return None
         return Table(f"{name}, {split}", tuple(data.column_names), records)
 
-    def _hub_down(self, name: str) -> None:
+    def _hub_down(self, name: str, place: str) -> None:
         offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
         self.mistakes.add(
             name,
-            f"{name}: the hub cannot be reached: {self._unreachable}",
+            f"{place}: {name}: the hub cannot be reached: {self._unreachable}",
             [
                 "HF_HUB_OFFLINE is set: unset it to allow the download"
                 if offline

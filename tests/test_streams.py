@@ -1,0 +1,583 @@
+"""Data from real files in every format; each way that data can be wrong, by its exact message."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perdure.config import COLUMNS, FILE_TYPES, GeneralConfig, StreamConfig, TaskConfig, load_recipe
+from perdure.errors import DataError, RecipeError
+from perdure.streams import STREAMS, Sizes, TaskStream, build_stream, builtin, rows, sources
+
+TOPICS = ("fish", "bird", "tree")
+FORTY = [{"text": f"sentence {i} of forty", "label": TOPICS[i % 3]} for i in range(40)]
+
+
+def write(path: Path, records: list[dict[str, Any]]) -> Path:
+    """Write records in the format of the path's ending."""
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), "utf-8")
+    elif path.suffix == ".parquet":
+        import pyarrow
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist(records), path)
+    else:
+        import csv
+
+        with path.open("w", newline="", encoding="utf-8") as file:
+            delimiter = "\t" if path.suffix == ".tsv" else ","
+            writer = csv.DictWriter(file, list(records[0]), delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(records)
+    return path
+
+
+def build(folder: Path, seed: int = 0, **task: Any) -> TaskStream:
+    """Build a stream of one task, "animal"; `train` is train.csv unless given."""
+    config = TaskConfig(**{"name": "animal", "train": "train.csv", **task})
+    return build_stream(StreamConfig(tasks=[config]), None, folder, seed)
+
+
+def mistakes(folder: Path, **task: Any) -> str:
+    """Return the error's text without the line that every RecipeError ends in."""
+    with pytest.raises(RecipeError) as caught:
+        build(folder, **task)
+    assert caught.value.exit_code == 2
+    assert all(isinstance(mistake, DataError) for mistake in caught.value.mistakes)
+    text = str(caught.value)
+    assert text.endswith("\n  nothing was loaded or written")
+    return text.removesuffix("\n  nothing was loaded or written")
+
+
+def said(row: dict[str, Any]) -> str:
+    return row["prompt"][-1]["content"]
+
+
+@pytest.fixture(autouse=True)
+def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # messages name paths relative to the working folder
+
+
+# ---- what is read ----
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".tsv", ".parquet"])
+def test_every_file_format_gives_the_same_rows(tmp_path: Path, ending: str) -> None:
+    records = [
+        {"question": 'comma, "quote"\nand line', "class": "fish"},
+        {"question": "Größe 日本", "class": "bird"},
+    ]
+    write(tmp_path / f"train{ending}", records)
+    columns = {"text": "question", "label": "class"}
+    path = f"train{ending}"
+    (task,) = build(
+        tmp_path, format="labels", train=path, test=path, validation=path, columns=columns
+    )
+    assert task.train == [
+        {"prompt": [{"role": "user", "content": records[0]["question"]}], "answer": "fish"},
+        {"prompt": [{"role": "user", "content": "Größe 日本"}], "answer": "bird"},
+    ]
+    assert task.labels == ("bird", "fish")
+    assert (task.metric, task.higher_is_better) == ("label_likelihood", True)
+
+
+def test_endings_and_columns_are_those_the_recipe_knows() -> None:
+    assert tuple(sources.FORMATS) == FILE_TYPES
+    assert rows.COLUMNS == COLUMNS
+
+
+def test_prompt_format_with_instruction(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", [{"prompt": f"{i} plus 1", "answer": i + 1} for i in range(9)])
+    (task,) = build(tmp_path, instruction="Add.", max_new_tokens=4)
+    row = next(row for row in task.train if row["answer"] == "3")
+    assert row["prompt"] == [
+        {"role": "system", "content": "Add."},
+        {"role": "user", "content": "2 plus 1"},
+    ]
+    assert (task.metric, task.labels, task.max_new_tokens) == ("exact_match", (), 4)
+
+
+def test_chat_takes_the_last_assistant_message_as_answer(tmp_path: Path) -> None:
+    def messages(*pairs: str) -> list[dict[str, str]]:
+        roles = ["system", "user", "assistant", "user", "assistant", "user"]
+        return [{"role": r, "content": c} for r, c in zip(roles, pairs, strict=False)]
+
+    turns = messages("Be kind.", "Hi", "Hello", "Name?", "Ada", "Thanks")
+    write(tmp_path / "train.jsonl", [{"messages": turns}])
+    write(tmp_path / "test.csv", [{"messages": json.dumps(turns[:3])}])
+    (task,) = build(
+        tmp_path,
+        format="chat",
+        train="train.jsonl",
+        test="test.csv",
+        validation="test.csv",
+        instruction="Talk.",
+    )
+    first = {"role": "system", "content": "Talk.\n\nBe kind."}
+    assert task.train == [{"prompt": [first, *turns[1:4]], "answer": "Ada"}]
+    assert task.test == [{"prompt": [first, turns[1]], "answer": "Hello"}]
+
+
+def test_label_names_replace_what_the_data_says(tmp_path: Path) -> None:
+    records = [{"text": f"text {i}", "label": float(i % 2)} for i in range(20)]
+    write(tmp_path / "train.parquet", records)
+    (task,) = build(
+        tmp_path, format="labels", train="train.parquet", label_names={"0": "no", "1": "yes"}
+    )
+    assert task.labels == ("no", "yes")
+    assert {row["answer"] for row in task.train} == {"no", "yes"}
+
+
+def test_byte_order_mark_blank_lines_and_windows_line_ends(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_bytes(
+        "\ufeffprompt,answer\r\na,1\r\n\r\nb,2\r\nc,3\r\n".encode()
+    )
+    (tmp_path / "test.jsonl").write_bytes('\ufeff{"prompt": "d", "answer": "4"}\r\n\r\n'.encode())
+    (task,) = build(tmp_path, test="test.jsonl", validation_share=0)
+    assert [said(row) for row in task.train] == ["a", "b", "c"]
+    assert [said(row) for row in task.test] == ["d"]
+    assert task.validation == []
+
+
+# ---- splits ----
+
+
+def test_derived_splits_share_nothing_and_are_those_of_the_seed(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", FORTY)
+    (task,) = build(tmp_path, format="labels")
+    parts = [{said(row) for row in part} for part in (task.train, task.validation, task.test)]
+    assert [len(part) for part in parts] == [28, 4, 8]  # 40 rows: 0.2 test, 0.1 validation
+    assert parts[0] | parts[1] | parts[2] == {record["text"] for record in FORTY}
+    assert build(tmp_path, format="labels").tasks[0] == task
+    (other,) = build(tmp_path, format="labels", seed=1)
+    assert {said(row) for row in other.test} != parts[2]
+
+
+def test_derived_test_rows_do_not_depend_on_caps_or_row_order(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", FORTY)
+    write(tmp_path / "back.csv", FORTY[::-1])
+    (task,) = build(tmp_path, format="labels")
+    (small,) = build(tmp_path, format="labels", max_train_rows=6, max_test_rows=3)
+    (back,) = build(tmp_path, format="labels", train="back.csv")
+    assert (len(small.train), len(small.test)) == (6, 3)
+    assert all(row in task.train for row in small.train)
+    assert all(row in task.test for row in small.test)
+    assert sorted(map(said, back.test)) == sorted(map(said, task.test))
+    write(tmp_path / "validation.csv", FORTY[:2])
+    (given,) = build(tmp_path, format="labels", validation="validation.csv")
+    assert given.test == task.test
+
+
+def test_rows_of_one_prompt_stay_on_one_side(tmp_path: Path) -> None:
+    records = [{"prompt": f"Prompt {i // 4}", "answer": str(i)} for i in range(40)]
+    write(tmp_path / "train.csv", records)
+    (task,) = build(tmp_path)
+    prompts = [set(map(said, part)) for part in (task.train, task.validation, task.test)]
+    assert sum(map(len, prompts)) == len(set.union(*prompts)) == 10
+
+
+def test_cap_keeps_the_first_of_a_seeded_shuffle_in_file_order(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", FORTY)
+    write(tmp_path / "test.csv", FORTY[:9])
+
+    def texts(most: int | None) -> list[str]:
+        task = build(tmp_path, format="labels", test="test.csv", max_test_rows=most).tasks[0]
+        return [said(row) for row in task.test]
+
+    everything, five, three = texts(None), texts(5), texts(3)
+    assert everything == [record["text"] for record in FORTY[:9]]
+    assert set(three) < set(five) < set(everything)
+    assert five != everything[:5]
+    assert five == [text for text in everything if text in five]
+
+
+def test_a_test_row_that_is_trained_on_is_warned_about(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path / "train.csv", FORTY)
+    write(tmp_path / "test.csv", [{"text": "new", "label": "fish"}, FORTY[4]])
+    with caplog.at_level(logging.WARNING, logger="perdure"):
+        build(tmp_path, format="labels", test="test.csv", validation="test.csv")
+    assert caplog.messages == [
+        "task animal: 1 of 2 test rows have a prompt that is trained on (the first: test.csv:3, "
+        "as train.csv:6); the score of these rows shows memory, not skill"
+    ]
+
+
+def test_version_changes_with_the_rows(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", FORTY)
+    before = build(tmp_path, format="labels").tasks[0].version
+    write(tmp_path / "train.csv", [*FORTY[:-1], {"text": "changed", "label": "fish"}])
+    after = build(tmp_path, format="labels").tasks[0].version
+    assert before != after
+    assert len(before) == 12
+
+
+def test_order(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", FORTY)
+    tasks = [TaskConfig(name=n, train="train.csv", format="labels") for n in ("a", "b", "c")]
+    stream = StreamConfig(tasks=tasks, order=["c", "a", "b"])
+    assert [task.name for task in build_stream(stream, None, tmp_path, 0)] == ["c", "a", "b"]
+    with pytest.raises(RecipeError, match='the task "b" is left out'):
+        build_stream(StreamConfig(tasks=tasks, order=["c", "a"]), None, tmp_path, 0)
+    with pytest.raises(RecipeError, match='no task is called "topik"\n  did you mean "topic"'):
+        build_stream(StreamConfig(name="demo", order=["topik"]), None, tmp_path, 0)
+
+
+# ---- what can be wrong ----
+
+
+def test_broken_json_names_the_line(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"prompt": "a", "answer": "1"}\n{"prompt": "b" "answer"}\n')
+    assert mistakes(tmp_path, train="t.jsonl") == (
+        "t.jsonl:2: broken JSON: Expecting ',' delimiter (column 16)\n"
+        "  each line is one JSON object"
+    )
+
+
+def test_a_json_array_is_one_mistake(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('[\n  {"prompt": "a"},\n  {"prompt": "b"}\n]\n')
+    assert mistakes(tmp_path, train="t.jsonl").count("t.jsonl:") == 1
+    (tmp_path / "t.jsonl").write_text('["a"]\n')
+    assert mistakes(tmp_path, train="t.jsonl") == (
+        't.jsonl:1: not a JSON object but a list\n  each line is one object, {"prompt": ..., ...}'
+    )
+
+
+def test_csv_mistakes_name_the_line(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text('prompt,answer\n"two\nlines",1\nb,2,3\n"open,4\n')
+    assert mistakes(tmp_path) == (
+        "train.csv:4: 3 cells, but the header has 2\n"
+        '  put cells with "," in quotes\n'
+        "train.csv:5: broken CSV: unexpected end of data\n"
+        '  a quote inside a quoted cell is written twice: "say ""hi"""'
+    )
+    (tmp_path / "train.csv").write_text("prompt,answer,answer\na,b,c\n")
+    assert mistakes(tmp_path).startswith("train.csv:1: column twice in the header: answer")
+
+
+def test_not_utf_8_names_the_line(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_bytes(b"prompt,answer\na,b\ngr\xfc\xdfe,c\n")
+    assert mistakes(tmp_path) == "train.csv:3: not UTF-8: byte 0xfc\n  save the file as UTF-8"
+
+
+def test_no_parquet_file(tmp_path: Path) -> None:
+    (tmp_path / "t.parquet").write_text("prompt,answer\n")
+    assert mistakes(tmp_path, train="t.parquet").startswith(
+        "t.parquet: not a readable Parquet file: "
+    )
+
+
+@pytest.mark.parametrize("content", ["", "text,label\n", "\n\n"])
+def test_empty_file(tmp_path: Path, content: str) -> None:
+    (tmp_path / "train.csv").write_text(content)
+    assert mistakes(tmp_path, format="labels") == (
+        "train.csv: empty: no rows\n  one row for each example is needed"
+    )
+
+
+def test_missing_file_names_the_near_one(tmp_path: Path) -> None:
+    write(tmp_path / "trains.csv", FORTY)
+    assert mistakes(tmp_path) == 'train.csv: no such file\n  did you mean "trains.csv"?'
+    (tmp_path / "train.csv").mkdir()
+    assert mistakes(tmp_path).startswith("train.csv: is a folder, not a file")
+
+
+def test_missing_column_lists_those_there_are(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", [{"question": "a", "topic": "b"}] * 3)
+    columns = {"text": "questoin", "label": "topic"}
+    assert mistakes(tmp_path, format="labels", columns=columns) == (
+        'task animal: columns.text: train.csv has no column "questoin"\n'
+        '  did you mean "question"?\n'
+        "  columns there are: question, topic"
+    )
+    assert mistakes(tmp_path, format="labels", columns={"label": "topic"}).endswith(
+        "\n  name it in the recipe: columns: {text: your-column}"
+    )
+
+
+def test_wrong_delimiter_is_guessed(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("prompt;answer\na;b\n")
+    assert "the header is one cell: .csv is separated by commas" in mistakes(tmp_path)
+
+
+def test_column_missing_in_one_row(tmp_path: Path) -> None:
+    write(tmp_path / "t.jsonl", [{"prompt": "a", "answer": "b"}, {"prompt": "c", "reply": "d"}])
+    assert mistakes(tmp_path, train="t.jsonl") == (
+        't.jsonl:2: no "answer", which other rows have\n  has: prompt, reply'
+    )
+
+
+def test_label_outside_the_declared_set(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", [*FORTY[:3], {"text": "x", "label": "fisch"}])
+    assert mistakes(tmp_path, format="labels", labels=["fish", "bird", "tree"]) == (
+        'train.csv:5: label "fisch" is not one of the declared labels\n'
+        '  did you mean "fish"?\n'
+        "  declared labels: fish, bird, tree"
+    )
+
+
+def test_test_label_that_training_never_shows(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", FORTY)
+    write(tmp_path / "test.csv", [{"text": "x", "label": "stone"}])
+    assert mistakes(tmp_path, format="labels", test="test.csv") == (
+        'test.csv:2: label "stone" is not one of the labels of the training split\n'
+        "  labels of the training split: bird, fish, tree"
+    )
+
+
+def test_value_without_a_label_name(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", [{"text": "x", "label": "2"}, {"text": "y", "label": "0"}])
+    assert mistakes(tmp_path, format="labels", label_names={"0": "no", "1": "yes"}) == (
+        'train.csv:2: label "2" is not in label_names\n  those there are: 0, 1'
+    )
+
+
+def test_a_single_label(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", [{"text": str(i), "label": "a"} for i in range(9)])
+    assert mistakes(tmp_path, format="labels") == (
+        'task animal: train: "a" is the only label\n  there is nothing to tell apart'
+    )
+
+
+def test_empty_prompts_and_answers_name_file_and_line(tmp_path: Path) -> None:
+    records = [
+        {"prompt": " ", "answer": "a"},
+        {"prompt": "b", "answer": ""},
+        {"prompt": "c", "answer": None},
+        {"prompt": ["d"], "answer": "e"},
+        {"prompt": "f", "answer": float("nan")},
+        {"prompt": "\ud800", "answer": "g"},
+    ]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    assert [line for line in mistakes(tmp_path, train="t.jsonl").split("\n") if line[0] != " "] == [
+        't.jsonl:1: "prompt" is empty',
+        't.jsonl:2: "answer" is empty',
+        't.jsonl:3: "answer" is empty',
+        't.jsonl:4: "prompt" is a list, not text',
+        't.jsonl:5: "answer" is empty',
+        't.jsonl:6: "prompt" has half a character (a lone surrogate)',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("messages", "what"),
+    [
+        ([], '"messages" is no list of messages'),
+        ("{", '"messages" is no JSON: '),
+        ([{"role": "user"}], '"messages": message 1 has no role and content'),
+        (
+            [{"role": "usr", "content": "a"}],
+            '"messages": message 1: role "usr" is unknown\n  did you mean "user"?',
+        ),
+        ([{"role": "user", "content": "a"}], '"messages" has no message of the assistant'),
+        (
+            [{"role": "assistant", "content": "a"}],
+            '"messages" has no message of the user before the answer',
+        ),
+        (
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}],
+            '"messages, message 2" is empty',
+        ),
+    ],
+)
+def test_broken_conversations(tmp_path: Path, messages: Any, what: str) -> None:
+    write(tmp_path / "t.jsonl", [{"messages": messages}])
+    assert mistakes(tmp_path, format="chat", train="t.jsonl").startswith(f"t.jsonl:1: {what}")
+
+
+def test_too_few_rows_to_split(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", [{"prompt": "a", "answer": "b"}])
+    assert mistakes(tmp_path) == (
+        "task animal: train: 1 rows are too few to set some aside for testing\n"
+        "  give `test` and `validation`, or more training rows"
+    )
+
+
+def test_many_mistakes_of_one_file_are_counted(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", [{"prompt": "a", "answer": ""}] * 25)
+    text = mistakes(tmp_path)
+    assert text.count('"answer" is empty') == sources.SHOWN
+    assert text.endswith("train.csv: and 15 more mistakes")
+
+
+def test_all_mistakes_of_all_files_at_once_with_the_recipes_lines(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", [{"prompt": "a", "answer": ""}])
+    (tmp_path / "b.jsonl").write_text("{\n")
+    write(tmp_path / "c.csv", [{"question": "a", "answer": "b"}])
+    (tmp_path / "g.txt").write_text("one text only\n")
+    (tmp_path / "recipe.yaml").write_text(
+        "model: {path: none}\n"
+        "method: sequential\n"
+        "stream:\n"
+        "  tasks:\n"
+        "    - {name: a, train: a.csv}\n"
+        "    - {name: b, train: b.jsonl}\n"
+        "    - name: c\n"
+        "      train: c.csv\n"
+        "      columns: {prompt: questio}\n"
+        "general: {source: g.txt}\n"
+    )
+    recipe = load_recipe("recipe.yaml")
+    with pytest.raises(RecipeError) as caught:
+        build_stream(recipe.stream, recipe.general, recipe.folder, recipe.seed)
+    assert [mistake.what for mistake in caught.value.mistakes] == [
+        'a.csv:2: "answer" is empty',
+        "b.jsonl:1: broken JSON: Expecting property name enclosed in double quotes (column 2)",
+        'recipe.yaml:9: stream.tasks.2.columns.prompt: c.csv has no column "questio"',
+        "general.held_out_rows: 32 texts wanted, but g.txt has 1 for it",
+        "general.replay_rows: 64 texts wanted, but g.txt has 0 for it",
+    ]
+
+
+# ---- general text ----
+
+
+@pytest.mark.parametrize("ending", ["txt", "jsonl"])
+def test_general_text_of_a_file(tmp_path: Path, ending: str) -> None:
+    texts = [f"paragraph {i}\nof two lines" for i in range(9)]
+    (tmp_path / "g.txt").write_text("\n\n".join([*texts, texts[0]]))
+    write(tmp_path / "g.jsonl", [{"body": text} for text in [*texts, texts[0], ""]])
+    write(tmp_path / "train.csv", FORTY)
+    stream = StreamConfig(tasks=[TaskConfig(name="a", train="train.csv", format="labels")])
+
+    def general(replay: int) -> Any:
+        config = GeneralConfig(
+            source=f"g.{ending}", column="body", replay_rows=replay, held_out_rows=4
+        )
+        return build_stream(stream, config, tmp_path, 0).general
+
+    text = general(5)
+    assert sorted(text.replay + text.held_out) == texts
+    assert (len(text.replay), len(text.held_out)) == (5, 4)
+    assert general(2).held_out == text.held_out
+    assert general(2).replay == text.replay[:2]
+    with pytest.raises(RecipeError, match=r"replay_rows: 6 texts wanted, but g\.\w+ has 5"):
+        general(6)
+
+
+def test_general_text_of_python_is_disjoint() -> None:
+    text = builtin.pydoc_texts(0)
+    assert min(len(text.replay), len(text.held_out)) >= 64
+    paragraphs = [
+        {paragraph for piece in side for paragraph in piece.split("\n\n")}
+        for side in (text.replay, text.held_out)
+    ]
+    assert not paragraphs[0] & paragraphs[1]
+    assert builtin.pydoc_texts(0) == text
+    assert builtin.pydoc_texts(1) != text
+
+
+# ---- built-in streams ----
+
+READERS = {
+    "questions": builtin.chatterbot_questions,
+    "languages": builtin.chatterbot_languages,
+    "names": builtin.cldr_names,
+    "codes": builtin.cldr_codes,
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_reader_deals_every_text_to_one_split(name: str) -> None:
+    splits = READERS[name](0)
+    texts = [" ".join(said(row).casefold().split()) for part in splits for row in part]
+    assert len(texts) == len(set(texts))
+    assert len(splits.train) > 2 * len(splits.test) > 4 * len(splits.validation) > 0
+    assert READERS[name](0) == splits
+    assert READERS[name](1) != splits
+
+
+def test_built_in_rows_are_what_they_say() -> None:
+    def answers(splits: builtin.Splits) -> dict[str, str]:
+        return {said(row): row["answer"] for part in splits for row in part}
+
+    assert answers(builtin.cldr_names(0))["Germany"] == "Deutschland"
+    assert answers(builtin.chatterbot_languages(0))["Wie geht es dir?"] == "German"
+    assert answers(builtin.chatterbot_questions(0))["who wrote frankenstein"] == "books"
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_a_built_in_stream_is_complete(name: str) -> None:
+    description, builder = STREAMS[name]
+    stream = builder(0, Sizes(train=40, validation=8, test=20, replay=5, held_out=3))
+    assert description
+    assert stream.name == name
+    assert (len(stream.general.replay), len(stream.general.held_out)) == (5, 3)
+    for task in stream:
+        assert (len(task.train), len(task.validation), len(task.test)) == (40, 8, 20)
+        assert task.source
+        train = set(map(said, task.train))
+        assert not train & {said(row) for row in [*task.test, *task.validation]}
+        assert {row["answer"] for row in task.train} == set(task.labels) or not task.labels
+    built = build_stream(StreamConfig(name=name), None, Path(), 0)
+    assert built == builder(0, None)
+
+
+def test_rows_are_the_same_under_another_hash_seed(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", FORTY)
+    program = (
+        "import hashlib; from pathlib import Path\n"
+        "from perdure.config import StreamConfig, TaskConfig\n"
+        "from perdure.streams import build_stream\n"
+        "own = StreamConfig(tasks=[TaskConfig(name='a', train='train.csv', format='labels')])\n"
+        "for stream in (own, StreamConfig(name='demo')):\n"
+        "    text = repr(build_stream(stream, None, Path(), 0))\n"
+        "    print(hashlib.sha256(text.encode()).hexdigest())\n"
+    )
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(outputs) == 1
+
+
+# ---- hub data sets ----
+
+
+def test_data_set_folder_through_datasets(tmp_path: Path) -> None:
+    """A folder is read by the same call as a hub data set, class names included."""
+    import datasets
+
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=list(TOPICS))}
+    )
+    numbered = [{**record, "label": TOPICS.index(record["label"])} for record in FORTY]
+    data = datasets.Dataset.from_list(numbered, features=features)
+    (tmp_path / "animals").mkdir()
+    data.to_parquet(tmp_path / "animals" / "train.parquet")
+    (task,) = build(tmp_path, format="labels", dataset="animals", train="train")
+    assert task.labels == tuple(sorted(TOPICS))
+    by_text = {record["text"]: record["label"] for record in FORTY}
+    assert all(by_text[said(row)] == row["answer"] for row in [*task.train, *task.test])
+    assert mistakes(tmp_path, format="labels", dataset="animals", train="trian").startswith(
+        'task animal: train: data set "animals", split trian: Unknown split "trian".'
+    )
+
+
+def test_hub_not_reachable(tmp_path: Path) -> None:
+    """Offline as conftest.py sets it; both splits are named, the hub is asked once."""
+    assert mistakes(tmp_path, format="labels", dataset="ada/none", train="train", test="test") == (
+        'task animal: train: data set "ada/none": the hub cannot be reached: '
+        "Couldn't reach 'ada/none' on the Hub (OfflineModeIsEnabled)\n"
+        "  HF_HUB_OFFLINE is set: unset it to allow the download\n"
+        "  or give local files instead of `dataset`: train: FILE.jsonl\n"
+        'task animal: test: data set "ada/none": the hub cannot be reached: '
+        "Couldn't reach 'ada/none' on the Hub (OfflineModeIsEnabled)\n"
+        "  HF_HUB_OFFLINE is set: unset it to allow the download\n"
+        "  or give local files instead of `dataset`: train: FILE.jsonl"
+    )
