@@ -1,0 +1,84 @@
+"""What must hold of every file: tests assert, files stay short, light modules stay light."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import perdure
+
+TESTS = Path(__file__).parent
+PACKAGE = Path(perdure.__file__).parent
+LONGEST = 400
+HEAVY = {"torch", "transformers", "datasets", "trl", "peft", "accelerate", "matplotlib", "scipy"}
+LIGHT = ["perdure.cli", "perdure.config", "perdure.errors", "perdure.streams", "perdure.run"]
+
+
+def checks(node: ast.AST) -> bool:
+    """Whether a node is an assertion: assert, pytest.raises or .warns, or a call to assert_*."""
+    if isinstance(node, ast.Assert):
+        return True
+    if not isinstance(node, ast.Call):
+        return False
+    name = ast.unparse(node.func).rpartition(".")
+    return name[2].startswith("assert_") or (name[0] == "pytest" and name[2] in ("raises", "warns"))
+
+
+def without_assertion(tree: ast.Module) -> Iterator[str]:
+    """Yield the names of test functions that check nothing, also by a function of their file."""
+    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    checking = {f.name for f in functions if any(map(checks, ast.walk(f)))}
+    for function in functions:
+        if not function.name.startswith("test_") or function.name in checking:
+            continue
+        calls = [n.func for n in ast.walk(function) if isinstance(n, ast.Call)]
+        if not any(isinstance(call, ast.Name) and call.id in checking for call in calls):
+            yield function.name
+
+
+def test_every_test_asserts() -> None:
+    silent = [
+        f"{path.relative_to(TESTS)}: {name}"
+        for path in sorted(TESTS.rglob("test_*.py"))
+        for name in without_assertion(ast.parse(path.read_text("utf-8")))
+    ]
+    assert silent == []
+
+
+def test_a_test_without_assertion_is_found() -> None:
+    source = (
+        "def helper():\n    assert x\n"
+        "def test_good():\n    helper()\n"
+        "def test_raises():\n    with pytest.raises(E): f()\n"
+        "def test_close():\n    torch.testing.assert_close(a, b)\n"
+        "class TestX:\n    def test_bad(self):\n        run()\n"
+    )
+    assert list(without_assertion(ast.parse(source))) == ["test_bad"]
+
+
+def test_no_file_is_long() -> None:
+    lines = {
+        str(path.relative_to(PACKAGE)): path.read_text("utf-8").count("\n")
+        for path in PACKAGE.rglob("*.py")
+    }
+    assert len(lines) > 10
+    assert {name: count for name, count in lines.items() if count > LONGEST} == {}
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_light_modules_import_nothing_heavy(module: str) -> None:
+    program = f"import sys, {module}; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert HEAVY & set(done.stdout.split()) == set()
