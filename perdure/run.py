@@ -16,7 +16,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib import metadata
@@ -145,6 +145,14 @@ class Run:
         """Add a line to perdure.log."""
         with open(self.path / "perdure.log", "a", encoding="utf-8") as file:
             file.write(f"{now()} {text}\n")
+
+    def decide(self, name: str, choose: Callable[[], str]) -> str:
+        """A choice that this run made when it began, kept in environment.json for a resume."""
+        found = self.environment()
+        value = share(str(found[name] if name in found else choose()))
+        if rank() == 0 and name not in found:
+            write_atomic(self.path / "environment.json", json.dumps({**found, name: value}, indent=2))
+        return value
 
     def take_over(self, source: Run) -> None:
         """Copy the base model's scores (row 0) from another run on the same base and tasks."""

@@ -19,6 +19,7 @@ def build(recipe: Recipe, run: Run, stream: TaskStream, display: Any) -> Generat
     from perdure.learners.generation import GenerationLearner
 
     chosen = methods.build(recipe.methods)  # a wrong method is told before weights are loaded
-    precision = models.choose_precision(recipe.train.precision)
+    # Measured once: a resumed run must compute as it began.
+    precision = run.decide("precision", lambda: models.choose_precision(recipe.train.precision))
     model, tokenizer = models.load_base(recipe.model, precision=precision)
     return GenerationLearner(model, tokenizer, stream, chosen, recipe, run, display, precision)

@@ -1,0 +1,55 @@
+"""Fine-tune language models on task after task without forgetting, and measure both.
+
+    attach(trainer, "gere", ...)      a method on your own transformers or trl trainer
+    learn(recipe, run)                what `perdure run` does
+    load_recipe(path, overrides)      a YAML recipe, checked
+    Run                               a run directory
+    Task, TaskStream, GeneralText     data, from your own code
+    ScoreMatrix                       scores, and every figure derived from them
+    Method, MethodConfig              the base of a method of your own
+
+Importing this package loads no torch; each name is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from perdure.config import Recipe as Recipe
+    from perdure.config import load_recipe as load_recipe
+    from perdure.dropin import attach as attach
+    from perdure.errors import PerdureError as PerdureError
+    from perdure.loop import learn as learn
+    from perdure.methods.base import Method as Method
+    from perdure.methods.base import MethodConfig as MethodConfig
+    from perdure.run import Run as Run
+    from perdure.scoring import ScoreMatrix as ScoreMatrix
+    from perdure.streams.task import GeneralText as GeneralText
+    from perdure.streams.task import Task as Task
+    from perdure.streams.task import TaskStream as TaskStream
+
+_HOME = {
+    "GeneralText": "streams.task",
+    "Method": "methods.base",
+    "MethodConfig": "methods.base",
+    "PerdureError": "errors",
+    "Recipe": "config",
+    "Run": "run",
+    "ScoreMatrix": "scoring",
+    "Task": "streams.task",
+    "TaskStream": "streams.task",
+    "attach": "dropin",
+    "learn": "loop",
+    "load_recipe": "config",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

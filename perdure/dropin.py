@@ -1,0 +1,174 @@
+"""Methods on your own `transformers.Trainer` or `trl.SFTTrainer`, in three lines.
+
+    trainer = SFTTrainer(model, train_dataset=data)
+    perdure.attach(trainer, "gere", general=texts)
+    trainer.train()
+
+Logging, gradient accumulation, mixed precision, checkpoints and evaluation stay as they are.
+Hand the same method objects to the next task's trainer: `attach(next_trainer, *trainer.methods)`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from perdure.errors import UsageError
+from perdure.learners.attach import attach as put_on
+from perdure.learners.attach import give_weights, refuse_clashes
+from perdure.learners.context import Context
+from perdure.learners.encoding import Encoder
+from perdure.methods import build
+from perdure.methods.base import Method
+from perdure.streams.task import GeneralText, Row, Task
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+
+def attach(
+    trainer: Trainer,
+    *methods: Method | str | Mapping[str, Any],
+    general: Sequence[str] = (),
+    task: str = "task",
+    task_index: int = 0,
+    base: Mapping[str, Tensor] | None = None,
+    cache: str | Path | None = None,
+) -> Trainer:
+    """Put methods on a trainer, before `trainer.train()`, and return it.
+
+    Args:
+        methods: a name (`"replay"`), a name with options (`{"name": "gere", "weight": 100}`), or
+            the method objects of an earlier trainer (`trainer.methods`), which remember.
+        general: texts that methods may replay.
+        task, task_index: what is learned, counted from 0; they name what is logged and cached.
+        base: the untouched base model's trainable parameters, for a method that compares with
+            it when `trainer.model` has learned something before; default: the model as it is.
+        cache: a folder for what methods compute once; default: `perdure` in the output folder.
+
+    Raises:
+        UsageError: no tokenizer on the trainer, two methods that clash, or a method that needs
+            to change the rows or train in phases: that takes `perdure run`.
+    """
+    chosen = [m if isinstance(m, Method) else _built(m) for m in methods]
+    refuse_clashes(chosen)
+    if trainer.processing_class is None:
+        raise UsageError(
+            "attach: the trainer has no tokenizer", "give it one: Trainer(..., processing_class=...)"
+        )
+    eval_rows = trainer.eval_dataset if isinstance(trainer.eval_dataset, Sequence) else ()
+    learned = Task(
+        task,
+        train=_EncodedRows(trainer, trainer.train_dataset),
+        validation=_EncodedRows(trainer, eval_rows),
+        test=(),
+        metric="perplexity",
+    )
+    ctx = Context(
+        trainer.model,
+        Encoder(trainer.processing_class),
+        learned,
+        methods=chosen,
+        task_index=task_index,
+        general=GeneralText(replay=general),
+        seed=trainer.args.seed,
+        batch_size=trainer.args.train_batch_size
+        * trainer.args.gradient_accumulation_steps
+        * trainer.args.world_size,
+        cache=Path(cache) if cache else Path(trainer.args.output_dir) / "perdure",
+        on_log=lambda name, value: trainer.log({name: value}),
+        base=(lambda: dict(base)) if base is not None else None,
+        score=lambda _, rows: _perplexity(ctx, rows),
+    )
+    put_on(trainer, *chosen, ctx=ctx)
+    for method in chosen:
+        method.begin_task(ctx)
+    trainer.add_callback(_Ending(ctx, _frozen_names(ctx, chosen)))
+    return trainer
+
+
+def _built(method: str | Mapping[str, Any]) -> Method:
+    from perdure.config import MethodSpec
+
+    options = {"name": method} if isinstance(method, str) else dict(method)
+    return build([MethodSpec(name=str(options.pop("name", "")), options=options)])[0]
+
+
+def _frozen_names(ctx: Context, methods: Sequence[Method]) -> list[str]:
+    """Freeze what the methods' only phase freezes; refuse what a foreign trainer cannot do."""
+    import re
+
+    frozen = []
+    for method in methods:
+        name = type(method).__name__
+        phases = method.phases(ctx)
+        plain = len(phases) == 1 and phases[0].epochs is None and phases[0].start == "current"
+        if not plain or type(method).train_data is not Method.train_data:
+            raise UsageError(
+                f"attach: {name} chooses the rows or trains in phases, which a trainer of your "
+                "own cannot do",
+                "use perdure run, or perdure.learn",
+            )
+        if phases[0].freeze:
+            params = ctx.named_parameters()
+            frozen += [n for n in params if re.search(phases[0].freeze, n)]
+    for n, p in ctx.named_parameters().items():
+        if n in frozen:
+            p.requires_grad_(False)
+    return frozen
+
+
+class _EncodedRows(Sequence[Row]):
+    """A trainer's own rows as its collator makes them: `input_ids` and `labels`, no padding."""
+
+    def __init__(self, trainer: Trainer, rows: Any) -> None:
+        self.trainer, self.rows = trainer, rows
+
+    def __len__(self) -> int:
+        return 0 if self.rows is None else len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        batch = self.trainer.data_collator([self.rows[index]])
+        labels = batch["labels"][0]
+        real = batch["attention_mask"][0].bool() if "attention_mask" in batch else labels == labels
+        return {
+            "input_ids": batch["input_ids"][0][real].tolist(),
+            "labels": labels[real].tolist(),
+        }
+
+
+@torch.no_grad()
+def _perplexity(ctx: Context, rows: Sequence[Row], batch_size: int = 8) -> float:
+    """exp of the mean loss of a label token on `rows`."""
+    if not rows:
+        raise UsageError("attach: this method looks at held-out rows", "give the trainer eval_dataset")
+    loss, count = 0.0, 0
+    for start in range(0, len(rows), batch_size):
+        nll = ctx.forward([ctx.encode(r) for r in rows[start : start + batch_size]]).nll
+        loss, count = loss + float(nll.sum()), count + nll.numel()
+    return math.exp(loss / max(count, 1))
+
+
+class _Ending(TrainerCallback):  # type: ignore[misc]
+    def __init__(self, ctx: Context, frozen: Sequence[str]) -> None:
+        self.ctx, self.frozen = ctx, frozen
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        params = dict(self.ctx.model.named_parameters())
+        for name in self.frozen:
+            params[name].requires_grad_(True)
+        for method in self.ctx.methods:
+            give_weights(self.ctx.model, method.end_task(self.ctx))
+
+
+__all__ = ["attach"]
