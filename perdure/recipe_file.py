@@ -1,0 +1,121 @@
+"""From a YAML file and overrides to a `Recipe`, with the place of every mistake."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from perdure.config import SPLITS, Recipe, Tracker
+from perdure.errors import RecipeError
+from perdure.recipe_check import validate
+from perdure.yaml_file import COMMAND_LINE, Document, Key, Mistake, near, read
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_PACKAGES = {"comet_ml": "comet-ml"}
+
+
+def load(path: Path, overrides: Sequence[str], *, check_files: bool, tasks_only: bool) -> Recipe:
+    """See `perdure.config.load_recipe`."""
+    document = read(path)
+    data = document.data
+    found = list(_override(document, overrides))
+    if tasks_only:
+        data.setdefault("model", {"path": "none"})
+        data.setdefault("method", "sequential")
+    data.setdefault("name", re.sub(r"[^\w.+-]+", "-", path.stem).strip("-.+") or "recipe")
+    folder = path.resolve().parent
+    missing = list(_resolve_paths(document, folder))
+    if check_files:
+        found += [*missing, *_missing_trackers(data)]
+    recipe, wrong = validate(data)
+    told = {mistake.key for mistake in found}
+    found += [mistake for mistake in wrong if mistake.key not in told]
+    if found or recipe is None:
+        raise RecipeError(document.errors(found))
+    recipe._folder = folder
+    for i, task in enumerate(recipe.stream.tasks):
+        task._places = lambda key, i=i: document.place(
+            ("stream", "tasks", i, *filter(None, key.split(".")))
+        )
+    return recipe
+
+
+def _override(document: Document, overrides: Sequence[str]) -> Iterator[Mistake]:
+    """Apply the overrides; a new method's name goes first, so that its options stay its own."""
+    data = document.data
+    for text in sorted(overrides, key=lambda o: not o.startswith(("method=", "method.name="))):
+        if text.startswith("method.name=") and isinstance(data.get("method"), str):
+            data["method"] = {"name": data["method"]}
+        before = data["method"].get("name") if isinstance(data.get("method"), dict) else None
+        if mistake := document.override(text):
+            yield mistake
+        elif text.startswith("method.name=") and data["method"]["name"] != before:
+            data["method"] = {"name": data["method"]["name"]}
+
+
+def _resolve_paths(document: Document, folder: Path) -> Iterator[Mistake]:
+    """Make the paths in the data absolute, and say which of them lead nowhere."""
+
+    def resolve(key: Key) -> tuple[Path, Mistake] | None:
+        section: Any = document.data
+        try:
+            for part in key[:-1]:
+                section = section[part]
+            text = section[key[-1]]
+        except (LookupError, TypeError):
+            return None
+        if not isinstance(text, str) or not text:
+            return None
+        base = Path.cwd() if document.line(key) == COMMAND_LINE else folder
+        path = (base / Path(text).expanduser()).resolve()
+        others = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = near(path.name, others) or f"relative paths start from {base}"
+        return path, Mistake(key, f"no such file: {text}", hint)
+
+    def put(key: Key, path: Path) -> None:
+        section: Any = document.data
+        for part in key[:-1]:
+            section = section[part]
+        section[key[-1]] = str(path)
+
+    tasks = document.data.get("stream")
+    tasks = tasks.get("tasks") if isinstance(tasks, dict) else None
+    keys: list[Key] = [
+        ("stream", "tasks", i, split)
+        for i, task in enumerate(tasks if isinstance(tasks, list) else [])
+        if isinstance(task, dict) and task.get("dataset") is None
+        for split in SPLITS
+    ]
+    for key in [*keys, ("general", "source"), ("model", "chat_template"), ("model", "path")]:
+        if (found := resolve(key)) is None:
+            continue
+        path, nowhere = found
+        section, text = key[0], nowhere.what.removeprefix("no such file: ")
+        if section == "model" and key[-1] == "path" and not _is_local(text, path):
+            if not _HUB_ID.fullmatch(text):
+                yield Mistake(key, f'"{text}" is no file, folder or hub id', nowhere.remedy)
+            continue
+        if (section == "general" and not Path(text).suffix) or text in ("auto", "none"):
+            continue  # a name, not a path; the section's own check knows them
+        put(key, path)
+        if not path.exists():
+            yield nowhere
+        elif path.is_dir() and key[-1] != "path":
+            yield Mistake(key, f"is a folder, not a file: {text}")
+
+
+def _is_local(text: str, path: Path) -> bool:
+    return path.exists() or text.endswith(".gguf") or text.startswith((".", "/", "~"))
+
+
+def _missing_trackers(data: dict[str, Any]) -> Iterator[Mistake]:
+    train = data.get("train")
+    names = train.get("report_to") if isinstance(train, dict) else None
+    for i, name in enumerate(names if isinstance(names, list) else []):
+        if name in typing.get_args(Tracker) and importlib.util.find_spec(name) is None:
+            remedy = f"pip install {_PACKAGES.get(name, name)}"
+            yield Mistake(("train", "report_to", i), f"{name} is not installed", remedy)
