@@ -1,0 +1,67 @@
+"""Train the upper layers only: the lowest `layers` decoder layers and the embeddings stay fixed.
+
+What the lower layers compute is then shared by all tasks; a cheap baseline that published
+comparisons often leave out.
+Paper: "Freeze" in Spurious Forgetting in Continual Learning of Language Models, Zheng et al. 2025
+(arXiv 2501.13453), which fixes the bottom layers and the input embeddings.
+
+    w_l stays as it was before the task for l < layers and for every embedding
+Departs: fixed from the first task on; where input and output embeddings are one tensor, the head
+is fixed too. With an adapter, its parts in the lowest layers are fixed.
+Cost: negative; frozen weights need no gradient and no optimizer state.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from perdure.errors import UsageError
+from perdure.methods.base import Method, MethodConfig, Phase
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from perdure.learners.context import Context
+
+
+class FreezeConfig(MethodConfig):
+    layers: int = Field(4, ge=0, description="decoder layers that stay fixed, from the input up")
+    embeddings: bool = Field(True, description="keep token and position embeddings fixed")
+
+
+def freeze_pattern(model: nn.Module, layers: int, embeddings: bool = True) -> str:
+    """Regular expression over parameter names, made from where the model keeps its parts.
+
+    Raises:
+        UsageError: the model has too few layers to leave one to train.
+    """
+    from torch.nn import Embedding
+
+    from perdure.learners.passes import decoder_of, layers_of
+
+    stack = layers_of(model)
+    if layers >= len(stack):
+        raise UsageError(
+            f"freeze: layers: {layers} leaves none of the model's {len(stack)} layers to train",
+            f"set it to at most {len(stack) - 1}",
+        )
+    inside = {id(module) for module in stack.modules()}
+    outer = [m for m in decoder_of(model).modules() if isinstance(m, Embedding)]
+    fixed = {id(module) for module in stack[:layers]}
+    if embeddings:
+        fixed |= {id(module) for module in outer if id(module) not in inside}
+    names = [name for name, module in model.named_modules() if id(module) in fixed]
+    return rf"(?:^|\.)(?:{'|'.join(map(re.escape, names))})\." if names else ""
+
+
+class Freeze(Method):
+    Config = FreezeConfig
+    config: FreezeConfig
+
+    def phases(self, ctx: Context) -> Sequence[Phase]:
+        pattern = freeze_pattern(ctx.model, self.config.layers, self.config.embeddings)
+        return (Phase(freeze=pattern),)

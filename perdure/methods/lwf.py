@@ -1,0 +1,54 @@
+"""Keep the answers' predictions near those that the model gave before this task.
+
+While a task is learned, the model as the last task left it predicts the same new rows, and the
+student is held to its softened predictions. Needs no old data; does nothing in the first task.
+Paper: Learning without Forgetting, Li and Hoiem 2016 (arXiv 1606.09282), equations 2 and 3; the
+factor T^2 is Hinton et al. 2015 (arXiv 1503.02531), section 2.
+
+    L = CE(task) + weight * T^2 * mean over answer tokens of KL(softmax(z_prev/T) || softmax(z/T))
+Departs: KL for the paper's cross entropy (same gradient, 0 at the start); one shared vocabulary
+for the paper's old and new heads, so old predictions are held on the very tokens being learned;
+no warm-up of a new head; T^2, which the paper leaves out.
+Cost: a second copy of the trainable weights and one more forward pass a step, without gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from perdure.methods._distill import kl
+from perdure.methods.base import Method, MethodConfig, Reads
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from perdure.learners.context import Context
+    from perdure.learners.passes import Pass
+
+
+class LwFConfig(MethodConfig):
+    weight: float = Field(1.0, ge=0, description="strength of the pull to the old predictions")
+    temperature: float = Field(
+        2.0, gt=0, description="softens both predictions; the paper's value is 2"
+    )
+
+
+def lwf_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 * KL of each token; logits (tokens, vocab) -> (tokens,)."""
+    return temperature**2 * kl(student, teacher, temperature)
+
+
+class LwF(Method):
+    Config = LwFConfig
+    config: LwFConfig
+    reads = Reads(logits=True, teacher="previous")
+
+    def loss(self, ctx: Context, main: Pass, extra: Pass | None) -> Mapping[str, Tensor]:
+        if ctx.task_index == 0:  # nothing was learned yet that this run could forget
+            return {}
+        teacher = ctx.frozen("previous")(main.batch)
+        pull = lwf_loss(main.logits, teacher.logits, self.config.temperature)
+        return {"lwf": self.config.weight * main.token_mean(pull)}

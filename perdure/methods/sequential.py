@@ -1,0 +1,15 @@
+"""Train on each task in turn and do nothing against forgetting: the lower bound.
+
+Every other method must beat it on earlier tasks and on general ability.
+
+    L = CE(task)
+Cost: none.
+"""
+
+from __future__ import annotations
+
+from perdure.methods.base import Method
+
+
+class Sequential(Method):
+    """Plain fine-tuning, one task after another."""
