@@ -104,13 +104,17 @@ def load_config(name: str, options: Mapping[str, Any]) -> MethodConfig:
         return schema(**options)
     except ValidationError as error:
         known = list(schema.model_fields)
-        lines = []
+        told: dict[str, list[str]] = {}
         for problem in error.errors():
-            key = ".".join(str(part) for part in problem["loc"]) or "options"
+            key = str(problem["loc"][0]) if problem["loc"] else "options"
             if problem["type"] == "extra_forbidden":
-                lines.append(f"method {name}: no option {key!r}{_near(key, known)}")
+                told[f"no option {key!r}{_near(key, known)}"] = []
             else:
-                lines.append(f"method {name}: {key}: {problem['msg']}")
+                told.setdefault(key, []).append(problem["msg"])  # a union fails once a member
+        lines = [
+            f"method {name}: {key}" + (f": {'; or '.join(why)}" if why else "")
+            for key, why in told.items()
+        ]
         remedy = f"options of {name}: {', '.join(known) or 'none'}"
         raise UsageError("\n".join(lines), remedy) from error
 

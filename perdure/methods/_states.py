@@ -111,7 +111,7 @@ class StateCache:
         others = [p for p in self.root.glob("gere-*/meta.json") if p.parent.suffix != ".part"]
         metas = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(others)]
         found = [[k for k, v in self.about.items() if meta.get(k) != v] for meta in metas]
-        return ", ".join(min(found, key=lambda names: len(names))) if found else ""
+        return ", ".join(sorted(found, key=len)[0]) if found else ""
 
     def build(self, texts: int, state_of: Callable[[int], States], k: float) -> None:
         """Distil `texts` texts: all processes run `state_of`, the first one writes."""

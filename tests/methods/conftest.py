@@ -1,0 +1,34 @@
+"""What tests of methods share: a context on the tiny model, and trainers with methods on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from small_tasks import FIRST, GENERAL
+
+from perdure.streams.task import GeneralText, Task
+
+
+@pytest.fixture
+def context(tiny: Any, tmp_path: Path) -> Callable[..., Any]:
+    """Make a `Context` on the tiny model: `context(method, ..., task=, task_index=, score=)`."""
+    from perdure.learners.context import Context
+    from perdure.learners.encoding import Encoder
+
+    model, tokenizer = tiny
+
+    def make(*methods: Any, task: Task = FIRST, **options: Any) -> Any:
+        ctx = Context(
+            options.pop("model", model), Encoder(tokenizer), task, methods=methods,
+            general=options.pop("general", GeneralText(replay=GENERAL)),
+            cache=options.pop("cache", tmp_path / "cache"), **options,
+        )  # fmt: skip
+        ctx.logged = {}
+        ctx._on_log = ctx.logged.__setitem__
+        return ctx
+
+    return make

@@ -1,0 +1,137 @@
+"""Methods are found by file name and by entry point, and a mistake is told with the near name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from perdure import methods
+from perdure.errors import UsageError
+from perdure.methods.base import Method
+
+BUILT_IN = ["eaft", "ewc", "freeze", "gere", "joint", "lwf", "replay", "rewind", "sequential"]
+
+THIRD_PARTY = '''"""Hold on to the third party's way.
+
+More about it.
+"""
+from perdure.methods.base import Method
+
+class Mine(Method):
+    pass
+
+NOT_A_METHOD = 3
+'''
+
+
+@pytest.fixture
+def offer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Install a package `third_party` that offers entry points name -> value."""
+    (tmp_path / "third_party").mkdir()
+    (tmp_path / "third_party/__init__.py").write_text("raise RuntimeError('was imported')\n")
+    (tmp_path / "third_party/mine.py").write_text(THIRD_PARTY)
+    (tmp_path / "lone_module.py").write_text(THIRD_PARTY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def points(**offers: str) -> None:
+        found = [EntryPoint(name, value, methods.GROUP) for name, value in offers.items()]
+        monkeypatch.setattr(methods, "_third_party", lambda: found)
+
+    yield points
+    for name in [n for n in sys.modules if n.split(".")[0] in ("third_party", "lone_module")]:
+        del sys.modules[name]
+
+
+def test_all_built_in_methods_are_there_and_say_what_they_do() -> None:
+    assert set(BUILT_IN) <= set(methods.names())
+    for name in BUILT_IN:
+        assert issubclass(methods.load(name), Method)
+        line = methods.describe(name)
+        assert 20 < len(line) < 100
+        assert line.endswith((".", ":"))
+
+
+def test_listing_and_describing_import_neither_torch_nor_the_method() -> None:
+    code = (
+        "import sys; from perdure import methods\n"
+        "[methods.describe(n) for n in methods.names()]\n"
+        "assert 'torch' not in sys.modules and 'perdure.methods.gere' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_option_is_described() -> None:
+    for name in BUILT_IN:
+        for key, option in methods.load(name).Config.model_fields.items():
+            assert option.description, f"{name}.{key}"
+
+
+def test_build_makes_the_listed_methods_in_order() -> None:
+    specs = [
+        SimpleNamespace(name="replay", options={"buffer_size": 5}),
+        SimpleNamespace(name="ewc", options={}),
+    ]
+    made = methods.build(specs)
+    assert [type(m).__name__ for m in made] == ["Replay", "EWC"]
+    assert made[0].config.buffer_size == 5
+
+
+def test_a_misspelt_name_is_told_with_the_near_one() -> None:
+    with pytest.raises(UsageError) as error:
+        methods.load("ger")
+    assert str(error.value) == (
+        'no method is called \'ger\'; did you mean "gere"?\n  all of them: perdure methods'
+    )
+    assert error.value.exit_code == 2
+
+
+def test_all_wrong_options_are_told_at_once() -> None:
+    with pytest.raises(UsageError) as error:
+        methods.load_config("gere", {"weigth": 1, "k": -1, "weight": "x"})
+    assert str(error.value).splitlines() == [
+        "method gere: weight: Input should be a valid number, unable to parse string as a number; "
+        "or Input should be 'dynamic'",
+        "method gere: k: Input should be greater than 0",
+        "method gere: no option 'weigth'; did you mean \"weight\"?",
+        "  options of gere: loss, weight, label_weight, k, layers, reduction, insert, samples, "
+        "max_tokens",
+    ]
+
+
+def test_a_third_partys_method_is_listed_and_described_without_importing_it(offer: Any) -> None:
+    offer(mine="third_party.mine:Mine")
+    assert "mine" in methods.names()
+    assert methods.describe("mine") == "Hold on to the third party's way."
+
+
+def test_a_third_partys_method_loads(offer: Any) -> None:
+    offer(mine="lone_module:Mine")
+    assert methods.load("mine").__name__ == "Mine"
+    assert methods.describe("mine") == "Hold on to the third party's way."
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("lone_module:NOT_A_METHOD", "lone_module:NOT_A_METHOD is no Method"),
+        ("lone_module:Missing", "cannot be imported"),
+        ("no_such_package:Mine", "cannot be imported"),
+    ],
+)
+def test_a_broken_entry_point_names_its_owner(offer: Any, value: str, told: str) -> None:
+    offer(mine=value)
+    with pytest.raises(UsageError, match=told):
+        methods.load("mine")
+
+
+def test_a_name_that_is_built_in_already_is_refused(offer: Any) -> None:
+    offer(gere="lone_module:Mine")
+    with pytest.raises(UsageError, match="'gere' is offered more than once: perdure, lone_module"):
+        methods.load("gere")
+    assert methods.names().count("gere") == 1
