@@ -85,7 +85,7 @@ class LoraConfig(Section):
 
 
 class ModelConfig(Section):
-    path: str = Field(description="a hub id, a local folder, or a .gguf file")
+    path: str = Field(description="hub id, folder, .gguf file, or package:NAME that brings one")
     revision: str | None = Field(None, description="branch, tag or commit of a hub model")
     trust_remote_code: bool = Field(False, description="run Python code that the model brings")
     tuning: Literal["full", "lora"] = Field("full", description="train all weights or adapters")

@@ -1,0 +1,293 @@
+"""The command line: one function a command, with its options; the work is in `perdure.commands`.
+
+Exit codes: 0 done, 2 wrong usage, recipe, data or model, 4 a run directory in the way, 5 training
+could not go on, 130 interrupted (`perdure.errors`); `audit` adds 1 for lost and 3 for undecided.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from perdure.commands.output import told
+
+app = typer.Typer(
+    name="perdure",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # rich takes a tenth of a second to import
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Example: perdure demo --quick",
+)
+recipes_app = typer.Typer(rich_markup_mode=None)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+
+
+def main() -> None:
+    """Entry point of the `perdure` command."""
+    app()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"perdure {version('perdure')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Fine-tune a language model on one task after another, and see what it forgot."""
+
+
+@app.command(
+    epilog="Example: perdure demo --quick --methods sequential,replay",
+    short_help="See three methods at work on a small model",
+)
+@told
+def demo(
+    quick: Annotated[bool, typer.Option("--quick", help="The smallest size: 4 minutes.")] = False,
+    methods: Annotated[
+        str, typer.Option(metavar="A,B,...", help="Methods to compare, by name.")
+    ] = "sequential,replay,gere",
+    base: Annotated[
+        str | None,
+        typer.Option(help="Base model: hub id, folder or .gguf.  [default: SmolLM2-135M]"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same scores.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Must not exist.  [default: runs/demo-TIME]"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Teach a small model three tasks in turn, with each method, and show what was forgotten."""
+    from perdure.commands import demo as command
+
+    command.run(methods.split(","), quick, base, seed, out, as_json)
+
+
+@app.command(
+    epilog="Example: perdure run recipe.yaml method.name=replay train.learning_rate=5e-5",
+    short_help="Learn a recipe's tasks in order",
+)
+@told
+def run(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Values to use instead of the recipe's."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Must not exist.  [default: runs/NAME-TIME]"),
+    ] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Validate recipe and data, estimate time; load no weights."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Learn RECIPE's tasks in order; scores and checkpoints go to a new run directory."""
+    from perdure.commands import learn
+
+    learn.run(recipe, overrides or [], out, check, as_json)
+
+
+@app.command(
+    epilog="Example: perdure resume runs/shop", short_help="Go on with a run that was interrupted"
+)
+@told
+def resume(run: RunPath, as_json: Json = False) -> None:
+    """Go on with a run that was interrupted, with the same result as if it had not been."""
+    from perdure.commands import learn
+
+    learn.resume(run, as_json)
+
+
+@app.command(
+    name="eval",
+    epilog="Example: perdure eval runs/shop --tasks other.yaml",
+    short_help="Score a run's model again, also on other tasks",
+)
+@told
+def evaluate(
+    run: RunPath,
+    tasks: Annotated[
+        Path | None,
+        typer.Option(metavar="RECIPE", help="Score the tasks of this recipe instead."),
+    ] = None,
+    after: Annotated[
+        int | None,
+        typer.Option(metavar="I", min=0, help="After I tasks; 0: base model.  [default: last]"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Score RUN's model again, also on tasks it never saw; new scores join the run's."""
+    from perdure.commands import measure
+
+    measure.evaluate(run, tasks, after, as_json)
+
+
+@app.command(
+    epilog="Example: perdure compare runs/shop runs/shop-replay --out compare.html",
+    short_help="Show runs side by side: table and page",
+)
+@told
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Must not exist.  [default: compare-TIME.html]"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show runs side by side: a table, and an HTML page with figures."""
+    from perdure.commands import show
+
+    show.compare(runs, out, as_json)
+
+
+@app.command(
+    epilog="Example: perdure report runs/shop", short_help="Write a run's HTML report again"
+)
+@told
+def report(
+    run: RunPath,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Must not exist.  [default: RUN/report.html, renewed]"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write RUN's HTML report again, for a run in progress too."""
+    from perdure.commands import show
+
+    show.report(run, out, as_json)
+
+
+@app.command(
+    epilog="Example: perdure methods replay", short_help="List the methods against forgetting"
+)
+@told
+def methods(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Show one method and its options.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the methods against forgetting, one line each."""
+    from perdure.commands import lists
+
+    lists.methods(name, as_json)
+
+
+@app.command(
+    epilog="Example: perdure streams --json", short_help="List the built-in streams of tasks"
+)
+@told
+def streams(as_json: Json = False) -> None:
+    """List the built-in streams of tasks, for `stream: {name: ...}` in a recipe."""
+    from perdure.commands import lists
+
+    lists.streams(as_json)
+
+
+@recipes_app.callback(
+    invoke_without_command=True,
+    epilog="Example: perdure recipes --json",
+    short_help="List the recipes, or copy one to edit",
+)
+@told
+def recipes(context: typer.Context, as_json: Json = False) -> None:
+    """List the recipes that ship with Perdure, and copy one to edit."""
+    if context.invoked_subcommand is None:
+        from perdure.commands import lists
+
+        lists.recipes(as_json)
+
+
+@recipes_app.command(epilog="Example: perdure recipes copy two-csv-files shop")
+@told
+def copy(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As `perdure recipes` lists it.")],
+    destination: Annotated[
+        Path, typer.Argument(metavar="[DEST]", help="A folder, or the new .yaml file.")
+    ] = Path(),
+) -> None:
+    """Copy a recipe, and the sample data it reads; nothing is ever overwritten."""
+    from perdure.commands import lists
+
+    lists.copy_recipe(name, destination)
+
+
+app.add_typer(recipes_app, name="recipes")
+
+
+@app.command(
+    epilog="Example: perdure audit base tuned --tasks recipe.yaml --junit audit.xml",
+    short_help="Test whether a tuned model kept what it could",
+)
+@told
+def audit(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="Model folder, run, .gguf, hub id.")],
+    tuned: Annotated[str, typer.Argument(metavar="TUNED", help="The model to test, likewise.")],
+    tasks: Annotated[
+        Path | None, typer.Option(metavar="RECIPE", help="Compare on its tasks and general text.")
+    ] = None,
+    max_drop: Annotated[float, typer.Option(help="Allowed drop of a task's score, 0 to 1.")] = 0.02,
+    max_loss_rise: Annotated[
+        float, typer.Option(help="Allowed rise of the loss on general text, nats a token.")
+    ] = 0.05,
+    max_kl: Annotated[
+        float | None,
+        typer.Option(help="Allowed KL from BASE, nats a token.  [default: only reported]"),
+    ] = None,
+    alpha: Annotated[float, typer.Option(help="Chance that any verdict is wrong.")] = 0.05,
+    rows: Annotated[
+        int | None, typer.Option(min=2, help="Test rows a task at most.  [default: all]")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", help="Stop at the first measure that is lost.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of sampled texts and bootstrap.")] = 0,
+    undecided: Annotated[
+        int, typer.Option(metavar="CODE", help="Exit code if nothing is lost, something open.")
+    ] = 3,
+    junit: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write JUnit XML for a CI.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Test whether TUNED still can what BASE could: exit 0 kept, 1 lost, 3 undecided."""
+    from perdure.commands import measure
+
+    code = measure.audit(
+        base,
+        tuned,
+        tasks,
+        junit,
+        undecided,
+        as_json,
+        rows,
+        max_drop=max_drop,
+        max_loss_rise=max_loss_rise,
+        max_kl=max_kl,
+        alpha=alpha,
+        precision=precision,
+        fail_fast=fail_fast,
+        seed=seed,
+    )
+    raise typer.Exit(code)

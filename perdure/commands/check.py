@@ -1,0 +1,293 @@
+"""What a run would take, told without loading a weight: rows, tokens, steps, time and memory.
+
+Every row is encoded with the base model's tokenizer, so a row that is too long is found here.
+
+Time is arithmetic over a measured speed: 2 operations a parameter and token forward, 4 backward
+(Kaplan et al. 2020, table 1), over what this machine reached on a feed-forward layer. Memory is
+weights, gradients and optimizer state of the numbers that are trained, and the activations of
+the longest micro-batch (Korthikanti et al. 2022, section 4: 34 bytes a hidden unit, token and
+layer in 16 bit; twice that in fp32). Both are guesses, good to a factor of two.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from perdure.errors import DataError, PerdureError, RecipeError
+
+if TYPE_CHECKING:
+    from perdure.config import Recipe
+    from perdure.learners.encoding import Encoder
+    from perdure.models import ModelFacts
+    from perdure.streams import Task, TaskStream
+
+EFFICIENCY = 0.5
+"""Share of a feed-forward layer's speed that a whole training step reaches."""
+OPTIMIZER_BYTES = {
+    "adafactor": 0.1,
+    "sgd": 0.0,
+    "lion_32bit": 4.0,
+    "lion_8bit": 1.0,
+    "adamw_8bit": 2.0,
+    "paged_adamw_8bit": 2.0,
+    "adamw_torch_8bit": 2.0,
+}
+"""Optimizer state in bytes a trained number; 8 (two fp32 moments) for all others."""
+PROCESS_MB = 600
+"""A Python process with torch and transformers, before any model."""
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """One task: sizes of its data, and what training it takes."""
+
+    task: str
+    metric: str
+    train_rows: int
+    validation_rows: int
+    test_rows: int
+    longest: int
+    """Tokens of the longest row."""
+    train_tokens: int
+    """Tokens trained on, over all epochs."""
+    steps: int
+    train_seconds: float | None = None
+    score_seconds: float | None = None
+    """To score this task once."""
+    memory_mb: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    recipe: str
+    methods: tuple[str, ...]
+    model: str
+    parameters: int
+    trainable: int
+    precision: str
+    processes: int
+    tasks: tuple[TaskPlan, ...]
+    costs: tuple[str, ...] = ()
+    """What each method adds to time and memory, in its own words."""
+
+    @property
+    def seconds(self) -> float | None:
+        """Training of all tasks, and scoring all of them once before and after each."""
+        train = [t.train_seconds for t in self.tasks]
+        score = [t.score_seconds for t in self.tasks]
+        if None in train or None in score:
+            return None
+        return sum(filter(None, train)) + (len(self.tasks) + 1) * sum(filter(None, score))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "seconds": self.seconds}
+
+
+def examine(recipe: Recipe, stream: TaskStream, display: Any, *, estimate: bool = True) -> Plan:
+    """Check model, methods and every row, and count; loads no weight.
+
+    Args:
+        display: shows which task is being read.
+        estimate: also measure this machine (a second) and estimate time and memory.
+
+    Raises:
+        ModelError: the base model cannot be used.
+        UsageError: methods that clash, or a batch that cannot be split over the processes.
+        RecipeError: rows too long for the limit or the model, the first ten of them.
+    """
+    from perdure import methods, models
+    from perdure.learners.attach import refuse_clashes
+    from perdure.learners.encoding import Encoder
+    from perdure.learners.generation import split_batch
+
+    refuse_clashes(methods.build(recipe.methods), recipe.order_matters)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    micro, _ = split_batch(recipe, processes)
+    facts = models.inspect_base(recipe.model)
+    encoder = Encoder(models.load_tokenizer(recipe.model), recipe.model.chat_template, None)
+    limit = min(recipe.train.max_length, facts.context_length or recipe.train.max_length)
+    lengths = _lengths(encoder, stream, limit, limit < recipe.train.max_length, display)
+    precision, speed = recipe.train.precision, 0.0
+    if estimate:
+        precision = models.choose_precision(recipe.train.precision)
+        measured = models.measure_speed(1.0)
+        speed = (measured.bf16 or measured.fp32) if precision == "bf16" else measured.fp32
+        speed *= 1e9 * EFFICIENCY * processes
+    return Plan(
+        recipe=recipe.name,
+        methods=tuple(spec.name for spec in recipe.methods),
+        model=f"{recipe.model.path} ({facts.architecture})",
+        parameters=facts.parameters,
+        trainable=facts.trainable,
+        precision=precision,
+        processes=processes,
+        tasks=tuple(
+            _plan(recipe, task, lengths[task.name], encoder, facts, micro, precision, speed)
+            for task in stream
+        ),
+        costs=tuple(_cost(spec.name) for spec in recipe.methods),
+    )
+
+
+def _lengths(
+    encoder: Encoder, stream: TaskStream, limit: int, by_model: bool, display: Any
+) -> dict[str, dict[str, list[int]]]:
+    """Tokens of each row by task and split."""
+    found: dict[str, dict[str, list[int]]] = {}
+    mistakes: list[PerdureError] = []
+    remedy = (
+        "shorten the row, or take a model with a longer context"
+        if by_model
+        else "shorten the row, or raise train.max_length"
+    )
+    whose = "the model's context is" if by_model else "train.max_length is"
+    for task in stream:
+        display.message(f"reading {task.name}: {len(task.train)} rows to learn")
+        found[task.name] = {}
+        for split in ("train", "validation", "test"):
+            rows = getattr(task, split)
+            widths = [len(encoder.encode(row)["input_ids"]) for row in rows]
+            found[task.name][split] = widths
+            for number, width in enumerate(widths, 1):
+                if width > limit:
+                    text = rows[number - 1]["prompt"][-1]["content"][:40]
+                    what = (
+                        f"task {task.name}: {split} row {number}, {text!r}: "
+                        f"{width} tokens, but {whose} {limit}"
+                    )
+                    mistakes.append(DataError(what, remedy))
+    if mistakes:
+        more = len(mistakes) - 10
+        rest = [DataError(f"... and {more} more rows that are too long")] if more > 0 else []
+        raise RecipeError(mistakes[:10] + rest)
+    return found
+
+
+def _plan(
+    recipe: Recipe,
+    task: Task,
+    lengths: dict[str, list[int]],
+    encoder: Encoder,
+    facts: ModelFacts,
+    micro: int,
+    precision: str,
+    speed: float,
+) -> TaskPlan:
+    from perdure.learners.generation import steps_of
+
+    widths = lengths["train"]
+    steps = steps_of(recipe, len(widths))
+    tokens = round(steps * recipe.train.batch_size * sum(widths) / len(widths))
+    plan = TaskPlan(
+        task=task.name,
+        metric=task.metric,
+        train_rows=len(widths),
+        validation_rows=len(lengths["validation"]),
+        test_rows=len(lengths["test"]),
+        longest=max(map(max, filter(None, lengths.values()))),
+        train_tokens=tokens,
+        steps=steps,
+    )
+    if not speed:
+        return plan
+    n, trained = facts.parameters, facts.trainable
+    checkpointing = recipe.train.gradient_checkpointing
+    # Forward, gradients of activations through all weights, gradients of the trained weights.
+    per_token = 2 * n * (2 if checkpointing else 1) + 2 * n + 2 * trained
+    scored = _scored_tokens(recipe, task, lengths["test"], encoder)
+    return TaskPlan(
+        **{
+            **asdict(plan),
+            "train_seconds": per_token * tokens / speed,
+            "score_seconds": 2 * n * scored / speed,
+            "memory_mb": _memory_mb(recipe, facts, micro, max(widths), precision),
+        }
+    )
+
+
+def _scored_tokens(recipe: Recipe, task: Task, widths: Sequence[int], encoder: Encoder) -> float:
+    rows = min(len(widths), recipe.scoring.max_test_rows or len(widths))
+    mean = sum(widths) / max(1, len(widths))
+    if task.metric == "label_likelihood":  # the prompt once, each label after it
+        mean += sum(len(encoder.answer_ids(label)) for label in task.labels)
+    elif task.metric != "perplexity":
+        # Generated one by one: each token moves all weights for a few operations.
+        mean += 4 * task.max_new_tokens
+    return rows * mean
+
+
+def _memory_mb(recipe: Recipe, facts: ModelFacts, micro: int, longest: int, precision: str) -> int:
+    """Peak of one process in MiB; with `fsdp_size`, weights and their state are shared out."""
+    train = recipe.train
+    frozen = facts.parameters - facts.trainable
+    state = (
+        frozen * (2 if precision == "bf16" else 4)
+        + facts.trainable * (4 + 4 + OPTIMIZER_BYTES.get(train.optimizer, 8.0))
+    ) / max(1, recipe.model.fsdp_size)
+    width = 1 if precision == "bf16" else 2
+    tokens = micro * longest
+    layers = tokens * facts.hidden * 34 * width
+    kept = layers + 4 * facts.layers * tokens * facts.hidden
+    if not train.gradient_checkpointing:
+        kept = layers * facts.layers
+    logits = 3 * 4 * tokens * facts.vocab
+    return round(PROCESS_MB + (state + kept + logits) / 2**20)
+
+
+def _cost(name: str) -> str:
+    """The "Cost:" sentence of a method's own description."""
+    import inspect
+    import re
+
+    from perdure import methods
+
+    text = inspect.getdoc(inspect.getmodule(methods.load(name))) or ""
+    found = re.search(r"^Cost: (.+?)(?=\n\S+:|\n\n|\Z)", text, re.S | re.M)
+    return f"{name}: {' '.join(found[1].split())}" if found else f"{name}: cost not stated"
+
+
+def show(plan: Plan) -> None:
+    """Print the plan to stdout."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from perdure.commands.output import first_process
+    from perdure.reports import words
+
+    if not first_process():
+        return
+    console = Console()
+    title = f"{plan.recipe}: {', '.join(plan.methods)}"
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("task", overflow="fold")
+    table.add_column("scored by", overflow="fold")
+    for heading in ("rows*", "longest", "tokens", "steps", "time", "memory"):
+        table.add_column(heading, justify="right")
+    for t in plan.tasks:
+        table.add_row(
+            Text(t.task),
+            t.metric,
+            f"{t.train_rows:,}/{t.validation_rows:,}/{t.test_rows:,}",
+            f"{t.longest:,}",
+            f"{t.train_tokens:,}",
+            f"{t.steps:,}",
+            words.duration(t.train_seconds),
+            words.memory(t.memory_mb),
+        )
+    console.print(table)
+    rounds = len(plan.tasks) + 1
+    for line in (
+        "* to learn/validate/test; longest: a row's tokens; tokens: trained on, in all epochs",
+        f"{plan.model}: {plan.parameters:,} parameters, {plan.trainable:,} trained, "
+        f"{plan.precision}, {plan.processes} process(es)",
+        f"about {words.duration(plan.seconds)} in all, with {rounds} scorings of every task",
+        "time and memory: estimates, good to a factor of two, without what methods add:",
+        *(f"  {cost}" for cost in plan.costs),
+        "recipe and data are valid; no weight was loaded, nothing was written",
+    ):
+        console.print(Text(line), soft_wrap=True)

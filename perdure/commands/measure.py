@@ -1,0 +1,193 @@
+"""`perdure eval` and `perdure audit`: measure models that are trained already."""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perdure.commands.output import emit, first_process, working
+from perdure.config import Recipe, load_recipe
+from perdure.errors import RunError, UsageError
+from perdure.run import Run
+
+if TYPE_CHECKING:
+    from perdure.streams import Task, TaskStream
+
+
+def evaluate(path: Path, tasks: Path | None, after: int | None, as_json: bool) -> None:
+    """Score a run's model again, or on tasks of another recipe, which then join the run's scores.
+
+    A score that the run has already is shown beside the new one and never replaced.
+    """
+    from perdure.reports import make_display
+
+    run = Run.open(path)
+    recipe = run.recipe if tasks is None else load_recipe(tasks, tasks_only=True)
+    stream = _stream(recipe)
+    if tasks is not None:
+        _refuse_names(run, stream)
+    learned, _ = run.last_checkpoint()
+    after = learned if after is None else after
+    display = make_display(json=as_json)
+    with working(), display:
+        found = _score(run, stream, after, display)
+    recorded = {s["task"]: s["score"] for s in run.scores() if s["kind"] == "task"
+                and s["after"] == after}  # fmt: skip
+    rows = []
+    with run.lock():
+        for line, items in found:
+            if line["task"] not in recorded and first_process():
+                run.record(line, items)
+            rows.append({**line, "recorded": recorded.get(line["task"])})
+    if as_json:
+        emit({"run": str(run.path), "after": after, "scores": rows})
+    elif first_process():
+        _table(run, after, rows)
+
+
+def _score(
+    run: Run, stream: TaskStream, after: int, display: Any
+) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    import torch
+
+    from perdure import models
+    from perdure.learners.encoding import Encoder
+    from perdure.run import processes
+    from perdure.scoring import score_task
+
+    recipe = run.recipe
+    precision = str(run.environment().get("precision", "fp32"))
+    state = processes()
+    if after == 0:
+        model, tokenizer = models.load_base(recipe.model, precision=precision)
+    else:
+        folder = run.checkpoint(after)
+        if folder is None:
+            kept = [p.name[5:] for p in sorted((run.path / "checkpoints").glob("task-*[0-9]"))]
+            raise RunError(
+                f"{run.path}: has no model after {after} tasks",
+                f"it has: 0 (the base){''.join(f', {k}' for k in kept)}",
+            )
+        served = folder / "serving"
+        model, tokenizer = models.load_saved(
+            served if served.is_dir() else folder / "model", precision=precision
+        )
+    if torch.cuda.is_available():
+        model.to(state.device)
+    encoder = Encoder(tokenizer, recipe.model.chat_template, recipe.train.max_length)
+    found = []
+    for task in stream:
+        started = time.monotonic()
+        bf16 = torch.autocast(state.device.type, torch.bfloat16)
+        with bf16 if precision == "bf16" else nullcontext():
+            score = score_task(
+                model,
+                encoder,
+                task,
+                batch_size=recipe.scoring.batch_size,
+                accelerator=state,
+                max_rows=recipe.scoring.max_test_rows,
+                on_progress=lambda done, total, task=task: display.scoring(
+                    run.methods_name, task.name, done, total
+                ),
+            )
+        line = {
+            "kind": "task",
+            "after": after,
+            "task": task.name,
+            "metric": score.metric,
+            "higher_is_better": score.higher_is_better,
+            "score": score.score,
+            "rows": len(score.items),
+            "seconds": round(time.monotonic() - started, 2),
+        }
+        found.append((line, score.items))
+    return found
+
+
+def _stream(recipe: Recipe) -> TaskStream:
+    from perdure.streams import build_stream
+
+    return build_stream(recipe.stream, recipe.general, recipe.folder, recipe.seed)
+
+
+def _refuse_names(run: Run, stream: TaskStream) -> None:
+    """A task of another recipe under a name that the run knows would spoil its scores."""
+    mine = run.recipe.stream.tasks or _stream(run.recipe).tasks
+    own = {task.name for task in mine}
+    if both := sorted(own & {task.name for task in stream}):
+        raise UsageError(
+            f"task {both[0]}: the run has a task of this name already",
+            "give it another name in the recipe of --tasks; to score the run's own tasks again, "
+            "leave --tasks out",
+        )
+
+
+def _table(run: Run, after: int, rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"{run.path} after {after} tasks", title_justify="left")
+    for heading in ("task", "metric", "score", "as recorded", "rows"):
+        table.add_column(heading)
+    for row in rows:
+        before = "" if row["recorded"] is None else f"{row['recorded']:.4f}"
+        cells = (row["task"], row["metric"], f"{row['score']:.4f}", before, str(row["rows"]))
+        table.add_row(*map(Text, cells))
+    Console().print(table)
+
+
+def audit(
+    base: str,
+    tuned: str,
+    tasks: Path | None,
+    junit: Path | None,
+    undecided: int,
+    as_json: bool,
+    rows: int | None,
+    **settings: Any,
+) -> int:
+    """Test whether `tuned` kept what `base` could do; returns the exit code.
+
+    Without general text in the recipe, the loss is measured on Python's own reference text.
+    """
+    from perdure.reports import make_display
+    from perdure.scoring.audit import Sizes
+    from perdure.scoring.audit import audit as compare
+    from perdure.streams.builtin import pydoc_texts
+
+    if not 0 <= undecided <= 255:
+        raise UsageError(f"--undecided {undecided}: must be an exit code, 0 to 255")
+    recipe = None if tasks is None else load_recipe(tasks, tasks_only=True)
+    stream: TaskStream | list[Task] = [] if recipe is None else _stream(recipe)
+    general = getattr(stream, "general", None)
+    texts = general.held_out if general and general.held_out else pydoc_texts(0).held_out[:32]
+    display = make_display(json=as_json)
+    with working(), display:
+        result = compare(
+            base,
+            tuned,
+            stream,
+            texts,
+            sizes=Sizes(rows=rows),
+            on_progress=lambda what, done, total: display.scoring("audit", what, done, total),
+            **settings,
+        )
+    if junit is not None:
+        from perdure.run import write_atomic
+
+        write_atomic(junit, result.junit(undecided))
+    if as_json:
+        if first_process():
+            print(result.to_json())
+    else:
+        from rich.console import Console
+
+        console = Console()
+        console.print(result.table())
+        if result.flips:
+            console.print(result.flips_table())
+    return result.exit_code(undecided)
