@@ -60,7 +60,8 @@ def attach(
     refuse_clashes(chosen)
     if trainer.processing_class is None:
         raise UsageError(
-            "attach: the trainer has no tokenizer", "give it one: Trainer(..., processing_class=...)"
+            "attach: the trainer has no tokenizer",
+            "give it one: Trainer(..., processing_class=...)",
         )
     eval_rows = trainer.eval_dataset if isinstance(trainer.eval_dataset, Sequence) else ()
     learned = Task(
@@ -70,8 +71,9 @@ def attach(
         test=(),
         metric="perplexity",
     )
+    model: Any = trainer.model
     ctx = Context(
-        trainer.model,
+        model,
         Encoder(trainer.processing_class),
         learned,
         methods=chosen,
@@ -81,7 +83,7 @@ def attach(
         batch_size=trainer.args.train_batch_size
         * trainer.args.gradient_accumulation_steps
         * trainer.args.world_size,
-        cache=Path(cache) if cache else Path(trainer.args.output_dir) / "perdure",
+        cache=Path(cache) if cache else Path(str(trainer.args.output_dir)) / "perdure",
         on_log=lambda name, value: trainer.log({name: value}),
         base=(lambda: dict(base)) if base is not None else None,
         score=lambda _, rows: _perplexity(ctx, rows),
@@ -151,7 +153,9 @@ class _EncodedRows(Sequence[Row]):
 def _perplexity(ctx: Context, rows: Sequence[Row], batch_size: int = 8) -> float:
     """exp of the mean loss of a label token on `rows`."""
     if not rows:
-        raise UsageError("attach: this method looks at held-out rows", "give the trainer eval_dataset")
+        raise UsageError(
+            "attach: this method looks at held-out rows", "give the trainer eval_dataset"
+        )
     loss, count = 0.0, 0
     for start in range(0, len(rows), batch_size):
         nll = ctx.forward([ctx.encode(r) for r in rows[start : start + batch_size]]).nll
@@ -159,7 +163,7 @@ def _perplexity(ctx: Context, rows: Sequence[Row], batch_size: int = 8) -> float
     return math.exp(loss / max(count, 1))
 
 
-class _Ending(TrainerCallback):  # type: ignore[misc]
+class _Ending(TrainerCallback):
     def __init__(self, ctx: Context, frozen: Sequence[str]) -> None:
         self.ctx, self.frozen = ctx, frozen
 

@@ -18,18 +18,26 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from perdure.errors import RunError
+from perdure.files import (
+    append_line,
+    is_sealed,
+    now,
+    read_lines,
+    seal,
+    sync_folder,
+    write_atomic,
+)
+from perdure.processes import barrier, rank, share
 
 if TYPE_CHECKING:
     from perdure.config import Recipe
     from perdure.scoring import ScoreMatrix
 
-MANIFEST = "manifest.json"
 _PACKAGES = ("torch", "transformers", "accelerate", "peft", "trl", "datasets", "tokenizers")
 
 
@@ -151,7 +159,9 @@ class Run:
         found = self.environment()
         value = share(str(found[name] if name in found else choose()))
         if rank() == 0 and name not in found:
-            write_atomic(self.path / "environment.json", json.dumps({**found, name: value}, indent=2))
+            write_atomic(
+                self.path / "environment.json", json.dumps({**found, name: value}, indent=2)
+            )
         return value
 
     def take_over(self, source: Run) -> None:
@@ -168,7 +178,7 @@ class Run:
 
     @contextmanager
     def sealing(self, after: int) -> Iterator[Path]:
-        """A folder to write the checkpoint of `after` tasks into; it appears whole or not at all."""
+        """A folder for the checkpoint of `after` tasks; it appears whole or not at all."""
         final = self.path / "checkpoints" / f"task-{after}"
         draft = final.with_name(final.name + ".part")
         shutil.rmtree(draft, ignore_errors=True)
@@ -232,127 +242,6 @@ class Run:
     def _items_path(self, after: int, task: str) -> Path:
         safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in task)
         return self.path / "items" / f"after-{after}-{safe}.jsonl"
-
-
-# --- sealed folders
-
-
-def seal(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write the manifest, last of all: the names and sizes of all files in `folder`."""
-    files = {
-        str(p.relative_to(folder)): p.stat().st_size
-        for p in sorted(folder.rglob("*"))
-        if p.is_file() and p.name != MANIFEST
-    }
-    write_atomic(folder / MANIFEST, json.dumps({**facts, "files": files}, indent=1))
-
-
-def unseal(folder: Path) -> None:
-    """Say that the folder is about to change: it no longer counts until sealed again."""
-    (folder / MANIFEST).unlink(missing_ok=True)
-
-
-def is_sealed(folder: Path) -> bool:
-    """Whether all files that the manifest names are there in full size."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-        return all((folder / n).stat().st_size == s for n, s in manifest["files"].items())
-    except (OSError, ValueError, KeyError):
-        return False
-
-
-def newest_sealed(folder: Path) -> Path | None:
-    """The newest sealed `checkpoint-N` folder under `folder`, or None."""
-    found = [p for p in folder.glob("checkpoint-*") if p.name[11:].isdigit()]
-    sealed = [p for p in sorted(found, key=lambda p: int(p.name[11:])) if is_sealed(p)]
-    return sealed[-1] if sealed else None
-
-
-# --- files
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old or the new text, whenever we are killed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(draft, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
-    sync_folder(path.parent)
-
-
-def append_line(path: Path, line: Mapping[str, Any], sync: bool = True) -> None:
-    """Append one JSON line; a torn line left by a crash is closed first."""
-    torn = False
-    if path.exists() and path.stat().st_size:
-        with open(path, "rb") as file:
-            file.seek(-1, os.SEEK_END)
-            torn = file.read(1) != b"\n"
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(("\n" if torn else "") + json.dumps(line, ensure_ascii=False) + "\n")
-        file.flush()
-        if sync:
-            os.fsync(file.fileno())
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a JSON Lines file of ours; lines torn by a crash are skipped."""
-    if not path.exists():
-        return []
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
-
-
-def sync_folder(path: Path) -> None:
-    """Make a rename in `path` survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-# --- processes
-
-
-def rank() -> int:
-    """This process's number among those that torchrun or accelerate started; 0 when alone."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def share(value: str) -> str:
-    """The first process's `value`, on all processes."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return value
-    from accelerate.utils import broadcast_object_list
-
-    processes()
-    found: str = broadcast_object_list([value])[0]
-    return found
-
-
-def barrier() -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        processes().wait_for_everyone()
-
-
-def processes() -> Any:
-    """accelerate's view of the processes, on gloo where there is no GPU."""
-    import torch
-    from accelerate import PartialState
-
-    return PartialState(cpu=not torch.cuda.is_available())
 
 
 def environment() -> dict[str, Any]:

@@ -135,7 +135,7 @@ class Attached:
                 terms[name] = terms[name] + value if name in terms else value
         self._note(terms)
         if terms:
-            total = sum(terms.values())
+            total = torch.stack(list(terms.values())).sum()
             if self._scaled_for_accumulation(num_items_in_batch):
                 total = total / self.ctx.accumulation
             loss = loss + total
@@ -255,7 +255,7 @@ def give_weights(model: nn.Module, weights: Mapping[str, Tensor] | None) -> None
         put(model, weights)
 
 
-class _Events(TrainerCallback):  # type: ignore[misc]
+class _Events(TrainerCallback):
     def __init__(self, host: Any) -> None:
         self.host = host
 

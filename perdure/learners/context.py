@@ -106,7 +106,7 @@ class Context:
                 orders[cycle] = self._order(cycle, len(rows))
             drawn.append(rows[orders[cycle][place]])
         shares = self.accumulation * self.world
-        totals = Rows(drawn).count(shares)
+        totals = Rows(drawn).totals_of_all(shares)
         # Ranks of one micro-batch come first, so that they run their extra passes together.
         slot = self.micro * self.world + self.rank
         mine = [row for j, row in enumerate(drawn) if j % shares == slot]
@@ -180,10 +180,15 @@ class Context:
         return found
 
     def _run(
-        self, batch: dict[str, Any], rows: Sequence[Mapping[str, Any]], weights: Weights | None = None
+        self,
+        batch: dict[str, Any],
+        rows: Sequence[Mapping[str, Any]],
+        weights: Weights | None = None,
     ) -> Pass:
         into = Pass(self.model, batch, rows=rows)
-        inputs = {k: v for k, v in batch.items() if k in ("input_ids", "attention_mask", "position_ids")}
+        inputs = {
+            k: v for k, v in batch.items() if k in ("input_ids", "attention_mask", "position_ids")
+        }
         reads = [Reads(logits=True), *(m.reads for m in self.methods)]
         with capture(self.model, reads, into):
             if weights is None:

@@ -11,9 +11,8 @@ import errno
 import math
 import re
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
-from perdure.errors import DataError, PerdureError, RecipeError, TrainingError, UsageError
+from perdure.errors import TrainingError
+from perdure.files import newest_sealed
 from perdure.learners.attach import (
     STATE,
     attach,
@@ -32,21 +32,23 @@ from perdure.learners.attach import (
     save_methods,
     serving,
 )
+from perdure.learners.batching import check_rows, split_batch, steps_of
 from perdure.learners.context import Context
 from perdure.learners.encoding import Encoder, collate
+from perdure.learners.measuring import Measuring
 from perdure.learners.tracking import Trackers
 from perdure.learners.trainer import EpochSampler, PerdureTrainer, Watch
 from perdure.learners.weights import full, is_sharded, put, trainable
 from perdure.methods.base import Method, Phase
-from perdure.run import Run, barrier, newest_sealed, processes, rank
-from perdure.streams.task import Row, Task, TaskStream
+from perdure.processes import barrier, processes, rank
+from perdure.run import Run
+from perdure.streams.task import Row, TaskStream
 
 if TYPE_CHECKING:
     from perdure.config import Recipe
-    from perdure.scoring import GeneralScore, TaskScore
 
 
-class GenerationLearner:
+class GenerationLearner(Measuring):
     """Fine-tunes a causal language model on prompt-and-answer rows and scores it.
 
     Args:
@@ -77,7 +79,8 @@ class GenerationLearner:
             model.to(self.state.device)
         self.trackers = Trackers(recipe.train.report_to, self.state.is_main_process)
         self.micro_batch, self.accumulation = split_batch(recipe, self.state.num_processes)
-        self._check_rows()
+        limit = getattr(model.config, "max_position_embeddings", None)
+        check_rows(stream, self.encoder, limit)
         self._ctx = self._context(0)
 
     # --- learning
@@ -147,6 +150,7 @@ class GenerationLearner:
             dataloader_pin_memory=torch.cuda.is_available(),
             disable_tqdm=True,
             report_to="none",
+            ddp_find_unused_parameters=False,
         )
         pad = self.encoder.pad_id
         trainer = PerdureTrainer(
@@ -219,120 +223,6 @@ class GenerationLearner:
         device = next(self.model.parameters()).device
         return {n: p.detach().to(device) for n, p in base.named_parameters() if n in names}
 
-    # --- scoring
-
-    def score(self, after: int) -> None:
-        """Score every task and general ability with the weights that are served; record it."""
-        done = {(s["kind"], s.get("task")) for s in self.run.scores() if s["after"] == after}
-        figures: dict[str, float] = {}
-        with serving(self._ctx, self.methods):
-            for task in self.stream:
-                if ("task", task.name) in done:
-                    continue
-                started = time.monotonic()
-                result = self._score_task(task)
-                line = {
-                    "kind": "task",
-                    "after": after,
-                    "task": task.name,
-                    "metric": result.metric,
-                    "higher_is_better": result.higher_is_better,
-                    "score": result.score,
-                    "rows": len(result.items),
-                    "seconds": round(time.monotonic() - started, 2),
-                }
-                figures[f"score/{task.name}"] = result.score
-                self._record(line, result.items)
-            if self.stream.general.held_out and ("general", None) not in done:
-                started = time.monotonic()
-                general = self._general()
-                line = {
-                    "kind": "general",
-                    "after": after,
-                    "metric": "perplexity",
-                    "score": general.perplexity,
-                    "loss": general.loss,
-                    "tokens": general.tokens,
-                    "seconds": round(time.monotonic() - started, 2),
-                }
-                figures["score/general_perplexity"] = general.perplexity
-                self._record(line, ())
-        self._track(figures)
-
-    def _score_task(self, task: Task) -> TaskScore:
-        from perdure.scoring import score_task
-
-        adapters = None
-        for method in self.methods:
-            if type(method).route is not Method.route:
-                adapters = method.route(self._ctx, list(task.test))
-        if adapters is not None:
-            return self._score_routed(task, adapters)
-        with self._autocast():
-            return score_task(
-                self.model,
-                self.encoder,
-                task,
-                batch_size=self.recipe.scoring.batch_size,
-                accelerator=self.state,
-                max_rows=self.recipe.scoring.max_test_rows,
-                on_progress=lambda done, total: self.display.scoring(
-                    self.run.methods_name, task.name, done, total
-                ),
-            )
-
-    def _score_routed(self, task: Task, adapters: Sequence[str]) -> TaskScore:
-        """Score each row with the adapter chosen for it."""
-        from perdure.scoring import TaskScore, score_task
-
-        model: Any = self.model
-        active = model.active_adapter
-        parts: list[TaskScore] = []
-        for name in sorted(set(adapters)):
-            model.set_adapter(name)
-            rows = [r for r, a in zip(task.test, adapters, strict=True) if a == name]
-            with self._autocast():
-                parts.append(
-                    score_task(
-                        self.model,
-                        self.encoder,
-                        replace(task, test=rows),
-                        batch_size=self.recipe.scoring.batch_size,
-                        accelerator=self.state,
-                    )
-                )
-        model.set_adapter(active)
-        items = [item for part in parts for item in part.items]
-        mean = sum(item["score"] for item in items) / len(items)
-        return replace(parts[0], score=mean, items=items)
-
-    def _general(self) -> GeneralScore:
-        from perdure.scoring import general_loss
-
-        with self._autocast():
-            return general_loss(
-                self.model,
-                self.encoder.tokenizer,
-                self.stream.general.held_out,
-                max_tokens=self.recipe.general.max_tokens if self.recipe.general else 128,
-                batch_size=self.recipe.scoring.batch_size,
-                accelerator=self.state,
-            )
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.precision != "bf16":
-            return nullcontext()
-        return torch.autocast(self.state.device.type, torch.bfloat16)
-
-    def _record(self, line: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> None:
-        if rank() == 0:
-            self.run.record(line, items)
-
-    def _track(self, figures: Mapping[str, float]) -> None:
-        if self.trackers.callbacks and figures:
-            folder = str(self.run.path / "trackers")
-            self.trackers.scores(TrainingArguments(folder, report_to="none"), figures)
-
     # --- saving
 
     def save(self, after: int) -> None:
@@ -377,58 +267,6 @@ class GenerationLearner:
         if rank() == 0:
             self.run.finish()
 
-    # --- checks before anything is trained
-
-    def _check_rows(self) -> None:
-        """Encode every row once, so that a prompt too long is told before hours of training."""
-        limit = getattr(self.model.config, "max_position_embeddings", None)
-        mistakes: list[PerdureError] = []
-        for task in self.stream:
-            for split in ("train", "validation", "test"):
-                for number, row in enumerate(getattr(task, split), 1):
-                    try:
-                        width = len(self.encoder.encode(row)["input_ids"])
-                        if limit is not None and width > limit:
-                            raise DataError(
-                                f"{width} tokens, the model's context is {limit}",
-                                "shorten the row, or take a model with a longer context",
-                            )
-                    except DataError as error:
-                        what = f"task {task.name}: {split} row {number}: {error.what}"
-                        mistakes.append(DataError(what, error.remedy))
-        if mistakes:
-            shown = mistakes[:10]
-            if len(mistakes) > 10:
-                shown.append(DataError(f"... and {len(mistakes) - 10} more rows"))
-            raise RecipeError(shown)
-
-
-def split_batch(recipe: Recipe, world: int) -> tuple[int, int]:
-    """Rows of a micro-batch on one process, and micro-batches in an optimizer step.
-
-    Raises:
-        UsageError: the global batch cannot be divided so.
-    """
-    batch, micro = recipe.train.batch_size, recipe.train.micro_batch_size
-    if micro is None and batch % world == 0:
-        micro = batch // world
-    if micro is None or batch % (micro * world):
-        raise UsageError(
-            f"train.batch_size: {batch} rows cannot be split over {world} processes"
-            + (f" in micro-batches of {micro}" if micro else ""),
-            "train.batch_size counts all processes: make it a multiple of "
-            "processes x train.micro_batch_size",
-        )
-    return micro, batch // (micro * world)
-
-
-def steps_of(recipe: Recipe, rows: int, epochs: float | None = None) -> int:
-    """Optimizer steps of one phase over `rows` rows."""
-    train = recipe.train
-    per_epoch = math.ceil(rows / train.batch_size)
-    steps = max(1, math.ceil(per_epoch * (train.epochs if epochs is None else epochs)))
-    return steps if train.max_steps is None else min(steps, train.max_steps)
-
 
 @contextmanager
 def frozen_parameters(model: nn.Module, pattern: str) -> Iterator[None]:
@@ -462,8 +300,9 @@ def _forget_trainer(model: nn.Module) -> None:
     """
     for name in ("_is_accelerate_prepared", "forward", "_original_forward"):
         model.__dict__.pop(name, None)
-    if getattr(model, "config", None) is not None:
-        model.config.use_cache = True
+    config: Any = getattr(model, "config", None)
+    if config is not None:
+        config.use_cache = True
 
 
 def _step_of(checkpoint: Path) -> int:
@@ -487,6 +326,8 @@ def _disk_full_is_told(path: Path) -> Iterator[None]:
         free = shutil.disk_usage(path).free // 2**20
         raise TrainingError(
             f"{path}: no space left on the disk ({free} MB free)",
-            ("free some, then go on with: perdure resume " + str(path),
-             "or keep fewer checkpoints: save.tasks: last"),
+            (
+                "free some, then go on with: perdure resume " + str(path),
+                "or keep fewer checkpoints: save.tasks: last",
+            ),
         ) from error

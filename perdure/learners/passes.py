@@ -47,7 +47,7 @@ class Rows(Sequence[dict[str, Any]]):
     def __getitem__(self, index: Any) -> Any:
         return self.rows[index]
 
-    def count(self, shares: int = 1) -> Totals:
+    def totals_of_all(self, shares: int = 1) -> Totals:
         """The totals of these rows taken as a whole step."""
         tokens = sum(sum(x != IGNORE for x in row["labels"][1:]) for row in self.rows)
         positions = sum(len(row["input_ids"]) for row in self.rows)
@@ -202,8 +202,9 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
 
 def _first(output: Any) -> Tensor:
     if hasattr(output, "last_hidden_state"):
-        return output.last_hidden_state  # type: ignore[no-any-return]
-    return output[0] if isinstance(output, (tuple, list)) else output
+        output = output.last_hidden_state
+    found: Tensor = output[0] if isinstance(output, (tuple, list)) else output
+    return found
 
 
 @contextmanager

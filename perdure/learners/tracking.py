@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from perdure.errors import UsageError
 
 
-class Trackers(TrainerCallback):  # type: ignore[misc]
+class Trackers(TrainerCallback):
     """Passes a trainer's events on to the trackers in `report_to`, with steps made continuous."""
 
     def __init__(self, report_to: Sequence[str], main_process: bool) -> None:
@@ -25,7 +25,9 @@ class Trackers(TrainerCallback):  # type: ignore[misc]
             found = get_reporting_integration_callbacks(list(report_to))
             self.callbacks = [c() for c in found]
         except Exception as error:  # each integration raises its own when its package is missing
-            raise UsageError(f"train.report_to: {error}", "install the tracker or drop it") from error
+            raise UsageError(
+                f"train.report_to: {error}", "install the tracker or drop it"
+            ) from error
         self.offset, self.main_process = 0, main_process
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

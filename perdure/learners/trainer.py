@@ -24,10 +24,10 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
 
 from perdure.errors import TrainingError
+from perdure.files import seal, unseal
 from perdure.learners.context import Context, seed_of
 from perdure.learners.encoding import IGNORE
 from perdure.learners.weights import is_sharded
-from perdure.run import seal, unseal
 
 _SORTED_TOGETHER = 50  # global batches sorted by length at a time: little padding, still shuffled
 
@@ -58,12 +58,14 @@ class EpochSampler(Sampler[int]):
         batches = []
         for start in range(0, len(order), size):
             chunk = sorted(order[start : start + size], key=lambda i: -self.lengths[i])
-            batches += [chunk[i : i + self.batch_size] for i in range(0, len(chunk), self.batch_size)]
+            batches += [
+                chunk[i : i + self.batch_size] for i in range(0, len(chunk), self.batch_size)
+            ]
         for k in torch.randperm(len(batches), generator=generator).tolist():
             yield from batches[k]
 
 
-class PerdureTrainer(Trainer):  # type: ignore[misc]
+class PerdureTrainer(Trainer):
     """See the module. `ctx` and `sampler` are set by the learner right after it is built."""
 
     ctx: Context
@@ -76,8 +78,8 @@ class PerdureTrainer(Trainer):  # type: ignore[misc]
         self.finite: Tensor | bool = True
 
     def _bare_model(self) -> nn.Module:
-        get_base = getattr(self.model, "get_base_model", None)
-        model: nn.Module = get_base() if get_base is not None else self.model
+        host: Any = self.model
+        model: nn.Module = host.get_base_model() if hasattr(host, "get_base_model") else host
         return model
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
@@ -110,18 +112,21 @@ class PerdureTrainer(Trainer):  # type: ignore[misc]
             raise TrainingError(
                 f"task {self.ctx.task.name}: the loss is not finite at step "
                 f"{self.state.global_step} (learning rate {self.args.learning_rate:g})",
-                ("lower train.learning_rate, or set train.precision: fp32", "nothing saved is lost"),
+                (
+                    "lower train.learning_rate, or set train.precision: fp32",
+                    "nothing saved is lost",
+                ),
             )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.refuse_nan()
         # A folder of this name left by a run that was killed must not count while it changes.
         if self.is_world_process_zero():
-            unseal(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+            unseal(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
         super()._save_checkpoint(model, trial)
 
 
-class Watch(TrainerCallback):  # type: ignore[misc]
+class Watch(TrainerCallback):
     """Tells display and log how training goes, seals checkpoints, and checks what must hold."""
 
     def __init__(
@@ -140,7 +145,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         host = self.trainer
         wrapped = isinstance(host.model_wrapped, nn.parallel.DistributedDataParallel)
         if host.accelerator.num_processes > 1 and not (
-            wrapped or is_sharded(host.model) or host.is_deepspeed_enabled
+            wrapped or is_sharded(self.trainer.ctx.model) or host.is_deepspeed_enabled
         ):
             raise TrainingError("the processes do not share the model: their weights would drift")
 

@@ -37,8 +37,8 @@ def put(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     for module in model.modules():
-        if hasattr(module, "reshard"):
-            module.reshard()
+        if (reshard := getattr(module, "reshard", None)) is not None:
+            reshard()
     params = dict(model.named_parameters())
     if unknown := [n for n in weights if n not in params]:
         raise KeyError(f"no parameter is called {unknown[0]!r}")

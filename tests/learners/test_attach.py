@@ -169,9 +169,7 @@ def test_sft_trainer_gets_the_same_numbers(tiny: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
-def test_a_method_without_terms_changes_nothing(
-    tiny: Any, tmp_path: Path, accumulate: int
-) -> None:
+def test_a_method_without_terms_changes_nothing(tiny: Any, tmp_path: Path, accumulate: int) -> None:
     model, tokenizer = tiny
     plain = copy.deepcopy(model)
     train(plain, tokenizer, tmp_path / "plain", [], BATCH // accumulate)

@@ -1,0 +1,95 @@
+"""Files that are never seen half-written, and folders that count only once they are sealed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+
+
+def seal(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write the manifest, last of all: the names and sizes of all files in `folder`."""
+    files = {
+        str(p.relative_to(folder)): p.stat().st_size
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name != MANIFEST
+    }
+    write_atomic(folder / MANIFEST, json.dumps({**facts, "files": files}, indent=1))
+
+
+def unseal(folder: Path) -> None:
+    """Say that the folder is about to change: it no longer counts until sealed again."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+
+
+def is_sealed(folder: Path) -> bool:
+    """Whether all files that the manifest names are there in full size."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        return all((folder / n).stat().st_size == s for n, s in manifest["files"].items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def newest_sealed(folder: Path) -> Path | None:
+    """The newest sealed `checkpoint-N` folder under `folder`, or None."""
+    found = [p for p in folder.glob("checkpoint-*") if p.name[11:].isdigit()]
+    sealed = [p for p in sorted(found, key=lambda p: int(p.name[11:])) if is_sealed(p)]
+    return sealed[-1] if sealed else None
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old or the new text, whenever we are killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(draft, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+    sync_folder(path.parent)
+
+
+def append_line(path: Path, line: Mapping[str, Any], sync: bool = True) -> None:
+    """Append one JSON line; a torn line left by a crash is closed first."""
+    torn = False
+    if path.exists() and path.stat().st_size:
+        with open(path, "rb") as file:
+            file.seek(-1, os.SEEK_END)
+            torn = file.read(1) != b"\n"
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(("\n" if torn else "") + json.dumps(line, ensure_ascii=False) + "\n")
+        file.flush()
+        if sync:
+            os.fsync(file.fileno())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a JSON Lines file of ours; lines torn by a crash are skipped."""
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def sync_folder(path: Path) -> None:
+    """Make a rename in `path` survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")

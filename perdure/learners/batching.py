@@ -1,0 +1,70 @@
+"""How rows become optimizer steps, and what must hold of them before training begins."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from perdure.errors import DataError, PerdureError, RecipeError, UsageError
+from perdure.learners.encoding import Encoder
+from perdure.streams.task import TaskStream
+
+if TYPE_CHECKING:
+    from perdure.config import Recipe
+
+_SHOWN = 10
+
+
+def split_batch(recipe: Recipe, world: int) -> tuple[int, int]:
+    """Rows of a micro-batch on one process, and micro-batches in an optimizer step.
+
+    Raises:
+        UsageError: the global batch cannot be divided so.
+    """
+    batch, micro = recipe.train.batch_size, recipe.train.micro_batch_size
+    if micro is None and batch % world == 0:
+        micro = batch // world
+    if micro is None or batch % (micro * world):
+        raise UsageError(
+            f"train.batch_size: {batch} rows cannot be split over {world} processes"
+            + (f" in micro-batches of {micro}" if micro else ""),
+            "train.batch_size counts all processes: make it a multiple of "
+            "processes x train.micro_batch_size",
+        )
+    return micro, batch // (micro * world)
+
+
+def steps_of(recipe: Recipe, rows: int, epochs: float | None = None) -> int:
+    """Optimizer steps of one phase over `rows` rows."""
+    train = recipe.train
+    per_epoch = math.ceil(rows / train.batch_size)
+    steps = max(1, math.ceil(per_epoch * (train.epochs if epochs is None else epochs)))
+    return steps if train.max_steps is None else min(steps, train.max_steps)
+
+
+def check_rows(stream: TaskStream, encoder: Encoder, context_length: int | None) -> None:
+    """Encode every row once, so that one too long is told now and not hours into training.
+
+    Raises:
+        RecipeError: rows longer than `train.max_length` or than the model's context; up to ten
+            are named.
+    """
+    mistakes: list[PerdureError] = []
+    for task in stream:
+        for split in ("train", "validation", "test"):
+            for number, row in enumerate(getattr(task, split), 1):
+                try:
+                    width = len(encoder.encode(row)["input_ids"])
+                    if context_length is not None and width > context_length:
+                        raise DataError(
+                            f"{width} tokens, the model's context is {context_length}",
+                            "shorten the row, or take a model with a longer context",
+                        )
+                except DataError as error:
+                    what = f"task {task.name}: {split} row {number}: {error.what}"
+                    mistakes.append(DataError(what, error.remedy))
+    if mistakes:
+        shown = mistakes[:_SHOWN]
+        if len(mistakes) > _SHOWN:
+            shown.append(DataError(f"... and {len(mistakes) - _SHOWN} more rows"))
+        raise RecipeError(shown)

@@ -1,0 +1,127 @@
+"""A run killed with SIGKILL at any moment resumes and ends with an undisturbed one's scores."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny_runs import finish, scores, start, write_recipe
+
+from perdure.errors import RunError
+from perdure.files import append_line, is_sealed, newest_sealed, read_lines, seal, write_atomic
+from perdure.run import Run
+
+METHODS = [{"name": "ewc", "lam": 5, "rows": 4}, {"name": "replay"}, {"name": "gere"}]
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three methods at once, all with state, and a checkpoint each 3 steps of 12."""
+    folder = tmp_path_factory.mktemp("resume")
+    return write_recipe(folder, tiny_model_dir, method=METHODS, save={"steps": 3})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe: Path) -> dict[tuple[int, str], float]:
+    out = recipe.parent / "undisturbed"
+    finish(start(["run", str(recipe), "--out", str(out)]))
+    found = scores(out)
+    assert len(found) == 9
+    return found
+
+
+def log_lines(run: Path, after: int) -> int:
+    return sum(row["after"] == after for row in read_lines(run / "log.jsonl"))
+
+
+MOMENTS: dict[str, Callable[[Path], bool]] = {
+    "while training the first task": lambda run: log_lines(run, 1) >= 5,
+    "while a checkpoint inside a task is written": lambda run: any(
+        not is_sealed(p) for p in run.glob("work/task-1/main/checkpoint-*")
+    ),
+    "while a task's checkpoint is written": lambda run: (
+        run / "checkpoints/task-1.part/model/config.json"
+    ).exists(),
+    "between the tasks": lambda run: is_sealed(run / "checkpoints/task-1"),
+    "while training the second task": lambda run: log_lines(run, 2) >= 4,
+}
+
+
+def kill_when(process: subprocess.Popen[str], run: Path, moment: Callable[[Path], bool]) -> None:
+    until = time.monotonic() + 200
+    while not moment(run):
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        assert time.monotonic() < until, "the moment never came"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_and_resumed_ends_with_the_same_scores(
+    recipe: Path, undisturbed: dict[tuple[int, str], float], moment: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    kill_when(start(["run", str(recipe), "--out", str(run)]), run, MOMENTS[moment])
+    assert Run.open(run).state == "interrupted"
+    finish(start(["resume", str(run)]))
+    assert Run.open(run).state == "finished"
+    assert scores(run) == undisturbed
+
+
+def test_killed_again_and_again(
+    recipe: Path, undisturbed: dict[tuple[int, str], float], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    kill_when(start(["run", str(recipe), "--out", str(run)]), run, lambda r: log_lines(r, 1) >= 4)
+    kill_when(start(["resume", str(run)]), run, lambda r: log_lines(r, 1) >= 10)
+    kill_when(start(["resume", str(run)]), run, lambda r: log_lines(r, 2) >= 7)
+    finish(start(["resume", str(run)]))
+    assert scores(run) == undisturbed
+
+
+def test_same_seed_same_scores_and_two_runs_at_once(
+    recipe: Path, undisturbed: dict[tuple[int, str], float], tmp_path: Path
+) -> None:
+    both = [start(["run", str(recipe), "--out", str(tmp_path / n)]) for n in "ab"]
+    for process in both:
+        finish(process)
+    assert scores(tmp_path / "a") == scores(tmp_path / "b") == undisturbed
+
+
+def test_a_run_in_use_is_refused_and_an_existing_one_never_overwritten(
+    recipe: Path, tmp_path: Path
+) -> None:
+    from perdure.config import load_recipe
+
+    run = Run.create(tmp_path / "run", load_recipe(recipe))
+    with run.lock():
+        assert run.state == "running"
+        output = finish(start(["resume", str(run.path)]), code=4)
+        assert "in use by process" in output
+    with pytest.raises(RunError, match="never overwritten"):
+        Run.create(tmp_path / "run", load_recipe(recipe))
+
+
+def test_a_folder_counts_only_when_all_its_files_are_there_in_full(tmp_path: Path) -> None:
+    old, new = tmp_path / "checkpoint-3", tmp_path / "checkpoint-10"
+    for folder in (old, new):
+        write_atomic(folder / "weights", "0123456789")
+        seal(folder, {"step": 1})
+    assert newest_sealed(tmp_path) == new
+    (new / "weights").write_text("01234")
+    assert not is_sealed(new)
+    assert newest_sealed(tmp_path) == old
+
+
+def test_a_torn_last_line_is_skipped_and_the_next_one_is_whole(tmp_path: Path) -> None:
+    file = tmp_path / "scores.jsonl"
+    append_line(file, {"a": 1})
+    with open(file, "a", encoding="utf-8") as handle:
+        handle.write('{"a": 2')
+    append_line(file, {"a": 3})
+    assert read_lines(file) == [{"a": 1}, {"a": 3}]
