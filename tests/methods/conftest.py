@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from small_tasks import FIRST, GENERAL
 
 from perdure.streams.task import GeneralText, Task

@@ -86,7 +86,7 @@ def test_a_misspelt_name_is_told_with_the_near_one() -> None:
     with pytest.raises(UsageError) as error:
         methods.load("ger")
     assert str(error.value) == (
-        'no method is called \'ger\'; did you mean "gere"?\n  all of them: perdure methods'
+        "no method is called 'ger'; did you mean \"gere\"?\n  all of them: perdure methods"
     )
     assert error.value.exit_code == 2
 
