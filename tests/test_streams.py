@@ -522,6 +522,18 @@ def test_a_built_in_stream_is_complete(name: str) -> None:
     assert built == builder(0, None)
 
 
+def test_the_demo_has_enough_short_balanced_rows() -> None:
+    stream = builtin.demo(0, Sizes(train=144, validation=24, test=60))
+    for task in stream:
+        assert (len(task.train), len(task.validation), len(task.test)) == (144, 24, 60)
+        assert task.metric == "label_likelihood"
+        counts = [[row["answer"] for row in task.train].count(label) for label in task.labels]
+        assert min(counts) >= 0.5 * 144 / len(task.labels)
+        assert max(len(said(row)) for row in task.train) <= builtin.DEMO_CHARACTERS
+    kinds = {said(row): row["answer"] for row in stream.tasks[2].train}
+    assert set(kinds.values()) == {"country", "language", "currency", "date"}
+
+
 def test_rows_are_the_same_under_another_hash_seed(tmp_path: Path) -> None:
     write(tmp_path / "train.csv", FORTY)
     program = (
