@@ -1,0 +1,133 @@
+"""LoRA adapters by `peft`, and saving, so that what was saved finds its base again.
+
+`peft` notes the base in adapter_config.json by hub id or folder only, and no chat template. So
+`perdure_base.json` beside the weights keeps the recipe's whole `model` part; with it an adapter
+on a GGUF file loads like any other.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perdure.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from perdure.config import LoraConfig, ModelConfig
+
+BASE_FILE = "perdure_base.json"
+
+
+def attach_lora(model: Any, lora: LoraConfig) -> Any:
+    """Wrap `model` in a `PeftModel` whose only trainable parameters are new LoRA matrices.
+
+    The initial matrices come from torch's global generator: seed it first.
+
+    Raises:
+        ModelError: a name in `target_modules` that no module has, each with near names.
+    """
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import get_peft_model
+
+    targets = lora.target_modules
+    if targets != "all-linear":
+        check_targets(model, [targets] if isinstance(targets, str) else targets)
+    try:
+        return get_peft_model(
+            model,
+            PeftLoraConfig(
+                r=lora.r,
+                lora_alpha=lora.alpha,
+                lora_dropout=lora.dropout,
+                target_modules=targets if isinstance(targets, str) else list(targets),
+                task_type="CAUSAL_LM",
+            ),
+        )
+    except ValueError as error:
+        raise ModelError(
+            f"model.lora.target_modules: {str(error).splitlines()[0]}",
+            'LoRA goes on linear layers; "all-linear" takes them all',
+        ) from error
+
+
+def check_targets(model: Any, targets: list[str]) -> None:
+    """Refuse each name that matches no module; `peft` refuses only if none of them does."""
+    names = [name for name, _ in model.named_modules() if name]
+    last = sorted({name.rsplit(".", 1)[-1] for name in names} - {str(i) for i in range(1000)})
+    wrong = []
+    for target in targets:
+        if not any(name == target or name.endswith("." + target) for name in names):
+            close = difflib.get_close_matches(target, last, n=2, cutoff=0.5)
+            wrong.append(repr(target) + (f" (did you mean {' or '.join(close)}?)" if close else ""))
+    if wrong:
+        import torch
+
+        linear = sorted(
+            {
+                name.rsplit(".", 1)[-1]
+                for name, module in model.named_modules()
+                if isinstance(module, torch.nn.Linear)
+            }
+        )
+        raise ModelError(
+            f"model.lora.target_modules: no module of {type(model).__name__} is called "
+            + ", ".join(wrong),
+            f"its linear layers: {', '.join(linear)}",
+        )
+
+
+def save_model(
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    base: ModelConfig,
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write weights (safetensors; of a `PeftModel` the adapter alone), tokenizer and base.
+
+    Args:
+        state: full weights by parameter name, where the model's own are sharded over processes.
+    """
+    options: dict[str, Any] = {} if state is None else {"state_dict": dict(state)}
+    model.save_pretrained(folder, **options)
+    tokenizer.save_pretrained(folder)
+    text = json.dumps(base.model_dump(mode="json"), indent=1) + "\n"
+    (folder / BASE_FILE).write_text(text, encoding="utf-8")
+
+
+def saved_base(folder: Path) -> ModelConfig | None:
+    """The `model` part of the recipe that `folder` was trained with, if Perdure saved it."""
+    from perdure.config import ModelConfig
+
+    file = folder / BASE_FILE
+    if not file.is_file():
+        return None
+    try:
+        return ModelConfig.model_validate_json(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(
+            f"{file}: is damaged: {str(error).splitlines()[0]}", "restore it from a copy"
+        ) from error
+
+
+def load_adapter(folder: Path, model: Any, *, trainable: bool = False) -> Any:
+    """Put the adapter in `folder` on its base model.
+
+    Raises:
+        ModelError: the adapter's shapes or names do not fit the model.
+    """
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = next((t for t in str(error).splitlines() if t.strip()), type(error).__name__)
+        raise ModelError(
+            f"{folder}: the adapter does not fit {type(model).__name__}: {reason.strip()}",
+            "is it the base model that the adapter was trained on?",
+        ) from error

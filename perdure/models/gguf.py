@@ -1,0 +1,97 @@
+"""Read a GGUF file once, and keep it as an ordinary model folder in the cache.
+
+Reading the 98 MB of SmolLM2 takes half a minute of one core each time, most of it in parsing the
+header's token lists; the same weights as fp32 safetensors take 0.3 s. So a file of up to 1 GB is
+converted at first use into `$PERDURE_CACHE` (default: `~/.cache/perdure`), found again by its
+content, never by its name. Larger files, and those that the cache cannot hold, are read directly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from perdure.models.locate import Place, loading
+
+LARGEST = 1 << 30
+"""Bytes of a GGUF file that is still converted; as fp32 it takes some six times that."""
+_FP32 = 7
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept; may be deleted at any time."""
+    if own := os.environ.get("PERDURE_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "perdure"
+
+
+def converted(place: Place) -> Place:
+    """The model folder that stands for a GGUF file, made now if need be; else `place` itself.
+
+    Processes may convert the same file at the same time; the folder appears whole or not at all.
+
+    Raises:
+        ModelError: the file is damaged or of an architecture that transformers cannot read.
+    """
+    file = Path(place.name) / (place.gguf or "")
+    if not place.gguf or file.stat().st_size > LARGEST:
+        return place
+    folder = cache_folder() / "gguf" / f"{file.stem}-{_fingerprint(file)}"
+    if folder.is_dir():
+        return Place(str(folder))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(folder.parent).free < _FP32 * file.stat().st_size:
+            return place
+        new = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
+    except OSError:  # a read-only home
+        return place
+    try:
+        _convert(place, new)
+        os.rename(new, folder)
+    except OSError:  # another process was first, or the disk is full
+        return Place(str(folder)) if folder.is_dir() else place
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    return Place(str(folder))
+
+
+def _fingerprint(file: Path) -> str:
+    import transformers
+
+    digest = hashlib.sha256(transformers.__version__.encode())  # conversion is its work
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()[:16]
+
+
+def _convert(place: Place, folder: Path) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    with loading(place, "model", trust_remote_code=False):
+        config = AutoConfig.from_pretrained(place.name, gguf_file=place.gguf)
+        tokenizer = AutoTokenizer.from_pretrained(place.name, gguf_file=place.gguf)
+        model = AutoModelForCausalLM.from_pretrained(
+            place.name, gguf_file=place.gguf, config=config, dtype=torch.float32
+        )
+    plain(model)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def plain(model: Any) -> None:
+    """Remove what marks a model from a GGUF file as quantised; its weights no longer are.
+
+    Left in place, the marks make the trainer refuse it and spoil the saved configuration.
+    """
+    for owner, name in ((model, "hf_quantizer"), (model.config, "quantization_config")):
+        if hasattr(owner, name):
+            delattr(owner, name)
+    for flag in ("is_quantized", "quantization_method"):
+        model.__dict__.pop(flag, None)

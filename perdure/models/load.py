@@ -1,0 +1,263 @@
+"""Base and saved models with their tokenizers, ready to train or score."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perdure.errors import ModelError
+from perdure.models.adapters import attach_lora, load_adapter, saved_base
+from perdure.models.gguf import converted, plain
+from perdure.models.locate import Place, loading, locate, read_config
+
+if TYPE_CHECKING:
+    from perdure.config import ModelConfig
+
+_PADDING = ("<|endoftext|>", "<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]")
+
+
+def load_base(model: ModelConfig, *, precision: str = "fp32") -> tuple[Any, Any]:
+    """Load a recipe's base model and its tokenizer; with `tuning: lora`, the adapter attached.
+
+    Weights that are trained are always fp32: averages, Fisher values and small updates get lost
+    in bf16, and `precision` is the type to compute in (autocast). Only the frozen weights under
+    an adapter are kept in bf16, if `precision` says so.
+
+    Returns: (model, tokenizer). The tokenizer has a padding token, and a length limit that is
+        the model's context.
+
+    Raises:
+        ModelError: see `perdure.models.locate`; and LoRA targets that no module has.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = read_config(model)
+    tokenizer = load_tokenizer(model, config)
+    place = locate(model.path)
+    source = converted(place)
+    options: dict[str, Any] = {"config": config} if source.gguf else {}
+    options |= source.arguments
+    if model.attention is not None:
+        options["attn_implementation"] = model.attention
+    if model.fsdp_size > 1:
+        options["distributed_config"] = _sharding(model.fsdp_size)
+    frozen_bf16 = model.tuning == "lora" and precision == "bf16"
+    with loading(place, "model", model.trust_remote_code):
+        loaded = AutoModelForCausalLM.from_pretrained(
+            source.name,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+            dtype=torch.bfloat16 if frozen_bf16 else torch.float32,
+            **options,
+        )
+    loaded = _tidy(loaded, tokenizer, place, source)
+    if model.tuning == "lora":
+        loaded = attach_lora(loaded, model.lora)
+    return loaded, tokenizer
+
+
+def _sharding(size: int) -> Any:
+    import os
+
+    from transformers.distributed.configuration_utils import DistributedConfig
+
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world != size:
+        raise ModelError(
+            f"model.fsdp_size: {size}: but {world} process(es) run",
+            f"start it with: torchrun --nproc_per_node {size} -m perdure ...",
+        )
+    return DistributedConfig(fsdp_size=size)
+
+
+def _tidy(model: Any, tokenizer: Any, place: Place, source: Place) -> Any:
+    """Make a model from a GGUF file an ordinary one, and its special tokens the tokenizer's."""
+    if source.gguf:
+        plain(model)
+    if place.gguf:  # so that what is saved names its origin, not the cache
+        model.config.name_or_path = model.name_or_path = place.shown
+    generation = getattr(model, "generation_config", None)
+    for owner in (model.config, generation):
+        if owner is not None:
+            owner.pad_token_id = tokenizer.pad_token_id
+    if generation is not None:
+        if generation.eos_token_id is None:
+            generation.eos_token_id = tokenizer.eos_token_id
+        # Sampling settings of a chat model make a greedy generate() warn at each call.
+        generation.do_sample = False
+        for name in ("temperature", "top_p", "top_k", "min_p", "typical_p"):
+            if hasattr(generation, name):
+                setattr(generation, name, None)
+    return model
+
+
+def load_tokenizer(model: ModelConfig, config: Any = None) -> Any:
+    """Load the base model's tokenizer and the recipe's chat template; no weights.
+
+    Args:
+        config: the model's configuration if it was read already.
+
+    Raises:
+        ModelError: not found, or a chat template file that is missing or no template.
+    """
+    from transformers import AutoTokenizer
+
+    place = locate(model.path)
+    with loading(place, "tokenizer", model.trust_remote_code):
+        source = converted(place)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.name,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+            **source.arguments,
+        )
+    if model.chat_template not in ("auto", "none"):
+        tokenizer.chat_template = _read_template(Path(model.chat_template).expanduser())
+    config = read_config(model) if config is None else config
+    return _complete(tokenizer, config, place)
+
+
+def _complete(tokenizer: Any, config: Any, place: Place) -> Any:
+    """Give the tokenizer an end, a padding token of its own, and the model's length limit."""
+    text = config.get_text_config()
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"model.path: {place.shown}: its tokenizer has no end-of-text token (eos_token)",
+            "name it in the folder's tokenizer_config.json",
+        )
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        known = tokenizer.get_vocab()
+        tokens = [t for t in (*_PADDING, tokenizer.unk_token) if t in known]
+        tokens = [t for t in tokens if t != tokenizer.eos_token]
+        tokenizer.pad_token = tokens[0] if tokens else tokenizer.eos_token
+    if len(tokenizer) > text.vocab_size:
+        raise ModelError(
+            f"model.path: {place.shown}: its tokenizer has {len(tokenizer)} tokens, "
+            f"but the model only {text.vocab_size}",
+            "are tokenizer and weights of the same model?",
+        )
+    context = int(getattr(text, "max_position_embeddings", 0) or 0)
+    if context and tokenizer.model_max_length > context:
+        tokenizer.model_max_length = context
+    return tokenizer
+
+
+def _read_template(file: Path) -> str:
+    import jinja2
+
+    try:
+        template = file.read_text(encoding="utf-8")
+        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template)
+    except OSError as error:
+        raise ModelError(
+            f"model.chat_template: {file}: cannot be read: {error.strerror}",
+            'give a Jinja file, "auto" (the model\'s own) or "none" (plain text)',
+        ) from error
+    except jinja2.TemplateSyntaxError as error:
+        raise ModelError(
+            f"model.chat_template: {file}:{error.lineno}: is no Jinja template: {error.message}",
+            'correct it, or use "auto" (the model\'s own) or "none" (plain text)',
+        ) from error
+    return template
+
+
+def load_saved(
+    path: str | Path, *, precision: str = "fp32", trainable: bool = False
+) -> tuple[Any, Any]:
+    """Load any model to score or train on: what Perdure saved, or what anyone else did.
+
+    Args:
+        path: a run directory (its last task), a task checkpoint in it, a local folder with a
+            full model or a `peft` adapter, a GGUF file, or a hub id.
+        precision: type of weights that are not trained.
+        trainable: for an adapter: go on training it.
+
+    Raises:
+        ModelError: nothing there that can be loaded; an adapter whose base is not found.
+    """
+    folder = resolve_saved(Path(path).expanduser())
+    if folder is None:
+        return load_base(_plain(str(path)), precision=precision)
+    base = saved_base(folder)
+    if not (folder / "adapter_config.json").is_file():
+        here = _plain(str(folder))
+        if base is not None:
+            here = here.model_copy(
+                update={
+                    "trust_remote_code": base.trust_remote_code,
+                    "attention": base.attention,
+                    "fsdp_size": base.fsdp_size,
+                    "chat_template": "none" if base.chat_template == "none" else "auto",
+                }
+            )
+        return load_base(here, precision=precision)
+    if base is None:
+        base = _plain(_noted_base(folder))
+    try:
+        model, tokenizer = load_base(
+            base.model_copy(update={"tuning": "full"}),
+            precision=precision,
+        )
+    except ModelError as error:
+        raise ModelError(
+            f"{folder}: the base of this adapter: {error.what}", error.remedy
+        ) from error
+    if precision == "bf16":
+        import torch
+
+        model = model.to(torch.bfloat16)
+    model = load_adapter(folder, model, trainable=trainable)
+    return model, tokenizer
+
+
+def resolve_saved(path: Path) -> Path | None:
+    """The folder with weights that `path` stands for; None if it is no local folder.
+
+    Raises:
+        ModelError: a run without a finished task, or a task checkpoint without weights.
+    """
+    if not path.is_dir():
+        return None
+    if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
+        return path
+    if (path / "model").is_dir():
+        return path / "model"
+    if (path / "recipe.yaml").is_file():
+        tasks = sorted(
+            (int(m[1]), p / "model")
+            for p in (path / "checkpoints").glob("task-*")
+            if (m := re.fullmatch(r"task-(\d+)", p.name)) and (p / "model").is_dir()
+        )
+        if tasks:
+            return tasks[-1][1]
+        raise ModelError(
+            f"{path}: is a run that has not finished a task yet, so it has no model",
+            f"go on with it: perdure resume {path}",
+        )
+    raise ModelError(
+        f"{path}: holds no model: neither config.json, adapter_config.json nor a run's recipe.yaml",
+        "give a run directory, a task checkpoint, or a folder written by save_pretrained",
+    )
+
+
+def _plain(path: str) -> ModelConfig:
+    from perdure.config import ModelConfig
+
+    return ModelConfig(path=path)
+
+
+def _noted_base(folder: Path) -> str:
+    file = folder / "adapter_config.json"
+    try:
+        name = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except ValueError as error:
+        raise ModelError(f"{file}: is not valid JSON: {error}", "restore it from a copy") from error
+    if not name:
+        raise ModelError(
+            f'{file}: has no "base_model_name_or_path", so the adapter\'s base is not known',
+            "write the base model's folder or hub id there",
+        )
+    return str(name)

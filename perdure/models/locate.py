@@ -1,0 +1,261 @@
+"""Where a base model lies, and its configuration, read and checked before any weight.
+
+A recipe's `model.path` is one of: a local folder, a local `*.gguf` file, a hub id. Every way in
+which it can be wrong ends in one `ModelError` that says what to write instead.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perdure.errors import ModelError
+
+if TYPE_CHECKING:
+    from perdure.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Place:
+    """A base model's place, in the words of `from_pretrained`."""
+
+    name: str
+    """Folder or hub id."""
+    gguf: str | None = None
+    """File name within the folder."""
+    local: bool = True
+
+    @property
+    def shown(self) -> str:
+        return str(Path(self.name) / self.gguf) if self.gguf else self.name
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {"gguf_file": self.gguf} if self.gguf else {}
+
+
+def locate(path: str) -> Place:
+    """Tell hub id, folder and GGUF file apart; `~` stands for the home folder.
+
+    Raises:
+        ModelError: nothing is there, or what is there is no model.
+    """
+    local = Path(path).expanduser()
+    if path.lower().endswith(".gguf"):
+        if local.is_file():
+            return Place(str(local.parent), local.name)
+        raise ModelError(f"model.path: {path}: no such GGUF file", _near(local, ".gguf"))
+    if local.is_dir():
+        return _folder(local)
+    if local.is_file():
+        raise ModelError(
+            f"model.path: {path}: is a file, but no GGUF file",
+            "give the folder that holds config.json and the weights, a *.gguf file, or a hub id",
+        )
+    if path.startswith(("/", ".", "~")) or path.count("/") > 1 or not path.strip():
+        raise ModelError(f"model.path: {path}: no such folder", _near(local))
+    return Place(path, local=False)
+
+
+def _folder(folder: Path) -> Place:
+    if (folder / "config.json").is_file():
+        return Place(str(folder))
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"model.path: {folder}: holds an adapter, not a base model",
+            'give the base model that it was trained on ("base_model_name_or_path" in its '
+            "adapter_config.json)",
+        )
+    ggufs = sorted(p.name for p in folder.glob("*.gguf"))
+    if ggufs:
+        raise ModelError(
+            f"model.path: {folder}: has no config.json but {len(ggufs)} GGUF file(s)",
+            f"name the file: {folder / ggufs[0]}",
+        )
+    raise ModelError(
+        f"model.path: {folder}: has no config.json, so it is no model folder",
+        "give a folder written by save_pretrained, a *.gguf file, or a hub id",
+    )
+
+
+def _near(path: Path, suffix: str = "") -> str:
+    """Names like `path` beside it, as a remedy."""
+    there = path.parent
+    if not there.is_dir():
+        return f"the folder {there} does not exist either"
+    names = [p.name for p in there.iterdir() if (p.suffix == suffix if suffix else p.is_dir())]
+    if close := difflib.get_close_matches(path.name, names, n=3, cutoff=0.5):
+        return f"did you mean {', '.join(str(there / name) for name in close)}?"
+    kind = f"{suffix} file" if suffix else "folder"
+    return f"no {kind} with a name like it is in {there}"
+
+
+@contextmanager
+def loading(place: Place, what: str, trust_remote_code: bool) -> Iterator[None]:
+    """Turn what `from_pretrained` raises for wrong input into a `ModelError`."""
+    from huggingface_hub import errors as hub
+
+    try:
+        yield
+    except ModelError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError, hub.HFValidationError) as error:
+        chain = list(_causes(error))
+        text = " ".join(str(e) for e in chain)
+        name = place.shown
+        if "trust_remote_code" in text and not trust_remote_code:
+            raise ModelError(
+                f"model.path: {name}: comes with its own Python code, which was not run",
+                "read that code; if you trust it, set model.trust_remote_code: true",
+            ) from error
+        if "attn_implementation" in text or "flash_attn" in text or "FlashAttention" in text:
+            raise ModelError(
+                f"model.attention: {_first_line(chain)}", "leave it out, or use sdpa or eager"
+            ) from error
+        if not place.local:
+            raise _hub_error(name, chain) from error
+        raise ModelError(
+            f"model.path: {name}: the {what} cannot be read: {_first_line(chain)}",
+            "is the file complete, and made for a model that transformers knows?",
+        ) from error
+    except Exception as error:  # a broken GGUF header, safetensors file or tokenizer.json
+        known = type(error).__module__.split(".")[0] in {
+            "struct",
+            "safetensors",
+            "safetensors_rust",
+        }
+        if not (known or place.gguf or type(error) is Exception):
+            raise
+        raise ModelError(
+            f"model.path: {place.shown}: the {what} is damaged: {_first_line([error])}",
+            "copy or download it again",
+        ) from error
+
+
+def _hub_error(name: str, chain: list[BaseException]) -> ModelError:
+    from huggingface_hub import errors as hub
+
+    def any_is(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(e, kinds) for e in chain)
+
+    if any_is(hub.GatedRepoError):
+        return ModelError(
+            f"model.path: {name}: its owner asks you to accept conditions on the hub first",
+            "accept them on the model's page, then log in: hf auth login",
+        )
+    if any_is(hub.RevisionNotFoundError):
+        return ModelError(
+            f"model.revision: {name} has no such revision", "give a branch, a tag or a commit"
+        )
+    if any_is(hub.RepositoryNotFoundError, hub.HFValidationError):
+        return ModelError(
+            f"model.path: {name}: neither a local folder nor a model on the hub",
+            "check the spelling; a private model needs: hf auth login",
+        )
+    if any_is(hub.EntryNotFoundError) and not any_is(hub.LocalEntryNotFoundError):
+        return ModelError(
+            f"model.path: {name}: the hub has it, but not as a model that can be loaded: "
+            f"{_first_line(chain)}",
+            "does it hold config.json and safetensors weights?",
+        )
+    unreachable = any_is(hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError)
+    if unreachable or any("connect" in str(e).lower() for e in chain):
+        return ModelError(
+            f"model.path: {name}: not a local folder, not in the hub's cache on this machine, "
+            "and the hub could not be reached",
+            "check the path or the network (and HF_HUB_OFFLINE), or copy the model here and give "
+            "its folder",
+        )
+    return ModelError(f"model.path: {name}: {_first_line(chain)}", "check the model's page")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
+
+
+def _first_line(chain: list[BaseException]) -> str:
+    for error in chain:
+        if text := str(error).strip():
+            return text.splitlines()[0]
+    return type(chain[0]).__name__
+
+
+def read_config(model: ModelConfig) -> Any:
+    """Read and check a base model's `PretrainedConfig`; no weights.
+
+    Raises:
+        ModelError: not found, not reachable, own code without `trust_remote_code`, or no causal
+            language model.
+    """
+    from transformers import AutoConfig
+
+    place = locate(model.path)
+    if place.gguf and model.fsdp_size > 1:
+        raise ModelError(
+            f"model.fsdp_size: {model.fsdp_size}: a GGUF file cannot be loaded in shards",
+            "save it as a folder first: perdure.models.load_base(...)[0].save_pretrained(FOLDER)",
+        )
+    if place.local and not place.gguf:
+        _check_json(Path(place.name) / "config.json")
+    from perdure.models.gguf import converted
+
+    with loading(place, "configuration", model.trust_remote_code):
+        source = converted(place)
+        config = AutoConfig.from_pretrained(
+            source.name,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+            **source.arguments,
+        )
+    if why := why_not_causal(config):
+        raise ModelError(
+            f"model.path: {place.shown}: is not a causal language model: {why}",
+            "give a decoder model that predicts the next token, such as Llama, Qwen or SmolLM",
+        )
+    return config
+
+
+def _check_json(file: Path) -> None:
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ModelError(
+            f"{file}:{error.lineno}: is not valid JSON: {error.msg}", "copy or download it again"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{file}: cannot be read: {error}", "copy or download it again") from error
+
+
+def why_not_causal(config: Any) -> str:
+    """Say why a model with this configuration does not predict the next token; "" if it does."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL,
+    )
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED,
+    )
+
+    kind, saved = config.model_type, list(getattr(config, "architectures", None) or [])
+    if getattr(config, "is_encoder_decoder", False):
+        return f"{kind} is an encoder-decoder"
+    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+        return ""
+    if kind not in CAUSAL:
+        return f"transformers has no causal model of type {kind!r}"
+    if kind in MASKED and not getattr(config, "is_decoder", False):
+        return f"{kind} is an encoder that sees the whole text at once"
+    # A folder saved without its language-model head would get a random one.
+    known = CAUSAL[kind]
+    names = {known} if isinstance(known, str) else set(known)
+    heads = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+    if saved and not any(a in names or a.endswith(heads) for a in saved):
+        return f"it was saved as {', '.join(saved)}, without a language-model head"
+    return ""
