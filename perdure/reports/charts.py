@@ -1,0 +1,353 @@
+"""Geometry of the page's line charts: data in, coordinates out. The template draws them as SVG.
+
+All charts are small multiples in one coordinate system, about as wide as a phone, so that text
+keeps its size on every screen. Colours are CSS variables (`--s0` to `--s7`, set in report.css), so
+that charts follow dark mode; a series also has its own marker, and a dash once colours repeat.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+WIDTH, HEIGHT = 340.0, 216.0
+LEFT, RIGHT, TOP, BOTTOM = 42.0, 14.0, 16.0, 36.0
+CHARACTER = 6.2  # width of a character of the small print
+COLOURS = 8
+DASHES = ("", "7 3", "2 3", "9 3 2 3")
+MARKERS = (
+    "M-3.6,0a3.6,3.6 0 1,0 7.2,0a3.6,3.6 0 1,0 -7.2,0z",  # circle
+    "M-3.2,-3.2h6.4v6.4h-6.4z",  # square
+    "M0,-4.4L4.2,3.2H-4.2z",  # triangle
+    "M0,-4.6L4.6,0L0,4.6L-4.6,0z",  # diamond
+    "M0,4.4L4.2,-3.2H-4.2z",  # triangle down
+    "M-1.4,-4.2h2.8v2.8h2.8v2.8h-2.8v2.8h-2.8v-2.8h-2.8v-2.8h2.8z",  # plus
+    "M-4.2,-1.8H4.2V1.8H-4.2z",  # bar
+    "M-1.8,-4.2H1.8V4.2H-1.8z",  # upright bar
+)
+
+
+@dataclass(frozen=True)
+class Tick:
+    at: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Mark:
+    """An upright line and the words at its top."""
+
+    at: float
+    label: str
+    anchor: str = "start"
+
+    @property
+    def text_at(self) -> float:
+        return self.at if self.anchor == "middle" else self.at + 1
+
+
+@dataclass(frozen=True)
+class Point:
+    x: float
+    y: float
+    label: str
+    """What a pointer resting on it shows."""
+
+
+@dataclass(frozen=True)
+class Line:
+    slot: int
+    """Index of the method: decides colour, marker and dash, the same all over the page."""
+    path: str
+    points: tuple[Point, ...] = ()
+    faint: bool = False
+
+    @property
+    def colour(self) -> str:
+        return f"var(--s{self.slot % COLOURS})"
+
+    @property
+    def dash(self) -> str:
+        return DASHES[self.slot // COLOURS % len(DASHES)]
+
+    @property
+    def marker(self) -> str:
+        return MARKERS[self.slot % len(MARKERS)]
+
+
+@dataclass(frozen=True)
+class Table:
+    """The chart's numbers as text; every cell is already printed."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Chart:
+    title: str
+    description: str
+    lines: tuple[Line, ...]
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    x_title: str
+    table: Table
+    note: str = ""
+    """Shown beside the title: the metric, or the scale."""
+    marks: tuple[Mark, ...] = field(default=())
+    """Upright lines: where a task is learned or begins."""
+    width: float = WIDTH
+    height: float = HEIGHT
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom of the plot."""
+        return LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM
+
+
+class Scale:
+    """Maps a value to a coordinate, linearly or by logarithm."""
+
+    def __init__(
+        self, low: float, high: float, start: float, end: float, *, log: bool = False
+    ) -> None:
+        if log:
+            low, high = math.log10(low), math.log10(high)
+        self.log, self.low, self.high = log, low, high if high > low else low + 1.0
+        self.start, self.end = start, end
+
+    def __call__(self, value: float) -> float:
+        if self.log:
+            value = math.log10(value)
+        share = (value - self.low) / (self.high - self.low)
+        return round(self.start + share * (self.end - self.start), 2)
+
+
+def x_scale(low: float, high: float) -> Scale:
+    return Scale(low, high, LEFT + 4, WIDTH - RIGHT - 4)
+
+
+def y_scale(low: float, high: float, *, log: bool = False) -> Scale:
+    return Scale(low, high, HEIGHT - BOTTOM, TOP, log=log)
+
+
+def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """About `count` round numbers that span [low, high]; the first and last enclose it."""
+    if not high > low:
+        high = low + (abs(low) or 1.0) * 0.1
+    raw = (high - low) / max(count - 1, 1)
+    unit = 10.0 ** math.floor(math.log10(raw))
+    step = next(unit * m for m in (1, 2, 2.5, 5, 10) if unit * m >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """1, 2, 5, 10, ... that span [low, high]; only powers of ten where it spans many."""
+    mantissas = (1, 2, 5) if high / low < 200 else (1,)
+    first, last = math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1
+    ticks = [m * 10.0**e for e in range(first, last + 1) for m in mantissas]
+    start = max((t for t in ticks if t <= low), default=ticks[0])
+    end = min((t for t in ticks if t >= high), default=ticks[-1])
+    return [t for t in ticks if start <= t <= end]
+
+
+def tick_label(value: float) -> str:
+    if value and (abs(value) >= 1e5 or abs(value) < 1e-3):
+        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e").replace("-", "−")
+    text = f"{value:,.4f}".rstrip("0").rstrip(".")
+    return text.replace("-", "−")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A shared y axis: the same for all charts of a section, so that they can be compared."""
+
+    scale: Scale
+    ticks: tuple[Tick, ...]
+
+    @property
+    def log(self) -> bool:
+        return self.scale.log
+
+
+def score_axis(values: Sequence[float]) -> Axis:
+    """From 0 to the first of 0.25, 0.5 and 1 that holds all of these scores."""
+    top = max((v for v in values if not math.isnan(v)), default=1.0)
+    high = next((limit for limit in (0.25, 0.5, 1.0) if top <= limit), None)
+    return _linear(0.0, high or top)
+
+
+def value_axis(values: Sequence[float], *, from_zero: bool = False) -> Axis:
+    """Round limits around the values; logarithmic where they span more than a factor of eight."""
+    real = [v for v in values if math.isfinite(v)] or [0.0, 1.0]
+    low, high = min(real), max(real)
+    if low > 0 and high / low > 8 and not from_zero:
+        marks = log_ticks(low, high)
+        scale = y_scale(marks[0], marks[-1], log=True)
+        return Axis(scale, tuple(Tick(scale(v), tick_label(v)) for v in marks))
+    return _linear(min(0.0, low) if from_zero else low, high)
+
+
+def _linear(low: float, high: float) -> Axis:
+    marks = nice_ticks(low, high)
+    scale = y_scale(marks[0], marks[-1])
+    return Axis(scale, tuple(Tick(scale(v), tick_label(v)) for v in marks))
+
+
+def polyline(points: Sequence[tuple[float, float] | None]) -> str:
+    """An SVG path through the points; None lifts the pen."""
+    parts, pen_down = [], False
+    for point in points:
+        if point is None:
+            pen_down = False
+            continue
+        parts.append(f"{'L' if pen_down else 'M'}{point[0]:g},{point[1]:g}")
+        pen_down = True
+    return "".join(parts)
+
+
+def over_tasks(
+    *,
+    title: str,
+    note: str,
+    series: Sequence[tuple[str, int, Sequence[float]]],
+    axis: Axis,
+    show: Callable[[float], str],
+    learned: Sequence[tuple[int, str]] = (),
+) -> Chart:
+    """A value after 0, 1, 2, ... tasks, one line for each (label, slot, values).
+
+    Args:
+        learned: (tasks learned, words) of upright lines: where this task itself was learned.
+        show: prints a value, missing ones too.
+    """
+    steps = max((len(values) for _, _, values in series), default=1)
+    across = x_scale(0, max(steps - 1, 1))
+    lines, sentences = [], []
+    for label, slot, values in series:
+        spots = [
+            None if not math.isfinite(v) else (across(i), axis.scale(v))
+            for i, v in enumerate(values)
+        ]
+        dots = tuple(
+            Point(spot[0], spot[1], f"{label}, {after_words(i)}: {show(values[i])}")
+            for i, spot in enumerate(spots)
+            if spot is not None
+        )
+        lines.append(Line(slot, polyline(spots), dots))
+        sentences.append(f"{label}: {', '.join(show(v) for v in values)}")
+    every = max(1, math.ceil(steps / 9))
+    ticks = [
+        Tick(across(i), "base" if i == 0 else str(i))
+        for i in range(steps)
+        if i % every == 0 or i == steps - 1
+    ]
+    return Chart(
+        title=title,
+        note=note,
+        description="After 0, 1, 2, ... tasks. " + "; ".join(sentences) + ".",
+        lines=tuple(lines),
+        x_ticks=tuple(ticks),
+        y_ticks=axis.ticks,
+        x_title="tasks learned",
+        marks=tuple(Mark(across(i), words, "middle") for i, words in learned),
+        table=Table(
+            ("method", *("base" if i == 0 else f"after {i}" for i in range(steps))),
+            tuple(
+                (label, *(show(v) for v in values), *[""] * (steps - len(values)))
+                for label, _, values in series
+            ),
+        ),
+    )
+
+
+def after_words(after: int) -> str:
+    if after == 0:
+        return "base model"
+    return "after 1 task" if after == 1 else f"after {after} tasks"
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Consecutive steps of one task: its name, and (step counted over the run, value) pairs."""
+
+    task: str
+    start: float
+    end: float
+    values: tuple[tuple[float, float], ...]
+
+
+def over_steps(
+    *,
+    title: str,
+    note: str,
+    slot: int,
+    stretches: Sequence[Stretch],
+    axis: Axis,
+    show: Callable[[float], str],
+) -> Chart:
+    """A value logged at each step, faintly, under its moving average within each task."""
+    end = max((s.end for s in stretches), default=1.0)
+    across = x_scale(0, end)
+    lines: list[Line] = []
+    rows = []
+    for stretch in stretches:
+        raw = [(across(x), axis.scale(v)) for x, v in _thin(stretch.values, 240)]
+        lines.append(Line(slot, polyline(raw), faint=True))
+        smooth = [(across(x), axis.scale(v)) for x, v in _thin(moving_mean(stretch.values), 120)]
+        lines.append(Line(slot, polyline(smooth)))
+        seen = [v for _, v in stretch.values]
+        tail = seen[-max(1, len(seen) // 10) :]
+        if seen:
+            rows.append(
+                (
+                    stretch.task,
+                    str(len(seen)),
+                    show(seen[0]),
+                    show(min(seen)),
+                    show(max(seen)),
+                    show(sum(tail) / len(tail)),
+                )
+            )
+    ticks = [t for t in nice_ticks(0, end) if t <= end * 1.001 and t == int(t)]
+    return Chart(
+        title=title,
+        note=note,
+        description="; ".join(f"{r[0]}: first {r[2]}, at the end {r[5]}" for r in rows) + ".",
+        lines=tuple(lines),
+        x_ticks=tuple(Tick(across(t), tick_label(t)) for t in ticks),
+        y_ticks=axis.ticks,
+        x_title="optimizer steps",
+        marks=tuple(Mark(across(s.start), _fitting(s, i, across)) for i, s in enumerate(stretches)),
+        table=Table(
+            ("task", "logged", "first", "lowest", "highest", "mean of last tenth"), tuple(rows)
+        ),
+    )
+
+
+def _fitting(stretch: Stretch, index: int, across: Scale) -> str:
+    """The task's name as far as its stretch has room for it, or its number."""
+    room = int((across(stretch.end) - across(stretch.start)) / CHARACTER)
+    if len(stretch.task) <= room:
+        return stretch.task
+    return f"{stretch.task[: room - 1]}…" if room >= 6 else str(index + 1)
+
+
+def moving_mean(values: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Centred mean over a twentieth of the points on either side; near an end, of fewer."""
+    reach = len(values) // 20
+    means = []
+    for i, (x, _) in enumerate(values):
+        near = min(reach, i, len(values) - 1 - i)  # symmetric: an end is not pulled inwards
+        window = [v for _, v in values[i - near : i + near + 1]]
+        means.append((x, sum(window) / len(window)))
+    return means
+
+
+def _thin(values: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
+    """At most `most` points: each the mean of as many neighbours."""
+    size = math.ceil(len(values) / most) or 1
+    groups = [values[i : i + size] for i in range(0, len(values), size)]
+    return [(sum(x for x, _ in g) / len(g), sum(v for _, v in g) / len(g)) for g in groups]

@@ -1,0 +1,267 @@
+"""What a report reads from a run, digested once and shared by all views (page, terminal, figure).
+
+A view is data: it knows no HTML and no colours. Summary figures come from `ScoreMatrix` alone;
+a figure that needs a cell which was never scored is None, and is shown as missing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Protocol
+
+from perdure.scoring.matrix import ScoreMatrix, ScoreMissing
+
+MISSING = math.nan
+SUMMARY: tuple[tuple[str, str, bool, str], ...] = (
+    # attribute of ScoreMatrix, heading, higher is better, what it is
+    (
+        "average_accuracy",
+        "Average accuracy",
+        True,
+        "Mean score over all tasks after the last one was learned.",
+    ),
+    (
+        "backward_transfer",
+        "Backward transfer",
+        True,
+        "Mean change on earlier tasks, from just learned to the end. Negative is forgetting.",
+    ),
+    (
+        "forgetting",
+        "Forgetting",
+        False,
+        "Mean drop on earlier tasks, from the best they ever scored to the end.",
+    ),
+    (
+        "forward_transfer",
+        "Forward transfer",
+        True,
+        "Mean change on a task from the base model to just before it is learned.",
+    ),
+    (
+        "learning_accuracy",
+        "Learning accuracy",
+        True,
+        "Mean score on each task just after it was learned: how well new things are taken in.",
+    ),
+)
+
+
+class RunData(Protocol):
+    """The part of `perdure.run.Run` that reports read; the formats are those of its files."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def methods_name(self) -> str: ...
+    @property
+    def state(self) -> str: ...
+    def scores(self) -> list[dict[str, Any]]: ...
+    def log_rows(self) -> list[dict[str, Any]]: ...
+    def environment(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """How one task is scored. `rows` is the size of its test set, 0 where not recorded."""
+
+    name: str
+    metric: str
+    higher_is_better: bool
+    rows: int
+
+
+@dataclass(frozen=True)
+class RunView:
+    """One run, ready to be shown. Arrays over time have T+1 entries; entry 0 is the base model."""
+
+    label: str
+    """Its method; where two runs of a report share it, with the directory's name."""
+    method: str
+    path: Path
+    state: str
+    tasks: tuple[TaskFacts, ...]
+    """Tasks of the stream, in the order they were learned."""
+    unseen: tuple[tuple[str, int, float], ...]
+    """(task, after, score) of tasks that are not in the stream (`perdure eval`)."""
+    matrix: ScoreMatrix
+    general: tuple[float, ...]
+    """Perplexity on general text by `after`; nan where it was not measured."""
+    log: tuple[dict[str, Any], ...]
+    environment: dict[str, Any]
+    recipe: dict[str, Any]
+    recipe_text: str
+    scoring_seconds: float
+
+    def score(self, after: int, task: str) -> float:
+        """Score on `task` after `after` tasks were learned; nan where it was never measured."""
+        if task not in self.matrix.tasks or after > len(self.tasks):
+            return MISSING
+        try:
+            return float(self.matrix.value(after, task))
+        except ScoreMissing:
+            return MISSING
+
+    def over_time(self, task: str) -> list[float]:
+        return [self.score(after, task) for after in range(len(self.tasks) + 1)]
+
+    def position(self, task: str) -> int | None:
+        """Number of tasks learned once `task` is, counted from 1; None if not in this stream."""
+        names = [t.name for t in self.tasks]
+        return names.index(task) + 1 if task in names else None
+
+    def summary(self, name: str) -> float | None:
+        """One of `SUMMARY`, or None where a cell that it needs is missing."""
+        figure: Callable[[], float] = getattr(self.matrix, name)
+        try:
+            value = float(figure())
+        except ScoreMissing:
+            return None
+        return value if math.isfinite(value) else None
+
+    @property
+    def done(self) -> int:
+        """How many tasks were learned and scored at least once afterwards."""
+        measured = [
+            after
+            for after in range(len(self.tasks) + 1)
+            if any(not math.isnan(self.score(after, t.name)) for t in self.tasks)
+        ]
+        return max(measured, default=0)
+
+    @property
+    def complete(self) -> bool:
+        """True once every task was scored at the end. (A report written as the last act of a run
+        finds that run still "running".)"""
+        end = len(self.tasks)
+        return end > 0 and not any(math.isnan(self.score(end, t.name)) for t in self.tasks)
+
+    @property
+    def general_before(self) -> float:
+        return self.general[0] if self.general else MISSING
+
+    @property
+    def general_after(self) -> float:
+        return self.general[-1] if self.general else MISSING
+
+    @property
+    def name(self) -> str:
+        return str(self.recipe.get("name") or self.path.name)
+
+    def logged(self, key: str) -> list[float]:
+        """All finite values that were logged under `key`, in order."""
+        values = (row.get(key) for row in self.log)
+        return [float(v) for v in values if isinstance(v, int | float) and math.isfinite(v)]
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Median over logged steps, so that start-up and a busy moment do not count."""
+        speeds = self.logged("tokens_per_second")
+        return median(speeds) if speeds else MISSING
+
+    @property
+    def peak_memory_mb(self) -> float:
+        return max(self.logged("memory_mb"), default=MISSING)
+
+    @property
+    def method_keys(self) -> list[str]:
+        """Losses of the methods' own, in order of first appearance (`method/replay`)."""
+        keys = (key for row in self.log for key in row if key.startswith("method/"))
+        return list(dict.fromkeys(keys))
+
+
+def views(runs: Sequence[RunData]) -> list[RunView]:
+    """Digest runs for one report, each under a label of its own."""
+    names = [run.methods_name for run in runs]
+    labels = [
+        name if names.count(name) == 1 else f"{name} ({run.path.name})"
+        for name, run in zip(names, runs, strict=True)
+    ]
+    # Two directories of one name and one method: only a number still tells them apart.
+    labels = [
+        label if labels.count(label) == 1 else f"{label} #{labels[: i + 1].count(label)}"
+        for i, label in enumerate(labels)
+    ]
+    return [_view(run, label) for run, label in zip(runs, labels, strict=True)]
+
+
+def _view(run: RunData, label: str) -> RunView:
+    rows = run.scores()
+    scored = [row for row in rows if row.get("kind") == "task" and math.isfinite(row["score"])]
+    # The base model is scored on the whole stream first: row 0 is the stream, in order.
+    stream = list(dict.fromkeys(row["task"] for row in scored if row["after"] == 0))
+    stream = stream or list(dict.fromkeys(row["task"] for row in scored))
+    latest = {(row["after"], row["task"]): row for row in scored}  # scored again: the last counts
+    known = [
+        row for row in latest.values() if row["task"] in stream and row["after"] <= len(stream)
+    ]
+    unseen = [
+        (row["task"], row["after"], float(row["score"]))
+        for row in latest.values()
+        if row["task"] not in stream
+    ]
+    general = {r["after"]: float(r["score"]) for r in rows if r.get("kind") == "general"}
+    recipe, text = _recipe(run.path)
+    return RunView(
+        label=label,
+        method=run.methods_name,
+        path=run.path,
+        state=run.state,
+        tasks=tuple(_facts(scored, name) for name in stream),
+        unseen=tuple(unseen),
+        matrix=ScoreMatrix.from_rows(known, stream),
+        general=tuple(general.get(i, MISSING) for i in range(len(stream) + 1)) if general else (),
+        log=tuple(run.log_rows()),
+        environment=run.environment(),
+        recipe=recipe,
+        recipe_text=text,
+        scoring_seconds=sum(float(row.get("seconds") or 0) for row in rows),
+    )
+
+
+def _of_task(scored: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any]:
+    return next(row for row in scored if row["task"] == name)
+
+
+def _facts(scored: Sequence[Mapping[str, Any]], name: str) -> TaskFacts:
+    row = _of_task(scored, name)
+    return TaskFacts(
+        name=name,
+        metric=str(row.get("metric", "score")),
+        higher_is_better=bool(row.get("higher_is_better", True)),
+        rows=int(row.get("rows") or 0),
+    )
+
+
+def _recipe(folder: Path) -> tuple[dict[str, Any], str]:
+    """The resolved recipe as data and as the text that was written; empty if there is none."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        text = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    except OSError:
+        return {}, ""
+    try:
+        data = YAML(typ="safe", pure=True).load(text)
+    except YAMLError:
+        data = None  # a report of a damaged run still shows the text
+    return (data if isinstance(data, dict) else {}), text
+
+
+def task_order(runs: Sequence[RunView]) -> list[TaskFacts]:
+    """All tasks of several runs, in order of first appearance."""
+    tasks: dict[str, TaskFacts] = {}
+    for run in runs:
+        for task in run.tasks:
+            tasks.setdefault(task.name, task)
+    return list(tasks.values())
+
+
+def comparable(runs: Sequence[RunView]) -> bool:
+    """True if all runs learned the same tasks, so that their averages mean the same."""
+    return len({frozenset((t.name, t.metric) for t in run.tasks) for run in runs}) <= 1

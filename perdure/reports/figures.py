@@ -1,0 +1,191 @@
+"""A picture of one run or several for a README, a paper or a slide: PNG, SVG or PDF.
+
+Above, each method's score matrix; below, the score over time averaged over the tasks learned so
+far, and perplexity on general text. Drawn with matplotlib's object interface: no window, and no
+setting that outlives the call.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perdure.errors import UsageError
+from perdure.reports import colours, words
+from perdure.reports.data import RunData, RunView, views
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FORMATS = ("png", "svg", "pdf")
+SERIES = ("#0b62a8", "#c4500b", "#00805a", "#a0498f", "#98690a", "#2a8fc4", "#5b6470", "#7d3b1f")
+SHAPES = "os^DvPX*"
+INK, SOFT, LINE = "#14191f", "#56616d", "#d9dee4"
+
+
+def write_figure(runs: Sequence[RunData], out: Path) -> Path:
+    """Draw `runs` and write the picture in the format of `out`'s ending; return `out`.
+
+    Raises: UsageError for an ending that is none of `FORMATS`, or if there is no run.
+    """
+    kind = out.suffix.lower().lstrip(".")
+    if kind not in FORMATS:
+        raise UsageError(
+            f"{out}: cannot write a figure as {out.suffix or 'a file without an ending'}",
+            f"end its name in .{', .'.join(FORMATS[:-1])} or .{FORMATS[-1]}",
+        )
+    if not runs:
+        raise UsageError("figure: no run given", "name a run directory: perdure compare RUN...")
+    import matplotlib
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # svg.hashsalt and no date: the same runs give the same file.
+    with matplotlib.rc_context({"font.size": 9, "svg.hashsalt": "perdure", "axes.linewidth": 0.8}):
+        figure = _draw(views(runs))
+        figure.savefig(
+            out, format=kind, dpi=200, metadata=None if kind == "png" else _UNDATED[kind]
+        )
+    return out
+
+
+_UNDATED: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+
+
+def _draw(runs: Sequence[RunView]) -> Figure:
+    from matplotlib.figure import Figure
+
+    across = min(len(runs), 3)
+    rows = math.ceil(len(runs) / across)
+    tasks = max((len(run.tasks) for run in runs), default=1)
+    cell = 0.42 * (tasks + 1) + 0.75
+    figure = Figure(
+        figsize=(max(8.0, 3.1 * across), rows * cell + 3.0), layout="constrained", facecolor="white"
+    )
+    parts: Any = figure.subfigures(2, 1, height_ratios=(rows * cell, 3.0), hspace=0.04)
+    maps, lines = parts
+    grid = maps.subplots(rows, across, squeeze=False)
+    for place, axes in enumerate(grid.flat):
+        if place < len(runs):
+            _matrix(axes, runs[place], labelled=place % across == 0 or not _alike(runs))
+        else:
+            axes.set_axis_off()
+    general = any(run.general for run in runs)
+    below = lines.subplots(1, 2 if general else 1, squeeze=False)[0]
+    _averages(below[0], runs)
+    if general:
+        _general(below[1], runs)
+    below[0].legend(frameon=False, fontsize=8, labelcolor=INK)
+    return figure
+
+
+def _alike(runs: Sequence[RunView]) -> bool:
+    return len({tuple(t.name for t in run.tasks) for run in runs}) == 1
+
+
+def _matrix(axes: Axes, run: RunView, *, labelled: bool) -> None:
+    from matplotlib.patches import Rectangle
+
+    axes.set_title(_text(run.label), loc="left", fontweight="bold", color=INK, fontsize=10)
+    for column, task in enumerate(run.tasks):
+        for after in range(len(run.tasks) + 1):
+            value = run.score(after, task.name)
+            missing = math.isnan(value)
+            share = min(max(value, 0.0), 1.0) if task.higher_is_better and not missing else 0.0
+            back = "#ffffff" if missing else colours.heat(share, colours.RAMP_LIGHT)
+            corner = (column - 0.47, after - 0.46)
+            axes.add_patch(Rectangle(corner, 0.94, 0.92, facecolor=back, edgecolor="none"))
+            if after == column + 1:
+                axes.add_patch(Rectangle(corner, 0.94, 0.92, fill=False, edgecolor=INK, lw=1.4))
+            text = words.number(value) if task.higher_is_better else words.significant(value)
+            weight = "bold" if after == column + 1 else "normal"
+            axes.text(
+                column,
+                after,
+                text,
+                ha="center",
+                va="center",
+                fontsize=8.5,
+                color=colours.ink(back),
+                fontweight=weight,
+            )
+    count = len(run.tasks)
+    axes.set_xlim(-0.5, count - 0.5)
+    axes.set_ylim(count + 0.5, -0.5)
+    names = [_text(task.name, 14) for task in run.tasks]
+    axes.set_xticks(
+        range(count),
+        names,
+        rotation=0 if count <= 4 else 35,
+        ha="center" if count <= 4 else "right",
+    )
+    rows = ["base model", *(f"after {name}" for name in names)]
+    axes.set_yticks(range(count + 1), rows if labelled else [""] * len(rows))
+    axes.tick_params(length=0, labelcolor=SOFT, labelsize=8)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _averages(axes: Axes, runs: Sequence[RunView]) -> None:
+    from perdure.scoring.matrix import ScoreMissing
+
+    for slot, run in enumerate(runs):
+        points = []
+        for after in range(1, len(run.tasks) + 1):
+            try:
+                points.append((after, run.matrix.average_accuracy(after)))
+            except ScoreMissing:
+                continue
+        _line(axes, slot, run.label, points)
+    axes.set_ylim(0, 1)
+    _dress(axes, "Average accuracy on the tasks learned so far", runs, first=1)
+
+
+def _general(axes: Axes, runs: Sequence[RunView]) -> None:
+    every = []
+    for slot, run in enumerate(runs):
+        points = [(after, v) for after, v in enumerate(run.general) if math.isfinite(v)]
+        every += [v for _, v in points]
+        _line(axes, slot, run.label, points)
+    if every and max(every) > 8 * min(every) > 0:
+        axes.set_yscale("log")
+    _dress(axes, "Perplexity on general text (lower is better)", runs, first=0)
+
+
+def _line(axes: Axes, slot: int, label: str, points: Sequence[tuple[int, float]]) -> None:
+    style = ("-", "--", ":", "-.")[slot // len(SERIES) % 4]
+    axes.plot(
+        [x for x, _ in points],
+        [y for _, y in points],
+        style,
+        color=SERIES[slot % 8],
+        lw=1.8,
+        marker=SHAPES[slot % 8],
+        ms=5.5,
+        mec="white",
+        mew=0.8,
+        label=_text(label),
+    )
+
+
+def _dress(axes: Axes, title: str, runs: Sequence[RunView], *, first: int) -> None:
+    axes.set_title(title, loc="left", fontsize=9.5, color=INK)
+    most = max((len(run.tasks) for run in runs), default=1)
+    axes.set_xticks(
+        range(first, most + 1), ["base" if i == 0 else str(i) for i in range(first, most + 1)]
+    )
+    axes.set_xlabel("tasks learned", color=SOFT, fontsize=8)
+    axes.grid(axis="y", color=LINE, lw=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, labelcolor=SOFT, labelsize=8)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(LINE)
+
+
+def _text(text: str, most: int = 40) -> str:
+    """A name as it is written: not as mathematics, and cut where it would not fit."""
+    text = text if len(text) <= most else f"{text[: most - 1]}…"
+    return text.replace("$", r"\$")

@@ -1,0 +1,106 @@
+"""The report: one self-contained HTML page over one run or several, methods side by side.
+
+No script, no font and no picture comes from elsewhere, and a Content-Security-Policy in the page
+holds it to that. Charts are inline SVG in the page's own colours, so dark mode and print need no
+second set; each has a text alternative. All text is escaped by the template engine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from perdure.errors import UsageError
+from perdure.reports import colours, provenance, sections, words
+from perdure.reports.charts import COLOURS, DASHES, MARKERS
+from perdure.reports.data import RunData, RunView, comparable, views
+
+FOLDER = Path(__file__).parent
+
+
+def write_report(runs: Sequence[RunData], out: Path) -> Path:
+    """Write the page over `runs` to `out`, at once or not at all; return `out`.
+
+    Raises: UsageError if there is no run to report; OSError if `out` cannot be written.
+    """
+    text = render(runs)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # A reader, or a browser that reloads, never sees half a page.
+    half = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        half.write_text(text, encoding="utf-8", errors="replace")
+        os.replace(half, out)
+    finally:
+        half.unlink(missing_ok=True)
+    return out
+
+
+def render(runs: Sequence[RunData]) -> str:
+    """The page as text. The same runs give the same page.
+
+    Raises: UsageError if `runs` is empty.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    if not runs:
+        raise UsageError("report: no run given", "name a run directory: perdure report RUN")
+    env = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.globals.update(colours=COLOURS, dashes=DASHES, markers=MARKERS, dash=words.DASH)
+    env.filters.update(
+        number=words.number,
+        signed=words.signed,
+        significant=words.significant,
+        percent=words.percent,
+        duration=words.duration,
+        memory=words.memory,
+    )
+    return env.get_template("report.html.j2").render(page=page(views(runs)))
+
+
+def page(runs: Sequence[RunView]) -> dict[str, Any]:
+    """All that the template prints, by section."""
+    names = list(dict.fromkeys(run.name for run in runs))
+    return {
+        "title": " vs ".join(names[:3]) + (" …" if len(names) > 3 else ""),
+        "headline": words.headline(runs),
+        "several": len(runs) > 1,
+        "comparable": comparable(runs),
+        "resolution": words.resolution([t for run in runs for t in run.tasks]),
+        "facts": sections.facts(runs),
+        "methods": [
+            {
+                "label": run.label,
+                "slot": slot,
+                "story": words.story(run),
+                "general": words.general_story(run),
+                "state": run.state,
+            }
+            for slot, run in enumerate(runs)
+        ],
+        "unfinished": [(run.label, run.state) for run in runs if not run.complete],
+        "retention": sections.retention(runs),
+        "summary": sections.summary(runs),
+        "heatmaps": sections.heatmaps(runs),
+        # A card as wide as its matrix: as many side by side as the screen has room for.
+        "map_width": 150 + 62 * max((len(run.tasks) for run in runs), default=1),
+        "ramps": colours.ramp_css(),
+        "tasks": sections.task_charts(runs),
+        "changes": sections.changes(runs),
+        "general": sections.general(runs),
+        "losses": sections.losses(runs),
+        "method_losses": sections.method_losses(runs),
+        "cost": provenance.cost(runs),
+        "unseen": sections.unseen(runs),
+        "differences": provenance.differences(runs),
+        "recipes": [{"label": run.label, "text": run.recipe_text} for run in runs],
+        "environments": provenance.environments(runs),
+        "reproduce": provenance.reproduce(runs),
+    }

@@ -1,0 +1,151 @@
+"""Where the numbers come from: cost, recipe differences, environment, how to run it again."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from perdure.reports.data import MISSING, RunView
+from perdure.reports.words import DASH
+
+
+def cost(runs: Sequence[RunView]) -> dict[str, Any] | None:
+    """Speed, time and memory; None where nothing was logged."""
+    rows: list[dict[str, Any]] = [
+        {
+            "label": run.label,
+            "slot": slot,
+            "speed": run.tokens_per_second,
+            "training": training_seconds(run),
+            "scoring": run.scoring_seconds or MISSING,
+            "memory": run.peak_memory_mb,
+            "steps": len({(r.get("after"), r.get("phase"), r.get("step")) for r in run.log}),
+        }
+        for slot, run in enumerate(runs)
+    ]
+    if all(math.isnan(r["speed"]) and math.isnan(r["memory"]) for r in rows):
+        return None
+    return {"rows": rows} | {
+        f"most_{key}": max((r[key] for r in rows if not math.isnan(r[key])), default=0.0) or 1.0
+        for key in ("speed", "training", "memory")
+    }
+
+
+def training_seconds(run: RunView) -> float:
+    """Seconds between logged steps of a task; pauses (a run killed and resumed) do not count."""
+    gaps: list[float] = []
+    for first, second in pairwise(run.log):
+        if (first.get("after"), first.get("phase")) == (second.get("after"), second.get("phase")):
+            try:
+                start, end = (
+                    datetime.fromisoformat(str(row["time"]).replace("Z", "+00:00"))
+                    for row in (first, second)
+                )
+                gaps.append((end - start).total_seconds())
+            except (KeyError, ValueError, TypeError):
+                continue
+    gaps = [gap for gap in gaps if gap >= 0]
+    if not gaps:
+        return MISSING
+    pause = max(60.0, 20 * median(gaps))
+    return sum(gap for gap in gaps if gap <= pause)
+
+
+def differences(runs: Sequence[RunView]) -> list[tuple[str, list[str]]]:
+    """Recipe keys whose values are not the same in all runs: (key, a value a run)."""
+    flat = [dict(_flatten(run.recipe)) for run in runs]
+    keys = list(dict.fromkeys(key for recipe in flat for key in recipe))
+    table = [(key, [recipe.get(key, DASH) for recipe in flat]) for key in keys]
+    return [(key, row) for key, row in table if len(set(row)) > 1 and key != "name"]
+
+
+def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping) and value:
+        for name, inner in value.items():
+            yield from _flatten(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        for index, item in enumerate(value, start=1):
+            # One item is written with or without its list: both are the same key.
+            yield from _flatten(item, f"{key}.{index}" if len(value) > 1 else key)
+    elif isinstance(value, list):
+        yield key, ", ".join(map(str, value))
+    else:
+        yield (
+            key,
+            {True: "true", False: "false", None: DASH}.get(value, str(value))
+            if (value is None or isinstance(value, bool))
+            else str(value),
+        )
+
+
+def environments(runs: Sequence[RunView]) -> list[dict[str, Any]]:
+    """One block for each environment: the runs that share it, and its facts."""
+    blocks: list[dict[str, Any]] = []
+    for run in runs:
+        facts = _facts(run.environment)
+        same = next((block for block in blocks if block["facts"] == facts), None)
+        if same:
+            same["labels"].append(run.label)
+        else:
+            blocks.append({"labels": [run.label], "facts": facts})
+    return blocks
+
+
+def _facts(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
+    hardware = environment.get("hardware") or {}
+    packages = environment.get("packages") or {}
+    gpus = hardware.get("gpus") or []
+    memory = hardware.get("memory_gb")
+    found = [
+        ("Perdure", str(environment.get("perdure") or "")),
+        ("Commit", str(environment.get("commit") or "")),
+        ("Python", str(environment.get("python") or "")),
+        ("Packages", ", ".join(f"{name} {version}" for name, version in packages.items())),
+        ("Processor", str(hardware.get("cpu") or "")),
+        ("Cores", str(hardware.get("cores") or "")),
+        ("Memory", f"{memory} GB" if memory else ""),
+        ("GPUs", ", ".join(map(str, gpus)) if gpus else ("none" if hardware else "")),
+    ]
+    known = {"perdure", "commit", "python", "packages", "hardware", "started"}
+    others = {key: value for key, value in environment.items() if key not in known}
+    found += [(key.replace("_", " ").capitalize(), text) for key, text in _flatten(others)]
+    return [(name, text) for name, text in found if text]
+
+
+def reproduce(runs: Sequence[RunView]) -> list[dict[str, str]]:
+    """Commands that make each run again: install the same versions, then run its recipe."""
+    return [
+        {"label": run.label, "install": _install(run.environment), "run": _command(run)}
+        for run in runs
+    ]
+
+
+def _install(environment: Mapping[str, Any]) -> str:
+    versions = {"perdure": environment.get("perdure"), **(environment.get("packages") or {})}
+    wanted = [shlex.quote(f"{n}=={v}") for n, v in versions.items() if v]
+    return f"pip install {' '.join(wanted)}" if wanted else ""
+
+
+def _command(run: RunView) -> str:
+    start = "perdure"
+    processes = run.environment.get("processes")
+    if isinstance(processes, int) and processes > 1:
+        start = f"torchrun --nproc-per-node {processes} -m perdure"
+    path = _short(run.path)
+    again = path.with_name(f"{path.name}-again")
+    recipe = shlex.quote(str(path / "recipe.yaml"))
+    return f"{start} run {recipe} --out {shlex.quote(str(again))}"
+
+
+def _short(path: Path) -> Path:
+    """The path as one would type it here; as it is where it lies elsewhere."""
+    try:
+        return path.resolve().relative_to(Path.cwd())
+    except ValueError:
+        return path

@@ -1,0 +1,342 @@
+"""The page's sections as data: each function digests the runs for one part of the template."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from perdure.reports import charts, words
+from perdure.reports.colours import STEPS
+from perdure.reports.data import SUMMARY, RunView, TaskFacts, comparable, task_order
+from perdure.reports.words import number, percent, signed, significant
+
+
+def facts(runs: Sequence[RunView]) -> list[tuple[str, str]]:
+    """The line under the headline: base model, tasks, seed, when."""
+    found: list[tuple[str, list[str]]] = [
+        ("Base model", [_base_name(run) for run in runs]),
+        ("Stream", [_nested(run, "stream", "name") or "own data" for run in runs]),
+        ("Tasks", [str(len(run.tasks)) for run in runs]),
+        ("Tuning", [_nested(run, "model", "tuning") for run in runs]),
+        ("Seed", [_nested(run, "seed") for run in runs]),
+        ("Started", [str(run.environment.get("started", ""))[:10] for run in runs]),
+    ]
+    return [(k, ", ".join(dict.fromkeys(v for v in vs if v))) for k, vs in found if any(vs)]
+
+
+def _nested(run: RunView, *keys: str) -> str:
+    value: Any = run.recipe
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return "" if value is None else str(value)
+
+
+def _base_name(run: RunView) -> str:
+    path = _nested(run, "model", "path")
+    # A hub id is shown whole; of a file or folder, its own name says enough here.
+    is_file = path.endswith(".gguf") or path.startswith(("/", ".", "~")) or "\\" in path
+    return path.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] if is_file else path
+
+
+def retention(runs: Sequence[RunView]) -> dict[str, Any] | None:
+    """Bars from base to end and on to what was known in between; None where a mean is missing."""
+    rows: list[dict[str, Any]] = []
+    for slot, run in enumerate(runs):
+        learned, end = run.summary("learning_accuracy"), run.summary("average_accuracy")
+        base = _average(run, 0)
+        if learned is None or end is None or base is None:
+            return None
+        rows.append(
+            {
+                "label": run.label,
+                "slot": slot,
+                "base": base,
+                "learned": learned,
+                "end": end,
+                "low": min(base, end),
+                "high": max(base, end),
+            }
+        )
+    top: float = max(max(r["learned"], r["end"], r["base"]) for r in rows)
+    high: float = float(next((limit for limit in (0.25, 0.5, 1.0) if top <= limit), top))
+    ticks = [{"share": t / high, "label": charts.tick_label(t)} for t in charts.nice_ticks(0, high)]
+    return {"rows": rows, "high": high, "ticks": [t for t in ticks if t["share"] <= 1.0001]}
+
+
+def _average(run: RunView, after: int) -> float | None:
+    from perdure.scoring.matrix import ScoreMissing
+
+    try:
+        return float(run.matrix.average_accuracy(after))
+    except ScoreMissing:
+        return None
+
+
+def _digits(runs: Sequence[RunView]) -> int:
+    return words.digits_for(min((t.rows for run in runs for t in run.tasks), default=0))
+
+
+def summary(runs: Sequence[RunView]) -> dict[str, Any]:
+    """The table of methods: the figures of `SUMMARY`, then general ability before and after."""
+    digits = _digits(runs) + 1
+    values = [[run.summary(key) for key, _, _, _ in SUMMARY] for run in runs]
+    columns = [
+        {"title": title, "better": "higher is better" if up else "lower is better", "what": what}
+        for _, title, up, what in SUMMARY
+    ]
+    general_columns = any(run.general for run in runs)
+    rows = []
+    for slot, run in enumerate(runs):
+        cells = []
+        for column, (key, _, higher, _) in enumerate(SUMMARY):
+            value = values[slot][column]
+            show = signed if key in ("backward_transfer", "forward_transfer") else number
+            cells.append(
+                {
+                    "text": show(value, digits),
+                    "best": comparable(runs) and _best(value, values, column, higher, digits),
+                }
+            )
+        before, after = run.general_before, run.general_after
+        rows.append(
+            {
+                "label": run.label,
+                "slot": slot,
+                "cells": cells,
+                "before": significant(before),
+                "after": significant(after),
+                "change": percent(after / before - 1) if before > 0 else words.DASH,
+            }
+        )
+    left_out = [t.name for t in task_order(runs) if not t.higher_is_better]
+    return {"columns": columns, "rows": rows, "general": general_columns, "left_out": left_out}
+
+
+def _best(
+    value: float | None, rows: Sequence[Sequence[float | None]], column: int, up: bool, digits: int
+) -> bool:
+    """True if no other run prints a better value here; with one run nothing is best."""
+    others = [row[column] for row in rows if row[column] is not None]
+    if value is None or len(rows) < 2 or len(others) < 2:
+        return False
+    rounded = [round(v, digits) for v in others if v is not None]
+    return round(value, digits) == (max(rounded) if up else min(rounded))
+
+
+def heatmaps(runs: Sequence[RunView]) -> list[dict[str, Any]]:
+    """A score matrix for each run: rows by tasks learned, row 0 the base model."""
+    shares = {task.name: _share(task, runs) for task in task_order(runs)}
+    return [
+        {
+            "label": run.label,
+            "slot": slot,
+            "tasks": [{"name": t.name, "metric": metric_words(t)} for t in run.tasks],
+            # One metric is said once, beside the method's name.
+            "metric": metric_words(run.tasks[0])
+            if len({metric_words(t) for t in run.tasks}) == 1
+            else "",
+            "rows": [
+                {
+                    "title": "base model" if after == 0 else run.tasks[after - 1].name,
+                    "after": after,
+                    "cells": [
+                        _cell(run, after, i, t, shares[t.name])
+                        for i, t in enumerate(run.tasks, start=1)
+                    ],
+                }
+                for after in range(len(run.tasks) + 1)
+            ],
+        }
+        for slot, run in enumerate(runs)
+    ]
+
+
+def printer(task: TaskFacts) -> Callable[[float], str]:
+    """How this task's scores are printed, missing ones too."""
+    if not task.higher_is_better:
+        return significant
+    digits = words.digits_for(task.rows)
+    return lambda value: number(value, digits)
+
+
+def metric_words(task: TaskFacts) -> str:
+    names = {
+        "label_likelihood": "label accuracy",
+        "exact_match": "exact match",
+        "rouge_l": "ROUGE-L",
+        "chrf": "chrF",
+    }
+    name = names.get(task.metric, task.metric.replace("_", " "))
+    return name if task.higher_is_better else f"{name}, lower is better"
+
+
+def _share(task: TaskFacts, runs: Sequence[RunView]) -> Any:
+    """Where in the colour ramp a score lies: itself, or a perplexity's place among all seen."""
+    if task.higher_is_better:
+        return lambda score: min(max(score, 0.0), 1.0)
+    seen = [math.log(v) for run in runs for v in run.over_time(task.name) if v > 0]
+    low, high = min(seen, default=0.0), max(seen, default=1.0)
+    return lambda score: (high - math.log(score)) / (high - low) if high > low else 0.5
+
+
+def _cell(run: RunView, after: int, position: int, task: TaskFacts, share: Any) -> dict[str, Any]:
+    value = run.score(after, task.name)
+    kind = "learned" if after == position else ("before" if after < position else "after")
+    if math.isnan(value):
+        return {"text": words.DASH, "kind": kind, "missing": True, "step": 0}
+    return {
+        "text": printer(task)(value),
+        "kind": kind,
+        "missing": False,
+        "step": round(share(value) * (STEPS - 1)),
+    }
+
+
+def task_charts(runs: Sequence[RunView]) -> list[charts.Chart]:
+    """Each task's score over time, one line a method; accuracies share one axis."""
+    tasks = task_order(runs)
+    shared = charts.score_axis(
+        [v for t in tasks if t.higher_is_better for run in runs for v in run.over_time(t.name)]
+    )
+    drawn = []
+    for task in tasks:
+        series = [
+            (r.label, slot, r.over_time(task.name))
+            for slot, r in enumerate(runs)
+            if r.position(task.name)
+        ]
+        axis = (
+            shared
+            if task.higher_is_better
+            else charts.value_axis([v for _, _, values in series for v in values])
+        )
+        places = {run.position(task.name) for run in runs} - {None}
+        drawn.append(
+            charts.over_tasks(
+                title=task.name,
+                note=metric_words(task),
+                series=series,
+                axis=axis,
+                show=printer(task),
+                # Runs in different orders learn it at different places: then no line is right.
+                learned=[(p, "learned") for p in places if p] if len(places) == 1 else (),
+            )
+        )
+    return drawn
+
+
+def changes(runs: Sequence[RunView]) -> list[dict[str, Any]]:
+    """Task by task: base, just learned, at the end, and the change since learned."""
+    groups = []
+    for task in task_order(runs):
+        rows = []
+        for slot, run in enumerate(runs):
+            found = next((f for f in words.findings(run) if f.task.name == task.name), None)
+            if found is None:
+                continue
+            show = printer(task)
+            lost = found.final - found.learned
+            rows.append(
+                {
+                    "label": run.label,
+                    "slot": slot,
+                    "base": show(found.base),
+                    "learned": show(found.learned),
+                    "final": show(found.final),
+                    "change": words.DASH
+                    if found.kept == "last"
+                    else (
+                        signed(lost, words.digits_for(task.rows))
+                        if task.higher_is_better
+                        else percent(found.final / found.learned - 1)
+                    ),
+                    "gained": found.gained,
+                    "kept": found.kept,
+                }
+            )
+        groups.append(
+            {"task": task.name, "metric": metric_words(task), "n": task.rows, "rows": rows}
+        )
+    return groups
+
+
+def general(runs: Sequence[RunView]) -> charts.Chart | None:
+    series = [(run.label, slot, run.general) for slot, run in enumerate(runs) if run.general]
+    if not series:
+        return None
+    values = [v for _, _, line in series for v in line]
+    axis = charts.value_axis(values)
+    return charts.over_tasks(
+        title="Perplexity on general text",
+        note="lower is better" + (", logarithmic" if axis.log else ""),
+        series=series,
+        axis=axis,
+        show=significant,
+    )
+
+
+def losses(runs: Sequence[RunView]) -> list[charts.Chart]:
+    """Training loss of each run on one shared axis."""
+    return _step_charts(runs, "loss", [run.label for run in runs])
+
+
+def method_losses(runs: Sequence[RunView]) -> list[charts.Chart]:
+    """The methods' own losses (`method/...`), each name on an axis of its own."""
+    keys = dict.fromkeys(key for run in runs for key in run.method_keys)
+    drawn = []
+    for key in keys:
+        name = key.removeprefix("method/")
+        titles = [f"{run.label}: {name}" if run.label != name else name for run in runs]
+        drawn += _step_charts(runs, key, titles)
+    return drawn
+
+
+def _step_charts(runs: Sequence[RunView], key: str, titles: Sequence[str]) -> list[charts.Chart]:
+    parts = {slot: stretches(run, key) for slot, run in enumerate(runs)}
+    values = [v for found in parts.values() for s in found for _, v in s.values]
+    if not values:
+        return []
+    axis = charts.value_axis(values, from_zero=min(values) >= 0)
+    return [
+        charts.over_steps(
+            title=titles[slot], note="", slot=slot, stretches=found, axis=axis, show=significant
+        )
+        for slot, found in parts.items()
+        if any(s.values for s in found)
+    ]
+
+
+def stretches(run: RunView, key: str) -> list[charts.Stretch]:
+    """What was logged under `key`, by task and phase, steps counted on over the whole run."""
+    groups: dict[tuple[int, str, str], dict[int, float]] = {}
+    lengths: dict[tuple[int, str, str], int] = {}
+    for row in run.log:
+        group = (int(row.get("after", 0)), str(row.get("task", "")), str(row.get("phase", "main")))
+        step = int(row.get("step", 0))
+        lengths[group] = max(lengths.get(group, 0), step, int(row.get("steps") or 0))
+        value = row.get(key)
+        if isinstance(value, int | float) and math.isfinite(value):
+            # Steps done again after a resume replace what a killed process had logged.
+            groups.setdefault(group, {})[step] = float(value)
+    found, start = [], 0
+    phases = {(after, task): 0 for after, task, _ in lengths}
+    for after, task, _ in lengths:
+        phases[(after, task)] += 1
+    for group, length in sorted(lengths.items(), key=lambda item: item[0][0]):
+        after, task, phase = group
+        name = f"{task} ({phase})" if phases[(after, task)] > 1 else task
+        pairs = sorted(groups.get(group, {}).items())
+        values = tuple((float(start + s), v) for s, v in pairs)
+        found.append(charts.Stretch(name, float(start), float(start + length), values))
+        start += length
+    return found
+
+
+def unseen(runs: Sequence[RunView]) -> list[tuple[str, str, str, str]]:
+    """Scores on tasks outside the stream: (method, task, after, score)."""
+    return [
+        (run.label, task, charts.after_words(after), significant(score))
+        for run in runs
+        for task, after, score in run.unseen
+    ]

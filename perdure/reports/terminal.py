@@ -1,0 +1,308 @@
+"""Progress and score tables in the terminal, and plain lines where there is none.
+
+On a terminal: two live lines on stderr, one for training and one for scoring. In a log file or a
+pipe: one line at the start of each task, then about every ten seconds, then at its end, without a
+control character. Text from recipes and data is never read as markup.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from perdure.reports import words
+from perdure.reports.data import SUMMARY, RunData, RunView, comparable, views
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+    from rich.table import Table
+    from rich.text import Text
+
+PLAIN_EVERY = 10.0
+"""Seconds between two lines of one task where there is no terminal."""
+
+
+class Shown(Protocol):
+    """What the loop tells about its progress. `Display` shows it, `NullDisplay` does not."""
+
+    def __enter__(self) -> Shown: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+    def training(
+        self,
+        method: str,
+        task: str,
+        step: int,
+        steps: int,
+        loss: float | None = None,
+        tokens_per_second: float | None = None,
+        seconds_left: float | None = None,
+    ) -> None: ...
+    def scoring(self, method: str, task: str, done: int, total: int) -> None: ...
+    def message(self, text: str) -> None: ...
+
+
+class NullDisplay:
+    """Shows nothing: for `--json`, for all processes but the first, and for tests."""
+
+    def __enter__(self) -> NullDisplay:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        return None
+
+    def training(
+        self,
+        method: str,
+        task: str,
+        step: int,
+        steps: int,
+        loss: float | None = None,
+        tokens_per_second: float | None = None,
+        seconds_left: float | None = None,
+    ) -> None:
+        return None
+
+    def scoring(self, method: str, task: str, done: int, total: int) -> None:
+        return None
+
+    def message(self, text: str) -> None:
+        return None
+
+
+class Display:
+    """Progress of a run: method, task, step, loss, tokens a second, time left.
+
+    Args:
+        console: where to write; None is stderr, so that a table on stdout can be piped.
+        clock: seconds, monotonic; decides when the next plain line is due.
+    """
+
+    def __init__(
+        self, console: Console | None = None, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        from rich.console import Console
+
+        self.console = console or Console(stderr=True)
+        self.live = self.console.is_terminal and not self.console.is_dumb_terminal
+        self._clock = clock
+        self._progress: Progress | None = None
+        self._bars: dict[str, TaskID] = {}
+        self._due: dict[tuple[str, ...], float] = {}
+
+    def __enter__(self) -> Display:
+        if self.live:
+            self._progress = _progress(self.console)
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._progress is not None:
+            for bar in self._bars.values():
+                self._progress.remove_task(bar)  # what was done is said in plain lines
+            self._progress.stop()
+        self._progress, self._bars = None, {}
+
+    def training(
+        self,
+        method: str,
+        task: str,
+        step: int,
+        steps: int,
+        loss: float | None = None,
+        tokens_per_second: float | None = None,
+        seconds_left: float | None = None,
+    ) -> None:
+        """Tell that `step` of `steps` optimizer steps of this task are done."""
+        facts = [
+            f"loss {words.significant(loss)}" if loss is not None else "",
+            f"{words.significant(tokens_per_second)} tokens/s" if tokens_per_second else "",
+            f"{words.duration(seconds_left)} left" if seconds_left else "",
+        ]
+        self._show("training", method, task, step, steps, ", ".join(f for f in facts if f))
+
+    def scoring(self, method: str, task: str, done: int, total: int) -> None:
+        """Tell that `done` of `total` rows of this task are scored."""
+        self._show("scoring", method, task, done, total, "")
+
+    def message(self, text: str) -> None:
+        """Print a line that stays."""
+        for line in text.split("\n"):
+            self.console.print(_plain(line), soft_wrap=True)
+
+    def _show(self, verb: str, method: str, task: str, done: int, total: int, facts: str) -> None:
+        if self._progress is not None:
+            self._show_live(verb, method, task, done, total, facts)
+            return
+        key, now = (verb, method, task), self._clock()
+        ended = done >= total
+        if not ended and now < self._due.get(key, -math.inf):
+            return
+        if ended:
+            if self._due.get(key) == math.inf:
+                return  # its end was said
+            self._due[key] = math.inf
+        else:
+            self._due[key] = now + PLAIN_EVERY
+        unit = "step" if verb == "training" else "row"
+        text = f"{method}: {verb} {task}, {unit} {done}/{total}" + (f", {facts}" if facts else "")
+        self.message(text)
+
+    def _show_live(
+        self, verb: str, method: str, task: str, done: int, total: int, facts: str
+    ) -> None:
+        progress = self._progress
+        assert progress is not None
+        fields: dict[str, Any] = {
+            "what": _plain(f"{method}  {verb} {task}"),
+            "facts": _plain(facts),
+        }
+        for other in [name for name in self._bars if name != verb]:
+            progress.remove_task(self._bars.pop(other))
+        if verb not in self._bars:
+            self._bars[verb] = progress.add_task("", total=total, completed=done, **fields)
+        else:
+            progress.update(self._bars[verb], total=total, completed=done, **fields)
+
+
+def make_display(*, json: bool = False) -> Shown:
+    """A display for this process: none under `--json`, nor on any process but the first."""
+    if json or int(os.environ.get("RANK", "0")) != 0:
+        return NullDisplay()
+    return Display()
+
+
+def _progress(console: Console) -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn
+    from rich.progress import Task as Bar
+    from rich.table import Column
+    from rich.text import Text
+
+    class Field(ProgressColumn):
+        """A column that shows one of our fields as it is; rich's TextColumn reads markup."""
+
+        def __init__(self, name: str, **column: Any) -> None:
+            super().__init__(Column(overflow="ellipsis", no_wrap=True, **column))
+            self.name = name
+
+        def render(self, task: Bar) -> Text:
+            text = task.fields.get(self.name)
+            return text if isinstance(text, Text) else Text("")
+
+    return Progress(
+        Field("what", min_width=16),
+        BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=6)),
+        MofNCompleteColumn(),
+        Field("facts"),
+        console=console,
+        transient=True,
+        expand=True,
+    )
+
+
+def _plain(text: str, style: str = "") -> Text:
+    """Text that shows what is written: no markup, and no control character reaches a terminal."""
+    from rich.text import Text
+
+    return Text("".join(c if c.isprintable() else "�" for c in text), style)
+
+
+def score_table(runs: Sequence[RunData], console: Console | None = None) -> None:
+    """Print each run's score matrix, then all methods side by side.
+
+    Args:
+        console: where to write; None is stdout. Missing scores are a dash.
+    """
+    from rich.console import Console
+
+    target = console or Console()
+    digested = views(runs)
+    for run in digested:
+        if run.tasks:
+            target.print(_matrix_table(run))
+    target.print(_summary_table(digested))
+    for run in digested:
+        if not run.complete:
+            target.print(_plain(f"{run.label}: not finished; {words.DASH} is not scored yet"))
+
+
+def _matrix_table(run: RunView) -> Table:
+    """Rows by tasks learned; the score just after its task was learned stands in bold."""
+    table = _table(f"{run.label}: score on each task after learning ...")
+    table.add_column(_plain(""), overflow="fold")
+    for task in run.tasks:
+        arrow = "" if task.higher_is_better else " ↓"
+        table.add_column(_plain(task.name + arrow), justify="right", overflow="fold")
+    for after in range(len(run.tasks) + 1):
+        title = "base model" if after == 0 else f"{after} {run.tasks[after - 1].name}"
+        cells = []
+        for position, task in enumerate(run.tasks, start=1):
+            value = run.score(after, task.name)
+            text = (
+                words.number(value, words.digits_for(task.rows))
+                if task.higher_is_better
+                else words.significant(value)
+            )
+            style = "bold" if position == after else ("dim" if position > after else "")
+            cells.append(_plain(text, style))
+        table.add_row(_plain(title), *cells)
+    return table
+
+
+def _summary_table(runs: Sequence[RunView]) -> Table:
+    table = _table("Methods" if len(runs) > 1 else "Summary")
+    table.add_column("method", overflow="fold")
+    wanted = [
+        row for row in SUMMARY if row[0] in ("average_accuracy", "backward_transfer", "forgetting")
+    ]
+    for _, title, higher, _ in wanted:
+        table.add_column(f"{title.lower()} {'↑' if higher else '↓'}", justify="right")
+    table.add_column("general perplexity ↓", justify="right")
+    digits = 1 + words.digits_for(min((t.rows for r in runs for t in r.tasks), default=0))
+    best: dict[str, float] = {}
+    if len(runs) > 1 and comparable(runs):
+        for key, _, higher, _ in wanted:
+            values = [v for run in runs if (v := run.summary(key)) is not None]
+            if values:
+                best[key] = round(max(values) if higher else min(values), digits)
+    for run in runs:
+        cells = []
+        for key, _, _, _ in wanted:
+            value = run.summary(key)
+            show = words.signed if key == "backward_transfer" else words.number
+            is_best = value is not None and best.get(key) == round(value, digits)
+            cells.append(_plain(show(value, digits), "bold green" if is_best else ""))
+        before, after = run.general_before, run.general_after
+        general = words.DASH
+        if not (math.isnan(before) and math.isnan(after)):
+            general = f"{words.significant(before)} → {words.significant(after)}"
+        table.add_row(_plain(run.label), *cells, _plain(general))
+    return table
+
+
+def _table(title: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    return Table(
+        title=_plain(title, "bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
