@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_runs import finish, scores, start, write_recipe
+from tiny_runs import Started, finish, scores, start, write_recipe
 
 from perdure.errors import RunError
 from perdure.files import append_line, is_sealed, newest_sealed, read_lines, seal, write_atomic
@@ -51,14 +49,13 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
 }
 
 
-def kill_when(process: subprocess.Popen[str], run: Path, moment: Callable[[Path], bool]) -> None:
+def kill_when(started: Started, run: Path, moment: Callable[[Path], bool]) -> None:
     until = time.monotonic() + 200
     while not moment(run):
-        assert process.poll() is None, process.communicate()[0][-3000:]
+        assert started.alive(), started.output.read_text()[-3000:]
         assert time.monotonic() < until, "the moment never came"
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+        time.sleep(0.001)
+    started.kill()
 
 
 @pytest.mark.parametrize("moment", MOMENTS)

@@ -7,15 +7,18 @@ move, but nothing here says anything about learning.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
-import subprocess
+import signal
+import socket
 import sys
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 LABELS = {"colour": ("red", "blue"), "count": ("one", "two")}
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def write_recipe(folder: Path, model: Path, **changes: Any) -> Path:
@@ -59,23 +62,77 @@ def write_recipe(folder: Path, model: Path, **changes: Any) -> Path:
     return path
 
 
-def start(args: list[str], processes: int = 1, **popen: Any) -> subprocess.Popen[str]:
-    """Start `perdure ARGS`, under torchrun if `processes` > 1, with one thread each."""
-    head = [sys.executable]
-    if processes > 1:
-        head += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes),
-                 "--master_port", str(20000 + os.getpid() % 20000)]  # fmt: skip
-    return subprocess.Popen(
-        [*head, "-m", "perdure", *args], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}, **popen,
-    )  # fmt: skip
+@dataclass
+class Started:
+    """Processes that run one command, and the file that they print to."""
+
+    processes: list[Any]
+    output: Path
+
+    def alive(self) -> bool:
+        return any(p.is_alive() for p in self.processes)
+
+    def kill(self) -> None:
+        for process in self.processes:
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGKILL)
+        for process in self.processes:
+            process.join()
 
 
-def finish(process: subprocess.Popen[str], code: int = 0) -> str:
-    """Wait for the process, check its exit code and return what it printed."""
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == code, output[-4000:]
+def _serve() -> Any:
+    """A server that has imported all that is slow and forks a clean process for each command."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["slow_imports"])
+    return context
+
+
+def _main(args: list[str], output: Path, environment: dict[str, str]) -> None:
+    handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.environ.update(environment)
+    from perdure.cli import main
+
+    sys.argv = ["perdure", *args]
+    main()
+
+
+def start(args: list[str], processes: int = 1) -> Started:
+    """Start `perdure ARGS` in processes of their own, as torchrun would, one thread each."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    output = Path(tempfile.mkdtemp()) / "output.txt"
+    started = []
+    for rank in range(processes):
+        environment = {"OMP_NUM_THREADS": "1"}
+        if processes > 1:
+            environment |= {
+                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
+                "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }  # fmt: skip
+        process = _serve().Process(target=_main, args=(args, output, environment))
+        process.start()
+        started.append(process)
+    return Started(started, output)
+
+
+def finish(started: Started, code: int = 0) -> str:
+    """Wait for the processes, check their exit codes and return what they printed."""
+    for process in started.processes:
+        process.join(timeout=200)
+    output = started.output.read_text() if started.output.exists() else ""
+    codes = [p.exitcode for p in started.processes]
+    started.kill()
+    assert codes == [code] * len(codes), f"exit codes {codes}: {output[-4000:]}"
     return output
+
+
+def run(args: list[str], processes: int = 1, code: int = 0) -> str:
+    """`finish(start(...))`."""
+    return finish(start(args, processes), code)
 
 
 def scores(run: Path) -> dict[tuple[int, str], float]:

@@ -38,7 +38,7 @@ from perdure.learners.encoding import Encoder, collate
 from perdure.learners.measuring import Measuring
 from perdure.learners.tracking import Trackers
 from perdure.learners.trainer import EpochSampler, PerdureTrainer, Watch
-from perdure.learners.weights import full, is_sharded, put, trainable
+from perdure.learners.weights import full, is_sharded, put, reshard, trainable
 from perdure.methods.base import Method, Phase
 from perdure.processes import barrier, processes, rank
 from perdure.run import Run
@@ -82,6 +82,9 @@ class GenerationLearner(Measuring):
         limit = getattr(model.config, "max_position_embeddings", None)
         check_rows(stream, self.encoder, limit)
         self._ctx = self._context(0)
+        if self.state.num_processes > 1:
+            how = "sharded" if is_sharded(model) else "copied"
+            self._note(f"weights {how} over {self.state.num_processes} processes")
 
     # --- learning
 
@@ -111,6 +114,10 @@ class GenerationLearner(Measuring):
         with frozen_parameters(self.model, phase.freeze):
             trainer = self._trainer(ctx, phase, encoded, folder)
             found = newest_sealed(folder)
+            self._note(
+                f"task {ctx.task.name}, phase {phase.name}: {len(encoded)} rows, "
+                f"{trainer.args.max_steps} steps" + (f", from {found.name}" if found else "")
+            )
             if found is not None and _step_of(found) >= trainer.args.max_steps:
                 # Resuming a finished training makes one more step: take its result as it is.
                 trainer._load_from_checkpoint(str(found))
@@ -188,6 +195,10 @@ class GenerationLearner(Measuring):
             row["seconds_left"],
         )
 
+    def _note(self, text: str) -> None:
+        if rank() == 0:
+            self.run.note(text)
+
     def _phases(self, ctx: Context) -> Sequence[Phase]:
         for method in self.methods:
             if type(method).phases is not Method.phases:
@@ -245,6 +256,7 @@ class GenerationLearner(Measuring):
     def _save_weights(self, folder: Path) -> None:
         from perdure.models import save_model
 
+        reshard(self.model)
         weights = {n: full(p.detach()) for n, p in self.model.state_dict().items()}
         if rank() == 0:
             save_model(self.model, self.encoder.tokenizer, folder, self.recipe.model, weights)

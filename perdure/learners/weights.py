@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters that get updates, by name; a tied one appears once."""
+    reshard(model)
     return {n: p for n, p in model.named_parameters() if p.requires_grad}
 
 
@@ -18,6 +19,17 @@ def is_sharded(model: nn.Module) -> bool:
     from torch.distributed.tensor import DTensor
 
     return any(isinstance(p, DTensor) for p in model.parameters())
+
+
+def reshard(model: nn.Module) -> None:
+    """Give up gathered copies of sharded parameters.
+
+    After a forward without a backward, FSDP2 leaves the root's parameters gathered: plain tensors,
+    which training would go on with, silently, after the sharded ones were written.
+    """
+    for module in model.modules():
+        if (give_up := getattr(module, "reshard", None)) is not None:
+            give_up()
 
 
 def full(tensor: Tensor) -> Tensor:
@@ -29,16 +41,10 @@ def full(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def put(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Write `weights` (whole or sharded alike) into the parameters; return the old values.
-
-    After a forward without a backward, FSDP2 leaves the root's parameters gathered, and training
-    would go on with stale ones: every sharded module is resharded first.
-    """
+    """Write `weights` (whole or sharded alike) into the parameters; return the old values."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
-    for module in model.modules():
-        if (reshard := getattr(module, "reshard", None)) is not None:
-            reshard()
+    reshard(model)
     params = dict(model.named_parameters())
     if unknown := [n for n in weights if n not in params]:
         raise KeyError(f"no parameter is called {unknown[0]!r}")

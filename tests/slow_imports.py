@@ -1,0 +1,12 @@
+"""Imported once by the server that forks the processes of tests (`tiny_runs`)."""
+
+import torch
+import transformers.trainer  # noqa: F401
+import trl  # noqa: F401
+
+import perdure.dropin  # noqa: F401
+import perdure.learners.generation  # noqa: F401
+import perdure.loop  # noqa: F401
+import perdure.scoring.scorer  # noqa: F401
+
+torch.set_num_threads(1)

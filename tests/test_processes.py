@@ -1,0 +1,119 @@
+"""Several processes give what one gives: DDP, FSDP2 (really sharded), and the launchers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_resume import kill_when, log_lines
+from tiny_runs import run, scores, start, write_recipe
+
+from perdure.files import read_lines
+
+pytestmark = pytest.mark.processes
+
+METHODS = [{"name": "ewc", "lam": 5, "rows": 4}, {"name": "replay"}, {"name": "gere", "weight": 1}]
+# Rounding differs with the order of sums; Adam makes a 1e-7 of it a 1e-4 in a dozen steps.
+LOSS_TOLERANCE, PERPLEXITY_TOLERANCE = 2e-3, 2e-3
+
+
+def recipe(folder: Path, model: Path, **changes: Any) -> Path:
+    return write_recipe(
+        folder, model, method=METHODS, train__learning_rate=1e-3, save={"steps": 3}, **changes
+    )
+
+
+@pytest.fixture(scope="module")
+def one(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in one process, whose losses and scores the others must meet."""
+    folder = tmp_path_factory.mktemp("one")
+    run(["run", str(recipe(folder, tiny_model_dir)), "--out", str(folder / "run")])
+    return folder / "run"
+
+
+def assert_same(two: Path, one: Path) -> None:
+    rows, others = read_lines(one / "log.jsonl"), read_lines(two / "log.jsonl")
+    assert len(rows) == len(others) == 24
+    for a, b in zip(rows, others, strict=True):
+        assert (a["after"], a["step"]) == (b["after"], b["step"])
+        for key in (k for k in a if k == "loss" or k.startswith("method/")):
+            assert b[key] == pytest.approx(a[key], rel=LOSS_TOLERANCE, abs=LOSS_TOLERANCE), key
+    expected, found = scores(one), scores(two)
+    assert set(found) == set(expected)
+    for (after, task), value in expected.items():
+        rel = PERPLEXITY_TOLERANCE if task == "general" else 0
+        assert found[after, task] == pytest.approx(value, rel=rel, abs=1e-6), (after, task)
+
+
+def test_two_ddp_processes_equal_one(one: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    path = recipe(tmp_path, tiny_model_dir)
+    run(["run", str(path), "--out", str(tmp_path / "run")], processes=2)
+    assert_same(tmp_path / "run", one)
+
+
+def test_ddp_with_accumulation_equals_one(one: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    path = recipe(tmp_path, tiny_model_dir)
+    args = ["run", str(path), "train.micro_batch_size=1", "--out", str(tmp_path / "run")]
+    run(args, processes=2)
+    assert_same(tmp_path / "run", one)
+
+
+def test_two_fsdp2_processes_equal_one(one: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    """`model.fsdp_size` shards by transformers itself, which also works without a GPU."""
+    path = recipe(tmp_path, tiny_model_dir)
+    args = ["run", str(path), "model.fsdp_size=2", "save.steps=null"]
+    output = run([*args, "--out", str(tmp_path / "run")], processes=2)
+    assert "weights sharded over 2 processes" in (tmp_path / "run" / "perdure.log").read_text(), output
+    assert_same(tmp_path / "run", one)
+
+
+def test_resume_under_ddp(one: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    path = recipe(tmp_path, tiny_model_dir)
+    out = tmp_path / "run"
+    kill_when(
+        start(["run", str(path), "--out", str(out)], processes=2), out,
+        lambda r: log_lines(r, 2) >= 5,
+    )  # fmt: skip
+    run(["resume", str(out)], processes=2)
+    found = {(r["after"], r["step"]): r["loss"] for r in read_lines(out / "log.jsonl")}
+    for row in read_lines(one / "log.jsonl"):
+        loss = found[row["after"], row["step"]]
+        assert loss == pytest.approx(row["loss"], rel=LOSS_TOLERANCE)
+    assert len(scores(out)) == 9
+
+
+def test_processes_that_cannot_share_the_batch_are_refused(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    path = recipe(tmp_path, tiny_model_dir)
+    args = ["run", str(path), "train.batch_size=3", "--out", str(tmp_path / "run")]
+    output = run(args, processes=2, code=2)
+    assert "train.batch_size: 3 rows cannot be split over 2 processes" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"],
+        ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+         "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"],
+    ],
+    ids=["torchrun", "accelerate"],
+)  # fmt: skip
+def test_the_launchers_users_have(
+    launcher: list[str], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    path = recipe(tmp_path, tiny_model_dir)
+    args = ["run", str(path), "train.max_steps=2", "method=sequential"]
+    done = subprocess.run(
+        [sys.executable, "-m", launcher[0], *launcher[1:], "-m", "perdure", *args,
+         "--out", str(tmp_path / "run")],
+        capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(read_lines(tmp_path / "run" / "log.jsonl")) == 4
+    assert '"processes": 2' in (tmp_path / "run" / "environment.json").read_text()
