@@ -77,7 +77,7 @@ def mistakes_error(found: Sequence[Mistake]) -> PydanticCustomError:
 
 class LoraConfig(Section):
     r: int = Field(8, gt=0, description="rank of the adapters")
-    alpha: float = Field(16, gt=0, description="scale; the update is multiplied by alpha / r")
+    alpha: int = Field(16, gt=0, description="scale; the update is multiplied by alpha / r")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of adapter inputs dropped")
     target_modules: list[str] | Literal["all-linear"] = Field(
         "all-linear", description="names of the modules that get an adapter"

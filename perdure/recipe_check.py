@@ -54,6 +54,8 @@ def validate(data: Mapping[str, Any]) -> tuple[Recipe | None, list[Mistake]]:
             before = copy.deepcopy(work)
             for finding in list(_findings(error, work)):
                 mistake = finding.mistake
+                if mistake.key in found:  # what was put there did not help
+                    finding = _Finding(mistake, between_keys=finding.between_keys)
                 if not (finding.between_keys and _rests_on(mistake, lost)):
                     found.setdefault(mistake.key, mistake)
                 if _repair(work, finding) and not finding.between_keys:
@@ -135,11 +137,10 @@ def _findings(
             yield _Finding(mistake, key_meant=key_meant)
     for problem in problems:
         loc, kind, value = problem["loc"], problem["type"], problem["input"]
-        about = ""
-        if loc and (field := _fields(model, loc[:-1]).get(str(loc[-1]))):
-            about = field.description or ""
-        key = _existing(loc, data)
-        if kind == "extra_forbidden" or loc in meant:
+        key = loc if kind == "missing" else _existing(loc, data)
+        field = _fields(model, key[:-1]).get(str(key[-1])) if key else None
+        about = field.description or "" if field else ""
+        if kind == "extra_forbidden" or (kind == "missing" and loc in meant):
             continue
         if kind == "mistakes":
             for inner in problem["ctx"]["mistakes"]:

@@ -16,8 +16,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from perdure.errors import DataError, PerdureError, RecipeError
-
 if TYPE_CHECKING:
     from perdure.config import Recipe
     from perdure.learners.encoding import Encoder
@@ -54,10 +52,10 @@ class TaskPlan:
     train_tokens: int
     """Tokens trained on, over all epochs."""
     steps: int
-    train_seconds: float | None = None
-    score_seconds: float | None = None
+    train_seconds: float
+    score_seconds: float
     """To score this task once."""
-    memory_mb: int | None = None
+    memory_mb: int
 
 
 @dataclass(frozen=True)
@@ -74,24 +72,23 @@ class Plan:
     """What each method adds to time and memory, in its own words."""
 
     @property
-    def seconds(self) -> float | None:
+    def seconds(self) -> float:
         """Training of all tasks, and scoring all of them once before and after each."""
-        train = [t.train_seconds for t in self.tasks]
-        score = [t.score_seconds for t in self.tasks]
-        if None in train or None in score:
-            return None
-        return sum(filter(None, train)) + (len(self.tasks) + 1) * sum(filter(None, score))
+        scoring = sum(task.score_seconds for task in self.tasks)
+        return sum(task.train_seconds for task in self.tasks) + (len(self.tasks) + 1) * scoring
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "seconds": self.seconds}
 
 
-def examine(recipe: Recipe, stream: TaskStream, display: Any, *, estimate: bool = True) -> Plan:
-    """Check model, methods and every row, and count; loads no weight.
+def examine(
+    recipe: Recipe, stream: TaskStream, display: Any, *, estimate: bool = True
+) -> Plan | None:
+    """Check model, methods and every row, and plan the run; loads no weight.
 
     Args:
-        display: shows which task is being read.
-        estimate: also measure this machine (a second) and estimate time and memory.
+        display: told what is being checked.
+        estimate: also measure this machine (a second) and return the plan.
 
     Raises:
         ModelError: the base model cannot be used.
@@ -100,22 +97,24 @@ def examine(recipe: Recipe, stream: TaskStream, display: Any, *, estimate: bool 
     """
     from perdure import methods, models
     from perdure.learners.attach import refuse_clashes
+    from perdure.learners.batching import check_rows, split_batch
     from perdure.learners.encoding import Encoder
-    from perdure.learners.generation import split_batch
 
     refuse_clashes(methods.build(recipe.methods), recipe.order_matters)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     micro, _ = split_batch(recipe, processes)
     facts = models.inspect_base(recipe.model)
-    encoder = Encoder(models.load_tokenizer(recipe.model), recipe.model.chat_template, None)
-    limit = min(recipe.train.max_length, facts.context_length or recipe.train.max_length)
-    lengths = _lengths(encoder, stream, limit, limit < recipe.train.max_length, display)
-    precision, speed = recipe.train.precision, 0.0
-    if estimate:
-        precision = models.choose_precision(recipe.train.precision)
-        measured = models.measure_speed(1.0)
-        speed = (measured.bf16 or measured.fp32) if precision == "bf16" else measured.fp32
-        speed *= 1e9 * EFFICIENCY * processes
+    tokenizer = models.load_tokenizer(recipe.model)
+    encoder = Encoder(tokenizer, recipe.model.chat_template, recipe.train.max_length)
+    count = sum(len(task.train) + len(task.validation) + len(task.test) for task in stream)
+    display.message(f"{recipe.name}: checking {count:,} rows of {len(stream)} tasks")
+    check_rows(stream, encoder, facts.context_length or None)
+    if not estimate:
+        return None
+    precision = models.choose_precision(recipe.train.precision)
+    measured = models.measure_speed(1.0)
+    speed = (measured.bf16 or measured.fp32) if precision == "bf16" else measured.fp32
+    speed *= 1e9 * EFFICIENCY * processes
     return Plan(
         recipe=recipe.name,
         methods=tuple(spec.name for spec in recipe.methods),
@@ -125,63 +124,41 @@ def examine(recipe: Recipe, stream: TaskStream, display: Any, *, estimate: bool 
         precision=precision,
         processes=processes,
         tasks=tuple(
-            _plan(recipe, task, lengths[task.name], encoder, facts, micro, precision, speed)
-            for task in stream
+            _plan(recipe, task, encoder, facts, micro, precision, speed) for task in stream
         ),
         costs=tuple(_cost(spec.name) for spec in recipe.methods),
     )
 
 
-def _lengths(
-    encoder: Encoder, stream: TaskStream, limit: int, by_model: bool, display: Any
-) -> dict[str, dict[str, list[int]]]:
-    """Tokens of each row by task and split."""
-    found: dict[str, dict[str, list[int]]] = {}
-    mistakes: list[PerdureError] = []
-    remedy = (
-        "shorten the row, or take a model with a longer context"
-        if by_model
-        else "shorten the row, or raise train.max_length"
-    )
-    whose = "the model's context is" if by_model else "train.max_length is"
-    for task in stream:
-        display.message(f"reading {task.name}: {len(task.train)} rows to learn")
-        found[task.name] = {}
-        for split in ("train", "validation", "test"):
-            rows = getattr(task, split)
-            widths = [len(encoder.encode(row)["input_ids"]) for row in rows]
-            found[task.name][split] = widths
-            for number, width in enumerate(widths, 1):
-                if width > limit:
-                    text = rows[number - 1]["prompt"][-1]["content"][:40]
-                    what = (
-                        f"task {task.name}: {split} row {number}, {text!r}: "
-                        f"{width} tokens, but {whose} {limit}"
-                    )
-                    mistakes.append(DataError(what, remedy))
-    if mistakes:
-        more = len(mistakes) - 10
-        rest = [DataError(f"... and {more} more rows that are too long")] if more > 0 else []
-        raise RecipeError(mistakes[:10] + rest)
-    return found
+def _lengths(encoder: Encoder, task: Task) -> dict[str, list[int]]:
+    """Tokens of each row by split."""
+    splits = {"train": task.train, "validation": task.validation, "test": task.test}
+    return {
+        split: [len(encoder.encode(row)["input_ids"]) for row in rows]
+        for split, rows in splits.items()
+    }
 
 
 def _plan(
     recipe: Recipe,
     task: Task,
-    lengths: dict[str, list[int]],
     encoder: Encoder,
     facts: ModelFacts,
     micro: int,
     precision: str,
     speed: float,
 ) -> TaskPlan:
-    from perdure.learners.generation import steps_of
+    from perdure.learners.batching import steps_of
 
+    lengths = _lengths(encoder, task)
     widths = lengths["train"]
     steps = steps_of(recipe, len(widths))
     tokens = round(steps * recipe.train.batch_size * sum(widths) / len(widths))
-    plan = TaskPlan(
+    n, trained = facts.parameters, facts.trainable
+    again = 2 * n if recipe.train.gradient_checkpointing else 0
+    # Forward, gradients of activations through all weights, gradients of the trained weights.
+    per_token = 2 * n + 2 * n + 2 * trained + again
+    return TaskPlan(
         task=task.name,
         metric=task.metric,
         train_rows=len(widths),
@@ -190,21 +167,9 @@ def _plan(
         longest=max(map(max, filter(None, lengths.values()))),
         train_tokens=tokens,
         steps=steps,
-    )
-    if not speed:
-        return plan
-    n, trained = facts.parameters, facts.trainable
-    checkpointing = recipe.train.gradient_checkpointing
-    # Forward, gradients of activations through all weights, gradients of the trained weights.
-    per_token = 2 * n * (2 if checkpointing else 1) + 2 * n + 2 * trained
-    scored = _scored_tokens(recipe, task, lengths["test"], encoder)
-    return TaskPlan(
-        **{
-            **asdict(plan),
-            "train_seconds": per_token * tokens / speed,
-            "score_seconds": 2 * n * scored / speed,
-            "memory_mb": _memory_mb(recipe, facts, micro, max(widths), precision),
-        }
+        train_seconds=per_token * tokens / speed,
+        score_seconds=2 * n * _scored_tokens(recipe, task, lengths["test"], encoder) / speed,
+        memory_mb=_memory_mb(recipe, facts, micro, max(widths), precision),
     )
 
 
@@ -265,13 +230,11 @@ def show(plan: Plan) -> None:
     title = f"{plan.recipe}: {', '.join(plan.methods)}"
     table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("task", overflow="fold")
-    table.add_column("scored by", overflow="fold")
     for heading in ("rows*", "longest", "tokens", "steps", "time", "memory"):
         table.add_column(heading, justify="right")
     for t in plan.tasks:
         table.add_row(
-            Text(t.task),
-            t.metric,
+            Text(f"{t.task}\n  by {t.metric}"),
             f"{t.train_rows:,}/{t.validation_rows:,}/{t.test_rows:,}",
             f"{t.longest:,}",
             f"{t.train_tokens:,}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from perdure.commands.output import emit, first_process, summary, working
 from perdure.config import Recipe, load_recipe
@@ -27,10 +28,10 @@ def run(path: Path, overrides: Sequence[str], out: Path | None, check: bool, as_
         )
     with working():
         stream = build_stream(recipe.stream, recipe.general, recipe.folder, recipe.seed)
-        display = make_display(json=as_json)
+        display: Any = make_display(json=as_json)
         with display:
             plan = examine(recipe, stream, display, estimate=check)
-    if check:
+    if plan is not None:
         emit(plan.to_dict()) if as_json else show(plan)
         return
     made = Run.create(target, recipe)
@@ -53,7 +54,8 @@ def resume(path: Path, as_json: bool) -> None:
         with working(path):
             from perdure.loop import learn
 
-            with make_display(json=as_json) as display:
+            display: Any = make_display(json=as_json)
+            with display:
                 learn(made.recipe, made, display=display)
     _finish(made, as_json)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,7 @@ def _score(
 
     from perdure import models
     from perdure.learners.encoding import Encoder
-    from perdure.run import processes
+    from perdure.processes import processes
     from perdure.scoring import score_task
 
     recipe = run.recipe
@@ -89,9 +90,7 @@ def _score(
                 batch_size=recipe.scoring.batch_size,
                 accelerator=state,
                 max_rows=recipe.scoring.max_test_rows,
-                on_progress=lambda done, total, task=task: display.scoring(
-                    run.methods_name, task.name, done, total
-                ),
+                on_progress=partial(display.scoring, run.methods_name, task.name),
             )
         line = {
             "kind": "task",
@@ -173,11 +172,11 @@ def audit(
             stream,
             texts,
             sizes=Sizes(rows=rows),
-            on_progress=lambda what, done, total: display.scoring("audit", what, done, total),
+            on_progress=partial(display.scoring, "audit"),
             **settings,
         )
     if junit is not None:
-        from perdure.run import write_atomic
+        from perdure.files import write_atomic
 
         write_atomic(junit, result.junit(undecided))
     if as_json:

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 from perdure.errors import PerdureError, RunError, TrainingError, UsageError
 
@@ -75,7 +75,7 @@ def _existing(path: Path) -> Path:
     return next((p for p in (path, *path.resolve().parents) if p.exists()), Path("/"))
 
 
-def _fail(text: str, code: int, every: bool = False) -> Any:
+def _fail(text: str, code: int, every: bool = False) -> NoReturn:
     import typer
 
     rank = os.environ.get("RANK", "0")
