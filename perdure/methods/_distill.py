@@ -1,7 +1,8 @@
-"""Distillation from a frozen model, shared by the methods that compare predictions."""
+"""Distances to a frozen model, shared by the methods that compare predictions or states."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -17,3 +18,18 @@ def kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     old = (teacher.detach().float() / temperature).log_softmax(-1)
     new = (student.float() / temperature).log_softmax(-1)
     return (old.exp() * (old - new)).sum(-1)
+
+
+def distance(x: Tensor, h: Tensor, mask: Tensor, power: int) -> Tensor:
+    """Mean over real positions and neurons of |x - h|^power, of each row; (batch, seq, hidden)."""
+    gap = (x.float() - h).abs().pow(power) * mask.unsqueeze(-1)
+    return gap.sum((1, 2)) / (mask.sum(1).clamp(min=1) * x.shape[-1])
+
+
+def row_means(values: Tensor, row_of: Tensor, rows: int) -> Tensor:
+    """Mean of `values` (tokens,) in each row, 0 in a row without any.
+
+    Args: row_of: the row of each value, (tokens,). Returns: (rows,)
+    """
+    count = torch.bincount(row_of, minlength=rows).clamp(min=1)
+    return values.new_zeros(rows).index_add(0, row_of, values) / count

@@ -26,6 +26,7 @@ import torch
 from pydantic import Field
 
 from perdure.errors import UsageError
+from perdure.methods._distill import distance, row_means
 from perdure.methods._states import StateCache, base_states
 from perdure.methods.base import Method, MethodConfig, Reads
 
@@ -75,12 +76,6 @@ def margin(x: Tensor, flags: Tensor, mask: Tensor, n: Tensor, p: Tensor, over: s
     return e.sum((1, 2)) / (tokens if over == "tokens" else tokens * x.shape[-1])
 
 
-def distance(x: Tensor, h: Tensor, mask: Tensor, power: int) -> Tensor:
-    """Mean over real positions and neurons of |x - h|^power, of each row; (batch, seq, hidden)."""
-    gap = (x.float() - h).abs().pow(power) * mask.unsqueeze(-1)
-    return gap.sum((1, 2)) / (mask.sum(1).clamp(min=1) * x.shape[-1])
-
-
 def state_weight(weight: float | str, ce: Tensor, term: Tensor) -> Tensor | float:
     """The fixed weight, or the one that makes weight * term as large as ce; no gradient."""
     return ce.detach() / (term.detach() + 1e-8) if weight == "dynamic" else float(weight)
@@ -120,7 +115,7 @@ class GeRe(Method):
             return {}
         c, share = self.config, self.config.insert / (ctx.batch_size + self.config.insert)
         rows = len(extra.mask)
-        ce = _by_row(extra.nll, extra.row_of, rows)
+        ce = row_means(extra.nll, extra.row_of, rows)
         found = {"gere_label": share * c.label_weight * extra.row_mean(ce)}
         if (cache := self._cache) is not None:
             held = [self._term(cache, layer, extra) for layer in c.layers]
@@ -136,9 +131,3 @@ class GeRe(Method):
         if self.config.loss == "margin":
             return margin(x, base, mask, *cache.limits(layer, x.device), self.config.reduction)
         return distance(x, base, mask, 1 if self.config.loss == "l1" else 2)
-
-
-def _by_row(values: Tensor, row_of: Tensor, rows: int) -> Tensor:
-    """Mean of `values` (tokens,) in each row, 0 in a row without any; (rows,)."""
-    count = torch.bincount(row_of, minlength=rows).clamp(min=1)
-    return values.new_zeros(rows).index_add(0, row_of, values) / count

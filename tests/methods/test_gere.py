@@ -19,9 +19,9 @@ from torch import Tensor, tensor
 
 from perdure.errors import RunError, UsageError
 from perdure.learners.encoding import collate
-from perdure.methods._distill import kl
+from perdure.methods._distill import distance, kl, row_means
 from perdure.methods._states import flags, pack, thresholds, unpack
-from perdure.methods.gere import GeRe, GeReConfig, distance, margin, state_weight
+from perdure.methods.gere import GeRe, GeReConfig, margin, state_weight
 from perdure.streams.task import GeneralText
 
 STATES = tensor([[1.0, 0, 2], [3, 0, 2], [5, 4, 2], [7, 4, 2]])
@@ -117,13 +117,11 @@ def test_m6_padding_is_left_out() -> None:
     close(gradient, [[1 / 3, -1 / 3], [1 / 3, 0], [0, 0]])
 
 
-def test_m7_one_token_has_states_but_nothing_to_predict(context: Any) -> None:
+def test_m7_one_token_has_states_but_nothing_to_predict() -> None:
     loss, gradient = one_row([[3.0, -3, 0]], [[0.0, 0, 0]], *ONE)
     close(loss, 2.0)
     close(gradient, [[0.5, -0.5, 0]])
-    from perdure.methods.gere import _by_row
-
-    assert _by_row(torch.zeros(0), torch.zeros(0, dtype=torch.long), 1).tolist() == [0.0]
+    assert row_means(torch.zeros(0), torch.zeros(0, dtype=torch.long), 1).tolist() == [0.0]
 
 
 @pytest.mark.parametrize("over", ["violating", "elements", "tokens"])
