@@ -97,6 +97,7 @@ def judge(
         low = high = 0.0
         note = "weights are identical"
     else:
+        draws = max(draws, math.ceil(20 / alpha))  # so that the tail holds some of them
         bounds = bootstrap_bounds(gain, alpha, worst, best, draws=draws, seed=seed)
         low, high = float(bounds[0]), float(bounds[1])
     verdict = None if margin is None else verdict_of(low, high, margin)
@@ -209,9 +210,10 @@ class AuditResult:
 
     def table(self) -> Table:
         """Return the measures as a `rich` table."""
+        from rich.markup import escape
         from rich.table import Table
 
-        title = f"{self.tuned} against {self.base}: {self.verdict}"
+        title = f"{escape(self.tuned)} against {escape(self.base)}: {self.verdict}"
         caption = (
             f"change in brackets: each end errs with probability at most {self.alpha:g} / "
             f"{max(self.judged, 1)}; any verdict wrong: at most {self.alpha:g}"
@@ -224,7 +226,7 @@ class AuditResult:
         table.add_column("why", overflow="fold")
         for m in self.measures:
             table.add_row(
-                f"{m.name} ({m.metric})",
+                escape(f"{m.name} ({m.metric})"),
                 str(m.items),
                 f"{m.base:.3f}",
                 f"{m.tuned:.3f}",
@@ -234,7 +236,9 @@ class AuditResult:
                 explain(m),
             )
         for name in self.skipped:
-            table.add_row(name, "", "", "", "", "", "[dim]skipped[/]", "an earlier one is lost")
+            table.add_row(
+                escape(name), "", "", "", "", "", "[dim]skipped[/]", "an earlier one is lost"
+            )
         return table
 
     def flips_table(self, most: int = 20) -> Table:

@@ -21,12 +21,13 @@ that it errs with probability at most alpha for every distribution between `wors
 every n. A percentile bootstrap without the imagined item has no such property: five equal items
 give it an interval of width 0.
 
-**Several measures.** Bonferroni: each bound is taken at alpha / measures. A measure can be given
-only one false verdict (`kept` if its true change is at or below -margin, `lost` if it is at or
-above), each with probability at most alpha / measures, so the probability of any false verdict
-among all is at most alpha, however the measures depend on one another. Holm's step-down would gain
-nothing: of the two claims about a measure one is always wrong, so as many claims as there are
-measures stay to be guarded after each step.
+**Several measures.** Bonferroni: each bound is taken at alpha / measures. Unless its true change is
+exactly -margin, a measure can be given only one false verdict (`kept` if the change is below,
+`lost` if it is above), with probability at most alpha / measures. So the probability of any false
+verdict among all is at most alpha, however the measures depend on one another; and with true
+changes of exactly -margin, that of any false `kept`, and of any false `lost`. Holm's step-down
+would gain nothing: of the two claims about a measure one is always wrong, so as many claims as
+there are measures stay to be guarded after each step.
 
 No torch here; numpy and scipy only.
 """
