@@ -11,7 +11,7 @@ from collections.abc import Sequence
 STEPS = 51
 RAMP_LIGHT = ("#f1f5f9", "#c3dcec", "#7db8d9", "#3587b8", "#14598a", "#0a3658")
 RAMP_DARK = ("#1b232d", "#17435f", "#1f6a94", "#3f98c4", "#8accea", "#daf2fb")
-INKS = ("#0d1620", "#ffffff")
+INKS = ("#000000", "#ffffff")  # pure: the middle of the ramp leaves no more room
 
 
 def ramp_css() -> list[dict[str, str]]:

@@ -192,10 +192,9 @@ def views(runs: Sequence[RunData]) -> list[RunView]:
 def _view(run: RunData, label: str) -> RunView:
     rows = run.scores()
     scored = [row for row in rows if row.get("kind") == "task" and math.isfinite(row["score"])]
-    # The base model is scored on the whole stream first: row 0 is the stream, in order.
-    stream = list(dict.fromkeys(row["task"] for row in scored if row["after"] == 0))
-    stream = stream or list(dict.fromkeys(row["task"] for row in scored))
-    latest = {(row["after"], row["task"]): row for row in scored}  # scored again: the last counts
+    recipe, text = _recipe(run.path)
+    stream = _stream(recipe, rows)
+    latest = {(row["after"], row["task"]): row for row in scored}  # scored twice: the last counts
     known = [
         row for row in latest.values() if row["task"] in stream and row["after"] <= len(stream)
     ]
@@ -205,7 +204,6 @@ def _view(run: RunData, label: str) -> RunView:
         if row["task"] not in stream
     ]
     general = {r["after"]: float(r["score"]) for r in rows if r.get("kind") == "general"}
-    recipe, text = _recipe(run.path)
     return RunView(
         label=label,
         method=run.methods_name,
@@ -223,15 +221,30 @@ def _view(run: RunData, label: str) -> RunView:
     )
 
 
-def _of_task(scored: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any]:
-    return next(row for row in scored if row["task"] == name)
+def _stream(recipe: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the tasks that the run learns, in order; `perdure eval` may have scored others.
+
+    The recipe names tasks of one's own. Those of a built-in stream are what was scored first: the
+    base model on the whole stream, before anything was learned.
+    """
+    own = recipe.get("stream")
+    own = own if isinstance(own, Mapping) else {}
+    if names := own.get("order") or [task["name"] for task in own.get("tasks") or []]:
+        return [str(name) for name in names]
+    first: dict[str, None] = {}
+    for row in rows:
+        if row["after"] != 0:
+            break
+        if row.get("kind") == "task":
+            first[row["task"]] = None
+    return list(first)
 
 
 def _facts(scored: Sequence[Mapping[str, Any]], name: str) -> TaskFacts:
-    row = _of_task(scored, name)
+    row: Mapping[str, Any] = next((row for row in scored if row["task"] == name), {})
     return TaskFacts(
         name=name,
-        metric=str(row.get("metric", "score")),
+        metric=str(row.get("metric", "not scored yet")),
         higher_is_better=bool(row.get("higher_is_better", True)),
         rows=int(row.get("rows") or 0),
     )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("png", "svg", "pdf")
-SERIES = ("#0b62a8", "#c4500b", "#00805a", "#a0498f", "#98690a", "#2a8fc4", "#5b6470", "#7d3b1f")
+SERIES = ("#0b62a8", "#c4500b", "#00805a", "#c0569f", "#333d4a", "#3a9ad0", "#94700f", "#7d3b1f")
 SHAPES = "os^DvPX*"
 INK, SOFT, LINE = "#14191f", "#56616d", "#d9dee4"
 
@@ -46,7 +46,12 @@ def write_figure(runs: Sequence[RunData], out: Path) -> Path:
     with matplotlib.rc_context({"font.size": 9, "svg.hashsalt": "perdure", "axes.linewidth": 0.8}):
         figure = _draw(views(runs))
         figure.savefig(
-            out, format=kind, dpi=200, metadata=None if kind == "png" else _UNDATED[kind]
+            out,
+            format=kind,
+            dpi=200,
+            bbox_inches="tight",
+            pad_inches=0.18,
+            metadata=_UNDATED.get(kind),
         )
     return out
 

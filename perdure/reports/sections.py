@@ -59,9 +59,10 @@ def retention(runs: Sequence[RunView]) -> dict[str, Any] | None:
             }
         )
     top: float = max(max(r["learned"], r["end"], r["base"]) for r in rows)
-    high: float = float(next((limit for limit in (0.25, 0.5, 1.0) if top <= limit), top))
-    ticks = [{"share": t / high, "label": charts.tick_label(t)} for t in charts.nice_ticks(0, high)]
-    return {"rows": rows, "high": high, "ticks": [t for t in ticks if t["share"] <= 1.0001]}
+    high = next((limit for limit in (0.25, 0.5, 1.0) if top <= limit), top)
+    ticks = [(t / high, charts.tick_label(t)) for t in charts.nice_ticks(0, high)]
+    shown = [{"share": share, "label": label} for share, label in ticks if share <= 1.0001]
+    return {"rows": rows, "high": high, "ticks": shown}
 
 
 def _average(run: RunView, after: int) -> float | None:
@@ -253,6 +254,7 @@ def changes(runs: Sequence[RunView]) -> list[dict[str, Any]]:
                     ),
                     "gained": found.gained,
                     "kept": found.kept,
+                    "complete": run.complete,
                 }
             )
         groups.append(

@@ -102,7 +102,9 @@ class Display:
         self._clock = clock
         self._progress: Progress | None = None
         self._bars: dict[str, TaskID] = {}
-        self._due: dict[tuple[str, ...], float] = {}
+        # Of the plain lines: what they are about, how far it was, when the next one is due.
+        self._key: tuple[str, str, str] | None = None
+        self._done, self._due = 0, 0.0
 
     def __enter__(self) -> Display:
         if self.live:
@@ -154,15 +156,15 @@ class Display:
             self._show_live(verb, method, task, done, total, facts)
             return
         key, now = (verb, method, task), self._clock()
-        ended = done >= total
-        if not ended and now < self._due.get(key, -math.inf):
+        if key != self._key or done < self._done:
+            # Training says that it begins; scoring, often over in a moment, only if it goes on.
+            self._key, self._due = key, now + (PLAIN_EVERY if verb == "scoring" else 0.0)
+        elif self._done >= total:
+            return  # its end was said
+        self._done = done
+        if done < total and now < self._due:
             return
-        if ended:
-            if self._due.get(key) == math.inf:
-                return  # its end was said
-            self._due[key] = math.inf
-        else:
-            self._due[key] = now + PLAIN_EVERY
+        self._due = now + PLAIN_EVERY
         unit = "step" if verb == "training" else "row"
         text = f"{method}: {verb} {task}, {unit} {done}/{total}" + (f", {facts}" if facts else "")
         self.message(text)

@@ -48,7 +48,8 @@ def significant(value: float | None, digits: int = 3) -> str:
         return "∞"
     if value == 0:
         return "0"
-    exponent = math.floor(math.log10(abs(value)))
+    # Of the rounded value: 9.996 has its three digits as 10.0, not as 10.00.
+    exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])
     if exponent >= 6 or exponent < -4:
         return f"{value:.{digits - 1}e}".replace("-", "−")
     text = f"{value:,.{max(0, digits - 1 - exponent)}f}"
@@ -65,12 +66,12 @@ def percent(value: float | None) -> str:
 def duration(seconds: float | None) -> str:
     if seconds is None or math.isnan(seconds):
         return DASH
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 59.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
+    hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes} min"
 
 
@@ -88,15 +89,18 @@ def listing(names: Sequence[str]) -> str:
 
 
 def noise(first: float, second: float, rows: int) -> float:
-    """1.96 standard errors of the difference of two scores in [0, 1] on `rows` items each.
+    """How far apart two scores of one true value may lie by chance, 19 times in 20.
 
-    Two items right and two wrong are added to each score (Agresti and Coull 1998), so that a score
-    of 0 or 1 on a small test set is not taken for certain. 0 if the number of rows is not known.
+    1.96 standard errors of the difference of two means over `rows` items each, scores in [0, 1].
+    Both are first shrunk towards one half by two items right and two wrong (Agresti and Caffo
+    2000), or a score of 0 or 1 on a small test set would pass for certain; the bound is scaled
+    back to the scores as they are. 0 if the number of rows is not known.
     """
     if rows <= 0:
         return 0.0
     shrunk = [(p * rows + 2) / (rows + 4) for p in (first, second)]
-    return 1.96 * math.sqrt(sum(p * (1 - p) / (rows + 4) for p in shrunk))
+    error = math.sqrt(sum(p * (1 - p) / (rows + 4) for p in shrunk))
+    return 1.96 * error * (rows + 4) / rows
 
 
 @dataclass(frozen=True)
@@ -214,6 +218,10 @@ def headline(runs: Sequence[RunView]) -> str:
         if lost:
             return f"{text}, and forgot {_some(lost, len(earlier), 'earlier tasks')}"
         return f"{text}, and forgot nothing" if earlier else text
+    return _comparison(runs)
+
+
+def _comparison(runs: Sequence[RunView]) -> str:
     if not comparable(runs):
         return f"{len(runs)} runs over different tasks"
     ranked = sorted(
