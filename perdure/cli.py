@@ -73,9 +73,10 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Teach a small model three tasks in turn, with each method, and show what was forgotten."""
-    from perdure.commands import demo as command
+    from perdure.demo import demo as play
 
-    command.run(methods.split(","), quick, base, seed, out, as_json)
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    raise typer.Exit(play(names, quick=quick, base=base, seed=seed, out=out, json=as_json))
 
 
 @app.command(

@@ -1,0 +1,348 @@
+"""The command line: every command works as its help says, and `--json` prints JSON alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import finish, start, write_recipe
+from typer.testing import CliRunner, Result
+
+from perdure import methods, recipes
+from perdure.cli import app, recipes_app
+
+COMMANDS = ["demo", "run", "resume", "eval", "compare", "report", "methods", "streams", "recipes",
+            "recipes copy", "audit"]  # fmt: skip
+HEAVY = {"torch", "transformers", "datasets", "trl", "peft", "accelerate", "matplotlib", "scipy",
+         "rich", "jinja2", "numpy"}  # fmt: skip
+
+
+def perdure(*args: str | Path, code: int = 0) -> Result:
+    """Run a command in this process; its exit code must be `code`."""
+    result = CliRunner().invoke(app, [str(arg) for arg in args], prog_name="perdure")
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result
+
+
+def as_json(*args: str | Path) -> Any:
+    """What a command prints to stdout under --json: one JSON value and nothing else."""
+    return json.loads(perdure(*args, "--json").stdout)
+
+
+def example(command: str) -> str:
+    """The example that a command's help ends in."""
+    last = perdure(*command.split(), "--help").stdout.rstrip().rpartition("\n\n")[2]
+    found = re.fullmatch(r"Example: perdure (.+)", " ".join(last.split()))
+    assert found, f"the help of {command} ends in {last!r}"
+    return found[1]
+
+
+# --- help, and what must be fast
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_ends_in_an_example_of_this_command(command: str) -> None:
+    assert example(command).startswith(command)
+
+
+def test_no_command_is_left_out_here() -> None:
+    names = [c.name or c.callback.__name__ for c in app.registered_commands if c.callback]
+    names += ["recipes", *(f"recipes {c.callback.__name__}" for c in recipes_app.registered_commands
+                           if c.callback)]  # fmt: skip
+    assert set(names) == set(COMMANDS)
+
+
+def test_every_option_has_a_help_text() -> None:
+    for command in COMMANDS:
+        text = perdure(*command.split(), "--help").stdout
+        options = re.findall(r"^  (?:-\w, )?(--[\w-]+)(.*(?:\n {6,}.*)*)", text, re.M)
+        assert options
+        for name, rest in options:
+            assert re.search(r"  \S", rest), f"{command} {name}"
+
+
+@pytest.mark.parametrize(
+    "args", [["--help"], ["run", "--help"], ["audit", "--help"], ["methods"], ["streams"],
+             ["recipes"], ["recipes", "--json"], ["--version"]]
+)  # fmt: skip
+def test_answers_at_once_without_torch(args: list[str]) -> None:
+    program = (
+        "import sys, time, atexit; from perdure.cli import main\n"
+        "atexit.register(lambda: print(time.process_time(), *sys.modules, file=sys.stderr))\n"
+        f"sys.argv = ['perdure', *{args!r}]; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    seconds, *modules = done.stderr.split()
+    assert HEAVY & set(modules) == set()
+    assert float(seconds) < 2  # of this process; 0.2 on a machine that is not busy
+
+
+def test_wrong_usage_exits_with_2() -> None:
+    assert "No such command" in perdure("lern", code=2).stderr
+    assert "No such option" in perdure("run", "--chekc", code=2).stderr
+    assert "Missing argument" in perdure("run", code=2).stderr
+
+
+# --- lists
+
+
+def test_methods_lists_each_in_one_line() -> None:
+    lines = perdure("methods").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == methods.names()
+    assert all(len(line.split()) > 3 for line in lines)
+    assert as_json("methods")[0] == {"name": "eaft", "about": methods.describe("eaft")}
+
+
+def test_one_method_with_its_options() -> None:
+    text = perdure("methods", "replay").stdout
+    assert "buffer_size: 64" in text
+    assert "rows kept in all" in text
+    options = as_json("methods", "replay")["options"]
+    assert options["policy"]["default"] == "balanced"
+    error = perdure("methods", "repaly", code=2).stderr
+    assert 'did you mean "replay"?' in error
+
+
+def test_streams() -> None:
+    assert perdure("streams").stdout.startswith("demo  ")
+    assert [each["name"] for each in as_json("streams")] == ["demo"]
+
+
+def test_recipes_lists_and_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert [each["name"] for each in as_json("recipes")] == recipes.names()
+    copied = perdure("recipes", "copy", "two-csv-files").stdout.split()
+    assert copied == ["two-csv-files.yaml", "products.csv", "tickets.csv"]
+    assert (tmp_path / "two-csv-files.yaml").read_bytes() == recipes.path(
+        "two-csv-files"
+    ).read_bytes()
+    (tmp_path / "two-csv-files.yaml").unlink()
+    (tmp_path / "tickets.csv").write_text("mine")
+    error = perdure("recipes", "copy", "two-csv-files", code=4).stderr
+    assert error == (
+        "error: products.csv, tickets.csv: exists already, and nothing was copied\n"
+        "  give another folder: perdure recipes copy NAME FOLDER\n"
+    )
+    assert (tmp_path / "tickets.csv").read_text() == "mine"
+    assert not (tmp_path / "two-csv-files.yaml").exists()
+    perdure("recipes", "copy", "two-csv-files", "new/shop.yaml")
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == [
+        "products.csv", "shop.yaml", "tickets.csv"]  # fmt: skip
+    perdure("recipes", "copy", "accelerate/fsdp2-8gpu", "new")
+    assert (tmp_path / "new" / "fsdp2-8gpu.yaml").exists()
+    assert perdure("recipes", "copy", "two-csv-flies", code=2).stderr == (
+        'error: no recipe is called "two-csv-flies"\n'
+        '  did you mean "two-csv-files"?\n'
+        "  all of them: perdure recipes\n"
+    )
+
+
+# --- runs of the tiny model
+
+
+@pytest.fixture(scope="module")
+def shop(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the help's examples work: recipes, two runs, a base and a tuned model."""
+    folder = tmp_path_factory.mktemp("shop")
+    write_recipe(folder, tiny_model_dir, train__epochs=1)
+    other = write_recipe(folder / "other", tiny_model_dir)
+    text = other.read_text().replace('"name": "colour"', '"name": "colour again"')
+    (folder / "other.yaml").write_text(
+        json.dumps({"stream": {"tasks": [
+            {**json.loads(text)["stream"]["tasks"][0],
+             **{s: f"other/colour-{s}.jsonl" for s in ("train", "validation", "test")}}]}})
+    )  # fmt: skip
+    cwd = Path.cwd()
+    try:
+        os.chdir(folder)
+        perdure("run", "recipe.yaml", "--out", "runs/shop")
+        perdure("run", "recipe.yaml", "method.name=replay", "--out", "runs/shop-replay")
+    finally:
+        os.chdir(cwd)
+    shutil.copytree(tiny_model_dir, folder / "base")
+    shutil.copytree(folder / "runs/shop/checkpoints/task-2/model", folder / "tuned")
+    return folder
+
+
+@pytest.fixture
+def inside(shop: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(shop)
+    return shop
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c != "demo"])
+def test_the_example_of_the_help_runs(inside: Path, command: str) -> None:
+    args = shlex.split(example(command))
+    result = CliRunner().invoke(app, args, prog_name="perdure")
+    verdicts = (0, 1, 3) if command == "audit" else (0,)
+    assert result.exit_code in verdicts, result.output
+    assert result.stdout
+
+
+def test_the_example_of_the_demo_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo itself takes minutes; what it would be asked for is checked here."""
+    asked: dict[str, Any] = {}
+
+    def demo(names: list[str], **options: Any) -> int:
+        asked.update(options, methods=names)
+        return 0
+
+    monkeypatch.setattr("perdure.demo.demo", demo)
+    perdure(*shlex.split(example("demo")))
+    assert asked == {
+        "methods": ["sequential", "replay"], "quick": True, "base": None, "seed": 0, "out": None,
+        "json": False,
+    }  # fmt: skip
+
+
+def test_run_prints_json_alone_and_never_overwrites(inside: Path) -> None:
+    found = as_json("run", "recipe.yaml", "train.max_steps=1", "--out", "runs/json")
+    assert found["tasks"] == ["colour", "count"]
+    assert [row["after"] for row in found["scores"]] == [0, 1, 2]
+    assert all(0 <= row["colour"] <= 1 for row in found["scores"])
+    assert -1 <= found["backward_transfer"] <= 1
+    assert len(found["general_perplexity"]) == 3
+    assert found["state"] == "finished"
+    assert "<html" in Path(found["report"]).read_text()
+    before = sorted(p.name for p in Path("runs/json").iterdir())
+    assert perdure("run", "recipe.yaml", "--out", "runs/json", code=4).stderr == (
+        "error: runs/json: exists already, and a run is never overwritten\n"
+        "  go on with it: perdure resume runs/json\n"
+        "  or choose another --out\n"
+    )
+    assert sorted(p.name for p in Path("runs/json").iterdir()) == before
+    assert as_json("resume", "runs/json") == found  # finished: shown, not trained again
+
+
+def test_run_makes_a_directory_of_its_own_name_and_time(inside: Path) -> None:
+    found = as_json("run", "recipe.yaml", "train.max_steps=1", "name=my shop")
+    assert re.fullmatch(r"runs/my-shop-\d{8}-\d{6}", found["run"])
+
+
+def test_check_loads_no_weights_and_writes_nothing(
+    inside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from perdure import models
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("weights are loaded")
+
+    monkeypatch.setattr(models.load, "load_base", refuse)
+    before = sorted(Path("runs").iterdir())
+    plan = as_json("run", "recipe.yaml", "--check", "--out", "runs/shop")
+    assert sorted(Path("runs").iterdir()) == before
+    task = plan["tasks"][0]
+    assert (task["train_rows"], task["validation_rows"], task["test_rows"]) == (24, 8, 12)
+    assert task["steps"] == 6  # 24 rows, 4 a step, 1 epoch
+    assert 24 * 20 < task["train_tokens"] < 24 * task["longest"]
+    assert plan["parameters"] == plan["trainable"] == 143_808
+    assert plan["seconds"] > 0
+    text = perdure("run", "recipe.yaml", "--check").stdout
+    assert "24/8/12" in text
+    assert "no weight was loaded, nothing was written" in text
+
+
+def test_an_adapter_takes_less_memory_than_the_whole_model() -> None:
+    from perdure.commands.check import _memory_mb
+    from perdure.config import ModelConfig, Recipe, StreamConfig
+    from perdure.models import ModelFacts
+
+    full = ModelFacts("Llama", 1000 * 2**20, 1000 * 2**20, 0, 0, 0, 0)
+    lora = ModelFacts("Llama", 1000 * 2**20, 0, 0, 0, 0, 0)
+    recipe = Recipe(
+        model=ModelConfig(path="x"), stream=StreamConfig(name="demo"), method=["sequential"]
+    )
+    # 16 bytes a trained number (weight, gradient, two moments), 4 a frozen one, 600 MiB besides.
+    assert _memory_mb(recipe, full, 8, 100, "fp32") == 16 * 1000 + 600
+    assert _memory_mb(recipe, lora, 8, 100, "fp32") == 4 * 1000 + 600
+    assert _memory_mb(recipe, lora, 8, 100, "bf16") == 2 * 1000 + 600
+
+
+def test_eval_repeats_recorded_scores(inside: Path) -> None:
+    for after in (0, 1, 2):
+        found = as_json("eval", "runs/shop", "--after", str(after))
+        assert [row["task"] for row in found["scores"]] == ["colour", "count"]
+        for row in found["scores"]:
+            assert row["score"] == pytest.approx(row["recorded"], abs=1e-6)
+
+
+def test_eval_adds_tasks_never_seen(inside: Path) -> None:
+    found = as_json("eval", "runs/shop-replay", "--tasks", "other.yaml")
+    assert found["after"] == 2
+    assert found["scores"][0]["recorded"] is None
+    unseen = as_json("compare", "runs/shop-replay", "--out", "unseen.html")["runs"][0]["unseen"]
+    assert [(u["task"], u["after"]) for u in unseen] == [("colour again", 2)]
+    assert unseen[0]["score"] == found["scores"][0]["score"]
+    again = as_json("eval", "runs/shop-replay", "--tasks", "other.yaml")
+    assert again["scores"][0]["recorded"] == found["scores"][0]["score"]
+
+
+def test_eval_refuses_what_would_spoil_a_run(inside: Path) -> None:
+    error = perdure("eval", "runs/shop", "--tasks", "recipe.yaml", code=2).stderr
+    assert error.startswith("error: task colour: the run has a task of this name already\n")
+    error = perdure("eval", "runs/shop", "--after", "7", code=4).stderr
+    assert error == ("error: runs/shop: has no model after 7 tasks\n  it has: 0 (the base), 1, 2\n")
+    error = perdure("eval", "runs/nothing", code=4).stderr
+    assert error.startswith("error: runs/nothing: not found")
+
+
+def test_compare_and_report(inside: Path) -> None:
+    found = as_json("compare", "runs/shop", "runs/shop-replay", "--out", "both.html")
+    assert [run["method"] for run in found["runs"]] == ["sequential", "replay"]
+    assert "<html" in Path("both.html").read_text()
+    error = perdure("compare", "runs/shop", "--out", "both.html", code=4).stderr
+    assert error == "error: both.html: exists already\n  choose another --out, or remove it first\n"
+    assert as_json("report", "runs/shop") == {"report": "runs/shop/report.html"}
+    assert "sequential" in perdure("compare", "runs/shop", "--out", "one.html").stdout
+
+
+def test_audit_verdicts_and_exit_codes(inside: Path) -> None:
+    same = CliRunner().invoke(app, ["audit", "base", "base", "--tasks", "recipe.yaml", "--json"])
+    assert same.exit_code == 0, same.output
+    assert json.loads(same.stdout)["verdict"] == "kept"
+    args = ["audit", "base", "tuned", "--tasks", "recipe.yaml", "--rows", "2"]
+    lost = CliRunner().invoke(app, [*args, "--junit", "out.xml", "--json"])
+    verdict = json.loads(lost.stdout)["verdict"]
+    assert lost.exit_code == {"kept": 0, "lost": 1, "undecided": 3}[verdict]
+    assert Path("out.xml").read_text().startswith("<?xml")
+    wide = [*args, "--max-drop", "0.9", "--max-loss-rise", "90", "--undecided", "0"]
+    result = CliRunner().invoke(app, wide)
+    assert result.exit_code == 0, result.output
+    assert "error: --undecided 300" in perdure(*args, "--undecided", "300", code=2).stderr
+    assert perdure("audit", "base", "tunde", "--tasks", "recipe.yaml", code=2).stderr
+
+
+def test_only_the_first_process_prints(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    result = perdure("run", "no-such.yaml", code=2)
+    assert result.output == ""
+    monkeypatch.setenv("RANK", "0")
+    assert perdure("run", "no-such.yaml", code=2).stderr.startswith("error: no-such.yaml")
+
+
+def test_ctrl_c_says_how_to_go_on(inside: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    started = start(["run", str(inside / "recipe.yaml"), "train.epochs=400", "--out", str(out)])
+    deadline = time.monotonic() + 100
+    while not (out / "log.jsonl").exists():
+        assert started.alive(), started.output.read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.kill(started.processes[0].pid, signal.SIGINT)
+    text = finish(started, code=130)
+    assert text.endswith(f"interrupted\n  resume with: perdure resume {out}\n")
+    assert "Traceback" not in text
