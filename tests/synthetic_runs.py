@@ -114,10 +114,10 @@ def three_methods(folder: Path) -> list[Run]:
         make_run(folder / "sequential", "sequential", FORGETS, general=(23.4, 27.1, 30.2, 33.8)),
         make_run(
             folder / "replay", "replay", almost, general=(23.4, 26.0, 27.3, 29.1),
-            own_losses={"method/replay": 1.1}, speed=96.0,
+            own_losses={"method/replay_kept": 1.1}, speed=96.0,
         ),
         make_run(
             folder / "gere", "gere", KEEPS, general=(23.4, 23.9, 24.4, 24.9),
-            own_losses={"method/replay": 1.4, "method/margin": 0.6}, speed=88.0,
+            own_losses={"method/gere_label": 1.4, "method/gere_margin": 0.6}, speed=88.0,
         ),
     ]  # fmt: skip

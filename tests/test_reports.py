@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 from synthetic_runs import FORGETS, KEEPS, NAN, TASKS, make_run, three_methods, write_lines
+from tiny_runs import write_recipe
 
 from perdure.errors import UsageError
 from perdure.reports import charts, colours, provenance, sections, words
@@ -117,6 +118,7 @@ def test_tasks_scored_later_stay_out_of_the_matrix(tmp_path: Path) -> None:
         (words.significant(0.0), "0"),
         (words.percent(0.443), "+44 %"),
         (words.percent(-0.0123), "−1.2 %"),
+        (words.percent(41.0), "×42.0"),
         (words.duration(3.21), "3.2 s"),
         (words.duration(59.9), "1 min 0 s"),
         (words.duration(200), "3 min 20 s"),
@@ -174,7 +176,7 @@ def test_the_headline_of_one_run(tmp_path: Path) -> None:
     learned = "learned topic, language and german-names"
     assert words.headline([forgets]) == f"sequential {learned}, and forgot topic and language"
     assert words.headline([keeps]) == f"gere {learned}, and forgot nothing"
-    assert words.headline([nothing]) == "freeze learned none of 3 tasks, and forgot nothing"
+    assert words.headline([nothing]) == "freeze learned none of 3 tasks"
     assert words.story(forgets) == (
         f"{learned}, but forgot topic (0.78 → 0.29) and language (0.95 → 0.41)"
     )
@@ -202,6 +204,8 @@ def test_the_headline_of_several_runs(tmp_path: Path, three: list[Run]) -> None:
 
 
 def test_ticks_enclose_the_values() -> None:
+    assert charts.score_ticks(0.3) == [0, 0.1, 0.2, 0.3, 0.4, 0.5]
+    assert charts.score_ticks(0.51) == charts.score_ticks(1) == [0, 0.25, 0.5, 0.75, 1]
     assert charts.nice_ticks(0, 1) == [0, 0.25, 0.5, 0.75, 1]
     assert charts.nice_ticks(0, 96) == [0, 25, 50, 75, 100]
     assert charts.log_ticks(3, 45) == [2, 5, 10, 20, 50]
@@ -665,6 +669,47 @@ def test_figure_of_odd_runs(tmp_path: Path) -> None:
     assert out.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UsageError, match="no run given"):
         write_figure([], tmp_path / "none.png")
+
+
+def test_names_of_own_losses(three: list[Run]) -> None:
+    titles = [chart.title for chart in sections.method_losses(views(three))]
+    assert titles == ["replay: kept", "gere: label", "gere: margin"]
+
+
+# --- a run that was really run
+
+
+def test_report_of_a_real_run(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """All views of a run of the real loop (a tiny random model) say what its files say."""
+    from perdure.config import load_recipe
+    from perdure.loop import learn
+
+    recipe = load_recipe(
+        write_recipe(tmp_path / "data", tiny_model_dir, method={"name": "gere"}, train__epochs=1)
+    )
+    run = Run.create(tmp_path / "run", recipe)
+    target, file = console(force_terminal=False)
+    with Display(target) as display:
+        matrix = learn(recipe, run, display=display)
+    progress = file.getvalue()
+    for line in ("gere: training colour, step 6/6", "gere: training count, step 6/6",
+                 "gere: scoring count, row 12/12"):  # fmt: skip
+        assert line in progress
+    digest = view(run)
+    assert digest.complete
+    assert digest.summary("average_accuracy") == pytest.approx(matrix.average_accuracy())
+    text = write_report([run], run.path / "report.html").read_text(encoding="utf-8")
+    Checker(text)
+    assert "gere learned" in text
+    for after in range(3):
+        for task in ("colour", "count"):
+            assert f">{words.number(matrix.value(after, task))}<" in text
+    assert digest.method_keys  # GeRe has losses of its own
+    for key in digest.method_keys:
+        assert f">gere: {key.removeprefix('method/gere_')}<" in text
+    assert words.significant(digest.general_after) in text
+    score_table([run], target)
+    assert words.number(matrix.average_accuracy(), 3) in file.getvalue()
 
 
 def test_reports_import_nothing_heavy() -> None:

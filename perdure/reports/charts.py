@@ -174,9 +174,17 @@ class Axis:
 
 def score_axis(values: Sequence[float]) -> Axis:
     """From 0 to the first of 0.25, 0.5 and 1 that holds all of these scores."""
-    top = max((v for v in values if not math.isnan(v)), default=1.0)
-    high = next((limit for limit in (0.25, 0.5, 1.0) if top <= limit), None)
-    return _linear(0.0, high or top)
+    marks = score_ticks(max((v for v in values if not math.isnan(v)), default=1.0))
+    scale = y_scale(marks[0], marks[-1])
+    return Axis(scale, tuple(Tick(scale(v), tick_label(v)) for v in marks))
+
+
+def score_ticks(top: float) -> list[float]:
+    """Ticks from 0 to the first of 0.25, 0.5 and 1 that is no less than `top`."""
+    for limit, step in ((0.25, 0.05), (0.5, 0.1), (1.0, 0.25)):
+        if top <= limit:
+            return [round(step * i, 2) for i in range(round(limit / step) + 1)]
+    return nice_ticks(0.0, top)
 
 
 def value_axis(values: Sequence[float], *, from_zero: bool = False) -> Axis:

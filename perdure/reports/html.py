@@ -85,7 +85,11 @@ def page(runs: Sequence[RunView]) -> dict[str, Any]:
             }
             for slot, run in enumerate(runs)
         ],
-        "unfinished": [(run.label, run.state) for run in runs if not run.complete],
+        "unfinished": [
+            (run.label, "not scored at the end" if run.state == "finished" else run.state)
+            for run in runs
+            if not run.complete
+        ],
         "retention": sections.retention(runs),
         "summary": sections.summary(runs),
         "heatmaps": sections.heatmaps(runs),

@@ -59,9 +59,9 @@ def retention(runs: Sequence[RunView]) -> dict[str, Any] | None:
             }
         )
     top: float = max(max(r["learned"], r["end"], r["base"]) for r in rows)
-    high = next((limit for limit in (0.25, 0.5, 1.0) if top <= limit), top)
-    ticks = [(t / high, charts.tick_label(t)) for t in charts.nice_ticks(0, high)]
-    shown = [{"share": share, "label": label} for share, label in ticks if share <= 1.0001]
+    marks = charts.score_ticks(top)
+    high = marks[-1]
+    shown = [{"share": mark / high, "label": charts.tick_label(mark)} for mark in marks]
     return {"rows": rows, "high": high, "ticks": shown}
 
 
@@ -288,10 +288,16 @@ def method_losses(runs: Sequence[RunView]) -> list[charts.Chart]:
     keys = dict.fromkeys(key for run in runs for key in run.method_keys)
     drawn = []
     for key in keys:
+        # method/gere_margin of the run "gere": the label says gere already.
         name = key.removeprefix("method/")
-        titles = [f"{run.label}: {name}" if run.label != name else name for run in runs]
+        titles = [f"{run.label}: {_without(name, run.method)}" for run in runs]
         drawn += _step_charts(runs, key, titles)
     return drawn
+
+
+def _without(name: str, method: str) -> str:
+    rest = name.removeprefix(method).lstrip("_/")
+    return rest if rest and name.startswith((f"{method}_", f"{method}/")) else name
 
 
 def _step_charts(runs: Sequence[RunView], key: str, titles: Sequence[str]) -> list[charts.Chart]:

@@ -57,9 +57,11 @@ def significant(value: float | None, digits: int = 3) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A relative change: `+7 %`; one decimal below 10 %."""
+    """A relative change: `+44 %`, `+6.4 %`; from ten times on `×12.5`."""
     if value is None or not math.isfinite(value):
         return DASH
+    if value >= 9:
+        return f"×{significant(1 + value)}"
     return f"{signed(100 * value, 1 if abs(value) < 0.0995 else 0)} %"
 
 
@@ -167,7 +169,7 @@ def story(run: RunView) -> str:
         )
     elif lost:
         text += f", but forgot {len(lost)} of {len(earlier)} earlier tasks"
-    elif earlier:
+    elif earlier and learned:
         what = {1: "the earlier task", 2: "both earlier tasks"}.get(
             len(earlier), f"all {len(earlier)} earlier tasks"
         )
@@ -199,7 +201,11 @@ def general_story(run: RunView) -> str:
         return ""
     before, after = series[0], series[-1]
     relative = percent(after / before - 1) if before > 0 else DASH
-    return f"perplexity on general text {significant(before)} → {significant(after)} ({relative})"
+    so_far = "" if run.complete else " so far"
+    return (
+        f"perplexity on general text {significant(before)} → {significant(after)}{so_far} "
+        f"({relative})"
+    )
 
 
 def headline(runs: Sequence[RunView]) -> str:
@@ -217,7 +223,7 @@ def headline(runs: Sequence[RunView]) -> str:
         text = f"{subject} learned {_some(learned, len(reached), 'tasks')}"
         if lost:
             return f"{text}, and forgot {_some(lost, len(earlier), 'earlier tasks')}"
-        return f"{text}, and forgot nothing" if earlier else text
+        return f"{text}, and forgot nothing" if earlier and learned else text
     return _comparison(runs)
 
 
