@@ -122,7 +122,7 @@ def start(args: list[str], processes: int = 1) -> Started:
 def finish(started: Started, code: int = 0) -> str:
     """Wait for the processes, check their exit codes and return what they printed."""
     for process in started.processes:
-        process.join(timeout=200)
+        process.join(timeout=100)
     output = started.output.read_text() if started.output.exists() else ""
     codes = [p.exitcode for p in started.processes]
     started.kill()

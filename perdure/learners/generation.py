@@ -38,7 +38,7 @@ from perdure.learners.encoding import Encoder, collate
 from perdure.learners.measuring import Measuring
 from perdure.learners.tracking import Trackers
 from perdure.learners.trainer import EpochSampler, PerdureTrainer, Watch
-from perdure.learners.weights import full, is_sharded, put, reshard, trainable
+from perdure.learners.weights import empty_like, is_sharded, put, trainable, whole_weights
 from perdure.methods.base import Method, Phase
 from perdure.processes import barrier, processes, rank
 from perdure.run import Run
@@ -256,10 +256,12 @@ class GenerationLearner(Measuring):
     def _save_weights(self, folder: Path) -> None:
         from perdure.models import save_model
 
-        reshard(self.model)
-        weights = {n: full(p.detach()) for n, p in self.model.state_dict().items()}
+        sharded = is_sharded(self.model)
+        weights = whole_weights(self.model) if sharded else None
         if rank() == 0:
-            save_model(self.model, self.encoder.tokenizer, folder, self.recipe.model, weights)
+            # A sharded model would gather its weights again, and wait for all processes to ask.
+            model = empty_like(self.model) if sharded else self.model
+            save_model(model, self.encoder.tokenizer, folder, self.recipe.model, weights)
 
     def restore(self) -> int:
         """Go on from the newest sealed checkpoint; returns how many tasks it has learned."""

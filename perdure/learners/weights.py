@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +39,29 @@ def full(tensor: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict with every sharded tensor gathered; a tied one appears once.
+
+    A collective call: all processes make it.
+    """
+    reshard(model)
+    names = {n for n, _ in model.named_parameters()} | {n for n, _ in model.named_buffers()}
+    return {n: full(p.detach()) for n, p in model.state_dict().items() if n in names}
+
+
+def empty_like(model: nn.Module) -> nn.Module:
+    """A model of the same class without weights, to save given ones under its name.
+
+    An adapter's model is given back as it is: peft writes the tensors that it is handed.
+    """
+    if hasattr(model, "peft_config"):
+        return model
+    config: Any = copy.deepcopy(model.config)
+    config.distributed_config = None
+    with torch.device("meta"):
+        return type(model)(config)
 
 
 @torch.no_grad()
