@@ -290,6 +290,7 @@ class Recipe(Section):
     scoring: ScoringConfig = Field(default_factory=ScoringConfig, description="how it is scored")
     save: SaveConfig = Field(default_factory=SaveConfig, description="which checkpoints are kept")
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
+    _places: Callable[[str], str] | None = PrivateAttr(None)
 
     @property
     def methods(self) -> tuple[MethodSpec, ...]:
@@ -299,6 +300,10 @@ class Recipe(Section):
     def folder(self) -> Path:
         """The folder that relative paths in the recipe's file start from."""
         return self._folder
+
+    def place(self, key: str) -> str:
+        """`file:line: key`, to begin a message about a value with."""
+        return self._places(key) if self._places else key
 
     @field_validator("method", mode="before")
     @classmethod

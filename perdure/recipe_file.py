@@ -6,6 +6,7 @@ import importlib.util
 import re
 import typing
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,15 @@ def load(path: Path, overrides: Sequence[str], *, check_files: bool, tasks_only:
     if found or recipe is None:
         raise RecipeError(document.errors(found))
     recipe._folder = folder
+    recipe._places = partial(_place, document, ())
     for i, task in enumerate(recipe.stream.tasks):
-        task._places = lambda key, i=i: document.place(
-            ("stream", "tasks", i, *filter(None, key.split(".")))
-        )
+        task._places = partial(_place, document, ("stream", "tasks", i))
     return recipe
+
+
+def _place(document: Document, section: Key, key: str) -> str:
+    parts = (int(part) if part.isdecimal() else part for part in key.split(".") if part)
+    return document.place((*section, *parts))
 
 
 def _override(document: Document, overrides: Sequence[str]) -> Iterator[Mistake]:

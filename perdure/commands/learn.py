@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from perdure.commands.output import emit, first_process, summary, working
 from perdure.config import Recipe, load_recipe
-from perdure.errors import RunError
+from perdure.errors import RunError, UsageError
 from perdure.run import Run
 
 
@@ -29,7 +30,7 @@ def run(path: Path, overrides: Sequence[str], out: Path | None, check: bool, as_
     with working():
         stream = build_stream(recipe.stream, recipe.general, recipe.folder, recipe.seed)
         display: Any = make_display(json=as_json)
-        with display:
+        with display, _placed(recipe):
             plan = examine(recipe, stream, display, estimate=check)
     if plan is not None:
         emit(plan.to_dict()) if as_json else show(plan)
@@ -43,6 +44,19 @@ def run(path: Path, overrides: Sequence[str], out: Path | None, check: bool, as_
         with display:
             learn(recipe, made, display=display, stream=stream)
     _finish(made, as_json)
+
+
+@contextmanager
+def _placed(recipe: Recipe) -> Iterator[None]:
+    """Put file and line before a message that begins with a recipe's key."""
+    try:
+        yield
+    except UsageError as error:
+        key, colon, rest = error.what.partition(": ")
+        if not colon or key.partition(".")[0] not in Recipe.model_fields or " " in key:
+            raise
+        remedy = (*error.remedy, "nothing was loaded or written")
+        raise type(error)(f"{recipe.place(key)}: {rest}", remedy) from error
 
 
 def resume(path: Path, as_json: bool) -> None:

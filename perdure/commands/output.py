@@ -62,7 +62,7 @@ def _of_the_system(error: OSError) -> PerdureError | None:
         free = shutil.disk_usage(_existing(Path(place))).free // 2**20
         return TrainingError(
             f"{place}: no space left on the disk ({free} MB free)",
-            ("free some; nothing that was saved is lost", "a run goes on with: perdure resume RUN"),
+            ("free some; nothing that was saved is lost", "a run goes on by: perdure resume RUN"),
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
         return UsageError(
@@ -100,6 +100,10 @@ def working(run: Path | None = None) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         if run is not None:
             stop.args = (f"resume with: perdure resume {run}",)
+        raise
+    except OSError as error:
+        if error.filename is None and run is not None:  # a failed write does not say where
+            error.filename = str(run)
         raise
 
 

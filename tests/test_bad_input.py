@@ -1,0 +1,304 @@
+"""Bad input ends in one clear message with the place and the remedy, and the right exit code.
+
+Each test is a whole command on a real recipe in which one thing is wrong; the message is compared
+word by word, and nothing may have been written.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import write_recipe
+from typer.testing import CliRunner
+
+from perdure.cli import app
+from perdure.config import Recipe
+from perdure.run import Run
+
+
+@pytest.fixture
+def shop(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: recipe.yaml with two labelled tasks on the tiny model."""
+    monkeypatch.chdir(tmp_path)
+    write_recipe(tmp_path, tiny_model_dir, train__epochs=1)
+    return tmp_path
+
+
+def told(*overrides: str, code: int, recipe: str = "recipe.yaml") -> str:
+    """Run the recipe; return its message. The exit code must be `code`."""
+    result = CliRunner().invoke(app, ["run", recipe, *overrides, "--out", "run"])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    return result.stderr[result.stderr.index("error: ") :]
+
+
+def refused(*overrides: str, recipe: str = "recipe.yaml") -> str:
+    """`told` for what is wrong with the input: exit code 2 and nothing written."""
+    message = told(*overrides, code=2, recipe=recipe)
+    assert not Path("run").exists()
+    assert message.endswith("\n")
+    return message
+
+
+def change(file: str, line: int, text: str) -> None:
+    """Replace one line (from 1) of a data file."""
+    path = Path(file)
+    lines = path.read_text().splitlines()
+    lines[line - 1] = text
+    path.write_text("\n".join(lines) + "\n")
+
+
+# --- the recipe
+
+
+def test_unknown_key(shop: Path) -> None:
+    Path("shop.yaml").write_text(Path("recipe.yaml").read_text().replace('"epochs"', '\n"epoch"'))
+    assert refused(recipe="shop.yaml") == (
+        "error: shop.yaml:2: train.epoch: unknown key\n"
+        '  did you mean "epochs"?\n'
+        "  nothing was loaded or written\n"
+    )
+
+
+def test_misspelt_method(shop: Path) -> None:
+    text = Path("recipe.yaml").read_text().replace('{"name": "sequential"}', '\n{"name": "ger"}')
+    Path("shop.yaml").write_text(text)
+    assert refused(recipe="shop.yaml") == (
+        'error: shop.yaml:2: method.name: no method is called "ger"\n'
+        '  did you mean "gere"? all of them: perdure methods\n'
+        "  nothing was loaded or written\n"
+    )
+
+
+def test_several_mistakes_are_told_at_once(shop: Path) -> None:
+    Path("shop.yaml").write_text(
+        "model: {path: org/base}\n"
+        "stream:\n"
+        "  tasks:\n"
+        "    - {name: colour, format: labels, train: colour-train.jsonl, metric: rouge}\n"
+        "    - {name: count, format: labels, train: count.jsonl}\n"
+        "method: ger\n"
+        "train:\n"
+        "  epoch: 2\n"
+    )
+    assert refused("train.batch_size=0", recipe="shop.yaml") == (
+        'error: shop.yaml:4: stream.tasks.0.metric: "rouge" is none of label_likelihood, '
+        "exact_match, rouge_l, chrf, perplexity\n"
+        '  did you mean "rouge_l"?\n'
+        "shop.yaml:5: stream.tasks.1.train: no such file: count.jsonl\n"
+        '  did you mean "count-test.jsonl"?\n'
+        'shop.yaml:6: method.name: no method is called "ger"\n'
+        '  did you mean "gere"? all of them: perdure methods\n'
+        "shop.yaml:8: train.epoch: unknown key\n"
+        '  did you mean "epochs"?\n'
+        "command line: train.batch_size: must be greater than 0, not 0\n"
+        "  rows per optimizer step, over all processes\n"
+        "  nothing was loaded or written\n"
+    )
+
+
+def test_two_methods_that_replace_the_same_thing(shop: Path) -> None:
+    message = refused("method=[joint, {name: freeze}, {name: freeze}]")
+    assert "method: freeze is listed twice" in message
+
+
+# --- the data
+
+
+def test_missing_column(shop: Path) -> None:
+    text = Path("recipe.yaml").read_text()
+    Path("shop.yaml").write_text(
+        text.replace('"train"', '\n"columns": {"text": "said"}, "train"', 1)
+    )
+    assert refused(recipe="shop.yaml") == (
+        'error: shop.yaml:2: stream.tasks.0.columns.text: colour-train.jsonl has no column "said"\n'
+        "  columns there are: text, label\n"
+        'shop.yaml:2: stream.tasks.0.columns.text: colour-validation.jsonl has no column "said"\n'
+        "  columns there are: text, label\n"
+        'shop.yaml:2: stream.tasks.0.columns.text: colour-test.jsonl has no column "said"\n'
+        "  columns there are: text, label\n"
+        "  nothing was loaded or written\n"
+    )
+
+
+def test_empty_file(shop: Path) -> None:
+    Path("colour-train.jsonl").write_text("")
+    assert refused() == (
+        "error: colour-train.jsonl: empty: no rows\n"
+        "  one row for each example is needed\n"
+        "  nothing was loaded or written\n"
+    )
+
+
+def test_broken_json_at_a_line(shop: Path) -> None:
+    change("colour-train.jsonl", 7, '{"text": "x", "label": "red"')
+    change("count-test.jsonl", 3, "nonsense")
+    assert refused() == (
+        "error: colour-train.jsonl:7: broken JSON: Expecting ',' delimiter (column 29)\n"
+        "  each line is one JSON object\n"
+        "count-test.jsonl:3: broken JSON: Expecting value (column 1)\n"
+        "  each line is one JSON object\n"
+        "  nothing was loaded or written\n"
+    )
+
+
+def test_label_outside_the_declared_set(shop: Path) -> None:
+    change("colour-train.jsonl", 5, '{"text": "x", "label": "rde"}')
+    assert refused("stream.tasks.colour.labels=[red, blue]") == (
+        'error: colour-train.jsonl:5: label "rde" is not one of the declared labels\n'
+        '  did you mean "red"?\n'
+        "  declared labels: red, blue\n"
+        "  nothing was loaded or written\n"
+    )
+
+
+def test_zero_length_answers(shop: Path) -> None:
+    change("colour-train.jsonl", 2, '{"text": "x", "label": ""}')
+    assert refused() == (
+        'error: colour-train.jsonl:2: "label" is empty\n'
+        "  fill it in, or take the row out\n"
+        "  nothing was loaded or written\n"
+    )
+
+
+def test_prompt_longer_than_the_limit(shop: Path) -> None:
+    change("colour-train.jsonl", 4, json.dumps({"text": "word " * 300, "label": "red"}))
+    assert refused("train.max_length=128") == (
+        "error: task colour: train row 4: row starting 'word word word word word word word word ': "
+        "616 tokens, the limit is 128\n"
+        "  shorten the row or raise train.max_length\n"
+        "  nothing was loaded or written\n"
+    )
+
+
+def test_prompt_longer_than_the_models_context(shop: Path) -> None:
+    change("colour-train.jsonl", 4, json.dumps({"text": "word " * 700, "label": "red"}))
+    assert refused("train.max_length=4096") == (
+        "error: task colour: train row 4: 1416 tokens, the model's context is 512\n"
+        "  shorten the row, or take a model with a longer context\n"
+        "  nothing was loaded or written\n"
+    )
+
+
+# --- the model
+
+
+def test_a_model_that_is_no_causal_language_model(shop: Path) -> None:
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        vocab_size=64, hidden_size=8, num_hidden_layers=1, num_attention_heads=1,
+        intermediate_size=8,
+    )  # fmt: skip
+    BertModel(config).save_pretrained("bert")
+    assert refused("model.path=bert") == (
+        f"error: command line: model.path: {shop / 'bert'}: is not a causal language model: "
+        "bert is an encoder that sees the whole text at once\n"
+        "  give a decoder model that predicts the next token, such as Llama, Qwen or SmolLM\n"
+        "  nothing was loaded or written\n"
+    )
+
+
+def test_hub_not_reachable(shop: Path) -> None:
+    model = json.loads(Path("recipe.yaml").read_text())["model"]["path"]
+    text = Path("recipe.yaml").read_text().replace(f'"{model}"', "\nno-one/no-such-model")
+    Path("shop.yaml").write_text(text)
+    assert refused(recipe="shop.yaml") == (
+        "error: shop.yaml:1: model.path: no-one/no-such-model: not a local folder, not in the "
+        "hub's cache on this machine, and the hub could not be reached\n"
+        "  check the path or the network (and HF_HUB_OFFLINE), or copy the model here and give its "
+        "folder\n"
+        "  nothing was loaded or written\n"
+    )
+
+
+def test_hub_data_set_not_reachable(shop: Path) -> None:
+    tasks = "stream.tasks=[{name: news, dataset: fancyzhx/ag_news, format: labels, train: train}]"
+    assert refused(tasks) == (
+        'error: command line: stream.tasks.0.train: data set "fancyzhx/ag_news": the hub cannot be '
+        "reached: Couldn't reach 'fancyzhx/ag_news' on the Hub (OfflineModeIsEnabled)\n"
+        "  HF_HUB_OFFLINE is set: unset it to allow the download\n"
+        "  or give local files instead of `dataset`: train: FILE.jsonl\n"
+        "  nothing was loaded or written\n"
+    )
+
+
+# --- the run
+
+
+def test_output_directory_exists(shop: Path) -> None:
+    Path("run").mkdir()
+    Path("run/mine.txt").write_text("mine")
+    assert told(code=4) == (
+        "error: run: exists already, and a run is never overwritten\n"
+        "  go on with it: perdure resume run\n"
+        "  or choose another --out\n"
+    )
+    assert [p.name for p in Path("run").iterdir()] == ["mine.txt"]
+
+
+def test_output_directory_cannot_be_written(shop: Path) -> None:
+    Path("file").write_text("")
+    result = CliRunner().invoke(app, ["run", "recipe.yaml", "--out", "file/run"])
+    assert result.exit_code == 2
+    assert "file/run: Not a directory\n  choose another place" in result.stderr
+
+
+def test_nan_loss(shop: Path) -> None:
+    message = told("train.learning_rate=1e18", "train.max_grad_norm=0", "train.epochs=20", code=5)
+    assert re.fullmatch(
+        r"error: task colour: the loss is not finite at step \d \(learning rate 1e\+18\)\n"
+        r"  lower train\.learning_rate, or set train\.precision: fp32\n"
+        r"  nothing saved is lost\n",
+        message,
+    )
+    scores = [json.loads(line) for line in Path("run/scores.jsonl").read_text().splitlines()]
+    assert {score["after"] for score in scores} == {0}  # the base model's, scored before
+
+
+FULL = r" no space left on the disk \(\d+ MB free\)\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_no_disk_space(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run's log lies on /dev/full, which is always full."""
+    create = Run.create
+
+    def full(path: Path | str, recipe: Recipe) -> Run:
+        run = create(path, recipe)
+        (run.path / "log.jsonl").symlink_to("/dev/full")
+        return run
+
+    monkeypatch.setattr(Run, "create", full)
+    message = told("train.max_steps=1", code=5)
+    assert re.match("error: run:" + FULL, message)
+    assert "perdure resume " in message
+
+
+def test_no_disk_space_for_weights_and_the_run_goes_on_later(
+    shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writing weights fails as safetensors does on a full disk; then there is space again."""
+    from safetensors import SafetensorError
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("perdure.models.save_model", full)
+        message = told("train.max_steps=1", code=5)
+    assert re.fullmatch(
+        "error: run:" + FULL + "  free some, then go on with: perdure resume run\n"
+        "  or keep fewer checkpoints: save.tasks: last\n",
+        message,
+    )
+    result = CliRunner().invoke(app, ["resume", "run", "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["state"] == "finished"
