@@ -1,4 +1,4 @@
-"""The token tree gives what full rows give: by hand, on every decoder family, in every wrapper."""
+"""The token tree gives what full rows give: by hand, on every decoder family, and with LoRA."""
 
 import random
 
@@ -150,7 +150,7 @@ def test_rows_padded_to_one_width_equal_rows_alone():
     assert_equal(log_likelihoods(model, pairs, as_tree=False), plain(model, pairs))
 
 
-def test_lora_and_ddp_wrappers():
+def test_a_model_wrapped_for_lora():
     from peft import LoraConfig, get_peft_model
 
     lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
@@ -171,6 +171,14 @@ def test_bfloat16_stays_near_to_float32():
     found = score_pairs(model.bfloat16(), pairs, batch_size=4)
     assert all(one.dtype == torch.float32 for one in found)
     assert_equal(found, exact, tolerance=0.1)
+
+
+def test_autocast_still_takes_a_tree():
+    model, pairs = build(hf.LlamaConfig(**{**LLAMA, "initializer_range": 0.1})), some_pairs()
+    exact = plain(model, pairs)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert tree_limit(model) > 1000
+        assert_equal(score_pairs(model, pairs, batch_size=4), exact, tolerance=0.1)
 
 
 def test_nothing_is_computed_twice_and_the_head_only_where_it_predicts():

@@ -197,10 +197,8 @@ def tree_limit(model: nn.Module) -> int:
 
 
 def unwrapped(model: nn.Module) -> Any:
-    """Return the `transformers` model inside of DDP and peft wrappers."""
+    """Return the `transformers` model, the one inside where peft wraps it."""
     inner: Any = model
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        inner = model.module
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
@@ -283,7 +281,8 @@ def _follows_mask(model: nn.Module) -> bool:
     one, two = token[:6], [*token[:3], *token[6:9]]
     pairs: list[Pair] = [(one, token[k : k + 3]) for k in (9, 12, 15)]
     pairs += [(two, token[k : k + 3]) for k in (18, 21)]
-    with torch.no_grad():
+    exact = torch.autocast(unwrapped(model).device.type, enabled=False)
+    with torch.no_grad(), exact:
         rows = _rows(model, pairs)
         try:
             trees, wrong = _tree(model, pairs), _tree(model, pairs, causal=True)

@@ -49,6 +49,11 @@ def over_ranks(
     return [results[i] for i in range(len(batches))]
 
 
+def processes() -> int:
+    """How many processes torch runs together, 1 if it was never told of others."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Whether parameters live on several processes (FSDP, DeepSpeed ZeRO-3)."""
     from torch.distributed.tensor import DTensor

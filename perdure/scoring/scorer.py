@@ -14,7 +14,7 @@ A task's score is the mean of its items, but for perplexity, which is pooled ove
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from perdure.errors import DataError
 from perdure.learners.encoding import Encoder, row_key
 from perdure.scoring.likelihood import Pair, score_pairs, unwrapped
 from perdure.scoring.metrics import TEXT_METRICS, mean
-from perdure.scoring.ranks import Progress, is_sharded, measuring, over_ranks
+from perdure.scoring.ranks import Progress, is_sharded, measuring, over_ranks, processes
 from perdure.streams.task import Row, Task
 
 if TYPE_CHECKING:
@@ -91,12 +91,15 @@ def score_task(
             items = _by_perplexity(run, rows)
         else:
             items = _by_generation(run, rows)
-    if task.metric == "perplexity":
-        tokens = sum(item["tokens"] for item in items)
-        score = perplexity(math.fsum(item["loss"] * item["tokens"] for item in items) / tokens)
-    else:
-        score = mean([item["score"] for item in items])
-    return TaskScore(score, task.metric, task.higher_is_better, items)
+    return TaskScore(pooled(task.metric, items), task.metric, task.higher_is_better, items)
+
+
+def pooled(metric: str, items: Sequence[Mapping[str, Any]]) -> float:
+    """Return a task's score from its items: their mean, for perplexity over all tokens."""
+    if metric != "perplexity":
+        return mean([item["score"] for item in items])
+    tokens = sum(item["tokens"] for item in items)
+    return perplexity(math.fsum(item["loss"] * item["tokens"] for item in items) / tokens)
 
 
 def perplexity(loss: float) -> float:
@@ -162,7 +165,7 @@ def _by_generation(run: _Run, rows: Sequence[Row]) -> list[dict[str, Any]]:
             run.encoder,
             [prompts[i] for i in batch],
             max_new_tokens=run.task.max_new_tokens,
-            synced=sharded and run.accelerator is not None,
+            synced=sharded and processes() > 1,
         )
 
     def done(count: int) -> None:
