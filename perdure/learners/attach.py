@@ -51,6 +51,8 @@ def attach(trainer: Trainer, *methods: Method, ctx: Context) -> Trainer:
         raise UsageError(
             "DeepSpeed frees gradients before a method can read them", "use FSDP2 or DDP instead"
         )
+    if any(m.reads.attentions for m in methods):
+        ctx.model.set_attn_implementation("eager")  # the fused kernels keep no attention maps
     trainer.add_callback(_Events(host))
     return trainer
 
@@ -121,14 +123,19 @@ class Attached:
                 model, inputs, return_outputs, num_items_in_batch=num_items_in_batch
             )
         main = Pass(self.model, dict(inputs), self._main_totals(num_items_in_batch))
+        maps = any(m.reads.attentions for m in active)
         drawn = [m.replay(self.ctx) for m in active]
         with capture(self.model, [m.reads for m in active], main):
             result = parent.compute_loss(
-                model, inputs, return_outputs, num_items_in_batch=num_items_in_batch
+                model,
+                {**inputs, "output_attentions": True} if maps else inputs,
+                return_outputs or maps,
+                num_items_in_batch=num_items_in_batch,
             )
-        loss, outputs = result if return_outputs else (result, None)
+        loss, outputs = result if return_outputs or maps else (result, None)
         main.exact = getattr(self, "head_is_exact", False)
-        extras = self._extra_passes(model, active, drawn)
+        main.attentions = outputs.attentions if maps else None
+        extras = self._extra_passes(model, active, drawn, maps)
         terms: dict[str, Tensor] = {}
         for method, extra in zip(active, extras, strict=True):
             for name, value in method.loss(self.ctx, main, extra).items():
@@ -142,7 +149,11 @@ class Attached:
         return (loss, outputs) if return_outputs else loss
 
     def _extra_passes(
-        self, model: nn.Module, active: Sequence[Method], drawn: Sequence[Rows | None]
+        self,
+        model: nn.Module,
+        active: Sequence[Method],
+        drawn: Sequence[Rows | None],
+        maps: bool,
     ) -> list[Pass | None]:
         """Run the rows of all methods in one forward pass; give each method its own part."""
         rows = [row for part in drawn if part is not None for row in part]
@@ -155,7 +166,12 @@ class Attached:
         # The main pass's dropout must not depend on whether there are extra rows.
         with torch.random.fork_rng(), capture(self.model, [m.reads for m in active], whole):
             torch.manual_seed(self.ctx.seed + 1000 * self.state.global_step + self.ctx.micro)
-            out = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+            out = model(
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                **({"output_attentions": True} if maps else {}),
+            )
+        whole.attentions = out.attentions if maps else None
         if whole.head is None:
             whole.head = out.logits
         there = [part for part in drawn if part is not None]
@@ -262,7 +278,7 @@ class _Events(TrainerCallback):
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.host.accelerator.optimizer_step_was_skipped:
             return
-        self.host.ctx.step = state.global_step
+        self.host.ctx.step = state.global_step + 1  # the trainer counts it a moment later
         with torch.no_grad():
             for method in self.host.methods:
                 method.after_step(self.host.ctx)

@@ -269,6 +269,10 @@ class GenerationLearner(Measuring):
 
         learned, folder = self.run.last_checkpoint()
         if folder is not None:
+            for index in range(learned):
+                ctx = self._context(index)
+                for method in (m for m in self.methods if m.grows):
+                    method.begin_task(ctx)
             put(self.model, load_weights(self.model, folder / "model"))
             load_methods(folder / STATE, self.methods, self.model)
             self._ctx = self._context(learned - 1)

@@ -69,6 +69,7 @@ class Pass:
     exact: bool = False
     """The head ran on just the label positions: `head` is (tokens, vocab)."""
     attentions: Sequence[Tensor] | None = None
+    """Attention maps, one a layer, (batch, heads, seq, seq)."""
 
     @cached_property
     def mask(self) -> Tensor:

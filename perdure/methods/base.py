@@ -81,6 +81,9 @@ class Method:
     saved: tuple[str, ...] = ()
     """Names of attributes in every checkpoint: tensors, JSON values, and nested dicts and lists
     of both. They are restored before training goes on."""
+    grows: bool = False
+    """True if `begin_task` adds modules: a resumed run then calls it for each task learned before,
+    in order, so that their weights find their place."""
     projects: bool = False
     """True if `gradients` replaces the gradient's direction, so that two such methods clash."""
 

@@ -224,10 +224,10 @@ def resolve_saved(path: Path) -> Path | None:
     if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
         return path
     if (path / "model").is_dir():
-        return path / "model"
+        return _shipped(path)
     if (path / "recipe.yaml").is_file():
         tasks = sorted(
-            (int(m[1]), p / "model")
+            (int(m[1]), _shipped(p))
             for p in (path / "checkpoints").glob("task-*")
             if (m := re.fullmatch(r"task-(\d+)", p.name)) and (p / "model").is_dir()
         )
@@ -241,6 +241,12 @@ def resolve_saved(path: Path) -> Path | None:
         f"{path}: holds no model: neither config.json, adapter_config.json nor a run's recipe.yaml",
         "give a run directory, a task checkpoint, or a folder written by save_pretrained",
     )
+
+
+def _shipped(checkpoint: Path) -> Path:
+    """The weights that a method serves where it serves others than it trains."""
+    served = checkpoint / "serving"
+    return served if served.is_dir() else checkpoint / "model"
 
 
 def _plain(path: str) -> ModelConfig:

@@ -12,30 +12,28 @@ from torch import Tensor
 def load_weights(model: Any, folder: Path) -> dict[str, Tensor]:
     """Read what `save_model` wrote, under the names of the model's own parameters.
 
-    A tied parameter is stored once, and an adapter's tensors lack the adapter's name, as peft
-    stores them.
+    A tied parameter is stored once. peft stores each adapter apart, the first one (`default`) in
+    the folder and the others below it, without the adapter's name in the tensors' names.
 
     Raises:
-        KeyError: the folder holds a tensor that the model has no parameter for.
+        KeyError: the folder lacks a tensor that an adapter of the model has.
     """
     from safetensors.torch import load_file
 
-    adapter = folder / "adapter_model.safetensors"
+    if adapters := getattr(model, "peft_config", None):
+        found: dict[str, Tensor] = {}
+        for name in adapters:
+            home = folder if name == "default" else folder / name
+            saved = load_file(home / "adapter_model.safetensors")
+            own = [n for n, _ in model.named_parameters() if f".{name}." in n]
+            found |= {n: saved[n.replace(f".{name}.", ".")] for n in own}
+        return found
     index = folder / "model.safetensors.index.json"
-    if adapter.exists():
-        files = [adapter]
-    elif index.exists():
+    if index.exists():
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
         files = [folder / name for name in sorted(set(names))]
     else:
         files = [folder / "model.safetensors"]
     saved = {name: value for file in files for name, value in load_file(file).items()}
-    own = {_stored_name(model, name): name for name, _ in model.named_parameters()}
     buffers = {name for name, _ in model.named_buffers()}
-    return {own[name]: value for name, value in saved.items() if name not in buffers}
-
-
-def _stored_name(model: Any, name: str) -> str:
-    for adapter in getattr(model, "peft_config", {}):
-        name = name.replace(f".{adapter}.", ".")
-    return name
+    return {name: value for name, value in saved.items() if name not in buffers}
