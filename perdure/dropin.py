@@ -87,6 +87,7 @@ def attach(
         on_log=lambda name, value: trainer.log({name: value}),
         base=(lambda: dict(base)) if base is not None else None,
         score=lambda _, rows: _perplexity(ctx, rows),
+        autocast=trainer.accelerator.autocast,
     )
     put_on(trainer, *chosen, ctx=ctx)
     for method in chosen:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +59,7 @@ class Context:
         on_log: Callable[[str, float], None] | None = None,
         base: Callable[[], Weights] | None = None,
         score: Callable[[Task, Sequence[Row]], float] | None = None,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.model, self.encoder, self.task = model, encoder, task
         self.methods, self.task_index, self.tasks_seen = methods, task_index, tuple(tasks_seen)
@@ -69,7 +70,7 @@ class Context:
         self.accumulation, self.micro, self.rank, self.world = 1, 0, 0, 1
         self.tokens: Tensor | int = 0  # real tokens run through this process, to tell the speed
         self.accelerator: Accelerator | None = None
-        self._on_log, self._base, self._score = on_log, base, score
+        self._on_log, self._score, self._autocast = on_log, score, autocast
         self._frozen: dict[str, Weights] = {}
         wanted = {m.reads.teacher for m in methods}
         if "previous" in wanted:
@@ -190,7 +191,8 @@ class Context:
             k: v for k, v in batch.items() if k in ("input_ids", "attention_mask", "position_ids")
         }
         reads = [Reads(logits=True), *(m.reads for m in self.methods)]
-        with capture(self.model, reads, into):
+        # The precision of training: rounding must not look like a change of the model.
+        with self._autocast(), capture(self.model, reads, into):
             if weights is None:
                 out = self.model(**inputs)
             else:

@@ -220,6 +220,7 @@ class GenerationLearner(Measuring):
             cache=self.run.path / "cache",
             on_log=self._logged.__setitem__,
             base=self._base_weights if index else None,
+            autocast=self._autocast,
             score=lambda task, rows: self._score_task(replace(task, test=rows)).score,
         )
         ctx.rank, ctx.world = self.state.process_index, self.state.num_processes
@@ -230,7 +231,9 @@ class GenerationLearner(Measuring):
         from perdure.models import load_base
 
         names = set(trainable(self.model))
-        base, _ = load_base(self.recipe.model, precision=self.precision)
+        with torch.random.fork_rng():
+            torch.manual_seed(self.recipe.seed)
+            base, _ = load_base(self.recipe.model, precision=self.precision)
         device = next(self.model.parameters()).device
         return {n: p.detach().to(device) for n, p in base.named_parameters() if n in names}
 

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Parameter
 
-    from perdure.learners.context import Context, Pass, Rows
+    from perdure.learners.context import Context
+    from perdure.learners.passes import Pass, Rows
 
 
 class MethodConfig(BaseModel):
@@ -81,6 +82,8 @@ class Method:
     saved: tuple[str, ...] = ()
     """Names of attributes in every checkpoint: tensors, JSON values, and nested dicts and lists
     of both. They are restored before training goes on."""
+    needs_general: bool = False
+    """True if the method cannot work without general text; told before weights are loaded."""
     grows: bool = False
     """True if `begin_task` adds modules: a resumed run then calls it for each task learned before,
     in order, so that their weights find their place."""

@@ -85,6 +85,7 @@ class GeRe(Method):
     Config = GeReConfig
     config: GeReConfig
     saved = ("base",)
+    needs_general = True
 
     def __init__(self, config: GeReConfig) -> None:
         super().__init__(config)
