@@ -151,6 +151,21 @@ def test_recipes_lists_and_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     )
 
 
+def test_the_copied_recipe_is_ready_to_run(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    perdure("recipes", "copy", "two-csv-files", "shop.yaml")
+    plan = as_json("run", "shop.yaml", f"model.path={tiny_model_dir}", "--check")
+    sizes = [(t["task"], t["train_rows"], t["validation_rows"], t["test_rows"], t["metric"])
+             for t in plan["tasks"]]  # fmt: skip
+    assert [size[0] for size in sizes] == ["department", "shelf"]
+    assert [sum(size[1:4]) for size in sizes] == [36, 36]  # all rows of the two files
+    assert sizes[1][3] == 9  # a quarter
+    assert [size[4] for size in sizes] == ["label_likelihood", "exact_match"]
+    assert plan["costs"][0].startswith("replay: a forward and backward pass")
+
+
 # --- runs of the tiny model
 
 
@@ -305,7 +320,9 @@ def test_compare_and_report(inside: Path) -> None:
     assert [run["method"] for run in found["runs"]] == ["sequential", "replay"]
     assert "<html" in Path("both.html").read_text()
     error = perdure("compare", "runs/shop", "--out", "both.html", code=4).stderr
-    assert error == "error: both.html: exists already\n  choose another --out, or remove it first\n"
+    assert error == (
+        "error: both.html: exists already\n  choose another --out, or remove it first\n"
+    )
     assert as_json("report", "runs/shop") == {"report": "runs/shop/report.html"}
     assert "sequential" in perdure("compare", "runs/shop", "--out", "one.html").stdout
 

@@ -234,7 +234,7 @@ def show(plan: Plan) -> None:
         table.add_column(heading, justify="right")
     for t in plan.tasks:
         table.add_row(
-            Text(f"{t.task}\n  by {t.metric}"),
+            Text(t.task),
             f"{t.train_rows:,}/{t.validation_rows:,}/{t.test_rows:,}",
             f"{t.longest:,}",
             f"{t.train_tokens:,}",
@@ -244,8 +244,12 @@ def show(plan: Plan) -> None:
         )
     console.print(table)
     rounds = len(plan.tasks) + 1
+    scored: dict[str, list[str]] = {}
+    for t in plan.tasks:
+        scored.setdefault(t.metric, []).append(t.task)
     for line in (
         "* to learn/validate/test; longest: a row's tokens; tokens: trained on, in all epochs",
+        *(f"scored by {metric}: {', '.join(names)}" for metric, names in scored.items()),
         f"{plan.model}: {plan.parameters:,} parameters, {plan.trainable:,} trained, "
         f"{plan.precision}, {plan.processes} process(es)",
         f"about {words.duration(plan.seconds)} in all, with {rounds} scorings of every task",

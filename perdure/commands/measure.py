@@ -62,7 +62,8 @@ def _score(
     precision = str(run.environment().get("precision", "fp32"))
     state = processes()
     if after == 0:
-        model, tokenizer = models.load_base(recipe.model, precision=precision)
+        whole = recipe.model.model_copy(update={"fsdp_size": 0})
+        model, tokenizer = models.load_base(whole, precision=precision)
     else:
         folder = run.checkpoint(after)
         if folder is None:
