@@ -1,0 +1,221 @@
+"""Write the parts of the documentation that the code knows already.
+
+    python docs/generate.py            write them
+    python docs/generate.py --check    exit with 1 if one is out of date
+
+docs/recipes.md comes from the recipe's fields, docs/cli.md from the commands' help, and the tables
+of methods in README.md and docs/methods/index.md from the methods' docstrings.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from typer.testing import CliRunner
+
+from perdure import methods
+from perdure.cli import app
+from perdure.config import MethodSpec, Recipe
+
+ROOT = Path(__file__).parents[1]
+NOTE = "<!-- Written by docs/generate.py; do not edit. -->"
+START, END = "<!-- methods: written by docs/generate.py -->", "<!-- end of methods -->"
+BUILT_IN = sorted(
+    path.stem for path in (ROOT / "docs/methods").glob("*.md") if path.stem != "index"
+)
+LIMITS = {"gt": "> ", "ge": ">= ", "lt": "< ", "le": "<= "}
+
+
+# --- recipes.md
+
+
+def recipes() -> str:
+    intro = [
+        NOTE,
+        "# Recipes: every key",
+        "A recipe is a YAML file. `perdure recipes` lists those that ship, `perdure recipes copy "
+        "NAME` copies one to edit, `perdure run RECIPE --check` validates one. Paths are relative "
+        "to the recipe's folder. On the command line `section.key=value` replaces a value, and "
+        "`stream.tasks.NAME.key=value` one of a task. An unknown key is an error that names the "
+        "key probably meant. Where no default is given, nothing is set.",
+    ]
+    options = [
+        "## Options of the methods",
+        "Under `method`, beside `name`. Also on the command line: `method.KEY=VALUE`.",
+    ]
+    for name in BUILT_IN:
+        fields = methods.load(name).Config.model_fields
+        title = f"### [{name}](methods/{name}.md)"
+        options += [title, _table(fields) if fields else "No options."]
+    return "\n\n".join([*intro, *_sections(Recipe, ""), *options]) + "\n"
+
+
+def _sections(model: type[BaseModel], path: str, about: str = "") -> Iterator[str]:
+    """A heading and a table for a section, then those of the sections in it."""
+    yield f"## {path or 'At the top'}"
+    if about:
+        yield about[0].upper() + about[1:] + "."
+    yield _table(model.model_fields)
+    for name, field in model.model_fields.items():
+        inner = _model_in(field.annotation)
+        if inner is not None and inner is not MethodSpec:
+            listed = get_origin(field.annotation) is list
+            where = f"{path}.{name}".lstrip(".") + ("[]" if listed else "")
+            yield from _sections(inner, where, field.description or "")
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return annotation
+    found = (_model_in(each) for each in get_args(annotation))
+    return next((each for each in found if each is not None), None)
+
+
+def _table(fields: dict[str, FieldInfo]) -> str:
+    lines = ["| key | value | default | meaning |", "|---|---|---|---|"]
+    for name, field in fields.items():
+        cells = (f"`{name}`", _values(field), _default(field), field.description or "")
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def _values(field: FieldInfo) -> str:
+    limits = [
+        sign + f"{getattr(limit, key):.10g}"
+        for limit in field.metadata
+        for key, sign in LIMITS.items()
+        if getattr(limit, key, None) is not None
+    ]
+    return ", ".join([_type(field.annotation), *limits])
+
+
+def _type(annotation: Any) -> str:
+    origin, inside = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in inside)
+    if origin is Union or origin is type(int | str):
+        return " or ".join(_type(each) for each in inside if each is not type(None))
+    if _model_in(annotation) is MethodSpec:
+        return "a name, a section with `name` and options, or a list of them"
+    if origin in (list, tuple):
+        return "list of " + _plural(_type(inside[0]))
+    if origin is dict:
+        return "text: text"
+    if _model_in(annotation) is not None:
+        return "section"
+    names = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+    return names.get(annotation, str(annotation))
+
+
+def _plural(name: str) -> str:
+    return name if name == "text" or name.startswith("`") else name + "s"
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    if value is None:
+        return ""
+    if isinstance(value, BaseModel):
+        return "see below"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, list | tuple | dict) and not value:
+        return ""
+    if isinstance(value, list | tuple):
+        return f"`[{', '.join(map(str, value))}]`"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+# --- cli.md
+
+
+def cli() -> str:
+    parts = [
+        NOTE,
+        "# Commands",
+        "Exit codes: 0 done; 2 wrong usage, recipe, data or model; 4 a run directory in the way; "
+        "5 training could not go on; 130 interrupted. `audit` adds 1 for lost and 3 for undecided. "
+        "Results go to stdout, progress and errors to stderr.",
+        _help(()),
+    ]
+    for path in _commands(typer.main.get_command(app)):
+        parts += [f"## perdure {' '.join(path)}", _help(path)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, inner in getattr(command, "commands", {}).items():
+        yield (*path, name)
+        yield from _commands(inner, (*path, name))
+
+
+def _help(path: tuple[str, ...]) -> str:
+    found = CliRunner().invoke(app, [*path, "--help"], prog_name="perdure", terminal_width=90)
+    return f"```text\n{found.stdout.strip()}\n```"
+
+
+# --- tables of methods
+
+
+def method_table(cards: str) -> str:
+    """The lines of `perdure methods`, each name linked to its card in the folder `cards`."""
+    lines = ["| method | |", "|---|---|"]
+    lines += [f"| [{name}]({cards}{name}.md) | {methods.describe(name)} |" for name in BUILT_IN]
+    return "\n".join(lines)
+
+
+def readme() -> str:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = f"{START}\n{method_table('docs/methods/')}\n{END}"
+    return re.sub(f"{START}.*?{END}", lambda _: table, text, flags=re.S)
+
+
+def index() -> str:
+    return "\n\n".join(
+        [
+            NOTE,
+            "# Methods against forgetting",
+            "One card each: idea, paper, loss, cost, when to use it, recipe, what was checked. "
+            "Options: [recipes.md](../recipes.md#options-of-the-methods). What each adds to memory "
+            "and time: [scale.md](../scale.md).",
+            method_table(""),
+        ]
+    ) + "\n"  # fmt: skip
+
+
+PAGES: dict[str, typing.Callable[[], str]] = {
+    "README.md": readme,
+    "docs/cli.md": cli,
+    "docs/methods/index.md": index,
+    "docs/recipes.md": recipes,
+}
+
+
+def main(check: bool) -> int:
+    old = 0
+    for name, make in PAGES.items():
+        path, text = ROOT / name, make()
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            continue
+        old = 1
+        if check:
+            print(f"{name} is out of date: python docs/generate.py")
+        else:
+            path.write_text(text, encoding="utf-8")
+            print(name)
+    return old if check else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main("--check" in sys.argv[1:]))
