@@ -37,6 +37,7 @@ def learn(
 
     stream = stream or build_stream(recipe.stream, recipe.general, recipe.folder, recipe.seed)
     with run.lock():
+        run.pin_stream(stream)
         learner = learners.build(recipe, run, stream, display or NullDisplay())
         if base_scores is not None:
             run.take_over(base_scores)

@@ -1,6 +1,7 @@
 """The run directory: everything a report needs, and enough to go on after a crash at any moment.
 
     recipe.yaml        the resolved recipe          environment.json   versions, hardware, commit
+    stream.json        the tasks and their versions
     scores.jsonl       one line a score             log.jsonl          one line a logged step
     items/             the scored rows              checkpoints/       one sealed folder a task
     work/              checkpoints inside a task    cache/             what methods computed once
@@ -37,6 +38,7 @@ from perdure.processes import barrier, rank, share
 if TYPE_CHECKING:
     from perdure.config import Recipe
     from perdure.scoring import ScoreMatrix
+    from perdure.streams.task import TaskStream
 
 _PACKAGES = ("torch", "transformers", "accelerate", "peft", "trl", "datasets", "tokenizers")
 
@@ -83,7 +85,8 @@ class Run:
         if not (path / "recipe.yaml").exists():
             what = "is no run directory: it has no recipe.yaml" if path.exists() else "not found"
             raise RunError(f"{path}: {what}", "give the folder that perdure run printed")
-        return cls(path, load_recipe(path / "recipe.yaml"))
+        # The data may have moved since; a resume reads it again and tells.
+        return cls(path, load_recipe(path / "recipe.yaml", check_files=False))
 
     # --- reading
 
@@ -115,10 +118,17 @@ class Run:
         return found
 
     def matrix(self) -> ScoreMatrix:
-        """The score matrix as far as it has been scored."""
+        """The score matrix of the run's own tasks, as far as it has been scored."""
         from perdure.scoring import ScoreMatrix
 
-        return ScoreMatrix.from_rows(self.scores())
+        names = [task["name"] for task in self._stream()]
+        rows = [r for r in self.scores() if r["kind"] == "task" and r["task"] in names]
+        return ScoreMatrix.from_rows(rows, names)
+
+    def _stream(self) -> list[dict[str, str]]:
+        path = self.path / "stream.json"
+        found: list[dict[str, str]] = json.loads(path.read_text("utf-8")) if path.exists() else []
+        return found
 
     def checkpoint(self, after: int) -> Path | None:
         """The sealed folder left after learning `after` tasks, or None."""
@@ -163,6 +173,25 @@ class Run:
                 self.path / "environment.json", json.dumps({**found, name: value}, indent=2)
             )
         return value
+
+    def pin_stream(self, stream: TaskStream) -> None:
+        """Keep which tasks and rows this run learns; a resumed run must learn the same.
+
+        Raises:
+            RunError: the data has changed since the run began.
+        """
+        facts = [{"name": task.name, "version": task.version} for task in stream]
+        if before := self._stream():
+            for old, new in zip(before, facts, strict=True):
+                if old != new:
+                    raise RunError(
+                        f"{self.path}: the rows of task {old['name']} have changed since this run "
+                        f"began (version {old['version']}, now {new['version']})",
+                        "put the old data back, or begin a new run",
+                    )
+        elif rank() == 0:
+            write_atomic(self.path / "stream.json", json.dumps(facts, indent=1))
+        barrier()
 
     def take_over(self, source: Run) -> None:
         """Copy the base model's scores (row 0) from another run on the same base and tasks."""

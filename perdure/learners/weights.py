@@ -18,9 +18,10 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def is_sharded(model: nn.Module) -> bool:
+    """Whether parameters live on several processes (FSDP2, DeepSpeed ZeRO-3)."""
     from torch.distributed.tensor import DTensor
 
-    return any(isinstance(p, DTensor) for p in model.parameters())
+    return any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters())
 
 
 def reshard(model: nn.Module) -> None:
@@ -47,8 +48,21 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     A collective call: all processes make it.
     """
     reshard(model)
+    if any(hasattr(p, "ds_id") for p in model.parameters()):
+        return _whole_under_zero3(model)
     names = {n for n, _ in model.named_parameters()} | {n for n, _ in model.named_buffers()}
     return {n: full(p.detach()) for n, p in model.state_dict().items() if n in names}
+
+
+def _whole_under_zero3(model: nn.Module) -> dict[str, Tensor]:
+    """DeepSpeed ZeRO-3 leaves empty parameters behind, which it gathers one at a time."""
+    from deepspeed.zero import GatheredParameters
+
+    found = {n: b.detach().clone() for n, b in model.named_buffers()}
+    for n, p in model.named_parameters():
+        with GatheredParameters([p]):
+            found[n] = p.detach().cpu().clone()
+    return found
 
 
 def empty_like(model: nn.Module) -> nn.Module:
