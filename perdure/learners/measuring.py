@@ -82,12 +82,11 @@ class Measuring:
     def _score_task(self, task: Task) -> TaskScore:
         from perdure.scoring import score_task
 
-        adapters = None
+        shown = list(task.test)[: self.recipe.scoring.max_test_rows]
+        task = replace(task, test=shown)
         for method in self.methods:
-            if type(method).route is not Method.route:
-                adapters = method.route(self._ctx, list(task.test))
-        if adapters is not None:
-            return self._score_routed(task, adapters)
+            if (adapters := method.route(self._ctx, shown)) is not None:
+                return self._score_routed(task, adapters)
         with self._autocast():
             return score_task(
                 self.model,
@@ -95,7 +94,6 @@ class Measuring:
                 task,
                 batch_size=self.recipe.scoring.batch_size,
                 accelerator=self.state,
-                max_rows=self.recipe.scoring.max_test_rows,
                 on_progress=lambda done, total: self.display.scoring(
                     self.run.methods_name, task.name, done, total
                 ),
@@ -104,6 +102,7 @@ class Measuring:
     def _score_routed(self, task: Task, adapters: Sequence[str]) -> TaskScore:
         """Score each row with the adapter chosen for it."""
         from perdure.scoring import score_task
+        from perdure.scoring.scorer import pooled
 
         model: Any = self.model
         active = model.active_adapter
@@ -123,8 +122,7 @@ class Measuring:
                 )
         model.set_adapter(active)
         items = [item for part in parts for item in part.items]
-        mean = sum(item["score"] for item in items) / len(items)
-        return replace(parts[0], score=mean, items=items)
+        return replace(parts[0], score=pooled(task.metric, items), items=items)
 
     def _general(self) -> GeneralScore:
         from perdure.scoring import general_loss
