@@ -229,6 +229,12 @@ def test_moving_mean_by_hand() -> None:
     values = [(float(i), float(v)) for i, v in enumerate([3, 6, 0] + [1] * 37)]
     means = [v for _, v in charts.moving_mean(values)]  # 40 points: two on either side
     assert means[:4] == [3, 3, (3 + 6 + 0 + 1 + 1) / 5, (6 + 0 + 1 + 1 + 1) / 5]
+    slow = [  # the plain reference: each window summed by itself
+        sum(v for _, v in values[max(0, i - n) : i + n + 1]) / (2 * n + 1)
+        for i in range(40)
+        for n in [min(2, i, 39 - i)]
+    ]
+    assert means == pytest.approx(slow)
     assert charts.moving_mean([(0.0, 2.0)]) == [(0.0, 2.0)]
 
 
@@ -478,7 +484,7 @@ def test_many_tasks_and_methods(tmp_path: Path) -> None:
                              general=tuple(20.0 + i * k * 30 for i in range(13))))  # fmt: skip
     Checker(text := render(runs))
     assert "logarithmic" in text
-    assert text.count('<table class="heat">') == 10
+    assert text.count('<table class="heat many">') == 10
 
 
 # --- provenance
@@ -624,6 +630,20 @@ def test_score_table(three: list[Run], tmp_path: Path) -> None:
     assert "gere 0.817 −0.025 0.025 23.4 → 24.9" in rows
     assert "ewc: not finished; – is not scored yet" in rows
     assert control_characters(text) == set()
+
+
+def test_score_table_of_more_tasks_than_fit(tmp_path: Path) -> None:
+    tasks = [f"task-{i}" for i in range(15)]
+    matrix = [[0.125 * (j < i) for j in range(15)] for i in range(16)]
+    run = make_run(tmp_path / "run", "gere", matrix, tasks=tasks, steps=1, rows=8)
+    wide, narrow = io.StringIO(), io.StringIO()
+    score_table([run], Console(file=wide, width=180))
+    score_table([run], Console(file=narrow, width=80))
+    assert "15 task-14" in wide.getvalue()
+    rows = [" ".join(line.split()) for line in narrow.getvalue().splitlines()]
+    assert "task base model just learned at the end" in rows
+    assert "task-0 0.00 0.12 0.12" in rows
+    assert max(map(len, narrow.getvalue().splitlines())) <= 80
 
 
 def test_score_table_takes_names_as_they_are(tmp_path: Path) -> None:

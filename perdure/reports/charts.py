@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 WIDTH, HEIGHT = 340.0, 216.0
 LEFT, RIGHT, TOP, BOTTOM = 42.0, 14.0, 16.0, 36.0
@@ -346,11 +347,11 @@ def _fitting(stretch: Stretch, index: int, across: Scale) -> str:
 def moving_mean(values: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Centred mean over a twentieth of the points on either side; near an end, of fewer."""
     reach = len(values) // 20
+    sums = [0.0, *accumulate(v for _, v in values)]  # a window's sum is a difference of two
     means = []
     for i, (x, _) in enumerate(values):
         near = min(reach, i, len(values) - 1 - i)  # symmetric: an end is not pulled inwards
-        window = [v for _, v in values[i - near : i + near + 1]]
-        means.append((x, sum(window) / len(window)))
+        means.append((x, (sums[i + near + 1] - sums[i - near]) / (2 * near + 1)))
     return means
 
 

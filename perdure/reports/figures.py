@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FORMATS = ("png", "svg", "pdf")
 SERIES = ("#0b62a8", "#c4500b", "#00805a", "#c0569f", "#333d4a", "#3a9ad0", "#94700f", "#7d3b1f")
 SHAPES = "os^DvPX*"
+FEW = 5  # tasks whose names fit side by side
 INK, SOFT, LINE = "#14191f", "#56616d", "#d9dee4"
 
 
@@ -62,14 +63,14 @@ _UNDATED: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationD
 def _draw(runs: Sequence[RunView]) -> Figure:
     from matplotlib.figure import Figure
 
-    across = min(len(runs), 3)
-    rows = math.ceil(len(runs) / across)
     tasks = max((len(run.tasks) for run in runs), default=1)
-    cell = 0.42 * (tasks + 1) + 0.75
-    figure = Figure(
-        figsize=(max(8.0, 3.1 * across), rows * cell + 3.0), layout="constrained", facecolor="white"
-    )
-    parts: Any = figure.subfigures(2, 1, height_ratios=(rows * cell, 3.0), hspace=0.04)
+    cell = 0.85 if tasks <= FEW else 0.37  # inches a column; names stand upright where many
+    across = max(1, min(len(runs), 3, int(14 / (cell * tasks + 0.5))))
+    rows = math.ceil(len(runs) / across)
+    wide = max(8.0, across * (cell * tasks + 0.4) + 1.4)
+    high = rows * (0.4 * (tasks + 1) + (0.75 if tasks <= FEW else 1.5))
+    figure = Figure(figsize=(wide, high + 3.4), layout="constrained", facecolor="white")
+    parts: Any = figure.subfigures(2, 1, height_ratios=(high, 3.4), hspace=0.04)
     maps, lines = parts
     grid = maps.subplots(rows, across, squeeze=False)
     for place, axes in enumerate(grid.flat):
@@ -82,7 +83,13 @@ def _draw(runs: Sequence[RunView]) -> Figure:
     _averages(below[0], runs)
     if general:
         _general(below[1], runs)
-    below[0].legend(frameon=False, fontsize=8, labelcolor=INK)
+    lines.legend(
+        *below[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=min(len(runs), 6),
+        frameon=False,
+        labelcolor=INK,
+    )
     return figure
 
 
@@ -112,7 +119,7 @@ def _matrix(axes: Axes, run: RunView, *, labelled: bool) -> None:
                 text,
                 ha="center",
                 va="center",
-                fontsize=8.5,
+                fontsize=8.5 if len(run.tasks) <= FEW else 7,
                 color=colours.ink(back),
                 fontweight=weight,
             )
@@ -120,12 +127,7 @@ def _matrix(axes: Axes, run: RunView, *, labelled: bool) -> None:
     axes.set_xlim(-0.5, count - 0.5)
     axes.set_ylim(count + 0.5, -0.5)
     names = [_text(task.name, 14) for task in run.tasks]
-    axes.set_xticks(
-        range(count),
-        names,
-        rotation=0 if count <= 4 else 35,
-        ha="center" if count <= 4 else "right",
-    )
+    axes.set_xticks(range(count), names, rotation=0 if count <= FEW else 90)
     rows = ["base model", *(f"after {name}" for name in names)]
     axes.set_yticks(range(count + 1), rows if labelled else [""] * len(rows))
     axes.tick_params(length=0, labelcolor=SOFT, labelsize=8)

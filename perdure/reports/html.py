@@ -93,8 +93,7 @@ def page(runs: Sequence[RunView]) -> dict[str, Any]:
         "retention": sections.retention(runs),
         "summary": sections.summary(runs),
         "heatmaps": sections.heatmaps(runs),
-        # A card as wide as its matrix: as many side by side as the screen has room for.
-        "map_width": 150 + 62 * max((len(run.tasks) for run in runs), default=1),
+        "map_width": sections.map_width(runs),
         "ramps": colours.ramp_css(),
         "tasks": sections.task_charts(runs),
         "changes": sections.changes(runs),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from perdure.reports import charts, words
 from perdure.reports.colours import STEPS
 from perdure.reports.data import SUMMARY, RunView, TaskFacts, comparable, task_order
 from perdure.reports.words import number, percent, signed, significant
+
+MANY = 8
+"""Tasks from which on a matrix is drawn small, its columns' names upright."""
 
 
 def facts(runs: Sequence[RunView]) -> list[tuple[str, str]]:
@@ -132,6 +135,7 @@ def heatmaps(runs: Sequence[RunView]) -> list[dict[str, Any]]:
         {
             "label": run.label,
             "slot": slot,
+            "many": len(run.tasks) >= MANY,
             "tasks": [{"name": t.name, "metric": metric_words(t)} for t in run.tasks],
             # One metric is said once, beside the method's name.
             "metric": metric_words(run.tasks[0])
@@ -153,12 +157,10 @@ def heatmaps(runs: Sequence[RunView]) -> list[dict[str, Any]]:
     ]
 
 
-def printer(task: TaskFacts) -> Callable[[float], str]:
-    """How this task's scores are printed, missing ones too."""
-    if not task.higher_is_better:
-        return significant
-    digits = words.digits_for(task.rows)
-    return lambda value: number(value, digits)
+def map_width(runs: Sequence[RunView]) -> int:
+    """Pixels of a matrix's card: as many stand side by side as the screen has room for."""
+    tasks = max((len(run.tasks) for run in runs), default=1)
+    return 190 + 46 * tasks if tasks >= MANY else 150 + 62 * tasks
 
 
 def metric_words(task: TaskFacts) -> str:
@@ -187,7 +189,7 @@ def _cell(run: RunView, after: int, position: int, task: TaskFacts, share: Any) 
     if math.isnan(value):
         return {"text": words.DASH, "kind": kind, "missing": True, "step": 0}
     return {
-        "text": printer(task)(value),
+        "text": words.printer(task)(value),
         "kind": kind,
         "missing": False,
         "step": round(share(value) * (STEPS - 1)),
@@ -219,7 +221,7 @@ def task_charts(runs: Sequence[RunView]) -> list[charts.Chart]:
                 note=metric_words(task),
                 series=series,
                 axis=axis,
-                show=printer(task),
+                show=words.printer(task),
                 # Runs in different orders learn it at different places: then no line is right.
                 learned=[(p, "learned") for p in places if p] if len(places) == 1 else (),
             )
@@ -236,7 +238,7 @@ def changes(runs: Sequence[RunView]) -> list[dict[str, Any]]:
             found = next((f for f in words.findings(run) if f.task.name == task.name), None)
             if found is None:
                 continue
-            show = printer(task)
+            show = words.printer(task)
             lost = found.final - found.learned
             rows.append(
                 {

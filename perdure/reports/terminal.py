@@ -1,6 +1,6 @@
 """Progress and score tables in the terminal, and plain lines where there is none.
 
-On a terminal: two live lines on stderr, one for training and one for scoring. In a log file or a
+On a terminal: a live bar on stderr, and its figures in a line below. In a log file or a
 pipe: one line at the start of each task, then about every ten seconds, then at its end, without a
 control character. Text from recipes and data is never read as markup.
 """
@@ -10,15 +10,15 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from perdure.reports import words
-from perdure.reports.data import SUMMARY, RunData, RunView, comparable, views
+from perdure.reports.data import SUMMARY, RunData, RunView, TaskFacts, comparable, views
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.progress import Progress, TaskID
     from rich.table import Table
     from rich.text import Text
@@ -176,7 +176,7 @@ class Display:
         assert progress is not None
         fields: dict[str, Any] = {
             "what": _plain(f"{method}  {verb} {task}"),
-            "facts": _plain(facts),
+            "facts": _plain(f"  {facts}", "dim") if facts else None,
         }
         for other in [name for name in self._bars if name != verb]:
             progress.remove_task(self._bars.pop(other))
@@ -197,24 +197,25 @@ def _progress(console: Console) -> Progress:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn
     from rich.progress import Task as Bar
     from rich.table import Column
-    from rich.text import Text
 
-    class Field(ProgressColumn):
-        """A column that shows one of our fields as it is; rich's TextColumn reads markup."""
-
-        def __init__(self, name: str, **column: Any) -> None:
-            super().__init__(Column(overflow="ellipsis", no_wrap=True, **column))
-            self.name = name
+    class What(ProgressColumn):
+        """Our field as it is; rich's TextColumn would read markup in a task's name."""
 
         def render(self, task: Bar) -> Text:
-            text = task.fields.get(self.name)
-            return text if isinstance(text, Text) else Text("")
+            text: Text = task.fields["what"]
+            return text
 
-    return Progress(
-        Field("what", min_width=16),
-        BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=6)),
-        MofNCompleteColumn(),
-        Field("facts"),
+    class TwoLines(Progress):
+        """The bar, and below it the figures: both have room on 80 columns."""
+
+        def get_renderables(self) -> Iterable[RenderableType]:
+            yield self.make_tasks_table(self.tasks)
+            yield from (task.fields["facts"] for task in self.tasks if task.fields["facts"])
+
+    return TwoLines(
+        What(Column(ratio=1, overflow="ellipsis", no_wrap=True)),
+        BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=10)),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
         console=console,
         transient=True,
         expand=True,
@@ -240,7 +241,9 @@ def score_table(runs: Sequence[RunData], console: Console | None = None) -> None
     digested = views(runs)
     for run in digested:
         if run.tasks:
-            target.print(_matrix_table(run))
+            # Too many tasks for this window: task by task; the report has the whole matrix.
+            fits = 16 + sum(_least(task) + 3 for task in run.tasks) <= target.width
+            target.print(_matrix_table(run) if fits else _task_table(run))
     target.print(_summary_table(digested))
     for run in digested:
         if not run.complete:
@@ -250,24 +253,40 @@ def score_table(runs: Sequence[RunData], console: Console | None = None) -> None
 def _matrix_table(run: RunView) -> Table:
     """Rows by tasks learned; the score just after its task was learned stands in bold."""
     table = _table(f"{run.label}: score on each task after learning ...")
-    table.add_column(_plain(""), overflow="fold")
+    table.add_column(_plain(""), overflow="fold", min_width=12)
     for task in run.tasks:
-        arrow = "" if task.higher_is_better else " ↓"
-        table.add_column(_plain(task.name + arrow), justify="right", overflow="fold")
+        name = _plain(_heading(task))
+        table.add_column(name, justify="right", overflow="fold", min_width=_least(task))
     for after in range(len(run.tasks) + 1):
         title = "base model" if after == 0 else f"{after} {run.tasks[after - 1].name}"
         cells = []
         for position, task in enumerate(run.tasks, start=1):
-            value = run.score(after, task.name)
-            text = (
-                words.number(value, words.digits_for(task.rows))
-                if task.higher_is_better
-                else words.significant(value)
-            )
             style = "bold" if position == after else ("dim" if position > after else "")
-            cells.append(_plain(text, style))
+            cells.append(_plain(words.printer(task)(run.score(after, task.name)), style))
         table.add_row(_plain(title), *cells)
     return table
+
+
+def _task_table(run: RunView) -> Table:
+    """A row for each task: the base model, just learned, at the end."""
+    table = _table(f"{run.label}: score on each task")
+    table.add_column("task", overflow="fold")
+    for heading in ("base model", "just learned", "at the end"):
+        table.add_column(heading, justify="right")
+    for found in words.findings(run):
+        show = words.printer(found.task)
+        scores = (found.base, found.learned, found.final)
+        table.add_row(_plain(_heading(found.task)), *(_plain(show(score)) for score in scores))
+    return table
+
+
+def _least(task: TaskFacts) -> int:
+    """Characters below which a column would break its numbers or short words."""
+    return max(5, min(len(task.name), 8))
+
+
+def _heading(task: TaskFacts) -> str:
+    return task.name if task.higher_is_better else f"{task.name} ↓"
 
 
 def _summary_table(runs: Sequence[RunView]) -> Table:

@@ -10,7 +10,7 @@ bound here and must change by 5 %.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from perdure.reports.data import RunView, TaskFacts, comparable
@@ -54,6 +54,14 @@ def significant(value: float | None, digits: int = 3) -> str:
         return f"{value:.{digits - 1}e}".replace("-", "−")
     text = f"{value:,.{max(0, digits - 1 - exponent)}f}"
     return text.replace("-", "−")
+
+
+def printer(task: TaskFacts) -> Callable[[float], str]:
+    """How this task's scores are printed, missing ones too."""
+    if not task.higher_is_better:
+        return significant
+    digits = digits_for(task.rows)
+    return lambda value: number(value, digits)
 
 
 def percent(value: float | None) -> str:
@@ -163,7 +171,7 @@ def story(run: RunView) -> str:
     if lost and len(lost) <= 3:
         text += ", but forgot " + listing(
             [
-                f"{f.task.name} ({_score(f.task, f.learned)} → {_score(f.task, f.final)})"
+                f"{f.task.name} ({printer(f.task)(f.learned)} → {printer(f.task)(f.final)})"
                 for f in lost
             ]
         )
@@ -186,12 +194,6 @@ def _some(names: Sequence[str], total: int, what: str) -> str:
     if len(names) <= 3:
         return listing(names)
     return f"{len(names)} of {total} {what}" if total else f"{len(names)} {what}"
-
-
-def _score(task: TaskFacts, value: float) -> str:
-    if task.higher_is_better:
-        return number(value, digits_for(task.rows))
-    return significant(value)
 
 
 def general_story(run: RunView) -> str:
