@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from perdure.models.precision import choose_precision as choose_precision
     from perdure.models.precision import measure_speed as measure_speed
     from perdure.models.restore import load_weights as load_weights
-    from perdure.models.restore import load_weights as load_weights
 
 _HOME = {
     "attach_lora": "adapters",
@@ -41,7 +40,6 @@ _HOME = {
     "Speed": "precision",
     "choose_precision": "precision",
     "measure_speed": "precision",
-    "load_weights": "restore",
 }
 
 __all__ = sorted(_HOME)
