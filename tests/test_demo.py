@@ -1,4 +1,4 @@
-"""The demo: its sizes and estimate, what it refuses, and a whole one on a tiny and the real model."""
+"""The demo: sizes and estimate, what it refuses, a whole one on a tiny and on the real model."""
 
 from __future__ import annotations
 
