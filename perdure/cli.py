@@ -6,6 +6,7 @@ could not go on, 130 interrupted (`perdure.errors`); `audit` adds 1 for lost and
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +31,9 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")
 
 def main() -> None:
     """Entry point of the `perdure` command."""
+    # Threads that wait by spinning make a step ten times slower as soon as anything else wants a
+    # core (SmolLM2 on two cores: 20 s where it takes 2.5). OpenMP reads this once, with torch.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()
 
 

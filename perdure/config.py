@@ -251,7 +251,7 @@ class TrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 where the hardware computes it"
     )
-    optimizer: Optimizer = Field("adamw_torch", description="as transformers names it")
+    optimizer: Optimizer = Field("adamw_torch_fused", description="as transformers names it")
     gradient_checkpointing: bool = Field(False, description="less memory, a third more time")
     log_steps: int = Field(1, gt=0, description="a line in the log each so many steps")
     report_to: list[Tracker] = Field(default_factory=list, description="experiment trackers")

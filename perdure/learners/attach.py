@@ -47,12 +47,17 @@ def attach(trainer: Trainer, *methods: Method, ctx: Context) -> Trainer:
     host.methods, host.ctx, host.term_sums, host.passes_noted = methods, ctx, {}, 0
     ctx.accelerator = trainer.accelerator
     ctx.rank, ctx.world = trainer.accelerator.process_index, trainer.accelerator.num_processes
-    if any(m.reads.step_gradients for m in methods) and trainer.is_deepspeed_enabled:
+    touch = [
+        m for m in methods if m.reads.step_gradients or type(m).gradients is not Method.gradients
+    ]
+    if touch and trainer.is_deepspeed_enabled:
         raise UsageError(
-            "DeepSpeed frees gradients before a method can read them", "use FSDP2 or DDP instead"
+            f"method: {_name(touch[0])} reads gradients, which DeepSpeed frees inside its backward",
+            "use FSDP2 or DDP instead",
         )
     if any(m.reads.attentions for m in methods):
-        ctx.model.set_attn_implementation("eager")  # the fused kernels keep no attention maps
+        model: Any = ctx.model
+        model.set_attn_implementation("eager")  # the fused kernels keep no attention maps
     trainer.add_callback(_Events(host))
     return trainer
 
@@ -72,8 +77,12 @@ def refuse_clashes(methods: Sequence[Method], ordered: bool = False) -> None:
 
 def _refuse(both: Sequence[Method], why: str) -> None:
     if len(both) > 1:
-        names = " and ".join(type(m).__module__.rsplit(".", 1)[-1] for m in both[:2])
+        names = " and ".join(_name(m) for m in both[:2])
         raise UsageError(f"method: {names} {why}", "drop one, or set order_matters: true")
+
+
+def _name(method: Method) -> str:
+    return type(method).__module__.rsplit(".", 1)[-1]
 
 
 class Attached:
@@ -134,7 +143,7 @@ class Attached:
             )
         loss, outputs = result if return_outputs or maps else (result, None)
         main.exact = getattr(self, "head_is_exact", False)
-        main.attentions = outputs.attentions if maps else None
+        main.attentions = outputs.attentions if outputs is not None and maps else None
         extras = self._extra_passes(model, active, drawn, maps)
         terms: dict[str, Tensor] = {}
         for method, extra in zip(active, extras, strict=True):

@@ -125,6 +125,11 @@ class GenerationLearner(Measuring):
                 trainer.train(resume_from_checkpoint=str(found) if found else None)
             self.trackers.task_done(trainer.args.max_steps)
         barrier()
+        # What comes after (Fisher values, interpolation) must not pay for the optimizer's moments.
+        trainer.optimizer = trainer.lr_scheduler = None
+        trainer.accelerator.free_memory()
+        ctx.accelerator = None
+        del trainer
         _forget_trainer(self.model)
 
     def _trainer(

@@ -56,7 +56,7 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
 
 def _whole_under_zero3(model: nn.Module) -> dict[str, Tensor]:
     """DeepSpeed ZeRO-3 leaves empty parameters behind, which it gathers one at a time."""
-    from deepspeed.zero import GatheredParameters
+    from deepspeed.zero import GatheredParameters  # type: ignore[import-not-found,unused-ignore]
 
     found = {n: b.detach().clone() for n, b in model.named_buffers()}
     for n, p in model.named_parameters():
