@@ -29,7 +29,9 @@ from perdure.learners.context import Context, seed_of
 from perdure.learners.encoding import IGNORE
 from perdure.learners.weights import is_sharded
 
-_SORTED_TOGETHER = 50  # global batches sorted by length at a time: little padding, still shuffled
+_SORTED_TOGETHER = 2
+"""Global batches sorted by length at a time. More would leave less padding, but where length goes
+with the label, as in questions by topic, each batch would hold one label and teach little."""
 
 
 class EpochSampler(Sampler[int]):
