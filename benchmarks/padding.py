@@ -2,8 +2,8 @@
 
     python benchmarks/padding.py
 
-Counts the batches of one epoch as the learner makes them (rows grouped by length) and as a plain
-shuffle would.
+Counts the micro-batches of one task's training as the learner makes them (rows grouped by length)
+and as a plain shuffle would. At most 10% of the tokens may be padding.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 
 from perdure.config import ModelConfig
-from perdure.demo import SIZES, base_model
+from perdure.demo import BATCH, MICRO_BATCH, SIZES, base_model
 from perdure.learners.encoding import Encoder
 from perdure.learners.trainer import EpochSampler
 from perdure.models import load_tokenizer
@@ -29,17 +29,18 @@ def padding(lengths: list[int], order: list[int], batch: int) -> float:
 def main() -> None:
     encoder = Encoder(load_tokenizer(ModelConfig(path=str(base_model()))))
     print("size      task       tokens  grouped  shuffled")
-    for name, size in SIZES.items():
-        stream = STREAMS["demo"][1](0, size.rows)
+    stream = STREAMS["demo"][1](0, None)
+    for size in SIZES:
+        rows = size.steps * BATCH
         for task in stream:
             lengths = [len(encoder.encode(row)["input_ids"]) for row in task.train]
-            grouped = list(EpochSampler(lengths, size.batch_size, 0))
+            grouped = list(EpochSampler(lengths, BATCH, 0))[:rows]
             generator = torch.Generator().manual_seed(0)
-            shuffled = torch.randperm(len(lengths), generator=generator).tolist()
+            shuffled = torch.randperm(len(lengths), generator=generator).tolist()[:rows]
             print(
-                f"{name:9} {task.name:9} {sum(lengths):7} "
-                f"{padding(lengths, grouped, size.batch_size):8.1%} "
-                f"{padding(lengths, shuffled, size.batch_size):9.1%}"
+                f"{size.name:9} {task.name:9} {sum(lengths[i] for i in grouped):7} "
+                f"{padding(lengths, grouped, MICRO_BATCH):8.1%} "
+                f"{padding(lengths, shuffled, MICRO_BATCH):9.1%}"
             )
 
 
