@@ -156,12 +156,16 @@ def compare(
         Path | None,
         typer.Option(metavar="FILE", help="Must not exist.  [default: compare-TIME.html]"),
     ] = None,
+    figure: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also a picture: .png, .svg or .pdf; must not exist."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show runs side by side: a table, and an HTML page with figures."""
+    """Show runs side by side: a table, an HTML page with figures, and a picture if asked for."""
     from perdure.commands import show
 
-    show.compare(runs, out, as_json)
+    show.compare(runs, out, figure, as_json)
 
 
 @app.command(

@@ -325,6 +325,9 @@ def test_compare_and_report(inside: Path) -> None:
     )
     assert as_json("report", "runs/shop") == {"report": "runs/shop/report.html"}
     assert "sequential" in perdure("compare", "runs/shop", "--out", "one.html").stdout
+    drawn = perdure("compare", "runs/shop", "--out", "two.html", "--figure", "two.svg").stdout
+    assert "figure: two.svg" in drawn
+    assert "<svg" in Path("two.svg").read_text()
 
 
 def test_audit_verdicts_and_exit_codes(inside: Path) -> None:

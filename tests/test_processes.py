@@ -66,7 +66,9 @@ def test_two_fsdp2_processes_equal_one(one: Path, tiny_model_dir: Path, tmp_path
     path = recipe(tmp_path, tiny_model_dir)
     args = ["run", str(path), "model.fsdp_size=2", "save.steps=null"]
     output = run([*args, "--out", str(tmp_path / "run")], processes=2)
-    assert "weights sharded over 2 processes" in (tmp_path / "run" / "perdure.log").read_text(), output
+    assert "weights sharded over 2 processes" in (tmp_path / "run" / "perdure.log").read_text(), (
+        output
+    )
     assert_same(tmp_path / "run", one)
 
 

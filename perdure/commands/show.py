@@ -11,16 +11,21 @@ from perdure.errors import RunError
 from perdure.run import Run
 
 
-def compare(paths: Sequence[Path], out: Path | None, as_json: bool) -> None:
-    from perdure.reports import score_table, write_report
+def compare(paths: Sequence[Path], out: Path | None, figure: Path | None, as_json: bool) -> None:
+    from perdure.reports import score_table, write_figure, write_report
 
     runs = [Run.open(path) for path in paths]
-    page = write_report(runs, _new(out or Path(f"compare-{time.strftime('%Y%m%d-%H%M%S')}.html")))
+    name = _new(out or Path(f"compare-{time.strftime('%Y%m%d-%H%M%S')}.html"))
+    picture = None if figure is None else write_figure(runs, _new(figure))
+    page = write_report(runs, name)
     if as_json:
-        emit({"runs": [summary(run) for run in runs], "report": str(page)})
+        pages = {"report": str(page), "figure": None if picture is None else str(picture)}
+        emit({"runs": [summary(run) for run in runs], **pages})
         return
     score_table(runs)
     print(f"report: {page}")
+    if picture is not None:
+        print(f"figure: {picture}")
 
 
 def report(path: Path, out: Path | None, as_json: bool) -> None:
