@@ -316,6 +316,9 @@ class Recipe(Section):
         return specs
 
     def mistakes(self) -> Iterator[Mistake]:
+        if self.save.steps is not None and self.model.fsdp_size > 1:
+            what = "a sharded model (model.fsdp_size) is only saved after each task"
+            yield Mistake(("save", "steps"), what, "leave it out, or shard by accelerate's FSDP2")
         names = [spec.name for spec in self.method]
         if twice := {name for name in names if names.count(name) > 1}:
             yield Mistake(("method",), f"{', '.join(sorted(twice))} is listed twice")

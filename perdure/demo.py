@@ -25,17 +25,18 @@ if TYPE_CHECKING:
     from perdure.streams.task import TaskStream
 
 METHODS = ("sequential", "replay", "gere")
-BATCH, MICRO_BATCH = 8, 4
-"""Rows an optimizer step, and in a forward pass: split by length, a batch has half the padding."""
+MICRO_BATCH = 4
+"""Rows in a forward pass: split by length, a batch has half the padding."""
 LEARNING_RATE = 2e-4
 """A dozen steps at this rate teach SmolLM2-135M a task."""
 TEXT_TOKENS = 48
 """Tokens of a general text that is replayed or measured on; short, since each step pays for it."""
 OPTIONS: dict[str, dict[str, Any]] = {
     "replay": {"buffer_size": 64, "ratio": 0.25},
-    "gere": {"insert": 2, "max_tokens": TEXT_TOKENS},
+    "gere": {"max_tokens": TEXT_TOKENS},
 }
-"""Options that differ from the methods' defaults, to keep the demo's steps cheap."""
+"""Options that differ from the methods' defaults, to keep the demo's steps cheap. Both replay a
+quarter of the batch: rows of earlier tasks, or general texts."""
 EXTRA_TOKENS = {"sequential": 0.0, "replay": 0.2, "gere": 0.45}
 """Share of tokens that a method adds to each step, roughly; it only feeds the estimate."""
 TRAINED, SCORED = 0.6, 0.9
@@ -53,7 +54,9 @@ class Size:
 
     name: str
     steps: int
-    """Optimizer steps a task, of `BATCH` rows each."""
+    """Optimizer steps a task."""
+    batch: int
+    """Rows a step."""
     test_rows: int
     """Rows scored a task."""
     texts: int
@@ -61,12 +64,12 @@ class Size:
 
     def __str__(self) -> str:
         return (
-            f"{self.name} ({self.steps} steps of {BATCH} rows a task, "
+            f"{self.name} ({self.steps} steps of {self.batch} rows a task, "
             f"{self.test_rows} test rows a task, {self.texts // 2} general texts)"
         )
 
 
-SIZES = (Size("small", 8, 24, 16), Size("medium", 12, 40, 32), Size("large", 24, 80, 64))
+SIZES = (Size("small", 10, 4, 16, 16), Size("medium", 12, 8, 40, 32), Size("large", 24, 8, 80, 64))
 
 
 def demo(
@@ -159,6 +162,9 @@ def recipe_of(method: str, base: str, size: Size, precision: str, seed: int) -> 
     from perdure.recipe_check import validate
 
     local = Path(base).expanduser()
+    options = dict(OPTIONS.get(method, {}))
+    if method == "gere":
+        options["insert"] = max(1, size.batch // 4)
     recipe, wrong = validate(
         {
             "name": f"demo-{method}",
@@ -171,12 +177,12 @@ def recipe_of(method: str, base: str, size: Size, precision: str, seed: int) -> 
                 "held_out_rows": size.texts // 2,
                 "max_tokens": TEXT_TOKENS,
             },
-            "method": {"name": method, **OPTIONS.get(method, {})},
+            "method": {"name": method, **options},
             "train": {
                 "learning_rate": LEARNING_RATE,
                 "max_steps": size.steps,
-                "batch_size": BATCH,
-                "micro_batch_size": MICRO_BATCH,
+                "batch_size": size.batch,
+                "micro_batch_size": min(size.batch, MICRO_BATCH),
                 "optimizer": "adamw_torch_fused",
                 "max_length": 256,
                 "precision": precision,
@@ -279,7 +285,7 @@ def seconds(
     """
     tasks = 3
     shares = [1 + EXTRA_TOKENS.get(name, 0.5) for name in methods]
-    trained = tasks * size.steps * BATCH * train_tokens * sum(shares)
+    trained = tasks * size.steps * size.batch * train_tokens * sum(shares)
     rounds = 1 + tasks * len(methods)  # the base model is scored once for all
     scored = rounds * (tasks * size.test_rows * test_tokens + size.texts // 2 * TEXT_TOKENS)
     operations = parameters * (6 * trained / TRAINED + 2 * scored / SCORED)

@@ -50,7 +50,8 @@ def attach(
         task, task_index: what is learned, counted from 0; they name what is logged and cached.
         base: the untouched base model's trainable parameters, for a method that compares with
             it when `trainer.model` has learned something before; default: the model as it is.
-        cache: a folder for what methods compute once; default: `perdure` in the output folder.
+        cache: a folder for what methods compute once; default: where the same method objects
+            kept it before, else `perdure` in the output folder.
 
     Raises:
         UsageError: no tokenizer on the trainer, two methods that clash, or a method that needs
@@ -63,7 +64,12 @@ def attach(
             "attach: the trainer has no tokenizer",
             "give it one: Trainer(..., processing_class=...)",
         )
-    eval_rows = trainer.eval_dataset if isinstance(trainer.eval_dataset, Sequence) else ()
+    found = trainer.eval_dataset  # a dict of several is no one set of rows
+    eval_rows = found if hasattr(found, "__getitem__") and not isinstance(found, Mapping) else ()
+    if not hasattr(trainer.train_dataset, "__len__"):
+        raise UsageError("attach: the trainer's rows have no length", "give it a datasets.Dataset")
+    homes = [m.home for m in chosen if m.home is not None]
+    home = Path(cache) if cache else (homes or [Path(str(trainer.args.output_dir)) / "perdure"])[0]
     learned = Task(
         task,
         train=_EncodedRows(trainer, trainer.train_dataset),
@@ -83,16 +89,17 @@ def attach(
         batch_size=trainer.args.train_batch_size
         * trainer.args.gradient_accumulation_steps
         * trainer.args.world_size,
-        cache=Path(cache) if cache else Path(str(trainer.args.output_dir)) / "perdure",
-        on_log=lambda name, value: trainer.log({name: value}),
+        cache=home,
         base=(lambda: dict(base)) if base is not None else None,
         score=lambda _, rows: _perplexity(ctx, rows),
         autocast=trainer.accelerator.autocast,
     )
+    frozen = _frozen_names(ctx, chosen)
     put_on(trainer, *chosen, ctx=ctx)
     for method in chosen:
+        method.home = home
         method.begin_task(ctx)
-    trainer.add_callback(_Ending(ctx, _frozen_names(ctx, chosen)))
+    trainer.add_callback(_Ending(ctx, frozen))
     return trainer
 
 

@@ -182,6 +182,11 @@ class Run:
         """
         facts = [{"name": task.name, "version": task.version} for task in stream]
         if before := self._stream():
+            if len(before) != len(facts):
+                raise RunError(
+                    f"{self.path}: began with {len(before)} tasks, now there are {len(facts)}",
+                    "put the old data back, or begin a new run",
+                )
             for old, new in zip(before, facts, strict=True):
                 if old != new:
                     raise RunError(

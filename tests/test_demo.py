@@ -15,7 +15,7 @@ from perdure.demo import SIZES, Size, base_model, demo, recipe_of, seconds
 from perdure.errors import ModelError, RunError, UsageError
 from perdure.run import Run
 
-TINY = Size("tiny", steps=2, test_rows=6, texts=4)
+TINY = Size("tiny", steps=2, batch=4, test_rows=6, texts=4)
 
 
 def test_seconds_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,14 +23,13 @@ def test_seconds_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "TRAINED": 0.5,
         "SCORED": 1.0,
-        "BATCH": 2,
         "TEXT_TOKENS": 7,
         "START_SECONDS": 3.0,
         "METHOD_SECONDS": 1.0,
         "EXTRA_TOKENS": {"sequential": 0.0, "replay": 0.5},
     }.items():
         monkeypatch.setattr(the_demo, name, value)
-    size = Size("x", steps=3, test_rows=6, texts=4)
+    size = Size("x", steps=3, batch=2, test_rows=6, texts=4)
     # trained: 3 tasks * 3 steps * 2 rows * 4 tokens * (1 + 1.5) = 180 tokens, 10 * 6 / 0.5 each
     # scored: 1 + 3 * 2 rounds of 3 * 6 * 5 + 2 * 7 = 104 tokens are 728, 10 * 2 each
     found = seconds(size, ["sequential", "replay"], 10, 4.0, 5.0, 100.0)
@@ -91,7 +90,7 @@ def test_a_whole_demo_on_a_tiny_model(
     out = tmp_path / "demo"
     assert demo(base=str(tiny_model_dir), out=out, size=TINY) == 0
     said = capsys.readouterr()
-    assert "size: tiny (2 steps of 8 rows a task, 6 test rows a task, 2 general texts)" in said.err
+    assert "size: tiny (2 steps of 4 rows a task, 6 test rows a task, 2 general texts)" in said.err
     assert "GFLOP/s in fp32" in said.err
     assert "method 3 of 3: gere" in said.err
     assert str(out / "report.html") in said.out
@@ -147,7 +146,7 @@ def test_the_size_is_chosen_by_the_machines_speed(
 @pytest.mark.smollm2
 def test_the_real_model_learns_one_step(smollm2_dir: Path, tmp_path: Path) -> None:
     assert base_model() == smollm2_dir
-    demo(["sequential"], out=tmp_path / "demo", json=True, size=Size("one", 1, 4, 4))
+    demo(["sequential"], out=tmp_path / "demo", json=True, size=Size("one", 1, 4, 4, 4))
     run = Run.open(tmp_path / "demo" / "sequential")
     first, *_, last = [s["score"] for s in run.scores() if s["kind"] == "general"]
     assert 20 < first < 100  # perplexity of Python's reference; 1e4 and more if weights were wrong

@@ -41,12 +41,6 @@ STATE = "perdure_methods"
 
 def attach(trainer: Trainer, *methods: Method, ctx: Context) -> Trainer:
     """Put `methods` on `trainer` and return it; see `perdure.attach` for the everyday form."""
-    refuse_clashes(methods)
-    trainer.__class__ = type(type(trainer).__name__, (Attached, type(trainer)), {})
-    host: Any = trainer
-    host.methods, host.ctx, host.term_sums, host.passes_noted = methods, ctx, {}, 0
-    ctx.accelerator = trainer.accelerator
-    ctx.rank, ctx.world = trainer.accelerator.process_index, trainer.accelerator.num_processes
     touch = [
         m for m in methods if m.reads.step_gradients or type(m).gradients is not Method.gradients
     ]
@@ -55,6 +49,16 @@ def attach(trainer: Trainer, *methods: Method, ctx: Context) -> Trainer:
             f"method: {_name(touch[0])} reads gradients, which DeepSpeed frees inside its backward",
             "use FSDP2 or DDP instead",
         )
+    if touch and trainer.args.fp16:
+        raise UsageError(
+            f"method: {_name(touch[0])} changes gradients, which fp16 scales by its own factor",
+            "train in bf16 or fp32",
+        )
+    trainer.__class__ = type(type(trainer).__name__, (Attached, type(trainer)), {})
+    host: Any = trainer
+    host.methods, host.ctx, host.term_sums, host.passes_noted = methods, ctx, {}, 0
+    ctx.accelerator = trainer.accelerator
+    ctx.rank, ctx.world = trainer.accelerator.process_index, trainer.accelerator.num_processes
     if any(m.reads.attentions for m in methods):
         model: Any = ctx.model
         model.set_attn_implementation("eager")  # the fused kernels keep no attention maps
@@ -191,7 +195,7 @@ class Attached:
         if items is None:
             return None
         world = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        return Totals(0, items, 0, self.ctx.accumulation * world)
+        return Totals(None, items, None, self.ctx.accumulation * world)
 
     def _scaled_for_accumulation(self, items: Any) -> bool:
         """Whether the trainer's loss is already a share of the whole step (see Trainer)."""
@@ -207,9 +211,12 @@ class Attached:
             self.term_sums[name] = self.term_sums.get(name, 0.0) + value.detach()
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if "loss" in logs and self.passes_noted:
-            logs.update(self._mean_terms())
-            self.term_sums, self.passes_noted = {}, 0
+        if "loss" in logs:
+            if self.passes_noted:
+                logs.update(self._mean_terms())
+                self.term_sums, self.passes_noted = {}, 0
+            logs.update(self.ctx.logged)
+            self.ctx.logged.clear()
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def _mean_terms(self) -> dict[str, float]:
@@ -225,9 +232,10 @@ class Attached:
             return super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        # First, as the trainer writes its own state last of all: what it can resume from has ours.
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         save_methods(folder / STATE, self.methods, self.accelerator.is_main_process)
+        super()._save_checkpoint(model, trial)  # type: ignore[misc]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
@@ -266,6 +274,11 @@ def load_methods(stem: Path, methods: Sequence[Method], model: nn.Module) -> Non
     from perdure.learners.state import load_state
 
     if not stem.with_suffix(".json").exists():
+        if any(m.saved for m in methods):
+            raise TrainingError(
+                f"{stem}.json: the methods' state is missing from this checkpoint",
+                "resume from one that was written with the methods attached",
+            )
         return
     states = load_state(stem, model)
     if len(states) != len(methods):

@@ -56,7 +56,6 @@ class Context:
         seed: int = 0,
         batch_size: int = 8,
         cache: Path | None = None,
-        on_log: Callable[[str, float], None] | None = None,
         base: Callable[[], Weights] | None = None,
         score: Callable[[Task, Sequence[Row]], float] | None = None,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
@@ -70,7 +69,8 @@ class Context:
         self.accumulation, self.micro, self.rank, self.world = 1, 0, 0, 1
         self.tokens: Tensor | int = 0  # real tokens run through this process, to tell the speed
         self.accelerator: Accelerator | None = None
-        self._on_log, self._score, self._autocast = on_log, score, autocast
+        self._score, self._autocast = score, autocast
+        self.logged: dict[str, float] = {}  # by `log`, until the trainer's next log line
         self._frozen: dict[str, Weights] = {}
         wanted = {m.reads.teacher for m in methods}
         if "previous" in wanted:
@@ -231,9 +231,8 @@ class Context:
         return self._score(task, list(rows)[:max_rows])
 
     def log(self, name: str, value: float) -> None:
-        """Write a figure to the run's log and to the trackers, as `method/<name>`."""
-        if self._on_log is not None:
-            self._on_log(f"method/{name}", float(value))
+        """Add a figure to the trainer's next log line, as `method/<name>`: log and trackers."""
+        self.logged[f"method/{name}"] = float(value)
 
     @property
     def device(self) -> torch.device:

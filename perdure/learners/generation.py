@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
-from perdure.errors import TrainingError
+from perdure.errors import TrainingError, UsageError
 from perdure.files import newest_sealed
 from perdure.learners.attach import (
     STATE,
@@ -81,6 +81,11 @@ class GenerationLearner(Measuring):
         self.micro_batch, self.accumulation = split_batch(recipe, self.state.num_processes)
         limit = getattr(model.config, "max_position_embeddings", None)
         check_rows(stream, self.encoder, limit)
+        if is_sharded(model) and any(m.reads.teacher for m in methods):
+            raise UsageError(
+                "method: a frozen copy of the model is not available when its weights are sharded",
+                "leave out model.fsdp_size, or take a method without a teacher",
+            )
         self._ctx = self._context(0)
         if self.state.num_processes > 1:
             how = "sharded" if is_sharded(model) else "copied"
@@ -104,6 +109,9 @@ class GenerationLearner(Measuring):
                 self._train(ctx, phase)
             for method in self.methods:
                 give_weights(self.model, method.end_task(ctx))
+            for name, value in ctx.logged.items():  # there is no log line any more to go with
+                self._note(f"task {ctx.task.name}: {name} {value:g}")
+            self._track(ctx.logged)
 
     def _train(self, ctx: Context, phase: Phase) -> None:
         folder = self.run.path / "work" / f"task-{ctx.task_index + 1}" / phase.name
@@ -188,8 +196,7 @@ class GenerationLearner(Measuring):
     def _on_row(self, row: Mapping[str, Any]) -> None:
         if rank() != 0:
             return
-        self.run.log({**row, **self._logged})
-        self._logged.clear()
+        self.run.log(row)
         self.display.training(
             self.run.methods_name,
             row["task"],
@@ -207,11 +214,13 @@ class GenerationLearner(Measuring):
     def _phases(self, ctx: Context) -> Sequence[Phase]:
         for method in self.methods:
             if type(method).phases is not Method.phases:
-                return method.phases(ctx)
+                phases = method.phases(ctx)
+                if len({p.name for p in phases}) < len(phases):
+                    raise UsageError("method: two phases of a task have the same name")
+                return phases
         return (Phase(),)
 
     def _context(self, index: int) -> Context:
-        self._logged: dict[str, float] = {}
         ctx = Context(
             self.model,
             self.encoder,
@@ -223,7 +232,6 @@ class GenerationLearner(Measuring):
             seed=self.recipe.seed,
             batch_size=self.recipe.train.batch_size,
             cache=self.run.path / "cache",
-            on_log=self._logged.__setitem__,
             base=self._base_weights if index else None,
             autocast=self._autocast,
             score=lambda task, rows: self._score_task(replace(task, test=rows)).score,
@@ -277,13 +285,17 @@ class GenerationLearner(Measuring):
 
         learned, folder = self.run.last_checkpoint()
         if folder is not None:
-            for index in range(learned):
+            growing = [m for m in self.methods if m.grows]
+            for index in range(learned if growing else 0):
                 ctx = self._context(index)
-                for method in (m for m in self.methods if m.grows):
+                for method in growing:
                     method.begin_task(ctx)
             put(self.model, load_weights(self.model, folder / "model"))
             load_methods(folder / STATE, self.methods, self.model)
             self._ctx = self._context(learned - 1)
+            done = {(r["after"], r["phase"]): r["steps"] for r in self.run.log_rows()}
+            steps = [n for (after, _), n in done.items() if after <= learned]
+            self.trackers.task_done(sum(steps))
         return learned
 
     def finish(self) -> None:

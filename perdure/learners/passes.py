@@ -23,11 +23,14 @@ from perdure.methods.base import Reads
 
 @dataclass(frozen=True)
 class Totals:
-    """Counts over one optimizer step, and how many passes share it (micro-batches x processes)."""
+    """Counts over one optimizer step, and how many passes share it (micro-batches x processes).
 
-    rows: int
+    Of the main pass a trainer counts label tokens only: rows and positions are None.
+    """
+
+    rows: int | None
     tokens: Tensor | int
-    positions: int
+    positions: int | None
     shares: int = 1
 
 
@@ -154,7 +157,9 @@ class Pass:
         total = self.totals.positions if self.totals else int(self.mask.sum())
         return self._mean((values * self.mask).sum(), total)
 
-    def _mean(self, total: Tensor, count: Tensor | int) -> Tensor:
+    def _mean(self, total: Tensor, count: Tensor | int | None) -> Tensor:
+        if count is None:
+            raise ValueError("of the main pass only label tokens are counted: use token_mean")
         shares = self.totals.shares if self.totals else 1
         if isinstance(count, Tensor):
             return total / count.clamp(min=1) * shares

@@ -32,6 +32,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
     from torch.nn import Parameter
 
@@ -89,6 +91,9 @@ class Method:
     in order, so that their weights find their place."""
     projects: bool = False
     """True if `gradients` replaces the gradient's direction, so that two such methods clash."""
+
+    home: Path | None = None
+    """The folder of what this object computed once; `perdure.attach` keeps it from task to task."""
 
     def __init__(self, config: Any) -> None:
         self.config = config

@@ -189,7 +189,6 @@ def load_saved(
                 update={
                     "trust_remote_code": base.trust_remote_code,
                     "attention": base.attention,
-                    "fsdp_size": base.fsdp_size,
                     "chat_template": "none" if base.chat_template == "none" else "auto",
                 }
             )
@@ -198,7 +197,7 @@ def load_saved(
         base = _plain(_noted_base(folder))
     try:
         model, tokenizer = load_base(
-            base.model_copy(update={"tuning": "full"}),
+            base.model_copy(update={"tuning": "full", "fsdp_size": 0}),
             precision=precision,
         )
     except ModelError as error:

@@ -21,13 +21,7 @@ def load_weights(model: Any, folder: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     if adapters := getattr(model, "peft_config", None):
-        found: dict[str, Tensor] = {}
-        for name in adapters:
-            home = folder if name == "default" else folder / name
-            saved = load_file(home / "adapter_model.safetensors")
-            own = [n for n, _ in model.named_parameters() if f".{name}." in n]
-            found |= {n: saved[n.replace(f".{name}.", ".")] for n in own}
-        return found
+        return {n: w for name in adapters for n, w in _adapter(model, folder, name).items()}
     index = folder / "model.safetensors.index.json"
     if index.exists():
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
@@ -35,5 +29,18 @@ def load_weights(model: Any, folder: Path) -> dict[str, Tensor]:
     else:
         files = [folder / "model.safetensors"]
     saved = {name: value for file in files for name, value in load_file(file).items()}
-    buffers = {name for name, _ in model.named_buffers()}
-    return {name: value for name, value in saved.items() if name not in buffers}
+    own = dict(model.named_parameters())
+    if missing := own.keys() - saved.keys():
+        # Some families (mixtures of experts) are stored under the names of their first release.
+        loaded = type(model).from_pretrained(folder, dtype="auto")
+        saved |= {n: p.detach() for n, p in loaded.named_parameters() if n in missing}
+    return {name: value for name, value in saved.items() if name in own}
+
+
+def _adapter(model: Any, folder: Path, name: str) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    home = folder if name == "default" else folder / name
+    saved = load_file(home / "adapter_model.safetensors")
+    own = [n for n, _ in model.named_parameters() if f".{name}." in n]
+    return {n: saved[n.replace(f".{name}.", ".")] for n in own}

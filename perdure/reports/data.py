@@ -6,6 +6,7 @@ a figure that needs a cell which was never scored is None, and is shown as missi
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -193,7 +194,7 @@ def _view(run: RunData, label: str) -> RunView:
     rows = run.scores()
     scored = [row for row in rows if row.get("kind") == "task" and math.isfinite(row["score"])]
     recipe, text = _recipe(run.path)
-    stream = _stream(recipe, rows)
+    stream = _stream(run.path, recipe, rows)
     latest = {(row["after"], row["task"]): row for row in scored}  # scored twice: the last counts
     known = [
         row for row in latest.values() if row["task"] in stream and row["after"] <= len(stream)
@@ -221,12 +222,17 @@ def _view(run: RunData, label: str) -> RunView:
     )
 
 
-def _stream(recipe: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _stream(path: Path, recipe: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names of the tasks that the run learns, in order; `perdure eval` may have scored others.
 
     The recipe names tasks of one's own. Those of a built-in stream are what was scored first: the
     base model on the whole stream, before anything was learned.
     """
+    try:
+        pinned = json.loads((path / "stream.json").read_text(encoding="utf-8"))
+        return [str(task["name"]) for task in pinned]
+    except (OSError, ValueError):
+        pass  # not begun yet, or a folder made by hand
     own = recipe.get("stream")
     own = own if isinstance(own, Mapping) else {}
     if names := own.get("order") or [task["name"] for task in own.get("tasks") or []]:

@@ -19,7 +19,7 @@ def facts(runs: Sequence[RunView]) -> list[tuple[str, str]]:
     """The line under the headline: base model, tasks, seed, when."""
     found: list[tuple[str, list[str]]] = [
         ("Base model", [_base_name(run) for run in runs]),
-        ("Stream", [_nested(run, "stream", "name") or "own data" for run in runs]),
+        ("Stream", [_stream(run) for run in runs]),
         ("Tasks", [str(len(run.tasks)) for run in runs]),
         ("Tuning", [_nested(run, "model", "tuning") for run in runs]),
         ("Seed", [_nested(run, "seed") for run in runs]),
@@ -33,6 +33,11 @@ def _nested(run: RunView, *keys: str) -> str:
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
     return "" if value is None else str(value)
+
+
+def _stream(run: RunView) -> str:
+    name = _nested(run, "stream", "name") or "own data"
+    return f"{name}, {_nested(run, 'stream', 'scenario') or 'task-incremental'}"
 
 
 def _base_name(run: RunView) -> str:

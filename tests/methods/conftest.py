@@ -27,7 +27,6 @@ def context(tiny: Any, tmp_path: Path) -> Callable[..., Any]:
             cache=options.pop("cache", tmp_path / "cache"), **options,
         )  # fmt: skip
         ctx.logged = {}
-        ctx._on_log = ctx.logged.__setitem__
         return ctx
 
     return make
