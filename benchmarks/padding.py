@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 
 from perdure.config import ModelConfig
-from perdure.demo import BATCH, MICRO_BATCH, SIZES, base_model
+from perdure.demo import MICRO_BATCH, SIZES, base_model
 from perdure.learners.encoding import Encoder
 from perdure.learners.trainer import EpochSampler
 from perdure.models import load_tokenizer
@@ -31,10 +31,10 @@ def main() -> None:
     print("size      task       tokens  grouped  shuffled")
     stream = STREAMS["demo"][1](0, None)
     for size in SIZES:
-        rows = size.steps * BATCH
+        rows = size.steps * size.batch
         for task in stream:
             lengths = [len(encoder.encode(row)["input_ids"]) for row in task.train]
-            grouped = list(EpochSampler(lengths, BATCH, 0))[:rows]
+            grouped = list(EpochSampler(lengths, size.batch, 0))[:rows]
             generator = torch.Generator().manual_seed(0)
             shuffled = torch.randperm(len(lengths), generator=generator).tolist()[:rows]
             print(
