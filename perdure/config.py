@@ -220,7 +220,7 @@ class GeneralConfig(Section):
     column: str = Field("text", description="column of a .jsonl file")
     replay_rows: int = Field(64, ge=0, description="texts that methods may train on")
     held_out_rows: int = Field(32, ge=0, description="other texts, to measure perplexity on")
-    max_tokens: int = Field(128, gt=1, description="texts are cut to this many tokens")
+    max_tokens: int = Field(128, gt=1, description="held-out texts are cut to this many tokens")
 
     def mistakes(self) -> Iterator[Mistake]:
         if self.source != "pydoc" and Path(self.source).suffix.lower() not in (".txt", ".jsonl"):

@@ -1,7 +1,6 @@
 """Base models: from the hub, a local folder or a GGUF file; full fine-tuning or LoRA.
 
     load_base(model, precision=...)   a recipe's base model and tokenizer
-    load_weights(model, folder) what `save_model` wrote, by parameter name
     load_saved(path)                  what a run (or anyone else) saved, full or adapter
     save_model(model, ...)            weights, tokenizer and where the base came from
     load_weights(model, folder)       saved weights by the model's own parameter names
