@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 METHODS = ("sequential", "replay", "gere")
 MICRO_BATCH = 4
 """Rows in a forward pass: split by length, a batch has half the padding."""
-LEARNING_RATE = 2e-4
-"""A dozen steps at this rate teach SmolLM2-135M a task."""
 TEXT_TOKENS = 48
 """Tokens of a general text that is replayed or measured on; short, since each step pays for it."""
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -57,6 +55,7 @@ class Size:
     """Optimizer steps a task."""
     batch: int
     """Rows a step."""
+    learning_rate: float
     test_rows: int
     """Rows scored a task."""
     texts: int
@@ -69,7 +68,11 @@ class Size:
         )
 
 
-SIZES = (Size("small", 10, 4, 16, 16), Size("medium", 12, 8, 40, 32), Size("large", 24, 8, 80, 64))
+SIZES = (
+    Size("small", 5, 8, 3e-4, 16, 16),
+    Size("medium", 12, 8, 2e-4, 40, 32),
+    Size("large", 24, 8, 2e-4, 80, 64),
+)
 
 
 def demo(
@@ -179,7 +182,7 @@ def recipe_of(method: str, base: str, size: Size, precision: str, seed: int) -> 
             },
             "method": {"name": method, **options},
             "train": {
-                "learning_rate": LEARNING_RATE,
+                "learning_rate": size.learning_rate,
                 "max_steps": size.steps,
                 "batch_size": size.batch,
                 "micro_batch_size": min(size.batch, MICRO_BATCH),

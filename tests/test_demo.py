@@ -15,7 +15,7 @@ from perdure.demo import SIZES, Size, base_model, demo, recipe_of, seconds
 from perdure.errors import ModelError, RunError, UsageError
 from perdure.run import Run
 
-TINY = Size("tiny", steps=2, batch=4, test_rows=6, texts=4)
+TINY = Size("tiny", steps=2, batch=4, learning_rate=1e-4, test_rows=6, texts=4)
 
 
 def test_seconds_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,7 +29,7 @@ def test_seconds_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         "EXTRA_TOKENS": {"sequential": 0.0, "replay": 0.5},
     }.items():
         monkeypatch.setattr(the_demo, name, value)
-    size = Size("x", steps=3, batch=2, test_rows=6, texts=4)
+    size = Size("x", steps=3, batch=2, learning_rate=1e-4, test_rows=6, texts=4)
     # trained: 3 tasks * 3 steps * 2 rows * 4 tokens * (1 + 1.5) = 180 tokens, 10 * 6 / 0.5 each
     # scored: 1 + 3 * 2 rounds of 3 * 6 * 5 + 2 * 7 = 104 tokens are 728, 10 * 2 each
     found = seconds(size, ["sequential", "replay"], 10, 4.0, 5.0, 100.0)
@@ -146,7 +146,7 @@ def test_the_size_is_chosen_by_the_machines_speed(
 @pytest.mark.smollm2
 def test_the_real_model_learns_one_step(smollm2_dir: Path, tmp_path: Path) -> None:
     assert base_model() == smollm2_dir
-    demo(["sequential"], out=tmp_path / "demo", json=True, size=Size("one", 1, 4, 4, 4))
+    demo(["sequential"], out=tmp_path / "demo", json=True, size=Size("one", 1, 4, 1e-4, 4, 4))
     run = Run.open(tmp_path / "demo" / "sequential")
     first, *_, last = [s["score"] for s in run.scores() if s["kind"] == "general"]
     assert 20 < first < 100  # perplexity of Python's reference; 1e4 and more if weights were wrong
