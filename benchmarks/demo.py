@@ -18,7 +18,7 @@ from perdure.demo import METHODS, Size, demo
 from perdure.reports import write_report
 from perdure.run import Run
 
-SIZE = Size("middle, 60 test rows", steps=12, batch=8, test_rows=60, texts=32)
+SIZE = Size("middle, 60 test rows", steps=12, batch=8, learning_rate=2e-4, test_rows=60, texts=32)
 
 
 def main() -> None:
