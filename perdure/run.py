@@ -58,17 +58,18 @@ class Run:
         """
         path = Path(share(str(path)))
         if rank() == 0:
-            try:
-                path.mkdir(parents=True)
-            except FileExistsError:
+            if path.exists():
                 raise RunError(
                     f"{path}: exists already, and a run is never overwritten",
                     (f"go on with it: perdure resume {path}", "or choose another --out"),
-                ) from None
+                )
             from perdure.config import dump_recipe
 
-            write_atomic(path / "environment.json", json.dumps(environment(), indent=2))
-            write_atomic(path / "recipe.yaml", dump_recipe(recipe))
+            # Made beside its place: a run that can be seen can be resumed.
+            draft = path.with_name(f".{path.name}.{os.getpid()}")
+            write_atomic(draft / "environment.json", json.dumps(environment(), indent=2))
+            write_atomic(draft / "recipe.yaml", dump_recipe(recipe))
+            os.rename(draft, path)
         barrier()
         return cls(path, recipe)
 

@@ -154,6 +154,9 @@ class Watch(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if not logs or "loss" not in logs:
             return
+        norm = logs.get("grad_norm")
+        if norm is not None and not math.isfinite(norm):  # the weights are spoilt already
+            self.trainer.finite = False
         self.trainer.refuse_nan()
         spent = time.monotonic() - self.started
         done = state.global_step - self.first_step
