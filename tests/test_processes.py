@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from test_resume import kill_when, log_lines
-from tiny_runs import run, scores, start, write_recipe
+from tiny_runs import free_port, run, scores, start, write_recipe
 
 from perdure.files import read_lines
 
@@ -96,25 +96,23 @@ def test_processes_that_cannot_share_the_batch_are_refused(
     assert "train.batch_size: 3 rows cannot be split over 2 processes" in output
 
 
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--nproc_per_node", "2", "--master_port"],
+    "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+                   "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+                   "--main_process_port"],
+}  # fmt: skip
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "launcher",
-    [
-        ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"],
-        ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-         "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"],
-    ],
-    ids=["torchrun", "accelerate"],
-)  # fmt: skip
-def test_the_launchers_users_have(
-    launcher: list[str], tiny_model_dir: Path, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_the_launchers_users_have(name: str, tiny_model_dir: Path, tmp_path: Path) -> None:
     path = recipe(tmp_path, tiny_model_dir)
     args = ["run", str(path), "train.max_steps=2", "method=sequential"]
     done = subprocess.run(
-        [sys.executable, "-m", launcher[0], *launcher[1:], "-m", "perdure", *args,
+        [sys.executable, "-m", *LAUNCHERS[name], str(free_port()), "-m", "perdure", *args,
          "--out", str(tmp_path / "run")],
-        capture_output=True, text=True, timeout=280, check=False,
+        capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(read_lines(tmp_path / "run" / "log.jsonl")) == 4

@@ -98,11 +98,16 @@ def _main(args: list[str], output: Path, environment: dict[str, str]) -> None:
     main()
 
 
-def start(args: list[str], processes: int = 1) -> Started:
-    """Start `perdure ARGS` in processes of their own, as torchrun would, one thread each."""
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def start(args: list[str], processes: int = 1) -> Started:
+    """Start `perdure ARGS` in processes of their own, as torchrun would, one thread each."""
+    port = free_port()
     output = Path(tempfile.mkdtemp()) / "output.txt"
     started = []
     for rank in range(processes):
