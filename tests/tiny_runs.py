@@ -111,7 +111,7 @@ def start(args: list[str], processes: int = 1) -> Started:
     output = Path(tempfile.mkdtemp()) / "output.txt"
     started = []
     for rank in range(processes):
-        environment = {"OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # the server began with an older one
         if processes > 1:
             environment |= {
                 "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
