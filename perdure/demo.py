@@ -69,7 +69,7 @@ class Size:
 
 
 SIZES = (
-    Size("small", 5, 8, 3e-4, 16, 16),
+    Size("small", 4, 8, 3e-4, 16, 16),
     Size("medium", 12, 8, 2e-4, 40, 32),
     Size("large", 24, 8, 2e-4, 80, 64),
 )
