@@ -17,6 +17,7 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
@@ -67,6 +68,11 @@ class Run:
 
             # Made beside its place: a run that can be seen can be resumed.
             draft = path.with_name(f".{path.name}.{os.getpid()}")
+            try:
+                draft.mkdir(parents=True)
+            except OSError as error:
+                # Told of the folder that the user asked for.
+                raise OSError(error.errno, error.strerror, str(path)) from None
             write_atomic(draft / "environment.json", json.dumps(environment(), indent=2))
             write_atomic(draft / "recipe.yaml", dump_recipe(recipe))
             os.rename(draft, path)
@@ -176,7 +182,7 @@ class Run:
         return value
 
     def pin_stream(self, stream: TaskStream) -> None:
-        """Keep which tasks and rows this run learns; a resumed run must learn the same.
+        """Keep which rows and general texts this run uses; a resumed run must use the same.
 
         Raises:
             RunError: the data has changed since the run began.
@@ -197,6 +203,13 @@ class Run:
                     )
         elif rank() == 0:
             write_atomic(self.path / "stream.json", json.dumps(facts, indent=1))
+        general = stream.general.version
+        if (found := self.decide("general_text", lambda: general)) != general:
+            raise RunError(
+                f"{self.path}: the general text has changed since this run began "
+                f"(version {found}, now {general})",
+                "put the old text back, or begin a new run",
+            )
         barrier()
 
     def take_over(self, source: Run) -> None:
@@ -248,14 +261,18 @@ class Run:
             yield
             return
         with open(self.path / "lock", "a+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                file.seek(0)
-                raise RunError(
-                    f"{self.path}: in use by process {file.read().strip() or '?'}",
-                    "wait for it, or stop it and run perdure resume",
-                ) from None
+            for patience in (0.05, 0.1, 0.2, None):  # `_locked` holds it for a moment
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError:
+                    if patience is None:
+                        file.seek(0)
+                        raise RunError(
+                            f"{self.path}: in use by process {file.read().strip() or '?'}",
+                            "wait for it, or stop it and run perdure resume",
+                        ) from None
+                    time.sleep(patience)
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()

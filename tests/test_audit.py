@@ -229,6 +229,21 @@ def test_an_adapter_is_audited_like_any_model(folders, trained, tmp_path):
     assert [m.verdict for m in wild.measures] == ["lost", "lost"]
 
 
+def test_rounding_to_bf16_is_no_change(folders, trained, tmp_path):
+    """A base in bf16 is compared with an adapter on the same base in bf16."""
+    from peft import LoraConfig, get_peft_model
+
+    model = copy.deepcopy(trained[0])
+    model.name_or_path = model.config._name_or_path = str(folders["base"])
+    lora = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
+    lora.save_pretrained(tmp_path / "fresh")
+    found = audit(
+        folders["base"], tmp_path / "fresh", general=texts(), max_kl=0.01, sizes=SIZES,
+        precision="bf16",
+    )  # fmt: skip
+    assert [m.change for m in found.measures] == [0, 0]
+
+
 def test_loaded_models_are_taken_as_they_are(trained):
     model, tokenizer = trained
     before = torch.get_rng_state()
@@ -246,6 +261,7 @@ def test_loaded_models_are_taken_as_they_are(trained):
         ({"max_drop": 0.0}, "--max-drop 0: must be above 0"),
         ({"max_loss_rise": -1.0}, "--max-loss-rise -1: must be above 0"),
         ({"max_kl": math.inf}, "--max-kl inf: must be above 0"),
+        ({"precision": "fp8"}, "--precision fp8: unknown"),
         ({"alpha": 0.7}, "--alpha 0.7: must be between 0 and 0.5"),
         ({"measures": ["los"]}, "no measure is called 'los'"),
         ({"measures": ["kl"]}, "nothing to decide"),

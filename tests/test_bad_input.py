@@ -109,6 +109,17 @@ def test_two_methods_that_replace_the_same_thing(shop: Path) -> None:
     assert "method: freeze is listed twice" in message
 
 
+def test_a_method_that_measures_needs_validation_rows(shop: Path) -> None:
+    text = Path("recipe.yaml").read_text()
+    bare = text.replace('"validation": "colour-validation.jsonl"', '"validation_share": 0')
+    Path("recipe.yaml").write_text(bare)
+    assert refused("method.name=rewind") == (
+        "error: recipe.yaml:1: method: rewind measures on validation rows, and task colour has none"
+        "\n  give it `validation:` rows, or a `validation_share:` above 0\n"
+        "  nothing was loaded or written\n"
+    )
+
+
 # --- the data
 
 

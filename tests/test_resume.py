@@ -81,6 +81,32 @@ def test_killed_again_and_again(
     assert scores(run) == undisturbed
 
 
+def test_experts_of_a_mixture_come_back_inside_a_task(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Their family saves each expert apart, under other names than the parameters have."""
+    import torch
+    from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = MixtralForCausalLM(
+            MixtralConfig(
+                vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32,
+                num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+                num_local_experts=4, max_position_embeddings=512,
+                eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+            )
+        )  # fmt: skip
+    model.save_pretrained(tmp_path / "mixtral")
+    tokenizer.save_pretrained(tmp_path / "mixtral")
+    recipe = write_recipe(tmp_path / "shop", tmp_path / "mixtral", save={"steps": 3})
+    finish(start(["run", str(recipe), "--out", str(tmp_path / "whole")]))
+    run = tmp_path / "run"
+    kill_when(start(["run", str(recipe), "--out", str(run)]), run, lambda r: log_lines(r, 1) >= 5)
+    finish(start(["resume", str(run)]))
+    assert scores(run) == scores(tmp_path / "whole")
+
+
 def test_same_seed_same_scores_and_two_runs_at_once(
     recipe: Path, undisturbed: dict[tuple[int, str], float], tmp_path: Path
 ) -> None:
@@ -102,6 +128,39 @@ def test_a_run_in_use_is_refused_and_an_existing_one_never_overwritten(
         assert "in use by process" in output
     with pytest.raises(RunError, match="never overwritten"):
         Run.create(tmp_path / "run", load_recipe(recipe))
+
+
+def test_general_text_that_changed_is_told(recipe: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from perdure.config import load_recipe
+    from perdure.streams import build_stream
+    from perdure.streams.task import GeneralText
+
+    read = load_recipe(recipe)
+    run = Run.create(tmp_path / "run", read)
+    stream = build_stream(read.stream, read.general, read.folder, read.seed)
+    run.pin_stream(stream)
+    run.pin_stream(stream)
+    changed = replace(stream, general=GeneralText(("other",), stream.general.held_out))
+    with pytest.raises(RunError, match="the general text has changed since this run began"):
+        run.pin_stream(changed)
+
+
+def test_a_run_waits_for_a_reader_of_its_lock(recipe: Path, tmp_path: Path) -> None:
+    import fcntl
+    import threading
+
+    from perdure.config import load_recipe
+
+    run = Run.create(tmp_path / "run", load_recipe(recipe))
+    with run.lock():
+        pass
+    with open(run.path / "lock", encoding="utf-8") as reader:
+        fcntl.flock(reader, fcntl.LOCK_SH)
+        threading.Timer(0.1, reader.close).start()
+        with run.lock():
+            assert run.state == "running"
 
 
 def test_a_folder_counts_only_when_all_its_files_are_there_in_full(tmp_path: Path) -> None:

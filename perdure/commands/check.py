@@ -92,15 +92,16 @@ def examine(
 
     Raises:
         ModelError: the base model cannot be used.
-        UsageError: methods that clash, or a batch that cannot be split over the processes.
+        UsageError: methods that clash or lack what they need, or a batch that cannot be split
+            over the processes.
         RecipeError: rows too long for the limit or the model, the first ten of them.
     """
-    from perdure import methods, models
-    from perdure.learners.attach import refuse_clashes
+    from perdure import models
+    from perdure.learners import chosen_methods
     from perdure.learners.batching import check_rows, split_batch
     from perdure.learners.encoding import Encoder
 
-    refuse_clashes(methods.build(recipe.methods), recipe.order_matters)
+    chosen_methods(recipe, stream)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     micro, _ = split_batch(recipe, processes)
     facts = models.inspect_base(recipe.model)

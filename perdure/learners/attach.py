@@ -5,7 +5,8 @@
 
 The trainer's class becomes `Attached` + its own class, so every override calls the original:
 
-- `compute_loss` runs the extra rows of all methods in one second pass and adds their named losses;
+- `compute_loss` runs the extra rows of all methods in one second pass, or together with the
+  trainer's own rows where the trainer can (Perdure's can), and adds their named losses;
 - `training_step` lets methods change gradients once an optimizer step, before the clip;
 - after the step methods look at the result; evaluation swaps in the weights they serve;
 - checkpoints carry the methods' state, and resuming loads it.
@@ -26,11 +27,19 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from perdure.errors import TrainingError, UsageError
-from perdure.learners.context import Context
+from perdure.learners.context import Context, forked_rng
 from perdure.learners.encoding import collate
-from perdure.learners.passes import Pass, Rows, Totals, capture
+from perdure.learners.packing import Packed
+from perdure.learners.passes import (
+    Pass,
+    Rows,
+    Totals,
+    capture,
+    head_options,
+    takes_positions,
+)
 from perdure.learners.weights import put, swapped, trainable
-from perdure.methods.base import Method
+from perdure.methods.base import Method, Reads
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -41,6 +50,10 @@ STATE = "perdure_methods"
 
 def attach(trainer: Trainer, *methods: Method, ctx: Context) -> Trainer:
     """Put `methods` on `trainer` and return it; see `perdure.attach` for the everyday form."""
+    if isinstance(trainer, Attached):
+        raise UsageError(
+            "attach: this trainer has methods already", "give all methods in one call of attach"
+        )
     touch = [
         m for m in methods if m.reads.step_gradients or type(m).gradients is not Method.gradients
     ]
@@ -135,9 +148,15 @@ class Attached:
             return parent.compute_loss(
                 model, inputs, return_outputs, num_items_in_batch=num_items_in_batch
             )
-        main = Pass(self.model, dict(inputs), self._main_totals(num_items_in_batch))
         maps = any(m.reads.attentions for m in active)
         drawn = [m.replay(self.ctx) for m in active]
+        packed = None if maps else self._packed(inputs, drawn)
+        if packed is not None:
+            loss, main, extras = self._one_pass(model, packed, drawn, num_items_in_batch)
+            main.batch = {k: v for k, v in inputs.items() if torch.is_tensor(v)}
+            loss = loss + self._terms(active, main, extras, num_items_in_batch)
+            return (loss, None) if return_outputs else loss
+        main = Pass(self.model, dict(inputs), self._main_totals(num_items_in_batch))
         with capture(self.model, [m.reads for m in active], main):
             result = parent.compute_loss(
                 model,
@@ -149,17 +168,51 @@ class Attached:
         main.exact = getattr(self, "head_is_exact", False)
         main.attentions = outputs.attentions if outputs is not None and maps else None
         extras = self._extra_passes(model, active, drawn, maps)
+        loss = loss + self._terms(active, main, extras, num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def _terms(
+        self,
+        active: Sequence[Method],
+        main: Pass,
+        extras: Sequence[Pass | None],
+        items: Any,
+    ) -> Tensor | float:
+        """The methods' losses, summed, as a share of what this micro-batch adds to the step."""
         terms: dict[str, Tensor] = {}
         for method, extra in zip(active, extras, strict=True):
             for name, value in method.loss(self.ctx, main, extra).items():
                 terms[name] = terms[name] + value if name in terms else value
         self._note(terms)
-        if terms:
-            total = torch.stack(list(terms.values())).sum()
-            if self._scaled_for_accumulation(num_items_in_batch):
-                total = total / self.ctx.accumulation
-            loss = loss + total
-        return (loss, outputs) if return_outputs else loss
+        if not terms:
+            return 0.0
+        total = torch.stack(list(terms.values())).sum()
+        return total / self.ctx.accumulation if self._scaled_for_accumulation(items) else total
+
+    def _packed(self, inputs: Mapping[str, Any], drawn: Sequence[Rows | None]) -> Packed | None:
+        """All rows packed for one pass, where the trainer can do that; see PerdureTrainer."""
+        rows = [row for part in drawn for row in part or ()]
+        host: Any = self
+        found: Packed | None = (
+            host.packed(inputs, rows) if rows and hasattr(host, "packed") else None
+        )
+        return found
+
+    def _one_pass(
+        self, model: nn.Module, packed: Packed, drawn: Sequence[Rows | None], items: Any
+    ) -> tuple[Tensor, Pass, list[Pass | None]]:
+        """Task rows and all methods' rows in one forward pass; the task's loss, and the passes."""
+        host: Any = super()
+        whole = Pass(self.model, packed.inputs)
+        reads = [Reads(hidden=k) for k in {m.reads.hidden for m in self.methods}]
+        with capture(self.model, reads, whole):
+            loss, logits = host.packed_loss(model, packed, items)
+        main = packed.main.of(whole, packed.main.logits(logits), self._main_totals(items))
+        spoken = packed.extra.logits(logits) if self._extra_logits() else None
+        return loss, main, _shares(packed.extra.of(whole, spoken, None), drawn)
+
+    def _extra_logits(self) -> bool:
+        return any(m.reads.logits for m in self.methods)
 
     def _extra_passes(
         self,
@@ -177,19 +230,19 @@ class Attached:
         self.ctx.tokens += batch["attention_mask"].sum()
         whole = Pass(self.model, batch, rows=rows)
         # The main pass's dropout must not depend on whether there are extra rows.
-        with torch.random.fork_rng(), capture(self.model, [m.reads for m in active], whole):
+        with forked_rng(self.ctx.device), capture(self.model, [m.reads for m in active], whole):
             torch.manual_seed(self.ctx.seed + 1000 * self.state.global_step + self.ctx.micro)
             out = model(
                 input_ids=batch["input_ids"],
                 attention_mask=batch["attention_mask"],
+                **head_options(self.model, batch, self._extra_logits()),
                 **({"output_attentions": True} if maps else {}),
             )
         whole.attentions = out.attentions if maps else None
-        if whole.head is None:
-            whole.head = out.logits
-        there = [part for part in drawn if part is not None]
-        parts = iter(whole.split([len(p) for p in there], [p.totals for p in there]))
-        return [None if part is None else next(parts) for part in drawn]
+        whole.exact = takes_positions(self.model)
+        if whole.head is None or whole.exact:
+            whole.head = out.logits if self._extra_logits() else None
+        return _shares(whole, drawn)
 
     def _main_totals(self, items: Any) -> Totals | None:
         if items is None:
@@ -240,6 +293,13 @@ class Attached:
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
         load_methods(Path(resume_from_checkpoint) / STATE, self.methods, self.model)
+
+
+def _shares(whole: Pass, drawn: Sequence[Rows | None]) -> list[Pass | None]:
+    """Each method's own rows of a pass over the rows of all."""
+    there = [part for part in drawn if part is not None]
+    parts = iter(whole.split([len(p) for p in there], [p.totals for p in there]))
+    return [None if part is None else next(parts) for part in drawn]
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from perdure.errors import TrainingError
 from perdure.learners.encoding import Encoder, collate
-from perdure.learners.passes import Pass, Rows, capture
+from perdure.learners.passes import Pass, Rows, capture, head_options, takes_positions
 from perdure.learners.weights import full, is_sharded, swapped, trainable
 from perdure.methods.base import Method, Phase, Reads
 from perdure.streams.task import GeneralText, Row, Task
@@ -126,16 +126,18 @@ class Context:
 
     # --- passes
 
-    def forward(self, rows: Sequence[dict[str, Any]], *, train: bool = False) -> Pass:
+    def forward(
+        self, rows: Sequence[dict[str, Any]], *, train: bool = False, logits: bool = True
+    ) -> Pass:
         """Run `rows` through the model as it is; autograd as around the call.
 
-        Everything any method reads is captured, and logits.
+        Everything any method reads is captured, and logits unless `logits` is False.
         """
         batch = self._to_device(collate(rows, self.encoder.pad_id))
-        with self._mode(train), torch.random.fork_rng(enabled=train):
-            return self._run(batch, rows)
+        with self._mode(train), forked_rng(self.device) if train else nullcontext():
+            return self._run(batch, rows, logits)
 
-    def frozen(self, which: str) -> Callable[[Mapping[str, Any]], Pass]:
+    def frozen(self, which: str, logits: bool = True) -> Callable[[Mapping[str, Any]], Pass]:
         """A frozen model to compare with: "base", or "previous" (as the last task left it).
 
         With an adapter, "base" is the adapter switched off; else a copy of the trainable
@@ -146,7 +148,7 @@ class Context:
             with torch.no_grad(), self._mode(False):
                 if which == "base" and _has_adapter(self.model):
                     with _adapter_off(self.model):
-                        return self._run(dict(batch), ())
+                        return self._run(dict(batch), (), logits)
                 if which not in self._frozen:
                     raise ValueError(f"set reads = Reads(teacher={which!r}) on the method")
                 if is_sharded(self.model):
@@ -154,7 +156,7 @@ class Context:
                         "a frozen copy of the model is not available under FSDP2",
                         "train an adapter (model.tuning: lora) with teacher base, or use DDP",
                     )
-                return self._run(dict(batch), (), self._frozen[which])
+                return self._run(dict(batch), (), logits, self._frozen[which])
 
         return run
 
@@ -184,21 +186,24 @@ class Context:
         self,
         batch: dict[str, Any],
         rows: Sequence[Mapping[str, Any]],
+        logits: bool,
         weights: Weights | None = None,
     ) -> Pass:
         into = Pass(self.model, batch, rows=rows)
         inputs = {
             k: v for k, v in batch.items() if k in ("input_ids", "attention_mask", "position_ids")
         }
-        reads = [Reads(logits=True), *(m.reads for m in self.methods)]
+        reads = [Reads(logits=logits), *(m.reads for m in self.methods)]
         # The precision of training: rounding must not look like a change of the model.
+        inputs |= head_options(self.model, batch, logits)
         with self._autocast(), capture(self.model, reads, into):
             if weights is None:
                 out = self.model(**inputs)
             else:
                 out = torch.func.functional_call(self.model, weights, kwargs=inputs)
-        if into.head is None:
-            into.head = out.logits
+        into.exact = takes_positions(self.model)
+        if into.head is None or into.exact:
+            into.head = out.logits if logits else None
         return into
 
     # --- weights
@@ -251,6 +256,13 @@ class Context:
         finally:
             for module, flag in flags:
                 module.training = flag
+
+
+def forked_rng(device: torch.device) -> AbstractContextManager[None]:
+    """Random numbers drawn inside the block are not missed outside, on CPU and `device`."""
+    devices = [] if device.type == "cpu" else [device]
+    fork: AbstractContextManager[None] = torch.random.fork_rng(devices, device_type=device.type)
+    return fork
 
 
 def seed_of(*parts: object) -> int:

@@ -19,6 +19,8 @@ from torch import Tensor
 from perdure.errors import DataError
 from perdure.streams.task import Row
 
+ROWS = "_rows"
+"""Key of a batch under which Perdure's own trainer finds the rows on the host (`HostRows`)."""
 IGNORE = -100  # the label that cross entropy skips, transformers' convention
 _SENTINEL = "PerdureAnswerGoesHere"
 
@@ -144,6 +146,19 @@ def collate(rows: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, Tensor]
         labels[i, :n] = torch.as_tensor(row["labels"], dtype=torch.long)
         mask[i, :n] = 1
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+class HostRows(Sequence[Mapping[str, Any]]):
+    """A batch's encoded rows, which stay on the host when the batch goes to the device."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.rows = rows
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.rows[index]
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
 
 def row_key(row: Mapping[str, Any]) -> str:

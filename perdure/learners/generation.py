@@ -28,13 +28,12 @@ from perdure.learners.attach import (
     attach,
     give_weights,
     load_methods,
-    refuse_clashes,
     save_methods,
     serving,
 )
 from perdure.learners.batching import check_rows, split_batch, steps_of
 from perdure.learners.context import Context
-from perdure.learners.encoding import Encoder, collate
+from perdure.learners.encoding import ROWS, Encoder, HostRows, collate
 from perdure.learners.measuring import Measuring
 from perdure.learners.tracking import Trackers
 from perdure.learners.trainer import EpochSampler, PerdureTrainer, Watch
@@ -70,7 +69,6 @@ class GenerationLearner(Measuring):
         display: Any,
         precision: str,
     ) -> None:
-        refuse_clashes(methods, recipe.order_matters)
         self.model, self.stream, self.methods = model, stream, methods
         self.recipe, self.run, self.display, self.precision = recipe, run, display, precision
         self.encoder = Encoder(tokenizer, recipe.model.chat_template, recipe.train.max_length)
@@ -177,7 +175,7 @@ class GenerationLearner(Measuring):
             model=self.model,
             args=args,
             train_dataset=encoded,
-            data_collator=lambda rows: collate(rows, pad),
+            data_collator=lambda rows: {**collate(rows, pad), ROWS: HostRows(rows)},
             processing_class=self.encoder.tokenizer,
         )
         trainer.ctx = ctx
@@ -244,7 +242,7 @@ class GenerationLearner(Measuring):
         from perdure.models import load_base
 
         names = set(trainable(self.model))
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.recipe.seed)
             base, _ = load_base(self.recipe.model, precision=self.precision)
         device = next(self.model.parameters()).device

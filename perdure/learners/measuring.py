@@ -107,20 +107,22 @@ class Measuring:
         model: Any = self.model
         active = model.active_adapter
         parts: list[TaskScore] = []
-        for name in sorted(set(adapters)):
-            model.set_adapter(name)
-            rows = [r for r, a in zip(task.test, adapters, strict=True) if a == name]
-            with self._autocast():
-                parts.append(
-                    score_task(
-                        self.model,
-                        self.encoder,
-                        replace(task, test=rows),
-                        batch_size=self.recipe.scoring.batch_size,
-                        accelerator=self.state,
+        try:
+            for name in sorted(set(adapters)):
+                model.set_adapter(name)
+                rows = [r for r, a in zip(task.test, adapters, strict=True) if a == name]
+                with self._autocast():
+                    parts.append(
+                        score_task(
+                            self.model,
+                            self.encoder,
+                            replace(task, test=rows),
+                            batch_size=self.recipe.scoring.batch_size,
+                            accelerator=self.state,
+                        )
                     )
-                )
-        model.set_adapter(active)
+        finally:
+            model.set_adapter(active)
         items = [item for part in parts for item in part.items]
         return replace(parts[0], score=pooled(task.metric, items), items=items)
 

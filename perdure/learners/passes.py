@@ -8,6 +8,7 @@ average over processes) gives the mean of the step exactly.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -52,7 +53,7 @@ class Rows(Sequence[dict[str, Any]]):
 
     def totals_of_all(self, shares: int = 1) -> Totals:
         """The totals of these rows taken as a whole step."""
-        tokens = sum(sum(x != IGNORE for x in row["labels"][1:]) for row in self.rows)
+        tokens = sum(labels_of(row) for row in self.rows)
         positions = sum(len(row["input_ids"]) for row in self.rows)
         return Totals(len(self.rows), tokens, positions, shares)
 
@@ -65,7 +66,7 @@ class Pass:
     batch: dict[str, Any]
     totals: Totals | None = None
     rows: Sequence[Mapping[str, Any]] = ()
-    hidden: dict[int, Tensor] = field(default_factory=dict)
+    hidden: Mapping[int, Tensor] = field(default_factory=dict)
     """Layer to its output, (batch, seq, hidden); -1 is the output of the final norm."""
     last: Tensor | None = None
     head: Tensor | None = None
@@ -79,8 +80,15 @@ class Pass:
         """Real positions, (batch, seq) bool."""
         mask = self.batch.get("attention_mask")
         real = torch.ones_like(self.batch["input_ids"]) if mask is None else mask
-        keep = torch.tensor([not r.get("_filler") for r in self.rows], device=real.device)
-        return (real.bool() & keep.unsqueeze(1)) if len(keep) else real.bool()
+        return real.bool() if self._real_rows is None else real.bool() & self._real_rows[:, None]
+
+    @cached_property
+    def _real_rows(self) -> Tensor | None:
+        """(rows,) bool; None where no row only fills up a process's batch."""
+        if not any(r.get("_filler") for r in self.rows):
+            return None
+        device = next(self.model.parameters()).device
+        return torch.tensor([not r.get("_filler") for r in self.rows], device=device)
 
     @cached_property
     def targets(self) -> Tensor:
@@ -148,9 +156,9 @@ class Pass:
 
     def row_mean(self, values: Tensor) -> Tensor:
         """Mean over the step's rows of `values` (rows,)."""
-        real = torch.tensor([not r.get("_filler") for r in self.rows], device=values.device)
         total = self.totals.rows if self.totals else values.numel()
-        return self._mean((values * real if len(real) else values).sum(), total)
+        real = values if self._real_rows is None else values * self._real_rows
+        return self._mean(real.sum(), total)
 
     def position_mean(self, values: Tensor) -> Tensor:
         """Mean over the step's real positions of `values` (batch, seq)."""
@@ -167,24 +175,43 @@ class Pass:
 
     def split(self, sizes: Sequence[int], totals: Sequence[Totals | None]) -> list[Pass]:
         """Cut a pass over several methods' rows into one pass a method, in the same order."""
-        parts, start = [], 0
+        parts, start, spoken = [], 0, 0
         for size, total in zip(sizes, totals, strict=True):
             cut = slice(start, start + size)
-            parts.append(
-                Pass(
-                    self.model,
-                    {k: v[cut] for k, v in self.batch.items() if torch.is_tensor(v)},
-                    total,
-                    self.rows[cut],
-                    {k: v[cut] for k, v in self.hidden.items()},
-                    None if self.last is None else self.last[cut],
-                    None if self.head is None else self.head[cut],
-                    False,
-                    None if self.attentions is None else [a[cut] for a in self.attentions],
-                )
+            head = None if self.head is None else self.head[cut]
+            if self.exact and self.head is not None:
+                labels = sum(labels_of(row) for row in self.rows[cut])
+                head, spoken = self.head[spoken : spoken + labels], spoken + labels
+            part = Pass(
+                self.model,
+                {k: v[cut] for k, v in self.batch.items() if torch.is_tensor(v)},
+                total,
+                self.rows[cut],
+                {k: v[cut] for k, v in self.hidden.items()},
+                None if self.last is None else self.last[cut],
+                head,
+                self.exact,
+                None if self.attentions is None else [a[cut] for a in self.attentions],
             )
+            if not self.batch:  # of a pack, which has no batch to work them out from
+                _cut_known(self, part, cut)
+            parts.append(part)
             start += size
         return parts
+
+
+def _cut_known(whole: Pass, part: Pass, cut: slice) -> None:
+    before = sum(labels_of(row) for row in whole.rows[: cut.start])
+    spoken = slice(before, before + sum(labels_of(row) for row in part.rows))
+    row, column = whole.where
+    part.__dict__["mask"] = whole.mask[cut]
+    part.__dict__["where"] = (row[spoken] - cut.start, column[spoken])
+    part.__dict__["labels"] = whole.labels[spoken]
+
+
+def labels_of(row: Mapping[str, Any]) -> int:
+    """How many tokens of an encoded row are predicted and counted."""
+    return sum(label != IGNORE for label in row["labels"][1:])
 
 
 def decoder_of(model: nn.Module) -> nn.Module:
@@ -206,6 +233,22 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
     raise AttributeError(f"{type(decoder).__name__} has no list of layers")
 
 
+def takes_positions(model: nn.Module) -> bool:
+    """Whether the head can be run on chosen positions only (`logits_to_keep`)."""
+    host: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    return "logits_to_keep" in inspect.signature(host.forward).parameters
+
+
+def head_options(model: nn.Module, batch: Mapping[str, Any], logits: bool) -> dict[str, Any]:
+    """Arguments that run the head on a batch's label positions only, or hardly at all."""
+    if not takes_positions(model):
+        return {}
+    if not logits:
+        return {"logits_to_keep": 1}
+    targets = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE)
+    return {"logits_to_keep": targets != IGNORE}
+
+
 def _first(output: Any) -> Tensor:
     if hasattr(output, "last_hidden_state"):
         output = output.last_hidden_state
@@ -221,6 +264,8 @@ def capture(model: nn.Module, reads: Sequence[Reads], into: Pass) -> Iterator[Pa
     fused into the loss. Only the first forward inside the block is kept.
     """
     handles = []
+    hidden: dict[int, Tensor] = {}
+    into.hidden = hidden
     layers = sorted({k for r in reads for k in r.hidden})
     need_logits = any(r.logits for r in reads)
 
@@ -228,7 +273,7 @@ def capture(model: nn.Module, reads: Sequence[Reads], into: Pass) -> Iterator[Pa
         if into.last is None:
             into.last = _first(output)
             if -1 in layers:
-                into.hidden[-1] = into.last
+                hidden[-1] = into.last
 
     def keep_head(_: nn.Module, __: Any, output: Any) -> None:
         if into.head is None:
@@ -243,7 +288,7 @@ def capture(model: nn.Module, reads: Sequence[Reads], into: Pass) -> Iterator[Pa
         if k != -1:
             handles.append(
                 layers_of(model)[k].register_forward_hook(
-                    lambda _, __, out, k=k: into.hidden.setdefault(k, _first(out))
+                    lambda _, __, out, k=k: hidden.setdefault(k, _first(out))
                 )
             )
     try:

@@ -1,17 +1,17 @@
 """The `transformers.Trainer` that Perdure's own learner runs: the same optimisation, less waste.
 
-It differs from a plain Trainer in four ways, none of which changes the objective:
+It differs from a plain Trainer in five ways, none of which changes the objective:
 - the head runs on the positions that predict a label only (prompts are two thirds of a chat row);
 - rows of like length share a batch, in an order that depends on seed and epoch alone, so that a
   resumed run sees the same batches;
 - an epoch's last batch is filled up from the epoch's start, so that any number of processes and
   micro-batches sees the same global batches;
+- extra rows of methods run in one pass with the task's rows (`perdure.learners.packing`);
 - a loss that is not finite stops the run before anything is saved.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,8 +26,11 @@ from transformers import Trainer, TrainerCallback
 from perdure.errors import TrainingError
 from perdure.files import seal, unseal
 from perdure.learners.context import Context, seed_of
-from perdure.learners.encoding import IGNORE
-from perdure.learners.weights import is_sharded
+from perdure.learners.encoding import IGNORE, ROWS
+from perdure.learners.packing import EncodedRow, Packed, keeps_rows_apart, pack
+from perdure.learners.passes import takes_positions
+from perdure.learners.weights import is_sharded, put
+from perdure.models.restore import load_weights
 
 _SORTED_TOGETHER = 2
 """Global batches sorted by length at a time. More would leave less padding, but where length goes
@@ -75,8 +78,8 @@ class PerdureTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        accepts = inspect.signature(self._bare_model().forward).parameters
-        self.head_is_exact = "logits_to_keep" in accepts
+        self.head_is_exact = takes_positions(self.model)
+        self.packs: bool | None = None  # known after the first look
         self.finite: Tensor | bool = True
 
     def _bare_model(self) -> nn.Module:
@@ -95,6 +98,7 @@ class PerdureTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         self.ctx.tokens += inputs["attention_mask"].sum()
+        inputs = {k: v for k, v in inputs.items() if k != ROWS}
         if self.head_is_exact:
             targets = nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORE)
             keep = targets != IGNORE
@@ -102,6 +106,58 @@ class PerdureTrainer(Trainer):
         return super().compute_loss(
             model, inputs, return_outputs, num_items_in_batch=num_items_in_batch
         )
+
+    def packed(self, inputs: Mapping[str, Any], extra: Sequence[EncodedRow]) -> Packed | None:
+        """The micro-batch's rows and `extra` for one pass; None where this model takes none.
+
+        The model is tried once: its rows in a pack must not see one another. Models that add a
+        loss of their own (routers of experts) are left out, as it counts positions.
+        """
+        rows, pad = inputs[ROWS], self.ctx.encoder.pad_id
+        config: Any = self._bare_model().config
+        if self.packs is None:
+            balanced = getattr(config, "output_router_logits", False)
+            self.packs = (
+                self.head_is_exact
+                and not balanced
+                and keeps_rows_apart(self._bare_model(), extra, pad, self.accelerator.autocast)
+            )
+        if not self.packs:
+            return None
+        self.ctx.tokens += sum(len(row["input_ids"]) for row in (*rows, *extra))
+        return pack(
+            rows,
+            extra,
+            pad_id=pad,
+            extra_logits=any(m.reads.logits for m in self.ctx.methods),
+            one_line="flash" in str(config._attn_implementation),
+            device=self.ctx.device,
+        )
+
+    def packed_loss(self, model: nn.Module, packed: Packed, items: Any) -> tuple[Tensor, Tensor]:
+        """The task rows' loss, as in any other step, and the logits of the pack."""
+
+        def loss_of(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+            logits = packed.main.logits(outputs.logits)
+            bare: Any = self._bare_model()
+            found: Tensor = bare.loss_function(
+                logits=logits,
+                labels=None,
+                vocab_size=logits.shape[-1],
+                num_items_in_batch=num_items_in_batch,
+                shift_labels=labels,
+            )
+            return found
+
+        host: Any = self
+        host.compute_loss_func = loss_of
+        try:
+            loss, outputs = super().compute_loss(
+                model, {**packed.inputs, "labels": packed.main.labels}, True, items
+            )
+        finally:
+            host.compute_loss_func = None
+        return loss, outputs.logits
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss: Tensor = super().training_step(*args, **kwargs)
@@ -126,6 +182,14 @@ class PerdureTrainer(Trainer):
         if self.is_world_process_zero():
             unseal(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
         super()._save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        folder, host = Path(resume_from_checkpoint), self.ctx.model
+        if (folder / "model.safetensors").exists() and not is_sharded(host):
+            # The trainer passes over tensors that some families save under other names
+            # (experts of a mixture), and only warns of it.
+            put(host, load_weights(host, folder))
 
 
 class Watch(TrainerCallback):

@@ -1,7 +1,8 @@
 """Keep the answers' predictions near those that the model gave before this task.
 
 While a task is learned, the model as the last task left it predicts the same new rows, and the
-student is held to its softened predictions. Needs no old data; does nothing in the first task.
+student is held to its softened predictions. Needs no old data. In the first task "before" is the
+base model, as the paper's old network is the pretrained one.
 Paper: Learning without Forgetting, Li and Hoiem 2016 (arXiv 1606.09282), equations 2 and 3; the
 factor T^2 is Hinton et al. 2015 (arXiv 1503.02531), section 2.
 
@@ -47,8 +48,6 @@ class LwF(Method):
     reads = Reads(logits=True, teacher="previous")
 
     def loss(self, ctx: Context, main: Pass, extra: Pass | None) -> Mapping[str, Tensor]:
-        if ctx.task_index == 0:  # nothing was learned yet that this run could forget
-            return {}
         teacher = ctx.frozen("previous")(main.batch)
         pull = lwf_loss(main.logits, teacher.logits, self.config.temperature)
         return {"lwf": self.config.weight * main.token_mean(pull)}

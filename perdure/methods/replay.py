@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from perdure.methods._buffer import Kept, balanced, reservoir
-from perdure.methods.base import Method, MethodConfig
+from perdure.methods.base import Method, MethodConfig, Reads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,6 +43,7 @@ class ReplayConfig(MethodConfig):
 class Replay(Method):
     Config = ReplayConfig
     config: ReplayConfig
+    reads = Reads(logits=True)
     saved = ("kept", "seen")
 
     def __init__(self, config: ReplayConfig) -> None:

@@ -65,6 +65,7 @@ def smallest(
 class Rewind(Method):
     Config = RewindConfig
     config: RewindConfig
+    needs_validation = True
 
     def __init__(self, config: RewindConfig) -> None:
         super().__init__(config)

@@ -94,6 +94,8 @@ def audit(
     started = time.perf_counter()
     tasks, texts = tuple(stream or ()), general_texts(stream, general)
     margins = Margins(max_drop, max_loss_rise, max_kl)
+    if precision not in ("fp32", "bf16"):
+        raise UsageError(f"audit: --precision {precision}: unknown", "one of: fp32, bf16")
     if not 0 < alpha < 0.5:
         raise UsageError(f"audit: --alpha {alpha:g}: must be between 0 and 0.5", "0.05 is usual")
     plan = plan_measures(measures, tasks, texts, max_kl)
@@ -287,7 +289,10 @@ def _load(model: Model, precision: str, device: torch.device | str | None) -> tu
     else:
         from perdure.models import load_saved
 
-        loaded, tokenizer = load_saved(model, precision=precision)
+        loaded, tokenizer = load_saved(model)
+        if precision == "bf16":
+            # All weights alike, an adapter's base too: rounding must not look like a change.
+            loaded = loaded.to(torch.bfloat16)
         if device is None and torch.cuda.is_available():
             device = "cuda"
     return (loaded if device is None else loaded.to(device)), tokenizer

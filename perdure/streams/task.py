@@ -9,6 +9,8 @@ Every row of a generation task, wherever it came from, has one schema:
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -55,6 +57,12 @@ class GeneralText:
     replay: Sequence[str] = ()
     held_out: Sequence[str] = ()
     source: str = ""
+
+    @property
+    def version(self) -> str:
+        """A hash of all texts."""
+        texts = json.dumps([list(self.replay), list(self.held_out)])
+        return hashlib.sha256(texts.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)

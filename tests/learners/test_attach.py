@@ -224,6 +224,13 @@ def test_evaluation_serves_the_methods_weights_and_puts_the_old_ones_back(
     same(model, before, 0.0)
 
 
+def test_a_second_attach_is_refused(tiny: Any, tmp_path: Path) -> None:
+    model, tokenizer = tiny
+    trainer = train(model, tokenizer, tmp_path, [Method(MethodConfig())])
+    with pytest.raises(UsageError, match="has methods already"):
+        perdure.attach(trainer, "sequential")
+
+
 def test_clashes_and_what_a_foreign_trainer_cannot_do_are_refused(
     tiny: Any, tmp_path: Path
 ) -> None:

@@ -27,13 +27,22 @@ def test_gradient_is_that_of_the_papers_cross_entropy() -> None:
     torch.testing.assert_close(ours, student.grad)
 
 
-def test_the_first_task_and_an_unmoved_model_cost_nothing(context: Any) -> None:
+@pytest.mark.parametrize("index", [0, 1])
+def test_an_unmoved_model_costs_nothing(context: Any, index: int) -> None:
     method = LwF(LwFConfig())
-    ctx = context(method)
-    assert method.loss(ctx, None, None) == {}  # type: ignore[arg-type]
-    ctx = context(method, task=SECOND, task_index=1)
+    ctx = context(method, task=SECOND, task_index=index)
     main = ctx.forward([ctx.encode(row) for row in SECOND.train[:3]])
     assert method.loss(ctx, main, None)["lwf"].item() == pytest.approx(0.0, abs=1e-9)
+
+
+def test_in_the_first_task_the_old_model_is_the_base(context: Any) -> None:
+    method = LwF(LwFConfig())
+    ctx = context(method)
+    with torch.no_grad():
+        for parameter in ctx.model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    main = ctx.forward([ctx.encode(row) for row in FIRST.train[:3]])
+    assert method.loss(ctx, main, None)["lwf"].item() > 0.01
 
 
 def test_teacher_is_the_previous_model_at_the_same_tokens(context: Any) -> None:

@@ -1,0 +1,228 @@
+"""A micro-batch's task rows and extra rows in one forward pass, with little of it padding.
+
+Rows of unlike length would waste a padded batch: a general text has hundreds of tokens, a labelled
+row thirty. Here rows lie one behind another in lines as long as the longest row (for flash
+attention one single line). Position ids begin anew with each row, from which `transformers` builds
+an attention mask that keeps the rows apart; `keeps_rows_apart` checks that this model does.
+
+All positions are worked out on the host from the rows' lengths: nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perdure.learners.encoding import IGNORE, collate
+from perdure.learners.passes import Pass, Totals, capture
+from perdure.methods.base import Reads
+
+EncodedRow = Mapping[str, Any]
+
+
+def lines(lengths: Sequence[int], width: int) -> list[list[int]]:
+    """Lay rows into lines of `width` tokens, longest first, each where it fits first.
+
+    Returns: the rows' numbers by line.
+    """
+    found: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        at = next((k for k, free in enumerate(room) if free >= lengths[i]), len(found))
+        if at == len(found):
+            found.append([])
+            room.append(width)
+        found[at].append(i)
+        room[at] -= lengths[i]
+    return found
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where the task's rows, or the extra ones, lie in the pack."""
+
+    rows: Sequence[EncodedRow]
+    mask: Tensor
+    """Real positions, (rows, longest) bool."""
+    states: Tensor
+    """Place of each token in the flattened lines, (rows, longest); 0 where a row is padded."""
+    heads: Tensor
+    """Place of each label's prediction in the flattened logits, (tokens,), row after row."""
+    where: tuple[Tensor, Tensor]
+    """Row and column of the position that predicts each label, each (tokens,)."""
+    labels: Tensor
+    """(tokens,)"""
+
+    def logits(self, packed: Tensor) -> Tensor:
+        """Of the model's logits those of this part's labels, (tokens, vocab)."""
+        return packed.flatten(0, 1)[self.heads]
+
+    def of(self, whole: Pass, logits: Tensor | None, totals: Totals | None) -> Pass:
+        """These rows of the packed pass `whole` as a pass of their own."""
+        found = Pass(
+            whole.model,
+            {},
+            totals,
+            self.rows,
+            Unpacked(whole.hidden, self.states),
+            head=logits,
+            exact=logits is not None,
+        )
+        # Worked out on the host already; from a batch the device would be asked for them.
+        known = {"mask": self.mask, "where": self.where, "labels": self.labels}
+        found.__dict__.update(known)
+        return found
+
+
+class Unpacked(Mapping[int, Tensor]):
+    """Hidden states of some rows of a pack, by layer, (rows, longest, hidden), when asked for."""
+
+    def __init__(self, lines: Mapping[int, Tensor], places: Tensor) -> None:
+        self.lines, self.places = lines, places
+
+    def __getitem__(self, layer: int) -> Tensor:
+        return self.lines[layer].flatten(0, 1)[self.places]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.lines)
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows packed for one forward pass."""
+
+    inputs: dict[str, Any]
+    """What the model is called with; its logits are (lines, most labels of a line, vocab)."""
+    main: Part
+    extra: Part
+
+
+def pack(
+    main: Sequence[EncodedRow],
+    extra: Sequence[EncodedRow],
+    *,
+    pad_id: int,
+    extra_logits: bool,
+    one_line: bool = False,
+    device: torch.device | None = None,
+) -> Packed:
+    """Lay out task rows and extra rows.
+
+    Args:
+        extra_logits: whether the head also runs on the extra rows' label positions.
+        one_line: all rows in one line, which flash attention needs.
+    """
+    rows = [*main, *extra]
+    lengths = [len(row["input_ids"]) for row in rows]
+    width = sum(lengths) if one_line else max(lengths)
+    laid = lines(lengths, width)
+    ids = torch.full((len(laid), width), pad_id)
+    positions = torch.zeros((len(laid), width), dtype=torch.long)
+    starts = [0] * len(rows)
+    columns: list[list[int]] = []  # of each line, where a logit is needed
+    heads: dict[tuple[int, int], int] = {}  # (row, column in it) to its number in its line
+    line_of = [0] * len(rows)
+    for k, members in enumerate(laid):
+        at = 0
+        wanted: list[int] = []
+        for i in members:
+            n = lengths[i]
+            ids[k, at : at + n] = torch.tensor(rows[i]["input_ids"])
+            positions[k, at : at + n] = torch.arange(n)
+            starts[i], line_of[i] = at, k
+            if i < len(main) or extra_logits:
+                for t in label_columns(rows[i]):
+                    heads[i, t] = len(wanted)
+                    wanted.append(at + t)
+            at += n
+        positions[k, at:] = torch.arange(width - at)
+        columns.append(wanted)
+    most = max(1, *map(len, columns))
+    keep = torch.tensor([c + [0] * (most - len(c)) for c in columns])
+
+    def part(numbers: range) -> Part:
+        longest = max((lengths[i] for i in numbers), default=0)
+        states = torch.zeros((len(numbers), longest), dtype=torch.long)
+        mask = torch.zeros((len(numbers), longest), dtype=torch.bool)
+        for j, i in enumerate(numbers):
+            first = line_of[i] * width + starts[i]
+            states[j, : lengths[i]] = torch.arange(first, first + lengths[i])
+            mask[j, : lengths[i]] = not rows[i].get("_filler")
+        places = [(j, i, t) for j, i in enumerate(numbers) for t in label_columns(rows[i])]
+        told = [line_of[i] * most + heads[i, t] for _, i, t in places if (i, t) in heads]
+        labels = [rows[i]["labels"][t + 1] for _, i, t in places]
+        where = torch.tensor([[j, t] for j, _, t in places], dtype=torch.long).reshape(-1, 2)
+        row, column = where.T.contiguous()
+        return Part(
+            [rows[i] for i in numbers],
+            _to(mask, device),
+            _to(states, device),
+            _to(torch.tensor(told, dtype=torch.long), device),
+            (_to(row, device), _to(column, device)),
+            _to(torch.tensor(labels, dtype=torch.long), device),
+        )
+
+    return Packed(
+        {
+            "input_ids": _to(ids, device),
+            "position_ids": _to(positions, device),
+            "logits_to_keep": _to(keep, device),
+            "use_cache": False,  # transformers looks for packed rows only without one
+        },
+        part(range(len(main))),
+        part(range(len(main), len(rows))),
+    )
+
+
+def label_columns(row: EncodedRow) -> list[int]:
+    """Positions of a row whose next token is a label."""
+    return [t for t, label in enumerate(row["labels"][1:]) if label != IGNORE]
+
+
+def _to(tensor: Tensor, device: torch.device | None) -> Tensor:
+    if device is None or device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+@torch.no_grad()
+def keeps_rows_apart(
+    model: nn.Module,
+    rows: Sequence[EncodedRow],
+    pad_id: int,
+    autocast: Callable[[], AbstractContextManager[Any]],
+) -> bool:
+    """Whether rows of a pack have the states they have alone, up to rounding."""
+    short = [
+        {"input_ids": row["input_ids"][:8], "labels": [IGNORE] * len(row["input_ids"][:8])}
+        for row in (rows[0], rows[-1])
+    ]
+    device = next(model.parameters()).device
+    packed = pack(short, (), pad_id=pad_id, extra_logits=False, one_line=True, device=device)
+    batch = {k: v.to(device) for k, v in collate(short, pad_id).items() if k != "labels"}
+    flags = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        with autocast():
+            alone, together = Pass(model, batch), Pass(model, packed.inputs)
+            for into, inputs in ((alone, batch), (together, packed.inputs)):
+                with capture(model, [Reads(hidden=(-1,))], into):
+                    model(**{**inputs, "logits_to_keep": 1})
+    except (TypeError, ValueError, RuntimeError):
+        return False  # its forward does not take packed rows
+    finally:
+        for module, flag in flags:
+            module.training = flag
+    real = batch["attention_mask"].bool()
+    old = alone.hidden[-1].float()[real]
+    new = Unpacked(together.hidden, packed.main.states)[-1].float()[real]
+    # A row that sees its neighbour differs by the size of the states themselves.
+    return bool((old - new).norm() <= 0.02 * old.norm())

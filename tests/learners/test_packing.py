@@ -1,0 +1,141 @@
+"""Task rows and extra rows in one pass give what separate passes give."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import write_recipe
+
+from perdure.learners.encoding import IGNORE, collate
+from perdure.learners.packing import keeps_rows_apart, lines, pack
+from perdure.learners.passes import Pass, capture
+from perdure.methods.base import Reads
+
+MAIN = [
+    {"input_ids": [5, 6, 7, 8], "labels": [IGNORE, IGNORE, 7, 8]},
+    {"input_ids": [9, 10, 11], "labels": [IGNORE, IGNORE, 11]},
+]
+EXTRA = [
+    {"input_ids": list(range(20, 30)), "labels": list(range(20, 30))},
+    {"input_ids": [40, 41, 42], "labels": [40, 41, 42]},
+]
+
+
+def test_rows_fill_lines_longest_first() -> None:
+    assert lines([4, 3, 10, 3], 10) == [[2], [0, 1, 3]]
+    assert lines([4, 3, 10, 3], 20) == [[2, 0, 1, 3]]
+    assert lines([5, 5, 5], 5) == [[0], [1], [2]]
+
+
+def test_a_pack_by_hand() -> None:
+    found = pack(MAIN, EXTRA, pad_id=0, extra_logits=False)
+    assert found.inputs["input_ids"].tolist() == [
+        [20, 21, 22, 23, 24, 25, 26, 27, 28, 29], [5, 6, 7, 8, 9, 10, 11, 40, 41, 42],
+    ]  # fmt: skip
+    assert found.inputs["position_ids"].tolist() == [
+        list(range(10)), [0, 1, 2, 3, 0, 1, 2, 0, 1, 2],
+    ]  # fmt: skip
+    # Tokens 7, 8 and 11 are predicted where 6, 7 and 10 are; the first line needs no logits.
+    assert found.inputs["logits_to_keep"].tolist() == [[0, 0, 0], [1, 2, 5]]
+    assert found.main.heads.tolist() == [3, 4, 5]
+    assert found.main.labels.tolist() == [7, 8, 11]
+    assert [w.tolist() for w in found.main.where] == [[0, 0, 1], [1, 2, 1]]
+    assert found.main.states.tolist() == [[10, 11, 12, 13], [14, 15, 16, 0]]
+    assert found.extra.states[1].tolist() == [17, 18, 19, 0, 0, 0, 0, 0, 0, 0]
+    assert found.extra.mask.sum(1).tolist() == [10, 3]
+    assert found.extra.heads.tolist() == []
+    full = pack(MAIN, EXTRA, pad_id=0, extra_logits=True)
+    assert len(full.extra.heads) == len(full.extra.labels) == 9 + 2
+
+
+def test_a_short_line_is_filled_with_a_row_of_padding() -> None:
+    found = pack(MAIN, (), pad_id=0, extra_logits=False)
+    assert found.inputs["input_ids"].tolist() == [[5, 6, 7, 8], [9, 10, 11, 0]]
+    assert found.inputs["position_ids"].tolist() == [[0, 1, 2, 3], [0, 1, 2, 0]]
+
+
+def family(name: str) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes: dict[str, Any] = {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "max_position_embeddings": 64, "bos_token_id": 1,
+        "eos_token_id": 2, "pad_token_id": 0,
+    }  # fmt: skip
+    if name in ("llama", "qwen2", "gemma2"):
+        sizes |= {"num_key_value_heads": 2, "head_dim": 8}
+    if name == "gpt2":
+        sizes = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64,
+                 "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **sizes)).eval()
+
+
+@pytest.mark.parametrize("one_line", [False, True])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma2", "gpt_neox", "gpt2"])
+def test_a_packed_pass_equals_a_pass_for_each_row(name: str, one_line: bool) -> None:
+    model = family(name)
+    assert keeps_rows_apart(model, [*MAIN, *EXTRA], 0, nullcontext)
+    packed = pack(MAIN, EXTRA, pad_id=0, extra_logits=True, one_line=one_line)
+    whole = Pass(model, packed.inputs)
+    with capture(model, [Reads(hidden=(0, -1))], whole):
+        logits = model(**packed.inputs).logits
+    for part, rows in ((packed.main, MAIN), (packed.extra, EXTRA)):
+        found = part.of(whole, part.logits(logits), None)
+        alone = [Pass(model, collate([row], 0)) for row in rows]
+        for one in alone:
+            with capture(model, [Reads(hidden=(0, -1), logits=True)], one):
+                one.model(one.batch["input_ids"])
+        close(found.logits, torch.cat([one.logits for one in alone]))
+        close(found.nll, torch.cat([one.nll for one in alone]))
+        for layer in (0, -1):
+            states = torch.cat([one.hidden[layer][0] for one in alone])
+            close(found.hidden[layer][found.mask], states)
+        # Rows of two methods are cut apart again.
+        first, second = found.split([1, 1], [None, None])
+        close(first.nll, alone[0].nll)
+        close(second.nll, alone[1].nll)
+        close(second.hidden[-1][second.mask], alone[1].hidden[-1][0])
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_a_model_that_looks_over_the_border_is_not_packed(monkeypatch: Any) -> None:
+    from transformers import masking_utils
+
+    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda ids: None)
+    assert not keeps_rows_apart(family("llama"), [*MAIN, *EXTRA], 0, nullcontext)
+
+
+def test_one_pass_learns_what_two_passes_learn(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    import perdure
+    from perdure.learners import trainer
+
+    # Not the margin loss: it divides by a count of neurons that rounding alone can change.
+    gere = {"name": "gere", "insert": 3, "loss": "l2", "weight": 1}
+    methods = [gere, {"name": "replay", "ratio": 0.5}]
+    path = write_recipe(tmp_path, tiny_model_dir, method=methods, train__micro_batch_size=2)
+    packs: list[bool] = []
+
+    def learned(name: str, apart: bool) -> list[dict[str, Any]]:
+        monkeypatch.setattr(trainer, "keeps_rows_apart", lambda *_: packs.append(apart) or apart)
+        recipe = perdure.load_recipe(path)
+        run = perdure.Run.create(tmp_path / name, recipe)
+        perdure.learn(recipe, run)
+        return run.log_rows()
+
+    one, two = learned("one", True), learned("two", False)
+    assert packs == [True, True, False, False]  # looked at once a task
+    assert len(one) == len(two) == 24
+    for a, b in zip(one, two, strict=True):
+        for key in [k for k in a if k == "loss" or k.startswith("method/")]:
+            assert a[key] == pytest.approx(b[key], rel=1e-4, abs=1e-5), key
