@@ -1,7 +1,8 @@
 """The command line: one function a command, with its options; the work is in `perdure.commands`.
 
 Exit codes: 0 done, 2 wrong usage, recipe, data or model, 4 a run directory in the way, 5 training
-could not go on, 130 interrupted (`perdure.errors`); `audit` adds 1 for lost and 3 for undecided.
+could not go on, 130 interrupted (`perdure.errors`); `audit` adds 1 for lost and 3 for undecided,
+`repair` 1 for nothing found.
 """
 
 from __future__ import annotations
@@ -299,4 +300,99 @@ def audit(
         fail_fast=fail_fast,
         seed=seed,
     )
+    raise typer.Exit(code)
+
+
+@app.command(
+    epilog="Example: perdure diagnose base tuned --tasks recipe.yaml",
+    short_help="Tell what was lost: knowledge, alignment, format",
+)
+@told
+def diagnose(
+    base: Annotated[
+        str, typer.Argument(metavar="BASE", help="The model that could do the tasks, as in audit.")
+    ],
+    tuned: Annotated[str, typer.Argument(metavar="TUNED", help="The model to examine, likewise.")],
+    tasks: Annotated[
+        Path, typer.Option(metavar="RECIPE", help="Diagnose its tasks.", show_default=False)
+    ],
+    max_drop: Annotated[
+        float, typer.Option(help="Drop of a task's score, 0 to 1, that is no loss.")
+    ] = 0.05,
+    alpha: Annotated[
+        float, typer.Option(help="Chance of error of each end of an interval.")
+    ] = 0.05,
+    rows: Annotated[
+        int | None, typer.Option(min=2, help="Test rows a task at most.  [default: all]")
+    ] = None,
+    relearn: Annotated[
+        int, typer.Option(min=0, help="Train rows of the short training; 0: none.")
+    ] = 10,
+    learning_rate: Annotated[float, typer.Option(help="Of the short training.")] = 1e-4,
+    shots: Annotated[
+        int, typer.Option(min=0, help="Train rows as examples in the prompt; 0: none.")
+    ] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Tell what TUNED lost on each task: knowledge, alignment, the answers' format, or nothing."""
+    from perdure.commands import diagnose as command
+
+    command.diagnose(
+        base,
+        tuned,
+        tasks,
+        as_json,
+        max_drop=max_drop,
+        alpha=alpha,
+        rows=rows,
+        relearn=relearn,
+        learning_rate=learning_rate,
+        shots=shots,
+        seed=seed,
+    )
+
+
+@app.command(
+    epilog="Example: perdure repair base tuned --general texts.txt --task recipe.yaml",
+    short_help="Take back a part of a tuning that cost general ability",
+)
+@told
+def repair(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="Model folder, run, .gguf, hub id.")],
+    tuned: Annotated[
+        str, typer.Argument(metavar="TUNED", help="The model to repair, or a LoRA adapter on BASE.")
+    ],
+    general: Annotated[
+        str, typer.Option(metavar="FILE", help="General texts: .txt, .jsonl, or pydoc.")
+    ],
+    task: Annotated[
+        list[Path],
+        typer.Option(metavar="RECIPE", help="Its tasks must be kept; may be given several times."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Must not exist.  [default: TUNED-repaired]"),
+    ] = None,
+    max_task_loss: Annotated[
+        float, typer.Option(help="Share of each task's gain over BASE that may be lost.")
+    ] = 0.02,
+    steps: Annotated[int, typer.Option(metavar="N", help="Then train for N steps with gere.")] = 0,
+    rows: Annotated[
+        int, typer.Option(min=2, help="Test rows a task; half search, half report.")
+    ] = 200,
+    texts: Annotated[
+        int, typer.Option(min=2, help="General texts; half search, half report.")
+    ] = 64,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16, to compute in.")] = "fp32",
+    seed: Annotated[int, typer.Option(min=0, help="Of the halves, and of the training.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Search weights between BASE and TUNED that lose less in general: exit 0 written, 1 none."""
+    from perdure.commands import repair as command
+
+    code = command.repair(
+        base, tuned, general, task, out, as_json, rows, texts,
+        max_task_loss=max_task_loss, steps=steps, precision=precision, seed=seed,
+    )  # fmt: skip
     raise typer.Exit(code)

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, PrivateAttr, field_validator
 
+from perdure.config_measuring import GaugesConfig, GeneralConfig, ScoringConfig, StopConfig
+from perdure.section import Section, mistakes_error
 from perdure.streams.task import Metric, Scenario
 from perdure.yaml_file import Mistake, near, write
 
@@ -38,41 +39,6 @@ Schedule = Literal[
     "inverse_sqrt",
 ]  # fmt: skip
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "comet_ml", "clearml", "swanlab"]
-
-
-class Section(BaseModel):
-    """Base of all sections: typed, frozen, an unknown key is an error.
-
-    `mistakes` yields what is wrong between keys, each at its own key.
-    """
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, coerce_numbers_to_str=True, allow_inf_nan=False
-    )
-
-    def mistakes(self) -> Iterator[Mistake]:
-        yield from ()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_sections(cls, data: Any) -> Any:
-        """A section whose keys are all commented out reads as null; it means the defaults."""
-        if not isinstance(data, dict):
-            return data
-        sections = {name for name, field in cls.model_fields.items() if field.default_factory}
-        return {k: v for k, v in data.items() if v is not None or k not in sections}
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Section:
-        if found := list(self.mistakes()):
-            raise mistakes_error(found)
-        return self
-
-
-def mistakes_error(found: Sequence[Mistake]) -> PydanticCustomError:
-    """One pydantic error that carries several mistakes; `recipe_check` takes them apart again."""
-    text = "; ".join(".".join(map(str, m.key)) + ": " + m.what for m in found)
-    return PydanticCustomError("mistakes", "{text}", {"text": text, "mistakes": tuple(found)})
 
 
 class LoraConfig(Section):
@@ -215,19 +181,6 @@ class StreamConfig(Section):
                 yield Mistake(("order", i), f'"{name}" comes twice')
 
 
-class GeneralConfig(Section):
-    source: str = Field("pydoc", description="pydoc (Python's reference), or a .txt/.jsonl file")
-    column: str = Field("text", description="column of a .jsonl file")
-    replay_rows: int = Field(64, ge=0, description="texts that methods may train on")
-    held_out_rows: int = Field(32, ge=0, description="other texts, to measure perplexity on")
-    max_tokens: int = Field(128, gt=1, description="held-out texts are cut to this many tokens")
-
-    def mistakes(self) -> Iterator[Mistake]:
-        if self.source != "pydoc" and Path(self.source).suffix.lower() not in (".txt", ".jsonl"):
-            hint = near(self.source, ["pydoc"]) or "name a .txt or .jsonl file, or pydoc"
-            yield Mistake(("source",), f'"{self.source}" is no source of text', hint)
-
-
 class MethodSpec(Section):
     """A method's name and all its options, defaults filled in."""
 
@@ -264,11 +217,6 @@ class TrainConfig(Section):
             yield Mistake(("micro_batch_size",), what, f"{fits} would do")
 
 
-class ScoringConfig(Section):
-    batch_size: int = Field(16, gt=0, description="rows scored at once per process")
-    max_test_rows: int | None = Field(None, gt=0, description="score this many rows a task at most")
-
-
 class SaveConfig(Section):
     tasks: Literal["all", "last"] = Field("all", description="which tasks' models are kept")
     steps: int | None = Field(None, gt=0, description="also save within a task, each N steps")
@@ -284,10 +232,16 @@ class Recipe(Section):
     )
     model: ModelConfig = Field(description="the base model and how it is trained")
     stream: StreamConfig = Field(description="the tasks, in order")
-    general: GeneralConfig | None = Field(None, description="text for what it could already do")
+    general: GeneralConfig | None = Field(
+        None, description="text or lm-eval tasks for what it could already do; a list is of tasks"
+    )
     method: tuple[MethodSpec, ...] = Field(description="how not to forget: one, or a list")
     train: TrainConfig = Field(default_factory=TrainConfig, description="the optimizer's settings")
     scoring: ScoringConfig = Field(default_factory=ScoringConfig, description="how it is scored")
+    gauges: GaugesConfig = Field(
+        default_factory=GaugesConfig, description="how far the model moved, while it learns"
+    )
+    stop_when: StopConfig | None = Field(None, description="a budget for the gauges")
     save: SaveConfig = Field(default_factory=SaveConfig, description="which checkpoints are kept")
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
     _places: Callable[[str], str] | None = PrivateAttr(None)
@@ -319,6 +273,8 @@ class Recipe(Section):
         if self.save.steps is not None and self.model.fsdp_size > 1:
             what = "a sharded model (model.fsdp_size) is only saved after each task"
             yield Mistake(("save", "steps"), what, "leave it out, or shard by accelerate's FSDP2")
+        if self.stop_when is not None and not self.gauges.every:
+            yield Mistake(("stop_when",), "has no effect without gauges", "set gauges.every")
         names = [spec.name for spec in self.method]
         if twice := {name for name in names if names.count(name) > 1}:
             yield Mistake(("method",), f"{', '.join(sorted(twice))} is listed twice")

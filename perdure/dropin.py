@@ -46,7 +46,8 @@ def attach(
     Args:
         methods: a name (`"replay"`), a name with options (`{"name": "gere", "weight": 100}`), or
             the method objects of an earlier trainer (`trainer.methods`), which remember.
-        general: texts that methods may replay.
+        general: texts that methods may replay; none: a method that needs some samples them from
+            the model itself, before it is trained.
         task, task_index: what is learned, counted from 0; they name what is logged and cached.
         base: the untouched base model's trainable parameters, for a method that compares with
             it when `trainer.model` has learned something before; default: the model as it is.
@@ -93,6 +94,7 @@ def attach(
         base=(lambda: dict(base)) if base is not None else None,
         score=lambda _, rows: _perplexity(ctx, rows),
         autocast=trainer.accelerator.autocast,
+        stream_tokens=lambda: _tokens(trainer, learned),
     )
     frozen = _frozen_names(ctx, chosen)
     put_on(trainer, *chosen, ctx=ctx)
@@ -132,6 +134,17 @@ def _frozen_names(ctx: Context, methods: Sequence[Method]) -> list[str]:
         if n in frozen:
             p.requires_grad_(False)
     return frozen
+
+
+def _tokens(trainer: Trainer, task: Task) -> int:
+    """Tokens of the rows that the trainer will see, from the first rows' lengths."""
+    some = [len(row["input_ids"]) for row in task.train[:32]]
+    args = trainer.args
+    seen = args.num_train_epochs * len(task.train)
+    if args.max_steps > 0:
+        rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        seen = args.max_steps * rows
+    return round(seen * sum(some) / max(1, len(some)))
 
 
 class _EncodedRows(Sequence[Row]):

@@ -212,7 +212,8 @@ def _section_in(annotation: Any) -> type[BaseModel] | None:
 def _repair(data: Any, finding: _Finding) -> bool:
     """Change the data to what was probably meant; returns whether a value was just taken out."""
     key = finding.mistake.key
-    if key and isinstance(key[-1], int) and key[-2] not in ("tasks", "method"):
+    is_task = key[:-1] == ("stream", "tasks")
+    if key and isinstance(key[-1], int) and not is_task and key[-2] != "method":
         key = key[:-1]  # of a list with a wrong item nothing is kept: an empty place may be wrong
     section, last = data, key[-1] if key else ""
     for part in key[:-1]:
@@ -222,7 +223,6 @@ def _repair(data: Any, finding: _Finding) -> bool:
             return True
     if isinstance(section, list) and isinstance(last, int) and last < len(section):
         name = f"stand-in-{last}"
-        is_task = key[-2] == "tasks"
         section[last] = {"name": name, "train": "stand-in.csv"} if is_task else "sequential"
         return True
     if not isinstance(section, dict):

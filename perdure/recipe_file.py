@@ -13,6 +13,8 @@ from typing import Any
 from perdure.config import SPLITS, Recipe, Tracker
 from perdure.errors import RecipeError
 from perdure.recipe_check import validate
+from perdure.scoring import harness_tasks
+from perdure.scoring.harness_tasks import is_file
 from perdure.yaml_file import COMMAND_LINE, Document, Key, Mistake, near, read
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -23,7 +25,9 @@ def load(path: Path, overrides: Sequence[str], *, check_files: bool, tasks_only:
     """See `perdure.config.load_recipe`."""
     document = read(path)
     data = document.data
+    _name_general_tasks(document)
     found = list(_override(document, overrides))
+    _name_general_tasks(document)
     if tasks_only:
         data.setdefault("model", {"path": "none"})
         data.setdefault("method", "sequential")
@@ -32,6 +36,8 @@ def load(path: Path, overrides: Sequence[str], *, check_files: bool, tasks_only:
     missing = list(_resolve_paths(document, folder))
     if check_files:
         found += [*missing, *_missing_trackers(data)]
+        if not tasks_only:  # an audit measures no lm-eval task; who does is told by its `load`
+            found += _harness_mistakes(data)
     recipe, wrong = validate(data)
     told = {mistake.key for mistake in found}
     found += [mistake for mistake in wrong if mistake.key not in told]
@@ -47,6 +53,16 @@ def load(path: Path, overrides: Sequence[str], *, check_files: bool, tasks_only:
 def _place(document: Document, section: Key, key: str) -> str:
     parts = (int(part) if part.isdecimal() else part for part in key.split(".") if part)
     return document.place((*section, *parts))
+
+
+def _name_general_tasks(document: Document) -> None:
+    """Write `general: [mmlu]` as the section that it stands for; each task keeps its line."""
+    tasks = document.data.get("general")
+    if isinstance(tasks, list) and tasks:
+        document.data["general"] = {"source": "none", "tasks": tasks}
+        for i in range(len(tasks)):
+            if (line := document.lines.pop(("general", i), None)) is not None:
+                document.lines["general", "tasks", i] = line
 
 
 def _override(document: Document, overrides: Sequence[str]) -> Iterator[Mistake]:
@@ -95,6 +111,7 @@ def _resolve_paths(document: Document, folder: Path) -> Iterator[Mistake]:
         if isinstance(task, dict) and task.get("dataset") is None
         for split in SPLITS
     ]
+    keys += [("general", "tasks", i) for i in range(len(_harness_tasks(document.data)))]
     for key in [*keys, ("general", "source"), ("model", "chat_template"), ("model", "path")]:
         if (found := resolve(key)) is None:
             continue
@@ -110,7 +127,8 @@ def _resolve_paths(document: Document, folder: Path) -> Iterator[Mistake]:
             if not _HUB_ID.fullmatch(text):
                 yield Mistake(key, f'"{text}" is no file, folder or hub id', nowhere.remedy)
             continue
-        if (section == "general" and not Path(text).suffix) or text in ("auto", "none"):
+        is_name = not is_file(text) if "tasks" in key else not Path(text).suffix
+        if (section == "general" and is_name) or text in ("auto", "none"):
             continue  # a name, not a path; the section's own check knows them
         put(key, path)
         if not path.exists():
@@ -132,6 +150,19 @@ def _packaged(package: str) -> tuple[Path, tuple[str, str] | None]:
 
 def _is_local(text: str, path: Path) -> bool:
     return path.exists() or text.endswith(".gguf") or text.startswith((".", "/", "~"))
+
+
+def _harness_tasks(data: dict[str, Any]) -> list[Any]:
+    """The entries of `general.tasks`, whatever they are."""
+    general = data.get("general")
+    tasks = general.get("tasks") if isinstance(general, dict) else None
+    return tasks if isinstance(tasks, list) else []
+
+
+def _harness_mistakes(data: dict[str, Any]) -> Iterator[Mistake]:
+    """Unknown lm-eval tasks. Only asked where tasks are named: it reads lm-eval's whole list."""
+    for mistake in harness_tasks.mistakes(_harness_tasks(data)):
+        yield Mistake(("general", "tasks", *mistake.key), mistake.what, mistake.remedy)
 
 
 def _missing_trackers(data: dict[str, Any]) -> Iterator[Mistake]:

@@ -41,7 +41,16 @@ if TYPE_CHECKING:
     from perdure.scoring import ScoreMatrix
     from perdure.streams.task import TaskStream
 
-_PACKAGES = ("torch", "transformers", "accelerate", "peft", "trl", "datasets", "tokenizers")
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "trl",
+    "datasets",
+    "tokenizers",
+    "lm-eval",
+)
 
 
 class Run:

@@ -13,8 +13,9 @@ from pydantic import BaseModel
 
 import perdure
 from perdure import config, methods, recipes
-from perdure.config import Recipe, Section, TaskConfig, dump_recipe, load_recipe
+from perdure.config import Recipe, TaskConfig, dump_recipe, load_recipe
 from perdure.errors import RecipeError
+from perdure.section import Section
 from perdure.yaml_file import parse_value, read, write
 
 GOOD = """\
@@ -540,7 +541,8 @@ def test_every_accepted_key_is_read_by_a_run(
     path = write_recipe(tmp_path, tiny_model_dir, model__tuning="lora")
     general = tmp_path / "general.jsonl"
     general.write_text("".join(f'{{"text": "a text, number {i}"}}\n' for i in range(12)))
-    small = ["train.max_steps=2", f"general.source={general}", "scoring.max_test_rows=2"]
+    budget = "stop_when={kl: 1e9, flip_share: 1}"
+    small = [budget, "train.max_steps=2", f"general.source={general}", "scoring.max_test_rows=2"]
     recipe = load_recipe(path, [*small, "stream.tasks.0.label_names={red: red, blue: blue}"])
     package, read = str(Path(perdure.__file__).parent), set()
 
@@ -557,8 +559,9 @@ def test_every_accepted_key_is_read_by_a_run(
     learn(recipe, Run.create(tmp_path / "run", recipe))
     known = {f"{s.__name__}.{name}" for s in sections() for name in s.model_fields}
     # Read only where they matter: a hub data set; the default name of a run directory; a split
-    # that is not given.
+    # that is not given; tasks of lm-eval (test_harness.py).
     elsewhere = {"TaskConfig.subset", "Recipe.name", "TaskConfig.test_share"}
+    elsewhere |= {"GeneralConfig.limit", "GeneralConfig.num_fewshot"}
     elsewhere |= {"TaskConfig.validation_share"}
     assert known - read == elsewhere
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from perdure.config import COLUMNS, FILE_TYPES, GeneralConfig, StreamConfig, TaskConfig, load_recipe
+from perdure.config import COLUMNS, FILE_TYPES, StreamConfig, TaskConfig, load_recipe
+from perdure.config_measuring import GeneralConfig
 from perdure.errors import DataError, RecipeError
 from perdure.streams import STREAMS, Sizes, TaskStream, build_stream, builtin, rows, sources
 

@@ -70,6 +70,8 @@ class Plan:
     tasks: tuple[TaskPlan, ...]
     costs: tuple[str, ...] = ()
     """What each method adds to time and memory, in its own words."""
+    general: tuple[str, ...] = ()
+    """lm-eval's tasks that are scored beside the stream's; their time is not in the estimate."""
 
     @property
     def seconds(self) -> float:
@@ -92,16 +94,20 @@ def examine(
 
     Raises:
         ModelError: the base model cannot be used.
-        UsageError: methods that clash or lack what they need, or a batch that cannot be split
-            over the processes.
+        UsageError: methods that clash or lack what they need, a batch that cannot be split over
+            the processes, or an lm-eval task that cannot be read.
         RecipeError: rows too long for the limit or the model, the first ten of them.
     """
     from perdure import models
     from perdure.learners import chosen_methods
     from perdure.learners.batching import check_rows, split_batch
     from perdure.learners.encoding import Encoder
+    from perdure.scoring import harness_tasks
 
     chosen_methods(recipe, stream)
+    if recipe.general is not None and recipe.general.tasks:
+        display.message(f"{recipe.name}: reading lm-eval tasks {', '.join(recipe.general.tasks)}")
+    general = tuple(harness_tasks.load(recipe.general))
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     micro, _ = split_batch(recipe, processes)
     facts = models.inspect_base(recipe.model)
@@ -128,6 +134,7 @@ def examine(
             _plan(recipe, task, encoder, facts, micro, precision, speed) for task in stream
         ),
         costs=tuple(_cost(spec.name) for spec in recipe.methods),
+        general=general,
     )
 
 
@@ -251,10 +258,12 @@ def show(plan: Plan) -> None:
     for line in (
         "* to learn/validate/test; longest: a row's tokens; tokens: trained on, in all epochs",
         *(f"scored by {metric}: {', '.join(names)}" for metric, names in scored.items()),
+        *([f"general ability by lm-eval: {', '.join(plan.general)}"] if plan.general else []),
         f"{plan.model}: {plan.parameters:,} parameters, {plan.trainable:,} trained, "
         f"{plan.precision}, {plan.processes} process(es)",
         f"about {words.duration(plan.seconds)} in all, with {rounds} scorings of every task",
-        "time and memory: estimates, good to a factor of two, without what methods add:",
+        "time and memory: estimates, good to a factor of two, without "
+        f"{'lm-eval and ' if plan.general else ''}what methods add:",
         *(f"  {cost}" for cost in plan.costs),
         "recipe and data are valid; no weight was loaded, nothing was written",
     ):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from perdure.commands.output import emit, first_process, working
 from perdure.config import Recipe, load_recipe
+from perdure.config_measuring import GeneralConfig
 from perdure.errors import RunError, UsageError
 from perdure.run import Run
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 def evaluate(path: Path, tasks: Path | None, after: int | None, as_json: bool) -> None:
     """Score a run's model again, or on tasks of another recipe, which then join the run's scores.
 
+    lm-eval's tasks in the recipe's `general` are scored too, perplexity is not.
+
     A score that the run has already is shown beside the new one and never replaced.
     """
     from perdure.reports import make_display
@@ -29,19 +32,21 @@ def evaluate(path: Path, tasks: Path | None, after: int | None, as_json: bool) -
     stream = _stream(recipe)
     if tasks is not None:
         _refuse_names(run, stream)
+        _refuse_settings(run, recipe)
     learned, _ = run.last_checkpoint()
     after = learned if after is None else after
     display = make_display(json=as_json)
     with working(), display:
-        found = _score(run, stream, after, display)
-    recorded = {s["task"]: s["score"] for s in run.scores() if s["kind"] == "task"
-                and s["after"] == after}  # fmt: skip
+        found = _score(run, stream, recipe.general, after, display)
+    recorded = {(s["kind"], s.get("task")): s["score"] for s in run.scores()
+                if s["after"] == after}  # fmt: skip
     rows = []
     with run.lock():
         for line, items in found:
-            if line["task"] not in recorded and first_process():
+            key = (line["kind"], line["task"])
+            if key not in recorded and first_process():
                 run.record(line, items)
-            rows.append({**line, "recorded": recorded.get(line["task"])})
+            rows.append({**line, "recorded": recorded.get(key)})
     if as_json:
         emit({"run": str(run.path), "after": after, "scores": rows})
     elif first_process():
@@ -49,16 +54,17 @@ def evaluate(path: Path, tasks: Path | None, after: int | None, as_json: bool) -
 
 
 def _score(
-    run: Run, stream: TaskStream, after: int, display: Any
+    run: Run, stream: TaskStream, general: GeneralConfig | None, after: int, display: Any
 ) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
     import torch
 
     from perdure import models
     from perdure.learners.encoding import Encoder
     from perdure.processes import processes
-    from perdure.scoring import score_task
+    from perdure.scoring import harness, harness_tasks, score_task
 
     recipe = run.recipe
+    harness_loaded = harness_tasks.load(general)
     precision = str(run.environment().get("precision", "fp32"))
     state = processes()
     if after == 0:
@@ -104,6 +110,20 @@ def _score(
             "seconds": round(time.monotonic() - started, 2),
         }
         found.append((line, score.items))
+    for name, loaded in harness_loaded.items():
+        line = harness.line(
+            model,
+            tokenizer,
+            name,
+            loaded,
+            after=after,
+            limit=general.limit if general else None,
+            batch_size=recipe.scoring.batch_size,
+            precision=precision,
+            accelerator=state,
+            on_progress=partial(display.scoring, run.methods_name, name),
+        )
+        found.append((line, []))
     return found
 
 
@@ -122,6 +142,19 @@ def _refuse_names(run: Run, stream: TaskStream) -> None:
             f"task {both[0]}: the run has a task of this name already",
             "give it another name in the recipe of --tasks; to score the run's own tasks again, "
             "leave --tasks out",
+        )
+
+
+def _refuse_settings(run: Run, other: Recipe) -> None:
+    """An lm-eval task that the run scores by other settings would be shown beside them."""
+    mine, theirs = run.recipe.general, other.general
+    if mine is None or theirs is None:
+        return
+    both = [task for task in mine.tasks if task in theirs.tasks]
+    if both and (mine.limit, mine.num_fewshot) != (theirs.limit, theirs.num_fewshot):
+        raise UsageError(
+            f"general.tasks: {both[0]}: the run scores it with another limit or num_fewshot",
+            "take the run's, or leave the task out of the recipe of --tasks",
         )
 
 

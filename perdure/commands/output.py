@@ -149,4 +149,8 @@ def summary(run: Run) -> dict[str, Any]:
         ],
         **{key: view.summary(key) for key, *_ in SUMMARY},
         "general_perplexity": list(view.general),
+        "general_tasks": {
+            task.name: {"metric": task.metric, "scores": list(scores)}
+            for task, scores in view.general_tasks
+        },
     }

@@ -20,8 +20,7 @@ def chosen_methods(recipe: Recipe, stream: TaskStream) -> list[Method]:
     """Make the recipe's methods; they must go together and find what they need in `stream`.
 
     Raises:
-        UsageError: two methods clash, or one needs general text or validation rows that are
-            not there.
+        UsageError: two methods clash, or one needs validation rows that are not there.
     """
     from perdure import methods
     from perdure.learners.attach import refuse_clashes
@@ -30,11 +29,6 @@ def chosen_methods(recipe: Recipe, stream: TaskStream) -> list[Method]:
     refuse_clashes(chosen, recipe.order_matters)
     bare = [task.name for task in stream if not task.validation]
     for method, spec in zip(chosen, recipe.methods, strict=True):
-        if method.needs_general and not stream.general.replay:
-            raise UsageError(
-                f"method: {spec.name} replays general text and there is none",
-                "add a section `general:`, e.g. general: {source: pydoc}",
-            )
         if method.needs_validation and bare:
             raise UsageError(
                 f"method: {spec.name} measures on validation rows, and task {bare[0]} has none",
@@ -49,8 +43,10 @@ def build(recipe: Recipe, run: Run, stream: TaskStream, display: Any) -> Generat
 
     from perdure import models
     from perdure.learners.generation import GenerationLearner
+    from perdure.scoring import harness_tasks
 
     chosen = chosen_methods(recipe, stream)
+    harness_tasks.load(recipe.general)  # what cannot be read is told before weights are loaded
     # Measured once: a resumed run must compute as it began.
     precision = run.decide("precision", lambda: models.choose_precision(recipe.train.precision))
     with torch.random.fork_rng(devices=[]):  # adapters are drawn on the CPU

@@ -268,8 +268,7 @@ class Attached:
             if self.passes_noted:
                 logs.update(self._mean_terms())
                 self.term_sums, self.passes_noted = {}, 0
-            logs.update(self.ctx.logged)
-            self.ctx.logged.clear()
+            logs.update(self.ctx.take_logged())
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def _mean_terms(self) -> dict[str, float]:

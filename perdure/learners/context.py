@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from perdure.errors import TrainingError
 from perdure.learners.encoding import Encoder, collate
 from perdure.learners.passes import Pass, Rows, capture, head_options, takes_positions
-from perdure.learners.weights import full, is_sharded, swapped, trainable
+from perdure.learners.weights import fingerprint, full, is_sharded, swapped, trainable
 from perdure.methods.base import Method, Phase, Reads
 from perdure.streams.task import GeneralText, Row, Task
 
@@ -59,6 +59,8 @@ class Context:
         base: Callable[[], Weights] | None = None,
         score: Callable[[Task, Sequence[Row]], float] | None = None,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        stream_tokens: Callable[[], int] | None = None,
+        tell: Callable[[str, str, int, int], None] | None = None,
     ) -> None:
         self.model, self.encoder, self.task = model, encoder, task
         self.methods, self.task_index, self.tasks_seen = methods, task_index, tuple(tasks_seen)
@@ -70,7 +72,8 @@ class Context:
         self.tokens: Tensor | int = 0  # real tokens run through this process, to tell the speed
         self.accelerator: Accelerator | None = None
         self._score, self._autocast = score, autocast
-        self.logged: dict[str, float] = {}  # by `log`, until the trainer's next log line
+        self._stream_tokens, self._tell = stream_tokens, tell
+        self.logged: dict[str, float | Tensor] = {}  # by `log`, until the trainer's next log line
         self._frozen: dict[str, Weights] = {}
         wanted = {m.reads.teacher for m in methods}
         if "previous" in wanted:
@@ -91,17 +94,50 @@ class Context:
     def rows(self, encoded: Sequence[dict[str, Any]]) -> Rows:
         return Rows(tuple(encoded))
 
+    def general_rows(
+        self, count: int, max_tokens: int, *, special: bool = False, kept: str = ""
+    ) -> tuple[list[dict[str, Any]], str]:
+        """General texts to train on, encoded: those that were given, else the base model's own.
+
+        Texts of the base model are sampled once, before the first task, and kept in `cache`.
+
+        Args:
+            count: the most texts; max_tokens: of each.
+            special: put the tokenizer's special tokens around given texts.
+            kept: what an earlier call returned, which then reads the same sampled texts.
+        Returns: the rows, each of two tokens or more; and the name of the file of sampled texts,
+            "" where texts were given.
+
+        Raises:
+            RunError: that file is gone, and the base model cannot be asked again.
+        """
+        from perdure.learners.general import given_rows, sampled_rows
+
+        if self.general.replay:
+            return given_rows(self, count, max_tokens, special), ""
+        return sampled_rows(self, count, max_tokens, kept)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in which the task's rows are seen once."""
+        return max(1, -(-len(self.task.train) // self.batch_size))
+
     def draw(self, rows: Rows, size: int) -> Rows | None:
         """This micro-batch's slice of the `size` rows drawn for this optimizer step.
 
         The draw is a function of seed, task, phase and step alone: equal on all processes and
         after a resume. Every row is used before any repeats.
         """
+        return self.draw_between(rows, self.step * size, (self.step + 1) * size)
+
+    def draw_between(self, rows: Rows, first: int, last: int) -> Rows | None:
+        """`draw` where steps have unlike sizes: numbers `first` to `last` of an endless draw."""
+        size = last - first
         if not len(rows) or size < 1:
             return None
         orders: dict[int, list[int]] = {}
         drawn = []
-        for position in range(self.step * size, (self.step + 1) * size):
+        for position in range(first, last):
             cycle, place = divmod(position, len(rows))
             if cycle not in orders:
                 orders[cycle] = self._order(cycle, len(rows))
@@ -124,18 +160,45 @@ class Context:
         order: list[int] = torch.randperm(n, generator=generator).tolist()
         return order
 
+    def stream_tokens(self) -> int:
+        """Tokens of the tasks' rows that are trained on in all, as far as is known; else 0."""
+        return 0 if self._stream_tokens is None else self._stream_tokens()
+
+    def tell(self, verb: str, what: str, done: int, total: int) -> None:
+        """Show the user how far something slow has come: "distilling", "general texts", 3, 64."""
+        if self._tell is not None and self.rank == 0:
+            self._tell(verb, what, done, total)
+
+    def meet(self) -> None:
+        """Wait until all processes are here."""
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.barrier()
+
+    def as_base(self) -> AbstractContextManager[None]:
+        """The model as its base inside the block: with an adapter switched off if it has one.
+
+        Without an adapter it is the model as it is; call it before the first task.
+        """
+        return _adapter_off(self.model) if self.has_adapter else nullcontext()
+
     # --- passes
 
     def forward(
-        self, rows: Sequence[dict[str, Any]], *, train: bool = False, logits: bool = True
+        self,
+        rows: Sequence[dict[str, Any]],
+        *,
+        train: bool = False,
+        logits: bool = True,
+        hidden: tuple[int, ...] = (),
     ) -> Pass:
         """Run `rows` through the model as it is; autograd as around the call.
 
-        Everything any method reads is captured, and logits unless `logits` is False.
+        Everything any method reads is captured, the states of layers in `hidden`, and logits
+        unless `logits` is False.
         """
         batch = self._to_device(collate(rows, self.encoder.pad_id))
         with self._mode(train), forked_rng(self.device) if train else nullcontext():
-            return self._run(batch, rows, logits)
+            return self._run(batch, rows, logits, hidden=hidden)
 
     def frozen(self, which: str, logits: bool = True) -> Callable[[Mapping[str, Any]], Pass]:
         """A frozen model to compare with: "base", or "previous" (as the last task left it).
@@ -188,12 +251,13 @@ class Context:
         rows: Sequence[Mapping[str, Any]],
         logits: bool,
         weights: Weights | None = None,
+        hidden: tuple[int, ...] = (),
     ) -> Pass:
         into = Pass(self.model, batch, rows=rows)
         inputs = {
             k: v for k, v in batch.items() if k in ("input_ids", "attention_mask", "position_ids")
         }
-        reads = [Reads(logits=logits), *(m.reads for m in self.methods)]
+        reads = [Reads(hidden, logits=logits), *(m.reads for m in self.methods)]
         # The precision of training: rounding must not look like a change of the model.
         inputs |= head_options(self.model, batch, logits)
         with self._autocast(), capture(self.model, reads, into):
@@ -235,9 +299,30 @@ class Context:
         rows: Sequence[Row] = getattr(task, split)
         return self._score(task, list(rows)[:max_rows])
 
-    def log(self, name: str, value: float) -> None:
-        """Add a figure to the trainer's next log line, as `method/<name>`: log and trackers."""
-        self.logged[f"method/{name}"] = float(value)
+    def log(self, name: str, value: float | Tensor) -> None:
+        """Add a figure to the trainer's next log line, as `method/<name>`: log and trackers.
+
+        Of several micro-batches and processes the last and first one's is told. A tensor stays on
+        its device until then, so that no step waits for it.
+        """
+        self.logged[f"method/{name}"] = value.detach() if torch.is_tensor(value) else value
+
+    def take_logged(self) -> dict[str, float]:
+        """What was logged since the last call, as numbers."""
+        found = {name: float(value) for name, value in self.logged.items()}
+        self.logged.clear()
+        return found
+
+    def fingerprint(self, *, frozen_only: bool = False) -> str:
+        """A hash of the model's weights, equal on all processes; a collective call if sharded.
+
+        Args: frozen_only: leave out what is trained, which with an adapter is the adapter.
+        """
+        return fingerprint(self.model, frozen_only)
+
+    @property
+    def has_adapter(self) -> bool:
+        return _has_adapter(self.model)
 
     @property
     def device(self) -> torch.device:

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ from perdure.learners.attach import (
 from perdure.learners.batching import check_rows, split_batch, steps_of
 from perdure.learners.context import Context
 from perdure.learners.encoding import ROWS, Encoder, HostRows, collate
+from perdure.learners.gauges import Gauges, Looks, rewound
 from perdure.learners.measuring import Measuring
 from perdure.learners.tracking import Trackers
 from perdure.learners.trainer import EpochSampler, PerdureTrainer, Watch
@@ -85,6 +87,7 @@ class GenerationLearner(Measuring):
                 "leave out model.fsdp_size, or take a method without a teacher",
             )
         self._ctx = self._context(0)
+        self._gauges: Gauges | None = None
         if self.state.num_processes > 1:
             how = "sharded" if is_sharded(model) else "copied"
             self._note(f"weights {how} over {self.state.num_processes} processes")
@@ -95,8 +98,10 @@ class GenerationLearner(Measuring):
         """Learn the task number `index`, going on from its newest sealed checkpoint if any."""
         ctx = self._ctx = self._context(index)
         with _disk_full_is_told(self.run.path):
+            gauges, budget = self._gauges_of(ctx), self.recipe.stop_when
             for method in self.methods:
                 method.begin_task(ctx)
+            before = ctx.snapshot() if budget is not None and budget.action == "rewind" else None
             phases = self._phases(ctx)
             starts = {p.start for p in phases}
             previous = ctx.snapshot() if "previous" in starts else {}
@@ -105,11 +110,21 @@ class GenerationLearner(Measuring):
                 if phase.start != "current":
                     put(self.model, previous if phase.start == "previous" else self._base_weights())
                 self._train(ctx, phase)
+            if gauges is not None and budget is not None and before is not None:
+                share, weights = rewound(gauges, ctx, budget, before)
+                give_weights(self.model, weights)
+                ctx.log("budget_share", share)
             for method in self.methods:
                 give_weights(self.model, method.end_task(ctx))
-            for name, value in ctx.logged.items():  # there is no log line any more to go with
+            told = ctx.take_logged()  # there is no log line any more to go with
+            for name, value in told.items():
                 self._note(f"task {ctx.task.name}: {name} {value:g}")
-            self._track(ctx.logged)
+            self._track(told)
+
+    def _gauges_of(self, ctx: Context) -> Gauges | None:
+        if self.recipe.gauges.every and self._gauges is None:
+            self._gauges = Gauges(self.recipe.gauges, self.stream, ctx)
+        return self._gauges
 
     def _train(self, ctx: Context, phase: Phase) -> None:
         folder = self.run.path / "work" / f"task-{ctx.task_index + 1}" / phase.name
@@ -188,6 +203,9 @@ class GenerationLearner(Measuring):
         facts = {"after": ctx.task_index + 1, "task": ctx.task.name, "phase": phase.name}
         trainer.remove_callback(_printer())
         trainer.add_callback(Watch(trainer, self._on_row, facts))
+        if (gauges := self._gauges_of(ctx)) is not None:
+            every, budget = self.recipe.gauges.every, self.recipe.stop_when
+            trainer.add_callback(Looks(gauges, ctx, every, budget, self._note))
         trainer.add_callback(self.trackers)
         return trainer
 
@@ -232,10 +250,21 @@ class GenerationLearner(Measuring):
             cache=self.run.path / "cache",
             base=self._base_weights if index else None,
             autocast=self._autocast,
+            stream_tokens=self._stream_tokens,
+            tell=partial(self.display.doing, self.run.methods_name),
             score=lambda task, rows: self._score_task(replace(task, test=rows)).score,
         )
         ctx.rank, ctx.world = self.state.process_index, self.state.num_processes
         return ctx
+
+    def _stream_tokens(self) -> int:
+        """Tokens of all tasks' rows over all steps, from each task's first rows."""
+        total = 0.0
+        for task in self.stream:
+            some = [len(self.encoder.encode(row)["input_ids"]) for row in task.train[:64]]
+            steps = steps_of(self.recipe, len(task.train))
+            total += steps * self.recipe.train.batch_size * sum(some) / max(1, len(some))
+        return round(total)
 
     def _base_weights(self) -> dict[str, Tensor]:
         """The untouched base model's values of the trainable parameters."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -77,6 +78,9 @@ class Measuring:
                 }
                 figures["score/general_perplexity"] = general.perplexity
                 self._record(line, ())
+            figures |= self._score_harness(
+                after, {task for kind, task in done if kind == "general"}
+            )
         self._track(figures)
 
     def _score_task(self, task: Task) -> TaskScore:
@@ -138,6 +142,31 @@ class Measuring:
                 batch_size=self.recipe.scoring.batch_size,
                 accelerator=self.state,
             )
+
+    def _score_harness(self, after: int, done: Collection[str | None]) -> dict[str, float]:
+        """Score and record lm-eval's tasks that are not `done`; returns figures for trackers."""
+        from perdure.scoring import harness, harness_tasks
+
+        figures: dict[str, float] = {}
+        general = self.recipe.general
+        for name, loaded in harness_tasks.load(general).items():
+            if name in done:
+                continue
+            line = harness.line(
+                self.model,
+                self.encoder.tokenizer,
+                name,
+                loaded,
+                after=after,
+                limit=general.limit if general else None,
+                batch_size=self.recipe.scoring.batch_size,
+                precision=self.precision,
+                accelerator=self.state,
+                on_progress=partial(self.display.scoring, self.run.methods_name, name),
+            )
+            figures[f"score/general_{name}"] = line["score"]
+            self._record(line, ())
+        return figures
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.precision != "bf16":

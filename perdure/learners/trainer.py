@@ -236,7 +236,7 @@ class Watch(TrainerCallback):
                 "tokens_per_second": round(tokens / spent, 1),
                 "seconds_left": round(spent / done * (state.max_steps - state.global_step), 1),
                 "memory_mb": peak_memory_mb(),
-                **{k: v for k, v in logs.items() if k.startswith("method/")},
+                **{k: v for k, v in logs.items() if k.startswith(("method/", "gauge/"))},
             }
         )
 

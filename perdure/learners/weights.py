@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -40,6 +41,25 @@ def full(tensor: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def fingerprint(model: nn.Module, frozen_only: bool = False) -> str:
+    """A hash of a model's weights: of each its shape, sums in fp64 to 7 digits, and some values.
+
+    Sums are rounded, as processes and devices add in another order.
+
+    Args: frozen_only: leave out parameters that are trained.
+    """
+    digest = hashlib.sha256()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if frozen_only and weight.requires_grad:
+                continue
+            whole = full(weight.detach()).double()
+            sums = f"{whole.sum().item():.6e} {whole.square().sum().item():.6e}"
+            some = whole.flatten()[:: max(1, whole.numel() // 1024)].float().cpu().numpy().tobytes()
+            digest.update(f"{name} {tuple(whole.shape)} {sums}\n".encode() + some)
+    return digest.hexdigest()[:16]
 
 
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:

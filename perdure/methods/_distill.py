@@ -20,6 +20,31 @@ def kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     return (old.exp() * (old - new)).sum(-1)
 
 
+def kl_of_largest(
+    student: Tensor, values: Tensor, ids: Tensor, lse: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """`kl` where of the teacher only its largest logits are known; all others are one outcome.
+
+    Equal to `kl` if all are known, else at most as large (it is the KL of coarser outcomes).
+
+    Args:
+        student: logits, (tokens, vocab).
+        values, ids: the teacher's largest logits over `temperature` and where they are,
+            (tokens, kept); lse: log of the sum of all its exponentials, (tokens,).
+    Returns: (tokens,)
+    """
+    old = values - lse.unsqueeze(-1)
+    new = (student.float() / temperature).log_softmax(-1).gather(-1, ids)
+    known = (old.exp() * (old - new)).sum(-1)
+    if values.shape[-1] == student.shape[-1]:
+        return known
+    tiny = torch.finfo(torch.float32).tiny
+    rest_old = (1 - old.exp().sum(-1)).clamp(min=0)
+    rest_new = (1 - new.exp().sum(-1)).clamp(min=tiny)
+    rest = rest_old * (rest_old.clamp(min=tiny).log() - rest_new.log())
+    return known + rest
+
+
 def distance(x: Tensor, h: Tensor, mask: Tensor, power: int) -> Tensor:
     """Mean over real positions and neurons of |x - h|^power, of each row; (batch, seq, hidden)."""
     gap = (x.float() - h).abs().pow(power) * mask.unsqueeze(-1)

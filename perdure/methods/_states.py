@@ -1,11 +1,14 @@
-"""Hidden states of the base model on fixed texts: distilled once, kept on disk, read row by row.
+"""What a frozen model computed on fixed texts: distilled once, kept on disk, read row by row.
 
-    CACHE/gere-KEY/meta.json             what KEY is the hash of
-                   thresholds.safetensors  n, p, mean, std of each layer, (hidden,) fp32
-                   00007.safetensors       text 7: two bits a neuron, or fp32 states, a layer each
+    CACHE/states-KEY/manifest.json         what KEY is the hash of, offsets, measured noise
+                     thresholds.safetensors  n, p, mean, std of each layer, (hidden,) fp32
+                     00000.safetensors       texts 0, 1, ...: two bits a neuron (or fp32 states,
+                                             or the largest logits), token after token
 
-A build writes to `gere-KEY.part` and renames it at the end; an interrupted one goes on with the
-texts it has. The states of one text at a time are in memory.
+A build writes to `states-KEY.part`, each process its share of the texts, and renames it at the
+end; an interrupted one goes on with the texts it has. Until then each text's fp32 states lie on the
+disk.
+Files are read through memory maps: a step reads the rows it draws.
 """
 
 from __future__ import annotations
@@ -16,144 +19,185 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from perdure.errors import RunError
-from perdure.learners.encoding import collate
+from perdure.files import is_sealed, seal
+from perdure.methods._margin import excess, flags, pack, unpack
 
-if TYPE_CHECKING:
-    from perdure.learners.context import Context
-
-States = dict[int, Tensor]
-"""Layer to its output for one text, (tokens, hidden) fp32."""
-
-
-def flags(states: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """1 where at or below `low`, 2 where at or above `high`, 3 both (only if low = high), else 0.
-
-    Args: states (tokens, hidden); thresholds (hidden,). Returns: uint8 of the states' shape.
-    """
-    return (states <= low).to(torch.uint8) + 2 * (states >= high).to(torch.uint8)
+Kind = Literal["codes", "states", "logits"]
+Raw = dict[str, Tensor]
+"""What one text gave: the layer's number to (tokens, hidden) fp32, or `top`'s three tensors."""
+SHARD_BYTES = 256 * 2**20
 
 
-def pack(values: Tensor) -> Tensor:
-    """Four 2-bit values a byte along the last dimension, the first in the lowest bits."""
-    padded = nn.functional.pad(values, (0, -values.shape[-1] % 4)).unflatten(-1, (-1, 4))
-    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8)
-    return (padded << shifts).sum(-1, dtype=torch.uint8)
-
-
-def unpack(packed: Tensor, size: int) -> Tensor:
-    """The first `size` values of `pack`'s bytes."""
-    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8)
-    return ((packed.unsqueeze(-1) >> shifts) & 3).flatten(-2)[..., :size]
-
-
-def thresholds(read: Callable[[], Iterable[Tensor]], k: float) -> dict[str, Tensor]:
+def thresholds(
+    read: Callable[[], Iterable[Tensor]], k: float, one_pass: bool = False
+) -> dict[str, Tensor]:
     """mean -+ k * std of each neuron over all tokens of all texts, in two passes of fp64.
 
-    Args: read: gives the texts' states, each (tokens, hidden); called twice.
-    Returns: n, p, mean, std (of the population), each (hidden,) fp32. One pass of fp32 sums can
-        give a negative variance.
+    Args:
+        read: gives the texts' states, each (tokens, hidden); called twice.
+        one_pass: sums of x and x^2 in fp32, as the official code; the variance can be negative.
+    Returns: n, p, mean, std (of the population), each (hidden,) fp32.
     """
     total: Any = 0.0
+    square: Any = 0.0
     count = 0
     for states in read():
-        total, count = total + states.double().sum(0), count + len(states)
+        s = states if one_pass else states.double()
+        total, square, count = total + s.sum(0), square + s.square().sum(0), count + len(s)
     mean = total / count
-    square: Any = 0.0
-    for states in read():
-        square = square + (states.double() - mean).square().sum(0)
-    std = (square / count).sqrt()
+    if one_pass:
+        variance = square / count - mean.square()
+    else:
+        variance = sum((s.double() - mean).square().sum(0) for s in read()) / count
+    std = variance.sqrt()
     found = {"n": mean - k * std, "p": mean + k * std, "mean": mean, "std": std}
     return {name: value.float() for name, value in found.items()}
 
 
-def fingerprint(model: nn.Module, full: Callable[[Tensor], Tensor]) -> str:
-    """A hash of the base's weights: shape, sum and sum of squares of each, in fp64, to 7 digits.
+def top(logits: Tensor, size: int, temperature: float) -> Raw:
+    """The largest `size` logits of each token and the log of the sum of all exponentials.
 
-    With an adapter only the frozen weights are the base's.
+    Returns: `values` (tokens, size) fp32 and `ids` int32 of the logits over `temperature`, and
+        `lse` (tokens,) fp32: a token's probability is exp(value - lse).
     """
-    adapter = hasattr(model, "peft_config")
-    digest = hashlib.sha256()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if adapter and weight.requires_grad:
-                continue
-            whole = full(weight.detach()).double()
-            sums = f"{whole.sum().item():.6e} {whole.square().sum().item():.6e}"
-            digest.update(f"{name} {tuple(whole.shape)} {sums}\n".encode())
-    return digest.hexdigest()[:16]
+    scaled = logits.float() / temperature
+    values, ids = scaled.topk(min(size, scaled.shape[-1]))
+    return {"values": values, "ids": ids.int(), "lse": scaled.logsumexp(-1)}
 
 
 class StateCache:
-    """One set of distilled states.
+    """One set of distilled texts.
 
     Args:
         root: folder of the run's caches.
         about: all that the states depend on, as JSON values; its hash is in the folder's name.
-        coded: two bits a neuron are kept, not the states.
     """
 
-    def __init__(self, root: Path, about: Mapping[str, Any], coded: bool) -> None:
-        self.about, self.coded = {**about, "coded": coded}, coded
+    def __init__(self, root: Path, about: Mapping[str, Any], kind: Kind) -> None:
+        self.root, self.kind, self.about = root, kind, {**about, "kind": kind}
         text = json.dumps(self.about, sort_keys=True)
-        self.root, key = root, hashlib.sha256(text.encode()).hexdigest()[:12]
-        self.folder = root / f"gere-{key}"
+        self.folder = root / f"states-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
         self._limits: dict[str, Tensor] = {}
+        self._facts: dict[str, Any] = {}
+        self._open: dict[int, Any] = {}
+
+    def ready(self) -> bool:
+        """Whether it was built.
+
+        Raises:
+            RunError: it was, and then changed.
+        """
+        if not self.folder.exists():
+            return False
+        found = self.facts["about"]
+        wrong = sorted(k for k, v in self.about.items() if found.get(k) != v)
+        if wrong or not is_sealed(self.folder):
+            what = f"made with another {', '.join(wrong)}" if wrong else "damaged: files differ"
+            raise RunError(f"{self.folder}: {what}", "remove the folder, and begin a new run")
+        return True
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The manifest: `about`, `tokens` of each text, `shards` (first text), `noise`."""
+        if not self._facts:
+            text = (self.folder / "manifest.json").read_text(encoding="utf-8")
+            self._facts = json.loads(text)
+        return self._facts
 
     def differences(self) -> str:
         """In what the nearest other cache of this run differs, for a message; "" if none is."""
-        others = [p for p in self.root.glob("gere-*/meta.json") if p.parent.suffix != ".part"]
-        metas = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(others)]
+        others = sorted(self.root.glob("states-*/manifest.json"))
+        metas = [json.loads(p.read_text(encoding="utf-8"))["about"] for p in others]
         found = [[k for k, v in self.about.items() if meta.get(k) != v] for meta in metas]
         return ", ".join(sorted(found, key=len)[0]) if found else ""
 
-    def build(self, texts: int, state_of: Callable[[int], States], k: float) -> None:
-        """Distil `texts` texts: all processes run `state_of`, the first one writes."""
-        part, (main, meet) = self.folder.with_suffix(".part"), _processes()
-        if main:
-            part.mkdir(parents=True, exist_ok=True)
-            (part / "meta.json").write_text(json.dumps(self.about, indent=1), encoding="utf-8")
+    # --- building
+
+    def build(
+        self,
+        texts: int,
+        raw_of: Callable[[int], Raw],
+        noise_of: Callable[[StateCache], Mapping[str, float]],
+        k: float = 1.0,
+        one_pass: bool = False,
+    ) -> None:
+        """Distil `texts` texts: each process its share, the first one then codes them all.
+
+        Args:
+            raw_of: what the model computes on a text; all processes call it equally often.
+            noise_of: called on all processes when codes can be read; goes into the manifest.
+        """
+        part, (rank, world, meet) = self.folder.with_suffix(".part"), _processes()
+        part.mkdir(parents=True, exist_ok=True)
         meet()
         missing = [i for i in range(texts) if not (part / f"{i:05}.raw").exists()]
         meet()  # nobody writes before all have looked
-        for i in missing:
-            states = state_of(i)
-            if main:
-                _save(part / f"{i:05}.raw", {str(layer): s.cpu() for layer, s in states.items()})
-        if main:
-            self._finish(part, texts, k)
+        for first in range(0, len(missing), world):
+            mine = first + rank
+            raw = raw_of(missing[min(mine, len(missing) - 1)])
+            if mine < len(missing):
+                _save(part / f"{missing[mine]:05}.raw", {n: t.cpu() for n, t in raw.items()})
+        meet()
+        if rank == 0:
+            self._code(part, texts, k, one_pass)
+        meet()
+        final, self.folder = self.folder, part  # read it where it lies
+        self._facts = json.loads((part / "facts.json").read_text(encoding="utf-8"))
+        noise = noise_of(self)
+        self.folder, self._facts, self._open, self._limits = final, {}, {}, {}
+        if rank == 0:
+            facts = json.loads((part / "facts.json").read_text(encoding="utf-8"))
+            (part / "facts.json").unlink()
+            for i in range(texts):
+                (part / f"{i:05}.raw").unlink()
+            seal(part, {**facts, "noise": dict(noise)})
             os.replace(part, self.folder)
         meet()
 
-    def _finish(self, part: Path, texts: int, k: float) -> None:
+    def _code(self, part: Path, texts: int, k: float, one_pass: bool) -> None:
         """Thresholds first, then codes, from states as they were computed, before any rounding."""
 
-        def read(layer: str) -> Callable[[], Iterable[Tensor]]:
-            return lambda: (load_file(part / f"{i:05}.raw")[layer] for i in range(texts))
+        def read(name: str) -> Callable[[], Iterable[Tensor]]:
+            return lambda: (load_file(part / f"{i:05}.raw")[name] for i in range(texts))
 
         limits: dict[str, Tensor] = {}
-        for layer in load_file(part / "00000.raw"):
-            found = thresholds(read(layer), k)
+        for layer in load_file(part / "00000.raw") if self.kind == "codes" else ():
+            found = thresholds(read(layer), k, one_pass)
             if not all(bool(v.isfinite().all()) for v in found.values()):
                 raise RunError(
-                    f"gere: the base model's states of layer {layer} are not finite",
-                    "check the base model, or train it in fp32",
+                    f"gere: the base model's states of layer {layer} have no finite statistics",
+                    "check the base model, train it in fp32, or use stats: two_pass",
                 )
             limits |= {f"{name}.{layer}": value for name, value in found.items()}
         _save(part / "thresholds.safetensors", limits)
+        shards: list[int] = []
+        tokens: list[int] = []
+        held: list[Raw] = []
         for i in range(texts):
-            states = load_file(part / f"{i:05}.raw")
-            for layer, s in states.items() if self.coded else ():
-                states[layer] = pack(flags(s, limits[f"n.{layer}"], limits[f"p.{layer}"]))
-            _save(part / f"{i:05}.safetensors", states)
-        for i in range(texts):
-            (part / f"{i:05}.raw").unlink()
+            raw = load_file(part / f"{i:05}.raw")
+            if self.kind == "codes":
+                for layer, s in raw.items():
+                    raw[layer] = pack(flags(s, limits[f"n.{layer}"], limits[f"p.{layer}"]))
+            tokens.append(len(next(iter(raw.values()))))
+            held.append(raw)
+            size = sum(t.numel() * t.element_size() for h in held for t in h.values())
+            if size >= SHARD_BYTES or i == texts - 1:
+                whole = {name: torch.cat([h[name] for h in held]) for name in raw}
+                _save(part / f"{len(shards):05}.safetensors", whole)
+                shards.append(i + 1 - len(held))
+                held = []
+        facts = {"about": self.about, "tokens": tokens, "shards": shards}
+        (part / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+
+    # --- reading
 
     def limits(self, layer: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Thresholds n and p of a layer, (hidden,) fp32."""
@@ -161,77 +205,75 @@ class StateCache:
             self._limits = load_file(self.folder / "thresholds.safetensors", device=str(device))
         return self._limits[f"n.{layer}"], self._limits[f"p.{layer}"]
 
-    def batch(self, texts: Sequence[int], layer: int, mask: Tensor) -> Tensor:
-        """What is kept of `texts`, laid where `mask` (batch, seq) is true; elsewhere 0.
+    def rows(self, texts: Sequence[int], layer: int, width: int, device: torch.device) -> Tensor:
+        """What is kept of texts that lie at the left of rows of `width` tokens; elsewhere 0.
 
-        Returns: (batch, seq, hidden), uint8 flags or fp32 states, on the mask's device.
+        Returns: (rows, width, hidden / 4) uint8 codes, or (rows, width, hidden) fp32 states.
         """
-        size = len(self.limits(layer, mask.device)[0])
-        dtype = torch.uint8 if self.coded else torch.float32
-        out = torch.zeros(*mask.shape, size, dtype=dtype, device=mask.device)
-        for row, text in enumerate(texts):
-            if mask[row].any():  # else a row that only fills up a process's batch
-                kept = load_file(self.folder / f"{text:05}.safetensors")[str(layer)]
-                out[row, mask[row]] = (unpack(kept, size) if self.coded else kept).to(out.device)
-        return out
+        kept = [self._read(text, str(layer)) for text in texts]
+        out = torch.zeros((len(kept), width, kept[0].shape[-1]), dtype=kept[0].dtype)
+        for row, tensor in zip(out, kept, strict=True):
+            row[: len(tensor)] = tensor[:width]
+        return _moved(out, device)
+
+    def top(self, texts: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """`values`, `ids` and `lse` (see `top`) of the texts' label tokens, one after another."""
+        found = [torch.cat([self._read(t, n) for t in texts]) for n in ("values", "ids", "lse")]
+        values, ids, lse = (_moved(t, device) for t in found)
+        return values, ids.long(), lse
+
+    @property
+    def noise(self) -> dict[str, float]:
+        found: dict[str, float] = self.facts["noise"]
+        return found
+
+    def _read(self, text: int, name: str) -> Tensor:
+        shards, tokens = self.facts["shards"], self.facts["tokens"]
+        shard = max(k for k, first in enumerate(shards) if first <= text)
+        if shard not in self._open:
+            file = safe_open(self.folder / f"{shard:05}.safetensors", "pt")
+            self._open[shard] = file.__enter__()
+        start = sum(tokens[shards[shard] : text])
+        found: Tensor = self._open[shard].get_slice(name)[start : start + tokens[text]]
+        return found
 
 
-def base_states(
-    ctx: Context,
-    rows: Sequence[dict[str, Any]],
-    layers: Sequence[int],
-    k: float,
-    coded: bool,
-    base: str,
-) -> StateCache:
-    """The cache of `rows` under the base model: this run's own, or distilled now.
+def measured_noise(
+    cache: StateCache, texts: Sequence[int], layer: int, states: Tensor, mask: Tensor
+) -> dict[str, float]:
+    """How far the same model's states on the same texts leave their intervals by rounding alone.
 
-    Args: base: fingerprint of the base model, "" where it is the model as it is now.
-    Raises:
-        RunError: the cache is gone or of other settings, and the base model is trained over.
+    Args: states as training computes them, in one padded batch, (rows, seq, hidden).
+    Returns: `violating` and `flipped`, shares of all states; `largest` and `mean` distance.
     """
-    ids = repr([row["input_ids"] for row in rows])
-    about = {
-        "model": base or fingerprint(ctx.model, ctx.full),
-        "texts": hashlib.sha256(ids.encode()).hexdigest()[:16],
-        "layers": list(layers),
-        "k": k,
+    n, p = cache.limits(layer, states.device)
+    codes = unpack(cache.rows(texts, layer, states.shape[1], states.device), states.shape[-1])
+    x = states.float()
+    e = excess(x, codes, n, p)[mask].abs()
+    flipped = (flags(x, n, p) != codes)[mask].float().mean()
+    return {
+        "violating": float((e > 0).float().mean()),
+        "flipped": float(flipped),
+        "largest": float(e.max()),
+        "mean": float(e.mean()),
     }
-    cache = StateCache(ctx.cache, about, coded)
-    if cache.folder.exists():
-        return cache
-    adapter, changed = hasattr(ctx.model, "peft_config"), cache.differences()
-    if base and not adapter:
-        raise RunError(
-            f"gere: the base model's states are not in {cache.folder}: "
-            + (f"{changed} changed since they were made" if changed else "they were removed"),
-            "a trained model cannot give them again: start a new run",
-        )
-    if changed:
-        log = logging.getLogger("perdure")
-        log.info("gere: distilling the base model anew, as this changed: %s", changed)
-
-    @torch.no_grad()
-    def state_of(i: int) -> States:
-        # Each text alone and unpadded, so that no layout but its own rounds its states.
-        if adapter:
-            batch = collate([rows[i]], ctx.encoder.pad_id)
-            seen = ctx.frozen("base")({name: v.to(ctx.device) for name, v in batch.items()})
-        else:
-            seen = ctx.forward([rows[i]])
-        return {layer: seen.hidden[layer][0].float() for layer in layers}
-
-    cache.build(len(rows), state_of, k)
-    return cache
 
 
-def _processes() -> tuple[bool, Callable[[], Any]]:
-    """Whether this is the first process, and a call that waits for all."""
+def note(message: str, *values: Any) -> None:
+    logging.getLogger("perdure").info(message, *values)
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+def _processes() -> tuple[int, int, Callable[[], Any]]:
+    """This process's number, how many there are, and a call that waits for all."""
     from torch import distributed
 
     if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank() == 0, distributed.barrier
-    return True, lambda: None
+        return distributed.get_rank(), distributed.get_world_size(), distributed.barrier
+    return 0, 1, lambda: None
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:

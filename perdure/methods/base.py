@@ -84,10 +84,9 @@ class Method:
     saved: tuple[str, ...] = ()
     """Names of attributes in every checkpoint: tensors, JSON values, and nested dicts and lists
     of both. They are restored before training goes on."""
-    needs_general: bool = False
-    """True if the method cannot work without general text; told before weights are loaded."""
     needs_validation: bool = False
-    """True if the method measures on each task's validation rows; told before weights too."""
+    """True if the method measures on each task's validation rows; told before weights
+    are loaded."""
     grows: bool = False
     """True if `begin_task` adds modules: a resumed run then calls it for each task learned before,
     in order, so that their weights find their place."""

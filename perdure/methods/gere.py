@@ -1,6 +1,6 @@
 """Replay general texts and hold the hidden states on them within the base model's intervals.
 
-Before the first task the base model's states on a few hundred general texts are distilled to
+Before the first task the base model's states on up to a thousand general texts are distilled to
 "low, middle, high" of each neuron; in every step some of these texts are trained on as text, and
 a state that leaves the interval it was in at the start is pushed back. No task data is kept.
 Paper: GeRe, Zhang et al. 2025 (arXiv 2508.04676); read: abstract and the official code
@@ -11,23 +11,25 @@ Qznan/GeRe (34d74f5), not the equations, so no equation number is given here.
     whichever held the base's state h;  n, p = mean -+ k * std over all general tokens
 Departs: per row where the code pools a micro-batch and halves its CE, so that the gradient does
 not depend on the micro-batch (equal to the code at micro-batch 1; B counts general rows too); the
-task's CE stays as the trainer makes it; variance in two fp64 passes, where one fp32 pass can give
-NaN; a keyed cache; two bits a neuron instead of fp32 states, which give the same loss bit for bit.
-Cost: forward and backward over `insert` texts a step; once a forward over all texts; on disk
-tokens * hidden / 4 bytes (l1, l2: 4 bytes a value).
+task's CE stays as the trainer makes it; general rows come on top of the batch; variance in two
+fp64 passes. `official: true` is the code's behaviour in all but the last of these.
+Cost: forward and backward over `insert` texts a step, in the task's own pass; once a forward over
+all texts; on disk tokens * hidden / 4 bytes a layer (kl: 8 * kl_top bytes a token; l1, l2: 4 bytes
+a value).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from perdure.errors import UsageError
-from perdure.methods._distill import distance, row_means
-from perdure.methods._states import StateCache, base_states
+from perdure.methods import _states
+from perdure.methods._distill import distance, kl_of_largest, row_means
+from perdure.methods._margin import outside
+from perdure.methods._teacher import distilled
 from perdure.methods.base import Method, MethodConfig, Reads
 
 if TYPE_CHECKING:
@@ -36,99 +38,228 @@ if TYPE_CHECKING:
     from perdure.learners.context import Context
     from perdure.learners.passes import Pass, Rows
 
+OFFICIAL = {
+    "mix": "concat",
+    "scope": "micro",
+    "stats": "one_pass_fp32",
+    "kl_mask": False,
+}
+"""What `official: true` sets where the recipe does not say otherwise."""
+
 
 class GeReConfig(MethodConfig):
-    loss: Literal["margin", "label", "l1", "l2"] = Field(
+    loss: Literal["margin", "label", "kl", "l1", "l2"] = Field(
         "margin",
-        description="beside the texts' CE: threshold margin, nothing, or distance of states",
+        description="beside the texts' CE: threshold margin, nothing, KL or distance of states",
     )
     weight: float | Literal["dynamic"] = Field(
-        100.0, description="weight of the states' term; dynamic: as large as the CE, detached"
+        100.0, description="weight of that term; dynamic: as large as the CE, detached"
     )
+    weight_max: float | None = Field(None, gt=0, description="upper limit of a dynamic weight")
     label_weight: float = Field(1.0, ge=0, description="weight of the general texts' CE")
     k: float = Field(1.0, gt=0, description="half width of the middle interval in deviations")
-    layers: tuple[int, ...] = Field((-1,), description="layers held, averaged; -1: final norm")
+    layers: tuple[int, ...] = Field(
+        (-1,), min_length=1, description="layers held, averaged; -1: final norm"
+    )
     reduction: Literal["violating", "elements", "tokens"] = Field(
         "violating", description="what the margin is averaged over"
+    )
+    noise_floor: float | Literal["measured"] = Field(
+        0.0, description="distances up to this count as none; measured: what rounding alone gives"
+    )
+    teacher: Literal["base", "previous"] = Field(
+        "base", description="whose states are held: the base model's, or the last task's"
+    )
+    scope: Literal["row", "micro"] = Field(
+        "row", description="row: a mean over rows; micro: pooled in each micro-batch, CE halved"
+    )
+    stats: Literal["two_pass", "one_pass_fp32"] = Field(
+        "two_pass", description="how the deviations are computed"
+    )
+    mix: Literal["insert", "concat"] = Field(
+        "insert", description="insert: so many rows a step; concat: each text once an epoch"
     )
     insert: int = Field(4, gt=0, description="general rows in each optimizer step")
     samples: int = Field(1000, gt=0, description="general texts used, from the first")
     max_tokens: int = Field(563, gt=1, description="tokens kept of each text")
+    add_special_tokens: bool = Field(
+        False, description="put the tokenizer's special tokens around texts"
+    )
+    kl_temperature: float = Field(2.0, gt=0, description="both predictions are softened by it")
+    kl_mask: bool = Field(True, description="false: padded positions count in the mean, as zero")
+    kl_t2: bool = Field(False, description="multiply by the temperature's square")
+    kl_top: int = Field(64, gt=0, description="largest logits kept; all others are one outcome")
+    official: bool = Field(False, description="defaults of the official code where it deviates")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_official(cls, data: Any) -> Any:
+        return {**OFFICIAL, **data} if isinstance(data, dict) and data.get("official") else data
 
 
-def margin(x: Tensor, flags: Tensor, mask: Tensor, n: Tensor, p: Tensor, over: str) -> Tensor:
+def margin(
+    x: Tensor, codes: Tensor, mask: Tensor, n: Tensor, p: Tensor, over: str, floor: float = 0.0
+) -> Tensor:
     """Threshold margin of each row.
 
     Args:
-        x, flags: states now, and `_states.flags` of the base's, (batch, seq, hidden).
-        mask: real positions, (batch, seq); n, p: thresholds, (hidden,) fp32.
-        over: violating | elements | tokens.
-    Returns: (batch,)
+        x: states now, (rows, seq, hidden); codes: the base's flags (`_margin.pack`).
+        mask: real positions, (rows, seq); n, p: thresholds, (hidden,) fp32.
+        over: violating | elements | tokens. floor: see `_margin.outside`.
+    Returns: (rows,)
     """
-    inf = float("inf")
-    low = torch.where(flags == 1, -inf, torch.where(flags == 0, n, p))
-    high = torch.where(flags == 2, inf, torch.where(flags == 0, p, n))
-    x = x.float()
-    e = (torch.relu(x - high) + torch.relu(low - x)) * mask.unsqueeze(-1)
+    return averaged(*outside(x, codes, mask, n, p, floor)[:2], mask, x.shape[-1], over)
+
+
+def averaged(total: Tensor, count: Tensor, mask: Tensor, hidden: int, over: str) -> Tensor:
+    """Sums of distances, (rows,), divided as `over` says."""
     if over == "violating":
-        return e.sum((1, 2)) / ((e != 0).sum((1, 2)) + 1e-8)
+        return total / (count + 1e-8)
     tokens = mask.sum(1).clamp(min=1)
-    return e.sum((1, 2)) / (tokens if over == "tokens" else tokens * x.shape[-1])
+    return total / (tokens if over == "tokens" else tokens * hidden)
 
 
-def state_weight(weight: float | str, ce: Tensor, term: Tensor) -> Tensor | float:
+def state_weight(
+    weight: float | str, ce: Tensor, term: Tensor, limit: float | None = None
+) -> Tensor | float:
     """The fixed weight, or the one that makes weight * term as large as ce; no gradient."""
-    return ce.detach() / (term.detach() + 1e-8) if weight == "dynamic" else float(weight)
+    if weight != "dynamic":
+        return float(weight)
+    found = ce.detach() / (term.detach() + 1e-8)
+    return found if limit is None else found.clamp(max=limit)
+
+
+def micro_loss(
+    ce_task: Tensor | None, ce_general: Tensor, term: Tensor, weight: Tensor | float
+) -> Tensor:
+    """A whole micro-batch's loss as in the official code; `ce_task` None: it has no task rows."""
+    ce = ce_general if ce_task is None else (ce_task + ce_general) / 2
+    return ce + weight * term
 
 
 class GeRe(Method):
     Config = GeReConfig
     config: GeReConfig
-    saved = ("base",)
-    needs_general = True
+    saved = ("base", "texts")
 
     def __init__(self, config: GeReConfig) -> None:
         super().__init__(config)
-        self.reads = Reads(hidden=() if config.loss == "label" else config.layers, logits=True)
-        self.base = ""  # fingerprint of the model that was distilled
+        held = config.loss in ("margin", "l1", "l2")
+        # The head runs on general tokens only where a term asks for their predictions.
+        predicted = config.label_weight > 0 or config.loss == "kl" or config.scope == "micro"
+        self.reads = Reads(
+            hidden=config.layers if held else (), logits=predicted or config.weight == "dynamic"
+        )
+        if config.official:
+            set_by = {name: getattr(config, name) for name in OFFICIAL}
+            _states.note("gere: official: true, so %s", set_by)
+        self.base = ""  # fingerprint of the model that was distilled first
+        self.texts = ""  # file of the texts that were sampled from it; "" if they were given
         self._rows: Rows | None = None
-        self._cache: StateCache | None = None
+        self._cache: _states.StateCache | None = None
+        self._floor = 0.0
 
     def begin_task(self, ctx: Context) -> None:
         c = self.config
-        texts = [ctx.encode_text(t, c.max_tokens) for t in ctx.general.replay[: c.samples]]
-        rows = [row for row in texts if len(row["input_ids"]) > 1]
-        if not rows:
-            raise UsageError(
-                "gere: there is no general text to replay", "add `general:` to the recipe"
-            )
+        rows, self.texts = ctx.general_rows(
+            c.samples, c.max_tokens, special=c.add_special_tokens, kept=self.texts
+        )
         self._rows = ctx.rows([{**row, "_text": i} for i, row in enumerate(rows)])
+        self._cache = None
         if c.loss != "label":
-            coded = c.loss == "margin"
-            self._cache = base_states(ctx, rows, c.layers, c.k, coded, self.base)
-            self.base = self._cache.about["model"]
+            known = self.base if c.teacher == "base" else ""
+            self._cache = distilled(ctx, rows, c, known)
+            self.base = self.base or self._cache.about["model"]
+        if self._cache is not None and c.loss == "margin":
+            noise = self._cache.noise
+            self._floor = noise["largest"] if c.noise_floor == "measured" else c.noise_floor
+            for name in ("flipped", "largest"):
+                ctx.log(f"gere_noise_{name}", noise[name])
+
+    # --- a step
 
     def replay(self, ctx: Context) -> Rows | None:
-        return None if self._rows is None else ctx.draw(self._rows, self.config.insert)
+        if self._rows is None:
+            return None
+        if self.config.mix == "insert":
+            return ctx.draw(self._rows, self.config.insert)
+        # Each text once an epoch, spread evenly over its steps.
+        ends = [s * len(self._rows) // ctx.steps_per_epoch for s in (ctx.step, ctx.step + 1)]
+        return ctx.draw_between(self._rows, *ends)
 
     def loss(self, ctx: Context, main: Pass, extra: Pass | None) -> Mapping[str, Tensor]:
+        c = self.config
+        if c.scope == "micro":
+            return self._micro(ctx, main, extra)
         if extra is None:
             return {}
-        c, share = self.config, self.config.insert / (ctx.batch_size + self.config.insert)
         rows = len(extra.mask)
-        ce = row_means(extra.nll, extra.row_of, rows)
-        found = {"gere_label": share * c.label_weight * extra.row_mean(ce)}
-        if (cache := self._cache) is not None:
-            held = [self._term(cache, layer, extra) for layer in c.layers]
-            term = torch.stack(held).mean(0)
-            found[f"gere_{c.loss}"] = share * extra.row_mean(
-                state_weight(c.weight, ce, term) * term
-            )
+        count = extra.totals.rows if extra.totals and extra.totals.rows else rows
+        share = count / (ctx.batch_size + count)
+        found: dict[str, Tensor] = {}
+        ce = extra.mask.new_zeros(rows, dtype=torch.float32)
+        if self.reads.logits:
+            ce = row_means(extra.nll, extra.row_of, rows)
+        if c.label_weight > 0:
+            found["gere_label"] = share * c.label_weight * extra.row_mean(ce)
+        if c.loss != "label":
+            term = self._term(ctx, extra)
+            weight = state_weight(c.weight, ce, term, c.weight_max)
+            found[f"gere_{c.loss}"] = share * extra.row_mean(weight * term)
         return found
 
-    def _term(self, cache: StateCache, layer: int, extra: Pass) -> Tensor:
-        x, mask = extra.hidden[layer], extra.mask
-        base = cache.batch(extra.extra("_text"), layer, mask)
-        if self.config.loss == "margin":
-            return margin(x, base, mask, *cache.limits(layer, x.device), self.config.reduction)
-        return distance(x, base, mask, 1 if self.config.loss == "l1" else 2)
+    def _term(self, ctx: Context, extra: Pass) -> Tensor:
+        """The term of each general row, (rows,)."""
+        if self.config.loss == "kl":
+            return self._kl(extra)
+        return torch.stack([self._of_states(ctx, k, extra) for k in self.config.layers]).mean(0)
+
+    def _of_states(self, ctx: Context, layer: int, extra: Pass) -> Tensor:
+        assert self._cache is not None
+        c, x, mask = self.config, extra.hidden[layer], extra.mask
+        base = self._cache.rows(extra.extra("_text"), layer, x.shape[1], x.device)
+        if c.loss != "margin":
+            return distance(x, base, mask, 1 if c.loss == "l1" else 2)
+        n, p = self._cache.limits(layer, x.device)
+        total, count, flips = outside(x, base, mask, n, p, self._floor)
+        if layer == c.layers[-1]:
+            everything = mask.sum() * x.shape[-1]
+            ctx.log("gere_elements", total.sum() / everything)
+            ctx.log("gere_violating", count.sum() / everything)
+            ctx.log("gere_flips", flips.sum() / everything)
+        if c.scope == "micro":  # pooled over the micro-batch's rows, as if they were one
+            total, count, mask = total.sum()[None], count.sum()[None], mask.reshape(1, -1)
+        return averaged(total, count, mask, x.shape[-1], c.reduction)
+
+    def _kl(self, extra: Pass) -> Tensor:
+        assert self._cache is not None
+        c, rows = self.config, len(extra.mask)
+        real = [i for i, row in enumerate(extra.rows) if not row.get("_filler")]
+        if not real:
+            return extra.nll.new_zeros(rows)
+        texts = [extra.rows[i]["_text"] for i in real]
+        each = kl_of_largest(
+            extra.logits, *self._cache.top(texts, extra.mask.device), c.kl_temperature
+        )
+        each = each * c.kl_temperature**2 if c.kl_t2 else each
+        found = row_means(each, extra.row_of, rows)
+        if not c.kl_mask:
+            tokens = torch.bincount(extra.row_of, minlength=rows)
+            found = found * tokens / extra.mask.shape[1]
+        return found
+
+    def _micro(self, ctx: Context, main: Pass, extra: Pass | None) -> Mapping[str, Tensor]:
+        """Terms that turn the trainer's loss into the code's: means over this micro-batch only."""
+        c = self.config
+        ce_task = main.nll.mean()
+        mine = main.token_mean(main.nll)  # what the trainer adds for these rows
+        if extra is None or all(row.get("_filler") for row in extra.rows):
+            return {"gere_scope": ce_task - mine}
+        ce_general = extra.nll.mean()
+        weight: Tensor | float = 0.0
+        term = ce_general.new_zeros(())
+        if c.loss != "label":
+            term = self._term(ctx, extra).mean()
+            weight = state_weight(c.weight, (ce_task + ce_general) / 2, term, c.weight_max)
+        whole = micro_loss(ce_task, ce_general, term, weight)
+        return {"gere_scope": whole - weight * term - mine, f"gere_{c.loss}": weight * term}

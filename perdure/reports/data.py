@@ -92,6 +92,8 @@ class RunView:
     matrix: ScoreMatrix
     general: tuple[float, ...]
     """Perplexity on general text by `after`; nan where it was not measured."""
+    general_tasks: tuple[tuple[TaskFacts, tuple[float, ...]], ...]
+    """Tasks of lm-eval: how each is scored, and its score by `after`; nan where missing."""
     log: tuple[dict[str, Any], ...]
     environment: dict[str, Any]
     recipe: dict[str, Any]
@@ -169,6 +171,11 @@ class RunView:
         return max(self.logged("memory_mb"), default=MISSING)
 
     @property
+    def gauge_keys(self) -> list[str]:
+        """Names under which it was logged how far the model had moved, in order."""
+        return [k for k in dict.fromkeys(k for row in self.log for k in row) if k[:6] == "gauge/"]
+
+    @property
     def method_keys(self) -> list[str]:
         """Losses of the methods' own, in order of first appearance (`method/replay`)."""
         keys = (key for row in self.log for key in row if key.startswith("method/"))
@@ -204,7 +211,8 @@ def _view(run: RunData, label: str) -> RunView:
         for row in latest.values()
         if row["task"] not in stream
     ]
-    general = {r["after"]: float(r["score"]) for r in rows if r.get("kind") == "general"}
+    measured = [row for row in rows if row.get("kind") == "general"]
+    general = {r["after"]: float(r["score"]) for r in measured if "task" not in r}
     return RunView(
         label=label,
         method=run.methods_name,
@@ -214,6 +222,7 @@ def _view(run: RunData, label: str) -> RunView:
         unseen=tuple(unseen),
         matrix=ScoreMatrix.from_rows(known, stream),
         general=tuple(general.get(i, MISSING) for i in range(len(stream) + 1)) if general else (),
+        general_tasks=_general_tasks([r for r in measured if "task" in r], len(stream) + 1),
         log=tuple(run.log_rows()),
         environment=run.environment(),
         recipe=recipe,
@@ -253,6 +262,19 @@ def _facts(scored: Sequence[Mapping[str, Any]], name: str) -> TaskFacts:
         metric=str(row.get("metric", "not scored yet")),
         higher_is_better=bool(row.get("higher_is_better", True)),
         rows=int(row.get("rows") or 0),
+    )
+
+
+def _general_tasks(
+    rows: Sequence[Mapping[str, Any]], count: int
+) -> tuple[tuple[TaskFacts, tuple[float, ...]], ...]:
+    """The lm-eval tasks of a run's lines, in order of first appearance, each `count` scores."""
+    scores: dict[str, dict[int, float]] = {}
+    for row in rows:
+        scores.setdefault(row["task"], {})[row["after"]] = float(row["score"])
+    return tuple(
+        (_facts(rows, name), tuple(found.get(i, MISSING) for i in range(count)))
+        for name, found in scores.items()
     )
 
 

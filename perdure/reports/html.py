@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure.errors import UsageError
-from perdure.reports import colours, provenance, sections, words
+from perdure.reports import colours, general, provenance, sections, words
 from perdure.reports.charts import COLOURS, DASHES, MARKERS
 from perdure.reports.data import RunData, RunView, comparable, views
 
@@ -98,8 +98,11 @@ def page(runs: Sequence[RunView]) -> dict[str, Any]:
         "tasks": sections.task_charts(runs),
         "changes": sections.changes(runs),
         "general": sections.general(runs),
+        "general_tasks": general.task_charts(runs),
+        "general_changes": general.changes(runs),
         "losses": sections.losses(runs),
         "method_losses": sections.method_losses(runs),
+        "gauges": sections.gauges(runs),
         "cost": provenance.cost(runs),
         "unseen": sections.unseen(runs),
         "differences": provenance.differences(runs),

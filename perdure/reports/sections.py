@@ -174,6 +174,8 @@ def metric_words(task: TaskFacts) -> str:
         "exact_match": "exact match",
         "rouge_l": "ROUGE-L",
         "chrf": "chrF",
+        "acc": "accuracy",
+        "acc_norm": "normalized accuracy",
     }
     name = names.get(task.metric, task.metric.replace("_", " "))
     return name if task.higher_is_better else f"{name}, lower is better"
@@ -300,6 +302,17 @@ def method_losses(runs: Sequence[RunView]) -> list[charts.Chart]:
         titles = [f"{run.label}: {_without(name, run.method)}" for run in runs]
         drawn += _step_charts(runs, key, titles)
     return drawn
+
+
+def gauges(runs: Sequence[RunView]) -> list[charts.Chart]:
+    """How far the model moved from its base, each gauge on an axis of its own."""
+    keys = dict.fromkeys(key for run in runs for key in run.gauge_keys)
+    words = {"gauge/flip_share": "states that left their interval", "gauge/kl": "KL, nats a token"}
+    return [
+        chart
+        for key in keys
+        for chart in _step_charts(runs, key, [f"{r.label}: {words.get(key, key)}" for r in runs])
+    ]
 
 
 def _without(name: str, method: str) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from perdure.reports import words
+from perdure.reports import general, words
 from perdure.reports.data import SUMMARY, RunData, RunView, TaskFacts, comparable, views
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class Shown(Protocol):
         seconds_left: float | None = None,
     ) -> None: ...
     def scoring(self, method: str, task: str, done: int, total: int) -> None: ...
+    def doing(self, method: str, verb: str, what: str, done: int, total: int) -> None: ...
     def message(self, text: str) -> None: ...
 
 
@@ -78,6 +79,9 @@ class NullDisplay:
         return None
 
     def scoring(self, method: str, task: str, done: int, total: int) -> None:
+        return None
+
+    def doing(self, method: str, verb: str, what: str, done: int, total: int) -> None:
         return None
 
     def message(self, text: str) -> None:
@@ -145,6 +149,10 @@ class Display:
     def scoring(self, method: str, task: str, done: int, total: int) -> None:
         """Tell that `done` of `total` rows of this task are scored."""
         self._show("scoring", method, task, done, total, "")
+
+    def doing(self, method: str, verb: str, what: str, done: int, total: int) -> None:
+        """Tell how far other slow work has come: "distilling", "general texts", 3 of 64."""
+        self._show(verb, method, what, done, total, "")
 
     def message(self, text: str) -> None:
         """Print a line that stays."""
@@ -245,6 +253,8 @@ def score_table(runs: Sequence[RunData], console: Console | None = None) -> None
             fits = 16 + sum(_least(task) + 3 for task in run.tasks) <= target.width
             target.print(_matrix_table(run) if fits else _task_table(run))
     target.print(_summary_table(digested))
+    if any(run.general_tasks for run in digested):
+        target.print(_general_table(digested))
     for run in digested:
         if not run.complete:
             target.print(_plain(f"{run.label}: not finished; {words.DASH} is not scored yet"))
@@ -317,6 +327,21 @@ def _summary_table(runs: Sequence[RunView]) -> Table:
         if not (math.isnan(before) and math.isnan(after)):
             general = f"{words.significant(before)} → {words.significant(after)}"
         table.add_row(_plain(run.label), *cells, _plain(general))
+    return table
+
+
+def _general_table(runs: Sequence[RunView]) -> Table:
+    """A row for each lm-eval task, a column for each run: the base model → the newest score."""
+    table = _table("General ability: base model → now")
+    table.add_column("lm-eval task", overflow="fold")
+    for run in runs:
+        table.add_column(_plain(run.label), justify="right", overflow="fold")
+    for task in general.tasks(runs):
+        found = [general.before_after(run, task.name) for run in runs]
+        cells = [
+            " → ".join(map(words.printer(task), pair)) if pair else words.DASH for pair in found
+        ]
+        table.add_row(_plain(f"{_heading(task)} ({task.metric})"), *map(_plain, cells))
     return table
 
 

@@ -56,8 +56,13 @@ def start_of_user_turn(encoder: Encoder) -> list[int]:
         before = text.split(_MARK)[0]
         if before:
             return list(tokenizer(before, add_special_tokens=False)["input_ids"])
-    first = tokenizer.bos_token_id
-    return [first if first is not None else tokenizer.eos_token_id]
+    return start_of_text(encoder)
+
+
+def start_of_text(encoder: Encoder) -> list[int]:
+    """The token a text begins with; where the tokenizer has none, the one that ends the last."""
+    first = encoder.tokenizer.bos_token_id
+    return [first if first is not None else encoder.tokenizer.eos_token_id]
 
 
 def sample_texts(
@@ -68,6 +73,7 @@ def sample_texts(
     tokens: int,
     seed: int = 0,
     batch_size: int = 16,
+    start: Sequence[int] | None = None,
     on_progress: Progress | None = None,
 ) -> list[Sample]:
     """Let a model write texts from nothing, by plain sampling.
@@ -77,11 +83,12 @@ def sample_texts(
 
     Args:
         tokens: the most tokens of a text after its start; an end of text or turn ends it earlier.
+        start: token ids that every text begins with; None is where a user's turn begins.
     Returns: `texts` samples, each at least one token longer than its start.
     """
     from transformers import GenerationConfig
 
-    start = start_of_user_turn(encoder)
+    begun = start_of_user_turn(encoder) if start is None else list(start)
     inner = unwrapped(model)
     stops = _stops(inner, encoder)
     settings = GenerationConfig(
@@ -99,15 +106,15 @@ def sample_texts(
         torch.manual_seed(seed)
         while len(found) < texts:
             rows = min(batch_size, texts - len(found))
-            ids = torch.tensor([start] * rows, device=device)
+            ids = torch.tensor([begun] * rows, device=device)
             out: Tensor = model.generate(  # type: ignore[operator]
                 input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings
             )
             for row in out.tolist():
                 end = next(
-                    (k for k in range(len(start), len(row)) if row[k] in stops), len(row) - 1
+                    (k for k in range(len(begun), len(row)) if row[k] in stops), len(row) - 1
                 )
-                found.append(Sample(row[: end + 1], len(start)))
+                found.append(Sample(row[: end + 1], len(begun)))
             if on_progress is not None:
                 on_progress(len(found), texts)
     return found

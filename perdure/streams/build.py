@@ -16,7 +16,8 @@ from perdure.streams.sources import Mistakes, Reader, choices, shown
 from perdure.streams.task import GeneralText, Task, TaskStream
 
 if TYPE_CHECKING:
-    from perdure.config import GeneralConfig, StreamConfig, TaskConfig
+    from perdure.config import StreamConfig, TaskConfig
+    from perdure.config_measuring import GeneralConfig
 
 logger = logging.getLogger("perdure")
 
@@ -174,6 +175,8 @@ def _version(splits: list[list[dict[str, object]]]) -> str:
 def _general(config: GeneralConfig, reader: Reader, seed: int) -> GeneralText:
     """Read general text and split it into a part to replay and a part to measure on."""
     mistakes = reader.mistakes
+    if config.source == "none":
+        return GeneralText()
     if config.source == "pydoc":
         text = pydoc_texts(seed)
         replay, held_out, name = list(text.replay), list(text.held_out), text.source

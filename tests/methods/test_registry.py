@@ -14,6 +14,7 @@ import pytest
 from perdure import methods
 from perdure.errors import UsageError
 from perdure.methods.base import Method
+from perdure.methods.gere import GeReConfig
 
 BUILT_IN = ["eaft", "ewc", "freeze", "gere", "joint", "lwf", "replay", "rewind", "sequential"]
 
@@ -100,8 +101,7 @@ def test_all_wrong_options_are_told_at_once() -> None:
         "or Input should be 'dynamic'",
         "method gere: k: Input should be greater than 0",
         "method gere: no option 'weigth'; did you mean \"weight\"?",
-        "  options of gere: loss, weight, label_weight, k, layers, reduction, insert, samples, "
-        "max_tokens",
+        "  options of gere: " + ", ".join(GeReConfig.model_fields),
     ]
 
 

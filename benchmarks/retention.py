@@ -1,0 +1,250 @@
+"""What each method learns and keeps: public text tasks, learned one after another, several seeds.
+
+    python benchmarks/retention.py --data DIR --general FILE --out runs/retention
+        [--tasks agnews,sst2,...] [--steps 12] [--test-rows 40] [--seeds 0,1,2] [--only gere,...]
+
+DIR holds a folder a task with train.jsonl and test.jsonl (`text`, `label`) and a tasks.json with
+each one's `labels` and `instruction`, as the 15-task continual-learning benchmark of O-LoRA; FILE
+is plain text, a sentence a line. Each condition and seed is a run directory below --out: what is
+there is not run again, what was interrupted goes on. SmolLM2-135M-Instruct, full fine-tuning.
+
+Printed, as mean and 95% t-interval over the seeds: average accuracy, forgetting, perplexity on
+held-out general text, and the harmonic mean of general and downstream (the paper's F1 Avg), with
+general = base perplexity / perplexity now, at most 1. Then how well the gauges that were logged
+predict what was lost: Spearman's rank correlation over all runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from scipy import stats
+
+from perdure.config import Recipe
+from perdure.demo import base_model
+from perdure.loop import learn
+from perdure.models.memory import keep_freed_memory
+from perdure.reports import make_display
+from perdure.run import Run
+
+TASKS = ("agnews", "amazon", "boolq", "copa", "mnli", "rte", "sst2", "cb", "dbpedia")
+TOKENS = 48
+"""Tokens of a general text, given or sampled: so many are trained on for each."""
+OWN = {"general": {"replay_rows": 0}}
+
+
+def gere(loss: str, **changes: Any) -> dict[str, Any]:
+    return {"method": {"name": "gere", "loss": loss, "max_tokens": TOKENS}, **changes}
+
+
+CONDITIONS: dict[str, dict[str, Any]] = {
+    "sequential": {"method": "sequential"},
+    "lower rate": {"method": "sequential", "train": {"learning_rate": 4e-5}},
+    "freeze": {"method": "freeze"},
+    "rewind": {"method": {"name": "rewind", "rows": 24}},
+    "eaft": {"method": "eaft"},
+    "replay": {"method": {"name": "replay", "buffer_size": 64}},
+    "gere margin": gere("margin"),
+    "gere label": gere("label"),
+    "gere kl": gere("kl"),
+    "gere l1": gere("l1", method_weight=1.0),
+    "gere l2": gere("l2", method_weight=1.0),
+    "gere margin, own samples": gere("margin", **OWN),
+    "gere label, own samples": gere("label", **OWN),
+    "joint": {"method": "joint"},
+}
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--data", type=Path, required=True)
+    options.add_argument("--general", type=Path, required=True)
+    options.add_argument("--out", type=Path, required=True)
+    options.add_argument("--tasks", default=",".join(TASKS))
+    options.add_argument("--steps", type=int, default=12)
+    options.add_argument("--test-rows", type=int, default=40)
+    options.add_argument("--max-tokens", type=int, default=128, help="longer rows are left out")
+    options.add_argument("--seeds", default="0,1,2")
+    options.add_argument("--only", default="", help="conditions, by name")
+    options.add_argument("--table", action="store_true", help="only print what is there")
+    wanted = options.parse_args()
+    for path in (wanted.data / "tasks.json", wanted.general):
+        if not path.exists():
+            print(f"{path}: not found; nothing was run", file=sys.stderr)
+            return 2
+    keep_freed_memory()
+    names = wanted.only.split(",") if wanted.only else list(CONDITIONS)
+    seeds = [int(s) for s in wanted.seeds.split(",")]
+    if not wanted.table:
+        general = _general(wanted.general, wanted.out)
+        for seed in seeds:
+            for name in names:
+                _run(name, seed, wanted, general)
+    _print(wanted.out, list(CONDITIONS))
+    return 0
+
+
+def _general(source: Path, out: Path) -> Path:
+    """The sentences, a few of them a text, as JSON Lines; each text is long enough to be cut."""
+    path = out / "general.jsonl"
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        lines = [line.strip() for line in source.read_text(encoding="utf-8").splitlines()]
+        texts = [" ".join(lines[i : i + 4]) for i in range(0, len(lines) - 4, 4)]
+        path.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts), encoding="utf-8")
+    return path
+
+
+def _rows(data: Path, out: Path, task: str, limit: int) -> dict[str, str]:
+    """Files without the rows that are longer than `limit` tokens, so that no prompt is cut."""
+    from transformers import AutoTokenizer
+
+    from perdure.models import load_tokenizer
+
+    found = {}
+    tokenizer: AutoTokenizer | None = None
+    for split in ("train", "test"):
+        path = out / "data" / f"{task}-{split}.jsonl"
+        if not path.exists():
+            if tokenizer is None:
+                tokenizer = load_tokenizer(_recipe_model())
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lines = (data / task / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+            kept = [
+                line for line in lines
+                if len(tokenizer(json.loads(line)["text"])["input_ids"]) <= limit  # type: ignore[operator]
+            ]  # fmt: skip
+            # In the data's order a class may fill the first rows.
+            random.Random(0).shuffle(kept)
+            path.write_text("\n".join(kept) + "\n", encoding="utf-8")
+        found[split] = str(path)
+    return found
+
+
+def _recipe_model() -> Any:
+    from perdure.config import ModelConfig
+
+    return ModelConfig(path=str(base_model()))
+
+
+def _recipe(name: str, seed: int, wanted: argparse.Namespace, general: Path) -> Recipe:
+    facts = json.loads((wanted.data / "tasks.json").read_text(encoding="utf-8"))
+    change = dict(CONDITIONS[name])
+    method = change.pop("method")
+    if (weight := change.pop("method_weight", None)) is not None:
+        method = {**method, "weight": weight}
+    batch = 8
+    tasks = [
+        {
+            "name": task,
+            "format": "labels",
+            "labels": facts[task]["labels"],
+            "instruction": facts[task]["instruction"],
+            **_rows(wanted.data, wanted.out, task, wanted.max_tokens),
+            "max_train_rows": wanted.steps * batch + 24,
+            "max_test_rows": wanted.test_rows,
+            "validation_share": 24 / (wanted.steps * batch + 24),
+        }
+        for task in wanted.tasks.split(",")
+    ]
+    return Recipe.model_validate(
+        {
+            "name": name.replace(", ", "-").replace(" ", "-"),
+            "seed": seed,
+            "model": {"path": str(base_model())},
+            "stream": {"tasks": tasks},
+            "method": method,
+            "general": {
+                "source": str(general), "replay_rows": 64, "held_out_rows": 48,
+                "max_tokens": TOKENS, **change.get("general", {}),
+            },
+            "train": {
+                "learning_rate": 2e-4, "batch_size": batch, "micro_batch_size": 4,
+                "max_steps": wanted.steps * (len(tasks) if method == "joint" else 1),
+                "epochs": 1, **change.get("train", {}),
+            },
+            "save": {"tasks": "last"},
+        }
+    )  # fmt: skip
+
+
+def _run(name: str, seed: int, wanted: argparse.Namespace, general: Path) -> None:
+    path = wanted.out / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+    first = wanted.out / f"sequential-{seed}"
+    if path.exists():
+        run = Run.open(path)
+        if run.state == "finished":
+            return
+        recipe = run.recipe
+    else:
+        recipe = _recipe(name, seed, wanted, general)
+        run = Run.create(path, recipe)
+    print(f"{name}, seed {seed}", flush=True)
+    # The base model's scores are the same for all methods of a seed.
+    known = Run.open(first) if first.exists() and first != path else None
+    with make_display() as display:
+        learn(recipe, run, display=display, base_scores=known)
+
+
+def _print(out: Path, names: Sequence[str]) -> None:
+    runs = {name: list(_finished(out, name)) for name in names}
+    print("| condition | seeds | average accuracy | forgetting | general perplexity | F1 Avg |")
+    print("|---|---|---|---|---|---|")
+    for name, found in runs.items():
+        if found:
+            figures = [_figures(run) for run in found]
+            cells = [_interval([f[k] for f in figures]) for k in figures[0]]
+            print(f"| {name} | {len(found)} | {' | '.join(cells)} |")
+    every = [run for found in runs.values() for run in found]
+    print()
+    for gauge in ("kl", "flip_share"):
+        for loss in ("forgetting", "perplexity"):
+            pairs = [(_gauge(run, gauge), _figures(run)[loss]) for run in every]
+            pairs = [(a, b) for a, b in pairs if math.isfinite(a) and math.isfinite(b)]
+            if len(pairs) > 2:
+                rho = stats.spearmanr(*zip(*pairs, strict=True)).statistic
+                print(f"{gauge} and {loss}: rank correlation {rho:.2f} over {len(pairs)} runs")
+
+
+def _finished(out: Path, name: str) -> Iterable[Run]:
+    for path in sorted(out.glob(f"{name.replace(', ', '-').replace(' ', '-')}-[0-9]*")):
+        if (run := Run.open(path)).state == "finished":
+            yield run
+
+
+def _figures(run: Run) -> dict[str, float]:
+    matrix = run.matrix()
+    accuracy = matrix.average_accuracy()
+    general = {s["after"]: s["score"] for s in run.scores() if s["kind"] == "general"}
+    kept = min(1.0, general[0] / general[max(general)])
+    return {
+        "accuracy": accuracy,
+        "forgetting": matrix.forgetting(),
+        "perplexity": general[max(general)],
+        "f1": 2 * kept * accuracy / (kept + accuracy),
+    }
+
+
+def _gauge(run: Run, name: str) -> float:
+    """The largest value that the gauge showed over the run."""
+    values = [row[f"gauge/{name}"] for row in run.log_rows() if f"gauge/{name}" in row]
+    return max(values, default=math.nan)
+
+
+def _interval(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return f"{values[0]:.3g}"
+    half = stats.t.ppf(0.975, len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    return f"{mean(values):.3g} ± {half:.2g}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

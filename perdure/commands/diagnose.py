@@ -1,0 +1,60 @@
+"""`perdure diagnose`: tell apart what a tuned model lost on each task."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from perdure.commands.output import emit, first_process, working
+from perdure.config import Recipe, load_recipe
+
+
+def diagnose(
+    base: str,
+    tuned: str,
+    tasks: Path,
+    as_json: bool,
+    *,
+    max_drop: float,
+    alpha: float,
+    rows: int | None,
+    relearn: int,
+    learning_rate: float,
+    shots: int,
+    seed: int,
+) -> None:
+    """Diagnose the tasks of a recipe and print the verdicts with their evidence."""
+    from perdure.reports import make_display
+    from perdure.scoring.diagnose import diagnose as examine
+    from perdure.scoring.diagnose_measure import Sizes
+    from perdure.streams import build_stream
+
+    recipe = load_recipe(tasks, tasks_only=True)
+    stream = build_stream(recipe.stream, recipe.general, recipe.folder, recipe.seed)
+    display = make_display(json=as_json)
+    with working(), display:
+        found = examine(
+            base,
+            tuned,
+            stream,
+            max_drop=max_drop,
+            alpha=alpha,
+            names=label_names(recipe),
+            sizes=Sizes(rows=rows, relearn_rows=relearn, learning_rate=learning_rate, shots=shots),
+            seed=seed,
+            on_progress=partial(display.scoring, "diagnose"),
+        )
+    if as_json:
+        emit(found.to_dict())
+    elif first_process():
+        from rich.console import Console
+
+        console = Console()
+        console.print(found.table())
+        if any(task.evidence for task in found.tasks):
+            console.print(found.evidence_table())
+
+
+def label_names(recipe: Recipe) -> dict[str, dict[str, str]]:
+    """Task -> value in its data -> label: spellings that a lenient match takes for the label."""
+    return {task.name: dict(task.label_names or {}) for task in recipe.stream.tasks or ()}

@@ -1,0 +1,162 @@
+"""Two figures that tell while a task is learned how far the model has moved from its base.
+
+- flip share: of the final states on a few general texts, the share that is no longer in the
+  interval (low, middle, high of each neuron, as GeRe cuts it) where the base model's was;
+- KL: mean KL(base || now) in nats over the answer tokens of a few rows of the task being learned.
+  It needs no general text. Published work finds that it predicts forgetting (arXiv 2509.04259).
+
+What the base model computed is distilled once, before the first task; a look later is one forward
+pass over those texts and rows. `stop_when` ends a task's training at a budget, or takes its update
+back on the straight line until the budget holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainerCallback
+
+from perdure.errors import RunError
+from perdure.methods._distill import kl_of_largest
+from perdure.methods._margin import flags, unpack
+from perdure.methods._states import Raw, StateCache, top
+from perdure.methods.rewind import interpolate
+from perdure.processes import share
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from perdure.config_measuring import GaugesConfig, StopConfig
+    from perdure.learners.context import Context
+    from perdure.streams.task import TaskStream
+
+FLIPS, KL = "flip_share", "kl"
+TEXT_TOKENS = 64
+_TOP = 64  # largest logits kept of the base's predictions
+
+
+class Gauges:
+    """The gauges of a run.
+
+    Args:
+        ctx: of the first task to be learned; the model is the base unless `ctx.cache` has its
+            figures already.
+
+    Raises:
+        RunError: the model has been trained, and its base's figures are not there.
+    """
+
+    def __init__(self, config: GaugesConfig, stream: TaskStream, ctx: Context) -> None:
+        texts = (stream.general.held_out or stream.general.replay)[: config.texts]
+        encoded = [ctx.encode_text(text, TEXT_TOKENS) for text in texts]
+        self.texts = [row for row in encoded if len(row["input_ids"]) > 1]
+        self.rows = [
+            [ctx.encode(row) for row in (task.validation or task.train)[: config.rows]]
+            for task in stream
+        ]
+        self._states = self._distilled(ctx, self.texts, "codes") if self.texts else None
+        every = [row for rows in self.rows for row in rows]
+        self._logits = self._distilled(ctx, every, "logits")
+
+    def _distilled(self, ctx: Context, rows: Sequence[dict[str, Any]], kind: Any) -> StateCache:
+        ids = repr([(row["input_ids"], row["labels"]) for row in rows])
+        about = {"gauge": hashlib.sha256(ids.encode()).hexdigest()[:16], "top": _TOP}
+        cache = StateCache(ctx.cache, about, kind)
+        if cache.ready():
+            return cache
+        if ctx.task_index:
+            raise RunError(
+                f"{cache.folder}: what the base model computed for the gauges is gone",
+                "go on with gauges.every: 0, or begin a new run",
+            )
+
+        @torch.no_grad()
+        def raw_of(i: int) -> Raw:
+            ctx.tell("reading", "the base model's gauges", i + 1, len(rows))
+            seen = ctx.forward([rows[i]], logits=kind == "logits", hidden=(-1,))
+            if kind == "logits":
+                return top(seen.logits, _TOP, 1.0)
+            return {"-1": seen.hidden[-1][0].float()}
+
+        cache.build(len(rows), raw_of, lambda _: {})
+        return cache
+
+    @torch.no_grad()
+    def read(self, ctx: Context) -> dict[str, float]:
+        """The figures of the model as it is: `kl`, and `flip_share` where there are texts."""
+        found = {}
+        if self._states is not None:
+            found[FLIPS] = self._flip_share(ctx, self._states)
+        before = sum(len(rows) for rows in self.rows[: ctx.task_index])
+        rows = self.rows[ctx.task_index]
+        seen = ctx.forward(rows)
+        kept = self._logits.top(range(before, before + len(rows)), ctx.device)
+        found[KL] = float(kl_of_largest(seen.logits, *kept).mean())
+        # One process decides for all whether a budget is spent.
+        told: dict[str, float] = json.loads(share(json.dumps(found)))
+        return told
+
+    def _flip_share(self, ctx: Context, cache: StateCache) -> float:
+        seen = ctx.forward(self.texts, logits=False, hidden=(-1,))
+        x = seen.hidden[-1]
+        n, p = cache.limits(-1, x.device)
+        base = unpack(cache.rows(range(len(self.texts)), -1, x.shape[1], x.device), x.shape[-1])
+        return float((flags(x.float(), n, p) != base)[seen.mask].float().mean())
+
+
+def exceeded(budget: StopConfig | None, found: Mapping[str, float]) -> list[str]:
+    """The gauges that are over their budget."""
+    if budget is None:
+        return []
+    limits = {FLIPS: budget.flip_share, KL: budget.kl}
+    return [k for k, limit in limits.items() if limit is not None and found.get(k, 0.0) > limit]
+
+
+class Looks(TrainerCallback):
+    """Reads the gauges each so many steps and at the last one; past a budget, ends the phase."""
+
+    def __init__(
+        self,
+        gauges: Gauges,
+        ctx: Context,
+        every: int,
+        budget: StopConfig | None,
+        note: Callable[[str], None],
+    ) -> None:
+        self.gauges, self.ctx, self.every, self.budget, self.note = gauges, ctx, every, budget, note
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step % self.every and state.global_step < state.max_steps:
+            return
+        found = self.gauges.read(self.ctx)
+        for name, value in found.items():
+            self.ctx.logged[f"gauge/{name}"] = value
+        over = exceeded(self.budget, found)
+        if self.budget is not None and over and self.budget.action == "stop":
+            told = ", ".join(f"{name} {found[name]:.3g}" for name in over)
+            self.note(f"task {self.ctx.task.name}: stopped at step {state.global_step}: {told}")
+            control.should_training_stop = True
+
+
+def rewound(
+    gauges: Gauges, ctx: Context, budget: StopConfig, start: Mapping[str, Tensor], steps: int = 6
+) -> tuple[float, dict[str, Tensor] | None]:
+    """The largest share of a task's update that keeps the budget, by halving the interval.
+
+    Args: start: trainable weights at the task's start.
+    Returns: the share, to 2^-steps, and weights to go on with; None where the whole update fits.
+    """
+    end = ctx.snapshot()
+    if not exceeded(budget, gauges.read(ctx)):
+        return 1.0, None
+    low, high = 0.0, 1.0
+    for _ in range(steps):
+        middle = (low + high) / 2
+        with ctx.put(interpolate(start, end, middle)):
+            over = exceeded(budget, gauges.read(ctx))
+        low, high = (low, middle) if over else (middle, high)
+    return low, interpolate(start, end, low)

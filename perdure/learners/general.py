@@ -1,0 +1,142 @@
+"""General texts to train on: the user's own, or sampled from the base model before it changes.
+
+A model's own samples stand for what it can do where nobody can name its training data. They start
+at the beginning of a text and inside a user's turn of the chat template, in equal number; a text
+that repeats itself is left out (small models loop). Their number is held to what a tenth of the
+training's time pays for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from perdure.errors import RunError, UsageError
+from perdure.files import read_lines, write_atomic
+from perdure.learners.encoding import IGNORE
+
+if TYPE_CHECKING:
+    from perdure.learners.context import Context
+
+SAMPLE_TOKENS = 64
+"""The most tokens of a sampled text."""
+SHARE = 0.1
+"""Sampled tokens over tokens trained on. A sampled token costs less than a trained one."""
+FEWEST = 16
+TEMPERATURE = 1.0
+_BATCH = 32
+_GRAM, _DISTINCT = 4, 0.5
+
+
+def given_rows(
+    ctx: Context, count: int, max_tokens: int, special: bool = False
+) -> list[dict[str, Any]]:
+    """The first `count` of the user's general texts, every token a label.
+
+    Raises:
+        UsageError: none has two tokens or more.
+    """
+    rows = []
+    for text in ctx.general.replay[:count]:
+        row = ctx.encode_text(text, max_tokens)
+        if special:
+            ids = ctx.encoder.tokenizer(text)["input_ids"][:max_tokens]
+            row = {"input_ids": list(ids), "labels": list(ids)}
+        if len(row["input_ids"]) > 1:
+            rows.append(row)
+    if not rows:
+        raise UsageError(
+            "general: no text has two tokens or more", "give longer texts, or leave `general:` out"
+        )
+    return rows
+
+
+def repeats(ids: Sequence[int]) -> bool:
+    """Whether a text repeats itself: fewer than half of its runs of four tokens are distinct."""
+    grams = [tuple(ids[i : i + _GRAM]) for i in range(len(ids) - _GRAM + 1)]
+    return len(set(grams)) < _DISTINCT * len(grams)
+
+
+def how_many(count: int, stream_tokens: int, length: int) -> int:
+    """Texts that are worth sampling: `count`, or what `SHARE` of the training's tokens allows.
+
+    Args: stream_tokens: tokens of the tasks' rows in all steps; 0 where nobody knows.
+    """
+    if not stream_tokens:
+        return min(count, 4 * FEWEST)
+    return min(count, max(FEWEST, int(SHARE * stream_tokens / length)))
+
+
+def sampled_rows(
+    ctx: Context, count: int, max_tokens: int, kept: str
+) -> tuple[list[dict[str, Any]], str]:
+    """Read the base model's texts from the file `kept` in `ctx.cache`, or sample them now.
+
+    Returns: rows whose given start is no label, and the file's name.
+
+    Raises:
+        RunError: `kept` is gone, and the model that wrote the texts has changed since.
+    """
+    length = min(max_tokens, SAMPLE_TOKENS)
+    about: dict[str, Any] = {
+        "temperature": TEMPERATURE,
+        "seed": ctx.seed,
+        "texts": how_many(count, ctx.stream_tokens(), length),
+        "tokens": length,
+    }
+    if not kept:
+        about["model"] = ctx.fingerprint(frozen_only=ctx.has_adapter)
+        key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+        kept = f"samples-{key}.jsonl"
+    path = ctx.cache / kept
+    if not path.exists():
+        if "model" not in about:
+            raise RunError(
+                f"{path}: the texts that the base model wrote are gone",
+                "a trained model cannot write them again: put the file back, or start a new run",
+            )
+        found = _sample(ctx, about["texts"], length)
+        if ctx.rank == 0:
+            lines = [about, *found]
+            write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))
+        ctx.meet()
+    rows = read_lines(path)[1:]
+    return [{"input_ids": r["ids"], "labels": _labels(r["ids"], r["given"])} for r in rows], kept
+
+
+def _labels(ids: list[int], given: int) -> list[int]:
+    return [IGNORE] * given + ids[given:]
+
+
+def _sample(ctx: Context, count: int, length: int) -> list[dict[str, Any]]:
+    """`count` texts of the base model, half from each start; all processes sample alike."""
+    from perdure.scoring.divergence import sample_texts, start_of_text, start_of_user_turn
+
+    starts = [start_of_text(ctx.encoder)]
+    if (turn := start_of_user_turn(ctx.encoder)) not in starts:
+        starts.append(turn)
+    found: list[dict[str, Any]] = []
+    with ctx.as_base():
+        for number, start in enumerate(starts):
+            wanted = count // len(starts) + (number < count % len(starts))
+            mine: list[dict[str, Any]] = []
+            # A model that only loops must not be asked for ever: then its loops are taken.
+            for attempt in range(4):
+                for sample in sample_texts(
+                    ctx.model,
+                    ctx.encoder,
+                    texts=wanted - len(mine),
+                    tokens=length,
+                    seed=ctx.seed + 7919 * attempt + number,
+                    batch_size=_BATCH,
+                    start=start,
+                ):
+                    if attempt == 3 or not repeats(sample.ids[sample.given :]):
+                        mine.append({"ids": sample.ids, "given": sample.given})
+                ctx.tell("sampling", "general texts", len(found) + len(mine), count)
+                if len(mine) == wanted:
+                    break
+            found += mine
+    return found
