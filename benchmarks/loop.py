@@ -5,7 +5,8 @@
 Trains SmolLM2-135M-Instruct on the demo's first task, in turn with
   plain     transformers.Trainer, as one writes it: same rows, same order, same collator;
   perdure   the learner with the method `sequential`: hooks, log, display, its own head placement;
-  all       the same with the head on every position, as the plain trainer has it.
+  all       the same with the head on every position, as the plain trainer has it;
+  gauges    `perdure` with a look at the gauges after every step, to tell what one look costs.
 One process, alternating, wall seconds of the training only. Printed: medians and their ratios.
 """
 
@@ -22,6 +23,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from perdure.config import Recipe
+from perdure.config_measuring import GaugesConfig
 from perdure.demo import base_model
 from perdure.learners import build
 from perdure.learners.encoding import collate
@@ -53,6 +55,7 @@ def main() -> None:
             "model": {"path": str(base_model())},
             "stream": {"name": "demo"},
             "method": {"name": "sequential"},
+            "gauges": {"every": 0},
             "train": {"max_steps": wanted.steps, "batch_size": wanted.batch, "epochs": 9},
         }
     )
@@ -94,7 +97,15 @@ def main() -> None:
         PerdureTrainer.__init__ = original  # type: ignore[method-assign]
         return spent
 
-    contenders = {"plain": plain, "perdure": perdure, "all": lambda: perdure(False)}
+    def gauged() -> float:
+        learner.recipe = recipe.model_copy(update={"gauges": GaugesConfig(every=1)})
+        spent = perdure()
+        learner.recipe = recipe
+        return spent
+
+    contenders = {
+        "plain": plain, "perdure": perdure, "all": lambda: perdure(False), "gauges": gauged
+    }  # fmt: skip
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(wanted.repeats + 1):
         for name, contender in contenders.items():
@@ -107,6 +118,9 @@ def main() -> None:
           f"{torch.get_num_threads()} threads, median of {wanted.repeats}")  # fmt: skip
     for name, median in medians.items():
         print(f"{name:8} {median:7.2f} s   {median / medians['plain']:.3f} of plain")
+    look = (medians["gauges"] - medians["perdure"]) / medians["perdure"]
+    every = GaugesConfig().every
+    print(f"a look at the gauges: {look:.2f} of a step; one each {every} steps: {look / every:.1%}")
 
 
 if __name__ == "__main__":

@@ -274,7 +274,7 @@ def test_wrong_usage_is_told_before_anything_is_loaded(options, message):
 
 
 def test_other_tokenizers_are_refused_for_losses_but_not_for_tasks(trained, tmp_path):
-    from tests.conftest import make_tokenizer
+    from small_tokenizer import make_tokenizer
 
     model, tokenizer = trained
     other = make_tokenizer(300)

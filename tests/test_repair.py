@@ -520,7 +520,7 @@ def test_wrong_usage_is_told_before_anything_is_loaded(
 def test_two_models_that_do_not_belong_together(
     folders: dict[str, Path], tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    from conftest import make_tokenizer
+    from small_tokenizer import make_tokenizer
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     with pytest.raises(UsageError, match="has the same weights as"):

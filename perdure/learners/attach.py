@@ -260,7 +260,8 @@ class Attached:
 
     def _note(self, terms: Mapping[str, Tensor]) -> None:
         self.passes_noted += 1
-        for name, value in terms.items():  # stays on the device until it is logged
+        seen, self.ctx.watched = {**self.ctx.watched, **terms}, {}
+        for name, value in seen.items():  # stays on the device until it is logged
             self.term_sums[name] = self.term_sums.get(name, 0.0) + value.detach()
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

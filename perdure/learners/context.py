@@ -71,9 +71,10 @@ class Context:
         self.accumulation, self.micro, self.rank, self.world = 1, 0, 0, 1
         self.tokens: Tensor | int = 0  # real tokens run through this process, to tell the speed
         self.accelerator: Accelerator | None = None
-        self._score, self._autocast = score, autocast
+        self._score, self._autocast, self._base = score, autocast, base
         self._stream_tokens, self._tell = stream_tokens, tell
-        self.logged: dict[str, float | Tensor] = {}  # by `log`, until the trainer's next log line
+        self.logged: dict[str, float] = {}  # by `log`, until the trainer's next log line
+        self.watched: dict[str, Tensor] = {}  # by `log`, of the pass that is being made
         self._frozen: dict[str, Weights] = {}
         wanted = {m.reads.teacher for m in methods}
         if "previous" in wanted:
@@ -174,12 +175,19 @@ class Context:
         if distributed.is_available() and distributed.is_initialized():
             distributed.barrier()
 
-    def as_base(self) -> AbstractContextManager[None]:
-        """The model as its base inside the block: with an adapter switched off if it has one.
+    @property
+    def has_base(self) -> bool:
+        """Whether `as_base` gives the base model although the model has been trained."""
+        return self.has_adapter or self._base is not None
 
-        Without an adapter it is the model as it is; call it before the first task.
+    def as_base(self) -> AbstractContextManager[None]:
+        """The base model inside the block: the adapter switched off, or the base's weights put in.
+
+        Where neither is at hand it is the model as it is; ask `has_base` after the first task.
         """
-        return _adapter_off(self.model) if self.has_adapter else nullcontext()
+        if self.has_adapter:
+            return _adapter_off(self.model)
+        return nullcontext() if self._base is None else swapped(self.model, self._base())
 
     # --- passes
 
@@ -302,15 +310,17 @@ class Context:
     def log(self, name: str, value: float | Tensor) -> None:
         """Add a figure to the trainer's next log line, as `method/<name>`: log and trackers.
 
-        Of several micro-batches and processes the last and first one's is told. A tensor stays on
-        its device until then, so that no step waits for it.
+        A tensor is this pass's share of the step's mean (`Pass.token_mean`, `.row_mean`), as a
+        loss would be; it stays on its device until then, so that no step waits for it.
         """
-        self.logged[f"method/{name}"] = value.detach() if torch.is_tensor(value) else value
+        if torch.is_tensor(value):
+            self.watched[name] = value.detach()
+        else:
+            self.logged[f"method/{name}"] = value
 
     def take_logged(self) -> dict[str, float]:
-        """What was logged since the last call, as numbers."""
-        found = {name: float(value) for name, value in self.logged.items()}
-        self.logged.clear()
+        """Numbers that were logged since the last call."""
+        found, self.logged = self.logged, {}
         return found
 
     def fingerprint(self, *, frozen_only: bool = False) -> str:

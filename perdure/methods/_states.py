@@ -152,6 +152,7 @@ class StateCache:
         final, self.folder = self.folder, part  # read it where it lies
         self._facts = json.loads((part / "facts.json").read_text(encoding="utf-8"))
         noise = noise_of(self)
+        meet()  # all have read the draft before it changes
         self.folder, self._facts, self._open, self._limits = final, {}, {}, {}
         if rank == 0:
             facts = json.loads((part / "facts.json").read_text(encoding="utf-8"))

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from perdure.errors import RunError
-from perdure.learners.encoding import collate
 from perdure.methods._states import Kind, Raw, StateCache, measured_noise, note, top
 
 if TYPE_CHECKING:
     from perdure.learners.context import Context
-    from perdure.learners.passes import Pass
     from perdure.methods.gere import GeReConfig
 
 _NOISE_ROWS = 8
@@ -32,12 +31,15 @@ def distilled(
         RunError: the base's states are gone or of other settings, and the base is trained over.
     """
     kind = KINDS[config.loss]
-    adapter_off = ctx.has_adapter and config.teacher == "base"
-    cache = StateCache(ctx.cache, _about(ctx, rows, config, known, adapter_off), kind)
+    about = _about(rows, config)
+    with ctx.as_base() if config.teacher == "base" and not known else nullcontext():
+        frozen_only = ctx.has_adapter and config.teacher == "base"
+        about["model"] = known or ctx.fingerprint(frozen_only=frozen_only)
+    cache = StateCache(ctx.cache, about, kind)
     if cache.ready():
         return cache
     changed = cache.differences()
-    if known and not adapter_off:
+    if known and not ctx.has_base:
         raise RunError(
             f"gere: the base model's states are not in {cache.folder}: "
             + (f"{changed} changed since they were made" if changed else "they were removed"),
@@ -50,7 +52,7 @@ def distilled(
     def raw_of(i: int) -> Raw:
         # Each text alone and unpadded, so that no layout but its own rounds its states.
         ctx.tell("distilling", "general texts", i + 1, len(rows))
-        seen = _seen(ctx, [rows[i]], adapter_off, kind == "logits")
+        seen = ctx.forward([rows[i]], logits=kind == "logits")
         if kind == "logits":
             return top(seen.logits, config.kl_top, config.kl_temperature)
         return {str(layer): seen.hidden[layer][0].float() for layer in config.layers}
@@ -60,25 +62,20 @@ def distilled(
         if kind != "codes":
             return {}
         some = list(range(min(_NOISE_ROWS, len(rows))))
-        seen = _seen(ctx, [rows[i] for i in some], adapter_off, False)
+        seen = ctx.forward([rows[i] for i in some], logits=False)
         layer = config.layers[-1]
         return measured_noise(made, some, layer, seen.hidden[layer], seen.mask)
 
-    cache.build(len(rows), raw_of, noise_of, config.k, config.stats == "one_pass_fp32")
+    one_pass = config.stats == "one_pass_fp32"
+    with ctx.as_base() if config.teacher == "base" else nullcontext():
+        cache.build(len(rows), raw_of, noise_of, config.k, one_pass)
     return cache
 
 
-def _about(
-    ctx: Context,
-    rows: Sequence[dict[str, Any]],
-    config: GeReConfig,
-    known: str,
-    adapter_off: bool,
-) -> dict[str, Any]:
-    """All that the distilled states depend on."""
+def _about(rows: Sequence[dict[str, Any]], config: GeReConfig) -> dict[str, Any]:
+    """All that the distilled states depend on, but the model."""
     ids = repr([(row["input_ids"], row["labels"]) for row in rows])
     about: dict[str, Any] = {
-        "model": known or ctx.fingerprint(frozen_only=adapter_off),
         "texts": hashlib.sha256(ids.encode()).hexdigest()[:16],  # and so of the tokenizer
         "lengths": max(len(row["input_ids"]) for row in rows),
     }
@@ -86,11 +83,3 @@ def _about(
         return about | {"temperature": config.kl_temperature, "top": config.kl_top}
     about |= {"layers": list(config.layers)}
     return about | ({"k": config.k, "stats": config.stats} if config.loss == "margin" else {})
-
-
-def _seen(ctx: Context, rows: Sequence[dict[str, Any]], adapter_off: bool, logits: bool) -> Pass:
-    if not adapter_off:
-        return ctx.forward(rows, logits=logits)
-    batch = collate(rows, ctx.encoder.pad_id)
-    batch = {name: value.to(ctx.device) for name, value in batch.items()}
-    return ctx.frozen("base", logits)(batch)

@@ -223,10 +223,10 @@ class GeRe(Method):
         n, p = self._cache.limits(layer, x.device)
         total, count, flips = outside(x, base, mask, n, p, self._floor)
         if layer == c.layers[-1]:
-            everything = mask.sum() * x.shape[-1]
-            ctx.log("gere_elements", total.sum() / everything)
-            ctx.log("gere_violating", count.sum() / everything)
-            ctx.log("gere_flips", flips.sum() / everything)
+            every = mask.sum(1).clamp(min=1) * x.shape[-1]
+            seen = {"elements": total, "violating": count, "flips": flips}
+            for name, value in seen.items():
+                ctx.log(f"gere_{name}", extra.row_mean(value.detach() / every))
         if c.scope == "micro":  # pooled over the micro-batch's rows, as if they were one
             total, count, mask = total.sum()[None], count.sum()[None], mask.reshape(1, -1)
         return averaged(total, count, mask, x.shape[-1], c.reduction)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import FAMILIES, family
 from tiny_runs import write_recipe
 
 from perdure.learners.encoding import IGNORE, collate
@@ -58,26 +59,8 @@ def test_a_short_line_is_filled_with_a_row_of_padding() -> None:
     assert found.inputs["position_ids"].tolist() == [[0, 1, 2, 3], [0, 1, 2, 0]]
 
 
-def family(name: str) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    sizes: dict[str, Any] = {
-        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "max_position_embeddings": 64, "bos_token_id": 1,
-        "eos_token_id": 2, "pad_token_id": 0,
-    }  # fmt: skip
-    if name in ("llama", "qwen2", "gemma2"):
-        sizes |= {"num_key_value_heads": 2, "head_dim": 8}
-    if name == "gpt2":
-        sizes = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64,
-                 "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **sizes)).eval()
-
-
 @pytest.mark.parametrize("one_line", [False, True])
-@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma2", "gpt_neox", "gpt2"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_packed_pass_equals_a_pass_for_each_row(name: str, one_line: bool) -> None:
     model = family(name)
     assert keeps_rows_apart(model, [*MAIN, *EXTRA], 0, nullcontext)

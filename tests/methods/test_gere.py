@@ -525,6 +525,21 @@ def test_a_later_task_reads_the_base_and_refuses_what_it_cannot_make_again(made:
         again.begin_task(ctx)
 
 
+def test_a_base_that_is_at_hand_is_the_teacher_of_a_trained_model(context: Any, tiny: Any) -> None:
+    """As `attach(trainer, "gere", base=weights)` on a model that has learned something before."""
+    base = {n: p.detach().clone() for n, p in tiny[0].named_parameters()}
+    method = GeRe(GeReConfig(max_tokens=12, insert=1))
+    ctx = context(method, base=lambda: base)
+    moved(ctx)
+    method.begin_task(ctx)
+    assert terms(method, ctx)["gere_margin"].item() > 0
+    with ctx.put(base):
+        assert terms(method, ctx)["gere_margin"].item() == 0
+    later = GeRe(GeReConfig(max_tokens=10))  # and it can be distilled again at any task
+    later.load_state_dict(method.state_dict())
+    later.begin_task(context(later, base=lambda: base, task=SECOND, task_index=1))
+
+
 def test_with_lora_the_base_is_the_model_without_its_adapter(
     context: Any, tiny: Any, tmp_path: Path
 ) -> None:

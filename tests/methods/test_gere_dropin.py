@@ -1,0 +1,195 @@
+"""GeRe on trainers that are not ours: whatever they do else, an unmoved model loses nothing.
+
+A step's loss is taken before its update, so the first step's margin is that of the untouched model.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES, family
+from small_tasks import FIRST, GENERAL, SECOND
+from transformers import Trainer, TrainingArguments
+from trl import SFTConfig, SFTTrainer
+
+import perdure
+from perdure.learners.encoding import Encoder, collate
+
+GERE = {"name": "gere", "insert": 3, "max_tokens": 12}
+
+
+def margins(trainer: Any, key: str = "gere_margin") -> list[float]:
+    return [row[f"method/{key}"] for row in trainer.state.log_history if "loss" in row]
+
+
+def arguments(out: Path, cls: Any = TrainingArguments, **options: Any) -> Any:
+    return cls(
+        str(out), **{
+            "max_steps": 3, "per_device_train_batch_size": 4, "learning_rate": 0.05,
+            "optim": "sgd", "lr_scheduler_type": "constant", "use_cpu": True, "bf16": False,
+            "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True, "report_to": "none",
+            "dataloader_pin_memory": False, **options,
+        },
+    )  # fmt: skip
+
+
+def rows(tokenizer: Any, task: Any = FIRST) -> list[dict[str, Any]]:
+    encoder = Encoder(tokenizer)
+    return [encoder.encode(row) for row in task.train]
+
+
+def plain(model: Any, tokenizer: Any, out: Path, task: Any = FIRST, **options: Any) -> Trainer:
+    return Trainer(
+        model=model, args=arguments(out, remove_unused_columns=False, **options),
+        processing_class=tokenizer, train_dataset=rows(tokenizer, task),
+        data_collator=lambda batch: collate(batch, tokenizer.pad_token_id),
+    )  # fmt: skip
+
+
+def sft(model: Any, tokenizer: Any, out: Path, **options: Any) -> SFTTrainer:
+    from datasets import Dataset
+
+    data = Dataset.from_list([{"text": f"{text} {i}"} for i in range(6) for text in GENERAL])
+    return SFTTrainer(
+        model=model, args=arguments(out, SFTConfig, max_length=32, **options),
+        processing_class=tokenizer, train_dataset=data,
+    )  # fmt: skip
+
+
+SET_UPS: dict[str, Any] = {
+    "Trainer": (plain, {}),
+    "accumulation": (plain, {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}),
+    "activation checkpointing": (plain, {"activation_checkpointing": True}),
+    "SFTTrainer": (sft, {"gradient_checkpointing": False}),
+    "SFTTrainer, packing": (sft, {"packing": True, "gradient_checkpointing": False}),
+    "SFTTrainer, checkpointing": (sft, {"gradient_checkpointing": True}),
+}
+
+
+@pytest.mark.parametrize("name", SET_UPS)
+def test_the_first_step_costs_exactly_nothing(tiny: Any, tmp_path: Path, name: str) -> None:
+    make, options = SET_UPS[name]
+    trainer = make(*tiny, tmp_path, **options)
+    perdure.attach(trainer, GERE, general=GENERAL)
+    trainer.train()
+    first, second, _ = margins(trainer)
+    assert first == 0.0
+    assert second > 0
+
+
+def test_in_bf16_hardly_anything(tiny: Any, tmp_path: Path) -> None:
+    trainer = plain(*tiny, tmp_path, bf16=True)
+    perdure.attach(trainer, GERE, general=GENERAL)
+    trainer.train()
+    assert margins(trainer, "gere_elements")[0] < 1e-6
+    assert margins(trainer, "gere_elements")[1] > 1e-6
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("tied", [True, False])
+def test_families_with_tied_and_untied_heads(
+    tiny: Any, tmp_path: Path, name: str, tied: bool
+) -> None:
+    _, tokenizer = tiny
+    model = family(name, len(tokenizer), tied)
+    trainer = plain(model, tokenizer, tmp_path)
+    # The margin alone, so that only it moves what the task's loss does not reach.
+    perdure.attach(trainer, {**GERE, "layers": [0, -1], "label_weight": 0}, general=GENERAL)
+    trainer.train()
+    first, second, _ = margins(trainer)
+    assert first == pytest.approx(0.0, abs=1e-7)
+    assert second > 0
+
+
+def test_the_margin_does_not_reach_an_untied_head(tiny: Any, tmp_path: Path) -> None:
+    _, tokenizer = tiny
+    model = family("llama", len(tokenizer), tied=False)
+    trainer = plain(model, tokenizer, tmp_path)
+    perdure.attach(trainer, {**GERE, "label_weight": 0}, general=GENERAL)
+    ctx, (method,) = trainer.ctx, trainer.methods  # type: ignore[attr-defined]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    loss = method.loss(ctx, None, ctx.forward(method.replay(ctx)))["gere_margin"]
+    loss.backward()
+    assert model.lm_head.weight.grad is None
+    assert model.model.embed_tokens.weight.grad.any()
+
+
+def test_lora_at_its_start_is_the_base(tiny: Any, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(tiny[0], LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    trainer = plain(model, tiny[1], tmp_path, learning_rate=5.0)
+    perdure.attach(trainer, GERE, general=GENERAL)
+    trainer.train()
+    first, *others = margins(trainer)
+    assert first == 0.0
+    assert max(others) > 0
+
+
+def test_a_second_task_is_held_to_the_first_ones_base(tiny: Any, tmp_path: Path) -> None:
+    model, tokenizer = tiny
+    first = plain(model, tokenizer, tmp_path / "a")
+    perdure.attach(first, GERE, general=GENERAL)
+    first.train()
+    for name in ("_is_accelerate_prepared", "forward", "_original_forward"):
+        model.__dict__.pop(name, None)
+    second = plain(model, tokenizer, tmp_path / "b", SECOND)
+    perdure.attach(
+        second, *first.methods, general=GENERAL, task="count", task_index=1  # type: ignore[attr-defined]
+    )  # fmt: skip
+    (method,) = second.methods  # type: ignore[attr-defined]
+    assert method._cache.folder.is_relative_to(tmp_path / "a")
+    second.train()
+    assert margins(second)[0] > 0  # the base's states, not those of the model as it is now
+
+
+def test_without_general_text_the_model_writes_its_own(tiny: Any, tmp_path: Path) -> None:
+    trainer = plain(*tiny, tmp_path)
+    perdure.attach(trainer, {**GERE, "samples": 6})
+    (method,) = trainer.methods  # type: ignore[attr-defined]
+    assert len(method._rows) == 6
+    trainer.train()
+    assert margins(trainer)[0] == 0.0
+
+
+@pytest.mark.processes
+def test_two_processes(tiny_model_dir: Path, tmp_path: Path) -> None:
+    from tiny_runs import free_port
+
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port",
+         str(free_port()), __file__, str(tiny_model_dir), str(tmp_path)],
+        capture_output=True, text=True, timeout=200, check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second, _ = map(float, (tmp_path / "margins.txt").read_text().split())
+    assert first == 0.0
+    assert second > 0
+
+
+def main(model_dir: str, out: str) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(model_dir)
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    trainer = plain(
+        model, tokenizer, Path(out), per_device_train_batch_size=2,
+        ddp_find_unused_parameters=False,
+    )  # fmt: skip
+    perdure.attach(trainer, GERE, general=GENERAL)
+    trainer.train()
+    if trainer.is_world_process_zero():
+        Path(out, "margins.txt").write_text(" ".join(map(str, margins(trainer))))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
