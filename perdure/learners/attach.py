@@ -206,9 +206,9 @@ class Attached:
         whole = Pass(self.model, packed.inputs)
         reads = [Reads(hidden=k) for k in {m.reads.hidden for m in self.methods}]
         with capture(self.model, reads, whole):
-            loss, logits = host.packed_loss(model, packed, items)
-        main = packed.main.of(whole, packed.main.logits(logits), self._main_totals(items))
-        spoken = packed.extra.logits(logits) if self._extra_logits() else None
+            loss, logits, others = host.packed_loss(model, packed, items)
+        main = packed.main.of(whole, logits, self._main_totals(items))
+        spoken = others if self._extra_logits() else None
         return loss, main, _shares(packed.extra.of(whole, spoken, None), drawn)
 
     def _extra_logits(self) -> bool:

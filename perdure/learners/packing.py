@@ -11,7 +11,7 @@ All positions are worked out on the host from the rows' lengths: nothing waits f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,16 +51,12 @@ class Part:
     """Real positions, (rows, longest) bool."""
     states: Tensor
     """Place of each token in the flattened lines, (rows, longest); 0 where a row is padded."""
-    heads: Tensor
-    """Place of each label's prediction in the flattened logits, (tokens,), row after row."""
+    heads: slice
+    """Where the labels' predictions lie among the logits, row after row; empty if not asked for."""
     where: tuple[Tensor, Tensor]
     """Row and column of the position that predicts each label, each (tokens,)."""
     labels: Tensor
     """(tokens,)"""
-
-    def logits(self, packed: Tensor) -> Tensor:
-        """Of the model's logits those of this part's labels, (tokens, vocab)."""
-        return packed.flatten(0, 1)[self.heads]
 
     def of(self, whole: Pass, logits: Tensor | None, totals: Totals | None) -> Pass:
         """These rows of the packed pass `whole` as a pass of their own."""
@@ -100,7 +96,9 @@ class Packed:
     """Rows packed for one forward pass."""
 
     inputs: dict[str, Any]
-    """What the model is called with; its logits are (lines, most labels of a line, vocab)."""
+    """What the model is called with, inside `heads_at(model, keep)`."""
+    keep: Tensor
+    """Places in the flattened lines where the head runs, (tokens,): the task's, then the extra."""
     main: Part
     extra: Part
 
@@ -126,38 +124,30 @@ def pack(
     laid = lines(lengths, width)
     ids = torch.full((len(laid), width), pad_id)
     positions = torch.zeros((len(laid), width), dtype=torch.long)
-    starts = [0] * len(rows)
-    columns: list[list[int]] = []  # of each line, where a logit is needed
-    heads: dict[tuple[int, int], int] = {}  # (row, column in it) to its number in its line
-    line_of = [0] * len(rows)
+    first = [0] * len(rows)  # each row's place in the flattened lines
     for k, members in enumerate(laid):
         at = 0
-        wanted: list[int] = []
         for i in members:
             n = lengths[i]
             ids[k, at : at + n] = torch.tensor(rows[i]["input_ids"])
             positions[k, at : at + n] = torch.arange(n)
-            starts[i], line_of[i] = at, k
-            if i < len(main) or extra_logits:
-                for t in label_columns(rows[i]):
-                    heads[i, t] = len(wanted)
-                    wanted.append(at + t)
+            first[i] = k * width + at
             at += n
         positions[k, at:] = torch.arange(width - at)
-        columns.append(wanted)
-    most = max(1, *map(len, columns))
-    keep = torch.tensor([c + [0] * (most - len(c)) for c in columns])
+
+    keep: list[int] = []
 
     def part(numbers: range) -> Part:
         longest = max((lengths[i] for i in numbers), default=0)
         states = torch.zeros((len(numbers), longest), dtype=torch.long)
         mask = torch.zeros((len(numbers), longest), dtype=torch.bool)
         for j, i in enumerate(numbers):
-            first = line_of[i] * width + starts[i]
-            states[j, : lengths[i]] = torch.arange(first, first + lengths[i])
+            states[j, : lengths[i]] = torch.arange(first[i], first[i] + lengths[i])
             mask[j, : lengths[i]] = not rows[i].get("_filler")
         places = [(j, i, t) for j, i in enumerate(numbers) for t in label_columns(rows[i])]
-        told = [line_of[i] * most + heads[i, t] for _, i, t in places if (i, t) in heads]
+        begin = len(keep)
+        if extra_logits or numbers.start == 0:
+            keep.extend(first[i] + t for _, i, t in places)
         labels = [rows[i]["labels"][t + 1] for _, i, t in places]
         where = torch.tensor([[j, t] for j, _, t in places], dtype=torch.long).reshape(-1, 2)
         row, column = where.T.contiguous()
@@ -165,21 +155,34 @@ def pack(
             [rows[i] for i in numbers],
             _to(mask, device),
             _to(states, device),
-            _to(torch.tensor(told, dtype=torch.long), device),
+            slice(begin, len(keep)),
             (_to(row, device), _to(column, device)),
             _to(torch.tensor(labels, dtype=torch.long), device),
         )
 
-    return Packed(
-        {
-            "input_ids": _to(ids, device),
-            "position_ids": _to(positions, device),
-            "logits_to_keep": _to(keep, device),
-            "use_cache": False,  # transformers looks for packed rows only without one
-        },
-        part(range(len(main))),
-        part(range(len(main), len(rows))),
+    task, others = part(range(len(main))), part(range(len(main), len(rows)))
+    inputs = {
+        "input_ids": _to(ids, device),
+        "position_ids": _to(positions, device),
+        "use_cache": False,  # transformers looks for packed rows only without one
+    }
+    return Packed(inputs, _to(torch.tensor(keep, dtype=torch.long), device), task, others)
+
+
+@contextmanager
+def heads_at(model: nn.Module, places: Tensor) -> Iterator[None]:
+    """The head runs at these places of the flattened batch only: logits (1, places, vocab).
+
+    `logits_to_keep` takes a mask, for which the host waits, or equally many places of each line.
+    """
+    head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
+    handle = head.register_forward_pre_hook(
+        lambda _, args: (args[0].flatten(0, 1)[places].unsqueeze(0),)
     )
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def label_columns(row: EncodedRow) -> list[int]:

@@ -27,7 +27,7 @@ from perdure.errors import TrainingError
 from perdure.files import seal, unseal
 from perdure.learners.context import Context, seed_of
 from perdure.learners.encoding import IGNORE, ROWS
-from perdure.learners.packing import EncodedRow, Packed, keeps_rows_apart, pack
+from perdure.learners.packing import EncodedRow, Packed, heads_at, keeps_rows_apart, pack
 from perdure.learners.passes import takes_positions
 from perdure.learners.weights import is_sharded, put
 from perdure.models.restore import load_weights
@@ -134,16 +134,20 @@ class PerdureTrainer(Trainer):
             device=self.ctx.device,
         )
 
-    def packed_loss(self, model: nn.Module, packed: Packed, items: Any) -> tuple[Tensor, Tensor]:
-        """The task rows' loss, as in any other step, and the logits of the pack."""
+    def packed_loss(
+        self, model: nn.Module, packed: Packed, items: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The task rows' loss, as in any other step, and the logits of task and extra rows."""
+        sizes = [part.heads.stop - part.heads.start for part in (packed.main, packed.extra)]
+        parts: list[Tensor] = []
 
         def loss_of(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-            logits = packed.main.logits(outputs.logits)
+            parts.extend(outputs.logits[0].split(sizes))
             bare: Any = self._bare_model()
             found: Tensor = bare.loss_function(
-                logits=logits,
+                logits=parts[0],
                 labels=None,
-                vocab_size=logits.shape[-1],
+                vocab_size=parts[0].shape[-1],
                 num_items_in_batch=num_items_in_batch,
                 shift_labels=labels,
             )
@@ -152,12 +156,12 @@ class PerdureTrainer(Trainer):
         host: Any = self
         host.compute_loss_func = loss_of
         try:
-            loss, outputs = super().compute_loss(
-                model, {**packed.inputs, "labels": packed.main.labels}, True, items
-            )
+            with heads_at(self._bare_model(), packed.keep):
+                inputs = {**packed.inputs, "labels": packed.main.labels}
+                loss = super().compute_loss(model, inputs, False, items)
         finally:
             host.compute_loss_func = None
-        return loss, outputs.logits
+        return loss, parts[0], parts[1]
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss: Tensor = super().training_step(*args, **kwargs)

@@ -73,7 +73,7 @@ def sample_texts(
     tokens: int,
     seed: int = 0,
     batch_size: int = 16,
-    start: Sequence[int] | None = None,
+    starts: Sequence[Sequence[int]] = (),
     on_progress: Progress | None = None,
 ) -> list[Sample]:
     """Let a model write texts from nothing, by plain sampling.
@@ -83,12 +83,12 @@ def sample_texts(
 
     Args:
         tokens: the most tokens of a text after its start; an end of text or turn ends it earlier.
-        start: token ids that every text begins with; None is where a user's turn begins.
+        starts: token ids that texts begin with, taken in turn; none is where a user's turn begins.
     Returns: `texts` samples, each at least one token longer than its start.
     """
     from transformers import GenerationConfig
 
-    begun = start_of_user_turn(encoder) if start is None else list(start)
+    every = [list(start) for start in starts] or [start_of_user_turn(encoder)]
     inner = unwrapped(model)
     stops = _stops(inner, encoder)
     settings = GenerationConfig(
@@ -106,15 +106,20 @@ def sample_texts(
         torch.manual_seed(seed)
         while len(found) < texts:
             rows = min(batch_size, texts - len(found))
-            ids = torch.tensor([begun] * rows, device=device)
+            begun = [every[(len(found) + k) % len(every)] for k in range(rows)]
+            width = max(map(len, begun))  # padded on the left: texts go on at the right
+            padded = [[encoder.pad_id] * (width - len(s)) + s for s in begun]
+            mask = [[0] * (width - len(s)) + [1] * len(s) for s in begun]
             out: Tensor = model.generate(  # type: ignore[operator]
-                input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings
+                input_ids=torch.tensor(padded, device=device),
+                attention_mask=torch.tensor(mask, device=device),
+                generation_config=settings,
             )
-            for row in out.tolist():
-                end = next(
-                    (k for k in range(len(begun), len(row)) if row[k] in stops), len(row) - 1
-                )
-                found.append(Sample(row[: end + 1], len(begun)))
+            for start, line in zip(begun, out.tolist(), strict=True):
+                row = line[width - len(start) :]
+                given = len(start)
+                end = next((k for k in range(given, len(row)) if row[k] in stops), len(row) - 1)
+                found.append(Sample(row[: end + 1], given))
             if on_progress is not None:
                 on_progress(len(found), texts)
     return found

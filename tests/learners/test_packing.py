@@ -12,7 +12,7 @@ from families import FAMILIES, family
 from tiny_runs import write_recipe
 
 from perdure.learners.encoding import IGNORE, collate
-from perdure.learners.packing import keeps_rows_apart, lines, pack
+from perdure.learners.packing import heads_at, keeps_rows_apart, lines, pack
 from perdure.learners.passes import Pass, capture
 from perdure.methods.base import Reads
 
@@ -40,17 +40,18 @@ def test_a_pack_by_hand() -> None:
     assert found.inputs["position_ids"].tolist() == [
         list(range(10)), [0, 1, 2, 3, 0, 1, 2, 0, 1, 2],
     ]  # fmt: skip
-    # Tokens 7, 8 and 11 are predicted where 6, 7 and 10 are; the first line needs no logits.
-    assert found.inputs["logits_to_keep"].tolist() == [[0, 0, 0], [1, 2, 5]]
-    assert found.main.heads.tolist() == [3, 4, 5]
+    # Tokens 7, 8 and 11 are predicted where 6, 7 and 10 are.
+    assert found.keep.tolist() == [11, 12, 15]
+    assert found.main.heads == slice(0, 3)
     assert found.main.labels.tolist() == [7, 8, 11]
     assert [w.tolist() for w in found.main.where] == [[0, 0, 1], [1, 2, 1]]
     assert found.main.states.tolist() == [[10, 11, 12, 13], [14, 15, 16, 0]]
     assert found.extra.states[1].tolist() == [17, 18, 19, 0, 0, 0, 0, 0, 0, 0]
     assert found.extra.mask.sum(1).tolist() == [10, 3]
-    assert found.extra.heads.tolist() == []
+    assert found.extra.heads == slice(3, 3)
     full = pack(MAIN, EXTRA, pad_id=0, extra_logits=True)
-    assert len(full.extra.heads) == len(full.extra.labels) == 9 + 2
+    assert full.keep.tolist() == [11, 12, 15, *range(9), 17, 18]
+    assert full.extra.heads == slice(3, 3 + 9 + 2)
 
 
 def test_a_short_line_is_filled_with_a_row_of_padding() -> None:
@@ -66,10 +67,10 @@ def test_a_packed_pass_equals_a_pass_for_each_row(name: str, one_line: bool) -> 
     assert keeps_rows_apart(model, [*MAIN, *EXTRA], 0, nullcontext)
     packed = pack(MAIN, EXTRA, pad_id=0, extra_logits=True, one_line=one_line)
     whole = Pass(model, packed.inputs)
-    with capture(model, [Reads(hidden=(0, -1))], whole):
+    with capture(model, [Reads(hidden=(0, -1))], whole), heads_at(model, packed.keep):
         logits = model(**packed.inputs).logits
     for part, rows in ((packed.main, MAIN), (packed.extra, EXTRA)):
-        found = part.of(whole, part.logits(logits), None)
+        found = part.of(whole, logits[0, part.heads], None)
         alone = [Pass(model, collate([row], 0)) for row in rows]
         for one in alone:
             with capture(model, [Reads(hidden=(0, -1), logits=True)], one):

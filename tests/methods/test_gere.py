@@ -718,7 +718,7 @@ def test_no_general_text_means_the_base_models_own(made: Any) -> None:
 
 
 def test_how_many_texts_are_sampled() -> None:
-    assert how_many(1000, 64_000, 64) == 100  # a tenth of the tokens
+    assert how_many(1000, 64_000, 64) == 60  # six tokens of a hundred
     assert how_many(50, 64_000, 64) == 50
     assert how_many(1000, 100, 64) == 16
     assert how_many(1000, 0, 64) == 64  # nobody knows how long it trains
@@ -749,6 +749,7 @@ def test_no_op_of_the_term_waits_for_the_device(made: Any) -> None:
                 found.append(name)
             return func(*args, **(kwargs or {}))
 
+    from perdure.learners.packing import heads_at
     from perdure.learners.packing import pack as pack_rows
     from perdure.learners.passes import Pass, capture
 
@@ -758,8 +759,8 @@ def test_no_op_of_the_term_waits_for_the_device(made: Any) -> None:
     task = [ctx.encode(row) for row in FIRST.train[:3]]
     packed = pack_rows(task, list(rows), pad_id=0, extra_logits=True)
     whole = Pass(ctx.model, packed.inputs)
-    with capture(ctx.model, [method.reads], whole):
-        logits = ctx.model(**packed.inputs).logits
+    with capture(ctx.model, [method.reads], whole), heads_at(ctx.model, packed.keep):
+        logits = ctx.model(**packed.inputs).logits[0]
     # Read beforehand: safetensors looks into its own file on the host.
     width = max(len(row["input_ids"]) for row in rows)
     codes = method._cache.rows([row["_text"] for row in rows], -1, width, ctx.device)
@@ -767,7 +768,7 @@ def test_no_op_of_the_term_waits_for_the_device(made: Any) -> None:
     method._cache.rows = lambda *_: codes
     found: list[str] = []
     with Waits():
-        extra = packed.extra.of(whole, packed.extra.logits(logits), rows.totals)
+        extra = packed.extra.of(whole, logits[packed.extra.heads], rows.totals)
         terms = method.loss(ctx, None, extra)
         torch.stack(list(terms.values())).sum().backward()
     assert set(terms) == {"gere_label", "gere_margin"}
