@@ -1,15 +1,16 @@
 """A micro-batch's task rows and extra rows in one forward pass, with little of it padding.
 
 Rows of unlike length would waste a padded batch: a general text has hundreds of tokens, a labelled
-row thirty. Here rows lie one behind another in lines as long as the longest row (for flash
-attention one single line). Position ids begin anew with each row, from which `transformers` builds
-an attention mask that keeps the rows apart; `keeps_rows_apart` checks that this model does.
+row thirty. Here rows lie one behind another in a few lines (for flash attention in one). Position
+ids begin anew with each row, from which `transformers` builds an attention mask that keeps the rows
+apart; `keeps_rows_apart` checks that this model does.
 
 All positions are worked out on the host from the rows' lengths: nothing waits for the device.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -25,21 +26,36 @@ from perdure.methods.base import Reads
 EncodedRow = Mapping[str, Any]
 
 
-def lines(lengths: Sequence[int], width: int) -> list[list[int]]:
-    """Lay rows into lines of `width` tokens, longest first, each where it fits first.
+def lines(lengths: Sequence[int], count: int) -> list[list[int]]:
+    """Lay rows into `count` lines of about equal length: longest first, each where most room is.
 
     Returns: the rows' numbers by line.
     """
-    found: list[list[int]] = []
-    room: list[int] = []
+    found: list[list[int]] = [[] for _ in range(count)]
+    taken = [(0, k) for k in range(count)]  # a heap: the shortest line first
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        at = next((k for k, free in enumerate(room) if free >= lengths[i]), len(found))
-        if at == len(found):
-            found.append([])
-            room.append(width)
-        found[at].append(i)
-        room[at] -= lengths[i]
+        tokens, k = heapq.heappop(taken)
+        found[k].append(i)
+        heapq.heappush(taken, (tokens + lengths[i], k))
     return found
+
+
+def best_lines(lengths: Sequence[int], hidden: int) -> list[list[int]]:
+    """The lines that cost least: padding, against attention over longer lines.
+
+    A layer does 24 hidden^2 operations a token in its matrices, and 4 width hidden in attention
+    that is masked and not skipped: a share of width / (6 hidden) on top.
+
+    Args: hidden: size of the model's states; 0 where attention skips what is masked.
+    """
+    if not hidden:
+        return lines(lengths, 1)
+
+    def cost(laid: list[list[int]]) -> float:
+        width = max(sum(lengths[i] for i in members) for members in laid)
+        return len(laid) * width * (1 + width / (6 * hidden))
+
+    return min((lines(lengths, n) for n in range(1, len(lengths) + 1)), key=cost)
 
 
 @dataclass(frozen=True)
@@ -109,19 +125,20 @@ def pack(
     *,
     pad_id: int,
     extra_logits: bool,
-    one_line: bool = False,
+    hidden: int = 0,
     device: torch.device | None = None,
 ) -> Packed:
     """Lay out task rows and extra rows.
 
     Args:
         extra_logits: whether the head also runs on the extra rows' label positions.
-        one_line: all rows in one line, which flash attention needs.
+        hidden: size of the model's states, which decides how many lines; 0: all rows in one
+            line, which costs no more where attention skips what is masked (flash attention).
     """
     rows = [*main, *extra]
     lengths = [len(row["input_ids"]) for row in rows]
-    width = sum(lengths) if one_line else max(lengths)
-    laid = lines(lengths, width)
+    laid = best_lines(lengths, hidden)
+    width = max(sum(lengths[i] for i in members) for members in laid)
     ids = torch.full((len(laid), width), pad_id)
     positions = torch.zeros((len(laid), width), dtype=torch.long)
     first = [0] * len(rows)  # each row's place in the flattened lines
@@ -209,7 +226,7 @@ def keeps_rows_apart(
         for row in (rows[0], rows[-1])
     ]
     device = next(model.parameters()).device
-    packed = pack(short, (), pad_id=pad_id, extra_logits=False, one_line=True, device=device)
+    packed = pack(short, (), pad_id=pad_id, extra_logits=False, device=device)
     batch = {k: v.to(device) for k, v in collate(short, pad_id).items() if k != "labels"}
     flags = [(m, m.training) for m in model.modules()]
     model.eval()

@@ -130,7 +130,7 @@ class PerdureTrainer(Trainer):
             extra,
             pad_id=pad,
             extra_logits=any(m.reads.logits for m in self.ctx.methods),
-            one_line="flash" in str(config._attn_implementation),
+            hidden=0 if "flash" in str(config._attn_implementation) else config.hidden_size,
             device=self.ctx.device,
         )
 

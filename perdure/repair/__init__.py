@@ -19,7 +19,9 @@ Importing this package loads no torch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from perdure.lazy import lazily
 
 if TYPE_CHECKING:
     from perdure.repair.choice import Grid as Grid
@@ -32,9 +34,4 @@ _HOME = {"Grid": "choice", "Sizes": "meter", "Repair": "result", "repair": "sear
 __all__ = sorted(_HOME)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = lazily(__name__, _HOME)

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from perdure.lazy import lazily
 from perdure.scoring.matrix import ScoreMatrix, ScoreMissing
 
 if TYPE_CHECKING:
@@ -22,17 +23,12 @@ __all__ = [
     "score_task",
 ]
 
-_WHERE = {
-    "GeneralScore": "perdure.scoring.general",
-    "general_loss": "perdure.scoring.general",
-    "TaskScore": "perdure.scoring.scorer",
-    "score_task": "perdure.scoring.scorer",
+_HOME = {
+    "GeneralScore": "general",
+    "general_loss": "general",
+    "TaskScore": "scorer",
+    "score_task": "scorer",
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_WHERE[name]), name)
+__getattr__ = lazily(__name__, _HOME)

@@ -12,7 +12,7 @@ from families import FAMILIES, family
 from tiny_runs import write_recipe
 
 from perdure.learners.encoding import IGNORE, collate
-from perdure.learners.packing import heads_at, keeps_rows_apart, lines, pack
+from perdure.learners.packing import best_lines, heads_at, keeps_rows_apart, lines, pack
 from perdure.learners.passes import Pass, capture
 from perdure.methods.base import Reads
 
@@ -26,14 +26,23 @@ EXTRA = [
 ]
 
 
-def test_rows_fill_lines_longest_first() -> None:
-    assert lines([4, 3, 10, 3], 10) == [[2], [0, 1, 3]]
-    assert lines([4, 3, 10, 3], 20) == [[2, 0, 1, 3]]
-    assert lines([5, 5, 5], 5) == [[0], [1], [2]]
+def test_rows_are_spread_over_lines_longest_first() -> None:
+    assert lines([4, 3, 10, 3], 2) == [[2], [0, 1, 3]]
+    assert lines([4, 3, 10, 3], 1) == [[2, 0, 1, 3]]
+    assert lines([5, 5, 5], 3) == [[0], [1], [2]]
+
+
+def test_padding_is_weighed_against_attention_over_longer_lines() -> None:
+    # 48 + 27 + 27 = 102: four lines without padding beat twelve of 48
+    assert [len(line) for line in best_lines([48] * 4 + [27] * 8, 576)] == [3, 3, 3, 3]
+    # with a tiny state attention is dear: a line for each row
+    assert best_lines([10, 10, 10], 1) == [[0], [1], [2]]
+    # where attention skips what is masked, one line
+    assert best_lines([10, 20, 10], 0) == [[1, 0, 2]]
 
 
 def test_a_pack_by_hand() -> None:
-    found = pack(MAIN, EXTRA, pad_id=0, extra_logits=False)
+    found = pack(MAIN, EXTRA, pad_id=0, extra_logits=False, hidden=1)
     assert found.inputs["input_ids"].tolist() == [
         [20, 21, 22, 23, 24, 25, 26, 27, 28, 29], [5, 6, 7, 8, 9, 10, 11, 40, 41, 42],
     ]  # fmt: skip
@@ -49,23 +58,23 @@ def test_a_pack_by_hand() -> None:
     assert found.extra.states[1].tolist() == [17, 18, 19, 0, 0, 0, 0, 0, 0, 0]
     assert found.extra.mask.sum(1).tolist() == [10, 3]
     assert found.extra.heads == slice(3, 3)
-    full = pack(MAIN, EXTRA, pad_id=0, extra_logits=True)
+    full = pack(MAIN, EXTRA, pad_id=0, extra_logits=True, hidden=1)
     assert full.keep.tolist() == [11, 12, 15, *range(9), 17, 18]
     assert full.extra.heads == slice(3, 3 + 9 + 2)
 
 
 def test_a_short_line_is_filled_with_a_row_of_padding() -> None:
-    found = pack(MAIN, (), pad_id=0, extra_logits=False)
+    found = pack(MAIN, (), pad_id=0, extra_logits=False, hidden=1)
     assert found.inputs["input_ids"].tolist() == [[5, 6, 7, 8], [9, 10, 11, 0]]
     assert found.inputs["position_ids"].tolist() == [[0, 1, 2, 3], [0, 1, 2, 0]]
 
 
-@pytest.mark.parametrize("one_line", [False, True])
+@pytest.mark.parametrize("hidden", [0, 1])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_packed_pass_equals_a_pass_for_each_row(name: str, one_line: bool) -> None:
+def test_a_packed_pass_equals_a_pass_for_each_row(name: str, hidden: int) -> None:
     model = family(name)
     assert keeps_rows_apart(model, [*MAIN, *EXTRA], 0, nullcontext)
-    packed = pack(MAIN, EXTRA, pad_id=0, extra_logits=True, one_line=one_line)
+    packed = pack(MAIN, EXTRA, pad_id=0, extra_logits=True, hidden=hidden)
     whole = Pass(model, packed.inputs)
     with capture(model, [Reads(hidden=(0, -1))], whole), heads_at(model, packed.keep):
         logits = model(**packed.inputs).logits
@@ -122,4 +131,4 @@ def test_one_pass_learns_what_two_passes_learn(
     assert len(one) == len(two) == 24
     for a, b in zip(one, two, strict=True):
         for key in [k for k in a if k == "loss" or k.startswith("method/")]:
-            assert a[key] == pytest.approx(b[key], rel=1e-4, abs=1e-5), key
+            assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-5), key
