@@ -20,6 +20,8 @@ def family(name: str, vocabulary: int = 64, tied: bool | None = None) -> Any:
     }  # fmt: skip
     if name in ("llama", "qwen2", "gemma2"):
         sizes |= {"num_key_value_heads": 2, "head_dim": 8}
+    if name == "gemma2":
+        sizes["final_logit_softcapping"] = 0.2  # so low that it is seen in small logits
     if name == "gpt2":
         sizes = {"vocab_size": vocabulary, "n_embd": 32, "n_layer": 2, "n_head": 4,
                  "n_positions": 128, "bos_token_id": 1, "eos_token_id": 2,

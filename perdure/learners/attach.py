@@ -157,15 +157,19 @@ class Attached:
             loss = loss + self._terms(active, main, extras, num_items_in_batch)
             return (loss, None) if return_outputs else loss
         main = Pass(self.model, dict(inputs), self._main_totals(num_items_in_batch))
+        main.exact = getattr(self, "head_is_exact", False)
+        wanted = return_outputs or maps or (main.exact and self._extra_logits())
         with capture(self.model, [m.reads for m in active], main):
             result = parent.compute_loss(
                 model,
                 {**inputs, "output_attentions": True} if maps else inputs,
-                return_outputs or maps,
+                wanted,
                 num_items_in_batch=num_items_in_batch,
             )
-        loss, outputs = result if return_outputs or maps else (result, None)
-        main.exact = getattr(self, "head_is_exact", False)
+        outputs: Any
+        loss, outputs = result if wanted else (result, None)
+        if main.exact and self._extra_logits():  # with all that a family does after its head
+            main.head, main.final = outputs.logits, True
         main.attentions = outputs.attentions if outputs is not None and maps else None
         extras = self._extra_passes(model, active, drawn, maps)
         loss = loss + self._terms(active, main, extras, num_items_in_batch)
@@ -240,8 +244,8 @@ class Attached:
             )
         whole.attentions = out.attentions if maps else None
         whole.exact = takes_positions(self.model)
-        if whole.head is None or whole.exact:
-            whole.head = out.logits if self._extra_logits() else None
+        if self._extra_logits():
+            whole.head, whole.final = out.logits, True
         return _shares(whole, drawn)
 
     def _main_totals(self, items: Any) -> Totals | None:

@@ -274,8 +274,8 @@ class Context:
             else:
                 out = torch.func.functional_call(self.model, weights, kwargs=inputs)
         into.exact = takes_positions(self.model)
-        if into.head is None or into.exact:
-            into.head = out.logits if logits else None
+        if logits:
+            into.head, into.final = out.logits, True
         return into
 
     # --- weights
@@ -329,6 +329,16 @@ class Context:
         Args: frozen_only: leave out what is trained, which with an adapter is the adapter.
         """
         return fingerprint(self.model, frozen_only)
+
+    @property
+    def computing(self) -> dict[str, str]:
+        """What rounding depends on beside the weights: the type computed in, and the attention."""
+        with self._autocast():
+            kind = self.device.type
+            mixed = torch.is_autocast_enabled(kind)
+            dtype = torch.get_autocast_dtype(kind) if mixed else next(self.model.parameters()).dtype
+        model: Any = self.model
+        return {"dtype": str(dtype), "attention": str(model.config._attn_implementation)}
 
     @property
     def has_adapter(self) -> bool:

@@ -64,7 +64,8 @@ class Gauges:
 
     def _distilled(self, ctx: Context, rows: Sequence[dict[str, Any]], kind: Any) -> StateCache:
         ids = repr([(row["input_ids"], row["labels"]) for row in rows])
-        about = {"gauge": hashlib.sha256(ids.encode()).hexdigest()[:16], "top": _TOP}
+        texts = hashlib.sha256(ids.encode()).hexdigest()[:16]
+        about = {"gauge": texts, "top": _TOP, **ctx.computing}
         cache = StateCache(ctx.cache, about, kind)
         if cache.ready():
             return cache

@@ -94,7 +94,9 @@ def sampled_rows(
         key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
         kept = f"samples-{key}.jsonl"
     path = ctx.cache / kept
-    if not path.exists():
+    there = path.exists()
+    ctx.meet()  # all have looked before one writes
+    if not there:
         if "model" not in about:
             raise RunError(
                 f"{path}: the texts that the base model wrote are gone",

@@ -84,6 +84,7 @@ class Part:
             Unpacked(whole.hidden, self.states),
             head=logits,
             exact=logits is not None,
+            final=logits is not None,
         )
         # Worked out on the host already; from a batch the device would be asked for them.
         known = {"mask": self.mask, "where": self.where, "labels": self.labels}
@@ -236,6 +237,8 @@ def keeps_rows_apart(
             for into, inputs in ((alone, batch), (together, packed.inputs)):
                 with capture(model, [Reads(hidden=(-1,))], into):
                     model(**{**inputs, "logits_to_keep": 1})
+    except torch.OutOfMemoryError:
+        raise
     except (TypeError, ValueError, RuntimeError):
         return False  # its forward does not take packed rows
     finally:

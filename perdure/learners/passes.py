@@ -72,6 +72,8 @@ class Pass:
     head: Tensor | None = None
     exact: bool = False
     """The head ran on just the label positions: `head` is (tokens, vocab)."""
+    final: bool = False
+    """`head` is the model's own output: what comes after the head (soft capping) is in it."""
     attentions: Sequence[Tensor] | None = None
     """Attention maps, one a layer, (batch, heads, seq, seq)."""
 
@@ -132,8 +134,9 @@ class Pass:
 
     def _cap(self, logits: Tensor) -> Tensor:
         """Gemma's soft capping, which comes after the head."""
-        cap = getattr(self.model.config, "final_logit_softcapping", None)
-        return logits if not cap else cap * torch.tanh(logits / cap)
+        model: Any = self.model
+        cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        return logits if not cap or self.final else cap * torch.tanh(logits / cap)
 
     @cached_property
     def log_probs(self) -> Tensor:
@@ -191,6 +194,7 @@ class Pass:
                 None if self.last is None else self.last[cut],
                 head,
                 self.exact,
+                self.final,
                 None if self.attentions is None else [a[cut] for a in self.attentions],
             )
             if not self.batch:  # of a pack, which has no batch to work them out from

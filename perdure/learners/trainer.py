@@ -31,6 +31,7 @@ from perdure.learners.packing import EncodedRow, Packed, heads_at, keeps_rows_ap
 from perdure.learners.passes import takes_positions
 from perdure.learners.weights import is_sharded, put
 from perdure.models.restore import load_weights
+from perdure.processes import share
 
 _SORTED_TOGETHER = 2
 """Global batches sorted by length at a time. More would leave less padding, but where length goes
@@ -114,14 +115,15 @@ class PerdureTrainer(Trainer):
         loss of their own (routers of experts) are left out, as it counts positions.
         """
         rows, pad = inputs[ROWS], self.ctx.encoder.pad_id
-        config: Any = self._bare_model().config
+        bare: Any = self._bare_model()
+        config = bare.config.get_text_config()
         if self.packs is None:
             balanced = getattr(config, "output_router_logits", False)
-            self.packs = (
-                self.head_is_exact
-                and not balanced
-                and keeps_rows_apart(self._bare_model(), extra, pad, self.accelerator.autocast)
-            )
+            apart = self.head_is_exact and not balanced
+            if apart:
+                apart = keeps_rows_apart(bare, extra, pad, self.accelerator.autocast)
+            # All processes must make equally many passes.
+            self.packs = share("yes" if apart else "no") == "yes"
         if not self.packs:
             return None
         self.ctx.tokens += sum(len(row["input_ids"]) for row in (*rows, *extra))
@@ -130,7 +132,7 @@ class PerdureTrainer(Trainer):
             extra,
             pad_id=pad,
             extra_logits=any(m.reads.logits for m in self.ctx.methods),
-            hidden=0 if "flash" in str(config._attn_implementation) else config.hidden_size,
+            hidden=0 if "flash" in str(bare.config._attn_implementation) else config.hidden_size,
             device=self.ctx.device,
         )
 

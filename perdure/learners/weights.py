@@ -44,7 +44,7 @@ def full(tensor: Tensor) -> Tensor:
 
 
 def fingerprint(model: nn.Module, frozen_only: bool = False) -> str:
-    """A hash of a model's weights: of each its shape, sums in fp64 to 7 digits, and some values.
+    """A hash of a model's weights: of each shape, sum and norm in fp64 to 7 digits, some values.
 
     Sums are rounded, as processes and devices add in another order.
 
@@ -55,9 +55,12 @@ def fingerprint(model: nn.Module, frozen_only: bool = False) -> str:
         for name, weight in model.named_parameters():
             if frozen_only and weight.requires_grad:
                 continue
-            whole = full(weight.detach()).double()
-            sums = f"{whole.sum().item():.6e} {whole.square().sum().item():.6e}"
-            some = whole.flatten()[:: max(1, whole.numel() // 1024)].float().cpu().numpy().tobytes()
+            whole = full(weight.detach())
+            norm = torch.linalg.vector_norm(whole, dtype=torch.float64).item()
+            sums = f"{whole.sum(dtype=torch.float64).item():.6e} {norm:.6e}"
+            few = whole.flatten()[:: max(1, whole.numel() // 1024)]
+            # A copy: numpy would keep the storage of a gathered parameter from being freed.
+            some = few.to("cpu", torch.float64, copy=True).numpy().tobytes()
             digest.update(f"{name} {tuple(whole.shape)} {sums}\n".encode() + some)
     return digest.hexdigest()[:16]
 

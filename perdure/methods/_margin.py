@@ -11,6 +11,8 @@ all; elsewhere plain torch, row by row, so that temporaries are of one row.
 
 from __future__ import annotations
 
+import functools
+import logging
 from typing import Any
 
 import torch
@@ -101,10 +103,15 @@ def plain(
     return sums, counts, flips, sign
 
 
+@functools.cache
 def _kernel() -> Any:
-    """The Triton kernel; None where Triton is not installed."""
+    """The Triton kernel; None where Triton is not installed, or cannot compile here."""
     try:
         from perdure.methods._margin_triton import fused
-    except ImportError:
+
+        one = torch.ones(1, 1, 4, device="cuda")
+        fused(one, pack(one.byte()), one[..., 0].bool(), one[0, 0], one[0, 0], 0.0)
+    except Exception as error:  # of the import, of a compiler that is missing, of the launch
+        logging.getLogger("perdure").info("gere: plain torch for the margin: %s", error)
         return None
     return fused

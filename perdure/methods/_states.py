@@ -116,7 +116,9 @@ class StateCache:
         """In what the nearest other cache of this run differs, for a message; "" if none is."""
         others = sorted(self.root.glob("states-*/manifest.json"))
         metas = [json.loads(p.read_text(encoding="utf-8"))["about"] for p in others]
-        found = [[k for k, v in self.about.items() if meta.get(k) != v] for meta in metas]
+        # Those of other keys are of another use: of the gauges, or of another loss.
+        alike = [meta for meta in metas if meta.keys() == self.about.keys()]
+        found = [[k for k, v in self.about.items() if meta[k] != v] for meta in alike]
         return ", ".join(sorted(found, key=len)[0]) if found else ""
 
     # --- building
@@ -125,7 +127,7 @@ class StateCache:
         self,
         texts: int,
         raw_of: Callable[[int], Raw],
-        noise_of: Callable[[StateCache], Mapping[str, float]],
+        noise_of: Callable[[StateCache], Mapping[str, Any]],
         k: float = 1.0,
         one_pass: bool = False,
     ) -> None:
@@ -224,8 +226,9 @@ class StateCache:
         return values, ids.long(), lse
 
     @property
-    def noise(self) -> dict[str, float]:
-        found: dict[str, float] = self.facts["noise"]
+    def noise(self) -> dict[str, dict[str, float]]:
+        """`measured_noise` by layer."""
+        found: dict[str, dict[str, float]] = self.facts["noise"]
         return found
 
     def _read(self, text: int, name: str) -> Tensor:

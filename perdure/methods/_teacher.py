@@ -31,10 +31,13 @@ def distilled(
         RunError: the base's states are gone or of other settings, and the base is trained over.
     """
     kind = KINDS[config.loss]
-    about = _about(rows, config)
-    with ctx.as_base() if config.teacher == "base" and not known else nullcontext():
-        frozen_only = ctx.has_adapter and config.teacher == "base"
-        about["model"] = known or ctx.fingerprint(frozen_only=frozen_only)
+    about = _about(rows, config) | ctx.computing
+    of_base = config.teacher == "base"
+    if known or (of_base and ctx.has_adapter):  # inside `as_base` nothing of an adapter is trained
+        about["model"] = known or ctx.fingerprint(frozen_only=True)
+    else:
+        with ctx.as_base() if of_base else nullcontext():
+            about["model"] = ctx.fingerprint()
     cache = StateCache(ctx.cache, about, kind)
     if cache.ready():
         return cache
@@ -45,7 +48,7 @@ def distilled(
             + (f"{changed} changed since they were made" if changed else "they were removed"),
             "a trained model cannot give them again: start a new run",
         )
-    if changed and config.teacher == "base":
+    if changed and of_base:
         note("gere: distilling the base model anew, as this changed: %s", changed)
 
     @torch.no_grad()
@@ -58,16 +61,17 @@ def distilled(
         return {str(layer): seen.hidden[layer][0].float() for layer in config.layers}
 
     @torch.no_grad()
-    def noise_of(made: StateCache) -> Mapping[str, float]:
+    def noise_of(made: StateCache) -> Mapping[str, Any]:
         if kind != "codes":
             return {}
         some = list(range(min(_NOISE_ROWS, len(rows))))
         seen = ctx.forward([rows[i] for i in some], logits=False)
-        layer = config.layers[-1]
-        return measured_noise(made, some, layer, seen.hidden[layer], seen.mask)
+        return {
+            str(k): measured_noise(made, some, k, seen.hidden[k], seen.mask) for k in config.layers
+        }
 
     one_pass = config.stats == "one_pass_fp32"
-    with ctx.as_base() if config.teacher == "base" else nullcontext():
+    with ctx.as_base() if of_base else nullcontext():
         cache.build(len(rows), raw_of, noise_of, config.k, one_pass)
     return cache
 

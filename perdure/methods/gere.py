@@ -11,8 +11,8 @@ Qznan/GeRe (34d74f5), not the equations, so no equation number is given here.
     whichever held the base's state h;  n, p = mean -+ k * std over all general tokens
 Departs: per row where the code pools a micro-batch and halves its CE, so that the gradient does
 not depend on the micro-batch (equal to the code at micro-batch 1; B counts general rows too); the
-task's CE stays as the trainer makes it; general rows come on top of the batch; variance in two
-fp64 passes. `official: true` is the code's behaviour in all but the last of these.
+task's CE stays as the trainer makes it; variance in two fp64 passes; general rows come on top of
+the batch. `official: true` is the code's behaviour in all but the last of these.
 Cost: forward and backward over `insert` texts a step, in the task's own pass; once a forward over
 all texts; on disk tokens * hidden / 4 bytes a layer (kl: 8 * kl_top bytes a token; l1, l2: 4 bytes
 a value).
@@ -96,6 +96,12 @@ class GeReConfig(MethodConfig):
     def _as_official(cls, data: Any) -> Any:
         return {**OFFICIAL, **data} if isinstance(data, dict) and data.get("official") else data
 
+    @model_validator(mode="after")
+    def _goes_together(self) -> GeReConfig:
+        if self.scope == "micro" and self.label_weight != 1:
+            raise ValueError("label_weight has no effect with scope: micro, where it is 1")
+        return self
+
 
 def margin(
     x: Tensor, codes: Tensor, mask: Tensor, n: Tensor, p: Tensor, over: str, floor: float = 0.0
@@ -157,7 +163,7 @@ class GeRe(Method):
         self.texts = ""  # file of the texts that were sampled from it; "" if they were given
         self._rows: Rows | None = None
         self._cache: _states.StateCache | None = None
-        self._floor = 0.0
+        self._floor: dict[int, float] = {}
 
     def begin_task(self, ctx: Context) -> None:
         c = self.config
@@ -172,9 +178,12 @@ class GeRe(Method):
             self.base = self.base or self._cache.about["model"]
         if self._cache is not None and c.loss == "margin":
             noise = self._cache.noise
-            self._floor = noise["largest"] if c.noise_floor == "measured" else c.noise_floor
+            self._floor = {
+                k: noise[str(k)]["largest"] if c.noise_floor == "measured" else c.noise_floor
+                for k in c.layers
+            }
             for name in ("flipped", "largest"):
-                ctx.log(f"gere_noise_{name}", noise[name])
+                ctx.log(f"gere_noise_{name}", noise[str(c.layers[-1])][name])
 
     # --- a step
 
@@ -221,7 +230,7 @@ class GeRe(Method):
         if c.loss != "margin":
             return distance(x, base, mask, 1 if c.loss == "l1" else 2)
         n, p = self._cache.limits(layer, x.device)
-        total, count, flips = outside(x, base, mask, n, p, self._floor)
+        total, count, flips = outside(x, base, mask, n, p, self._floor[layer])
         if layer == c.layers[-1]:
             every = mask.sum(1).clamp(min=1) * x.shape[-1]
             seen = {"elements": total, "violating": count, "flips": flips}

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from perdure.errors import ModelError
+from perdure.learners.context import forked_rng
 from perdure.learners.encoding import Encoder
 from perdure.scoring.likelihood import unwrapped
 from perdure.scoring.ranks import Progress, measuring
@@ -102,7 +103,7 @@ def sample_texts(
     )
     found: list[Sample] = []
     device = next(model.parameters()).device
-    with torch.random.fork_rng(), measuring(model), torch.no_grad(), _own_settings(inner, settings):
+    with forked_rng(device), measuring(model), torch.no_grad(), _own_settings(inner, settings):
         torch.manual_seed(seed)
         while len(found) < texts:
             rows = min(batch_size, texts - len(found))

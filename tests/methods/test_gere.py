@@ -502,6 +502,15 @@ def test_another_setting_makes_another_cache_before_training(made: Any, caplog: 
     assert moved.base != first.base
 
 
+def test_what_is_computed_in_is_part_of_the_key(made: Any) -> None:
+    method, ctx = made()
+    assert ctx.computing == {"dtype": "torch.float32", "attention": "sdpa"}
+    autocast = lambda: torch.autocast("cpu", torch.bfloat16)  # noqa: E731
+    other, ctx = made({"autocast": autocast})
+    assert ctx.computing["dtype"] == "torch.bfloat16"
+    assert other._cache.folder != method._cache.folder
+
+
 def test_a_later_task_reads_the_base_and_refuses_what_it_cannot_make_again(made: Any) -> None:
     method, ctx = made()
     with torch.no_grad():
@@ -605,10 +614,11 @@ def test_where_rows_lie_does_not_matter(made: Any) -> None:
 
 def test_noise_of_rounding_is_measured_and_used(made: Any) -> None:
     method, ctx = made()
-    assert set(method._cache.noise) == {"violating", "flipped", "largest", "mean"}
-    assert ctx.logged["method/gere_noise_largest"] == method._cache.noise["largest"]
-    floor, _ = made(noise_floor="measured")
-    assert floor._floor == floor._cache.noise["largest"]
+    noise = method._cache.noise["-1"]
+    assert set(noise) == {"violating", "flipped", "largest", "mean"}
+    assert ctx.logged["method/gere_noise_largest"] == noise["largest"]
+    floor, _ = made(noise_floor="measured", layers=(0, -1))
+    assert floor._floor == {k: floor._cache.noise[str(k)]["largest"] for k in (0, -1)}
     high, ctx = made(noise_floor=1e9)
     moved(ctx)
     assert terms(high, ctx)["gere_margin"].item() == 0
@@ -664,6 +674,8 @@ def test_official_is_one_word_for_what_the_code_does() -> None:
     assert {key: getattr(config, key) for key in OFFICIAL} == OFFICIAL
     assert GeReConfig(official=True, mix="insert").mix == "insert"
     assert GeReConfig().scope == "row"
+    with pytest.raises(ValueError, match="label_weight has no effect with scope: micro"):
+        GeReConfig(official=True, label_weight=0.5)
 
 
 def test_scope_micro_makes_the_codes_loss_of_each_micro_batch(made: Any) -> None:
@@ -688,7 +700,7 @@ def test_scope_micro_makes_the_codes_loss_of_each_micro_batch(made: Any) -> None
 
 def test_the_head_is_left_out_where_no_term_asks_for_it() -> None:
     assert not GeRe(GeReConfig(label_weight=0)).reads.logits
-    for options in ({}, {"label_weight": 0, "loss": "kl"}, {"label_weight": 0, "scope": "micro"}):
+    for options in ({}, {"label_weight": 0, "loss": "kl"}, {"weight": "dynamic"}):
         assert GeRe(GeReConfig(**options)).reads.logits
 
 
