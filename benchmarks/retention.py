@@ -57,8 +57,8 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "gere kl": gere("kl"),
     "gere l1": gere("l1", method_weight=1.0),
     "gere l2": gere("l2", method_weight=1.0),
-    "gere margin, own samples": gere("margin", **OWN),
-    "gere label, own samples": gere("label", **OWN),
+    "gere margin own samples": gere("margin", **OWN),
+    "gere label own samples": gere("label", **OWN),
     "joint": {"method": "joint"},
 }
 
@@ -157,7 +157,7 @@ def _recipe(name: str, seed: int, wanted: argparse.Namespace, general: Path) -> 
     ]
     return Recipe.model_validate(
         {
-            "name": name.replace(", ", "-").replace(" ", "-"),
+            "name": name.replace(" ", "-"),
             "seed": seed,
             "model": {"path": str(base_model())},
             "stream": {"tasks": tasks},
@@ -177,7 +177,7 @@ def _recipe(name: str, seed: int, wanted: argparse.Namespace, general: Path) -> 
 
 
 def _run(name: str, seed: int, wanted: argparse.Namespace, general: Path) -> None:
-    path = wanted.out / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+    path = wanted.out / f"{name.replace(' ', '-')}-{seed}"
     first = wanted.out / f"sequential-{seed}"
     if path.exists():
         run = Run.open(path)
@@ -215,7 +215,7 @@ def _print(out: Path, names: Sequence[str]) -> None:
 
 
 def _finished(out: Path, name: str) -> Iterable[Run]:
-    for path in sorted(out.glob(f"{name.replace(', ', '-').replace(' ', '-')}-[0-9]*")):
+    for path in sorted(out.glob(f"{name.replace(' ', '-')}-[0-9]*")):
         if (run := Run.open(path)).state == "finished":
             yield run
 
