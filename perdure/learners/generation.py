@@ -122,7 +122,9 @@ class GenerationLearner(Measuring):
             self._track(told)
 
     def _gauges_of(self, ctx: Context) -> Gauges | None:
-        if self.recipe.gauges.every and self._gauges is None:
+        if not self.recipe.gauges.every:
+            return None
+        if self._gauges is None:
             self._gauges = Gauges(self.recipe.gauges, self.stream, ctx)
         return self._gauges
 
