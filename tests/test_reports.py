@@ -737,3 +737,13 @@ def test_reports_import_nothing_heavy() -> None:
     program = f"import sys, perdure.reports; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_value_that_was_logged_once_is_marked() -> None:
+    axis = charts.value_axis([0.5])
+    one = charts.Stretch("topic", 10.0, 22.0, ((22.0, 0.5),))
+    many = charts.Stretch("kind", 22.0, 34.0, tuple((22.0 + i, 0.1) for i in range(1, 13)))
+    chart = charts.over_steps(
+        title="KL", note="", slot=0, stretches=[one, many], axis=axis, show=str
+    )
+    assert [point.label for line in chart.lines for point in line.points] == ["topic, step 12: 0.5"]

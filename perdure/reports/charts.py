@@ -288,6 +288,10 @@ class Stretch:
     values: tuple[tuple[float, float], ...]
 
 
+_FEW = 4
+"""Values of a stretch up to which each is marked."""
+
+
 def over_steps(
     *,
     title: str,
@@ -306,7 +310,13 @@ def over_steps(
         raw = [(across(x), axis.scale(v)) for x, v in _thin(stretch.values, 240)]
         lines.append(Line(slot, polyline(raw), faint=True))
         smooth = [(across(x), axis.scale(v)) for x, v in _thin(moving_mean(stretch.values), 120)]
-        lines.append(Line(slot, polyline(smooth)))
+        few = len(smooth) <= _FEW  # a line of one value would not be seen
+        dots = [
+            Point(*spot, f"{stretch.task}, step {x - stretch.start:g}: {show(v)}")
+            for spot, (x, v) in zip(raw, stretch.values, strict=False)
+            if few
+        ]
+        lines.append(Line(slot, polyline(smooth), tuple(dots)))
         seen = [v for _, v in stretch.values]
         tail = seen[-max(1, len(seen) // 10) :]
         if seen:
