@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from perdure.errors import TrainingError
 from perdure.learners.encoding import Encoder, collate
@@ -169,11 +169,6 @@ class Context:
         """Show the user how far something slow has come: "distilling", "general texts", 3, 64."""
         if self._tell is not None and self.rank == 0:
             self._tell(verb, what, done, total)
-
-    def meet(self) -> None:
-        """Wait until all processes are here."""
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.barrier()
 
     @property
     def has_base(self) -> bool:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from perdure.errors import RunError, UsageError
 from perdure.files import read_lines, write_atomic
 from perdure.learners.encoding import IGNORE
+from perdure.processes import barrier
 
 if TYPE_CHECKING:
     from perdure.learners.context import Context
@@ -95,7 +96,7 @@ def sampled_rows(
         kept = f"samples-{key}.jsonl"
     path = ctx.cache / kept
     there = path.exists()
-    ctx.meet()  # all have looked before one writes
+    barrier()  # all have looked before one writes
     if not there:
         if "model" not in about:
             raise RunError(
@@ -106,7 +107,7 @@ def sampled_rows(
         if ctx.rank == 0:
             lines = [about, *found]
             write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))
-        ctx.meet()
+        barrier()
     rows = read_lines(path)[1:]
     return [{"input_ids": r["ids"], "labels": _labels(r["ids"], r["given"])} for r in rows], kept
 

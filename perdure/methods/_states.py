@@ -152,12 +152,11 @@ class StateCache:
             self._code(part, texts, k, one_pass)
         meet()
         final, self.folder = self.folder, part  # read it where it lies
-        self._facts = json.loads((part / "facts.json").read_text(encoding="utf-8"))
+        facts = self._facts = json.loads((part / "facts.json").read_text(encoding="utf-8"))
         noise = noise_of(self)
         meet()  # all have read the draft before it changes
         self.folder, self._facts, self._open, self._limits = final, {}, {}, {}
         if rank == 0:
-            facts = json.loads((part / "facts.json").read_text(encoding="utf-8"))
             (part / "facts.json").unlink()
             for i in range(texts):
                 (part / f"{i:05}.raw").unlink()
