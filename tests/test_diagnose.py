@@ -21,7 +21,6 @@ from perdure.scoring.diagnose_case import Case
 from perdure.scoring.diagnose_measure import (
     Measured,
     Sizes,
-    each_once,
     in_front,
     spread,
     trained_on,
@@ -38,6 +37,7 @@ from perdure.scoring.diagnose_rule import (
 )
 from perdure.scoring.lenient import lenient_match, named_label
 from perdure.scoring.probe import chance_of, features, linear_probe
+from perdure.streams.rows import each_once
 from perdure.streams.task import Task
 
 COLOURS = {"sky": "blue", "grass": "green", "blood": "red", "snow": "white"}

@@ -28,6 +28,7 @@ from perdure.scoring.audit_stats import Array, shared_alpha
 from perdure.scoring.divergence import sample_texts, sampled_kl
 from perdure.scoring.general import general_loss
 from perdure.scoring.scorer import TaskScore, score_task
+from perdure.streams.rows import each_once
 from perdure.streams.task import GeneralText, Task, TaskStream
 
 Model = str | Path | tuple[Any, Any]
@@ -279,7 +280,7 @@ def _task(pair: _Pair, task: Task, progress: Progress) -> _Items:
 
 def _unique(task: Task) -> tuple[Task, int]:
     """The task with each test row once: a row counted twice would look like twice the evidence."""
-    rows = list({repr((r["prompt"], r["answer"])): r for r in task.test}.values())
+    rows = each_once(task.test)
     return replace(task, test=rows), len(task.test) - len(rows)
 
 

@@ -19,9 +19,10 @@ import torch
 from perdure.errors import UsageError
 from perdure.scoring.audit import Model, _load, _name, _own_template
 from perdure.scoring.diagnose_case import Case
-from perdure.scoring.diagnose_measure import Measured, Progress, Sizes, each_once
+from perdure.scoring.diagnose_measure import Measured, Progress, Sizes
 from perdure.scoring.diagnose_result import Diagnosis, TaskDiagnosis, evidence
 from perdure.scoring.diagnose_rule import decide
+from perdure.streams.rows import each_once
 from perdure.streams.task import Task, TaskStream
 
 

@@ -204,9 +204,3 @@ def spread(rows: Sequence[Row], count: int, labelled: bool) -> list[Row]:
     turns = max((len(group) for group in groups.values()), default=0)
     dealt = [g[turn] for turn in range(turns) for g in groups.values() if turn < len(g)]
     return dealt[:count]
-
-
-def each_once(rows: Sequence[Row], most: int | None) -> list[Row]:
-    """Rows without repeats, the first `most`: a row counted twice would look like more evidence."""
-    once = {repr((row["prompt"], row["answer"])): row for row in rows}
-    return list(once.values())[:most]

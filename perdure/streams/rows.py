@@ -190,3 +190,9 @@ def capped(rows: list[Placed], most: int | None, seed: int) -> list[Placed]:
         return rows
     order = sorted(range(len(rows)), key=lambda i: (rank(seed, key(rows[i].row)), i))
     return [rows[i] for i in sorted(order[:most])]
+
+
+def each_once(rows: Sequence[Row], most: int | None = None) -> list[Row]:
+    """Rows without repeats, the first `most`: a row counted twice would look like more evidence."""
+    once = {repr((row["prompt"], row["answer"])): row for row in rows}
+    return list(once.values())[:most]
