@@ -5,7 +5,7 @@
 
 DIR holds a folder a task with train.jsonl and test.jsonl (`text`, `label`) and a tasks.json with
 each one's `labels` and `instruction`, as the 15-task continual-learning benchmark of O-LoRA; FILE
-is plain text, a sentence a line. Each condition and seed is a run directory below --out: what is
+is plain text, a sentence a line, in the order of its documents. Each condition and seed is a run directory below --out: what is
 there is not run again, what was interrupted goes on. SmolLM2-135M-Instruct, full fine-tuning.
 
 Printed, as mean and 95% t-interval over the seeds: average accuracy, forgetting, perplexity on
@@ -167,7 +167,7 @@ def _recipe(name: str, seed: int, wanted: argparse.Namespace, general: Path) -> 
                 "max_tokens": TOKENS, **change.get("general", {}),
             },
             "train": {
-                "learning_rate": 2e-4, "batch_size": batch, "micro_batch_size": 4,
+                "learning_rate": 2e-4, "batch_size": batch, "micro_batch_size": batch,
                 "max_steps": wanted.steps * (len(tasks) if method == "joint" else 1),
                 "epochs": 1, **change.get("train", {}),
             },

@@ -161,12 +161,13 @@ def test_without_general_text_the_model_writes_its_own(tiny: Any, tmp_path: Path
 
 
 @pytest.mark.processes
-def test_two_processes(tiny_model_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_two_processes(tiny_model_dir: Path, tmp_path: Path, kind: str) -> None:
     from tiny_runs import free_port
 
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port",
-         str(free_port()), __file__, str(tiny_model_dir), str(tmp_path)],
+         str(free_port()), __file__, str(tiny_model_dir), str(tmp_path), kind],
         capture_output=True, text=True, timeout=200, check=False,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
     )  # fmt: skip
@@ -176,10 +177,13 @@ def test_two_processes(tiny_model_dir: Path, tmp_path: Path) -> None:
     assert second > 0
 
 
-def main(model_dir: str, out: str) -> None:
+def main(model_dir: str, out: str, kind: str) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.distributed.configuration_utils import DistributedConfig
 
-    model = AutoModelForCausalLM.from_pretrained(model_dir)
+    sharded = {"distributed_config": DistributedConfig(fsdp_size=2)} if kind == "fsdp2" else {}
+    model = AutoModelForCausalLM.from_pretrained(model_dir, **sharded)
+    assert any(hasattr(p, "placements") for p in model.parameters()) == (kind == "fsdp2")
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     trainer = plain(
         model, tokenizer, Path(out), per_device_train_batch_size=2,
