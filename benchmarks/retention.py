@@ -5,13 +5,18 @@
 
 DIR holds a folder a task with train.jsonl and test.jsonl (`text`, `label`) and a tasks.json with
 each one's `labels` and `instruction`, as the 15-task continual-learning benchmark of O-LoRA; FILE
-is plain text, a sentence a line, in the order of its documents. Each condition and seed is a run directory below --out: what is
-there is not run again, what was interrupted goes on. SmolLM2-135M-Instruct, full fine-tuning.
+is plain text, a sentence a line, in the order of its documents. Each condition and seed is a run
+directory below --out: what is there is not run again, what was interrupted goes on, and several
+processes may share it if each has seeds of its own. SmolLM2-135M-Instruct, full fine-tuning.
 
 Printed, as mean and 95% t-interval over the seeds: average accuracy, forgetting, perplexity on
 held-out general text, and the harmonic mean of general and downstream (the paper's F1 Avg), with
-general = base perplexity / perplexity now, at most 1. Then how well the gauges that were logged
-predict what was lost: Spearman's rank correlation over all runs.
+general = base perplexity / perplexity now, at most 1. Then two answers:
+
+- how much of what real general text retains is retained with texts of the base model itself: the
+  rise in general loss (nats a token) that each avoids of `sequential`'s rise;
+- how well the gauges that were logged predict what was lost: Spearman's rank correlation over all
+  runs, of the gauge's highest value in a run with its forgetting and its general perplexity.
 """
 
 from __future__ import annotations
@@ -203,8 +208,10 @@ def _print(out: Path, names: Sequence[str]) -> None:
             figures = [_figures(run) for run in found]
             cells = [_interval([f[k] for f in figures]) for k in figures[0]]
             print(f"| {name} | {len(found)} | {' | '.join(cells)} |")
-    every = [run for found in runs.values() for run in found]
     print()
+    for loss in ("margin", "label"):
+        _print_own(loss, runs)
+    every = [run for found in runs.values() for run in found]
     for gauge in ("kl", "flip_share"):
         for loss in ("forgetting", "perplexity"):
             pairs = [(_gauge(run, gauge), _figures(run)[loss]) for run in every]
@@ -212,6 +219,32 @@ def _print(out: Path, names: Sequence[str]) -> None:
             if len(pairs) > 2:
                 rho = stats.spearmanr(*zip(*pairs, strict=True)).statistic
                 print(f"{gauge} and {loss}: rank correlation {rho:.2f} over {len(pairs)} runs")
+
+
+def _print_own(loss: str, runs: dict[str, list[Run]]) -> None:
+    """Own samples against real text: the rise in loss each avoids, by seed."""
+    rises = [
+        {run.recipe.seed: _rise(run) for run in runs[name]}
+        for name in ("sequential", f"gere {loss}", f"gere {loss} own samples")
+    ]
+    seeds = sorted(set.intersection(*map(set, rises)))
+    if not seeds:
+        return
+    avoided = [[rises[0][seed] - found[seed] for seed in seeds] for found in rises[1:]]
+    total = mean(avoided[1]) / mean(avoided[0])
+    kinds = ("sequential", "real text", "own samples")
+    shown = [
+        f"{_interval([found[seed] for seed in seeds])} ({kind})"
+        for kind, found in zip(kinds, rises, strict=True)
+    ]
+    print(f"gere {loss}: rise in general loss {', '.join(shown)}: ", end="")
+    print(f"own samples avoid {total:.0%} of what real text avoids")
+
+
+def _rise(run: Run) -> float:
+    """Nats a token that general text is worse predicted by than by the base model."""
+    losses = {s["after"]: s["loss"] for s in run.scores() if s["kind"] == "general"}
+    return float(losses[max(losses)] - losses[0])
 
 
 def _finished(out: Path, name: str) -> Iterable[Run]:

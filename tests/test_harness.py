@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from perdure.config import Recipe, dump_recipe, load_recipe
 from perdure.errors import RecipeError, UsageError
 from perdure.loop import learn
 from perdure.reports.data import views
+from perdure.reports.general import f1_average, f1_before_after
 from perdure.reports.html import render
 from perdure.reports.terminal import score_table
 from perdure.run import Run
@@ -561,6 +563,27 @@ def test_terminal_shows_before_and_after(runs: list[Run]) -> None:
     [quiz] = [line.split() for line in text.split("\n") if "quiz" in line]
     assert quiz == ["quiz", "(acc_norm)", "0.80", "→", "0.20", "0.80", "→", "0.79"]
     assert "wiki ↓ (word_perplexity)" in text
+    [both] = [line for line in text.split("\n") if "F1 Avg" in line]
+    assert both.split()[-6:] == ["0.29", "→", "0.32", "0.29", "→", "0.80"]
+
+
+def test_f1_average_of_general_and_downstream(runs: list[Run], tmp_path: Path) -> None:
+    # M24 of the notes on GeRe: two rows of the paper's table.
+    assert f1_average([60.7155], [74.0817]) == pytest.approx(66.735918, abs=1e-6)
+    assert f1_average([66.2539], [64.4417]) == pytest.approx(65.335236, abs=1e-6)
+    assert f1_average([0.2, 0.4], [0.6]) == pytest.approx(0.4)  # 2 * 0.3 * 0.6 / 0.9
+    assert math.isnan(f1_average([0.2, math.nan], [0.6]))
+    # Of the quiz alone: 0.8 with a mean of 0.17667, then 0.2 with 0.81667.
+    before, after = f1_before_after(views(runs)[0]) or (0.0, 0.0)
+    assert (before, after) == pytest.approx((0.28942, 0.32131), abs=1e-5)
+    assert f1_before_after(views([make_run(tmp_path / "none")])[0]) is None
+    perplexity = make_run(tmp_path / "ppl", metrics={"topic": "perplexity"})
+    write_lines(perplexity.path / "scores.jsonl", [*lines(perplexity), *quiz_lines(runs[0])])
+    assert f1_before_after(views([perplexity])[0]) is None
+
+
+def quiz_lines(run: Run) -> list[dict[str, Any]]:
+    return [line for line in lines(run) if line.get("task") == "quiz"]
 
 
 def test_page_shows_the_tasks_over_time_and_a_verdict(runs: list[Run]) -> None:
@@ -575,6 +598,9 @@ def test_page_shows_the_tasks_over_time_and_a_verdict(runs: list[Run]) -> None:
     assert wiki.count("▲ improved") == 1  # 80 to 20: less is better
     assert "▲" not in translate  # no bound is known for BLEU
     assert "▼" not in translate.partition("</table>")[0]
+    both = part.split('scope="rowgroup"')[4]
+    assert "F1 Avg" in both
+    assert "+0.03" in both
 
 
 def test_unfinished_and_older_runs_are_shown(tmp_path: Path) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import fmean, harmonic_mean
 from typing import Any
 
 from perdure.reports import charts, words
 from perdure.reports.data import MISSING, RunView, TaskFacts
 from perdure.reports.sections import metric_words
+
+F1, F1_WORDS, DIGITS = "F1 Avg", "harmonic mean of general and downstream", 2
 
 
 def tasks(runs: Sequence[RunView]) -> list[TaskFacts]:
@@ -32,6 +35,32 @@ def before_after(run: RunView, name: str) -> tuple[float, float] | None:
         return None
     newest = (value for value in reversed(values[1:]) if not math.isnan(value))
     return values[0], next(newest, MISSING)
+
+
+def f1_average(general: Sequence[float], downstream: Sequence[float]) -> float:
+    """Harmonic mean of the mean general score and the mean score over the tasks that were learned.
+
+    F1 Avg of the GeRe paper: high only where both are. All scores are shares on one scale, higher
+    is better; nan where one of them is missing.
+    """
+    both = fmean(general), fmean(downstream)
+    return MISSING if any(map(math.isnan, both)) else harmonic_mean(both)
+
+
+def f1_before_after(run: RunView) -> tuple[float, float] | None:
+    """`f1_average` of the base model and at the end, over the lm-eval tasks scored in shares of 1.
+
+    None where there is none, or where a task of the stream is scored in another way.
+    """
+    shares = [values for task, values in run.general_tasks if _is_share(task, values)]
+    learned = [(task, run.over_time(task.name)) for task in run.tasks]
+    if not shares or not all(_is_share(task, values) for task, values in learned):
+        return None
+    first, last = (
+        f1_average([values[i] for values in shares], [values[i] for _, values in learned])
+        for i in (0, len(run.tasks))
+    )
+    return first, last
 
 
 def task_charts(runs: Sequence[RunView]) -> list[charts.Chart]:
@@ -83,7 +112,26 @@ def changes(runs: Sequence[RunView]) -> list[dict[str, Any]]:
         groups.append(
             {"task": task.name, "metric": metric_words(task), "n": task.rows, "rows": rows}
         )
+    if both := _f1_rows(runs):
+        groups.append({"task": F1, "metric": F1_WORDS, "n": 0, "rows": both})
     return groups
+
+
+def _f1_rows(runs: Sequence[RunView]) -> list[dict[str, Any]]:
+    """As `changes` has them for a task; a mean of unlike scores gets no verdict."""
+    pairs = [(run.label, slot, f1_before_after(run)) for slot, run in enumerate(runs)]
+    return [
+        {
+            "label": label,
+            "slot": slot,
+            "before": words.number(pair[0], DIGITS),
+            "after": words.number(pair[1], DIGITS),
+            "change": words.signed(pair[1] - pair[0], DIGITS),
+            "kept": "unknown",
+        }
+        for label, slot, pair in pairs
+        if pair is not None
+    ]
 
 
 def _is_share(task: TaskFacts, values: Sequence[float]) -> bool:

@@ -342,6 +342,13 @@ def _general_table(runs: Sequence[RunView]) -> Table:
             " → ".join(map(words.printer(task), pair)) if pair else words.DASH for pair in found
         ]
         table.add_row(_plain(f"{_heading(task)} ({task.metric})"), *map(_plain, cells))
+    pairs = [general.f1_before_after(run) for run in runs]
+    if any(pairs):
+        shown = [
+            " → ".join(words.number(v, general.DIGITS) for v in pair) if pair else words.DASH
+            for pair in pairs
+        ]
+        table.add_row(_plain(f"{general.F1} ({general.F1_WORDS})"), *map(_plain, shown))
     return table
 
 

@@ -246,6 +246,22 @@ def test_m16_m17_m19_statistics_hold_where_one_fp32_pass_fails() -> None:
     close(found["std"], [2.958040])
 
 
+def test_m18_padding_is_in_no_statistic(made: Any) -> None:
+    """Texts of one and of many tokens, each alone: what padding in a batch would have shifted."""
+    method, ctx = made(max_tokens=64)
+    lengths = {len(row["input_ids"]) for row in method._rows}
+    assert len(lengths) > 1
+    norm = ctx.model.model.norm
+    states: list[Tensor] = []
+    hook = norm.register_forward_hook(lambda *a: states.append(a[2][0].detach()))
+    with torch.no_grad():
+        for row in method._rows:
+            ctx.model(input_ids=tensor([row["input_ids"]]))
+    hook.remove()
+    n, p = method._cache.limits(-1, torch.device("cpu"))
+    close(torch.stack([n, p]), torch.stack(limits(torch.cat(states))))
+
+
 def test_m20_m21_codes() -> None:
     assert pack(tensor([1, 0, 2, 3], dtype=torch.uint8)).tolist() == [225]
     assert pack(tensor([1, 0, 2, 3, 1], dtype=torch.uint8)).tolist() == [225, 1]
