@@ -141,6 +141,8 @@ class Looks(TrainerCallback):
             told = ", ".join(f"{name} {found[name]:.3g}" for name in over)
             self.note(f"task {self.ctx.task.name}: stopped at step {state.global_step}: {told}")
             control.should_training_stop = True
+            # Resumed from a checkpoint of this very step, training would go on past it.
+            control.should_save = False
 
 
 def rewound(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import perdure
 from perdure.config_measuring import StopConfig
 from perdure.errors import RecipeError, RunError
 from perdure.learners import gauges as gauges_module
-from perdure.learners.gauges import Gauges, exceeded, rewound
+from perdure.learners.gauges import Gauges, Looks, exceeded, rewound
 from perdure.methods._margin import flags
 from perdure.methods._states import thresholds
 
@@ -135,6 +136,23 @@ def test_stop_when_ends_each_task_at_its_budget(tiny_model_dir: Path, tmp_path: 
     assert [row["step"] for row in run.log_rows() if row["after"] == 1] == [1, 2, 3, 4]
     assert run.state == "finished"
     assert "stopped at step 4: kl" in (run.path / "perdure.log").read_text()
+
+
+@pytest.mark.parametrize(("kl", "stops"), [(0.3, True), (0.1, False)])
+def test_a_step_that_ends_training_is_no_checkpoint(kl: float, stops: bool) -> None:
+    """A run killed there comes to the same stop again, from the checkpoint before."""
+    from transformers import TrainerControl, TrainerState
+
+    gauges: Any = SimpleNamespace(read=lambda _: {"kl": kl})
+    ctx: Any = SimpleNamespace(logged={}, task=SimpleNamespace(name="topic"))
+    notes: list[str] = []
+    looks = Looks(gauges, ctx, 4, StopConfig(kl=0.2), notes.append)
+    control = TrainerControl(should_save=True)
+    looks.on_step_end(None, TrainerState(global_step=4, max_steps=9), control)
+    assert control.should_training_stop is stops
+    assert control.should_save is not stops
+    assert ctx.logged == {"gauge/kl": kl}
+    assert notes == (["task topic: stopped at step 4: kl 0.3"] if stops else [])
 
 
 def test_stop_when_takes_updates_back(tiny_model_dir: Path, tmp_path: Path) -> None:
