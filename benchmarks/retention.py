@@ -10,13 +10,14 @@ directory below --out: what is there is not run again, what was interrupted goes
 processes may share it if each has seeds of its own. SmolLM2-135M-Instruct, full fine-tuning.
 
 Printed, as mean and 95% t-interval over the seeds: average accuracy, forgetting, perplexity on
-held-out general text, and the harmonic mean of general and downstream (the paper's F1 Avg), with
-general = base perplexity / perplexity now, at most 1. Then two answers:
+held-out general text (and as a ratio to the base's: each seed holds out other texts), and the
+harmonic mean of general and downstream (the paper's F1 Avg), with general = base perplexity /
+perplexity now, at most 1. Then two answers:
 
 - how much of what real general text retains is retained with texts of the base model itself: the
   rise in general loss (nats a token) that each avoids of `sequential`'s rise;
 - how well the gauges that were logged predict what was lost: Spearman's rank correlation over all
-  runs, of the gauge's highest value in a run with its forgetting and its general perplexity.
+  runs, of the gauge's highest value in a run with its forgetting and that ratio.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from perdure.demo import base_model
 from perdure.loop import learn
 from perdure.models.memory import keep_freed_memory
 from perdure.reports import make_display
+from perdure.reports.general import f1_average
 from perdure.run import Run
 
 TASKS = ("agnews", "amazon", "boolq", "copa", "mnli", "rte", "sst2", "cb", "dbpedia")
@@ -89,7 +91,7 @@ def main() -> int:
     names = wanted.only.split(",") if wanted.only else list(CONDITIONS)
     seeds = [int(s) for s in wanted.seeds.split(",")]
     if not wanted.table:
-        general = _general(wanted.general, wanted.out)
+        general = _texts(wanted.general, wanted.out)
         for seed in seeds:
             for name in names:
                 _run(name, seed, wanted, general)
@@ -97,7 +99,7 @@ def main() -> int:
     return 0
 
 
-def _general(source: Path, out: Path) -> Path:
+def _texts(source: Path, out: Path) -> Path:
     """The sentences, a few of them a text, as JSON Lines; each text is long enough to be cut."""
     path = out / "general.jsonl"
     if not path.exists():
@@ -201,8 +203,9 @@ def _run(name: str, seed: int, wanted: argparse.Namespace, general: Path) -> Non
 
 def _print(out: Path, names: Sequence[str]) -> None:
     runs = {name: list(_finished(out, name)) for name in names}
-    print("| condition | seeds | average accuracy | forgetting | general perplexity | F1 Avg |")
-    print("|---|---|---|---|---|---|")
+    print("| condition | seeds | average accuracy | forgetting | general perplexity "
+          "| of the base's | F1 Avg |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|")
     for name, found in runs.items():
         if found:
             figures = [_figures(run) for run in found]
@@ -211,14 +214,30 @@ def _print(out: Path, names: Sequence[str]) -> None:
     print()
     for loss in ("margin", "label"):
         _print_own(loss, runs)
-    every = [run for found in runs.values() for run in found]
     for gauge in ("kl", "flip_share"):
-        for loss in ("forgetting", "perplexity"):
-            pairs = [(_gauge(run, gauge), _figures(run)[loss]) for run in every]
-            pairs = [(a, b) for a, b in pairs if math.isfinite(a) and math.isfinite(b)]
-            if len(pairs) > 2:
-                rho = stats.spearmanr(*zip(*pairs, strict=True)).statistic
-                print(f"{gauge} and {loss}: rank correlation {rho:.2f} over {len(pairs)} runs")
+        _print_correlations(gauge, [run for found in runs.values() for run in found])
+
+
+def _print_correlations(gauge: str, every: Sequence[Run]) -> None:
+    """With what was lost in the end, and with general perplexity as it was after each task."""
+    for loss, what in (("forgetting", "forgetting"), ("ratio", "general perplexity")):
+        rho, count = _correlation((_gauge(run, gauge), _figures(run)[loss]) for run in every)
+        print(f"{gauge} and {what}: rank correlation {rho:.2f} over {count} runs")
+    in_turn = [run for run in every if run.methods_name != "joint"]
+    each = [
+        _correlation((_gauge(run, gauge, after), _general(run)[after]) for run in in_turn)
+        for after in range(1, max((len(run.matrix().tasks) for run in in_turn), default=0) + 1)
+    ]
+    shown = ", ".join(f"{rho:.2f}" for rho, _ in each)
+    print(f"{gauge} at a task's end and general perplexity then: {shown} (first task to last)")
+
+
+def _correlation(pairs: Iterable[tuple[float, float]]) -> tuple[float, int]:
+    """Spearman's, over the pairs without a missing value; and how many those are."""
+    whole = [(a, b) for a, b in pairs if math.isfinite(a) and math.isfinite(b)]
+    if len(whole) < 3:
+        return math.nan, len(whole)
+    return float(stats.spearmanr(*zip(*whole, strict=True)).statistic), len(whole)
 
 
 def _print_own(loss: str, runs: dict[str, list[Run]]) -> None:
@@ -253,23 +272,31 @@ def _finished(out: Path, name: str) -> Iterable[Run]:
             yield run
 
 
+def _general(run: Run) -> dict[int, float]:
+    """Perplexity on held-out general text as a ratio to the base's, by tasks learned."""
+    found = {s["after"]: s["score"] for s in run.scores() if s["kind"] == "general"}
+    return {after: score / found[0] for after, score in found.items()}
+
+
 def _figures(run: Run) -> dict[str, float]:
     matrix = run.matrix()
     accuracy = matrix.average_accuracy()
-    general = {s["after"]: s["score"] for s in run.scores() if s["kind"] == "general"}
-    kept = min(1.0, general[0] / general[max(general)])
+    general = [s["score"] for s in run.scores() if s["kind"] == "general"]
+    ratio = _general(run)[max(_general(run))]
     return {
         "accuracy": accuracy,
         "forgetting": matrix.forgetting(),
-        "perplexity": general[max(general)],
-        "f1": 2 * kept * accuracy / (kept + accuracy),
+        "perplexity": general[-1],
+        "ratio": ratio,
+        "f1": f1_average([min(1.0, 1 / ratio)], [accuracy]),
     }
 
 
-def _gauge(run: Run, name: str) -> float:
-    """The largest value that the gauge showed over the run."""
-    values = [row[f"gauge/{name}"] for row in run.log_rows() if f"gauge/{name}" in row]
-    return max(values, default=math.nan)
+def _gauge(run: Run, name: str, after: int | None = None) -> float:
+    """The largest value that the gauge showed over the run, or its last one in a task."""
+    key = f"gauge/{name}"
+    values = [r[key] for r in run.log_rows() if key in r and after in (None, r["after"])]
+    return math.nan if not values else max(values) if after is None else values[-1]
 
 
 def _interval(values: Sequence[float]) -> str:
