@@ -45,11 +45,19 @@ from perdure.run import Run
 TASKS = ("agnews", "amazon", "boolq", "copa", "mnli", "rte", "sst2", "cb", "dbpedia")
 TOKENS = 48
 """Tokens of a general text, given or sampled: so many are trained on for each."""
-OWN = {"general": {"replay_rows": 0}}
+GIVEN = 64
+"""General texts of a run; own ones as many, whatever share of so short a training they cost."""
 
 
-def gere(loss: str, **changes: Any) -> dict[str, Any]:
-    return {"method": {"name": "gere", "loss": loss, "max_tokens": TOKENS}, **changes}
+def gere(loss: str, **options: Any) -> dict[str, Any]:
+    return {"method": {"name": "gere", "loss": loss, "max_tokens": TOKENS, **options}}
+
+
+def own(loss: str) -> dict[str, Any]:
+    return {
+        **gere(loss, samples=GIVEN, own_share=1.0),
+        "general": {"replay_rows": 0},
+    }
 
 
 CONDITIONS: dict[str, dict[str, Any]] = {
@@ -62,10 +70,10 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "gere margin": gere("margin"),
     "gere label": gere("label"),
     "gere kl": gere("kl"),
-    "gere l1": gere("l1", method_weight=1.0),
-    "gere l2": gere("l2", method_weight=1.0),
-    "gere margin own samples": gere("margin", **OWN),
-    "gere label own samples": gere("label", **OWN),
+    "gere l1": gere("l1", weight=1.0),
+    "gere l2": gere("l2", weight=1.0),
+    "gere margin own samples": own("margin"),
+    "gere label own samples": own("label"),
     "joint": {"method": "joint"},
 }
 
@@ -146,8 +154,6 @@ def _recipe(name: str, seed: int, wanted: argparse.Namespace, general: Path) -> 
     facts = json.loads((wanted.data / "tasks.json").read_text(encoding="utf-8"))
     change = dict(CONDITIONS[name])
     method = change.pop("method")
-    if (weight := change.pop("method_weight", None)) is not None:
-        method = {**method, "weight": weight}
     batch = 8
     tasks = [
         {
@@ -170,7 +176,7 @@ def _recipe(name: str, seed: int, wanted: argparse.Namespace, general: Path) -> 
             "stream": {"tasks": tasks},
             "method": method,
             "general": {
-                "source": str(general), "replay_rows": 64, "held_out_rows": 48,
+                "source": str(general), "replay_rows": GIVEN, "held_out_rows": 48,
                 "max_tokens": TOKENS, **change.get("general", {}),
             },
             "train": {

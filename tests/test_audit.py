@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -341,12 +342,22 @@ def test_samples_begin_in_a_users_turn_and_end_with_it(trained):
     model, tokenizer = trained
     encoder = Encoder(tokenizer)
     assert tokenizer.decode(start_of_user_turn(encoder)) == "<|im_start|>user\n"
-    samples = sample_texts(model, encoder, texts=40, tokens=6, seed=0)
+    samples = sample_texts(model, encoder, texts=40, tokens=6, seed=0, batch_size=40)
     assert len({tuple(s.ids) for s in samples}) > 20
     for sample in samples:
         assert sample.given < len(sample.ids) <= sample.given + 6
         written = sample.ids[sample.given :]
         assert tokenizer.eos_token_id not in written[:-1]
+    # The same texts, as the same draws decide, go on where the others ended.
+    longer = sample_texts(model, encoder, texts=40, tokens=6, batch_size=40, past_end=True)
+    stop = tokenizer.eos_token_id
+    went_on = 0
+    for short, long in zip(samples, longer, strict=True):
+        assert long.ids[: len(short.ids)] == short.ids
+        went_on += len(long.ids) > len(short.ids)
+        assert long.ids[-1] == stop or len(long.ids) == long.given + 6
+        assert (stop, stop) not in list(pairwise(long.ids))
+    assert went_on > 0
     plain = Encoder(tokenizer, "none")
     assert start_of_user_turn(plain) == [tokenizer.eos_token_id]  # it has no BOS
 

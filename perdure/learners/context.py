@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from perdure.errors import TrainingError
 from perdure.learners.encoding import Encoder, collate
+from perdure.learners.general import SHARE, given_rows, sampled_rows
 from perdure.learners.passes import Pass, Rows, capture, head_options, takes_positions
 from perdure.learners.weights import fingerprint, full, is_sharded, swapped, trainable
 from perdure.methods.base import Method, Phase, Reads
@@ -96,7 +97,13 @@ class Context:
         return Rows(tuple(encoded))
 
     def general_rows(
-        self, count: int, max_tokens: int, *, special: bool = False, kept: str = ""
+        self,
+        count: int,
+        max_tokens: int,
+        *,
+        special: bool = False,
+        kept: str = "",
+        share: float = SHARE,
     ) -> tuple[list[dict[str, Any]], str]:
         """General texts to train on, encoded: those that were given, else the base model's own.
 
@@ -106,17 +113,16 @@ class Context:
             count: the most texts; max_tokens: of each.
             special: put the tokenizer's special tokens around given texts.
             kept: what an earlier call returned, which then reads the same sampled texts.
+            share: the most sampled tokens, as a share of the training's.
         Returns: the rows, each of two tokens or more; and the name of the file of sampled texts,
             "" where texts were given.
 
         Raises:
             RunError: that file is gone, and the base model cannot be asked again.
         """
-        from perdure.learners.general import given_rows, sampled_rows
-
         if self.general.replay:
             return given_rows(self, count, max_tokens, special), ""
-        return sampled_rows(self, count, max_tokens, kept)
+        return sampled_rows(self, count, max_tokens, kept, share)
 
     @property
     def steps_per_epoch(self) -> int:

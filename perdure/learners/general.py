@@ -1,9 +1,9 @@
 """General texts to train on: the user's own, or sampled from the base model before it changes.
 
 A model's own samples stand for what it can do where nobody can name its training data. They start
-at the beginning of a text and inside a user's turn of the chat template, in equal number; a text
-that repeats itself is left out (small models loop). Their number is held to what less
-than a tenth of the training's time pays for.
+at the beginning of a text and inside a user's turn of the chat template, in equal number, and go on
+into the answer; a text that repeats itself is left out (small models loop). Their number is held to
+what less than a tenth of the training's time pays for.
 """
 
 from __future__ import annotations
@@ -63,21 +63,22 @@ def repeats(ids: Sequence[int]) -> bool:
     return len(set(grams)) < _DISTINCT * len(grams)
 
 
-def how_many(count: int, stream_tokens: int, length: int) -> int:
-    """Texts that are worth sampling: `count`, or what `SHARE` of the training's tokens allows.
+def how_many(count: int, stream_tokens: int, length: int, share: float = SHARE) -> int:
+    """Texts that are worth sampling: `count`, or what that share of the training's tokens allows.
 
     Args: stream_tokens: tokens of the tasks' rows in all steps; 0 where nobody knows.
     """
     if not stream_tokens:
         return min(count, 4 * FEWEST)
-    return min(count, max(FEWEST, int(SHARE * stream_tokens / length)))
+    return min(count, max(FEWEST, int(share * stream_tokens / length)))
 
 
 def sampled_rows(
-    ctx: Context, count: int, max_tokens: int, kept: str
+    ctx: Context, count: int, max_tokens: int, kept: str, share: float = SHARE
 ) -> tuple[list[dict[str, Any]], str]:
     """Read the base model's texts from the file `kept` in `ctx.cache`, or sample them now.
 
+    Args: share: the most sampled tokens, as a share of the training's tokens.
     Returns: rows whose given start is no label, and the file's name.
 
     Raises:
@@ -87,8 +88,9 @@ def sampled_rows(
     about: dict[str, Any] = {
         "temperature": TEMPERATURE,
         "seed": ctx.seed,
-        "texts": how_many(count, ctx.stream_tokens(), length),
+        "texts": how_many(count, ctx.stream_tokens(), length, share),
         "tokens": length,
+        "past_end": True,
     }
     if not kept:
         about["model"] = ctx.fingerprint(frozen_only=ctx.has_adapter)
@@ -134,6 +136,7 @@ def _sample(ctx: Context, count: int, length: int) -> list[dict[str, Any]]:
                 seed=ctx.seed + 7919 * attempt,
                 batch_size=_BATCH,
                 starts=starts,
+                past_end=True,
                 on_progress=partial(ctx.tell, "sampling", "general texts"),
             ):
                 # A model that only loops must not be asked for ever: then its loops are taken.

@@ -81,6 +81,9 @@ class GeReConfig(MethodConfig):
     )
     insert: int = Field(4, gt=0, description="general rows in each optimizer step")
     samples: int = Field(1000, gt=0, description="general texts used, from the first")
+    own_share: float = Field(
+        0.06, gt=0, description="without general text: tokens sampled, over those trained on"
+    )
     max_tokens: int = Field(563, gt=1, description="tokens kept of each text")
     add_special_tokens: bool = Field(
         False, description="put the tokenizer's special tokens around texts"
@@ -168,8 +171,9 @@ class GeRe(Method):
     def begin_task(self, ctx: Context) -> None:
         c = self.config
         rows, self.texts = ctx.general_rows(
-            c.samples, c.max_tokens, special=c.add_special_tokens, kept=self.texts
-        )
+            c.samples, c.max_tokens, special=c.add_special_tokens, kept=self.texts,
+            share=c.own_share,
+        )  # fmt: skip
         self._rows = ctx.rows([{**row, "_text": i} for i, row in enumerate(rows)])
         self._cache = None
         if c.loss != "label":

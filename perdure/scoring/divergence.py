@@ -75,6 +75,7 @@ def sample_texts(
     seed: int = 0,
     batch_size: int = 16,
     starts: Sequence[Sequence[int]] = (),
+    past_end: bool = False,
     on_progress: Progress | None = None,
 ) -> list[Sample]:
     """Let a model write texts from nothing, by plain sampling.
@@ -85,6 +86,7 @@ def sample_texts(
     Args:
         tokens: the most tokens of a text after its start; an end of text or turn ends it earlier.
         starts: token ids that texts begin with, taken in turn; none is where a user's turn begins.
+        past_end: go on past an end, as into the answer to a user's turn, until two come in a row.
     Returns: `texts` samples, each at least one token longer than its start.
     """
     from transformers import GenerationConfig
@@ -99,7 +101,7 @@ def sample_texts(
         top_p=1.0,
         max_new_tokens=tokens,
         pad_token_id=encoder.pad_id,
-        eos_token_id=stops or None,
+        eos_token_id=None if past_end else stops or None,
     )
     found: list[Sample] = []
     device = next(model.parameters()).device
@@ -118,9 +120,10 @@ def sample_texts(
             )
             for start, line in zip(begun, out.tolist(), strict=True):
                 row = line[width - len(start) :]
-                given = len(start)
-                end = next((k for k in range(given, len(row)) if row[k] in stops), len(row) - 1)
-                found.append(Sample(row[: end + 1], given))
+                ends = [k for k in range(len(start), len(row)) if row[k] in stops]
+                if past_end:
+                    ends = [k for k in ends if k + 1 in ends]
+                found.append(Sample(row[: ends[0] + 1] if ends else row, len(start)))
             if on_progress is not None:
                 on_progress(len(found), texts)
     return found

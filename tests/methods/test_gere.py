@@ -726,7 +726,8 @@ def test_no_general_text_means_the_base_models_own(made: Any) -> None:
     assert method.texts.startswith("samples-")
     lines = [json.loads(x) for x in (ctx.cache / method.texts).read_text().splitlines()]
     assert lines[0] == {
-        "temperature": 1.0, "seed": 0, "texts": 20, "tokens": 8, "model": ctx.fingerprint(),
+        "temperature": 1.0, "seed": 0, "texts": 20, "tokens": 8, "past_end": True,
+        "model": ctx.fingerprint(),
     }  # fmt: skip
     assert len(method._rows) == len(lines) - 1 == 20
     starts = {tuple(line["ids"][: line["given"]]) for line in lines[1:]}
@@ -748,6 +749,7 @@ def test_no_general_text_means_the_base_models_own(made: Any) -> None:
 def test_how_many_texts_are_sampled() -> None:
     assert how_many(1000, 64_000, 64) == 60  # six tokens of a hundred
     assert how_many(50, 64_000, 64) == 50
+    assert how_many(1000, 64_000, 64, 0.5) == 500
     assert how_many(1000, 100, 64) == 16
     assert how_many(1000, 0, 64) == 64  # nobody knows how long it trains
 
