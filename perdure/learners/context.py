@@ -69,6 +69,7 @@ class Context:
         self.seed, self.batch_size = seed, batch_size
         self.cache = cache or Path("perdure-cache")
         self.phase, self.step = Phase(), 0
+        self.train_rows = len(task.train)  # in the loop, after the methods' `train_data`
         self.accumulation, self.micro, self.rank, self.world = 1, 0, 0, 1
         self.tokens: Tensor | int = 0  # real tokens run through this process, to tell the speed
         self.accelerator: Accelerator | None = None
@@ -126,8 +127,8 @@ class Context:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in which the task's rows are seen once."""
-        return max(1, -(-len(self.task.train) // self.batch_size))
+        """Optimizer steps in which the rows that are trained on are seen once."""
+        return max(1, -(-self.train_rows // self.batch_size))
 
     def draw(self, rows: Rows, size: int) -> Rows | None:
         """This micro-batch's slice of the `size` rows drawn for this optimizer step.

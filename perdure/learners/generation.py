@@ -133,6 +133,7 @@ class GenerationLearner(Measuring):
         rows: list[Row] = list(ctx.task.train)
         for method in self.methods:
             rows = method.train_data(ctx, rows)
+        ctx.train_rows = len(rows)
         encoded = [self.encoder.encode(row) for row in rows]
         with frozen_parameters(self.model, phase.freeze):
             trainer = self._trainer(ctx, phase, encoded, folder)

@@ -665,6 +665,9 @@ def test_the_previous_tasks_model_may_be_the_teacher(made: Any, context: Any) ->
 def test_concat_sees_each_text_once_an_epoch(made: Any) -> None:
     method, ctx = made({"batch_size": 3}, mix="concat")
     assert ctx.steps_per_epoch == 6  # 16 rows
+    ctx.train_rows = 40  # as joint would have it
+    assert ctx.steps_per_epoch == 14
+    ctx.train_rows = 16
     seen = []
     for ctx.step in range(12):
         rows = method.replay(ctx)

@@ -143,6 +143,27 @@ class Phased(Method):
         return self.mean or None
 
 
+class Twice(Method):
+    def __init__(self) -> None:
+        super().__init__(MethodConfig())
+        self.epochs: set[int] = set()
+
+    def train_data(self, ctx: Any, data: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [*data, *data]
+
+    def after_step(self, ctx: Any) -> None:
+        self.epochs.add(ctx.steps_per_epoch)
+
+
+def test_an_epoch_counts_the_rows_that_methods_add(
+    monkeypatch: pytest.MonkeyPatch, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    method = Twice()
+    recipe = write_recipe(tmp_path, tiny_model_dir, train__epochs=1)
+    run = go(monkeypatch, recipe, tmp_path / "run", method)
+    assert method.epochs == {row["steps"] for row in run.log_rows()} == {12}
+
+
 def test_phases_data_and_served_weights(
     monkeypatch: pytest.MonkeyPatch, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
