@@ -255,15 +255,16 @@ def _print_own(loss: str, runs: dict[str, list[Run]]) -> None:
     seeds = sorted(set.intersection(*map(set, rises)))
     if not seeds:
         return
-    avoided = [[rises[0][seed] - found[seed] for seed in seeds] for found in rises[1:]]
-    total = mean(avoided[1]) / mean(avoided[0])
     kinds = ("sequential", "real text", "own samples")
     shown = [
         f"{_interval([found[seed] for seed in seeds])} ({kind})"
         for kind, found in zip(kinds, rises, strict=True)
     ]
-    print(f"gere {loss}: rise in general loss {', '.join(shown)}: ", end="")
-    print(f"own samples avoid {total:.0%} of what real text avoids")
+    total, real, own_texts = (mean(found[seed] for seed in seeds) for found in rises)
+    print(
+        f"gere {loss}: rise in general loss {', '.join(shown)}. Avoided of sequential's: "
+        f"{1 - real / total:.0%} with real text, {1 - own_texts / total:.0%} with own samples"
+    )
 
 
 def _rise(run: Run) -> float:
