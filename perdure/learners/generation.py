@@ -216,15 +216,8 @@ class GenerationLearner(Measuring):
         if rank() != 0:
             return
         self.run.log(row)
-        self.display.training(
-            self.run.methods_name,
-            row["task"],
-            row["step"],
-            row["steps"],
-            row["loss"],
-            row["tokens_per_second"],
-            row["seconds_left"],
-        )
+        shown = ("task", "step", "steps", "loss", "tokens_per_second", "seconds_left")
+        self.display.training(self.run.methods_name, *(row[key] for key in shown))
 
     def _note(self, text: str) -> None:
         if rank() == 0:
