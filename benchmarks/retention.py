@@ -269,8 +269,7 @@ def _print_own(loss: str, runs: dict[str, list[Run]]) -> None:
 
 def _rise(run: Run) -> float:
     """Nats a token that general text is worse predicted by than by the base model."""
-    losses = {s["after"]: s["loss"] for s in run.scores() if s["kind"] == "general"}
-    return float(losses[max(losses)] - losses[0])
+    return math.log(_figures(run)["ratio"])
 
 
 def _finished(out: Path, name: str) -> Iterable[Run]:
@@ -289,7 +288,7 @@ def _figures(run: Run) -> dict[str, float]:
     matrix = run.matrix()
     accuracy = matrix.average_accuracy()
     general = [s["score"] for s in run.scores() if s["kind"] == "general"]
-    ratio = _general(run)[max(_general(run))]
+    ratio = general[-1] / general[0]
     return {
         "accuracy": accuracy,
         "forgetting": matrix.forgetting(),
