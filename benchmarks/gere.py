@@ -1,6 +1,6 @@
 """What GeRe costs: time, memory and disk, against plain fine-tuning and a straightforward GeRe.
 
-    python benchmarks/gere.py [--steps 6] [--rounds 2] [--shape smollm2|1b|8b] [--out FILE]
+    python benchmarks/gere.py [--steps 6] [--rounds 2] [--shape smollm2|1b|8b] [--base FOLDER]
 
 Contenders, each in a process of its own, in turn, `--rounds` times:
   plain      transformers.Trainer on the same number of tokens a step: rows of one length, so that
@@ -13,8 +13,13 @@ Contenders, each in a process of its own, in turn, `--rounds` times:
 Then the base model writes general texts itself, and they are distilled: seconds a token of that,
 over seconds a token of `gere`, times the share of tokens that are sampled, is what it costs.
 Printed: seconds a step (median over steps and rounds, the first two of each process left out) and
-its ratio to plain, peak memory, and bytes on disk. `1b` and `8b` are random weights in bf16 of
-that many parameters, for a GPU; smollm2 is SmolLM2-135M-Instruct.
+its ratio to plain, peak memory, and bytes on disk. On a GPU also the margin alone, forward and
+backward: the Triton kernel against plain torch.
+
+`smollm2` is SmolLM2-135M-Instruct, eight rows of the demo and four texts of 48 tokens a step. `1b`
+and `8b` are Llama's shapes with random weights in bf16, for a GPU: twelve rows of 200 tokens and
+four texts of 512; 8b recomputes its activations (gradient checkpointing), as it would not fit 80 GB
+otherwise. `tiny` only says whether the script runs. Of `--base` the shapes take the tokenizer only.
 """
 
 from __future__ import annotations
@@ -27,14 +32,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-ROWS, TEXTS, TEXT_TOKENS, POOL = 8, 4, 48, 32
+TEXTS, POOL = 4, 32
 CONTENDERS = ("plain", "gere", "drop-in", "reference")
 SAMPLES = "samples"
-"""A worker of its own: the base model writes `2 * POOL` texts and they are distilled."""
-SHAPES = {
+"""A worker of its own: the base model writes texts and they are distilled."""
+KERNEL = "kernel"
+"""Another: the margin alone, on a GPU."""
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 50000},
     "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
            "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256},
     "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
@@ -42,17 +52,42 @@ SHAPES = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Load:
+    """What a step carries."""
+
+    rows: int
+    row_tokens: int
+    """The fewest tokens of a task row: rows of the demo, joined."""
+    text_tokens: int
+    samples: int = 512
+    """Own texts that are sampled."""
+    checkpointing: bool = False
+
+
+LOADS = {
+    "smollm2": Load(8, 1, 48, samples=64),
+    "tiny": Load(4, 60, 64, samples=64, checkpointing=True),
+    "1b": Load(12, 200, 512),
+    "8b": Load(12, 200, 512, checkpointing=True),
+}
+
+
 def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("--steps", type=int, default=6)
     options.add_argument("--rounds", type=int, default=2)
     options.add_argument("--shape", choices=["smollm2", *SHAPES], default="smollm2")
+    options.add_argument("--base", default="", help="model folder or .gguf instead of SmolLM2")
     options.add_argument("--only", default=",".join(CONTENDERS))
     options.add_argument("--out", type=Path, help="also write the figures as JSON")
-    options.add_argument("--worker", choices=[*CONTENDERS, SAMPLES])
+    options.add_argument("--worker", choices=[*CONTENDERS, SAMPLES, KERNEL])
     wanted = options.parse_args()
     if wanted.worker:
-        print(json.dumps(work(wanted.worker, wanted.steps + 2, wanted.shape)))
+        if wanted.worker == KERNEL:
+            print(json.dumps(margin_alone(wanted.shape)))
+        else:
+            print(json.dumps(work(wanted.worker, wanted.steps + 2, wanted.shape, wanted.base)))
         return
     names = wanted.only.split(",")
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
@@ -62,6 +97,7 @@ def main() -> None:
     show(found, wanted)
     if "gere" in names:
         sampling(apart(SAMPLES, wanted), found["gere"])
+        kernel(apart(KERNEL, wanted))
     if wanted.out:
         wanted.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
@@ -70,7 +106,7 @@ def apart(name: str, wanted: argparse.Namespace) -> dict[str, Any]:
     """One contender's figures from a process of its own."""
     done = subprocess.run(
         [sys.executable, __file__, "--worker", name, "--steps", str(wanted.steps), "--shape",
-         wanted.shape],
+         wanted.shape, "--base", wanted.base],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
@@ -87,6 +123,13 @@ def sampling(made: dict[str, Any], trained: list[dict[str, Any]]) -> None:
     print(f"own samples: {made['tokens']:.0f} tokens in {made['seconds'][0]:.1f} s with their "
           f"states, {ratio:.2f} of a trained token's time each; at {SHARE:.0%} of the tokens "
           f"{SHARE * ratio:.1%} of the training's time")  # fmt: skip
+
+
+def kernel(figures: dict[str, Any]) -> None:
+    if figures:
+        print(f"the margin alone on {tuple(figures['shape'])} states, forward and backward: "
+              f"{figures['fused']:.3f} ms with the kernel, {figures['plain']:.3f} ms in plain "
+              f"torch, {figures['plain'] / figures['fused']:.1f} times as long")  # fmt: skip
 
 
 def show(found: dict[str, list[dict[str, Any]]], wanted: argparse.Namespace) -> None:
@@ -106,7 +149,7 @@ def show(found: dict[str, list[dict[str, Any]]], wanted: argparse.Namespace) -> 
               f"| {memory:.0f} MB | {memory / base[1]:.3f} | {disk} |")  # fmt: skip
 
 
-def work(name: str, steps: int, shape: str) -> dict[str, Any]:
+def work(name: str, steps: int, shape: str, base: str) -> dict[str, Any]:
     """Run one contender; seconds of each step, tokens a step, peak memory, bytes on disk."""
     import os
 
@@ -118,11 +161,12 @@ def work(name: str, steps: int, shape: str) -> dict[str, Any]:
 
     keep_freed_memory()
     folder = Path(tempfile.mkdtemp())
-    model, tokenizer, bf16 = load(shape)
-    rows, texts = data(tokenizer, steps)
+    model, tokenizer, bf16 = load(shape, base)
+    size = LOADS[shape]
+    rows, texts = data(tokenizer, steps, size)
     run = {"plain": plain, "gere": own, "drop-in": drop_in, "reference": reference,
            SAMPLES: samples}[name]  # fmt: skip
-    seconds, tokens, disk = run(model, tokenizer, rows, texts, steps, bf16, folder)
+    seconds, tokens, disk = run(model, tokenizer, rows, texts, steps, bf16, folder, size)
     return {
         "seconds": seconds,
         "tokens": tokens,
@@ -133,7 +177,7 @@ def work(name: str, steps: int, shape: str) -> dict[str, Any]:
     }
 
 
-def load(shape: str) -> tuple[Any, Any, bool]:
+def load(shape: str, base: str) -> tuple[Any, Any, bool]:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -142,37 +186,54 @@ def load(shape: str) -> tuple[Any, Any, bool]:
     from perdure.demo import base_model
 
     bf16 = models.choose_precision("auto") == "bf16" or shape != "smollm2"
-    model, tokenizer = models.load_base(ModelConfig(path=str(base_model())))
-    if shape != "smollm2":
+    chosen = ModelConfig(path=base or str(base_model()))
+    if shape == "smollm2":
+        model, tokenizer = models.load_base(chosen)
+    else:
+        tokenizer = models.load_tokenizer(chosen)
         torch.manual_seed(0)
         with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
             torch.set_default_dtype(torch.bfloat16)
-            model = LlamaForCausalLM(LlamaConfig(**SHAPES[shape], max_position_embeddings=4096))
+            model = LlamaForCausalLM(LlamaConfig(**SHAPES[shape], max_position_embeddings=8192))
             torch.set_default_dtype(torch.float32)
     if torch.cuda.is_available():
         model.to("cuda")
     return model, tokenizer, bf16
 
 
-def data(tokenizer: Any, steps: int) -> tuple[list[dict[str, Any]], list[str]]:
-    """The demo's first task, encoded, and general texts of at least `TEXT_TOKENS` tokens."""
+def data(tokenizer: Any, steps: int, size: Load) -> tuple[list[dict[str, Any]], list[str]]:
+    """The demo's first task, encoded, and general texts of at least `text_tokens` tokens."""
     from perdure.learners.encoding import Encoder
     from perdure.streams.builtin import demo, pydoc_texts
 
     encoder = Encoder(tokenizer)
-    rows = [encoder.encode(row) for row in demo(0).tasks[0].train]
-    rows = (rows * (1 + steps * ROWS // len(rows)))[: steps * ROWS]
-    long = [t for t in pydoc_texts(0).replay if len(tokenizer(t)["input_ids"]) >= TEXT_TOKENS]
-    return rows, long[:POOL]
+    short = [encoder.encode(row) for row in demo(0).tasks[0].train]
+    rows: list[dict[str, Any]] = [{"input_ids": [], "labels": []}]
+    for i in range(10**6):
+        if len(rows[-1]["input_ids"]) >= size.row_tokens:
+            if len(rows) == steps * size.rows:
+                break
+            rows.append({"input_ids": [], "labels": []})
+        rows[-1] = {k: [*v, *short[i % len(short)][k]] for k, v in rows[-1].items()}
+    texts = [""]
+    for text in list(pydoc_texts(0).replay) * 50:
+        if len(tokenizer(texts[-1])["input_ids"]) >= size.text_tokens:
+            if len(texts) == POOL:
+                break
+            texts.append("")
+        # Where one is long enough, texts are whole; else several make one.
+        joined = f"{texts[-1]}\n{text}".strip()
+        texts[-1] = joined if size.row_tokens > 1 else text
+    return rows, texts
 
 
-def arguments(folder: Path, steps: int, bf16: bool, batch: int, accumulate: int = 1) -> Any:
+def arguments(folder: Path, steps: int, bf16: bool, size: Load) -> Any:
     import torch
     from transformers import TrainingArguments
 
     return TrainingArguments(
-        str(folder / "trainer"), per_device_train_batch_size=batch, max_steps=steps,
-        gradient_accumulation_steps=accumulate, learning_rate=1e-5,
+        str(folder / "trainer"), per_device_train_batch_size=size.rows, max_steps=steps,
+        activation_checkpointing=size.checkpointing, learning_rate=1e-5,
         lr_scheduler_type="constant", optim="adamw_torch_fused", bf16=bf16,
         use_cpu=not torch.cuda.is_available(), save_strategy="no", report_to="none",
         logging_steps=1, disable_tqdm=True, remove_unused_columns=False,
@@ -212,27 +273,28 @@ def trained(trainer: Any) -> list[float]:
     return seconds
 
 
-def step_tokens(rows: Sequence[dict[str, Any]], steps: int) -> float:
+def step_tokens(rows: Sequence[dict[str, Any]], steps: int, size: Load) -> float:
     """Tokens of a step with general texts: the mean over the steps."""
-    return sum(len(row["input_ids"]) for row in rows) / steps + TEXTS * TEXT_TOKENS
+    return sum(len(row["input_ids"]) for row in rows) / steps + TEXTS * size.text_tokens
 
 
 def plain(
     model: Any, tokenizer: Any, rows: list[dict[str, Any]], texts: list[str], steps: int,
-    bf16: bool, folder: Path,
+    bf16: bool, folder: Path, size: Load,
 ) -> tuple[list[float], float, int]:  # fmt: skip
     from transformers import Trainer
 
     from perdure.learners.encoding import collate
 
     # One length for all rows: the tokens of a step in as many rows as fit best.
-    count = round(step_tokens(rows, steps) / TEXT_TOKENS)
-    length = round(step_tokens(rows, steps) / count)
+    count = round(step_tokens(rows, steps, size) / size.text_tokens)
+    length = round(step_tokens(rows, steps, size) / count)
     stream = [i for row in rows * 4 for i in row["input_ids"]]
     same = [stream[k * length : (k + 1) * length] for k in range(steps * count)]
     dataset = [{"input_ids": ids, "labels": ids} for ids in same]
     trainer = Trainer(
-        model=model, args=arguments(folder, steps, bf16, count), processing_class=tokenizer,
+        model=model, args=arguments(folder, steps, bf16, replace(size, rows=count)),
+        processing_class=tokenizer,
         train_dataset=dataset, data_collator=lambda b: collate(b, tokenizer.pad_token_id),
     )  # fmt: skip
     return trained(trainer), count * length, 0
@@ -240,7 +302,7 @@ def plain(
 
 def own(
     model: Any, tokenizer: Any, rows: list[dict[str, Any]], texts: list[str], steps: int,
-    bf16: bool, folder: Path,
+    bf16: bool, folder: Path, size: Load,
 ) -> tuple[list[float], float, int]:  # fmt: skip
     from transformers import PrinterCallback
 
@@ -252,27 +314,27 @@ def own(
     from perdure.methods.gere import GeRe, GeReConfig
     from perdure.streams.task import GeneralText, Task
 
-    method = GeRe(GeReConfig(insert=TEXTS, max_tokens=TEXT_TOKENS))
+    method = GeRe(GeReConfig(insert=TEXTS, max_tokens=size.text_tokens))
     ctx = Context(
         model, Encoder(tokenizer), Task("task", rows, (), (), "perplexity"), methods=[method],
-        general=GeneralText(replay=texts), batch_size=ROWS, cache=folder / "cache",
+        general=GeneralText(replay=texts), batch_size=size.rows, cache=folder / "cache",
     )  # fmt: skip
     method.begin_task(ctx)
     pad = tokenizer.pad_token_id
     trainer = PerdureTrainer(
-        model=model, args=arguments(folder, steps, bf16, ROWS), processing_class=tokenizer,
+        model=model, args=arguments(folder, steps, bf16, size), processing_class=tokenizer,
         train_dataset=rows, data_collator=lambda b: {**collate(b, pad), ROWS_KEY: HostRows(b)},
     )  # fmt: skip
     trainer.ctx = ctx
-    trainer.sampler = EpochSampler([len(row["input_ids"]) for row in rows], ROWS, 0)
+    trainer.sampler = EpochSampler([len(row["input_ids"]) for row in rows], size.rows, 0)
     attach(trainer, method, ctx=ctx)
     trainer.remove_callback(PrinterCallback)
-    return trained(trainer), step_tokens(rows, steps), size(folder / "cache")
+    return trained(trainer), step_tokens(rows, steps, size), bytes_in(folder / "cache")
 
 
 def drop_in(
     model: Any, tokenizer: Any, rows: list[dict[str, Any]], texts: list[str], steps: int,
-    bf16: bool, folder: Path,
+    bf16: bool, folder: Path, size: Load,
 ) -> tuple[list[float], float, int]:  # fmt: skip
     from transformers import Trainer
 
@@ -280,17 +342,17 @@ def drop_in(
     from perdure.learners.encoding import collate
 
     trainer = Trainer(
-        model=model, args=arguments(folder, steps, bf16, ROWS), processing_class=tokenizer,
+        model=model, args=arguments(folder, steps, bf16, size), processing_class=tokenizer,
         train_dataset=rows, data_collator=lambda b: collate(b, tokenizer.pad_token_id),
     )  # fmt: skip
-    options = {"name": "gere", "insert": TEXTS, "max_tokens": TEXT_TOKENS}
+    options = {"name": "gere", "insert": TEXTS, "max_tokens": size.text_tokens}
     perdure.attach(trainer, options, general=texts, cache=folder / "cache")
-    return trained(trainer), step_tokens(rows, steps), size(folder / "cache")
+    return trained(trainer), step_tokens(rows, steps, size), bytes_in(folder / "cache")
 
 
 def reference(
     model: Any, tokenizer: Any, rows: list[dict[str, Any]], texts: list[str], steps: int,
-    bf16: bool, folder: Path,
+    bf16: bool, folder: Path, size: Load,
 ) -> tuple[list[float], float, int]:  # fmt: skip
     import torch
     from torch.nn.functional import cross_entropy
@@ -303,7 +365,7 @@ def reference(
     states.mkdir()
 
     def ids_of(text: str) -> torch.Tensor:
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"][:TEXT_TOKENS]
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"][: size.text_tokens]
         return torch.tensor([ids], device=device)
 
     total: Any = 0.0
@@ -342,34 +404,66 @@ def reference(
             return loss
 
     trainer = Straight(
-        model=model, args=arguments(folder, steps, bf16, ROWS), processing_class=tokenizer,
+        model=model, args=arguments(folder, steps, bf16, size), processing_class=tokenizer,
         train_dataset=rows, data_collator=lambda b: collate(b, tokenizer.pad_token_id),
     )  # fmt: skip
-    return trained(trainer), step_tokens(rows, steps), size(states)
+    return trained(trainer), step_tokens(rows, steps, size), bytes_in(states)
 
 
 def samples(
     model: Any, tokenizer: Any, rows: list[dict[str, Any]], texts: list[str], steps: int,
-    bf16: bool, folder: Path,
+    bf16: bool, folder: Path, size: Load,
 ) -> tuple[list[float], float, int]:  # fmt: skip
     from perdure.learners.context import Context
     from perdure.learners.encoding import Encoder
     from perdure.methods.gere import GeRe, GeReConfig
     from perdure.streams.task import Task
 
-    method = GeRe(GeReConfig(samples=2 * POOL, max_tokens=64))
+    method = GeRe(GeReConfig(samples=size.samples, max_tokens=64))
     ctx = Context(
         model, Encoder(tokenizer), Task("task", rows, (), (), "perplexity"), methods=[method],
-        batch_size=ROWS, cache=folder / "cache", stream_tokens=lambda: 10**9,
+        batch_size=size.rows, cache=folder / "cache", stream_tokens=lambda: 10**9,
     )  # fmt: skip
     begin = time.perf_counter()
     method.begin_task(ctx)
     seconds = time.perf_counter() - begin
     tokens = sum(len(row["input_ids"]) for row in method._rows or ())
-    return [seconds], tokens, size(folder / "cache")
+    return [seconds], tokens, bytes_in(folder / "cache")
 
 
-def size(folder: Path) -> int:
+def margin_alone(shape: str) -> dict[str, Any]:
+    """Milliseconds of the margin's forward and backward, by kernel and in plain torch."""
+    from unittest import mock
+
+    import torch
+
+    from perdure.methods import _margin
+
+    if not torch.cuda.is_available() or _margin._kernel() is None:
+        return {}
+    from triton.testing import do_bench  # type: ignore[import-not-found,unused-ignore]
+
+    size = LOADS[shape]
+    width: int = SHAPES[shape]["hidden_size"] if shape in SHAPES else 576
+    base = torch.randn(TEXTS, size.text_tokens, width, device="cuda")
+    n, p = -torch.ones(width, device="cuda"), torch.ones(width, device="cuda")
+    codes = _margin.pack(_margin.flags(base, n, p))
+    x = (base + 0.3 * torch.randn_like(base)).bfloat16().requires_grad_()
+    mask = torch.ones(TEXTS, size.text_tokens, dtype=torch.bool, device="cuda")
+
+    def step() -> None:
+        x.grad = None
+        total, count, _ = _margin.outside(x, codes, mask, n, p)
+        (total / (count + 1e-8)).mean().backward()
+
+    found: dict[str, Any] = {"shape": list(x.shape)}
+    found["fused"] = do_bench(step, return_mode="median")
+    with mock.patch.object(_margin, "_kernel", return_value=None):
+        found["plain"] = do_bench(step, return_mode="median")
+    return found
+
+
+def bytes_in(folder: Path) -> int:
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 

@@ -23,7 +23,7 @@ from transformers import TrainerCallback
 from perdure.errors import RunError
 from perdure.methods._distill import kl_of_largest
 from perdure.methods._margin import flags, unpack
-from perdure.methods._states import Raw, StateCache, top
+from perdure.methods._states import Raw, StateCache, alike, raws
 from perdure.methods.rewind import interpolate
 from perdure.processes import share
 
@@ -76,14 +76,14 @@ class Gauges:
             )
 
         @torch.no_grad()
-        def raw_of(i: int) -> Raw:
-            ctx.tell("reading", "the base model's gauges", i + 1, len(rows))
-            seen = ctx.forward([rows[i]], logits=kind == "logits", hidden=(-1,))
-            if kind == "logits":
-                return top(seen.logits, _TOP, 1.0)
-            return {"-1": seen.hidden[-1][0].float()}
+        def raws_of(group: Sequence[int], done: int) -> list[Raw]:
+            ctx.tell("reading", "the base model's gauges", done, len(rows))
+            some = [rows[i] for i in group]
+            seen = ctx.forward(some, logits=kind == "logits", hidden=(-1,))
+            return raws(seen, some, (-1,), kind, _TOP, 1.0)
 
-        cache.build(len(rows), raw_of, lambda _: {})
+        lengths = [len(row["input_ids"]) for row in rows]
+        cache.build(alike(lengths, ctx.device), raws_of, lambda _: {})
         return cache
 
     @torch.no_grad()

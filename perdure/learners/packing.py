@@ -1,9 +1,14 @@
 """A micro-batch's task rows and extra rows in one forward pass, with little of it padding.
 
 Rows of unlike length would waste a padded batch: a general text has hundreds of tokens, a labelled
-row thirty. Here rows lie one behind another in a few lines (for flash attention in one). Position
-ids begin anew with each row, from which `transformers` builds an attention mask that keeps the rows
-apart; `keeps_rows_apart` checks that this model does.
+row thirty. Here rows lie one behind another, with position ids that begin anew with each row.
+What keeps them apart depends on the model's attention:
+
+    rows    `sdpa`: they lie in one line, and `perdure.learners.rows_apart` attends row by row
+    line    flash attention: in one line, of which it finds the rows itself
+    mask    any other: in a few lines, with the mask that `transformers` makes from position ids
+
+`keeps_rows_apart` checks that this model does it.
 
 All positions are worked out on the host from the rows' lengths: nothing waits for the device.
 """
@@ -14,16 +19,26 @@ import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from perdure.learners.encoding import IGNORE, collate
 from perdure.learners.passes import Pass, Totals, capture
+from perdure.learners.rows_apart import ROWS_APART, RowPlaces, attends_by_rows, row_places
 from perdure.methods.base import Reads
 
 EncodedRow = Mapping[str, Any]
+By = Literal["rows", "line", "mask"]
+"""What keeps rows apart; see the module."""
+
+
+def ways(attention: str) -> tuple[By, ...]:
+    """What may keep rows apart in a model of this attention, the best first."""
+    if attention == "sdpa":
+        return ("rows", "mask")
+    return ("line",) if "flash" in attention else ("mask",)
 
 
 def lines(lengths: Sequence[int], count: int) -> list[list[int]]:
@@ -46,10 +61,8 @@ def best_lines(lengths: Sequence[int], hidden: int) -> list[list[int]]:
     A layer does 24 hidden^2 operations a token in its matrices, and 4 width hidden in attention
     that is masked and not skipped: a share of width / (6 hidden) on top.
 
-    Args: hidden: size of the model's states; 0 where attention skips what is masked.
+    Args: hidden: size of the model's states.
     """
-    if not hidden:
-        return lines(lengths, 1)
 
     def cost(laid: list[list[int]]) -> float:
         width = max(sum(lengths[i] for i in members) for members in laid)
@@ -126,19 +139,20 @@ def pack(
     *,
     pad_id: int,
     extra_logits: bool,
-    hidden: int = 0,
+    by: By,
+    hidden: int,
     device: torch.device | None = None,
 ) -> Packed:
     """Lay out task rows and extra rows.
 
     Args:
         extra_logits: whether the head also runs on the extra rows' label positions.
-        hidden: size of the model's states, which decides how many lines; 0: all rows in one
-            line, which costs no more where attention skips what is masked (flash attention).
+        by: what keeps rows apart; "rows" needs `attends_by_rows` around the pass.
+        hidden: size of the model's states, which decides how many lines there are by "mask".
     """
     rows = [*main, *extra]
     lengths = [len(row["input_ids"]) for row in rows]
-    laid = best_lines(lengths, hidden)
+    laid = best_lines(lengths, hidden) if by == "mask" else [list(range(len(rows)))]
     width = max(sum(lengths[i] for i in members) for members in laid)
     ids = torch.full((len(laid), width), pad_id)
     positions = torch.zeros((len(laid), width), dtype=torch.long)
@@ -179,11 +193,17 @@ def pack(
         )
 
     task, others = part(range(len(main))), part(range(len(main), len(rows)))
-    inputs = {
+    inputs: dict[str, Any] = {
         "input_ids": _to(ids, device),
         "position_ids": _to(positions, device),
         "use_cache": False,  # transformers looks for packed rows only without one
     }
+    if by == "rows":
+        found = row_places(lengths)
+        groups = tuple(_to(g, device) for g in found.groups)
+        inputs[ROWS_APART] = RowPlaces(groups, _to(found.back, device))
+        # Four dimensions are a mask that is ready made: none over all pairs is built.
+        inputs["attention_mask"] = _to(torch.ones((1, 1, 1, 1), dtype=torch.bool), device)
     return Packed(inputs, _to(torch.tensor(keep, dtype=torch.long), device), task, others)
 
 
@@ -220,6 +240,7 @@ def keeps_rows_apart(
     rows: Sequence[EncodedRow],
     pad_id: int,
     autocast: Callable[[], AbstractContextManager[Any]],
+    by: By,
 ) -> bool:
     """Whether rows of a pack have the states they have alone, up to rounding."""
     short = [
@@ -227,7 +248,7 @@ def keeps_rows_apart(
         for row in (rows[0], rows[-1])
     ]
     device = next(model.parameters()).device
-    packed = pack(short, (), pad_id=pad_id, extra_logits=False, device=device)
+    packed = pack(short, (), pad_id=pad_id, extra_logits=False, by=by, hidden=1000, device=device)
     batch = {k: v.to(device) for k, v in collate(short, pad_id).items() if k != "labels"}
     flags = [(m, m.training) for m in model.modules()]
     model.eval()
@@ -235,7 +256,8 @@ def keeps_rows_apart(
         with autocast():
             alone, together = Pass(model, batch), Pass(model, packed.inputs)
             for into, inputs in ((alone, batch), (together, packed.inputs)):
-                with capture(model, [Reads(hidden=(-1,))], into):
+                packs = into is together and by == "rows"
+                with capture(model, [Reads(hidden=(-1,))], into), attends_by_rows(model, packs):
                     model(**{**inputs, "logits_to_keep": 1})
     except torch.OutOfMemoryError:
         raise

@@ -15,8 +15,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +28,9 @@ from perdure.errors import TrainingError
 from perdure.files import seal, unseal
 from perdure.learners.context import Context, seed_of
 from perdure.learners.encoding import IGNORE, ROWS
-from perdure.learners.packing import EncodedRow, Packed, heads_at, keeps_rows_apart, pack
+from perdure.learners.packing import By, EncodedRow, Packed, heads_at, keeps_rows_apart, pack, ways
 from perdure.learners.passes import takes_positions
+from perdure.learners.rows_apart import attends_by_rows, takes_rows
 from perdure.learners.weights import is_sharded, put
 from perdure.models.restore import load_weights
 from perdure.processes import share
@@ -80,7 +82,8 @@ class PerdureTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.head_is_exact = takes_positions(self.model)
-        self.packs: bool | None = None  # known after the first look
+        self.packs: By | Literal[""] | None = None  # known after the first look; "": not at all
+        self._apart = ExitStack()  # the attention that packs need, while training
         self.finite: Tensor | bool = True
 
     def _bare_model(self) -> nn.Module:
@@ -117,13 +120,15 @@ class PerdureTrainer(Trainer):
         rows, pad = inputs[ROWS], self.ctx.encoder.pad_id
         bare: Any = self._bare_model()
         config = bare.config.get_text_config()
-        if self.packs is None:
+        if self.packs is None or (self.packs == "rows" and not takes_rows(bare)):
+            self.packs = ""
             balanced = getattr(config, "output_router_logits", False)
-            apart = self.head_is_exact and not balanced
-            if apart:
-                apart = keeps_rows_apart(bare, extra, pad, self.accelerator.autocast)
-            # All processes must make equally many passes.
-            self.packs = share("yes" if apart else "no") == "yes"
+            for by in ways(str(bare.config._attn_implementation)):
+                if not self.packs and self.head_is_exact and not balanced:
+                    apart = keeps_rows_apart(bare, extra, pad, self.accelerator.autocast, by)
+                    # All processes must make equally many passes.
+                    self.packs = by if share("yes" if apart else "no") == "yes" else ""
+            self._apart.enter_context(attends_by_rows(bare, self.packs == "rows"))
         if not self.packs:
             return None
         self.ctx.tokens += sum(len(row["input_ids"]) for row in (*rows, *extra))
@@ -132,7 +137,8 @@ class PerdureTrainer(Trainer):
             extra,
             pad_id=pad,
             extra_logits=any(m.reads.logits for m in self.ctx.methods),
-            hidden=0 if "flash" in str(bare.config._attn_implementation) else config.hidden_size,
+            by=self.packs,
+            hidden=config.hidden_size,
             device=self.ctx.device,
         )
 
@@ -164,6 +170,13 @@ class PerdureTrainer(Trainer):
         finally:
             host.compute_loss_func = None
         return loss, parts[0], parts[1]
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._apart.close()
+            self.packs = None
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss: Tensor = super().training_step(*args, **kwargs)

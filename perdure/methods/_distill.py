@@ -56,5 +56,12 @@ def row_means(values: Tensor, row_of: Tensor, rows: int) -> Tensor:
 
     Args: row_of: the row of each value, (tokens,). Returns: (rows,)
     """
-    count = torch.bincount(row_of, minlength=rows).clamp(min=1)
-    return values.new_zeros(rows).index_add(0, row_of, values) / count
+    return values.new_zeros(rows).index_add(0, row_of, values) / row_counts(row_of, rows).clamp(
+        min=1
+    )
+
+
+def row_counts(row_of: Tensor, rows: int) -> Tensor:
+    """How many of `row_of` (tokens,) are of each row, (rows,) fp32."""
+    ones = torch.ones(row_of.shape, device=row_of.device)
+    return ones.new_zeros(rows).index_add(0, row_of, ones)  # bincount would wait for the device

@@ -18,6 +18,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,12 +29,15 @@ from torch import Tensor
 
 from perdure.errors import RunError
 from perdure.files import is_sealed, seal
+from perdure.learners.passes import Pass, labels_of
 from perdure.methods._margin import excess, flags, pack, unpack
 
 Kind = Literal["codes", "states", "logits"]
 Raw = dict[str, Tensor]
 """What one text gave: the layer's number to (tokens, hidden) fp32, or `top`'s three tensors."""
 SHARD_BYTES = 256 * 2**20
+TOGETHER = 4096
+"""Tokens that a GPU computes at a time."""
 
 
 def thresholds(
@@ -71,6 +75,21 @@ def top(logits: Tensor, size: int, temperature: float) -> Raw:
     scaled = logits.float() / temperature
     values, ids = scaled.topk(min(size, scaled.shape[-1]))
     return {"values": values, "ids": ids.int(), "lse": scaled.logsumexp(-1)}
+
+
+def raws(
+    seen: Pass, rows: Sequence[Mapping[str, Any]], layers: Sequence[int], kind: Kind, *top_of: Any
+) -> list[Raw]:
+    """What is kept of a pass over unpadded rows of one length, for each of them.
+
+    Args: top_of: of "logits" `top`'s size and temperature.
+    """
+    if kind == "logits":
+        sizes = [labels_of(row) for row in rows]
+        whole = {name: t.split(sizes) for name, t in top(seen.logits, *top_of).items()}
+    else:
+        whole = {str(layer): seen.hidden[layer].float().unbind() for layer in layers}
+    return [{name: parts[k] for name, parts in whole.items()} for k in range(len(rows))]
 
 
 class StateCache:
@@ -125,28 +144,33 @@ class StateCache:
 
     def build(
         self,
-        texts: int,
-        raw_of: Callable[[int], Raw],
+        groups: Sequence[Sequence[int]],
+        raws_of: Callable[[Sequence[int], int], Sequence[Raw]],
         noise_of: Callable[[StateCache], Mapping[str, Any]],
         k: float = 1.0,
         one_pass: bool = False,
     ) -> None:
-        """Distil `texts` texts: each process its share, the first one then codes them all.
+        """Distil texts: each process its share, the first one then codes them all.
 
         Args:
-            raw_of: what the model computes on a text; all processes call it equally often.
+            groups: numbers of the texts, from 0, that are computed together (see `alike`).
+            raws_of: what the model computes on such texts, the last of which is number so and so;
+                all processes call it equally often.
             noise_of: called on all processes when codes can be read; goes into the manifest.
         """
         part, (rank, world, meet) = self.folder.with_suffix(".part"), _processes()
         part.mkdir(parents=True, exist_ok=True)
         meet()
-        missing = [i for i in range(texts) if not (part / f"{i:05}.raw").exists()]
+        ends = dict(zip(map(tuple, groups), accumulate(map(len, groups)), strict=True))
+        texts = sum(map(len, groups))
+        missing = [g for g in groups if not all((part / f"{i:05}.raw").exists() for i in g)]
         meet()  # nobody writes before all have looked
         for first in range(0, len(missing), world):
             mine = first + rank
-            raw = raw_of(missing[min(mine, len(missing) - 1)])
-            if mine < len(missing):
-                _save(part / f"{missing[mine]:05}.raw", {n: t.cpu() for n, t in raw.items()})
+            group = missing[min(mine, len(missing) - 1)]
+            raws = raws_of(group, ends[tuple(group)])
+            for i, raw in zip(group, raws, strict=True) if mine < len(missing) else ():
+                _save(part / f"{i:05}.raw", {n: t.cpu() for n, t in raw.items()})
         meet()
         if rank == 0:
             self._code(part, texts, k, one_pass)
@@ -239,6 +263,23 @@ class StateCache:
         start = sum(tokens[shards[shard] : text])
         found: Tensor = self._open[shard].get_slice(name)[start : start + tokens[text]]
         return found
+
+
+def alike(lengths: Sequence[int], device: torch.device) -> list[list[int]]:
+    """Texts that are computed together: one at a time, so that no layout but its own rounds it.
+
+    On a GPU several of one length, without padding: one alone would leave it idle.
+    """
+    if device.type == "cpu":
+        return [[i] for i in range(len(lengths))]
+    found: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        last = found[-1] if found else []
+        if last and lengths[last[0]] == lengths[i] and (len(last) + 1) * lengths[i] <= TOGETHER:
+            last.append(i)
+        else:
+            found.append([i])
+    return found
 
 
 def measured_noise(

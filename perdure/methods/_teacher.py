@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from perdure.errors import RunError
-from perdure.methods._states import Kind, Raw, StateCache, measured_noise, note, top
+from perdure.methods._states import Kind, Raw, StateCache, alike, measured_noise, note, raws
 
 if TYPE_CHECKING:
     from perdure.learners.context import Context
@@ -52,13 +52,11 @@ def distilled(
         note("gere: distilling the base model anew, as this changed: %s", changed)
 
     @torch.no_grad()
-    def raw_of(i: int) -> Raw:
-        # Each text alone and unpadded, so that no layout but its own rounds its states.
-        ctx.tell("distilling", "general texts", i + 1, len(rows))
-        seen = ctx.forward([rows[i]], logits=kind == "logits")
-        if kind == "logits":
-            return top(seen.logits, config.kl_top, config.kl_temperature)
-        return {str(layer): seen.hidden[layer][0].float() for layer in config.layers}
+    def raws_of(group: Sequence[int], done: int) -> list[Raw]:
+        ctx.tell("distilling", "general texts", done, len(rows))
+        some = [rows[i] for i in group]
+        seen = ctx.forward(some, logits=kind == "logits")
+        return raws(seen, some, config.layers, kind, config.kl_top, config.kl_temperature)
 
     @torch.no_grad()
     def noise_of(made: StateCache) -> Mapping[str, Any]:
@@ -70,9 +68,10 @@ def distilled(
             str(k): measured_noise(made, some, k, seen.hidden[k], seen.mask) for k in config.layers
         }
 
+    groups = alike([len(row["input_ids"]) for row in rows], ctx.device)
     one_pass = config.stats == "one_pass_fp32"
     with ctx.as_base() if of_base else nullcontext():
-        cache.build(len(rows), raw_of, noise_of, config.k, one_pass)
+        cache.build(groups, raws_of, noise_of, config.k, one_pass)
     return cache
 
 

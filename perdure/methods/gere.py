@@ -27,7 +27,7 @@ import torch
 from pydantic import Field, model_validator
 
 from perdure.methods import _states
-from perdure.methods._distill import distance, kl_of_largest, row_means
+from perdure.methods._distill import distance, kl_of_largest, row_counts, row_means
 from perdure.methods._margin import outside
 from perdure.methods._teacher import distilled
 from perdure.methods.base import Method, MethodConfig, Reads
@@ -257,7 +257,7 @@ class GeRe(Method):
         each = each * c.kl_temperature**2 if c.kl_t2 else each
         found = row_means(each, extra.row_of, rows)
         if not c.kl_mask:
-            tokens = torch.bincount(extra.row_of, minlength=rows)
+            tokens = row_counts(extra.row_of, rows)
             found = found * tokens / extra.mask.shape[1]
         return found
 

@@ -11,9 +11,19 @@ import torch
 from families import FAMILIES, family
 from tiny_runs import write_recipe
 
+from perdure.learners import rows_apart
 from perdure.learners.encoding import IGNORE, collate
-from perdure.learners.packing import best_lines, heads_at, keeps_rows_apart, lines, pack
+from perdure.learners.packing import (
+    By,
+    best_lines,
+    heads_at,
+    keeps_rows_apart,
+    lines,
+    pack,
+    ways,
+)
 from perdure.learners.passes import Pass, capture
+from perdure.learners.rows_apart import attends_by_rows, row_places, takes_rows
 from perdure.methods.base import Reads
 
 MAIN = [
@@ -37,12 +47,10 @@ def test_padding_is_weighed_against_attention_over_longer_lines() -> None:
     assert [len(line) for line in best_lines([48] * 4 + [27] * 8, 576)] == [3, 3, 3, 3]
     # with a tiny state attention is dear: a line for each row
     assert best_lines([10, 10, 10], 1) == [[0], [1], [2]]
-    # where attention skips what is masked, one line
-    assert best_lines([10, 20, 10], 0) == [[1, 0, 2]]
 
 
 def test_a_pack_by_hand() -> None:
-    found = pack(MAIN, EXTRA, pad_id=0, extra_logits=False, hidden=1)
+    found = pack(MAIN, EXTRA, pad_id=0, extra_logits=False, by="mask", hidden=1)
     assert found.inputs["input_ids"].tolist() == [
         [20, 21, 22, 23, 24, 25, 26, 27, 28, 29], [5, 6, 7, 8, 9, 10, 11, 40, 41, 42],
     ]  # fmt: skip
@@ -58,25 +66,51 @@ def test_a_pack_by_hand() -> None:
     assert found.extra.states[1].tolist() == [17, 18, 19, 0, 0, 0, 0, 0, 0, 0]
     assert found.extra.mask.sum(1).tolist() == [10, 3]
     assert found.extra.heads == slice(3, 3)
-    full = pack(MAIN, EXTRA, pad_id=0, extra_logits=True, hidden=1)
+    full = pack(MAIN, EXTRA, pad_id=0, extra_logits=True, by="mask", hidden=1)
     assert full.keep.tolist() == [11, 12, 15, *range(9), 17, 18]
     assert full.extra.heads == slice(3, 3 + 9 + 2)
 
 
 def test_a_short_line_is_filled_with_a_row_of_padding() -> None:
-    found = pack(MAIN, (), pad_id=0, extra_logits=False, hidden=1)
+    found = pack(MAIN, (), pad_id=0, extra_logits=False, by="mask", hidden=1)
     assert found.inputs["input_ids"].tolist() == [[5, 6, 7, 8], [9, 10, 11, 0]]
     assert found.inputs["position_ids"].tolist() == [[0, 1, 2, 3], [0, 1, 2, 0]]
 
 
-@pytest.mark.parametrize("hidden", [0, 1])
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_packed_pass_equals_a_pass_for_each_row(name: str, hidden: int) -> None:
+def test_where_rows_are_in_one_line_by_hand() -> None:
+    found = row_places([2, 5, 3, 1])
+    # 5 and 3 in one group, 2 and 1 would be padded to more than double: 2 alone, then 1
+    assert [g.tolist() for g in found.groups] == [
+        [[2, 3, 4, 5, 6], [7, 8, 9, 7, 7]], [[0, 1]], [[10]],
+    ]  # fmt: skip
+    assert found.back.tolist() == [10, 11, 0, 1, 2, 3, 4, 5, 6, 7, 12]
+    packed = pack(MAIN, EXTRA, pad_id=0, extra_logits=False, by="rows", hidden=1)
+    assert packed.inputs["input_ids"].tolist() == [
+        [5, 6, 7, 8, 9, 10, 11, *range(20, 30), 40, 41, 42]
+    ]
+    assert packed.main.states.tolist() == [[0, 1, 2, 3], [4, 5, 6, 0]]
+
+
+def test_each_attention_has_its_way() -> None:
+    assert ways("sdpa") == ("rows", "mask")
+    assert ways("eager") == ("mask",)
+    assert ways("kernels-community/flash-attn2") == ("line",)
+
+
+WAYS = [(n, by) for n in FAMILIES for by in ("rows", "mask") if (n, by) != ("gemma2", "rows")]
+
+
+@pytest.mark.parametrize(("name", "by"), WAYS)
+def test_a_packed_pass_equals_a_pass_for_each_row(name: str, by: By) -> None:
     model = family(name)
-    assert keeps_rows_apart(model, [*MAIN, *EXTRA], 0, nullcontext)
-    packed = pack(MAIN, EXTRA, pad_id=0, extra_logits=True, hidden=hidden)
+    assert by in ways(model.config._attn_implementation)
+    assert keeps_rows_apart(model, [*MAIN, *EXTRA], 0, nullcontext, by)
+    packed = pack(MAIN, EXTRA, pad_id=0, extra_logits=True, by=by, hidden=1)
     whole = Pass(model, packed.inputs)
-    with capture(model, [Reads(hidden=(0, -1))], whole), heads_at(model, packed.keep):
+    with (
+        capture(model, [Reads(hidden=(0, -1))], whole), heads_at(model, packed.keep),
+        attends_by_rows(model, by == "rows"),
+    ):  # fmt: skip
         logits = model(**packed.inputs).logits
     for part, rows in ((packed.main, MAIN), (packed.extra, EXTRA)):
         found = part.of(whole, logits[0, part.heads], None)
@@ -104,7 +138,57 @@ def test_a_model_that_looks_over_the_border_is_not_packed(monkeypatch: Any) -> N
     from transformers import masking_utils
 
     monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda ids: None)
-    assert not keeps_rows_apart(family("llama"), [*MAIN, *EXTRA], 0, nullcontext)
+    assert not keeps_rows_apart(family("llama"), [*MAIN, *EXTRA], 0, nullcontext, "mask")
+    # Here the layout does not reach the attention.
+    monkeypatch.setattr(rows_apart, "NAME", "sdpa")
+    assert not keeps_rows_apart(family("llama"), [*MAIN, *EXTRA], 0, nullcontext, "rows")
+
+
+def test_a_sliding_window_is_kept() -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        "qwen2", vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, use_sliding_window=True, sliding_window=4,
+        max_window_layers=0,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert "sliding_attention" in config.layer_types
+    packed = pack(MAIN, EXTRA, pad_id=0, extra_logits=True, by="rows", hidden=1)
+    with attends_by_rows(model):
+        found = model(**packed.inputs).logits[0, 7:17]
+    expected = model(torch.tensor([EXTRA[0]["input_ids"]]))
+    close(found, expected.logits[0])
+    config.use_sliding_window, config.layer_types = False, ["full_attention"] * 2
+    wide = AutoModelForCausalLM.from_config(config).eval()
+    wide.load_state_dict(model.state_dict())
+    assert not torch.allclose(wide(torch.tensor([EXTRA[0]["input_ids"]])).logits[0], found)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_of_rows_apart_are_those_of_rows_alone(checkpointing: bool) -> None:
+    model = family("llama").train()
+    packed = pack(MAIN, EXTRA, pad_id=0, extra_logits=True, by="rows", hidden=1)
+    with attends_by_rows(model):
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model(**packed.inputs).logits.square().mean().backward()
+    together = {n: p.grad for n, p in model.named_parameters()}
+    model.zero_grad()
+    every = [model(torch.tensor([r["input_ids"]])).logits for r in (*MAIN, *EXTRA)]
+    torch.cat(every, 1).square().mean().backward()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(together[name], p.grad, atol=1e-6, rtol=1e-3)
+
+
+def test_the_models_attention_is_its_own_again() -> None:
+    model = family("llama")
+    with attends_by_rows(model):
+        assert takes_rows(model)
+    assert model.config._attn_implementation == "sdpa"
+    eager = family("gemma2")
+    with attends_by_rows(eager):
+        assert not takes_rows(eager)
 
 
 def test_one_pass_learns_what_two_passes_learn(
@@ -116,7 +200,9 @@ def test_one_pass_learns_what_two_passes_learn(
     # Not the margin loss: it divides by a count of neurons that rounding alone can change.
     gere = {"name": "gere", "insert": 3, "loss": "l2", "weight": 1}
     methods = [gere, {"name": "replay", "ratio": 0.5}]
-    path = write_recipe(tmp_path, tiny_model_dir, method=methods, train__micro_batch_size=2)
+    # Adam makes a 1e-7 of rounding a 1e-3 in a dozen steps at the recipe's own rate.
+    changes = {"train__micro_batch_size": 2, "train__learning_rate": 5e-4}
+    path = write_recipe(tmp_path, tiny_model_dir, method=methods, **changes)
     packs: list[bool] = []
 
     def learned(name: str, apart: bool) -> list[dict[str, Any]]:
@@ -127,7 +213,8 @@ def test_one_pass_learns_what_two_passes_learn(
         return run.log_rows()
 
     one, two = learned("one", True), learned("two", False)
-    assert packs == [True, True, False, False]  # looked at once a task
+    # Looked at once a task; where it fails, the other way is tried.
+    assert packs == [True, True, False, False, False, False]
     assert len(one) == len(two) == 24
     for a, b in zip(one, two, strict=True):
         for key in [k for k in a if k == "loss" or k.startswith("method/")]:

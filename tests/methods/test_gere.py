@@ -21,10 +21,10 @@ from torch import Tensor, tensor
 
 from perdure.errors import RunError
 from perdure.learners.general import how_many, repeats
-from perdure.methods import _states
+from perdure.methods import _states, _teacher
 from perdure.methods._distill import distance, kl, kl_of_largest, row_means
 from perdure.methods._margin import excess, flags, outside, pack, plain, unpack
-from perdure.methods._states import thresholds, top
+from perdure.methods._states import alike, thresholds, top
 from perdure.methods.gere import OFFICIAL, GeRe, GeReConfig, margin, micro_loss, state_weight
 from perdure.streams.task import GeneralText
 
@@ -749,6 +749,43 @@ def test_no_general_text_means_the_base_models_own(made: Any) -> None:
         again.begin_task(ctx)
 
 
+def test_a_gpu_computes_texts_of_one_length_together() -> None:
+    gpu = torch.device("cuda")
+    assert alike([3, 5, 3, 9, 5, 3], gpu) == [[0, 2, 5], [1, 4], [3]]
+    assert [len(group) for group in alike([1000] * 9, gpu)] == [4, 4, 1]
+    assert alike([3, 5, 3], torch.device("cpu")) == [[0], [1], [2]]
+
+
+@pytest.mark.parametrize("loss", ["margin", "kl", "l2"])
+def test_texts_computed_together_give_what_each_alone_gives(
+    made: Any, monkeypatch: Any, tmp_path: Path, loss: str
+) -> None:
+    alone, ctx = made({"cache": tmp_path / "alone"}, loss=loss, max_tokens=8)
+    sizes: list[int] = []
+
+    def forward(rows: Any, **options: Any) -> Any:
+        sizes.append(len(rows))
+        return type(ctx).forward(ctx, rows, **options)
+
+    monkeypatch.setattr(_teacher, "alike", lambda lengths, _: alike(lengths, torch.device("cuda")))
+    together = GeRe(GeReConfig(loss=loss, max_tokens=8))
+    ctx.cache = tmp_path / "together"
+    monkeypatch.setattr(ctx, "forward", forward)
+    together.begin_task(ctx)
+    assert max(sizes[: len(GENERAL)]) > 1
+    assert sum(sizes) >= len(GENERAL)
+    texts, width, device = range(len(GENERAL)), 8, torch.device("cpu")
+    assert alone._cache is not None
+    assert together._cache is not None
+    if loss == "kl":
+        for a, b in zip(*(m._cache.top(texts, device) for m in (alone, together)), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+        return
+    a, b = (m._cache.rows(texts, -1, width, device) for m in (alone, together))
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    assert a.any()
+
+
 def test_how_many_texts_are_sampled() -> None:
     assert how_many(1000, 64_000, 64) == 60  # six tokens of a hundred
     assert how_many(50, 64_000, 64) == 50
@@ -777,7 +814,14 @@ def test_no_op_of_the_term_waits_for_the_device(made: Any) -> None:
                 for i in (args[1] if isinstance(args[1], (list, tuple)) else ())
             )
             if bool_index or any(
-                w in name for w in ("nonzero", "_local_scalar_dense", "masked_select", "is_nonzero")
+                w in name
+                for w in (
+                    "nonzero",
+                    "_local_scalar_dense",
+                    "masked_select",
+                    "is_nonzero",
+                    "bincount",
+                )
             ):
                 found.append(name)
             return func(*args, **(kwargs or {}))
@@ -785,14 +829,18 @@ def test_no_op_of_the_term_waits_for_the_device(made: Any) -> None:
     from perdure.learners.packing import heads_at
     from perdure.learners.packing import pack as pack_rows
     from perdure.learners.passes import Pass, capture
+    from perdure.learners.rows_apart import attends_by_rows
 
     method, ctx = made(insert=3)
     moved(ctx)
     rows = method.replay(ctx)
     task = [ctx.encode(row) for row in FIRST.train[:3]]
-    packed = pack_rows(task, list(rows), pad_id=0, extra_logits=True)
+    packed = pack_rows(task, list(rows), pad_id=0, extra_logits=True, by="rows", hidden=64)
     whole = Pass(ctx.model, packed.inputs)
-    with capture(ctx.model, [method.reads], whole), heads_at(ctx.model, packed.keep):
+    with (
+        capture(ctx.model, [method.reads], whole), heads_at(ctx.model, packed.keep),
+        attends_by_rows(ctx.model),
+    ):  # fmt: skip
         logits = ctx.model(**packed.inputs).logits[0]
     # Read beforehand: safetensors looks into its own file on the host.
     width = max(len(row["input_ids"]) for row in rows)
