@@ -94,12 +94,12 @@ def main() -> None:
     for turn in range(wanted.rounds):
         for name in names if turn % 2 == 0 else names[::-1]:
             found[name].append(apart(name, wanted))
+            if wanted.out:
+                wanted.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
     show(found, wanted)
     if "gere" in names:
         sampling(apart(SAMPLES, wanted), found["gere"])
         kernel(apart(KERNEL, wanted))
-    if wanted.out:
-        wanted.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
 def apart(name: str, wanted: argparse.Namespace) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 from perdure.learners.encoding import IGNORE, collate
 from perdure.learners.passes import Pass, Totals, capture
-from perdure.learners.rows_apart import ROWS_APART, RowPlaces, attends_by_rows, row_places
+from perdure.learners.rows_apart import ROWS_APART, attends_by_rows, row_places
 from perdure.methods.base import Reads
 
 EncodedRow = Mapping[str, Any]
@@ -199,9 +200,7 @@ def pack(
         "use_cache": False,  # transformers looks for packed rows only without one
     }
     if by == "rows":
-        found = row_places(lengths)
-        groups = tuple(_to(g, device) for g in found.groups)
-        inputs[ROWS_APART] = RowPlaces(groups, _to(found.back, device))
+        inputs[ROWS_APART] = row_places(lengths).to(partial(_to, device=device))
         # Four dimensions are a mask that is ready made: none over all pairs is built.
         inputs["attention_mask"] = _to(torch.ones((1, 1, 1, 1), dtype=torch.bool), device)
     return Packed(inputs, _to(torch.tensor(keep, dtype=torch.long), device), task, others)

@@ -184,7 +184,10 @@ class Pass:
             head = None if self.head is None else self.head[cut]
             if self.exact and self.head is not None:
                 labels = sum(labels_of(row) for row in self.rows[cut])
-                head, spoken = self.head[spoken : spoken + labels], spoken + labels
+                head = self.head
+                if labels < len(head):  # a slice of all would be copied on the way back
+                    head = head[spoken : spoken + labels]
+                spoken += labels
             part = Pass(
                 self.model,
                 {k: v[cut] for k, v in self.batch.items() if torch.is_tensor(v)},

@@ -12,7 +12,7 @@ attention function, so that it is there again when activations are recomputed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,34 +32,73 @@ ROWS_APART = "rows_apart"
 
 @dataclass(frozen=True)
 class RowPlaces:
-    """Where the rows of one line are."""
+    """Where the rows of one line are: groups of rows of like length, each row padded to the longest
+    of its group, one group's flattened rows behind the other's."""
 
-    groups: tuple[Tensor, ...]
-    """For each group of rows of like length the places of their tokens, (rows, longest); a row is
-    padded with its first place."""
+    sizes: tuple[tuple[int, int], ...]
+    """Rows and longest of each group."""
+    places: Tensor
+    """For each token of the groups its place in the line, (group tokens,); padding has 0."""
+    padding: Tensor
+    """Which of them are padding, (group tokens,) bool."""
     back: Tensor
-    """For each place in the line where its token is in the flattened groups, (tokens,)."""
+    """For each place in the line where its token is in the groups, (tokens,)."""
+
+    def to(self, move: Callable[[Tensor], Tensor]) -> RowPlaces:
+        return RowPlaces(self.sizes, move(self.places), move(self.padding), move(self.back))
 
 
 def row_places(lengths: Sequence[int]) -> RowPlaces:
-    """The layout of rows of these lengths, in this order; groups are padded to less than double."""
+    """The layout of rows of these lengths, in this order; none is padded to double or more."""
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
     left = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     back = torch.empty(sum(lengths), dtype=torch.long)
-    groups, before = [], 0
+    sizes, groups, before = [], [], 0
     while left:
         longest = lengths[left[0]]
         members = [i for i in left if 2 * lengths[i] > longest]
         left = left[len(members) :]
-        places = torch.empty((len(members), longest), dtype=torch.long)
+        places = torch.full((len(members), longest), -1)
         for j, i in enumerate(members):
-            places[j] = starts[i]
             places[j, : lengths[i]] = torch.arange(starts[i], starts[i] + lengths[i])
             at = before + j * longest
             back[starts[i] : starts[i] + lengths[i]] = torch.arange(at, at + lengths[i])
-        groups.append(places)
+        sizes.append((len(members), longest))
+        groups.append(places.flatten())
         before += places.numel()
-    return RowPlaces(tuple(groups), back)
+    every = torch.cat(groups)
+    return RowPlaces(tuple(sizes), every.clamp(min=0), every < 0, back)
+
+
+class _ToGroups(torch.autograd.Function):
+    """Tokens of a line, (tokens, ...), to their places in the groups.
+
+    Padding repeats some token and gets no gradient, so that each way is one gather; autograd's own
+    way back would add up, with atomics on a GPU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, at: RowPlaces) -> Tensor:
+        ctx.at = at
+        return x.index_select(0, at.places)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient.index_select(0, ctx.at.back), None
+
+
+class _ToLine(torch.autograd.Function):
+    """The other way: tokens of the groups to their places in the line, without the padding."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, at: RowPlaces) -> Tensor:
+        ctx.at, ctx.rest = at, (1,) * (x.dim() - 1)
+        return x.index_select(0, at.back)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        found = gradient.index_select(0, ctx.at.places)
+        return found.masked_fill_(ctx.at.padding.reshape(-1, *ctx.rest), 0), None
 
 
 def attention(
@@ -78,20 +117,25 @@ def attention(
     """
     if rows_apart is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    window = options.get("sliding_window")
+    counts = [rows * longest for rows, longest in rows_apart.sizes]
+    taken = [
+        _ToGroups.apply(t[0].transpose(0, 1), rows_apart).split(counts) for t in (query, key, value)
+    ]
     found = []
-    for places in rows_apart.groups:
-        taken = (
-            t[0].index_select(1, places.flatten()).unflatten(1, places.shape).transpose(0, 1)
-            for t in (query, key, value)
-        )
-        near = None
-        if window and places.shape[1] > window:
-            near = torch.ones(places.shape[1], places.shape[1], dtype=torch.bool)
-            near = near.tril().triu(1 - window).to(query.device, non_blocking=True)
-        rows, _ = sdpa_attention_forward(module, *taken, near, **options)
+    for size, *parts in zip(rows_apart.sizes, *taken, strict=True):
+        by_row = (part.unflatten(0, size).transpose(1, 2) for part in parts)
+        near = _window(options.get("sliding_window"), size[1], query.device)
+        rows, _ = sdpa_attention_forward(module, *by_row, near, **options)
         found.append(rows.flatten(0, 1))
-    return torch.cat(found).index_select(0, rows_apart.back).unsqueeze(0), None
+    line: Tensor = _ToLine.apply(torch.cat(found), rows_apart)
+    return line.unsqueeze(0), None
+
+
+def _window(width: int | None, longest: int, device: torch.device) -> Tensor | None:
+    """The mask of a sliding window, (longest, longest), where rows are longer than it."""
+    if not width or longest <= width:
+        return None
+    return torch.ones(longest, longest, dtype=torch.bool, device=device).tril().triu(1 - width)
 
 
 AttentionInterface.register(NAME, attention)

@@ -150,7 +150,7 @@ class PerdureTrainer(Trainer):
         parts: list[Tensor] = []
 
         def loss_of(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-            parts.extend(outputs.logits[0].split(sizes))
+            parts.extend(outputs.logits.flatten(0, 1).split(sizes))
             bare: Any = self._bare_model()
             found: Tensor = bare.loss_function(
                 logits=parts[0],

@@ -79,10 +79,10 @@ def test_a_short_line_is_filled_with_a_row_of_padding() -> None:
 
 def test_where_rows_are_in_one_line_by_hand() -> None:
     found = row_places([2, 5, 3, 1])
-    # 5 and 3 in one group, 2 and 1 would be padded to more than double: 2 alone, then 1
-    assert [g.tolist() for g in found.groups] == [
-        [[2, 3, 4, 5, 6], [7, 8, 9, 7, 7]], [[0, 1]], [[10]],
-    ]  # fmt: skip
+    # 5 and 3 in one group; 2 would be padded to more than double, and 1 beside it to double.
+    assert found.sizes == ((2, 5), (1, 2), (1, 1))
+    assert found.places.tolist() == [2, 3, 4, 5, 6, 7, 8, 9, 0, 0, 0, 1, 10]
+    assert found.padding.nonzero().flatten().tolist() == [8, 9]
     assert found.back.tolist() == [10, 11, 0, 1, 2, 3, 4, 5, 6, 7, 12]
     packed = pack(MAIN, EXTRA, pad_id=0, extra_logits=False, by="rows", hidden=1)
     assert packed.inputs["input_ids"].tolist() == [
