@@ -27,7 +27,12 @@ from torch import Tensor, nn
 
 from perdure.learners.encoding import IGNORE, collate
 from perdure.learners.passes import Pass, Totals, capture
-from perdure.learners.rows_apart import ROWS_APART, attends_by_rows, row_places
+from perdure.learners.rows_apart import (
+    MULTIPLE_ON_GPU,
+    ROWS_APART,
+    attends_by_rows,
+    row_places,
+)
 from perdure.methods.base import Reads
 
 EncodedRow = Mapping[str, Any]
@@ -200,7 +205,9 @@ def pack(
         "use_cache": False,  # transformers looks for packed rows only without one
     }
     if by == "rows":
-        inputs[ROWS_APART] = row_places(lengths).to(partial(_to, device=device))
+        on_gpu = device is not None and device.type == "cuda"
+        places = row_places(lengths, MULTIPLE_ON_GPU if on_gpu else 1)
+        inputs[ROWS_APART] = places.to(partial(_to, device=device))
         # Four dimensions are a mask that is ready made: none over all pairs is built.
         inputs["attention_mask"] = _to(torch.ones((1, 1, 1, 1), dtype=torch.bool), device)
     return Packed(inputs, _to(torch.tensor(keep, dtype=torch.long), device), task, others)

@@ -28,6 +28,9 @@ from perdure.learners.passes import decoder_of
 NAME = "sdpa_rows_apart"
 """Under which `transformers` knows this attention. Without `ROWS_APART` it is its `sdpa`."""
 ROWS_APART = "rows_apart"
+MULTIPLE_ON_GPU = 64
+"""Rows are padded to a multiple of it, so that few shapes occur: for each new one cuDNN plans its
+attention anew, which took a fifth of a step of an 8B model (`benchmarks/gere.py --shape 8b`)."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,11 @@ class RowPlaces:
         return RowPlaces(self.sizes, move(self.places), move(self.padding), move(self.back))
 
 
-def row_places(lengths: Sequence[int]) -> RowPlaces:
-    """The layout of rows of these lengths, in this order; none is padded to double or more."""
+def row_places(lengths: Sequence[int], multiple: int = 1) -> RowPlaces:
+    """The layout of rows of these lengths, in this order.
+
+    A row is padded to less than double, and that up to a multiple of `multiple`.
+    """
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
     left = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     back = torch.empty(sum(lengths), dtype=torch.long)
@@ -58,6 +64,7 @@ def row_places(lengths: Sequence[int]) -> RowPlaces:
         longest = lengths[left[0]]
         members = [i for i in left if 2 * lengths[i] > longest]
         left = left[len(members) :]
+        longest = -(-longest // multiple) * multiple
         places = torch.full((len(members), longest), -1)
         for j, i in enumerate(members):
             places[j, : lengths[i]] = torch.arange(starts[i], starts[i] + lengths[i])

@@ -23,7 +23,7 @@ from perdure.learners.packing import (
     ways,
 )
 from perdure.learners.passes import Pass, capture
-from perdure.learners.rows_apart import attends_by_rows, row_places, takes_rows
+from perdure.learners.rows_apart import ROWS_APART, attends_by_rows, row_places, takes_rows
 from perdure.methods.base import Reads
 
 MAIN = [
@@ -84,6 +84,10 @@ def test_where_rows_are_in_one_line_by_hand() -> None:
     assert found.places.tolist() == [2, 3, 4, 5, 6, 7, 8, 9, 0, 0, 0, 1, 10]
     assert found.padding.nonzero().flatten().tolist() == [8, 9]
     assert found.back.tolist() == [10, 11, 0, 1, 2, 3, 4, 5, 6, 7, 12]
+    wide = row_places([2, 5, 3, 1], multiple=4)
+    assert wide.sizes == ((2, 8), (1, 4), (1, 4))
+    assert wide.places.tolist()[:8] == [2, 3, 4, 5, 6, 0, 0, 0]
+    assert wide.places[wide.back].tolist() == list(range(11))
     packed = pack(MAIN, EXTRA, pad_id=0, extra_logits=False, by="rows", hidden=1)
     assert packed.inputs["input_ids"].tolist() == [
         [5, 6, 7, 8, 9, 10, 11, *range(20, 30), 40, 41, 42]
@@ -165,10 +169,15 @@ def test_a_sliding_window_is_kept() -> None:
     assert not torch.allclose(wide(torch.tensor([EXTRA[0]["input_ids"]])).logits[0], found)
 
 
+@pytest.mark.parametrize("multiple", [1, 16])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradients_of_rows_apart_are_those_of_rows_alone(checkpointing: bool) -> None:
+def test_gradients_of_rows_apart_are_those_of_rows_alone(
+    checkpointing: bool, multiple: int
+) -> None:
     model = family("llama").train()
     packed = pack(MAIN, EXTRA, pad_id=0, extra_logits=True, by="rows", hidden=1)
+    lengths = [len(row["input_ids"]) for row in (*MAIN, *EXTRA)]
+    packed.inputs[ROWS_APART] = row_places(lengths, multiple)
     with attends_by_rows(model):
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
