@@ -46,18 +46,19 @@ TASKS = ("agnews", "amazon", "boolq", "copa", "mnli", "rte", "sst2", "cb", "dbpe
 TOKENS = 48
 """Tokens of a general text, given or sampled: so many are trained on for each."""
 GIVEN = 64
-"""General texts of a run; own ones as many, whatever share of so short a training they cost."""
+"""General texts of a run; own ones as many, whatever share of so short a training they cost, except
+where the condition says so."""
 
 
 def gere(loss: str, **options: Any) -> dict[str, Any]:
     return {"method": {"name": "gere", "loss": loss, "max_tokens": TOKENS, **options}}
 
 
+NO_TEXT = {"general": {"replay_rows": 0}}
+
+
 def own(loss: str) -> dict[str, Any]:
-    return {
-        **gere(loss, samples=GIVEN, own_share=1.0),
-        "general": {"replay_rows": 0},
-    }
+    return gere(loss, samples=GIVEN, own_share=1.0) | NO_TEXT
 
 
 CONDITIONS: dict[str, dict[str, Any]] = {
@@ -74,6 +75,7 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "gere l2": gere("l2", weight=1.0),
     "gere margin own samples": own("margin"),
     "gere label own samples": own("label"),
+    "gere margin default own samples": gere("margin") | NO_TEXT,
     "joint": {"method": "joint"},
 }
 
