@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -11,12 +12,21 @@ from pydantic import Field, model_validator
 from perdure.section import Section
 from perdure.yaml_file import Mistake, near
 
+_HUB = re.compile(r"[\w.-]+/[\w.-]+")
+_TABLES = (".txt", ".jsonl", ".csv", ".tsv", ".parquet", ".json", ".gz", ".zip", ".zst")
+
 
 class GeneralConfig(Section):
     source: str = Field(
-        "pydoc", description="pydoc (Python's reference), none, or a .txt/.jsonl file"
+        "pydoc",
+        description="pydoc (Python's reference), none, a .txt/.jsonl file, or a hub data set",
     )
-    column: str = Field("text", description="column of a .jsonl file")
+    subset: str | None = Field(None, description="configuration of the hub data set")
+    split: str = Field("train", description="split of the hub data set")
+    column: str = Field("text", description="column of a .jsonl file or hub data set")
+    held_out_source: str | None = Field(
+        None, description="pydoc or a file: measure on it, not on other texts of source"
+    )
     replay_rows: int = Field(64, ge=0, description="texts that methods may train on")
     held_out_rows: int = Field(32, ge=0, description="other texts, to measure perplexity on")
     max_tokens: int = Field(128, gt=1, description="held-out texts are cut to this many tokens")
@@ -35,10 +45,23 @@ class GeneralConfig(Section):
         return {"source": "none", "tasks": data} if isinstance(data, list) and data else data
 
     def mistakes(self) -> Iterator[Mistake]:
-        known = ("pydoc", "none")
-        if self.source not in known and Path(self.source).suffix.lower() not in (".txt", ".jsonl"):
-            hint = near(self.source, known) or "name a .txt or .jsonl file, or pydoc"
-            yield Mistake(("source",), f'"{self.source}" is no source of text', hint)
+        on_hub = _HUB.fullmatch(self.source) and Path(self.source).suffix.lower() not in _TABLES
+        for key, known in (("source", ("pydoc", "none")), ("held_out_source", ("pydoc",))):
+            value = getattr(self, key)
+            if value is None or value in known or Path(value).suffix.lower() in (".txt", ".jsonl"):
+                continue
+            if key == "source" and on_hub:
+                continue
+            hub = ", or a hub data set (OWNER/NAME)" if key == "source" else ""
+            hint = near(value, known) or f"name a .txt or .jsonl file, or pydoc{hub}"
+            yield Mistake((key,), f'"{value}" is no source of text', hint)
+        if self.held_out_source is not None and not self.held_out_rows:
+            yield Mistake(
+                ("held_out_source",), "has no effect with held_out_rows: 0", "ask for some rows"
+            )
+        for key in ("subset", "split"):
+            if key in self.model_fields_set and not on_hub:
+                yield Mistake((key,), "has no effect without a hub data set", "remove it")
         if not self.tasks:
             for key in ("limit", "num_fewshot"):
                 if getattr(self, key) is not None:

@@ -465,6 +465,51 @@ def test_general_text_of_a_file(tmp_path: Path, ending: str) -> None:
         general(6)
 
 
+def general_of(folder: Path, **options: Any) -> Any:
+    write(folder / "train.csv", FORTY)
+    stream = StreamConfig(tasks=[TaskConfig(name="a", train="train.csv", format="labels")])
+    return build_stream(stream, GeneralConfig(**options), folder, 0).general
+
+
+def test_general_text_is_measured_on_another_source(tmp_path: Path) -> None:
+    mine, theirs = [f"mine {i}" for i in range(6)], [f"theirs {i}" for i in range(4)]
+    (tmp_path / "mine.txt").write_text("\n\n".join([*mine, theirs[0]]))
+    (tmp_path / "theirs.txt").write_text("\n\n".join(theirs))
+    sizes = {"held_out_source": "theirs.txt", "held_out_rows": 4}
+    text = general_of(tmp_path, source="mine.txt", replay_rows=6, **sizes)
+    assert sorted(text.replay) == mine  # what is measured on is not replayed
+    assert sorted(text.held_out) == theirs
+    assert text.source.endswith("mine.txt; measured on " + shown(tmp_path / "theirs.txt"))
+    only = general_of(tmp_path, source="none", **sizes)
+    assert (only.replay, sorted(only.held_out)) == ((), theirs)
+    with pytest.raises(RecipeError, match=r"held_out_rows: 5 texts wanted, but .* has 4 for it"):
+        general_of(tmp_path, source="none", **{**sizes, "held_out_rows": 5})
+
+
+def test_general_text_of_a_hub_data_set(tmp_path: Path) -> None:
+    """A folder is read by the same call; of its files no more rows than are asked for."""
+    (tmp_path / "owner/texts").mkdir(parents=True)
+    rows = [{"body": f"text {i}"} for i in range(40)]
+    write(tmp_path / "owner/texts/train.jsonl", [*rows, rows[0], {"body": ""}])
+    sizes = {"source": "owner/texts", "column": "body", "replay_rows": 6, "held_out_rows": 3}
+    text = general_of(tmp_path, **sizes)
+    every = {*text.replay, *text.held_out}
+    assert (len(text.replay), len(text.held_out), len(every)) == (6, 3, 9)
+    assert every <= {row["body"] for row in rows}
+    assert every != {row["body"] for row in rows[:9]}  # drawn, not the first
+    assert general_of(tmp_path, **sizes) == text
+    assert text.source == "owner/texts"
+    for changes, words in (
+        ({"column": "txt"}, 'data set "owner/texts" has no column "txt"'),
+        ({"split": "test"}, 'data set "owner/texts", split test: Bad split: test'),
+        ({"source": "ada/none"}, 'general.source: data set "ada/none": the hub cannot be reached'),
+        ({"replay_rows": 90}, "general.replay_rows: 90 texts wanted, but owner/texts has 37"),
+    ):
+        with pytest.raises(RecipeError) as caught:
+            general_of(tmp_path, **{**sizes, **changes})
+        assert words in str(caught.value)
+
+
 def test_general_text_of_python_is_disjoint() -> None:
     text = builtin.pydoc_texts(0)
     assert min(len(text.replay), len(text.held_out)) >= 64

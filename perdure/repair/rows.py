@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +11,9 @@ from perdure.config import load_recipe
 from perdure.errors import DataError, RecipeError, UsageError
 from perdure.streams import build_stream
 from perdure.streams.builtin import pydoc_texts
+from perdure.streams.general import FILES, file_texts
 from perdure.streams.rows import key, rank
-from perdure.streams.sources import Mistakes, Reader, choices
+from perdure.streams.sources import Mistakes, Reader
 from perdure.streams.task import Task
 
 T = TypeVar("T", bound=Hashable)
@@ -43,26 +43,15 @@ def read_texts(source: str) -> list[str]:
     if source == "pydoc":
         return list(pydoc_texts(0).held_out)
     mistakes = Mistakes()
-    reader = Reader(Path(), mistakes)
-    texts: list[str] = []
-    if source.lower().endswith(".txt"):
-        texts = re.split(r"\n\s*\n", reader.text(source) or "")
-    elif source.lower().endswith(".jsonl"):
-        table = reader.file(source)
-        if table is not None and "text" not in table.columns:
-            remedy = choices("text", table.columns, "columns there are")
-            mistakes.add(source, f'{source}: no column "text"', remedy)
-        elif table is not None:
-            texts = [str(record.values.get("text") or "") for record in table.records]
+    texts: list[str] | None = None
+    if source.lower().endswith(FILES):
+        texts = file_texts(Reader(Path(), mistakes), source, "text", key="")
     else:
         what = f'--general {source}: files ending in "{Path(source).suffix}" are not read'
         mistakes.add(source, what, "name a .txt or .jsonl file, or pydoc")
-    texts = [text.strip() for text in texts if text.strip()]
-    if not texts and not mistakes:
-        mistakes.add(source, f"{source}: empty: no text")
     if mistakes:
         raise RecipeError(mistakes.listed())
-    return texts
+    return texts or []
 
 
 def read_tasks(files: Sequence[Path]) -> list[Task]:

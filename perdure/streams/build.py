@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perdure.errors import RecipeError
-from perdure.streams.builtin import STREAMS, pydoc_texts
-from perdure.streams.rows import Placed, capped, hold_out, key, rank, to_rows
-from perdure.streams.sources import Mistakes, Reader, choices, shown
+from perdure.streams.builtin import STREAMS
+from perdure.streams.general import general_text
+from perdure.streams.rows import Placed, capped, hold_out, key, to_rows
+from perdure.streams.sources import Mistakes, Reader, choices
 from perdure.streams.task import GeneralText, Task, TaskStream
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def build_stream(
         found = [_task(config, reader, seed) for config in stream.tasks]
         tasks, text = tuple(task for task in found if task), GeneralText()
     if general is not None:
-        text = _general(general, reader, seed)
+        text = general_text(general, reader, seed)
     names = [config.name for config in stream.tasks] or [task.name for task in tasks]
     _check_order(stream, names, mistakes)
     if mistakes:
@@ -170,57 +170,3 @@ def _version(splits: list[list[dict[str, object]]]) -> str:
     """Return a short hash of the rows, so that a run notices that its data was changed."""
     text = json.dumps(splits, ensure_ascii=False, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _general(config: GeneralConfig, reader: Reader, seed: int) -> GeneralText:
-    """Read general text and split it into a part to replay and a part to measure on."""
-    mistakes = reader.mistakes
-    if config.source == "none":
-        return GeneralText()
-    if config.source == "pydoc":
-        text = pydoc_texts(seed)
-        replay, held_out, name = list(text.replay), list(text.held_out), text.source
-    else:
-        name = shown(reader.folder / config.source)
-        texts = _texts(config, reader)
-        if texts is None:
-            return GeneralText()
-        # The same texts are held out, however many are replayed.
-        once = {" ".join(text.split()): text for text in texts}
-        order = [once[text] for text in sorted(once, key=lambda text: rank(seed, text))]
-        held_out, replay = order[: config.held_out_rows], order[config.held_out_rows :]
-    for side, there, wanted in (
-        ("held_out_rows", len(held_out), config.held_out_rows),
-        ("replay_rows", len(replay), config.replay_rows),
-    ):
-        if there < wanted:
-            what = f"general.{side}: {wanted} texts wanted, but {name} has {there} for it"
-            mistakes.add("general", what, "ask for fewer, or give more text")
-    return GeneralText(
-        tuple(replay[: config.replay_rows]), tuple(held_out[: config.held_out_rows]), name
-    )
-
-
-def _texts(config: GeneralConfig, reader: Reader) -> list[str] | None:
-    """Return the texts of a file: paragraphs of .txt, else cells of one column."""
-    name = shown(reader.folder / config.source)
-    if config.source.lower().endswith(".txt"):
-        content = reader.text(config.source)
-        if content is None:
-            return None
-        texts = [block.strip() for block in re.split(r"\n\s*\n", content)]
-    else:
-        table = reader.file(config.source)
-        if table is None:
-            return None
-        if config.column not in table.columns:
-            what = f'{name}: no column "{config.column}" (general.column)'
-            reader.mistakes.add(
-                name, what, choices(config.column, table.columns, "columns there are")
-            )
-            return None
-        texts = [str(r.values.get(config.column) or "").strip() for r in table.records]
-    if not any(texts):
-        reader.mistakes.add(name, f"{name}: empty: no text")
-        return None
-    return [text for text in texts if text]

@@ -12,6 +12,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -209,20 +210,72 @@ class Reader:
         Class indices are replaced by the class's names. None if a mistake was noted; its message
         begins with `place`, where the recipe asks for the split.
         """
-        name = f'data set "{dataset}"' + (f", subset {subset}" if subset else "")
-        if self._unreachable:
-            self._hub_down(name, place)
-            return None
         import datasets
 
+        name = _hub_name(dataset, subset)
+        with self._hub_mistakes(name, split, place, "`dataset`: train: FILE.jsonl"):
+            self._ask_hub()
+            data = datasets.load_dataset(self._where(dataset), subset, split=split)
+            records = [Record(f"{name}, {split}: row {n}", dict(v)) for n, v in enumerate(data, 1)]
+            for column, feature in data.features.items():
+                if isinstance(feature, datasets.ClassLabel):
+                    for record in records:
+                        index = record.values[column]
+                        if index is not None and index >= 0:  # -1 stands for "no label"
+                            record.values[column] = feature.int2str(index)
+            if records:
+                return Table(f"{name}, {split}", tuple(data.column_names), records)
+            self.mistakes.add(name, f"{place}: {name}, split {split}: empty: no rows")
+        return None
+
+    def hub_texts(
+        self, dataset: str, subset: str | None, split: str, column: str, count: int, seed: int
+    ) -> list[str] | None:
+        """Return `count` texts of a hub data set (or folder), drawn at random as it streams.
+
+        Of a set of many files those drawn first are read, and of them ten times as many rows as
+        are wanted. None if a mistake was noted.
+        """
+        import datasets
+
+        name = _hub_name(dataset, subset)
+        with self._hub_mistakes(name, split, "general.source", "a hub data set: FILE.jsonl"):
+            self._ask_hub()
+            data = datasets.load_dataset(self._where(dataset), subset, split=split, streaming=True)
+            texts: dict[str, str] = {}
+            for row in data.shuffle(seed=seed, buffer_size=max(1000, 10 * count)):
+                if column not in row:
+                    what = f'general.column: {name} has no column "{column}"'
+                    self.mistakes.add(name, what, choices(column, row, "columns there are"))
+                    return None
+                if text := str(row[column] or "").strip():
+                    texts[" ".join(text.split())] = text
+                if len(texts) >= count:
+                    break
+            return list(texts.values())
+        return None
+
+    def _where(self, dataset: str) -> str:
         local = self.folder / dataset
-        where = str(local) if local.is_dir() else dataset
+        return str(local) if local.is_dir() else dataset
+
+    def _ask_hub(self) -> None:
+        if self._unreachable:
+            raise ConnectionError(self._unreachable)
+
+    @contextmanager
+    def _hub_mistakes(self, name: str, split: str, place: str, instead: str) -> Iterator[None]:
+        """Note what `datasets` raises inside the block, which is left then.
+
+        Args: instead: "X: FILE" for the remedy to give a file instead of X.
+        """
+        import datasets
+
         try:
-            data = datasets.load_dataset(where, subset, split=split)
+            yield
         except ConnectionError as error:
             self._unreachable = str(error).splitlines()[0]
-            self._hub_down(name, place)
-            return None
+            self._hub_down(name, place, instead)
         except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
             if isinstance(error, datasets.exceptions.DatasetNotFoundError):
                 remedy = ["check the name; for a private one, log in: hf auth login"]
@@ -230,20 +283,8 @@ class Reader:
                 remedy = ["`train`, `validation` and `test` are names of its splits"]
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
             self.mistakes.add(name, f"{place}: {name}, split {split}: {why}", remedy)
-            return None
-        records = [Record(f"{name}, {split}: row {n}", dict(v)) for n, v in enumerate(data, 1)]
-        for column, feature in data.features.items():
-            if isinstance(feature, datasets.ClassLabel):
-                for record in records:
-                    index = record.values[column]
-                    if index is not None and index >= 0:  # -1 stands for "no label"
-                        record.values[column] = feature.int2str(index)
-        if not records:
-            self.mistakes.add(name, f"{place}: {name}, split {split}: empty: no rows")
-            return None
-        return Table(f"{name}, {split}", tuple(data.column_names), records)
 
-    def _hub_down(self, name: str, place: str) -> None:
+    def _hub_down(self, name: str, place: str, instead: str) -> None:
         offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
         self.mistakes.add(
             name,
@@ -252,9 +293,13 @@ class Reader:
                 "HF_HUB_OFFLINE is set: unset it to allow the download"
                 if offline
                 else "check the network and HF_ENDPOINT; what is in the cache needs neither",
-                "or give local files instead of `dataset`: train: FILE.jsonl",
+                f"or give local files instead of {instead}",
             ],
         )
+
+
+def _hub_name(dataset: str, subset: str | None) -> str:
+    return f'data set "{dataset}"' + (f", subset {subset}" if subset else "")
 
 
 FORMATS: dict[str, Callable[[Reader, Path], Iterator[Record]]] = {

@@ -1,0 +1,104 @@
+"""General text: a part that methods may replay, and a part that only measures.
+
+It comes from Python's reference, a file, or a hub data set, of which no more is read than is asked
+for. The part to measure on may have a source of its own, so that a method that replays some source
+is not praised for having learned that source.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from perdure.streams.builtin import pydoc_texts
+from perdure.streams.rows import rank
+from perdure.streams.sources import Reader, choices, shown
+from perdure.streams.task import GeneralText
+
+if TYPE_CHECKING:
+    from perdure.config_measuring import GeneralConfig
+
+FILES = (".txt", ".jsonl")
+
+
+def general_text(config: GeneralConfig, reader: Reader, seed: int) -> GeneralText:
+    """Read general text; what is wrong with it becomes a mistake of `reader`."""
+    apart, before = config.held_out_source, len(reader.mistakes)
+    wanted = config.replay_rows + (0 if apart else config.held_out_rows)
+    replay, held_out, names = _sides(config, config.source, wanted, reader, seed)
+    if apart:
+        replay = [*held_out, *replay]
+        _, held_out, name = _sides(config, apart, config.held_out_rows, reader, seed)
+        seen = {_plain(text) for text in held_out[: config.held_out_rows]}
+        replay = [text for text in replay if _plain(text) not in seen]
+        names = f"{names}; measured on {name}" if names else name
+    if len(reader.mistakes) > before:
+        return GeneralText()
+    for side, there, count in (
+        ("held_out_rows", len(held_out), config.held_out_rows if apart or names else 0),
+        ("replay_rows", len(replay), config.replay_rows if config.source != "none" else 0),
+    ):
+        if there < count:
+            what = f"general.{side}: {count} texts wanted, but {names} has {there} for it"
+            reader.mistakes.add("general", what, "ask for fewer, or give more text")
+    return GeneralText(
+        tuple(replay[: config.replay_rows]), tuple(held_out[: config.held_out_rows]), names
+    )
+
+
+def _sides(
+    config: GeneralConfig, source: str, count: int, reader: Reader, seed: int
+) -> tuple[list[str], list[str], str]:
+    """A source's texts to replay and to hold out, and its name.
+
+    Args: count: texts that are taken from a hub data set.
+    """
+    if source == "none":
+        return [], [], ""
+    if source == "pydoc":
+        text = pydoc_texts(seed)
+        return list(text.replay), list(text.held_out), text.source
+    if source.lower().endswith(FILES):
+        name, texts = shown(reader.folder / source), file_texts(reader, source, config.column)
+    else:
+        name = source
+        texts = reader.hub_texts(source, config.subset, config.split, config.column, count, seed)
+    # The same texts are held out, however many are replayed.
+    once = {_plain(text): text for text in texts or ()}
+    order = [once[text] for text in sorted(once, key=lambda text: rank(seed, text))]
+    held_out = min(config.held_out_rows, len(order))
+    return order[held_out:], order[:held_out], name
+
+
+def file_texts(
+    reader: Reader, source: str, column: str, key: str = " (general.column)"
+) -> list[str] | None:
+    """The texts of a file: paragraphs of .txt, else cells of one column.
+
+    Args: key: where the user names the column, for a message.
+    Returns: None if a mistake was noted.
+    """
+    name = shown(reader.folder / source)
+    if Path(source).suffix.lower() == ".txt":
+        content = reader.text(source)
+        if content is None:
+            return None
+        texts = [block.strip() for block in re.split(r"\n\s*\n", content)]
+    else:
+        table = reader.file(source)
+        if table is None:
+            return None
+        if column not in table.columns:
+            what = f'{name}: no column "{column}"{key}'
+            reader.mistakes.add(name, what, choices(column, table.columns, "columns there are"))
+            return None
+        texts = [str(r.values.get(column) or "").strip() for r in table.records]
+    if not any(texts):
+        reader.mistakes.add(name, f"{name}: empty: no text")
+        return None
+    return [text for text in texts if text]
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())
