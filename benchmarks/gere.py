@@ -33,6 +33,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,14 @@ def arguments(folder: Path, steps: int, bf16: bool, size: Load) -> Any:
     )  # fmt: skip
 
 
+def precision(bf16: bool) -> Any:
+    """Makes contexts of the training's precision."""
+    import torch
+
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    return partial(torch.autocast, kind, torch.bfloat16, enabled=bf16)
+
+
 def clock() -> Any:
     import torch
     from transformers import TrainerCallback
@@ -318,6 +327,7 @@ def own(
     ctx = Context(
         model, Encoder(tokenizer), Task("task", rows, (), (), "perplexity"), methods=[method],
         general=GeneralText(replay=texts), batch_size=size.rows, cache=folder / "cache",
+        autocast=precision(bf16),
     )  # fmt: skip
     method.begin_task(ctx)
     pad = tokenizer.pad_token_id
@@ -423,6 +433,7 @@ def samples(
     ctx = Context(
         model, Encoder(tokenizer), Task("task", rows, (), (), "perplexity"), methods=[method],
         batch_size=size.rows, cache=folder / "cache", stream_tokens=lambda: 10**9,
+        autocast=precision(bf16),
     )  # fmt: skip
     begin = time.perf_counter()
     method.begin_task(ctx)

@@ -15,7 +15,8 @@ harmonic mean of general and downstream (the paper's F1 Avg), with general = bas
 perplexity now, at most 1. Then two answers:
 
 - how much of what real general text retains is retained with texts of the base model itself: the
-  rise in general loss (nats a token) that each avoids of `sequential`'s rise;
+  rise in general loss (nats a token) that each avoids of `sequential`'s rise; real text both of the
+  source that is held out, and of another (boolq's passages);
 - how well the gauges that were logged predict what was lost: Spearman's rank correlation over all
   runs, of the gauge's highest value in a run with its forgetting and that ratio.
 """
@@ -54,6 +55,8 @@ def gere(loss: str, **options: Any) -> dict[str, Any]:
     return {"method": {"name": "gere", "loss": loss, "max_tokens": TOKENS, **options}}
 
 
+OTHER = "boolq"
+"""A task whose passages, of Wikipedia, are general text of another source than what is held out."""
 NO_TEXT = {"general": {"replay_rows": 0}}
 
 
@@ -75,6 +78,7 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "gere l2": gere("l2", weight=1.0),
     "gere margin own samples": own("margin"),
     "gere label own samples": own("label"),
+    "gere margin other text": gere("margin") | {"general": {"source": OTHER}},
     "gere margin default own samples": gere("margin") | NO_TEXT,
     "joint": {"method": "joint"},
 }
@@ -120,6 +124,17 @@ def _texts(source: Path, out: Path) -> Path:
     return path
 
 
+def _other(data: Path, out: Path) -> Path:
+    """Passages of `OTHER`, without title and question, as JSON Lines."""
+    path = out / "other.jsonl"
+    if not path.exists():
+        lines = (data / OTHER / "train.jsonl").read_text(encoding="utf-8").splitlines()
+        found = [json.loads(line)["text"].partition("passage: ")[2] for line in lines]
+        texts = [text.partition(" -- ")[2] or text for text in found]
+        path.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts), encoding="utf-8")
+    return path
+
+
 def _rows(data: Path, out: Path, task: str, limit: int) -> dict[str, str]:
     """Files without the rows that are longer than `limit` tokens, so that no prompt is cut."""
     from transformers import AutoTokenizer
@@ -155,6 +170,9 @@ def _recipe_model() -> Any:
 def _recipe(name: str, seed: int, wanted: argparse.Namespace, general: Path) -> Recipe:
     facts = json.loads((wanted.data / "tasks.json").read_text(encoding="utf-8"))
     change = dict(CONDITIONS[name])
+    texts = dict(change.get("general", {}))
+    if texts.get("source") == OTHER:
+        texts = {"source": str(_other(wanted.data, wanted.out)), "held_out_source": str(general)}
     method = change.pop("method")
     batch = 8
     tasks = [
@@ -179,7 +197,7 @@ def _recipe(name: str, seed: int, wanted: argparse.Namespace, general: Path) -> 
             "method": method,
             "general": {
                 "source": str(general), "replay_rows": GIVEN, "held_out_rows": 48,
-                "max_tokens": TOKENS, **change.get("general", {}),
+                "max_tokens": TOKENS, **texts,
             },
             "train": {
                 "learning_rate": 2e-4, "batch_size": batch, "micro_batch_size": batch,
@@ -250,23 +268,28 @@ def _correlation(pairs: Iterable[tuple[float, float]]) -> tuple[float, int]:
 
 def _print_own(loss: str, runs: dict[str, list[Run]]) -> None:
     """Own samples against real text: the rise in loss each avoids, by seed."""
-    rises = [
-        {run.recipe.seed: _rise(run) for run in runs[name]}
-        for name in ("sequential", f"gere {loss}", f"gere {loss} own samples")
-    ]
-    seeds = sorted(set.intersection(*map(set, rises)))
-    if not seeds:
+    kinds = {
+        "sequential": "sequential",
+        "real text": f"gere {loss}",
+        "real text of another source": f"gere {loss} other text",
+        "own samples": f"gere {loss} own samples",
+        "own samples by default": f"gere {loss} default own samples",
+    }
+    rises = {
+        kind: {run.recipe.seed: _rise(run) for run in runs[name]}
+        for kind, name in kinds.items()
+        if runs.get(name)
+    }
+    seeds = sorted(set.intersection(*(set(found) for found in rises.values())) if rises else ())
+    if not seeds or "sequential" not in rises:
         return
-    kinds = ("sequential", "real text", "own samples")
-    shown = [
-        f"{_interval([found[seed] for seed in seeds])} ({kind})"
-        for kind, found in zip(kinds, rises, strict=True)
-    ]
-    total, real, own_texts = (mean(found[seed] for seed in seeds) for found in rises)
-    print(
-        f"gere {loss}: rise in general loss {', '.join(shown)}. Avoided of sequential's: "
-        f"{1 - real / total:.0%} with real text, {1 - own_texts / total:.0%} with own samples"
-    )
+    total = mean(rises["sequential"][seed] for seed in seeds)
+    for kind, found in rises.items():
+        values = [found[seed] for seed in seeds]
+        print(
+            f"gere {loss}, {kind}: rise in general loss {_interval(values)}, "
+            f"{1 - mean(values) / total:.0%} of sequential's avoided"
+        )
 
 
 def _rise(run: Run) -> float:

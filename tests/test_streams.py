@@ -479,7 +479,7 @@ def test_general_text_is_measured_on_another_source(tmp_path: Path) -> None:
     text = general_of(tmp_path, source="mine.txt", replay_rows=6, **sizes)
     assert sorted(text.replay) == mine  # what is measured on is not replayed
     assert sorted(text.held_out) == theirs
-    assert text.source.endswith("mine.txt; measured on " + shown(tmp_path / "theirs.txt"))
+    assert text.source.endswith("mine.txt; measured on " + sources.shown(tmp_path / "theirs.txt"))
     only = general_of(tmp_path, source="none", **sizes)
     assert (only.replay, sorted(only.held_out)) == ((), theirs)
     with pytest.raises(RecipeError, match=r"held_out_rows: 5 texts wanted, but .* has 4 for it"):

@@ -41,6 +41,7 @@ class Context:
         general: general text to replay, and a disjoint part that only measures.
         cache: a folder of this run for heavy results; a name in it should carry a hash of what
             the result depends on.
+        autocast: makes a context of the training's precision.
         accumulation, micro: micro-batches in this optimizer step, and which one this is.
     """
 
@@ -73,7 +74,7 @@ class Context:
         self.accumulation, self.micro, self.rank, self.world = 1, 0, 0, 1
         self.tokens: Tensor | int = 0  # real tokens run through this process, to tell the speed
         self.accelerator: Accelerator | None = None
-        self._score, self._autocast, self._base = score, autocast, base
+        self._score, self.autocast, self._base = score, autocast, base
         self._stream_tokens, self._tell = stream_tokens, tell
         self.logged: dict[str, float] = {}  # by `log`, until the trainer's next log line
         self.watched: dict[str, Tensor] = {}  # by `log`, of the pass that is being made
@@ -270,7 +271,7 @@ class Context:
         reads = [Reads(hidden, logits=logits), *(m.reads for m in self.methods)]
         # The precision of training: rounding must not look like a change of the model.
         inputs |= head_options(self.model, batch, logits)
-        with self._autocast(), capture(self.model, reads, into):
+        with self.autocast(), capture(self.model, reads, into):
             if weights is None:
                 out = self.model(**inputs)
             else:
@@ -335,7 +336,7 @@ class Context:
     @property
     def computing(self) -> dict[str, str]:
         """What rounding depends on beside the weights: the type computed in, and the attention."""
-        with self._autocast():
+        with self.autocast():
             kind = self.device.type
             mixed = torch.is_autocast_enabled(kind)
             dtype = torch.get_autocast_dtype(kind) if mixed else next(self.model.parameters()).dtype

@@ -127,7 +127,7 @@ def _sample(ctx: Context, count: int, length: int) -> list[dict[str, Any]]:
     if (turn := start_of_user_turn(ctx.encoder)) not in starts:
         starts.append(turn)
     found: list[dict[str, Any]] = []
-    with ctx.as_base():
+    with ctx.as_base(), ctx.autocast():
         for attempt in range(_ATTEMPTS):
             for sample in sample_texts(
                 ctx.model,
