@@ -13,7 +13,7 @@ attention function, so that it is there again when activations are recomputed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,21 +125,16 @@ def attention(
     if rows_apart is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     counts = [rows * longest for rows, longest in rows_apart.sizes]
-    # On a CPU the backward pass of attention takes four times as long in bf16 as in fp32.
-    on_cpu = query.device.type == "cpu"
-    computed = torch.float32 if on_cpu else query.dtype
     taken = [
-        _ToGroups.apply(t[0].transpose(0, 1), rows_apart).to(computed).split(counts)
-        for t in (query, key, value)
+        _ToGroups.apply(t[0].transpose(0, 1), rows_apart).split(counts) for t in (query, key, value)
     ]
     found = []
     for size, *parts in zip(rows_apart.sizes, *taken, strict=True):
         by_row = (part.unflatten(0, size).transpose(1, 2) for part in parts)
         near = _window(options.get("sliding_window"), size[1], query.device)
-        with torch.autocast("cpu", enabled=False) if on_cpu else nullcontext():
-            rows, _ = sdpa_attention_forward(module, *by_row, near, **options)
+        rows, _ = sdpa_attention_forward(module, *by_row, near, **options)
         found.append(rows.flatten(0, 1))
-    line: Tensor = _ToLine.apply(torch.cat(found).to(query.dtype), rows_apart)
+    line: Tensor = _ToLine.apply(torch.cat(found), rows_apart)
     return line.unsqueeze(0), None
 
 

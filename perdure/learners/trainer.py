@@ -123,7 +123,8 @@ class PerdureTrainer(Trainer):
         if self.packs is None or (self.packs == "rows" and not takes_rows(bare)):
             self.packs = ""
             balanced = getattr(config, "output_router_logits", False)
-            for by in ways(str(bare.config._attn_implementation)):
+            slow = self.args.bf16 and self.ctx.device.type == "cpu"
+            for by in ways(str(bare.config._attn_implementation), slow):
                 if not self.packs and self.head_is_exact and not balanced:
                     apart = keeps_rows_apart(bare, extra, pad, self.accelerator.autocast, by)
                     # All processes must make equally many passes.

@@ -97,6 +97,7 @@ def test_where_rows_are_in_one_line_by_hand() -> None:
 
 def test_each_attention_has_its_way() -> None:
     assert ways("sdpa") == ("rows", "mask")
+    assert ways("sdpa", bf16_on_cpu=True) == ("mask", "rows")
     assert ways("eager") == ("mask",)
     assert ways("kernels-community/flash-attn2") == ("line",)
 
