@@ -59,8 +59,8 @@ class GeneralConfig(Section):
             yield Mistake(
                 ("held_out_source",), "has no effect with held_out_rows: 0", "ask for some rows"
             )
-        for key in ("subset", "split"):
-            if key in self.model_fields_set and not on_hub:
+        for key, default in (("subset", None), ("split", "train")):  # a run writes out defaults
+            if getattr(self, key) != default and not on_hub:
                 yield Mistake((key,), "has no effect without a hub data set", "remove it")
         if not self.tasks:
             for key in ("limit", "num_fewshot"):

@@ -561,7 +561,7 @@ def test_every_accepted_key_is_read_by_a_run(
     # Read only where they matter: a hub data set; the default name of a run directory; a split
     # that is not given; tasks of lm-eval (test_harness.py).
     elsewhere = {"TaskConfig.subset", "Recipe.name", "TaskConfig.test_share"}
-    elsewhere |= {"GeneralConfig.limit", "GeneralConfig.num_fewshot"}
+    elsewhere |= {f"GeneralConfig.{k}" for k in ("subset", "split", "limit", "num_fewshot")}
     elsewhere |= {"TaskConfig.validation_share"}
     assert known - read == elsewhere
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from perdure.config import COLUMNS, FILE_TYPES, StreamConfig, TaskConfig, load_recipe
 from perdure.config_measuring import GeneralConfig
@@ -484,6 +485,36 @@ def test_general_text_is_measured_on_another_source(tmp_path: Path) -> None:
     assert (only.replay, sorted(only.held_out)) == ((), theirs)
     with pytest.raises(RecipeError, match=r"held_out_rows: 5 texts wanted, but .* has 4 for it"):
         general_of(tmp_path, source="none", **{**sizes, "held_out_rows": 5})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"source": "owner/texts", "split": "test"}, {"held_out_source": "pydoc"},
+        {"source": "a/b.txt"}, {"source": "none", "held_out_source": "b.jsonl"},
+        {"source": "a.txt", "split": "train"},  # as a run writes it out
+    ],
+)  # fmt: skip
+def test_a_source_of_general_text_is_taken(options: dict[str, Any]) -> None:
+    assert list(GeneralConfig(**options).mistakes()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"source": "data/texts.csv"}, 'source: "data/texts.csv" is no source of text'),
+        ({"held_out_source": "o/texts"}, 'held_out_source: "o/texts" is no source of text'),
+        ({"source": "a.txt", "subset": "en"}, "subset: has no effect without a hub data set"),
+        (
+            {"held_out_source": "a.txt", "held_out_rows": 0},
+            "held_out_source: has no effect with held_out_rows: 0",
+        ),
+    ],
+)
+def test_a_source_of_general_text_is_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        GeneralConfig(**options)
+    assert words in str(caught.value)
 
 
 def test_general_text_of_a_hub_data_set(tmp_path: Path) -> None:
