@@ -13,7 +13,7 @@ from perdure.section import Section
 from perdure.yaml_file import Mistake, near
 
 _HUB = re.compile(r"[\w.-]+/[\w.-]+")
-_TABLES = (".txt", ".jsonl", ".csv", ".tsv", ".parquet", ".json", ".gz", ".zip", ".zst")
+FILE_ENDINGS = (".txt", ".jsonl", ".csv", ".tsv", ".parquet", ".json", ".gz", ".zip", ".zst")
 
 
 class GeneralConfig(Section):
@@ -45,7 +45,10 @@ class GeneralConfig(Section):
         return {"source": "none", "tasks": data} if isinstance(data, list) and data else data
 
     def mistakes(self) -> Iterator[Mistake]:
-        on_hub = _HUB.fullmatch(self.source) and Path(self.source).suffix.lower() not in _TABLES
+        ending = Path(self.source).suffix.lower()
+        on_hub = ending not in FILE_ENDINGS and (
+            _HUB.fullmatch(self.source) or Path(self.source).is_absolute()  # or a folder like one
+        )
         for key, known in (("source", ("pydoc", "none")), ("held_out_source", ("pydoc",))):
             value = getattr(self, key)
             if value is None or value in known or Path(value).suffix.lower() in (".txt", ".jsonl"):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure.config import SPLITS, Recipe, Tracker
+from perdure.config_measuring import FILE_ENDINGS
 from perdure.errors import RecipeError
 from perdure.recipe_check import validate
 from perdure.scoring import harness_tasks
@@ -112,7 +113,8 @@ def _resolve_paths(document: Document, folder: Path) -> Iterator[Mistake]:
         for split in SPLITS
     ]
     keys += [("general", "tasks", i) for i in range(len(_harness_tasks(document.data)))]
-    for key in [*keys, ("general", "source"), ("model", "chat_template"), ("model", "path")]:
+    keys += [("general", "source"), ("general", "held_out_source")]
+    for key in [*keys, ("model", "chat_template"), ("model", "path")]:
         if (found := resolve(key)) is None:
             continue
         path, nowhere = found
@@ -127,7 +129,11 @@ def _resolve_paths(document: Document, folder: Path) -> Iterator[Mistake]:
             if not _HUB_ID.fullmatch(text):
                 yield Mistake(key, f'"{text}" is no file, folder or hub id', nowhere.remedy)
             continue
-        is_name = not is_file(text) if "tasks" in key else not Path(text).suffix
+        if key == ("general", "source") and path.is_dir():  # read as a hub data set would be
+            put(key, path)
+            continue
+        by_ending = Path(text).suffix.lower() not in FILE_ENDINGS
+        is_name = not is_file(text) if "tasks" in key else by_ending
         if (section == "general" and is_name) or text in ("auto", "none"):
             continue  # a name, not a path; the section's own check knows them
         put(key, path)

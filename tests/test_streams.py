@@ -541,6 +541,60 @@ def test_general_text_of_a_hub_data_set(tmp_path: Path) -> None:
         assert words in str(caught.value)
 
 
+def test_texts_of_the_hub_are_drawn_once(tmp_path: Path, monkeypatch: Any) -> None:
+    import datasets
+
+    asked: list[str] = []
+
+    def load(name: str, *_: Any, **options: Any) -> Any:
+        assert options["streaming"]
+        asked.append(name)
+        return datasets.Dataset.from_list(
+            [{"text": f"text {i}"} for i in range(60)]
+        ).to_iterable_dataset()
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setenv("PERDURE_CACHE", str(tmp_path / "cache"))
+    hub = {"source": "owner/set-1.0", "held_out_rows": 5}
+    few = general_of(tmp_path, replay_rows=4, **hub)
+    assert general_of(tmp_path, replay_rows=4, **hub) == few
+    assert asked == ["owner/set-1.0"]
+    many = general_of(tmp_path, replay_rows=20, **hub)
+    assert many.held_out == few.held_out  # however many are replayed
+    assert many.replay[:4] == few.replay
+    assert general_of(tmp_path, replay_rows=0, held_out_source="pydoc", source="owner/set-1.0")
+
+
+def test_a_run_finds_its_general_text_again(tmp_path: Path, monkeypatch: Any) -> None:
+    from perdure.run import Run
+
+    here = tmp_path / "here"
+    (here / "owner/texts").mkdir(parents=True)
+    write(here / "owner/texts/train.jsonl", [{"text": f"text {i}"} for i in range(9)])
+    (here / "measured.txt").write_text("one\n\ntwo")
+    write(here / "train.csv", FORTY)
+    general = (
+        "{source: owner/texts, held_out_source: measured.txt, replay_rows: 3, held_out_rows: 2}"
+    )
+    (here / "recipe.yaml").write_text(
+        "model: {path: ada/none}\nmethod: sequential\n"
+        "stream: {tasks: [{name: a, train: train.csv, format: labels}]}\n"
+        f"general: {general}\n"
+    )
+    recipe = load_recipe(here / "recipe.yaml")
+    first = build_stream(recipe.stream, recipe.general, recipe.folder, 0).general
+    assert sorted(first.held_out) == ["one", "two"]
+    Run.create(tmp_path / "run", recipe)
+    monkeypatch.chdir(tmp_path)
+    again = Run.open(tmp_path / "run").recipe
+    text = build_stream(again.stream, again.general, again.folder, 0).general
+    assert (text.replay, text.held_out) == (first.replay, first.held_out)
+    named = load_recipe(here / "recipe.yaml", ["general.source=owner/set-1.0"], check_files=False)
+    assert named.general.source == "owner/set-1.0"
+    with pytest.raises(RecipeError, match=r"held_out_source: no such file: measure.txt"):
+        load_recipe(here / "recipe.yaml", ["general.held_out_source=measure.txt"])
+
+
 def test_general_text_of_python_is_disjoint() -> None:
     text = builtin.pydoc_texts(0)
     assert min(len(text.replay), len(text.held_out)) >= 64

@@ -83,7 +83,7 @@ class Gauges:
             return raws(seen, some, (-1,), kind, _TOP, 1.0)
 
         lengths = [len(row["input_ids"]) for row in rows]
-        cache.build(alike(lengths, ctx.device), raws_of, lambda _: {})
+        cache.build(alike(lengths, ctx.device, kind), raws_of, lambda _: {})
         return cache
 
     @torch.no_grad()

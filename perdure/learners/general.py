@@ -3,7 +3,7 @@
 A model's own samples stand for what it can do where nobody can name its training data. They start
 at the beginning of a text and inside a user's turn of the chat template, in equal number, and go on
 into the answer; a text that repeats itself is left out (small models loop). Their number is held to
-what less than a tenth of the training's time pays for.
+what about a tenth of the training's time pays for on a CPU.
 """
 
 from __future__ import annotations

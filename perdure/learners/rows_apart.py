@@ -119,6 +119,8 @@ def attention(
 ) -> tuple[Tensor, None]:
     """`sdpa` of `transformers`, row by row where the call says where rows are.
 
+    Rows must be no longer than any layer's window.
+
     Args: query, key, value: (1, heads, tokens, size) of a line, or whatever `sdpa` takes.
     Returns: (1, tokens, heads, size), None
     """
@@ -131,18 +133,10 @@ def attention(
     found = []
     for size, *parts in zip(rows_apart.sizes, *taken, strict=True):
         by_row = (part.unflatten(0, size).transpose(1, 2) for part in parts)
-        near = _window(options.get("sliding_window"), size[1], query.device)
-        rows, _ = sdpa_attention_forward(module, *by_row, near, **options)
+        rows, _ = sdpa_attention_forward(module, *by_row, None, **options)
         found.append(rows.flatten(0, 1))
     line: Tensor = _ToLine.apply(torch.cat(found), rows_apart)
     return line.unsqueeze(0), None
-
-
-def _window(width: int | None, longest: int, device: torch.device) -> Tensor | None:
-    """The mask of a sliding window, (longest, longest), where rows are longer than it."""
-    if not width or longest <= width:
-        return None
-    return torch.ones(longest, longest, dtype=torch.bool, device=device).tril().triu(1 - width)
 
 
 AttentionInterface.register(NAME, attention)

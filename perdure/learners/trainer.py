@@ -34,6 +34,7 @@ from perdure.learners.rows_apart import attends_by_rows, takes_rows
 from perdure.learners.weights import is_sharded, put
 from perdure.models.restore import load_weights
 from perdure.processes import share
+from perdure.scoring.likelihood import window
 
 _SORTED_TOGETHER = 2
 """Global batches sorted by length at a time. More would leave less padding, but where length goes
@@ -133,12 +134,15 @@ class PerdureTrainer(Trainer):
         if not self.packs:
             return None
         self.ctx.tokens += sum(len(row["input_ids"]) for row in (*rows, *extra))
+        by = self.packs
+        if by == "rows" and max(len(row["input_ids"]) for row in (*rows, *extra)) > window(config):
+            by = "mask"  # some families keep their window in the mask alone
         return pack(
             rows,
             extra,
             pad_id=pad,
             extra_logits=any(m.reads.logits for m in self.ctx.methods),
-            by=self.packs,
+            by=by,
             hidden=config.hidden_size,
             device=self.ctx.device,
         )

@@ -265,17 +265,19 @@ class StateCache:
         return found
 
 
-def alike(lengths: Sequence[int], device: torch.device) -> list[list[int]]:
+def alike(lengths: Sequence[int], device: torch.device, kind: Kind) -> list[list[int]]:
     """Texts that are computed together: one at a time, so that no layout but its own rounds it.
 
-    On a GPU several of one length, without padding: one alone would leave it idle.
+    On a GPU several of one length, without padding: one alone would leave it idle. Fewer where
+    each token has logits.
     """
+    most = TOGETHER // (8 if kind == "logits" else 1)
     if device.type == "cpu":
         return [[i] for i in range(len(lengths))]
     found: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
         last = found[-1] if found else []
-        if last and lengths[last[0]] == lengths[i] and (len(last) + 1) * lengths[i] <= TOGETHER:
+        if last and lengths[last[0]] == lengths[i] and (len(last) + 1) * lengths[i] <= most:
             last.append(i)
         else:
             found.append([i])

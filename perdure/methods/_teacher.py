@@ -68,7 +68,7 @@ def distilled(
             str(k): measured_noise(made, some, k, seen.hidden[k], seen.mask) for k in config.layers
         }
 
-    groups = alike([len(row["input_ids"]) for row in rows], ctx.device)
+    groups = alike([len(row["input_ids"]) for row in rows], ctx.device, kind)
     one_pass = config.stats == "one_pass_fp32"
     with ctx.as_base() if of_base else nullcontext():
         cache.build(groups, raws_of, noise_of, config.k, one_pass)

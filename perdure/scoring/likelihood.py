@@ -192,7 +192,7 @@ def tree_limit(model: nn.Module) -> int:
     key = (str(getattr(base.config, "_attn_implementation", "")), model is base)
     known = _LIMITS.setdefault(base, {})
     if key not in known:
-        known[key] = _window(base.config) if _follows_mask(model) else 0
+        known[key] = window(base.config) if _follows_mask(model) else 0
     return known[key]
 
 
@@ -263,7 +263,7 @@ def _predicted(
     return logits[at, target].float() - totals[of_used]
 
 
-def _window(config: Any) -> int:
+def window(config: Any) -> int:
     """The smallest window or chunk of tokens that any layer sees."""
     config = config.get_text_config()
     sizes = [_UNLIMITED]

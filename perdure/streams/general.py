@@ -1,7 +1,7 @@
 """General text: a part that methods may replay, and a part that only measures.
 
-It comes from Python's reference, a file, or a hub data set, of which no more is read than is asked
-for. The part to measure on may have a source of its own, so that a method that replays some source
+It comes from Python's reference, a file, or a hub data set, which is streamed and not downloaded.
+The part to measure on may have a source of its own, so that a method that replays some source
 is not praised for having learned that source.
 """
 
@@ -25,34 +25,32 @@ FILES = (".txt", ".jsonl")
 def general_text(config: GeneralConfig, reader: Reader, seed: int) -> GeneralText:
     """Read general text; what is wrong with it becomes a mistake of `reader`."""
     apart, before = config.held_out_source, len(reader.mistakes)
-    wanted = config.replay_rows + (0 if apart else config.held_out_rows)
-    replay, held_out, names = _sides(config, config.source, wanted, reader, seed)
+    replay, held_out, name = _sides(config, config.source, reader, seed)
+    names = {"replay_rows": name, "held_out_rows": name}
     if apart:
-        replay = [*held_out, *replay]
-        _, held_out, name = _sides(config, apart, config.held_out_rows, reader, seed)
+        every = [*held_out, *replay]
+        _, held_out, names["held_out_rows"] = _sides(config, apart, reader, seed)
         seen = {_plain(text) for text in held_out[: config.held_out_rows]}
-        replay = [text for text in replay if _plain(text) not in seen]
-        names = f"{names}; measured on {name}" if names else name
+        replay = [text for text in every if _plain(text) not in seen]
     if len(reader.mistakes) > before:
         return GeneralText()
-    for side, there, count in (
-        ("held_out_rows", len(held_out), config.held_out_rows if apart or names else 0),
-        ("replay_rows", len(replay), config.replay_rows if config.source != "none" else 0),
-    ):
-        if there < count:
-            what = f"general.{side}: {count} texts wanted, but {names} has {there} for it"
+    for key, there in (("held_out_rows", held_out), ("replay_rows", replay)):
+        count = getattr(config, key) if names[key] else 0
+        if len(there) < count:
+            what = f"general.{key}: {count} texts wanted, but {names[key]} has {len(there)} for it"
             reader.mistakes.add("general", what, "ask for fewer, or give more text")
+    source = "; measured on ".join(filter(None, dict.fromkeys(names.values())))
     return GeneralText(
-        tuple(replay[: config.replay_rows]), tuple(held_out[: config.held_out_rows]), names
+        tuple(replay[: config.replay_rows]), tuple(held_out[: config.held_out_rows]), source
     )
 
 
 def _sides(
-    config: GeneralConfig, source: str, count: int, reader: Reader, seed: int
+    config: GeneralConfig, source: str, reader: Reader, seed: int
 ) -> tuple[list[str], list[str], str]:
     """A source's texts to replay and to hold out, and its name.
 
-    Args: count: texts that are taken from a hub data set.
+    The same texts are held out, however many are replayed.
     """
     if source == "none":
         return [], [], ""
@@ -61,14 +59,13 @@ def _sides(
         return list(text.replay), list(text.held_out), text.source
     if source.lower().endswith(FILES):
         name, texts = shown(reader.folder / source), file_texts(reader, source, config.column)
+        once = {_plain(text): text for text in texts or ()}
+        order = [once[text] for text in sorted(once, key=lambda text: rank(seed, text))]
     else:
-        name = source
-        texts = reader.hub_texts(source, config.subset, config.split, config.column, count, seed)
-    # The same texts are held out, however many are replayed.
-    once = {_plain(text): text for text in texts or ()}
-    order = [once[text] for text in sorted(once, key=lambda text: rank(seed, text))]
-    held_out = min(config.held_out_rows, len(order))
-    return order[held_out:], order[:held_out], name
+        name, wanted = source, config.replay_rows + config.held_out_rows
+        drawn = reader.hub_texts(source, config.subset, config.split, config.column, wanted, seed)
+        order = drawn or []
+    return order[config.held_out_rows :], order[: config.held_out_rows], name
 
 
 def file_texts(

@@ -8,6 +8,7 @@ five mistakes as fast as one.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -18,8 +19,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from perdure.errors import DataError, PerdureError
+from perdure.files import read_lines, write_atomic
+from perdure.models.gguf import cache_folder
 from perdure.yaml_file import near
 
+DRAWN_FROM = 10_000
+"""Rows of a streamed data set that texts are drawn from at a time."""
 SHOWN = 10
 """So many mistakes of one file are written out; of the rest only the number is."""
 
@@ -231,28 +236,37 @@ class Reader:
     def hub_texts(
         self, dataset: str, subset: str | None, split: str, column: str, count: int, seed: int
     ) -> list[str] | None:
-        """Return `count` texts of a hub data set (or folder), drawn at random as it streams.
+        """Return `count` different texts of a hub data set (or folder), drawn as it streams.
 
-        Of a set of many files those drawn first are read, and of them ten times as many rows as
-        are wanted. None if a mistake was noted.
+        The set is shuffled by its files and by `DRAWN_FROM` rows at a time; more texts begin with
+        those of fewer. What was drawn from the hub is kept in `cache_folder()`, so that a run finds
+        the same texts when it goes on. None if a mistake was noted.
         """
         import datasets
 
-        name = _hub_name(dataset, subset)
+        where, name = self._where(dataset), _hub_name(dataset, subset)
+        about = json.dumps([dataset, subset, split, column, count, seed])
+        kept = cache_folder() / f"texts/{hashlib.sha256(about.encode()).hexdigest()[:12]}.jsonl"
+        if where == dataset and kept.exists():
+            return [line["text"] for line in read_lines(kept)]
+        found: dict[str, str] = {}
         with self._hub_mistakes(name, split, "general.source", "a hub data set: FILE.jsonl"):
             self._ask_hub()
-            data = datasets.load_dataset(self._where(dataset), subset, split=split, streaming=True)
-            texts: dict[str, str] = {}
-            for row in data.shuffle(seed=seed, buffer_size=max(1000, 10 * count)):
+            data = datasets.load_dataset(where, subset, split=split, streaming=True)
+            for row in data.shuffle(seed=seed, buffer_size=DRAWN_FROM) if count else ():
                 if column not in row:
                     what = f'general.column: {name} has no column "{column}"'
                     self.mistakes.add(name, what, choices(column, row, "columns there are"))
                     return None
                 if text := str(row[column] or "").strip():
-                    texts[" ".join(text.split())] = text
-                if len(texts) >= count:
+                    found.setdefault(" ".join(text.split()), text)
+                if len(found) == count:
                     break
-            return list(texts.values())
+            if where == dataset:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                lines = (json.dumps({"text": text}) + "\n" for text in found.values())
+                write_atomic(kept, "".join(lines))
+            return list(found.values())
         return None
 
     def _where(self, dataset: str) -> str:

@@ -751,9 +751,10 @@ def test_no_general_text_means_the_base_models_own(made: Any) -> None:
 
 def test_a_gpu_computes_texts_of_one_length_together() -> None:
     gpu = torch.device("cuda")
-    assert alike([3, 5, 3, 9, 5, 3], gpu) == [[0, 2, 5], [1, 4], [3]]
-    assert [len(group) for group in alike([1000] * 9, gpu)] == [4, 4, 1]
-    assert alike([3, 5, 3], torch.device("cpu")) == [[0], [1], [2]]
+    assert alike([3, 5, 3, 9, 5, 3], gpu, "codes") == [[0, 2, 5], [1, 4], [3]]
+    assert [len(group) for group in alike([1000] * 9, gpu, "codes")] == [4, 4, 1]
+    assert [len(group) for group in alike([200] * 5, gpu, "logits")] == [2, 2, 1]
+    assert alike([3, 5, 3], torch.device("cpu"), "codes") == [[0], [1], [2]]
 
 
 @pytest.mark.parametrize("loss", ["margin", "kl", "l2"])
@@ -767,7 +768,9 @@ def test_texts_computed_together_give_what_each_alone_gives(
         sizes.append(len(rows))
         return type(ctx).forward(ctx, rows, **options)
 
-    monkeypatch.setattr(_teacher, "alike", lambda lengths, _: alike(lengths, torch.device("cuda")))
+    monkeypatch.setattr(
+        _teacher, "alike", lambda lengths, _, kind: alike(lengths, torch.device("cuda"), kind)
+    )
     together = GeRe(GeReConfig(loss=loss, max_tokens=8))
     ctx.cache = tmp_path / "together"
     monkeypatch.setattr(ctx, "forward", forward)
