@@ -13,7 +13,8 @@ from perdure.section import Section
 from perdure.yaml_file import Mistake, near
 
 _HUB = re.compile(r"[\w.-]+/[\w.-]+")
-FILE_ENDINGS = (".txt", ".jsonl", ".csv", ".tsv", ".parquet", ".json", ".gz", ".zip", ".zst")
+TEXT_FILES = (".txt", ".jsonl")
+FILE_ENDINGS = (*TEXT_FILES, ".csv", ".tsv", ".parquet", ".json", ".gz", ".zip", ".zst")
 
 
 class GeneralConfig(Section):
@@ -51,7 +52,7 @@ class GeneralConfig(Section):
         )
         for key, known in (("source", ("pydoc", "none")), ("held_out_source", ("pydoc",))):
             value = getattr(self, key)
-            if value is None or value in known or Path(value).suffix.lower() in (".txt", ".jsonl"):
+            if value is None or value in known or Path(value).suffix.lower() in TEXT_FILES:
                 continue
             if key == "source" and on_hub:
                 continue

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from perdure.config import load_recipe
+from perdure.config_measuring import TEXT_FILES
 from perdure.errors import DataError, RecipeError, UsageError
 from perdure.streams import build_stream
 from perdure.streams.builtin import pydoc_texts
-from perdure.streams.general import FILES, file_texts
+from perdure.streams.general import file_texts
 from perdure.streams.rows import key, rank
 from perdure.streams.sources import Mistakes, Reader
 from perdure.streams.task import Task
@@ -44,7 +45,7 @@ def read_texts(source: str) -> list[str]:
         return list(pydoc_texts(0).held_out)
     mistakes = Mistakes()
     texts: list[str] | None = None
-    if source.lower().endswith(FILES):
+    if source.lower().endswith(TEXT_FILES):
         texts = file_texts(Reader(Path(), mistakes), source, "text", key="")
     else:
         what = f'--general {source}: files ending in "{Path(source).suffix}" are not read'

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from perdure.config_measuring import TEXT_FILES
 from perdure.streams.builtin import pydoc_texts
 from perdure.streams.rows import rank
 from perdure.streams.sources import Reader, choices, shown
@@ -18,8 +19,6 @@ from perdure.streams.task import GeneralText
 
 if TYPE_CHECKING:
     from perdure.config_measuring import GeneralConfig
-
-FILES = (".txt", ".jsonl")
 
 
 def general_text(config: GeneralConfig, reader: Reader, seed: int) -> GeneralText:
@@ -57,7 +56,7 @@ def _sides(
     if source == "pydoc":
         text = pydoc_texts(seed)
         return list(text.replay), list(text.held_out), text.source
-    if source.lower().endswith(FILES):
+    if source.lower().endswith(TEXT_FILES):
         name, texts = shown(reader.folder / source), file_texts(reader, source, config.column)
         once = {_plain(text): text for text in texts or ()}
         order = [once[text] for text in sorted(once, key=lambda text: rank(seed, text))]
