@@ -60,8 +60,8 @@ OTHER = "boolq"
 NO_TEXT = {"general": {"replay_rows": 0}}
 
 
-def own(loss: str) -> dict[str, Any]:
-    return gere(loss, samples=GIVEN, own_share=1.0) | NO_TEXT
+def own(loss: str, **options: Any) -> dict[str, Any]:
+    return gere(loss, samples=GIVEN, own_share=1.0, **options) | NO_TEXT
 
 
 CONDITIONS: dict[str, dict[str, Any]] = {
@@ -78,6 +78,9 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "gere l2": gere("l2", weight=1.0),
     "gere margin own samples": own("margin"),
     "gere label own samples": own("label"),
+    "gere kl own samples": own("kl"),
+    "gere l1 own samples": own("l1", weight=1.0),
+    "gere l2 own samples": own("l2", weight=1.0),
     "gere margin other text": gere("margin") | {"general": {"source": OTHER}},
     "gere margin default own samples": gere("margin") | NO_TEXT,
     "joint": {"method": "joint"},
@@ -135,8 +138,9 @@ def _other(data: Path, out: Path) -> Path:
     return path
 
 
-def _rows(data: Path, out: Path, task: str, limit: int) -> dict[str, str]:
-    """Files without the rows that are longer than `limit` tokens, so that no prompt is cut."""
+def _rows(data: Path, out: Path, task: str, labels: Sequence[str], limit: int) -> dict[str, str]:
+    """Files without the rows that are longer than `limit` tokens, so that no prompt is cut, and
+    without those on whose label the annotators did not agree (mnli's "-")."""
     from transformers import AutoTokenizer
 
     from perdure.models import load_tokenizer
@@ -152,7 +156,8 @@ def _rows(data: Path, out: Path, task: str, limit: int) -> dict[str, str]:
             lines = (data / task / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
             kept = [
                 line for line in lines
-                if len(tokenizer(json.loads(line)["text"])["input_ids"]) <= limit  # type: ignore[operator]
+                if (row := json.loads(line))["label"] in labels
+                and len(tokenizer(row["text"])["input_ids"]) <= limit  # type: ignore[operator]
             ]  # fmt: skip
             # In the data's order a class may fill the first rows.
             random.Random(0).shuffle(kept)
@@ -181,7 +186,7 @@ def _recipe(name: str, seed: int, wanted: argparse.Namespace, general: Path) -> 
             "format": "labels",
             "labels": facts[task]["labels"],
             "instruction": facts[task]["instruction"],
-            **_rows(wanted.data, wanted.out, task, wanted.max_tokens),
+            **_rows(wanted.data, wanted.out, task, facts[task]["labels"], wanted.max_tokens),
             "max_train_rows": wanted.steps * batch + 24,
             "max_test_rows": wanted.test_rows,
             "validation_share": 24 / (wanted.steps * batch + 24),
@@ -238,7 +243,7 @@ def _print(out: Path, names: Sequence[str]) -> None:
             cells = [_interval([f[k] for f in figures]) for k in figures[0]]
             print(f"| {name} | {len(found)} | {' | '.join(cells)} |")
     print()
-    for loss in ("margin", "label"):
+    for loss in ("margin", "label", "kl", "l1", "l2"):
         _print_own(loss, runs)
     for gauge in ("kl", "flip_share"):
         _print_correlations(gauge, [run for found in runs.values() for run in found])
