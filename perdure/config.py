@@ -18,15 +18,10 @@ from pydantic import Field, PrivateAttr, field_validator
 
 from perdure.config_measuring import GaugesConfig, GeneralConfig, ScoringConfig, StopConfig
 from perdure.section import Section, mistakes_error
-from perdure.streams.task import Metric, Scenario
+from perdure.streams.cells import check_cell
+from perdure.streams.task import COLUMNS, Metric, Scenario
 from perdure.yaml_file import Mistake, near, write
 
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "prompt": ("prompt", "answer"),
-    "chat": ("messages",),
-    "labels": ("text", "label"),
-}
-"""Columns that each task format reads, by our name."""
 FILE_TYPES = (".jsonl", ".csv", ".tsv", ".parquet")
 SPLITS = ("train", "validation", "test")
 
@@ -80,11 +75,14 @@ class TaskConfig(Section):
     validation: str | None = Field(None, description="file or split that methods may look at")
     test: str | None = Field(None, description="file or split that scores are measured on")
     columns: dict[str, str] = Field(
-        default_factory=dict, description="our column name: yours, where they differ"
+        default_factory=dict,
+        description="our column name: yours, or a text with {yours} in it, where they differ",
     )
     instruction: str | None = Field(None, description="what to do, put before each text")
     labels: list[str] | None = Field(None, description="all allowed answers")
-    label_names: dict[str, str] | None = Field(None, description="value in the data: answer")
+    label_names: dict[str, str] | None = Field(
+        None, description="value in the data, or number of a hub data set's class: answer"
+    )
     metric: Metric | None = Field(None, description="how answers are scored")
     max_new_tokens: int = Field(32, gt=0, description="longest answer that is generated")
     max_train_rows: int | None = Field(None, gt=0, description="use this many rows at most")
@@ -103,7 +101,7 @@ class TaskConfig(Section):
         return self._places(key) if self._places else f"task {self.name}: {key}".rstrip(": ")
 
     def column(self, ours: str) -> str:
-        """The data's name for one of our columns."""
+        """The data's name for one of our columns, or a text with names in braces."""
         return self.columns.get(ours, ours)
 
     @property
@@ -113,11 +111,13 @@ class TaskConfig(Section):
 
     def mistakes(self) -> Iterator[Mistake]:
         ours = COLUMNS[self.format]
-        for name in self.columns:
+        for name, source in self.columns.items():
             if name not in ours:
                 hint = near(name, ours) or f"write them as {ours[0]}: your-column"
                 what = f"format {self.format} has the columns {' and '.join(ours)}"
                 yield Mistake(("columns", name), what, hint)
+            elif wrong := check_cell(source, one_column=name == "messages"):
+                yield Mistake(("columns", name), *wrong)
         if self.dataset is None:
             for split in SPLITS:
                 path = getattr(self, split)
@@ -197,6 +197,9 @@ class TrainConfig(Section):
         None, gt=0, description="rows per forward pass and process; less needs less memory"
     )
     max_length: int = Field(512, gt=1, description="tokens a row at most, prompt and answer")
+    max_prompt_length: int | None = Field(
+        None, gt=1, description="a longer prompt loses its middle, also in scoring; null: none does"
+    )
     warmup: float = Field(0.0, ge=0, lt=1, description="share of steps that ramp the rate up")
     schedule: Schedule = Field("constant", description="learning rate over a task")
     weight_decay: float = Field(0.0, ge=0, description="pull of the weights towards 0")
@@ -210,6 +213,9 @@ class TrainConfig(Section):
     report_to: list[Tracker] = Field(default_factory=list, description="experiment trackers")
 
     def mistakes(self) -> Iterator[Mistake]:
+        if self.max_prompt_length is not None and self.max_prompt_length >= self.max_length:
+            what = f"{self.max_prompt_length} leaves no room for an answer in max_length"
+            yield Mistake(("max_prompt_length",), what, f"max_length is {self.max_length}")
         micro = self.micro_batch_size
         if micro is not None and self.batch_size % micro:
             what = f"batch_size {self.batch_size} is no multiple of {micro}"

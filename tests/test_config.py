@@ -293,6 +293,12 @@ TASK = "stream: {tasks: [{name: colours, train: colours.csv}]}\n"
 REST = "model: {path: org/x}\nmethod: sequential\n"
 
 
+def column(entry: str, task: str = "") -> str:
+    return (
+        f"stream: {{tasks: [{{name: a, train: colours.csv, columns: {{{entry}}}{task}}}]}}\n{REST}"
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -322,6 +328,22 @@ REST = "model: {path: org/x}\nmethod: sequential\n"
          ['1: stream.tasks.0.train: no such file: train', "  relative paths start from HERE"]),
         ("stream: {tasks: [{name: a, train: colours.csv, subset: x}]}\n" + REST,
          ["1: stream.tasks.0.subset: has no effect without dataset", "  leave it out"]),
+        (column('prompt: "{a} {b"'),
+         ["1: stream.tasks.0.columns.prompt: braces do not pair: expected '}' before end of string",
+          "  a brace of the text itself is written twice: {{ }}"]),
+        (column('prompt: "{{a}}"'), ["1: stream.tasks.0.columns.prompt: names no column",
+         "  write the names of columns in braces: {premise} {hypothesis}"]),
+        (column('prompt: "{a!r}"'),
+         ["1: stream.tasks.0.columns.prompt: braces hold more or less than a column's name",
+          "  write the names of columns in braces: {premise} {hypothesis}"]),
+        (column('prompt: "{}"'), ["1: stream.tasks.0.columns.prompt: names no column",
+         "  write the names of columns in braces: {premise} {hypothesis}"]),
+        (column('messages: "{a} {b}"', ", format: chat"),
+         ["1: stream.tasks.0.columns.messages: is one column: only texts are made of several",
+          "  write messages: your-column"]),
+        (TASK + REST + "train: {max_length: 64, max_prompt_length: 64}\n",
+         ["4: train.max_prompt_length: 64 leaves no room for an answer in max_length",
+          "  max_length is 64"]),
         ("stream:\n  tasks:\n    - {name: a, train: colours.csv}\n  order: [a, a]\n" + REST,
          ['4: stream.order.1: "a" comes twice']),
         (TASK + "model: {path: org/x, lora: {r: 4}}\nmethod: sequential\n",
@@ -468,7 +490,7 @@ def test_lines_of_keys_and_items(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [n for n in recipes.names() if "/" not in n])
 def test_shipped_recipes_are_valid(name: str) -> None:
-    own_data = name in ("own-jsonl-chat", "gere-8b-15-tasks")  # the user's files, not shipped
+    own_data = name == "own-jsonl-chat"  # the user's files, not shipped
     recipe = load_recipe(recipes.path(name), check_files=not own_data)
     assert recipe.name == name
     assert recipes.describe(name)

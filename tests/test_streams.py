@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from perdure.config import COLUMNS, FILE_TYPES, StreamConfig, TaskConfig, load_recipe
+from perdure.config import FILE_TYPES, StreamConfig, TaskConfig, load_recipe
 from perdure.config_measuring import GeneralConfig
 from perdure.errors import DataError, RecipeError
-from perdure.streams import STREAMS, Sizes, TaskStream, build_stream, builtin, rows, sources
+from perdure.streams import STREAMS, Sizes, TaskStream, build_stream, builtin, sources
 
 TOPICS = ("fish", "bird", "tree")
 FORTY = [{"text": f"sentence {i} of forty", "label": TOPICS[i % 3]} for i in range(40)]
@@ -93,7 +93,6 @@ def test_every_file_format_gives_the_same_rows(tmp_path: Path, ending: str) -> N
 
 def test_endings_and_columns_are_those_the_recipe_knows() -> None:
     assert tuple(sources.FORMATS) == FILE_TYPES
-    assert rows.COLUMNS == COLUMNS
 
 
 def test_prompt_format_with_instruction(tmp_path: Path) -> None:
@@ -136,6 +135,38 @@ def test_label_names_replace_what_the_data_says(tmp_path: Path) -> None:
     )
     assert task.labels == ("no", "yes")
     assert {row["answer"] for row in task.train} == {"no", "yes"}
+
+
+def test_a_text_made_of_several_columns(tmp_path: Path) -> None:
+    """Of several cells some may be empty; braces of the text itself are written twice."""
+    records = [
+        {"premise": "It rains.", "hypothesis": "It is wet.", "n": 1.0, "label": "yes"},
+        {"premise": "It rains.", "hypothesis": "", "n": 2.0, "label": "no"},
+    ]
+    write(tmp_path / "train.parquet", records)
+    (task,) = build(
+        tmp_path, format="labels", train="train.parquet", test="train.parquet",
+        validation_share=0, columns={"text": "{n} {{a}}: {premise}\nSo: {hypothesis}"},
+    )  # fmt: skip
+    assert [said(row) for row in task.train] == [
+        "1 {a}: It rains.\nSo: It is wet.",
+        "2 {a}: It rains.\nSo: ",
+    ]
+
+
+def test_mistakes_of_a_text_made_of_several_columns(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", [{"a": "x", "b": "y", "label": "1"},
+                                   {"a": " ", "b": "", "label": "2"},
+                                   {"a": "", "b": "z", "label": "2"}])  # fmt: skip
+    assert mistakes(tmp_path, format="labels", columns={"text": "{a} {b}"}) == (
+        'train.csv:3: "a" and "b" are empty\n  fill one in, or take the row out'
+    )
+    assert mistakes(tmp_path, format="labels", columns={"text": "{a} {bb} {c}"}) == (
+        'task animal: columns.text: train.csv has no column "bb"\n'
+        '  did you mean "b"?\n  columns there are: a, b, label\n'
+        'task animal: columns.text: train.csv has no column "c"\n'
+        "  columns there are: a, b, label"
+    )
 
 
 def test_byte_order_mark_blank_lines_and_windows_line_ends(tmp_path: Path) -> None:
@@ -707,6 +738,10 @@ def test_data_set_folder_through_datasets(tmp_path: Path) -> None:
     assert task.labels == tuple(sorted(TOPICS))
     by_text = {record["text"]: record["label"] for record in FORTY}
     assert all(by_text[said(row)] == row["answer"] for row in [*task.train, *task.test])
+    names = {"0": "a fish", "bird": "a bird", "2": "a tree"}  # by number or by name
+    (named,) = build(tmp_path, format="labels", dataset="animals", train="train", label_names=names)
+    assert named.labels == ("a fish", "a bird", "a tree")
+    assert all(f"a {by_text[said(row)]}" == row["answer"] for row in named.train)
     assert mistakes(tmp_path, format="labels", dataset="animals", train="trian").startswith(
         'task animal: train: data set "animals", split trian: Unknown split "trian".'
     )

@@ -100,8 +100,7 @@ def examine(
     """
     from perdure import models
     from perdure.learners import chosen_methods
-    from perdure.learners.batching import check_rows, split_batch
-    from perdure.learners.encoding import Encoder
+    from perdure.learners.batching import check_rows, recipe_encoder, split_batch
     from perdure.scoring import harness_tasks
 
     chosen_methods(recipe, stream)
@@ -112,7 +111,7 @@ def examine(
     micro, _ = split_batch(recipe, processes)
     facts = models.inspect_base(recipe.model)
     tokenizer = models.load_tokenizer(recipe.model)
-    encoder = Encoder(tokenizer, recipe.model.chat_template, recipe.train.max_length)
+    encoder = recipe_encoder(tokenizer, recipe)
     count = sum(len(task.train) + len(task.validation) + len(task.test) for task in stream)
     display.message(f"{recipe.name}: checking {count:,} rows of {len(stream)} tasks")
     check_rows(stream, encoder, facts.context_length or None)

@@ -59,7 +59,7 @@ def _score(
     import torch
 
     from perdure import models
-    from perdure.learners.encoding import Encoder
+    from perdure.learners.batching import recipe_encoder
     from perdure.processes import processes
     from perdure.scoring import harness, harness_tasks, score_task
 
@@ -84,7 +84,7 @@ def _score(
         )
     if torch.cuda.is_available():
         model.to(state.device)
-    encoder = Encoder(tokenizer, recipe.model.chat_template, recipe.train.max_length)
+    encoder = recipe_encoder(tokenizer, recipe)
     found = []
     for task in stream:
         started = time.monotonic()

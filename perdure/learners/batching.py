@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from perdure.errors import DataError, PerdureError, RecipeError, UsageError
 from perdure.learners.encoding import Encoder
@@ -12,6 +13,7 @@ from perdure.streams.task import TaskStream
 if TYPE_CHECKING:
     from perdure.config import Recipe
 
+logger = logging.getLogger(__name__)
 _SHOWN = 10
 
 
@@ -42,8 +44,16 @@ def steps_of(recipe: Recipe, rows: int, epochs: float | None = None) -> int:
     return steps if train.max_steps is None else min(steps, train.max_steps)
 
 
+def recipe_encoder(tokenizer: Any, recipe: Recipe) -> Encoder:
+    """The encoder of a recipe's rows."""
+    train, template = recipe.train, recipe.model.chat_template
+    return Encoder(tokenizer, template, train.max_length, train.max_prompt_length)
+
+
 def check_rows(stream: TaskStream, encoder: Encoder, context_length: int | None) -> None:
     """Encode every row once, so that one too long is told now and not hours into training.
+
+    How many prompts lose their middle is told as a warning.
 
     Raises:
         RecipeError: rows longer than `train.max_length` or than the model's context; up to ten
@@ -52,7 +62,13 @@ def check_rows(stream: TaskStream, encoder: Encoder, context_length: int | None)
     mistakes: list[PerdureError] = []
     for task in stream:
         for split in ("train", "validation", "test"):
-            for number, row in enumerate(getattr(task, split), 1):
+            rows = getattr(task, split)
+            if cut := sum(map(encoder.is_cut, rows) if encoder.max_prompt_length else ()):
+                logger.warning(
+                    "task %s: %d of %d %s rows have a prompt of more than %d tokens: its middle "
+                    "is left out", task.name, cut, len(rows), split, encoder.max_prompt_length,
+                )  # fmt: skip
+            for number, row in enumerate(rows, 1):
                 try:
                     width = len(encoder.encode(row)["input_ids"])
                     if context_length is not None and width > context_length:

@@ -33,12 +33,18 @@ class Encoder:
         chat_template: "auto" uses the tokenizer's own template where it has one, "none" writes
             plain text, anything else is a path to a Jinja template.
         max_length: tokens of prompt and answer together; `None` is unbounded.
+        max_prompt_length: tokens of a prompt; a longer one loses its middle. `None` is unbounded.
     """
 
     def __init__(
-        self, tokenizer: Any, chat_template: str = "auto", max_length: int | None = None
+        self,
+        tokenizer: Any,
+        chat_template: str = "auto",
+        max_length: int | None = None,
+        max_prompt_length: int | None = None,
     ) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
+        self.max_prompt_length = max_prompt_length
         self.template: str | None = None
         if chat_template == "auto":
             self.template = tokenizer.chat_template
@@ -59,6 +65,22 @@ class Encoder:
         return self._render(row["prompt"], add_generation_prompt=True)
 
     def prompt_ids(self, row: Row) -> list[int]:
+        """Token ids of all before the answer.
+
+        What is cut is the middle: the instruction stands in front, the sign to answer at the end.
+        """
+        ids = self._whole_prompt(row)
+        most = self.max_prompt_length
+        if most is None or len(ids) <= most:
+            return ids
+        return ids[: most - most // 2] + ids[-(most // 2) :]
+
+    def is_cut(self, row: Row) -> bool:
+        """Whether a row's prompt is longer than `max_prompt_length`."""
+        most = self.max_prompt_length
+        return most is not None and len(self._whole_prompt(row)) > most
+
+    def _whole_prompt(self, row: Row) -> list[int]:
         ids = self._ids(self.prompt_text(row))
         return ids if self.template is not None else self._bos + ids
 
@@ -79,7 +101,7 @@ class Encoder:
             raise DataError(
                 f"row starting {row['prompt'][-1]['content'][:40]!r}: "
                 f"{len(prompt) + len(answer)} tokens, the limit is {self.max_length}",
-                "shorten the row or raise train.max_length",
+                "shorten the row, raise train.max_length, or set train.max_prompt_length",
             )
         return {"input_ids": prompt + answer, "labels": [IGNORE] * len(prompt) + answer}
 

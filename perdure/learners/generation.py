@@ -32,9 +32,9 @@ from perdure.learners.attach import (
     save_methods,
     serving,
 )
-from perdure.learners.batching import check_rows, split_batch, steps_of
+from perdure.learners.batching import check_rows, recipe_encoder, split_batch, steps_of
 from perdure.learners.context import Context
-from perdure.learners.encoding import ROWS, Encoder, HostRows, collate
+from perdure.learners.encoding import ROWS, HostRows, collate
 from perdure.learners.gauges import Gauges, Looks, rewound
 from perdure.learners.measuring import Measuring
 from perdure.learners.tracking import Trackers
@@ -73,7 +73,7 @@ class GenerationLearner(Measuring):
     ) -> None:
         self.model, self.stream, self.methods = model, stream, methods
         self.recipe, self.run, self.display, self.precision = recipe, run, display, precision
-        self.encoder = Encoder(tokenizer, recipe.model.chat_template, recipe.train.max_length)
+        self.encoder = recipe_encoder(tokenizer, recipe)
         self.state = processes()
         if torch.cuda.is_available() and not is_sharded(model):
             model.to(self.state.device)

@@ -16,18 +16,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from perdure.streams.cells import CellError, answer_of, as_text, cell_text, columns_in
 from perdure.streams.sources import Mistakes, Record, Table, choices
-from perdure.streams.task import Row
+from perdure.streams.task import COLUMNS, Row
 
 if TYPE_CHECKING:
     from perdure.config import TaskConfig
 
-COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "prompt": ("prompt", "answer"),
-    "chat": ("messages",),
-    "labels": ("text", "label"),
-}
-"""Format -> our names of the columns that it reads."""
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -39,17 +34,15 @@ class Placed(NamedTuple):
     source: str
 
 
-class _Wrong(Exception):
-    """What is wrong with one record, and the remedy."""
-
-    def __init__(self, what: str, *remedy: str) -> None:
-        self.what, self.remedy = what, remedy
-
-
 def to_rows(table: Table, task: TaskConfig, mistakes: Mistakes) -> list[Placed]:
     """Return a row for each record that has no mistake; mistakes are noted with their place."""
     columns = {ours: task.column(ours) for ours in COLUMNS[task.format]}
-    missing = [(ours, theirs) for ours, theirs in columns.items() if theirs not in table.columns]
+    missing = [
+        (ours, theirs)
+        for ours, source in columns.items()
+        for theirs in columns_in(source)
+        if theirs not in table.columns
+    ]
     for ours, theirs in missing:
         remedy = choices(theirs, table.columns, "columns there are")
         if len(table.columns) == 1 and any(sign in table.columns[0] for sign in ",;\t"):
@@ -64,32 +57,33 @@ def to_rows(table: Table, task: TaskConfig, mistakes: Mistakes) -> list[Placed]:
     for record in table.records:
         try:
             rows.append(Placed(_row(record, columns, task), record.place, table.name))
-        except _Wrong as wrong:
+        except CellError as wrong:
             mistakes.add(table.name, f"{record.place}: {wrong.what}", wrong.remedy)
     return rows
 
 
 def _row(record: Record, columns: Mapping[str, str], task: TaskConfig) -> Row:
-    for theirs in columns.values():
+    for theirs in (name for source in columns.values() for name in columns_in(source)):
         if theirs not in record.values:
-            raise _Wrong(
+            raise CellError(
                 f'no "{theirs}", which other rows have', f"has: {', '.join(record.values)}"
             )
     if task.format == "chat":
         prompt, answer = _conversation(record.values[columns["messages"]], columns["messages"])
     else:
         asked, answered = (columns[ours] for ours in COLUMNS[task.format])
-        prompt = [{"role": "user", "content": _text(record.values[asked], asked)}]
-        answer = _text(record.values[answered], answered)
+        prompt = [{"role": "user", "content": cell_text(record.values, asked)}]
+        answer = cell_text(record.values, answered)
     if task.format == "labels":
         answer = answer.strip()
     if task.label_names is not None:
-        if answer not in task.label_names:
-            raise _Wrong(
+        named = answer_of(record.values.get(columns["label"]), answer, task.label_names)
+        if named is None:
+            raise CellError(
                 f'label "{answer}" is not in label_names',
                 *choices(answer, task.label_names, "those there are"),
             )
-        answer = task.label_names[answer]
+        answer = named
     if task.instruction:
         if prompt[0]["role"] == "system":
             own = prompt.pop(0)["content"]
@@ -99,30 +93,6 @@ def _row(record: Record, columns: Mapping[str, str], task: TaskConfig) -> Row:
     return {"prompt": prompt, "answer": answer}
 
 
-def _text(value: Any, column: str) -> str:
-    """Return a cell as text that is not empty."""
-    if isinstance(value, bool):
-        value = str(value).lower()
-    elif isinstance(value, float) and value != value:
-        value = None  # not a number: how many programs write an empty cell
-    elif isinstance(value, float) and value.is_integer():
-        value = str(int(value))  # integers with gaps are floats in many files
-    elif isinstance(value, (int, float)):
-        value = str(value)
-    if value is None or (isinstance(value, str) and not value.strip()):
-        raise _Wrong(f'"{column}" is empty', "fill it in, or take the row out")
-    if not isinstance(value, str):
-        raise _Wrong(
-            f'"{column}" is a {type(value).__name__}, not text',
-            "lists of messages are read with format: chat",
-        )
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise _Wrong(f'"{column}" has half a character (a lone surrogate)') from None
-    return value
-
-
 def _conversation(value: Any, column: str) -> tuple[list[dict[str, str]], str]:
     """Split a list of messages into prompt and answer; in a CSV cell it is JSON."""
     shape = '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
@@ -130,25 +100,27 @@ def _conversation(value: Any, column: str) -> tuple[list[dict[str, str]], str]:
         try:
             value = json.loads(value)
         except ValueError as error:
-            raise _Wrong(f'"{column}" is no JSON: {error}', f"write {shape}") from None
+            raise CellError(f'"{column}" is no JSON: {error}', f"write {shape}") from None
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise _Wrong(f'"{column}" is no list of messages', f"write {shape}")
+        raise CellError(f'"{column}" is no list of messages', f"write {shape}")
     messages: list[dict[str, str]] = []
     for number, message in enumerate(value, start=1):
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-            raise _Wrong(f'"{column}": message {number} has no role and content', f"write {shape}")
+            raise CellError(
+                f'"{column}": message {number} has no role and content', f"write {shape}"
+            )
         if message["role"] not in ROLES:
-            raise _Wrong(
+            raise CellError(
                 f'"{column}": message {number}: role "{message["role"]}" is unknown',
                 *choices(str(message["role"]), ROLES, "roles there are"),
             )
-        content = _text(message["content"], f"{column}, message {number}")
+        content = as_text(message["content"], f"{column}, message {number}")
         messages.append({"role": str(message["role"]), "content": content})
     last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=None)
     if last is None:
-        raise _Wrong(f'"{column}" has no message of the assistant', "its last one is the answer")
+        raise CellError(f'"{column}" has no message of the assistant', "its last one is the answer")
     if not any(m["role"] == "user" for m in messages[:last]):
-        raise _Wrong(f'"{column}" has no message of the user before the answer')
+        raise CellError(f'"{column}" has no message of the user before the answer')
     return messages[:last], messages[last]["content"]
 
 

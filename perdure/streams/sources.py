@@ -21,10 +21,12 @@ from typing import Any, NamedTuple
 from perdure.errors import DataError, PerdureError
 from perdure.files import read_lines, write_atomic
 from perdure.models.gguf import cache_folder
+from perdure.streams.cells import ClassName
 from perdure.yaml_file import near
 
 DRAWN_FROM = 10_000
 """Rows of a streamed data set that texts are drawn from at a time."""
+ROWS_AT_A_TIME = 10_000
 SHOWN = 10
 """So many mistakes of one file are written out; of the rest only the number is."""
 
@@ -212,8 +214,8 @@ class Reader:
     def hub(self, dataset: str, subset: str | None, split: str, place: str) -> Table | None:
         """Return one split of a hub data set, or of a local folder that `datasets` can load.
 
-        Class indices are replaced by the class's names. None if a mistake was noted; its message
-        begins with `place`, where the recipe asks for the split.
+        Classes' numbers are replaced by their names, which know the numbers. None if a mistake was
+        noted; its message begins with `place`, where the recipe asks for the split.
         """
         import datasets
 
@@ -221,13 +223,16 @@ class Reader:
         with self._hub_mistakes(name, split, place, "`dataset`: train: FILE.jsonl"):
             self._ask_hub()
             data = datasets.load_dataset(self._where(dataset), subset, split=split)
-            records = [Record(f"{name}, {split}: row {n}", dict(v)) for n, v in enumerate(data, 1)]
+            # By whole Arrow tables: far quicker than row by row where a set has a million rows.
+            tables = data.with_format("arrow").iter(ROWS_AT_A_TIME)
+            rows = (row for table in tables for row in table.to_pylist())
+            records = [Record(f"{name}, {split}: row {n}", row) for n, row in enumerate(rows, 1)]
             for column, feature in data.features.items():
                 if isinstance(feature, datasets.ClassLabel):
                     for record in records:
                         index = record.values[column]
                         if index is not None and index >= 0:  # -1 stands for "no label"
-                            record.values[column] = feature.int2str(index)
+                            record.values[column] = ClassName(feature.int2str(index), index)
             if records:
                 return Table(f"{name}, {split}", tuple(data.column_names), records)
             self.mistakes.add(name, f"{place}: {name}, split {split}: empty: no rows")

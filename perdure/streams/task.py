@@ -21,6 +21,12 @@ Row = dict[str, Any]
 Metric = Literal["label_likelihood", "exact_match", "rouge_l", "chrf", "perplexity"]
 METRICS: tuple[Metric, ...] = ("label_likelihood", "exact_match", "rouge_l", "chrf", "perplexity")
 Scenario = Literal["task-incremental", "domain-incremental", "class-incremental"]
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "prompt": ("prompt", "answer"),
+    "chat": ("messages",),
+    "labels": ("text", "label"),
+}
+"""Columns that each task format reads, by our name."""
 
 
 @dataclass(frozen=True)

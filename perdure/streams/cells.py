@@ -1,0 +1,126 @@
+"""What a recipe's `columns` and `label_names` say of a record's cells, and their texts.
+
+columns: {text: review}                             the data's column "review"
+columns: {text: "{title}: {review}"}                several columns in one text
+label_names: {0: bad, 1: good}                      a value, or the number of a hub data set's class
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping
+from typing import Any
+
+
+class CellError(Exception):
+    """What is wrong with a cell, and the remedy."""
+
+    def __init__(self, what: str, *remedy: str) -> None:
+        self.what, self.remedy = what, remedy
+
+
+class ClassName(str):
+    """A class's name that also knows its number in the data set."""
+
+    number: int
+
+    def __new__(cls, name: str, number: int) -> ClassName:
+        found = super().__new__(cls, name)
+        found.number = number
+        return found
+
+
+def columns_in(source: str) -> tuple[str, ...]:
+    """Return the data's columns that an entry of `columns` reads: itself, or those in braces.
+
+    Raises: ValueError: braces that do not pair.
+    """
+    if "{" not in source:
+        return (source,)
+    return tuple(dict.fromkeys(name for _, name, _, _ in _parse(source) if name is not None))
+
+
+def check_cell(source: str, one_column: bool) -> tuple[str, str] | None:
+    """Return what is wrong with an entry of `columns`, and the remedy; None if nothing is."""
+    if "{" not in source:
+        return None
+    if one_column:
+        return (
+            "is one column: only texts are made of several",
+            "write messages: your-column",
+        )
+    try:
+        parts = _parse(source)
+    except ValueError as error:
+        return f"braces do not pair: {error}", "a brace of the text itself is written twice: {{ }}"
+    if not any(name for _, name, _, _ in parts):
+        return "names no column", "write the names of columns in braces: {premise} {hypothesis}"
+    if any(name == "" or spec or how for _, name, spec, how in parts):
+        what = "braces hold more or less than a column's name"
+        return what, "write the names of columns in braces: {premise} {hypothesis}"
+    return None
+
+
+def cell_text(values: Mapping[str, Any], source: str) -> str:
+    """Return the text that an entry of `columns` makes of a record.
+
+    Of several columns some may be empty, as a question's details often are, but not all.
+
+    Raises: CellError: nothing in it, or no text.
+    """
+    names = columns_in(source)
+    if names == (source,):
+        return as_text(values[source], source)
+    if all(_is_empty(values[name]) for name in names):
+        listed = " and ".join(f'"{name}"' for name in names)
+        raise CellError(f"{listed} are empty", "fill one in, or take the row out")
+    parts = [
+        before + ("" if name is None or _is_empty(values[name]) else as_text(values[name], name))
+        for before, name, _, _ in _parse(source)
+    ]
+    return "".join(parts)
+
+
+def as_text(value: Any, column: str) -> str:
+    """Return a cell as text that is not empty.
+
+    Raises: CellError: it is empty, or no text.
+    """
+    if _is_empty(value):
+        raise CellError(f'"{column}" is empty', "fill it in, or take the row out")
+    if isinstance(value, bool):
+        value = str(value).lower()
+    elif isinstance(value, float) and value.is_integer():
+        value = str(int(value))  # integers with gaps are floats in many files
+    elif isinstance(value, (int, float)):
+        value = str(value)
+    if not isinstance(value, str):
+        raise CellError(
+            f'"{column}" is a {type(value).__name__}, not text',
+            "lists of messages are read with format: chat",
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise CellError(f'"{column}" has half a character (a lone surrogate)') from None
+    return str(value)
+
+
+def answer_of(value: Any, label: str, names: Mapping[str, str]) -> str | None:
+    """Return what `label_names` calls a label; None if it knows neither its name nor its number.
+
+    Args: value: the cell; label: its text.
+    """
+    if label in names:
+        return names[label]
+    return names.get(str(value.number)) if isinstance(value, ClassName) else None
+
+
+def _is_empty(value: Any) -> bool:
+    if isinstance(value, float):
+        return value != value  # not a number: how many programs write an empty cell
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _parse(source: str) -> list[tuple[str, str | None, str | None, str | None]]:
+    return list(string.Formatter().parse(source))
