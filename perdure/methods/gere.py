@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from pydantic import Field, model_validator
 
+from perdure.learners.general import SHARE
 from perdure.methods import _states
 from perdure.methods._distill import distance, kl_of_largest, row_counts, row_means
 from perdure.methods._margin import outside
@@ -82,7 +83,7 @@ class GeReConfig(MethodConfig):
     insert: int = Field(4, gt=0, description="general rows in each optimizer step")
     samples: int = Field(1000, gt=0, description="general texts used, from the first")
     own_share: float = Field(
-        0.06, gt=0, description="without general text: tokens sampled, over those trained on"
+        SHARE, gt=0, description="without general text: tokens sampled, over those trained on"
     )
     max_tokens: int = Field(563, gt=1, description="tokens kept of each text")
     add_special_tokens: bool = Field(

@@ -12,6 +12,7 @@ from perdure.config_measuring import TEXT_FILES
 from perdure.errors import DataError, RecipeError, UsageError
 from perdure.streams import build_stream
 from perdure.streams.builtin import pydoc_texts
+from perdure.streams.cells import one_spaced
 from perdure.streams.general import file_texts
 from perdure.streams.rows import key, rank
 from perdure.streams.sources import Mistakes, Reader
@@ -88,8 +89,8 @@ def halve(
     Raises:
         DataError: too little to have something in each half.
     """
-    once = list({" ".join(text.split()): text for text in texts}.values())
-    of_texts = deal(once, lambda text: " ".join(text.split()), seed, most[0])
+    once = list({one_spaced(text): text for text in texts}.values())
+    of_texts = deal(once, one_spaced, seed, most[0])
     if not all(of_texts):
         raise DataError("general text: there are no two different texts", "give some dozens")
     of_tasks = [_halves_of(task, seed, most[1]) for task in tasks]

@@ -116,6 +116,11 @@ def answer_of(value: Any, label: str, names: Mapping[str, str]) -> str | None:
     return names.get(str(value.number)) if isinstance(value, ClassName) else None
 
 
+def one_spaced(text: str) -> str:
+    """The text with each stretch of white space as one space: texts alike in this are the same."""
+    return " ".join(text.split())
+
+
 def _is_empty(value: Any) -> bool:
     if isinstance(value, float):
         return value != value  # not a number: how many programs write an empty cell

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from perdure.config_measuring import TEXT_FILES
 from perdure.streams.builtin import pydoc_texts
+from perdure.streams.cells import one_spaced
 from perdure.streams.rows import rank
 from perdure.streams.sources import Reader, choices, shown
 from perdure.streams.task import GeneralText
@@ -29,8 +30,8 @@ def general_text(config: GeneralConfig, reader: Reader, seed: int) -> GeneralTex
     if apart:
         every = [*held_out, *replay]
         _, held_out, names["held_out_rows"] = _sides(config, apart, reader, seed)
-        seen = {_plain(text) for text in held_out[: config.held_out_rows]}
-        replay = [text for text in every if _plain(text) not in seen]
+        seen = {one_spaced(text) for text in held_out[: config.held_out_rows]}
+        replay = [text for text in every if one_spaced(text) not in seen]
     if len(reader.mistakes) > before:
         return GeneralText()
     for key, there in (("held_out_rows", held_out), ("replay_rows", replay)):
@@ -58,7 +59,7 @@ def _sides(
         return list(text.replay), list(text.held_out), text.source
     if source.lower().endswith(TEXT_FILES):
         name, texts = shown(reader.folder / source), file_texts(reader, source, config.column)
-        once = {_plain(text): text for text in texts or ()}
+        once = {one_spaced(text): text for text in texts or ()}
         order = [once[text] for text in sorted(once, key=lambda text: rank(seed, text))]
     else:
         name, wanted = source, config.replay_rows + config.held_out_rows
@@ -95,6 +96,3 @@ def file_texts(
         return None
     return [text for text in texts if text]
 
-
-def _plain(text: str) -> str:
-    return " ".join(text.split())

@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from perdure.streams.cells import CellError, answer_of, as_text, cell_text, columns_in
+from perdure.streams.cells import CellError, answer_of, as_text, cell_text, columns_in, one_spaced
 from perdure.streams.sources import Mistakes, Record, Table, choices
 from perdure.streams.task import COLUMNS, Row
 
@@ -126,7 +126,7 @@ def _conversation(value: Any, column: str) -> tuple[list[dict[str, str]], str]:
 
 def key(row: Row) -> str:
     """Return what makes two rows the same question: the prompt, whitespace and case aside."""
-    said = [[m["role"], " ".join(m["content"].split()).casefold()] for m in row["prompt"]]
+    said = [[m["role"], one_spaced(m["content"]).casefold()] for m in row["prompt"]]
     return json.dumps(said, ensure_ascii=False)
 
 

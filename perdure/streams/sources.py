@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from perdure.errors import DataError, PerdureError
 from perdure.files import read_lines, write_atomic
 from perdure.models.gguf import cache_folder
-from perdure.streams.cells import ClassName
+from perdure.streams.cells import ClassName, one_spaced
 from perdure.yaml_file import near
 
 DRAWN_FROM = 10_000
@@ -264,7 +264,7 @@ class Reader:
                     self.mistakes.add(name, what, choices(column, row, "columns there are"))
                     return None
                 if text := str(row[column] or "").strip():
-                    found.setdefault(" ".join(text.split()), text)
+                    found.setdefault(one_spaced(text), text)
                 if len(found) == count:
                     break
             if where == dataset:
