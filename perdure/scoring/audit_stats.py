@@ -182,7 +182,7 @@ def mcnemar_exact(base: Array, tuned: Array) -> float:
 
     Args:
         base, tuned: (items,) of 0 and 1.
-    Source: McNemar 1947; exact form as in statsmodels' `mcnemar(exact=True)`.
+    Source: McNemar 1947, in its exact form.
     """
     broken = int(np.sum((base == 1) & (tuned == 0)))
     mended = int(np.sum((base == 0) & (tuned == 1)))
