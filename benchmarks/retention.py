@@ -148,7 +148,7 @@ def _rows(data: Path, out: Path, task: str, labels: Sequence[str], limit: int) -
     found = {}
     tokenizer: AutoTokenizer | None = None
     for split in ("train", "test"):
-        path = out / "data" / f"{task}-{split}.jsonl"
+        path = out / "data" / f"{task}-{split}-{limit}.jsonl"
         if not path.exists():
             if tokenizer is None:
                 tokenizer = load_tokenizer(_recipe_model())

@@ -55,6 +55,9 @@ class ModelConfig(Section):
     chat_template: str = Field(
         "auto", description="auto: the model's own; none: plain text; or a Jinja file"
     )
+    max_prompt_length: int | None = Field(
+        None, gt=1, description="tokens; a longer prompt loses its middle, also when scored"
+    )
     fsdp_size: int = Field(0, ge=0, description="processes that share the weights (FSDP2); 0: off")
 
     def mistakes(self) -> Iterator[Mistake]:
@@ -197,9 +200,6 @@ class TrainConfig(Section):
         None, gt=0, description="rows per forward pass and process; less needs less memory"
     )
     max_length: int = Field(512, gt=1, description="tokens a row at most, prompt and answer")
-    max_prompt_length: int | None = Field(
-        None, gt=1, description="a longer prompt loses its middle, also in scoring; null: none does"
-    )
     warmup: float = Field(0.0, ge=0, lt=1, description="share of steps that ramp the rate up")
     schedule: Schedule = Field("constant", description="learning rate over a task")
     weight_decay: float = Field(0.0, ge=0, description="pull of the weights towards 0")
@@ -213,9 +213,6 @@ class TrainConfig(Section):
     report_to: list[Tracker] = Field(default_factory=list, description="experiment trackers")
 
     def mistakes(self) -> Iterator[Mistake]:
-        if self.max_prompt_length is not None and self.max_prompt_length >= self.max_length:
-            what = f"{self.max_prompt_length} leaves no room for an answer in max_length"
-            yield Mistake(("max_prompt_length",), what, f"max_length is {self.max_length}")
         micro = self.micro_batch_size
         if micro is not None and self.batch_size % micro:
             what = f"batch_size {self.batch_size} is no multiple of {micro}"
@@ -279,6 +276,10 @@ class Recipe(Section):
         if self.save.steps is not None and self.model.fsdp_size > 1:
             what = "a sharded model (model.fsdp_size) is only saved after each task"
             yield Mistake(("save", "steps"), what, "leave it out, or shard by accelerate's FSDP2")
+        most, whole = self.model.max_prompt_length, self.train.max_length
+        if most is not None and most >= whole:
+            what = f"{most} leaves no room for an answer in train.max_length, {whole}"
+            yield Mistake(("model", "max_prompt_length"), what, "lower it, or raise the other")
         if self.stop_when is not None and not self.gauges.every:
             yield Mistake(("stop_when",), "has no effect without gauges", "set gauges.every")
         names = [spec.name for spec in self.method]

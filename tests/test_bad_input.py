@@ -184,7 +184,7 @@ def test_prompt_longer_than_the_limit(shop: Path) -> None:
     assert refused("train.max_length=128") == (
         "error: task colour: train row 4: row starting 'word word word word word word word word ': "
         "616 tokens, the limit is 128\n"
-        "  shorten the row, raise train.max_length, or set train.max_prompt_length\n"
+        "  shorten the row, raise train.max_length, or set model.max_prompt_length\n"
         "  nothing was loaded or written\n"
     )
 

@@ -341,9 +341,10 @@ def column(entry: str, task: str = "") -> str:
         (column('messages: "{a} {b}"', ", format: chat"),
          ["1: stream.tasks.0.columns.messages: is one column: only texts are made of several",
           "  write messages: your-column"]),
-        (TASK + REST + "train: {max_length: 64, max_prompt_length: 64}\n",
-         ["4: train.max_prompt_length: 64 leaves no room for an answer in max_length",
-          "  max_length is 64"]),
+        (TASK + "model: {path: org/x, max_prompt_length: 64}\nmethod: sequential\n"
+         "train: {max_length: 64}\n",
+         ["2: model.max_prompt_length: 64 leaves no room for an answer in train.max_length, 64",
+          "  lower it, or raise the other"]),
         ("stream:\n  tasks:\n    - {name: a, train: colours.csv}\n  order: [a, a]\n" + REST,
          ['4: stream.order.1: "a" comes twice']),
         (TASK + "model: {path: org/x, lora: {r: 4}}\nmethod: sequential\n",

@@ -597,4 +597,9 @@ def test_the_command_gives_label_names_as_other_spellings(at_work):
     from perdure.config import load_recipe
 
     recipe = load_recipe(Path("recipe.yaml"), tasks_only=True)
-    assert label_names(recipe) == {"colours": {v: v for v in COLOURS.values()}}
+    spelled = {v: v for v in COLOURS.values()}
+    assert label_names(recipe) == {"colours": spelled}
+    # The number of a class is not what a model writes for it.
+    numbered = recipe.stream.tasks[0].model_copy(update={"label_names": {"0": "red", **spelled}})
+    recipe.stream.tasks[0] = numbered
+    assert label_names(recipe) == {"colours": spelled}

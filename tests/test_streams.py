@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from pydantic import ValidationError
 from perdure.config import FILE_TYPES, StreamConfig, TaskConfig, load_recipe
 from perdure.config_measuring import GeneralConfig
 from perdure.errors import DataError, RecipeError
-from perdure.streams import STREAMS, Sizes, TaskStream, build_stream, builtin, sources
+from perdure.streams import STREAMS, Sizes, TaskStream, build_stream, builtin, cells, sources
 
 TOPICS = ("fish", "bird", "tree")
 FORTY = [{"text": f"sentence {i} of forty", "label": TOPICS[i % 3]} for i in range(40)]
@@ -160,6 +161,11 @@ def test_mistakes_of_a_text_made_of_several_columns(tmp_path: Path) -> None:
                                    {"a": "", "b": "z", "label": "2"}])  # fmt: skip
     assert mistakes(tmp_path, format="labels", columns={"text": "{a} {b}"}) == (
         'train.csv:3: "a" and "b" are empty\n  fill one in, or take the row out'
+    )
+    assert mistakes(tmp_path, format="labels", columns={"text": "It says {a}"}) == (
+        'train.csv:3: "a" is empty\n  fill it in, or take the row out\n'
+        'train.csv:4: "a" is empty\n  fill it in, or take the row out\n'
+        'task animal: train: "1" is the only label\n  there is nothing to tell apart'
     )
     assert mistakes(tmp_path, format="labels", columns={"text": "{a} {bb} {c}"}) == (
         'task animal: columns.text: train.csv has no column "bb"\n'
@@ -738,13 +744,35 @@ def test_data_set_folder_through_datasets(tmp_path: Path) -> None:
     assert task.labels == tuple(sorted(TOPICS))
     by_text = {record["text"]: record["label"] for record in FORTY}
     assert all(by_text[said(row)] == row["answer"] for row in [*task.train, *task.test])
-    names = {"0": "a fish", "bird": "a bird", "2": "a tree"}  # by number or by name
-    (named,) = build(tmp_path, format="labels", dataset="animals", train="train", label_names=names)
-    assert named.labels == ("a fish", "a bird", "a tree")
-    assert all(f"a {by_text[said(row)]}" == row["answer"] for row in named.train)
+    for keys in (TOPICS, ("0", "1", "2"), ("0", "bird", "2")):  # names, numbers, some of both
+        names = {key: f"a {topic}" for key, topic in zip(keys, TOPICS, strict=True)}
+        (named,) = build(
+            tmp_path, format="labels", dataset="animals", train="train", label_names=names
+        )
+        assert named.labels == ("a fish", "a bird", "a tree")
+        assert all(f"a {by_text[said(row)]}" == row["answer"] for row in named.train)
+    few = {"1": "a", "2": "b"}
+    assert 'row 1: label "fish" is not in label_names\n  those there are: 1, 2' in mistakes(
+        tmp_path, format="labels", dataset="animals", train="train", label_names=few
+    )
     assert mistakes(tmp_path, format="labels", dataset="animals", train="trian").startswith(
         'task animal: train: data set "animals", split trian: Unknown split "trian".'
     )
+
+
+def test_classes_that_are_called_by_numbers(tmp_path: Path) -> None:
+    """Called "1" to "3", numbered 0 to 2: keys that are all names are names, others numbers."""
+    stars = cells.ClassName(("1", "2", "3"), 0)
+    assert (stars, stars.number, pickle.loads(pickle.dumps(stars)).classes) == (
+        "1", 0, ("1", "2", "3")
+    )  # fmt: skip
+    words = ("bad", "fair", "good")
+    for first in (0, 1):
+        names = {str(i): word for i, word in enumerate(words, first)}
+        assert [
+            cells.answer_of(cells.ClassName(("1", "2", "3"), i), str(i + 1), names)
+            for i in range(3)
+        ] == list(words)
 
 
 def test_hub_not_reachable(tmp_path: Path) -> None:

@@ -56,5 +56,11 @@ def diagnose(
 
 
 def label_names(recipe: Recipe) -> dict[str, dict[str, str]]:
-    """Task -> value in its data -> label: spellings that a lenient match takes for the label."""
-    return {task.name: dict(task.label_names or {}) for task in recipe.stream.tasks or ()}
+    """Task -> value in its data -> label: spellings that a lenient match takes for the label.
+
+    Numbers are none: most are those of a hub data set's classes, which no model writes.
+    """
+    return {
+        task.name: {k: v for k, v in (task.label_names or {}).items() if not k.isdecimal()}
+        for task in recipe.stream.tasks or ()
+    }

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from perdure.errors import DataError, PerdureError, RecipeError, UsageError
-from perdure.learners.encoding import Encoder
+from perdure.learners.encoding import IGNORE, Encoder
 from perdure.streams.task import TaskStream
 
 if TYPE_CHECKING:
@@ -46,14 +47,14 @@ def steps_of(recipe: Recipe, rows: int, epochs: float | None = None) -> int:
 
 def recipe_encoder(tokenizer: Any, recipe: Recipe) -> Encoder:
     """The encoder of a recipe's rows."""
-    train, template = recipe.train, recipe.model.chat_template
-    return Encoder(tokenizer, template, train.max_length, train.max_prompt_length)
+    model, longest = recipe.model, recipe.train.max_length
+    return Encoder(tokenizer, model.chat_template, longest, model.max_prompt_length)
 
 
 def check_rows(stream: TaskStream, encoder: Encoder, context_length: int | None) -> None:
     """Encode every row once, so that one too long is told now and not hours into training.
 
-    How many prompts lose their middle is told as a warning.
+    How many prompts lose their middle is told as a warning, once.
 
     Raises:
         RecipeError: rows longer than `train.max_length` or than the model's context; up to ten
@@ -62,15 +63,14 @@ def check_rows(stream: TaskStream, encoder: Encoder, context_length: int | None)
     mistakes: list[PerdureError] = []
     for task in stream:
         for split in ("train", "validation", "test"):
-            rows = getattr(task, split)
-            if cut := sum(map(encoder.is_cut, rows) if encoder.max_prompt_length else ()):
-                logger.warning(
-                    "task %s: %d of %d %s rows have a prompt of more than %d tokens: its middle "
-                    "is left out", task.name, cut, len(rows), split, encoder.max_prompt_length,
-                )  # fmt: skip
+            rows, cut = getattr(task, split), 0
             for number, row in enumerate(rows, 1):
                 try:
-                    width = len(encoder.encode(row)["input_ids"])
+                    encoded = encoder.encode(row)
+                    width = len(encoded["input_ids"])
+                    # Only a prompt of just the most tokens can be one that was cut.
+                    full = encoded["labels"].count(IGNORE) == encoder.max_prompt_length
+                    cut += full and encoder.is_cut(row)
                     if context_length is not None and width > context_length:
                         raise DataError(
                             f"{width} tokens, the model's context is {context_length}",
@@ -79,8 +79,20 @@ def check_rows(stream: TaskStream, encoder: Encoder, context_length: int | None)
                 except DataError as error:
                     what = f"task {task.name}: {split} row {number}: {error.what}"
                     mistakes.append(DataError(what, error.remedy))
+            if cut:
+                most = encoder.max_prompt_length
+                _warn_once(
+                    f"task {task.name}: {cut} of {len(rows)} {split} rows have a prompt of more "
+                    f"than {most} tokens: its middle is left out"
+                )
     if mistakes:
         shown = mistakes[:_SHOWN]
         if len(mistakes) > _SHOWN:
             shown.append(DataError(f"... and {len(mistakes) - _SHOWN} more rows"))
         raise RecipeError(shown)
+
+
+@lru_cache
+def _warn_once(message: str) -> None:
+    """Rows are checked before a run and again at its start."""
+    logger.warning("%s", message)

@@ -101,7 +101,8 @@ class Encoder:
             raise DataError(
                 f"row starting {row['prompt'][-1]['content'][:40]!r}: "
                 f"{len(prompt) + len(answer)} tokens, the limit is {self.max_length}",
-                "shorten the row, raise train.max_length, or set train.max_prompt_length",
+                "shorten the row, raise train.max_length, or "
+                f"{'lower' if self.max_prompt_length else 'set'} model.max_prompt_length",
             )
         return {"input_ids": prompt + answer, "labels": [IGNORE] * len(prompt) + answer}
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from perdure.config import ModelConfig
 from perdure.errors import ModelError, UsageError
+from perdure.learners.encoding import Encoder
 from perdure.models import load_base, load_saved, save_model
 from perdure.models.adapters import load_adapter, saved_base
 from perdure.models.load import resolve_saved
@@ -56,6 +57,11 @@ class Line:
     def template(self) -> str:
         """The chat template to encode rows with, as `Encoder` takes it."""
         return "none" if self.config.chat_template == "none" else "auto"
+
+    def encoder(self) -> Encoder:
+        """Reads rows as those that the tuned model was trained on were read."""
+        longest = self.config.max_prompt_length
+        return Encoder(self.tokenizer, self.template, max_prompt_length=longest)
 
     @torch.no_grad()
     def put(self, candidate: Candidate) -> None:
@@ -140,7 +146,7 @@ def _of_adapter(base: str, folder: Path, precision: str) -> Line:
     noted, path = saved_base(folder), _absolute(base)
     config = ModelConfig(path=path)
     if noted is not None:
-        keep = ["trust_remote_code", "attention", "chat_template"]
+        keep = ["trust_remote_code", "attention", "chat_template", "max_prompt_length"]
         keep += ["revision"] if noted.path == path else []
         config = config.model_copy(update={name: getattr(noted, name) for name in keep})
     model, tokenizer = load_base(config)

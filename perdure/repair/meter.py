@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from perdure.learners.encoding import Encoder
 from perdure.repair.candidates import BASE, TUNED, Candidate
 from perdure.repair.line import Line
 from perdure.repair.result import Figures, Point, shares
@@ -46,7 +45,7 @@ class Meter:
         on_progress: Progress | None = None,
     ) -> None:
         self.line, self.search, self.sizes, self.precision = line, search, sizes, precision
-        self.encoder = Encoder(line.tokenizer, line.template)
+        self.encoder = line.encoder()
         self.metrics: dict[str, str] = {task.name: task.metric for task in search.tasks}
         self._progress, self._done, self._total = on_progress, 0, 0
         self._ends: dict[Candidate, Figures] = {}

@@ -12,7 +12,7 @@ from typing import Any
 
 from perdure.dropin import attach
 from perdure.errors import UsageError
-from perdure.learners.encoding import Encoder, collate
+from perdure.learners.encoding import collate
 from perdure.repair.candidates import BASE, Candidate
 from perdure.repair.line import Line
 from perdure.repair.meter import Sizes
@@ -45,7 +45,7 @@ def polish(
     """
     from transformers import Trainer, TrainingArguments
 
-    encoder = Encoder(line.tokenizer, line.template)
+    encoder = line.encoder()
     rows = [encoder.encode(row) for task in tasks for row in task.train]
     rows = [row for row in rows if len(row["input_ids"]) <= LONGEST]
     if not rows:

@@ -12,7 +12,7 @@ means, and why all of them together are wrong with probability at most `alpha`:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,11 +101,11 @@ def audit(
         raise UsageError(f"audit: --alpha {alpha:g}: must be between 0 and 0.5", "0.05 is usual")
     plan = plan_measures(measures, tasks, texts, max_kl)
     names = (_name(base), _name(tuned))
-    template = chat_template or _own_template(tuned)
+    reading = _reading(tuned, chat_template)
     pair = _Pair(
         *_load(base, precision, device),
         *_load(tuned, precision, device),
-        template,
+        reading,
         sizes or Sizes(),
     )
     share = shared_alpha(alpha, plan.judged)
@@ -168,12 +168,12 @@ class _Pair:
         base_tokenizer: Any,
         tuned: Any,
         tuned_tokenizer: Any,
-        template: str,
+        reading: Mapping[str, Any],
         sizes: Sizes,
     ) -> None:
         self.base, self.tuned, self.sizes = base, tuned, sizes
-        self.base_encoder = Encoder(base_tokenizer, template)
-        self.tuned_encoder = Encoder(tuned_tokenizer, template)
+        self.base_encoder = Encoder(base_tokenizer, **reading)
+        self.tuned_encoder = Encoder(tuned_tokenizer, **reading)
 
     def check_vocabularies(self) -> None:
         ours = self.base_encoder.tokenizer.get_vocab()
@@ -299,16 +299,24 @@ def _load(model: Model, precision: str, device: torch.device | str | None) -> tu
     return (loaded if device is None else loaded.to(device)), tokenizer
 
 
-def _own_template(tuned: Model) -> str:
-    """ "none" if the model was trained by Perdure on plain text, else "auto"."""
+def _reading(tuned: Model, chat_template: str | None) -> dict[str, Any]:
+    """Options of `Encoder`: how the rows that Perdure trained the model on were read.
+
+    Args: chat_template: None is "none" if that was plain text, else "auto".
+    """
+    found: dict[str, Any] = {"chat_template": chat_template or "auto"}
     if isinstance(tuned, tuple):
-        return "auto"
+        return found
     from perdure.models.adapters import saved_base
     from perdure.models.load import resolve_saved
 
     folder = resolve_saved(Path(tuned).expanduser())
     config = saved_base(folder) if folder is not None else None
-    return "none" if config is not None and config.chat_template == "none" else "auto"
+    if config is not None:
+        found["max_prompt_length"] = config.max_prompt_length
+        if chat_template is None and config.chat_template == "none":
+            found["chat_template"] = "none"
+    return found
 
 
 def _name(model: Model) -> str:

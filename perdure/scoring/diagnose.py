@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch
 
 from perdure.errors import UsageError
-from perdure.scoring.audit import Model, _load, _name, _own_template
+from perdure.scoring.audit import Model, _load, _name, _reading
 from perdure.scoring.diagnose_case import Case
 from perdure.scoring.diagnose_measure import Measured, Progress, Sizes
 from perdure.scoring.diagnose_result import Diagnosis, TaskDiagnosis, evidence
@@ -65,9 +65,15 @@ def diagnose(
     started = time.perf_counter()
     tasks, sizes = tuple(stream), sizes or Sizes()
     _check(tasks, max_drop, alpha, sizes)
-    template = chat_template or _own_template(tuned)
+    reading = _reading(tuned, chat_template)
     ours, theirs = (
-        Measured(*_load(model, "fp32", device), template, sizes, side, on_progress)
+        Measured(
+            *_load(model, "fp32", device),
+            **reading,
+            sizes=sizes,
+            side=side,
+            on_progress=on_progress,
+        )
         for side, model in (("base", base), ("tuned", tuned))
     )
     found = []

@@ -54,7 +54,7 @@ class Measured:
 
     Args:
         model, tokenizer: as `perdure.models.load_saved` returns them; the weights stay as they are.
-        chat_template: as in `Encoder`.
+        chat_template, max_prompt_length: as in `Encoder`; with examples a prompt stays whole.
     """
 
     def __init__(
@@ -62,26 +62,31 @@ class Measured:
         model: nn.Module,
         tokenizer: Any,
         chat_template: str = "auto",
+        max_prompt_length: int | None = None,
         sizes: Sizes | None = None,
         side: str = "",
         on_progress: Progress | None = None,
     ) -> None:
-        self.model, self.encoder = model, Encoder(tokenizer, chat_template)
+        self.model, self._whole = model, Encoder(tokenizer, chat_template)
+        self.encoder = Encoder(tokenizer, chat_template, max_prompt_length=max_prompt_length)
         self.sizes, self.side = sizes or Sizes(), side
         self._progress = on_progress
         self._kept: dict[tuple[str, str], Any] = {}
 
-    def scored(self, task: Task, metric: str, extra: str = "") -> TaskScore:
+    def scored(
+        self, task: Task, metric: str, extra: str = "", encoder: Encoder | None = None
+    ) -> TaskScore:
         """The task's test rows by `metric`.
 
         Args:
             extra: names a state of model or prompts other than the plain one; not kept.
+            encoder: of such prompts; None is that of the plain ones.
         """
 
         def work() -> TaskScore:
             return score_task(
                 self.model,
-                self.encoder,
+                encoder or self.encoder,
                 replace(task, metric=metric),  # type: ignore[arg-type]
                 batch_size=self.sizes.batch,
                 on_progress=self._told(f"{task.name}: {extra or self.side}"),
@@ -110,11 +115,12 @@ class Measured:
 
     def with_shots(self, task: Task, metric: str, rows: Sequence[Row]) -> TaskScore:
         """`scored` with `rows` as examples in front of each prompt."""
-        return self.scored(in_front(task, rows), metric, f"{self.side}, {len(rows)} examples")
+        with_rows, name = in_front(task, rows), f"{self.side}, {len(rows)} examples"
+        return self.scored(with_rows, metric, name, self._whole)
 
     def longest(self, task: Task) -> int:
-        """Tokens of the longest prompt and of the answer that may follow it."""
-        return max(len(self.encoder.prompt_ids(row)) for row in task.test) + task.max_new_tokens
+        """Tokens of the longest prompt, uncut, and of the answer that may follow it."""
+        return max(len(self._whole.prompt_ids(row)) for row in task.test) + task.max_new_tokens
 
     def _once(self, key: tuple[str, str], work: Callable[[], Any]) -> Any:
         if key not in self._kept:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from perdure.errors import RecipeError
 from perdure.streams.builtin import STREAMS
 from perdure.streams.general import general_text
-from perdure.streams.rows import Placed, capped, hold_out, key, to_rows
+from perdure.streams.rows import Placed, capped, columns_read, hold_out, key, to_rows
 from perdure.streams.sources import Mistakes, Reader, choices
 from perdure.streams.task import GeneralText, Task, TaskStream
 
@@ -80,7 +80,9 @@ def _task(config: TaskConfig, reader: Reader, seed: int) -> Task | None:
         if source is None:
             continue
         if config.dataset is not None:
-            table = reader.hub(config.dataset, config.subset, source, config.place(split))
+            table = reader.hub(
+                config.dataset, config.subset, source, config.place(split), columns_read(config)
+            )
         else:
             table = reader.file(source)
         splits[split] = to_rows(table, config, mistakes) if table else []

@@ -20,14 +20,18 @@ class CellError(Exception):
 
 
 class ClassName(str):
-    """A class's name that also knows its number in the data set."""
+    """The name of a data set's class, which also knows its number and the other classes."""
 
     number: int
+    classes: tuple[str, ...]
 
-    def __new__(cls, name: str, number: int) -> ClassName:
-        found = super().__new__(cls, name)
-        found.number = number
+    def __new__(cls, classes: tuple[str, ...], number: int) -> ClassName:
+        found = super().__new__(cls, classes[number])
+        found.number, found.classes = number, classes
         return found
+
+    def __getnewargs__(self) -> Any:
+        return self.classes, self.number
 
 
 def columns_in(source: str) -> tuple[str, ...]:
@@ -71,6 +75,8 @@ def cell_text(values: Mapping[str, Any], source: str) -> str:
     names = columns_in(source)
     if names == (source,):
         return as_text(values[source], source)
+    if len(names) == 1:
+        as_text(values[names[0]], names[0])
     if all(_is_empty(values[name]) for name in names):
         listed = " and ".join(f'"{name}"' for name in names)
         raise CellError(f"{listed} are empty", "fill one in, or take the row out")
@@ -107,13 +113,16 @@ def as_text(value: Any, column: str) -> str:
 
 
 def answer_of(value: Any, label: str, names: Mapping[str, str]) -> str | None:
-    """Return what `label_names` calls a label; None if it knows neither its name nor its number.
+    """Return what `label_names` calls a label; None if it does not know it.
+
+    Its keys are names of classes where all of them are one, else numbers first: classes may be
+    called "1" to "5" and be numbered from 0.
 
     Args: value: the cell; label: its text.
     """
-    if label in names:
-        return names[label]
-    return names.get(str(value.number)) if isinstance(value, ClassName) else None
+    if isinstance(value, ClassName) and not names.keys() <= set(value.classes):
+        return names.get(str(value.number), names.get(label))
+    return names.get(label)
 
 
 def one_spaced(text: str) -> str:

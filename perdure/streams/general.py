@@ -95,4 +95,3 @@ def file_texts(
         reader.mistakes.add(name, f"{name}: empty: no text")
         return None
     return [text for text in texts if text]
-

@@ -34,6 +34,11 @@ class Placed(NamedTuple):
     source: str
 
 
+def columns_read(task: TaskConfig) -> tuple[str, ...]:
+    """Return the data's columns that a task's rows are made of."""
+    return tuple(name for ours in COLUMNS[task.format] for name in columns_in(task.column(ours)))
+
+
 def to_rows(table: Table, task: TaskConfig, mistakes: Mistakes) -> list[Placed]:
     """Return a row for each record that has no mistake; mistakes are noted with their place."""
     columns = {ours: task.column(ours) for ours in COLUMNS[task.format]}
@@ -63,7 +68,7 @@ def to_rows(table: Table, task: TaskConfig, mistakes: Mistakes) -> list[Placed]:
 
 
 def _row(record: Record, columns: Mapping[str, str], task: TaskConfig) -> Row:
-    for theirs in (name for source in columns.values() for name in columns_in(source)):
+    for theirs in columns_read(task):
         if theirs not in record.values:
             raise CellError(
                 f'no "{theirs}", which other rows have', f"has: {', '.join(record.values)}"

@@ -30,3 +30,17 @@ def context(tiny: Any, tmp_path: Path) -> Callable[..., Any]:
         return ctx
 
     return make
+
+
+@pytest.fixture
+def made(context: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+    """Make GeRe and its begun first task: `made({options of context}, **options of the method)`."""
+    from perdure.methods.gere import GeRe, GeReConfig
+
+    def make(ctx_options: dict[str, Any] | None = None, **options: Any) -> tuple[Any, Any]:
+        method = GeRe(GeReConfig(**{"max_tokens": 12, **options}))
+        ctx = context(method, **(ctx_options or {}))
+        method.begin_task(ctx)
+        return method, ctx
+
+    return make

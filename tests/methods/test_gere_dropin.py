@@ -52,14 +52,24 @@ def plain(model: Any, tokenizer: Any, out: Path, task: Any = FIRST, **options: A
     )  # fmt: skip
 
 
-def sft(model: Any, tokenizer: Any, out: Path, **options: Any) -> SFTTrainer:
+def sft(
+    model: Any, tokenizer: Any, out: Path, peft_config: Any = None, **options: Any
+) -> SFTTrainer:
     from datasets import Dataset
 
     data = Dataset.from_list([{"text": f"{text} {i}"} for i in range(6) for text in GENERAL])
     return SFTTrainer(
         model=model, args=arguments(out, SFTConfig, max_length=32, **options),
-        processing_class=tokenizer, train_dataset=data,
+        processing_class=tokenizer, train_dataset=data, peft_config=peft_config,
     )  # fmt: skip
+
+
+def sft_lora(model: Any, tokenizer: Any, out: Path, **options: Any) -> SFTTrainer:
+    """The trainer makes the adapter itself, as `SFTTrainer(..., peft_config=)` does."""
+    from peft import LoraConfig
+
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+    return sft(model, tokenizer, out, peft_config=config, learning_rate=5.0, **options)
 
 
 SET_UPS: dict[str, Any] = {
@@ -69,7 +79,12 @@ SET_UPS: dict[str, Any] = {
     "SFTTrainer": (sft, {"gradient_checkpointing": False}),
     "SFTTrainer, packing": (sft, {"packing": True, "gradient_checkpointing": False}),
     "SFTTrainer, checkpointing": (sft, {"gradient_checkpointing": True}),
-}
+    "SFTTrainer, accumulation": (sft, {
+        "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4,
+        "gradient_checkpointing": False,
+    }),
+    "SFTTrainer, LoRA": (sft_lora, {"gradient_checkpointing": False}),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SET_UPS)
