@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+_NO_STATE = {
+    "architectures", "dtype", "id2label", "label2id", "name_or_path", "problem_type",
+    "quantization_config", "return_dict", "torch_dtype", "transformers_version", "use_cache",
+}  # fmt: skip
+"""Keys of a configuration that change no hidden state, besides tokens' ids and what is returned."""
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -44,13 +51,14 @@ def full(tensor: Tensor) -> Tensor:
 
 
 def fingerprint(model: nn.Module, frozen_only: bool = False) -> str:
-    """A hash of a model's weights: of each shape, sum and norm in fp64 to 7 digits, some values.
+    """A hash of a model: of each weight's shape, sum and norm in fp64 to 7 digits, some values.
 
-    Sums are rounded, as processes and devices add in another order.
+    Sums are rounded, as processes and devices add in another order. What the configuration says of
+    the computation (activation, positions, epsilons) goes in too.
 
     Args: frozen_only: leave out parameters that are trained.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(_settings(model).encode())
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if frozen_only and weight.requires_grad:
@@ -63,6 +71,19 @@ def fingerprint(model: nn.Module, frozen_only: bool = False) -> str:
             some = few.to("cpu", torch.float64, copy=True).numpy().tobytes()
             digest.update(f"{name} {tuple(whole.shape)} {sums}\n".encode() + some)
     return digest.hexdigest()[:16]
+
+
+def _settings(model: nn.Module) -> str:
+    """A model's configuration, without what a trainer sets and what changes no state."""
+    config: Any = getattr(model, "config", None)
+    if not hasattr(config, "to_dict"):
+        return ""
+    kept = {
+        key: value
+        for key, value in config.to_dict().items()
+        if not (key in _NO_STATE or key.startswith(("_", "output_")) or key.endswith("_token_id"))
+    }
+    return json.dumps(kept, sort_keys=True, default=str)
 
 
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:

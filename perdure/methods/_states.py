@@ -135,10 +135,13 @@ class StateCache:
         """In what the nearest other cache of this run differs, for a message; "" if none is."""
         others = sorted(self.root.glob("states-*/manifest.json"))
         metas = [json.loads(p.read_text(encoding="utf-8"))["about"] for p in others]
-        # Those of other keys are of another use: of the gauges, or of another loss.
-        alike = [meta for meta in metas if meta.keys() == self.about.keys()]
-        found = [[k for k, v in self.about.items() if meta[k] != v] for meta in alike]
-        return ", ".join(sorted(found, key=len)[0]) if found else ""
+        # Those of the gauges are no others of a method's, nor the other way round.
+        alike = [meta for meta in metas if ("gauge" in meta) == ("gauge" in self.about)]
+        of_loss = [meta for meta in alike if meta.keys() == self.about.keys()]
+        found = [[k for k, v in self.about.items() if meta[k] != v] for meta in of_loss]
+        if not found:
+            return "loss" if alike else ""
+        return ", ".join(sorted(found, key=len)[0])
 
     # --- building
 

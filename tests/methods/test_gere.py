@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import family
 from small_tasks import FIRST, GENERAL, SECOND
 from torch import Tensor, tensor
 
@@ -495,6 +496,44 @@ def test_the_cache_is_made_once_and_survives_interruption(
     # Three texts were there; one more pass measures the noise.
     assert len(calls) == len(GENERAL) - 3 + 1
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == original
+
+
+def test_distilling_leaves_each_modules_mode_as_it_was(context: Any, tiny: Any) -> None:
+    """Not one flag for all: a layer that a user keeps in eval mode while the rest trains."""
+    model = tiny[0].train()
+    model.model.layers[1].eval()
+    before = [module.training for module in model.modules()]
+    assert set(before) == {True, False}
+    method = GeRe(GeReConfig(max_tokens=12))
+    method.begin_task(context(method, model=model))
+    assert method._cache is not None
+    assert [module.training for module in model.modules()] == before
+
+
+@pytest.mark.parametrize("loss", ["margin", "l2"])
+def test_dropout_is_off_while_the_base_is_distilled(
+    context: Any, tiny: Any, tmp_path: Path, loss: Any
+) -> None:
+    """Trap 7: in train mode the base's states would be noise."""
+    model = family("gpt2", len(tiny[1]))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.1
+    ids = tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        one, two = (model.train()(ids).logits for _ in range(2))
+    assert not torch.equal(one, two)
+    found = {}
+    for mode in (True, False):
+        model.train(mode)
+        method = GeRe(GeReConfig(max_tokens=12, loss=loss))
+        method.begin_task(context(method, model=model, cache=tmp_path / str(mode)))
+        assert method._cache is not None
+        folder = method._cache.folder
+        found[mode] = {p.name: p.read_bytes() for p in folder.glob("*.safetensors")}
+        assert model.training is mode
+    assert len(found[True]) == 2
+    assert found[True] == found[False]
 
 
 def test_another_setting_makes_another_cache_before_training(made: Any, caplog: Any) -> None:
