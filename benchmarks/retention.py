@@ -286,7 +286,7 @@ def _print_own(loss: str, runs: dict[str, list[Run]]) -> None:
         if runs.get(name)
     }
     seeds = sorted(set.intersection(*(set(found) for found in rises.values())) if rises else ())
-    if not seeds or "sequential" not in rises:
+    if not seeds or "sequential" not in rises or len(rises) == 1:
         return
     total = mean(rises["sequential"][seed] for seed in seeds)
     for kind, found in rises.items():

@@ -115,6 +115,17 @@ def saved_base(folder: Path) -> ModelConfig | None:
         ) from error
 
 
+def reading(config: ModelConfig) -> dict[str, Any]:
+    """Options of `Encoder` that read rows as those were that a model of `config` was trained on.
+
+    A template of its own lies beside a saved model's tokenizer: "auto" finds it.
+    """
+    return {
+        "chat_template": "none" if config.chat_template == "none" else "auto",
+        "max_prompt_length": config.max_prompt_length,
+    }
+
+
 def load_adapter(folder: Path, model: Any, *, trainable: bool = False) -> Any:
     """Put the adapter in `folder` on its base model.
 

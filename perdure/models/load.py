@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.errors import ModelError
-from perdure.models.adapters import attach_lora, load_adapter, saved_base
+from perdure.models.adapters import attach_lora, load_adapter, reading, saved_base
 from perdure.models.gguf import converted, plain
 from perdure.models.locate import Place, loading, locate, read_config
 
@@ -189,7 +189,7 @@ def load_saved(
                 update={
                     "trust_remote_code": base.trust_remote_code,
                     "attention": base.attention,
-                    "chat_template": "none" if base.chat_template == "none" else "auto",
+                    **reading(base),
                 }
             )
         return load_base(here, precision=precision)

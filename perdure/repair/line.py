@@ -20,7 +20,7 @@ from perdure.config import ModelConfig
 from perdure.errors import ModelError, UsageError
 from perdure.learners.encoding import Encoder
 from perdure.models import load_base, load_saved, save_model
-from perdure.models.adapters import load_adapter, saved_base
+from perdure.models.adapters import load_adapter, reading, saved_base
 from perdure.models.load import resolve_saved
 from perdure.repair.candidates import Candidate, layer_groups, mixed
 
@@ -53,15 +53,9 @@ class Line:
         groups = layer_groups([name for name, _ in model.named_parameters()])
         self.groups = {name: groups[name] for name in self.end}
 
-    @property
-    def template(self) -> str:
-        """The chat template to encode rows with, as `Encoder` takes it."""
-        return "none" if self.config.chat_template == "none" else "auto"
-
     def encoder(self) -> Encoder:
         """Reads rows as those that the tuned model was trained on were read."""
-        longest = self.config.max_prompt_length
-        return Encoder(self.tokenizer, self.template, max_prompt_length=longest)
+        return Encoder(self.tokenizer, **reading(self.config))
 
     @torch.no_grad()
     def put(self, candidate: Candidate) -> None:

@@ -304,19 +304,15 @@ def _reading(tuned: Model, chat_template: str | None) -> dict[str, Any]:
 
     Args: chat_template: None is "none" if that was plain text, else "auto".
     """
-    found: dict[str, Any] = {"chat_template": chat_template or "auto"}
-    if isinstance(tuned, tuple):
-        return found
-    from perdure.models.adapters import saved_base
-    from perdure.models.load import resolve_saved
+    found: dict[str, Any] = {"chat_template": "auto"}
+    if not isinstance(tuned, tuple):
+        from perdure.models.adapters import reading, saved_base
+        from perdure.models.load import resolve_saved
 
-    folder = resolve_saved(Path(tuned).expanduser())
-    config = saved_base(folder) if folder is not None else None
-    if config is not None:
-        found["max_prompt_length"] = config.max_prompt_length
-        if chat_template is None and config.chat_template == "none":
-            found["chat_template"] = "none"
-    return found
+        folder = resolve_saved(Path(tuned).expanduser())
+        config = saved_base(folder) if folder is not None else None
+        found = reading(config) if config is not None else found
+    return found | ({"chat_template": chat_template} if chat_template else {})
 
 
 def _name(model: Model) -> str:

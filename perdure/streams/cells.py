@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 
@@ -34,6 +35,7 @@ class ClassName(str):
         return self.classes, self.number
 
 
+@lru_cache
 def columns_in(source: str) -> tuple[str, ...]:
     """Return the data's columns that an entry of `columns` reads: itself, or those in braces.
 
@@ -136,5 +138,6 @@ def _is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-def _parse(source: str) -> list[tuple[str, str | None, str | None, str | None]]:
-    return list(string.Formatter().parse(source))
+@lru_cache
+def _parse(source: str) -> tuple[tuple[str, str | None, str | None, str | None], ...]:
+    return tuple(string.Formatter().parse(source))

@@ -59,16 +59,19 @@ def to_rows(table: Table, task: TaskConfig, mistakes: Mistakes) -> list[Placed]:
     if missing:
         return []
     rows: list[Placed] = []
+    needed = columns_read(task)
     for record in table.records:
         try:
-            rows.append(Placed(_row(record, columns, task), record.place, table.name))
+            rows.append(Placed(_row(record, columns, needed, task), record.place, table.name))
         except CellError as wrong:
             mistakes.add(table.name, f"{record.place}: {wrong.what}", wrong.remedy)
     return rows
 
 
-def _row(record: Record, columns: Mapping[str, str], task: TaskConfig) -> Row:
-    for theirs in columns_read(task):
+def _row(
+    record: Record, columns: Mapping[str, str], needed: Sequence[str], task: TaskConfig
+) -> Row:
+    for theirs in needed:
         if theirs not in record.values:
             raise CellError(
                 f'no "{theirs}", which other rows have', f"has: {', '.join(record.values)}"
