@@ -282,6 +282,9 @@ class Recipe(Section):
             yield Mistake(("model", "max_prompt_length"), what, "lower it, or raise the other")
         if self.stop_when is not None and not self.gauges.every:
             yield Mistake(("stop_when",), "has no effect without gauges", "set gauges.every")
+        if self.stop_when is not None and self.stop_when.flip_share and not self.gauges.texts:
+            what = "has no effect with gauges.texts: 0"
+            yield Mistake(("stop_when", "flip_share"), what, "ask for some texts, or budget kl")
         names = [spec.name for spec in self.method]
         if twice := {name for name in names if names.count(name) > 1}:
             yield Mistake(("method",), f"{', '.join(sorted(twice))} is listed twice")

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from perdure.errors import TrainingError
 from perdure.learners.encoding import Encoder, collate
 from perdure.learners.general import SHARE, given_rows, sampled_rows
+from perdure.learners.packing import packed_states
 from perdure.learners.passes import Pass, Rows, capture, head_options, takes_positions
-from perdure.learners.weights import fingerprint, full, is_sharded, swapped, trainable
+from perdure.learners.weights import adapter_off, fingerprint, full, is_sharded, swapped, trainable
 from perdure.methods.base import Method, Phase, Reads
 from perdure.streams.task import GeneralText, Row, Task
 
@@ -42,6 +43,7 @@ class Context:
         cache: a folder of this run for heavy results; a name in it should carry a hash of what
             the result depends on.
         autocast: makes a context of the training's precision.
+        packs: the learner runs replayed rows in one pass with the task's, where the model lets it.
         accumulation, micro: micro-batches in this optimizer step, and which one this is.
     """
 
@@ -63,6 +65,7 @@ class Context:
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         stream_tokens: Callable[[], int] | None = None,
         tell: Callable[[str, str, int, int], None] | None = None,
+        packs: bool = False,
     ) -> None:
         self.model, self.encoder, self.task = model, encoder, task
         self.methods, self.task_index, self.tasks_seen = methods, task_index, tuple(tasks_seen)
@@ -75,14 +78,14 @@ class Context:
         self.tokens: Tensor | int = 0  # real tokens run through this process, to tell the speed
         self.accelerator: Accelerator | None = None
         self._score, self.autocast, self._base = score, autocast, base
-        self._stream_tokens, self._tell = stream_tokens, tell
+        self._stream_tokens, self._tell, self.packs = stream_tokens, tell, packs
         self.logged: dict[str, float] = {}  # by `log`, until the trainer's next log line
         self.watched: dict[str, Tensor] = {}  # by `log`, of the pass that is being made
         self._frozen: dict[str, Weights] = {}
         wanted = {m.reads.teacher for m in methods}
         if "previous" in wanted:
             self._frozen["previous"] = self.snapshot()
-        if "base" in wanted and not _has_adapter(model):
+        if "base" in wanted and not self.has_adapter:
             self._frozen["base"] = self.snapshot() if base is None else base()
 
     # --- rows
@@ -189,7 +192,7 @@ class Context:
         Where neither is at hand it is the model as it is; ask `has_base` after the first task.
         """
         if self.has_adapter:
-            return _adapter_off(self.model)
+            return adapter_off(self.model)
         return nullcontext() if self._base is None else swapped(self.model, self._base())
 
     # --- passes
@@ -211,6 +214,20 @@ class Context:
         with self._mode(train), forked_rng(self.device) if train else nullcontext():
             return self._run(batch, rows, logits, hidden=hidden)
 
+    def states_as_trained(
+        self, rows: Sequence[dict[str, Any]], hidden: tuple[int, ...], beside: int = 8
+    ) -> Pass:
+        """States of `rows` in the layout of a training step, whose rounding they then have.
+
+        Args: hidden: layers. beside: rows of the task, from its first, in the same pack.
+        """
+        found = None
+        if self.packs:
+            task = [self.encode(row) for row in self.task.train[: min(beside, self.batch_size)]]
+            with self._mode(False):
+                found = packed_states(self, task, rows, hidden)
+        return self.forward(rows, logits=False, hidden=hidden) if found is None else found
+
     def frozen(self, which: str, logits: bool = True) -> Callable[[Mapping[str, Any]], Pass]:
         """A frozen model to compare with: "base", or "previous" (as the last task left it).
 
@@ -220,8 +237,8 @@ class Context:
 
         def run(batch: Mapping[str, Any]) -> Pass:
             with torch.no_grad(), self._mode(False):
-                if which == "base" and _has_adapter(self.model):
-                    with _adapter_off(self.model):
+                if which == "base" and self.has_adapter:
+                    with adapter_off(self.model):
                         return self._run(dict(batch), (), logits)
                 if which not in self._frozen:
                     raise ValueError(f"set reads = Reads(teacher={which!r}) on the method")
@@ -345,7 +362,7 @@ class Context:
 
     @property
     def has_adapter(self) -> bool:
-        return _has_adapter(self.model)
+        return hasattr(self.model, "peft_config") and hasattr(self.model, "disable_adapter")
 
     @property
     def device(self) -> torch.device:
@@ -376,19 +393,3 @@ def forked_rng(device: torch.device) -> AbstractContextManager[None]:
 def seed_of(*parts: object) -> int:
     """A seed made of `parts`, the same in every process (Python salts the hash of strings)."""
     return zlib.crc32(repr(parts).encode())
-
-
-def _has_adapter(model: nn.Module) -> bool:
-    return hasattr(model, "peft_config") and hasattr(model, "disable_adapter")
-
-
-@contextmanager
-def _adapter_off(model: Any) -> Iterator[None]:
-    """Switch adapters off. Leaving peft's own context makes frozen adapters trainable again."""
-    flags = {n: p.requires_grad for n, p in model.named_parameters()}
-    try:
-        with model.disable_adapter():
-            yield
-    finally:
-        for n, p in model.named_parameters():
-            p.requires_grad_(flags[n])

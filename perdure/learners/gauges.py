@@ -1,7 +1,8 @@
 """Two figures that tell while a task is learned how far the model has moved from its base.
 
 - flip share: of the final states on a few general texts, the share that is no longer in the
-  interval (low, middle, high of each neuron, as GeRe cuts it) where the base model's was;
+  interval (low, middle, high of each neuron, as GeRe cuts it) where the base model's was. The base
+  model writes them where the user names no general text;
 - KL: mean KL(base || now) in nats over the answer tokens of a few rows of the task being learned.
   It needs no general text. Published work finds that it predicts forgetting (arXiv 2509.04259).
 
@@ -15,12 +16,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerCallback
 
 from perdure.errors import RunError
+from perdure.learners.general import written_rows
 from perdure.methods._distill import kl_of_largest
 from perdure.methods._margin import flags, unpack
 from perdure.methods._states import Raw, StateCache, alike, raws
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
 
 FLIPS, KL = "flip_share", "kl"
 TEXT_TOKENS = 64
+OWN_TEXTS = "gauge-texts.jsonl"
+"""In the run's cache: texts that the base model wrote."""
 _TOP = 64  # largest logits kept of the base's predictions
 
 
@@ -47,13 +52,19 @@ class Gauges:
             figures already.
 
     Raises:
-        RunError: the model has been trained, and its base's figures are not there.
+        RunError: the model has been trained, and its base's texts or figures are not there.
     """
 
     def __init__(self, config: GaugesConfig, stream: TaskStream, ctx: Context) -> None:
         texts = (stream.general.held_out or stream.general.replay)[: config.texts]
         encoded = [ctx.encode_text(text, TEXT_TOKENS) for text in texts]
         self.texts = [row for row in encoded if len(row["input_ids"]) > 1]
+        if config.texts and not self.texts:
+            path = ctx.cache / OWN_TEXTS
+            if ctx.task_index and not path.exists():
+                raise _gone(path)
+            about = {"texts": config.texts, "tokens": TEXT_TOKENS, "seed": ctx.seed}
+            self.texts = written_rows(ctx, path, about)
         self.rows = [
             [ctx.encode(row) for row in (task.validation or task.train)[: config.rows]]
             for task in stream
@@ -70,10 +81,7 @@ class Gauges:
         if cache.ready():
             return cache
         if ctx.task_index:
-            raise RunError(
-                f"{cache.folder}: what the base model computed for the gauges is gone",
-                "go on with gauges.every: 0, or begin a new run",
-            )
+            raise _gone(cache.folder)
 
         @torch.no_grad()
         def raws_of(group: Sequence[int], done: int) -> list[Raw]:
@@ -88,7 +96,7 @@ class Gauges:
 
     @torch.no_grad()
     def read(self, ctx: Context) -> dict[str, float]:
-        """The figures of the model as it is: `kl`, and `flip_share` where there are texts."""
+        """The figures of the model as it is: `kl`, and `flip_share` unless `gauges.texts` is 0."""
         found = {}
         if self._states is not None:
             found[FLIPS] = self._flip_share(ctx, self._states)
@@ -107,6 +115,13 @@ class Gauges:
         n, p = cache.limits(-1, x.device)
         base = unpack(cache.rows(range(len(self.texts)), -1, x.shape[1], x.device), x.shape[-1])
         return float((flags(x.float(), n, p) != base)[seen.mask].float().mean())
+
+
+def _gone(path: Path) -> RunError:
+    return RunError(
+        f"{path}: what the base model gave for the gauges is gone",
+        "go on with gauges.every: 0, or begin a new run",
+    )
 
 
 def exceeded(budget: StopConfig | None, found: Mapping[str, float]) -> list[str]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.errors import RunError, UsageError
@@ -98,21 +99,30 @@ def sampled_rows(
         key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
         kept = f"samples-{key}.jsonl"
     path = ctx.cache / kept
+    if "model" not in about and not path.exists():
+        raise RunError(
+            f"{path}: the texts that the base model wrote are gone",
+            "a trained model cannot write them again: put the file back, or start a new run",
+        )
+    return written_rows(ctx, path, about), kept
+
+
+def written_rows(ctx: Context, path: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The texts in the file `path`; where there is none, of the base model, sampled into it now.
+
+    Args: about: the file's first line; `texts` and `tokens` say how many, and of what length.
+    Returns: rows whose given start is no label.
+    """
     there = path.exists()
     barrier()  # all have looked before one writes
     if not there:
-        if "model" not in about:
-            raise RunError(
-                f"{path}: the texts that the base model wrote are gone",
-                "a trained model cannot write them again: put the file back, or start a new run",
-            )
-        found = _sample(ctx, about["texts"], length)
+        found = _sample(ctx, about["texts"], about["tokens"])
         if ctx.rank == 0:
             lines = [about, *found]
             write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))
         barrier()
     rows = read_lines(path)[1:]
-    return [{"input_ids": r["ids"], "labels": _labels(r["ids"], r["given"])} for r in rows], kept
+    return [{"input_ids": r["ids"], "labels": _labels(r["ids"], r["given"])} for r in rows]
 
 
 def _labels(ids: list[int], given: int) -> list[int]:

@@ -249,6 +249,7 @@ class GenerationLearner(Measuring):
             stream_tokens=self._stream_tokens,
             tell=partial(self.display.doing, self.run.methods_name),
             score=lambda task, rows: self._score_task(replace(task, test=rows)).score,
+            packs=True,
         )
         ctx.rank, ctx.world = self.state.process_index, self.state.num_processes
         return ctx

@@ -8,7 +8,7 @@ What keeps them apart depends on the model's attention:
     line    flash attention: in one line, of which it finds the rows itself
     mask    any other: in a few lines, with the mask that `transformers` makes from position ids
 
-`keeps_rows_apart` checks that this model does it.
+`packer_of` finds out which of them this model does.
 
 All positions are worked out on the host from the rows' lengths: nothing waits for the device.
 """
@@ -20,13 +20,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from perdure.learners.encoding import IGNORE, collate
-from perdure.learners.passes import Pass, Totals, capture
+from perdure.learners.passes import Pass, Totals, capture, takes_positions
 from perdure.learners.rows_apart import (
     MULTIPLE_ON_GPU,
     ROWS_APART,
@@ -34,6 +34,11 @@ from perdure.learners.rows_apart import (
     row_places,
 )
 from perdure.methods.base import Reads
+from perdure.processes import share
+from perdure.scoring.likelihood import window
+
+if TYPE_CHECKING:
+    from perdure.learners.context import Context
 
 EncodedRow = Mapping[str, Any]
 By = Literal["rows", "line", "mask"]
@@ -280,3 +285,78 @@ def keeps_rows_apart(
     new = Unpacked(together.hidden, packed.main.states)[-1].float()[real]
     # A row that sees its neighbour differs by the size of the states themselves.
     return bool((old - new).norm() <= 0.02 * old.norm())
+
+
+@dataclass(frozen=True)
+class Packer:
+    """Packs rows for one model; see `pack`."""
+
+    by: By
+    pad_id: int
+    window: int
+    """Longest row that may lie in a line without a mask: some families keep their window there."""
+    hidden: int
+    device: torch.device
+
+    def __call__(
+        self, main: Sequence[EncodedRow], extra: Sequence[EncodedRow], *, extra_logits: bool
+    ) -> Packed:
+        by = self.by
+        if by == "rows" and max(len(row["input_ids"]) for row in (*main, *extra)) > self.window:
+            by = "mask"
+        return pack(
+            main,
+            extra,
+            pad_id=self.pad_id,
+            extra_logits=extra_logits,
+            by=by,
+            hidden=self.hidden,
+            device=self.device,
+        )
+
+
+def packer_of(ctx: Context, rows: Sequence[EncodedRow]) -> Packer | None:
+    """How the model of `ctx` takes packs; None where rows would see one another in each way.
+
+    Models that add a loss of their own (routers of experts) take none, as it counts positions.
+    All processes must call it, and all get the same.
+
+    Args: rows: some to try it on.
+    """
+    host: Any = ctx.model
+    model: nn.Module = host.get_base_model() if ctx.has_adapter else host
+    config: Any = model.config
+    text, pad = config.get_text_config(), ctx.encoder.pad_id
+    if not takes_positions(host) or getattr(text, "output_router_logits", False):
+        return None
+    slow = ctx.device.type == "cpu" and ctx.computing["dtype"] == "torch.bfloat16"
+    for by in ways(str(config._attn_implementation), slow):
+        apart = keeps_rows_apart(model, rows, pad, ctx.autocast, by)
+        # All processes must make equally many passes.
+        if share("yes" if apart else "no") == "yes":
+            return Packer(by, pad, window(text), text.hidden_size, ctx.device)
+    return None
+
+
+def packed_states(
+    ctx: Context,
+    main: Sequence[EncodedRow],
+    extra: Sequence[EncodedRow],
+    layers: tuple[int, ...],
+) -> Pass | None:
+    """The extra rows' states of `layers` as a step of training computes them; None: not packed.
+
+    Not for autograd; the model's mode is as it is.
+    """
+    packer = packer_of(ctx, extra)
+    if packer is None:
+        return None
+    packed = packer(main, extra, extra_logits=False)
+    whole = Pass(ctx.model, packed.inputs)
+    with (
+        ctx.autocast(),
+        attends_by_rows(ctx.model, packer.by == "rows"),
+        capture(ctx.model, [Reads(hidden=layers)], whole),
+    ):
+        ctx.model(**packed.inputs, logits_to_keep=1)
+    return packed.extra.of(whole, None, None)

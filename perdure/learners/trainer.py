@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,13 +28,11 @@ from perdure.errors import TrainingError
 from perdure.files import seal, unseal
 from perdure.learners.context import Context, seed_of
 from perdure.learners.encoding import IGNORE, ROWS
-from perdure.learners.packing import By, EncodedRow, Packed, heads_at, keeps_rows_apart, pack, ways
+from perdure.learners.packing import EncodedRow, Packed, Packer, heads_at, packer_of
 from perdure.learners.passes import takes_positions
 from perdure.learners.rows_apart import attends_by_rows, takes_rows
 from perdure.learners.weights import is_sharded, put
 from perdure.models.restore import load_weights
-from perdure.processes import share
-from perdure.scoring.likelihood import window
 
 _SORTED_TOGETHER = 2
 """Global batches sorted by length at a time. More would leave less padding, but where length goes
@@ -83,7 +81,8 @@ class PerdureTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.head_is_exact = takes_positions(self.model)
-        self.packs: By | Literal[""] | None = None  # known after the first look; "": not at all
+        self.packer: Packer | None = None
+        self.looked = False  # for how this model takes packs
         self._apart = ExitStack()  # the attention that packs need, while training
         self.finite: Tensor | bool = True
 
@@ -115,37 +114,21 @@ class PerdureTrainer(Trainer):
     def packed(self, inputs: Mapping[str, Any], extra: Sequence[EncodedRow]) -> Packed | None:
         """The micro-batch's rows and `extra` for one pass; None where this model takes none.
 
-        The model is tried once: its rows in a pack must not see one another. Models that add a
-        loss of their own (routers of experts) are left out, as it counts positions.
+        The model is tried once: its rows in a pack must not see one another.
         """
-        rows, pad = inputs[ROWS], self.ctx.encoder.pad_id
-        bare: Any = self._bare_model()
-        config = bare.config.get_text_config()
-        if self.packs is None or (self.packs == "rows" and not takes_rows(bare)):
-            self.packs = ""
-            balanced = getattr(config, "output_router_logits", False)
-            slow = self.args.bf16 and self.ctx.device.type == "cpu"
-            for by in ways(str(bare.config._attn_implementation), slow):
-                if not self.packs and self.head_is_exact and not balanced:
-                    apart = keeps_rows_apart(bare, extra, pad, self.accelerator.autocast, by)
-                    # All processes must make equally many passes.
-                    self.packs = by if share("yes" if apart else "no") == "yes" else ""
-            self._apart.enter_context(attends_by_rows(bare, self.packs == "rows"))
-        if not self.packs:
+        bare = self._bare_model()
+        if not self.looked or (self._by_rows and not takes_rows(bare)):
+            self.packer, self.looked = packer_of(self.ctx, extra), True
+            self._apart.enter_context(attends_by_rows(bare, self._by_rows))
+        if self.packer is None:
             return None
+        rows = inputs[ROWS]
         self.ctx.tokens += sum(len(row["input_ids"]) for row in (*rows, *extra))
-        by = self.packs
-        if by == "rows" and max(len(row["input_ids"]) for row in (*rows, *extra)) > window(config):
-            by = "mask"  # some families keep their window in the mask alone
-        return pack(
-            rows,
-            extra,
-            pad_id=pad,
-            extra_logits=any(m.reads.logits for m in self.ctx.methods),
-            by=by,
-            hidden=config.hidden_size,
-            device=self.ctx.device,
-        )
+        return self.packer(rows, extra, extra_logits=any(m.reads.logits for m in self.ctx.methods))
+
+    @property
+    def _by_rows(self) -> bool:
+        return self.packer is not None and self.packer.by == "rows"
 
     def packed_loss(
         self, model: nn.Module, packed: Packed, items: Any
@@ -181,7 +164,7 @@ class PerdureTrainer(Trainer):
             return super().train(*args, **kwargs)
         finally:
             self._apart.close()
-            self.packs = None
+            self.packer, self.looked = None, False
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss: Tensor = super().training_step(*args, **kwargs)

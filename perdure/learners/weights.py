@@ -151,3 +151,15 @@ def swapped(model: nn.Module, weights: Mapping[str, Tensor] | None) -> Iterator[
     finally:
         if old:
             put(model, old)
+
+
+@contextmanager
+def adapter_off(model: Any) -> Iterator[None]:
+    """Switch adapters off. Leaving peft's own context makes frozen adapters trainable again."""
+    flags = {n: p.requires_grad for n, p in model.named_parameters()}
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for n, p in model.named_parameters():
+            p.requires_grad_(flags[n])

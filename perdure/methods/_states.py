@@ -292,7 +292,7 @@ def measured_noise(
 ) -> dict[str, float]:
     """How far the same model's states on the same texts leave their intervals by rounding alone.
 
-    Args: states as training computes them, in one padded batch, (rows, seq, hidden).
+    Args: states: as training computes them, (rows, seq, hidden); mask: real ones, (rows, seq).
     Returns: `violating` and `flipped`, shares of all states; `largest` and `mean` distance.
     """
     n, p = cache.limits(layer, states.device)

@@ -63,7 +63,7 @@ def distilled(
         if kind != "codes":
             return {}
         some = list(range(min(_NOISE_ROWS, len(rows))))
-        seen = ctx.forward([rows[i] for i in some], logits=False)
+        seen = ctx.states_as_trained([rows[i] for i in some], config.layers)
         return {
             str(k): measured_noise(made, some, k, seen.hidden[k], seen.mask) for k in config.layers
         }

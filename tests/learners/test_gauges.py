@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +19,7 @@ from perdure.learners import gauges as gauges_module
 from perdure.learners.gauges import Gauges, Looks, exceeded, rewound
 from perdure.methods._margin import flags
 from perdure.methods._states import thresholds
+from perdure.streams.task import GeneralText
 
 
 @pytest.fixture
@@ -78,7 +81,7 @@ def test_the_base_is_read_once_and_cannot_be_read_later(learner: Any, tmp_path: 
     again = Gauges(config, stream, learner._context(1))  # as after a resume
     assert again.read(learner._context(1))["kl"] > 0
     shutil.rmtree(tmp_path / "run" / "cache")
-    with pytest.raises(RunError, match="what the base model computed for the gauges is gone"):
+    with pytest.raises(RunError, match="what the base model gave for the gauges is gone"):
         Gauges(config, stream, learner._context(1))
 
 
@@ -106,6 +109,48 @@ def test_an_update_is_taken_back_until_the_budget_holds(learner: Any) -> None:
     with ctx.put(weights):
         assert gauges.read(ctx)["kl"] <= whole / 4
     torch.testing.assert_close(ctx.snapshot()[name], end[name], rtol=0, atol=0)
+
+
+NOWHERE = {"source": "none", "replay_rows": 0, "held_out_rows": 0}
+
+
+@pytest.mark.parametrize("general", [NOWHERE, None])
+def test_without_general_text_the_base_writes_what_flips_are_counted_on(
+    tiny_model_dir: Path, tmp_path: Path, general: Any
+) -> None:
+    """And a budget on them holds; the run learns what it would learn without gauges."""
+    changes = {"general": general} if general else {}
+    blind = run_of(tiny_model_dir, tmp_path / "a", gauges={"every": 0}, **changes)
+    seen = run_of(tiny_model_dir, tmp_path / "b", gauges={"every": 4, "texts": 3}, **changes)
+    shares = [row["gauge/flip_share"] for row in seen.log_rows() if "gauge/kl" in row]
+    assert len(shares) == 6
+    assert 0 < shares[0] < 1
+    assert [row["loss"] for row in seen.log_rows()] == [row["loss"] for row in blind.log_rows()]
+    path = seen.path / "cache" / gauges_module.OWN_TEXTS
+    assert path.exists() == (general is not None)
+    if general is not None:
+        about, *rows = map(json.loads, path.read_text().splitlines())
+        assert (about["texts"], len(rows)) == (3, 3)
+        assert all(row["given"] < len(row["ids"]) <= row["given"] + 64 for row in rows)
+    stop = {"flip_share": min(shares) / 2}
+    run = run_of(tiny_model_dir, tmp_path / "c", gauges={"every": 4}, stop_when=stop, **changes)
+    assert "stopped at step 4: flip_share" in (run.path / "perdure.log").read_text()
+
+
+def test_texts_that_the_base_wrote_cannot_be_written_later(learner: Any) -> None:
+    config, ctx = learner.recipe.gauges, learner._context(0)
+    stream = replace(learner.stream, general=GeneralText())
+    first = Gauges(config, stream, ctx)
+    assert len(first.texts) == config.texts
+    assert first.read(ctx)["flip_share"] == 0
+    moved(learner.model, 0.05)
+    later = learner._context(1)
+    again = Gauges(config, stream, later)
+    assert again.texts == first.texts
+    assert again.read(later)["flip_share"] > 0
+    (ctx.cache / gauges_module.OWN_TEXTS).unlink()
+    with pytest.raises(RunError, match=r"gauge-texts\.jsonl: what the base model gave"):
+        Gauges(config, stream, later)
 
 
 def run_of(model: Path, folder: Path, **changes: Any) -> perdure.Run:
@@ -168,6 +213,10 @@ def test_stop_when_takes_updates_back(tiny_model_dir: Path, tmp_path: Path) -> N
     [
         ({"stop_when": {}}, "names no budget"),
         ({"stop_when": {"kl": 0.1}, "gauges": {"every": 0}}, "has no effect without gauges"),
+        (
+            {"stop_when": {"kl": 0.1, "flip_share": 0.1}, "gauges": {"texts": 0}},
+            "flip_share: has no effect with gauges.texts: 0",
+        ),
     ],
 )
 def test_budgets_that_nothing_reads_are_refused(

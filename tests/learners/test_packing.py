@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from families import FAMILIES, family
 from tiny_runs import write_recipe
 
 from perdure.learners import rows_apart
-from perdure.learners.encoding import IGNORE, ROWS, collate
+from perdure.learners.encoding import IGNORE, collate
 from perdure.learners.packing import (
     By,
     best_lines,
@@ -20,6 +21,7 @@ from perdure.learners.packing import (
     keeps_rows_apart,
     lines,
     pack,
+    packer_of,
     ways,
 )
 from perdure.learners.passes import Pass, capture
@@ -150,23 +152,22 @@ def test_a_model_that_looks_over_the_border_is_not_packed(monkeypatch: Any) -> N
 
 
 def test_rows_longer_than_a_window_are_kept_apart_by_the_mask(monkeypatch: Any) -> None:
-    from types import SimpleNamespace
-
-    from perdure.learners.trainer import PerdureTrainer
-
     model = family("llama")
-    trainer = PerdureTrainer.__new__(PerdureTrainer)
-    monkeypatch.setattr(PerdureTrainer, "_bare_model", lambda _: model)
-    ctx = SimpleNamespace(
-        encoder=SimpleNamespace(pad_id=0), tokens=0, methods=(), device=torch.device("cpu")
+    ctx: Any = SimpleNamespace(
+        model=model,
+        has_adapter=False,
+        encoder=SimpleNamespace(pad_id=0),
+        computing={"dtype": "torch.float32"},
+        autocast=nullcontext,
+        device=torch.device("cpu"),
     )
-    vars(trainer).update(ctx=ctx, packs="rows")
-    with attends_by_rows(model):
-        for size, wanted in ((None, "rows"), (10, "rows"), (9, "mask")):
-            model.config.sliding_window = size
-            packed = trainer.packed({ROWS: MAIN}, EXTRA)  # the longest row has ten tokens
-            assert packed is not None
-            assert (ROWS_APART in packed.inputs) == (wanted == "rows")
+    for size, wanted in ((None, "rows"), (10, "rows"), (9, "mask")):
+        model.config.sliding_window = size
+        packer = packer_of(ctx, EXTRA)
+        assert packer is not None
+        assert packer.by == "rows"
+        packed = packer(MAIN, EXTRA, extra_logits=False)  # the longest row has ten tokens
+        assert (ROWS_APART in packed.inputs) == (wanted == "rows")
 
 
 @pytest.mark.parametrize("multiple", [1, 16])
@@ -205,7 +206,7 @@ def test_one_pass_learns_what_two_passes_learn(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: Any, by: str
 ) -> None:
     import perdure
-    from perdure.learners import trainer
+    from perdure.learners import packing
 
     # Not the margin loss: it divides by a count of neurons that rounding alone can change.
     gere = {"name": "gere", "insert": 3, "loss": "l2", "weight": 1}
@@ -214,10 +215,10 @@ def test_one_pass_learns_what_two_passes_learn(
     changes = {"train__micro_batch_size": 2, "train__learning_rate": 5e-4}
     path = write_recipe(tmp_path, tiny_model_dir, method=methods, **changes)
     packs: list[bool] = []
-    monkeypatch.setattr(trainer, "ways", lambda *_: (by,))
+    monkeypatch.setattr(packing, "ways", lambda *_: (by,))
 
     def learned(name: str, apart: bool) -> list[dict[str, Any]]:
-        monkeypatch.setattr(trainer, "keeps_rows_apart", lambda *_: packs.append(apart) or apart)
+        monkeypatch.setattr(packing, "keeps_rows_apart", lambda *_: packs.append(apart) or apart)
         recipe = perdure.load_recipe(path)
         run = perdure.Run.create(tmp_path / name, recipe)
         perdure.learn(recipe, run)
@@ -229,3 +230,65 @@ def test_one_pass_learns_what_two_passes_learn(
     for a, b in zip(one, two, strict=True):
         for key in [k for k in a if k == "loss" or k.startswith("method/")]:
             assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-5), key
+
+
+TUNING = {
+    "full": {},
+    "micro-batches": {"train__micro_batch_size": 1},
+    "lora": {"model__tuning": "lora", "model__lora": {"r": 2}},
+    "checkpointing": {"train__gradient_checkpointing": True},
+}
+
+
+@pytest.mark.parametrize("by", ["rows", "mask", ""])
+@pytest.mark.parametrize("changes", TUNING.values(), ids=TUNING)
+def test_the_first_steps_margin_is_zero_in_packs(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: Any, changes: dict[str, Any], by: str
+) -> None:
+    import perdure
+    from perdure.learners import packing
+
+    monkeypatch.setattr(packing, "ways", lambda *_: (by,) if by else ())
+    # Lengths that are no multiples of anything: a kernel's last, partial block is used too.
+    method = {"name": "gere", "insert": 3, "max_tokens": 29}
+    path = write_recipe(tmp_path, tiny_model_dir, method=method, train__max_steps=2, **changes)
+    recipe = perdure.load_recipe(path)
+    run = perdure.Run.create(tmp_path / "run", recipe)
+    perdure.learn(recipe, run)
+    first, second, *_ = run.log_rows()
+    assert first["method/gere_margin"] == 0.0
+    assert first["method/gere_noise_flipped"] == first["method/gere_noise_largest"] == 0.0
+    assert second["method/gere_margin"] > 0
+
+
+def test_states_as_trained_are_those_of_a_pack_with_rows_of_the_task(
+    tiny: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    from perdure.learners import packing
+    from perdure.learners.context import Context
+    from perdure.learners.encoding import Encoder
+    from perdure.streams.task import Task
+
+    rows = [{"prompt": [{"role": "user", "content": w}], "answer": w} for w in ("a", "b c", "d")]
+    task = Task("letters", rows + rows, rows, rows, "exact_match")
+    model, tokenizer = tiny
+    packs: list[tuple[int, int]] = []
+
+    def noted(main: Any, extra: Any, **options: Any) -> Any:
+        packs.append((len(main), len(extra)))
+        return pack(main, extra, **options)
+
+    monkeypatch.setattr(packing, "pack", noted)
+    found = {}
+    model.train()
+    for packed in (True, False):
+        ctx = Context(model, Encoder(tokenizer), task, batch_size=3, packs=packed)
+        texts = [ctx.encode_text(text) for text in ("one text", "another text of more words")]
+        with torch.no_grad():
+            found[packed] = ctx.states_as_trained(texts, (0, -1))
+    assert packs == [(2, 0), (3, 2)]  # a trial, then the pack; none where the learner has none
+    assert model.training
+    assert torch.equal(found[True].mask, found[False].mask)
+    for layer in (0, -1):
+        states = [found[p].hidden[layer][found[p].mask] for p in (True, False)]
+        close(*states)
