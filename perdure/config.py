@@ -72,7 +72,9 @@ class TaskConfig(Section):
     format: Literal["prompt", "chat", "labels"] = Field(
         "prompt", description="prompt: prompt and answer; chat: messages; labels: text and label"
     )
-    dataset: str | None = Field(None, description="a hub data set; the splits are then its own")
+    dataset: str | None = Field(
+        None, description="a hub data set: splits are its own, rows with an empty cell left out"
+    )
     subset: str | None = Field(None, description="configuration of the hub data set")
     train: str = Field(description="file to learn from (.jsonl .csv .tsv .parquet), or a split")
     validation: str | None = Field(None, description="file or split that methods may look at")

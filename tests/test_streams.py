@@ -17,7 +17,17 @@ from pydantic import ValidationError
 from perdure.config import FILE_TYPES, StreamConfig, TaskConfig, load_recipe
 from perdure.config_measuring import GeneralConfig
 from perdure.errors import DataError, RecipeError
-from perdure.streams import STREAMS, Sizes, TaskStream, build_stream, builtin, cells, sources
+from perdure.streams import (
+    STREAMS,
+    Sizes,
+    TaskStream,
+    build_stream,
+    builtin,
+    cells,
+    rows,
+    sources,
+)
+from perdure.streams import build as build_module
 
 TOPICS = ("fish", "bird", "tree")
 FORTY = [{"text": f"sentence {i} of forty", "label": TOPICS[i % 3]} for i in range(40)]
@@ -773,6 +783,83 @@ def test_classes_that_are_called_by_numbers(tmp_path: Path) -> None:
             cells.answer_of(cells.ClassName(("1", "2", "3"), i), str(i + 1), names)
             for i in range(3)
         ] == list(words)
+
+
+@pytest.mark.parametrize(
+    ("caps", "train", "test"),
+    [
+        ({}, None, None),
+        ({"max_train_rows": 3}, None, None),  # its test and validation rows come from it too
+        ({"max_train_rows": 3, "test": "test"}, None, None),
+        ({"max_train_rows": 3, "test": "test", "validation_share": 0}, 60, None),
+        ({"max_train_rows": 3, "max_validation_rows": 2, "max_test_rows": 1}, 120, None),
+        (
+            {"max_train_rows": 3, "validation": "dev", "test": "test", "max_test_rows": 1},
+            60,
+            20,
+        ),
+    ],
+)
+def test_rows_that_are_enough(caps: dict[str, Any], train: int | None, test: int | None) -> None:
+    task = TaskConfig(name="a", dataset="owner/set", **{"train": "train", **caps})
+    assert rows.enough_rows(task, "train") == train
+    if "test" in caps:
+        assert rows.enough_rows(task, "test") == test
+
+
+def test_of_a_large_set_of_the_hub_no_more_rows_are_read_than_are_enough(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    large = [{"text": f"row {i}", "label": TOPICS[i % 3]} for i in range(1, 401)]
+    (tmp_path / "set").mkdir()
+    write(tmp_path / "set" / "train.parquet", large)
+    read: list[Any] = []
+    monkeypatch.setattr(
+        build_module,
+        "to_rows",
+        lambda table, *rest: read.append(table) or rows.to_rows(table, *rest),
+    )
+    caps = {"max_train_rows": 3, "max_validation_rows": 1, "max_test_rows": 2}
+    wanted = {"format": "labels", "dataset": "set", "train": "train", **caps}
+    (task,) = build(tmp_path, **wanted)
+    (again,) = build(tmp_path, **wanted)
+    (other,) = build(tmp_path, seed=1, **wanted)
+    assert [len(table.records) for table in read] == [120, 120, 120]
+    # Each is the row that its place says.
+    for record in read[0].records:
+        assert record.place == f'data set "set", train: row {record.values["text"][4:]}'
+    spread = [int(record.values["text"][4:]) for record in read[0].records]
+    assert spread == sorted(set(spread))
+    assert min(spread) < 40
+    assert max(spread) > 360
+    assert (len(task.train), len(task.validation), len(task.test)) == (3, 1, 2)
+    assert task == again
+    assert task.version != other.version
+    build(tmp_path, format="labels", dataset="set", train="train")
+    assert len(read[-1].records) == 400
+
+
+def test_empty_rows_of_a_hub_data_set_are_left_out_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its user cannot mend it, unlike a file."""
+    records = [*FORTY, {"text": " ", "label": "bird"}, {"text": "a text", "label": None}]
+    (tmp_path / "animals").mkdir()
+    write(tmp_path / "animals" / "train.parquet", records)
+    with caplog.at_level(logging.WARNING, logger="perdure"):
+        (task,) = build(tmp_path, format="labels", dataset="animals", train="train")
+    assert caplog.messages == [
+        "task animal: 2 of 42 rows are left out, as there is nothing in them "
+        '(the first: data set "animals", train: row 41: "text" is empty)'
+    ]
+    kept = [said(row) for row in [*task.train, *task.validation, *task.test]]
+    assert sorted(kept) == sorted(record["text"] for record in FORTY)
+    (tmp_path / "none").mkdir()
+    write(tmp_path / "none" / "train.parquet", [{"text": "", "label": t} for t in TOPICS])
+    assert mistakes(tmp_path, format="labels", dataset="none", train="train") == (
+        'data set "none", train: row 1: "text" is empty\n'
+        "  so it is in each row: name another column, or split"
+    )
 
 
 def test_hub_not_reachable(tmp_path: Path) -> None:

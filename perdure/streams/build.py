@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 from perdure.errors import RecipeError
 from perdure.streams.builtin import STREAMS
 from perdure.streams.general import general_text
-from perdure.streams.rows import Placed, capped, columns_read, hold_out, key, to_rows
+from perdure.streams.rows import (
+    Placed,
+    capped,
+    columns_read,
+    enough_rows,
+    hold_out,
+    key,
+    to_rows,
+)
 from perdure.streams.sources import Mistakes, Reader, choices
 from perdure.streams.task import GeneralText, Task, TaskStream
 
@@ -81,7 +89,13 @@ def _task(config: TaskConfig, reader: Reader, seed: int) -> Task | None:
             continue
         if config.dataset is not None:
             table = reader.hub(
-                config.dataset, config.subset, source, config.place(split), columns_read(config)
+                config.dataset,
+                config.subset,
+                source,
+                config.place(split),
+                columns_read(config),
+                enough_rows(config, split),
+                seed,
             )
         else:
             table = reader.file(source)

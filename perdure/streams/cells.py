@@ -20,6 +20,10 @@ class CellError(Exception):
         self.what, self.remedy = what, remedy
 
 
+class EmptyCell(CellError):
+    """There is nothing in it."""
+
+
 class ClassName(str):
     """The name of a data set's class, which also knows its number and the other classes."""
 
@@ -81,7 +85,7 @@ def cell_text(values: Mapping[str, Any], source: str) -> str:
         as_text(values[names[0]], names[0])
     if all(_is_empty(values[name]) for name in names):
         listed = " and ".join(f'"{name}"' for name in names)
-        raise CellError(f"{listed} are empty", "fill one in, or take the row out")
+        raise EmptyCell(f"{listed} are empty", "fill one in, or take the row out")
     parts = [
         before + ("" if name is None or _is_empty(values[name]) else as_text(values[name], name))
         for before, name, _, _ in _parse(source)
@@ -95,7 +99,7 @@ def as_text(value: Any, column: str) -> str:
     Raises: CellError: it is empty, or no text.
     """
     if _is_empty(value):
-        raise CellError(f'"{column}" is empty', "fill it in, or take the row out")
+        raise EmptyCell(f'"{column}" is empty', "fill it in, or take the row out")
     if isinstance(value, bool):
         value = str(value).lower()
     elif isinstance(value, float) and value.is_integer():

@@ -13,16 +13,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from perdure.streams.cells import CellError, answer_of, as_text, cell_text, columns_in, one_spaced
+from perdure.streams.cells import (
+    CellError,
+    EmptyCell,
+    answer_of,
+    as_text,
+    cell_text,
+    columns_in,
+    one_spaced,
+)
 from perdure.streams.sources import Mistakes, Record, Table, choices
 from perdure.streams.task import COLUMNS, Row
 
 if TYPE_CHECKING:
     from perdure.config import TaskConfig
 
+logger = logging.getLogger("perdure")
+LOOKED_AT = 20
+"""Rows of a hub data set that are read for each that its caps keep."""
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -39,8 +51,27 @@ def columns_read(task: TaskConfig) -> tuple[str, ...]:
     return tuple(name for ours in COLUMNS[task.format] for name in columns_in(task.column(ours)))
 
 
+def enough_rows(task: TaskConfig, split: str) -> int | None:
+    """Return how many rows of a split are enough to choose the kept ones from; None: all."""
+    caps = {
+        "train": task.max_train_rows,
+        "validation": task.max_validation_rows,
+        "test": task.max_test_rows,
+    }
+    needed = {split}
+    if split == "train":  # splits that are not given come from it
+        needed |= {"test"} if task.test is None else set()
+        needed |= {"validation"} if task.validation is None and task.validation_share else set()
+    kept = [caps[name] for name in needed]
+    return None if None in kept else LOOKED_AT * sum(filter(None, kept))
+
+
 def to_rows(table: Table, task: TaskConfig, mistakes: Mistakes) -> list[Placed]:
-    """Return a row for each record that has no mistake; mistakes are noted with their place."""
+    """Return a row for each record that has no mistake; mistakes are noted with their place.
+
+    An empty cell is one, except in a hub data set, which its user cannot mend: there the row is
+    left out, and how many are is told.
+    """
     columns = {ours: task.column(ours) for ours in COLUMNS[task.format]}
     missing = [
         (ours, theirs)
@@ -59,12 +90,21 @@ def to_rows(table: Table, task: TaskConfig, mistakes: Mistakes) -> list[Placed]:
     if missing:
         return []
     rows: list[Placed] = []
+    empty: list[str] = []
     needed = columns_read(task)
     for record in table.records:
         try:
             rows.append(Placed(_row(record, columns, needed, task), record.place, table.name))
         except CellError as wrong:
-            mistakes.add(table.name, f"{record.place}: {wrong.what}", wrong.remedy)
+            if task.dataset is not None and isinstance(wrong, EmptyCell):
+                empty.append(f"{record.place}: {wrong.what}")
+            else:
+                mistakes.add(table.name, f"{record.place}: {wrong.what}", wrong.remedy)
+    if empty and len(empty) == len(table.records):
+        mistakes.add(table.name, empty[0], "so it is in each row: name another column, or split")
+    elif empty:
+        told = "task %s: %d of %d rows are left out, as there is nothing in them (the first: %s)"
+        logger.warning(told, task.name, len(empty), len(table.records), empty[0])
     return rows
 
 

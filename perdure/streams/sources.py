@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -212,13 +213,21 @@ class Reader:
             yield Record(f"{name}: row {number}", values)
 
     def hub(
-        self, dataset: str, subset: str | None, split: str, place: str, needed: Iterable[str]
+        self,
+        dataset: str,
+        subset: str | None,
+        split: str,
+        place: str,
+        needed: Iterable[str],
+        most: int | None = None,
+        seed: int = 0,
     ) -> Table | None:
         """Return one split of a hub data set, or of a local folder that `datasets` can load.
 
         Classes' numbers are replaced by their names, which know the numbers. None if a mistake was
         noted; its message begins with `place`, where the recipe asks for the split. Of the columns
-        only the needed ones are read, as far as there are any.
+        only the needed ones are read, as far as there are any; of more than `most` rows so many,
+        drawn with the seed.
         """
         import datasets
 
@@ -228,10 +237,17 @@ class Reader:
             data = datasets.load_dataset(self._where(dataset), subset, split=split)
             read = [name for name in data.column_names if name in needed] or data.column_names
             columns, data = tuple(data.column_names), data.select_columns(read)
+            numbers: Sequence[int] = range(len(data))
+            if most is not None and most < len(data):
+                numbers = sorted(random.Random(seed).sample(numbers, most))
+                data = data.select(numbers)
             # By whole Arrow tables: far quicker than row by row where a set has a million rows.
             tables = data.with_format("arrow").iter(ROWS_AT_A_TIME)
             rows = (row for table in tables for row in table.to_pylist())
-            records = [Record(f"{name}, {split}: row {n}", row) for n, row in enumerate(rows, 1)]
+            records = [
+                Record(f"{name}, {split}: row {n + 1}", row)
+                for n, row in zip(numbers, rows, strict=True)
+            ]
             for column, feature in data.features.items():
                 if isinstance(feature, datasets.ClassLabel):
                     classes = tuple(feature.names)
