@@ -7,6 +7,8 @@ Contenders, each in a process of its own, in turn, `--rounds` times:
              none is padding, every token a label;
   gere       Perdure's learner: eight task rows and four general texts in one pass;
   drop-in    perdure.attach on a plain Trainer with the same rows: a second pass for the texts;
+  two-pass   what the drop-in's tokens cost without GeRe: that Trainer, and the texts as rows of a
+             second pass, every token a label;
   reference  what the specification describes of the official code, written for this benchmark:
              fp32 states on disk, a file a text, two passes with all hidden states and whole heads,
              the loss in three terms, texts tokenised anew in each step.
@@ -38,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 TEXTS, POOL = 4, 32
-CONTENDERS = ("plain", "gere", "drop-in", "reference")
+CONTENDERS = ("plain", "gere", "drop-in", "two-pass", "reference")
 SAMPLES = "samples"
 """A worker of its own: the base model writes texts and they are distilled."""
 KERNEL = "kernel"
@@ -165,8 +167,8 @@ def work(name: str, steps: int, shape: str, base: str) -> dict[str, Any]:
     model, tokenizer, bf16 = load(shape, base)
     size = LOADS[shape]
     rows, texts = data(tokenizer, steps, size)
-    run = {"plain": plain, "gere": own, "drop-in": drop_in, "reference": reference,
-           SAMPLES: samples}[name]  # fmt: skip
+    run = {"plain": plain, "gere": own, "drop-in": drop_in, "two-pass": two_pass,
+           "reference": reference, SAMPLES: samples}[name]  # fmt: skip
     seconds, tokens, disk = run(model, tokenizer, rows, texts, steps, bf16, folder, size)
     return {
         "seconds": seconds,
@@ -358,6 +360,35 @@ def drop_in(
     options = {"name": "gere", "insert": TEXTS, "max_tokens": size.text_tokens}
     perdure.attach(trainer, options, general=texts, cache=folder / "cache")
     return trained(trainer), step_tokens(rows, steps, size), bytes_in(folder / "cache")
+
+
+def two_pass(
+    model: Any, tokenizer: Any, rows: list[dict[str, Any]], texts: list[str], steps: int,
+    bf16: bool, folder: Path, size: Load,
+) -> tuple[list[float], float, int]:  # fmt: skip
+    import torch
+    from transformers import Trainer
+
+    from perdure.learners.encoding import Encoder, collate
+
+    encoder, pad = Encoder(tokenizer), tokenizer.pad_token_id
+    encoded = [encoder.encode_text(text, size.text_tokens) for text in texts]
+    drawn = iter(range(10**9))
+
+    class Twice(Trainer):
+        def compute_loss(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> torch.Tensor:
+            task = super().compute_loss(model, inputs, *rest, **named)
+            batch = collate([encoded[next(drawn) % len(texts)] for _ in range(TEXTS)], pad)
+            loss: torch.Tensor = (
+                task + model(**{k: v.to(task.device) for k, v in batch.items()}).loss
+            )
+            return loss
+
+    trainer = Twice(
+        model=model, args=arguments(folder, steps, bf16, size), processing_class=tokenizer,
+        train_dataset=rows, data_collator=lambda b: collate(b, pad),
+    )  # fmt: skip
+    return trained(trainer), step_tokens(rows, steps, size), 0
 
 
 def reference(
