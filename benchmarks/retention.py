@@ -18,7 +18,9 @@ perplexity now, at most 1. Then two answers:
   rise in general loss (nats a token) that each avoids of `sequential`'s rise; real text both of the
   source that is held out, and of another (boolq's passages);
 - how well the gauges that were logged predict what was lost: Spearman's rank correlation over all
-  runs, of the gauge's highest value in a run with its forgetting and that ratio.
+  runs, of the gauge's highest value in a run with its forgetting and that ratio. The logged flip
+  share is on given general text; `--own-gauge` adds that of each run's last model on texts which
+  the base model wrote, as where a recipe names none, and of the logged one at its last step.
 """
 
 from __future__ import annotations
@@ -99,6 +101,7 @@ def main() -> int:
     options.add_argument("--seeds", default="0,1,2")
     options.add_argument("--only", default="", help="conditions, by name")
     options.add_argument("--table", action="store_true", help="only print what is there")
+    options.add_argument("--own-gauge", action="store_true", help="see above")
     wanted = options.parse_args()
     for path in (wanted.data / "tasks.json", wanted.general):
         if not path.exists():
@@ -112,7 +115,7 @@ def main() -> int:
         for seed in seeds:
             for name in names:
                 _run(name, seed, wanted, general)
-    _print(wanted.out, list(CONDITIONS))
+    _print(wanted.out, list(CONDITIONS), wanted.own_gauge)
     return 0
 
 
@@ -232,7 +235,7 @@ def _run(name: str, seed: int, wanted: argparse.Namespace, general: Path) -> Non
         learn(recipe, run, display=display, base_scores=known)
 
 
-def _print(out: Path, names: Sequence[str]) -> None:
+def _print(out: Path, names: Sequence[str], own_gauge: bool) -> None:
     runs = {name: list(_finished(out, name)) for name in names}
     print("| condition | seeds | average accuracy | forgetting | general perplexity "
           "| of the base's | F1 Avg |")  # fmt: skip
@@ -247,6 +250,8 @@ def _print(out: Path, names: Sequence[str]) -> None:
         _print_own(loss, runs)
     for gauge in ("kl", "flip_share"):
         _print_correlations(gauge, [run for found in runs.values() for run in found])
+    if own_gauge:
+        _print_own_gauge(out, [run for found in runs.values() for run in found])
 
 
 def _print_correlations(gauge: str, every: Sequence[Run]) -> None:
@@ -269,6 +274,45 @@ def _correlation(pairs: Iterable[tuple[float, float]]) -> tuple[float, int]:
     if len(whole) < 3:
         return math.nan, len(whole)
     return float(stats.spearmanr(*zip(*whole, strict=True)).statistic), len(whole)
+
+
+def _print_own_gauge(out: Path, every: Sequence[Run]) -> None:
+    """Reads the runs' models again, a quarter of a minute each; what was read is kept."""
+    known = out / "own-gauge.json"
+    found = json.loads(known.read_text(encoding="utf-8")) if known.exists() else {}
+    for run in every:
+        if run.path.name not in found:
+            found[run.path.name] = _own_flips(run, out / "own-gauge" / f"{run.recipe.seed}")
+            known.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    last = len(every[0].matrix().tasks)
+    own = {"the base's own": lambda run: found[run.path.name]}
+    given = {"given": lambda run: _gauge(run, "flip_share", last)}
+    for text, value in (own | given).items():
+        rho, count = _correlation((value(run), _figures(run)["ratio"]) for run in every)
+        print(
+            f"flip_share at the end on {text} text and general perplexity then: rank correlation "
+            f"{rho:.2f} over {count} runs"
+        )
+
+
+def _own_flips(run: Run, cache: Path) -> float:
+    """Flip share of the run's last model on texts that its base wrote."""
+    from perdure.learners.batching import recipe_encoder
+    from perdure.learners.context import Context
+    from perdure.learners.gauges import Gauges
+    from perdure.learners.weights import put
+    from perdure.models import load_base, load_weights
+    from perdure.streams import build_stream
+
+    recipe, (_, folder) = run.recipe, run.last_checkpoint()
+    assert folder is not None
+    model, tokenizer = load_base(recipe.model)
+    stream = build_stream(recipe.stream, None, run.path, recipe.seed)
+    encoder = recipe_encoder(tokenizer, recipe)
+    ctx = Context(model, encoder, stream.tasks[0], seed=recipe.seed, cache=cache)
+    gauges = Gauges(recipe.gauges, stream, ctx)
+    put(model, load_weights(model, folder / "model"))
+    return gauges.read(ctx)["flip_share"]
 
 
 def _print_own(loss: str, runs: dict[str, list[Run]]) -> None:

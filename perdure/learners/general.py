@@ -2,7 +2,7 @@
 
 A model's own samples stand for what it can do where nobody can name its training data. They start
 at the beginning of a text and inside a user's turn of the chat template, in equal number, and go on
-into the answer; a text that repeats itself is left out (small models loop). Their number is held to
+into the answer. The start counts among a text's tokens. A text that repeats itself is left out (small models loop). Their number is held to
 what about a tenth of the training's time pays for on a CPU.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from perdure.learners.context import Context
 
 SAMPLE_TOKENS = 64
-"""The most tokens of a sampled text."""
+"""The most tokens of a sampled text, its start among them."""
 SHARE = 0.06
 """Sampled tokens over tokens trained on. With its states a sampled token costs about as much time
 as a trained one on a CPU (`benchmarks/gere.py`)."""
@@ -41,10 +41,12 @@ def given_rows(
 ) -> list[dict[str, Any]]:
     """The first `count` of the user's general texts, every token a label.
 
+    A text is cut to `max_tokens`, and to the model's context.
+
     Raises:
         UsageError: none has two tokens or more.
     """
-    rows = []
+    rows, max_tokens = [], _within_context(ctx, max_tokens)
     for text in ctx.general.replay[:count]:
         row = ctx.encode_text(text, max_tokens)
         if special:
@@ -57,6 +59,12 @@ def given_rows(
             "general: no text has two tokens or more", "give longer texts, or leave `general:` out"
         )
     return rows
+
+
+def _within_context(ctx: Context, tokens: int) -> int:
+    model: Any = ctx.model
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return tokens if most is None else min(tokens, most)
 
 
 def repeats(ids: Sequence[int]) -> bool:
@@ -86,13 +94,14 @@ def sampled_rows(
     Raises:
         RunError: `kept` is gone, and the model that wrote the texts has changed since.
     """
-    length = min(max_tokens, SAMPLE_TOKENS)
+    length = _within_context(ctx, min(max_tokens, SAMPLE_TOKENS))
     about: dict[str, Any] = {
         "temperature": TEMPERATURE,
         "seed": ctx.seed,
         "texts": how_many(count, ctx.stream_tokens(), length, share),
         "tokens": length,
         "past_end": True,
+        "start_counts": True,
     }
     if not kept:
         about["model"] = ctx.fingerprint(frozen_only=ctx.has_adapter)
@@ -130,11 +139,16 @@ def _labels(ids: list[int], given: int) -> list[int]:
 
 
 def _sample(ctx: Context, count: int, length: int) -> list[dict[str, Any]]:
-    """`count` texts of the base model, the starts in turn; all processes sample alike."""
+    """`count` texts of the base model, the starts in turn; all processes sample alike.
+
+    Where a user's turn begins with so much that less than half of the text is left, no text begins
+    there.
+    """
     from perdure.scoring.divergence import sample_texts, start_of_text, start_of_user_turn
 
     starts = [start_of_text(ctx.encoder)]
-    if (turn := start_of_user_turn(ctx.encoder)) not in starts:
+    turn = start_of_user_turn(ctx.encoder)
+    if turn not in starts and 2 * len(turn) <= length:
         starts.append(turn)
     found: list[dict[str, Any]] = []
     with ctx.as_base(), ctx.autocast():
@@ -143,16 +157,17 @@ def _sample(ctx: Context, count: int, length: int) -> list[dict[str, Any]]:
                 ctx.model,
                 ctx.encoder,
                 texts=count - len(found),
-                tokens=length,
+                tokens=length - min(map(len, starts)),
                 seed=ctx.seed + 7919 * attempt,
                 batch_size=BATCH if ctx.device.type == "cpu" else BATCH_ON_GPU,
                 starts=starts,
                 past_end=True,
                 on_progress=partial(ctx.tell, "sampling", "general texts"),
             ):
+                ids = sample.ids[:length]
                 # A model that only loops must not be asked for ever: then its loops are taken.
-                if attempt == _ATTEMPTS - 1 or not repeats(sample.ids[sample.given :]):
-                    found.append({"ids": sample.ids, "given": sample.given})
+                if attempt == _ATTEMPTS - 1 or not repeats(ids[sample.given :]):
+                    found.append({"ids": ids, "given": sample.given})
             if len(found) == count:
                 break
     return found

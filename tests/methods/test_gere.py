@@ -762,7 +762,7 @@ def test_no_general_text_means_the_base_models_own(made: Any) -> None:
     lines = [json.loads(x) for x in (ctx.cache / method.texts).read_text().splitlines()]
     assert lines[0] == {
         "temperature": 1.0, "seed": 0, "texts": 20, "tokens": 8, "past_end": True,
-        "model": ctx.fingerprint(),
+        "start_counts": True, "model": ctx.fingerprint(),
     }  # fmt: skip
     assert len(method._rows) == len(lines) - 1 == 20
     starts = {tuple(line["ids"][: line["given"]]) for line in lines[1:]}
