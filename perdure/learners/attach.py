@@ -171,8 +171,8 @@ class Attached:
         if main.exact and self._extra_logits():  # with all that a family does after its head
             main.head, main.final = outputs.logits, True
         main.attentions = outputs.attentions if outputs is not None and maps else None
-        extras = self._extra_passes(model, active, drawn, maps)
-        loss = loss + self._terms(active, main, extras, num_items_in_batch)
+        extras, reached = self._extra_passes(model, active, drawn, maps)
+        loss = loss + self._terms(active, main, extras, num_items_in_batch) + reached
         return (loss, outputs) if return_outputs else loss
 
     def _terms(
@@ -224,11 +224,15 @@ class Attached:
         active: Sequence[Method],
         drawn: Sequence[Rows | None],
         maps: bool,
-    ) -> list[Pass | None]:
-        """Run the rows of all methods in one forward pass; give each method its own part."""
+    ) -> tuple[list[Pass | None], Tensor | float]:
+        """Run the rows of all methods in one forward pass; give each method its own part.
+
+        Also a zero to add to the loss. Under FSDP2 all processes must go back through equally many
+        passes, but no term may depend on one whose rows only fill up a process's batch.
+        """
         rows = [row for part in drawn if part is not None for row in part]
         if not rows:
-            return [None] * len(active)
+            return [None] * len(active), 0.0
         batch = collate(rows, self.ctx.encoder.pad_id)
         batch = {k: v.to(self.ctx.device) for k, v in batch.items()}
         self.ctx.tokens += batch["attention_mask"].sum()
@@ -246,7 +250,8 @@ class Attached:
         whole.exact = takes_positions(self.model)
         if self._extra_logits():
             whole.head, whole.final = out.logits, True
-        return _shares(whole, drawn)
+        fills = any(row.get("_filler") for row in rows)
+        return _shares(whole, drawn), 0.0 * out.logits.sum() if fills else 0.0
 
     def _main_totals(self, items: Any) -> Totals | None:
         if items is None:

@@ -2,8 +2,8 @@
 
 A model's own samples stand for what it can do where nobody can name its training data. They start
 at the beginning of a text and inside a user's turn of the chat template, in equal number, and go on
-into the answer. The start counts among a text's tokens. A text that repeats itself is left out (small models loop). Their number is held to
-what about a tenth of the training's time pays for on a CPU.
+into the answer; the start counts among a text's tokens. One that repeats itself is left out (small
+models loop). Their number is held to what about a tenth of the training's time pays for on a CPU.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from perdure.errors import UsageError
 from perdure.learners.encoding import IGNORE
 from perdure.methods.base import Reads
 
@@ -238,6 +239,24 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
         if isinstance(found := getattr(decoder, name, None), nn.ModuleList):
             return found
     raise AttributeError(f"{type(decoder).__name__} has no list of layers")
+
+
+def check_layers(model: nn.Module, layers: Sequence[int]) -> None:
+    """Raise `UsageError` where the model has not so many layers, or one is named twice.
+
+    -1 is the final norm's output, -2 the last layer but one.
+    """
+    if tuple(layers) == (-1,):
+        return
+    count = len(layers_of(model))
+    wrong = [k for k in layers if not -count <= k < count]
+    if wrong:
+        raise UsageError(
+            f"method: layers: the model has no layer {wrong[0]}",
+            f"its layers are 0 to {count - 1}, and -1, the output of the final norm",
+        )
+    if len({k if k == -1 else k % count for k in layers}) < len(layers):
+        raise UsageError("method: layers: a layer is named twice", f"-{count} is 0, and so on")
 
 
 def takes_positions(model: nn.Module) -> bool:

@@ -51,26 +51,41 @@ def full(tensor: Tensor) -> Tensor:
 
 
 def fingerprint(model: nn.Module, frozen_only: bool = False) -> str:
-    """A hash of a model: of each weight's shape, sum and norm in fp64 to 7 digits, some values.
+    """A hash of a model: of each weight and saved buffer its shape, figures in fp64, some values.
 
-    Sums are rounded, as processes and devices add in another order. What the configuration says of
-    the computation (activation, positions, epsilons) goes in too.
+    The figures (see `_figures`) are rounded, as processes and devices add in another order. What
+    the configuration says of the computation (activation, positions, epsilons) goes in too.
 
     Args: frozen_only: leave out parameters that are trained.
     """
     digest = hashlib.sha256(_settings(model).encode())
+    saved = model.state_dict().keys()
+    buffers = [(name, buffer) for name, buffer in model.named_buffers() if name in saved]
     with torch.no_grad():
-        for name, weight in model.named_parameters():
+        for name, weight in [*model.named_parameters(), *buffers]:
             if frozen_only and weight.requires_grad:
                 continue
             whole = full(weight.detach())
-            norm = torch.linalg.vector_norm(whole, dtype=torch.float64).item()
-            sums = f"{whole.sum(dtype=torch.float64).item():.6e} {norm:.6e}"
+            figures = " ".join(_figures(whole))
             few = whole.flatten()[:: max(1, whole.numel() // 1024)]
             # A copy: numpy would keep the storage of a gathered parameter from being freed.
             some = few.to("cpu", torch.float64, copy=True).numpy().tobytes()
-            digest.update(f"{name} {tuple(whole.shape)} {sums}\n".encode() + some)
+            digest.update(f"{name} {tuple(whole.shape)} {figures}\n".encode() + some)
     return digest.hexdigest()[:16]
+
+
+def _figures(weight: Tensor) -> list[str]:
+    """Sum and norm to 7 digits; and how sums of rows and of columns lie along a fixed wave, as a
+    share of the norm, which tells weights that hold the same values in other places."""
+    matrix = weight.reshape(len(weight) if weight.dim() else 1, -1)
+    matrix = matrix if matrix.is_floating_point() else matrix.float()
+    norm = torch.linalg.vector_norm(matrix, dtype=torch.float64).item()
+    found = [f"{matrix.sum(dtype=torch.float64).item():.6e}", f"{norm:.6e}"]
+    for side in (0, 1):
+        sums = matrix.sum(side, dtype=torch.float64)
+        wave = torch.arange(1, len(sums) + 1, dtype=torch.float64, device=sums.device).sin()
+        found.append(f"{(sums @ wave).item() / (norm or 1.0):.9f}")
+    return found
 
 
 def _settings(model: nn.Module) -> str:

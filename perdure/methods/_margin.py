@@ -69,6 +69,25 @@ def outside(
     return found
 
 
+def margin(
+    x: Tensor, codes: Tensor, mask: Tensor, n: Tensor, p: Tensor, over: str, floor: float = 0.0
+) -> Tensor:
+    """Threshold margin of each row.
+
+    Args: as of `outside`. over: violating | elements | tokens.
+    Returns: (rows,)
+    """
+    return averaged(*outside(x, codes, mask, n, p, floor)[:2], mask, x.shape[-1], over)
+
+
+def averaged(total: Tensor, count: Tensor, mask: Tensor, hidden: int, over: str) -> Tensor:
+    """Sums of distances, (rows,), divided as `over` says."""
+    if over == "violating":
+        return total / (count + 1e-8)
+    tokens = mask.sum(1).clamp(min=1)
+    return total / (tokens if over == "tokens" else tokens * hidden)
+
+
 class _Outside(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,8 +114,8 @@ def plain(
         state, base = x[row].float(), unpack(codes[row], x.shape[-1])
         real = mask[row].unsqueeze(-1)
         e = torch.where(real, excess(state, base, n, p), 0.0)
-        if floor > 0:
-            e = torch.where(e.abs() > floor, e, 0.0)
+        if floor > 0:  # so that a state that is no number stays one
+            e = torch.where(e.abs() <= floor, 0.0, e)
         sums[row], counts[row] = e.abs().sum(), (e != 0).sum()
         flips[row] = ((flags(state, n, p) != base) & real).sum()
         sign[row] = e.sign()

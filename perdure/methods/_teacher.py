@@ -48,6 +48,10 @@ def distilled(
             + (f"{changed} changed since they were made" if changed else "they were removed"),
             "a trained model cannot give them again: start a new run",
         )
+    if any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in ctx.model.modules()):
+        note(
+            "gere: the model has dropout, on general texts too: their margin is not 0 at the start"
+        )
     if changed and of_base:
         note("gere: distilling the base model anew, as this changed: %s", changed)
 

@@ -12,7 +12,9 @@ Qznan/GeRe (34d74f5), not the equations, so no equation number is given here.
 Departs: per row where the code pools a micro-batch and halves its CE, so that the gradient does
 not depend on the micro-batch (equal to the code at micro-batch 1; B counts general rows too); the
 task's CE stays as the trainer makes it; variance in two fp64 passes; general rows come on top of
-the batch. `official: true` is the code's behaviour in all but the last of these.
+the batch, so that an epoch has no more steps for them. `official: true` is the code's behaviour in
+all but the last of these; with one task row in a micro-batch each general row counts as another
+micro-batch, as there, where nothing is halved.
 Cost: forward and backward over `insert` texts a step, in the task's own pass; once a forward over
 all texts; on disk tokens * hidden / 4 bytes a layer (kl: 8 * kl_top bytes a token; l1, l2: 4 bytes
 a value).
@@ -27,9 +29,10 @@ import torch
 from pydantic import Field, model_validator
 
 from perdure.learners.general import SHARE
+from perdure.learners.passes import check_layers
 from perdure.methods import _states
 from perdure.methods._distill import distance, kl_of_largest, row_counts, row_means
-from perdure.methods._margin import outside
+from perdure.methods._margin import averaged, outside
 from perdure.methods._teacher import distilled
 from perdure.methods.base import Method, MethodConfig, Reads
 
@@ -104,29 +107,14 @@ class GeReConfig(MethodConfig):
     def _goes_together(self) -> GeReConfig:
         if self.scope == "micro" and self.label_weight != 1:
             raise ValueError("label_weight has no effect with scope: micro, where it is 1")
+        if self.weight_max is not None and self.weight != "dynamic":
+            raise ValueError("weight_max has no effect without weight: dynamic")
+        if self.loss != "margin" and self.noise_floor != 0:
+            raise ValueError(f"noise_floor has no effect with loss: {self.loss}")
+        for name in ("weight", "noise_floor"):
+            if isinstance(value := getattr(self, name), float) and value < 0:
+                raise ValueError(f"{name} is below 0")
         return self
-
-
-def margin(
-    x: Tensor, codes: Tensor, mask: Tensor, n: Tensor, p: Tensor, over: str, floor: float = 0.0
-) -> Tensor:
-    """Threshold margin of each row.
-
-    Args:
-        x: states now, (rows, seq, hidden); codes: the base's flags (`_margin.pack`).
-        mask: real positions, (rows, seq); n, p: thresholds, (hidden,) fp32.
-        over: violating | elements | tokens. floor: see `_margin.outside`.
-    Returns: (rows,)
-    """
-    return averaged(*outside(x, codes, mask, n, p, floor)[:2], mask, x.shape[-1], over)
-
-
-def averaged(total: Tensor, count: Tensor, mask: Tensor, hidden: int, over: str) -> Tensor:
-    """Sums of distances, (rows,), divided as `over` says."""
-    if over == "violating":
-        return total / (count + 1e-8)
-    tokens = mask.sum(1).clamp(min=1)
-    return total / (tokens if over == "tokens" else tokens * hidden)
 
 
 def state_weight(
@@ -142,7 +130,10 @@ def state_weight(
 def micro_loss(
     ce_task: Tensor | None, ce_general: Tensor, term: Tensor, weight: Tensor | float
 ) -> Tensor:
-    """A whole micro-batch's loss as in the official code; `ce_task` None: it has no task rows."""
+    """A whole micro-batch's loss as in the official code; `ce_task` None: it has no task rows.
+
+    Then one of each general row, where the others are (rows,).
+    """
     ce = ce_general if ce_task is None else (ce_task + ce_general) / 2
     return ce + weight * term
 
@@ -171,10 +162,13 @@ class GeRe(Method):
 
     def begin_task(self, ctx: Context) -> None:
         c = self.config
+        check_layers(ctx.model, c.layers)
         rows, self.texts = ctx.general_rows(
             c.samples, c.max_tokens, special=c.add_special_tokens, kept=self.texts,
             share=c.own_share,
         )  # fmt: skip
+        if not self.texts and len(rows) < c.samples:
+            _states.note("gere: %d general texts are there, of samples: %d", len(rows), c.samples)
         self._rows = ctx.rows([{**row, "_text": i} for i, row in enumerate(rows)])
         self._cache = None
         if c.loss != "label":
@@ -195,11 +189,15 @@ class GeRe(Method):
     def replay(self, ctx: Context) -> Rows | None:
         if self._rows is None:
             return None
+        return ctx.draw_between(self._rows, *self._drawn(ctx))
+
+    def _drawn(self, ctx: Context) -> list[int]:
+        """First and last of this step's numbers in an endless draw of texts."""
         if self.config.mix == "insert":
-            return ctx.draw(self._rows, self.config.insert)
+            return [s * self.config.insert for s in (ctx.step, ctx.step + 1)]
         # Each text once an epoch, spread evenly over its steps.
-        ends = [s * len(self._rows) // ctx.steps_per_epoch for s in (ctx.step, ctx.step + 1)]
-        return ctx.draw_between(self._rows, *ends)
+        texts = len(self._rows or ())
+        return [s * texts // ctx.steps_per_epoch for s in (ctx.step, ctx.step + 1)]
 
     def loss(self, ctx: Context, main: Pass, extra: Pass | None) -> Mapping[str, Tensor]:
         c = self.config
@@ -220,15 +218,19 @@ class GeRe(Method):
             term = self._term(ctx, extra)
             weight = state_weight(c.weight, ce, term, c.weight_max)
             found[f"gere_{c.loss}"] = share * extra.row_mean(weight * term)
+            ctx.log("gere_term", extra.row_mean(term.detach()))
+            if torch.is_tensor(weight):
+                ctx.log("gere_weight", extra.row_mean(weight))
         return found
 
-    def _term(self, ctx: Context, extra: Pass) -> Tensor:
-        """The term of each general row, (rows,)."""
+    def _term(self, ctx: Context, extra: Pass, pooled: bool = False) -> Tensor:
+        """The term of each general row, (rows,); `pooled`: the margin as if they were one."""
         if self.config.loss == "kl":
             return self._kl(extra)
-        return torch.stack([self._of_states(ctx, k, extra) for k in self.config.layers]).mean(0)
+        of_layers = [self._of_states(ctx, k, extra, pooled) for k in self.config.layers]
+        return torch.stack(of_layers).mean(0)
 
-    def _of_states(self, ctx: Context, layer: int, extra: Pass) -> Tensor:
+    def _of_states(self, ctx: Context, layer: int, extra: Pass, pooled: bool) -> Tensor:
         assert self._cache is not None
         c, x, mask = self.config, extra.hidden[layer], extra.mask
         base = self._cache.rows(extra.extra("_text"), layer, x.shape[1], x.device)
@@ -241,7 +243,7 @@ class GeRe(Method):
             seen = {"elements": total, "violating": count, "flips": flips}
             for name, value in seen.items():
                 ctx.log(f"gere_{name}", extra.row_mean(value.detach() / every))
-        if c.scope == "micro":  # pooled over the micro-batch's rows, as if they were one
+        if pooled:
             total, count, mask = total.sum()[None], count.sum()[None], mask.reshape(1, -1)
         return averaged(total, count, mask, x.shape[-1], c.reduction)
 
@@ -267,13 +269,24 @@ class GeRe(Method):
         c = self.config
         ce_task = main.nll.mean()
         mine = main.token_mean(main.nll)  # what the trainer adds for these rows
+        share = 1.0
+        if alone := len(main.mask) == 1:
+            # There each general row is a micro-batch too, and all micro-batches count alike.
+            tasks, (first, last) = ctx.accumulation * ctx.world, self._drawn(ctx)
+            share = tasks / (tasks + last - first)
         if extra is None or all(row.get("_filler") for row in extra.rows):
-            return {"gere_scope": ce_task - mine}
-        ce_general = extra.nll.mean()
+            return {"gere_scope": share * ce_task - mine}
+        ce = row_means(extra.nll, extra.row_of, len(extra.mask)) if alone else extra.nll.mean()
         weight: Tensor | float = 0.0
-        term = ce_general.new_zeros(())
+        term = torch.zeros_like(ce)
         if c.loss != "label":
-            term = self._term(ctx, extra).mean()
-            weight = state_weight(c.weight, (ce_task + ce_general) / 2, term, c.weight_max)
-        whole = micro_loss(ce_task, ce_general, term, weight)
-        return {"gere_scope": whole - weight * term - mine, f"gere_{c.loss}": weight * term}
+            term = self._term(ctx, extra, pooled=not alone)
+            term = term if alone else term.mean()
+            weight = state_weight(c.weight, ce if alone else (ce_task + ce) / 2, term, c.weight_max)
+        if alone:
+            whole = ce_task + micro_loss(None, ce, term, weight).sum()
+        else:
+            whole = micro_loss(ce_task, ce, term, weight)
+        held = (weight * term).sum()
+        ctx.log("gere_label", share * (whole - held - ce_task if alone else ce / 2).detach())
+        return {"gere_scope": share * (whole - held) - mine, f"gere_{c.loss}": share * held}

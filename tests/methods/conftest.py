@@ -38,7 +38,7 @@ def made(context: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
     from perdure.methods.gere import GeRe, GeReConfig
 
     def make(ctx_options: dict[str, Any] | None = None, **options: Any) -> tuple[Any, Any]:
-        method = GeRe(GeReConfig(**{"max_tokens": 12, **options}))
+        method = GeRe(GeReConfig(**{"max_tokens": 12, "samples": len(GENERAL), **options}))
         ctx = context(method, **(ctx_options or {}))
         method.begin_task(ctx)
         return method, ctx

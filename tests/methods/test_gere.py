@@ -23,9 +23,9 @@ from perdure.errors import RunError
 from perdure.learners.general import how_many, repeats
 from perdure.methods import _states, _teacher
 from perdure.methods._distill import distance, kl, kl_of_largest, row_means
-from perdure.methods._margin import excess, flags, outside, pack, plain, unpack
+from perdure.methods._margin import excess, flags, margin, outside, pack, plain, unpack
 from perdure.methods._states import alike, thresholds, top
-from perdure.methods.gere import OFFICIAL, GeRe, GeReConfig, margin, micro_loss, state_weight
+from perdure.methods.gere import OFFICIAL, GeRe, GeReConfig, micro_loss, state_weight
 from perdure.streams.task import GeneralText
 
 STATES = tensor([[1.0, 0, 2], [3, 0, 2], [5, 4, 2], [7, 4, 2]])
@@ -182,19 +182,45 @@ def test_m12_weight_fixed_and_dynamic() -> None:
 @pytest.mark.parametrize(("scope", "total"), [("row", 5.333333), ("micro", 15.0)])
 def test_m13_the_general_rows_share(scope: Any, total: float) -> None:
     """Five task rows of one token and a general one, in one micro-batch of six."""
-    method = GeRe(GeReConfig(insert=1, weight=100.0, scope=scope))
-    method._term = lambda *_: tensor([0.1])  # type: ignore[method-assign]
-    extra = SimpleNamespace(
-        mask=torch.ones(1, 3), nll=tensor([7.0]), row_of=tensor([0]), row_mean=lambda v: v.mean(),
-        totals=None, rows=[{}],
-    )  # fmt: skip
-    main = SimpleNamespace(nll=tensor([1.0, 2, 3, 4, 5]), token_mean=lambda v: v.mean())
-    found = method.loss(SimpleNamespace(batch_size=5), main, extra)  # type: ignore[arg-type]
+    method, ctx, general = m13(scope)
+    main = task_rows([1.0, 2, 3, 4, 5])
+    found = method.loss(ctx, main, general)
     # Per row the task's mean is over the task's rows; the spec's figure has it over all six.
     tasks = main.nll.mean() * (5 / 6 if scope == "row" else 1)
     close(tasks + torch.stack(list(found.values())).sum(), total)
     if scope == "micro":  # a micro-batch without general rows is its own mean
-        method.loss(SimpleNamespace(batch_size=5), main, None)  # type: ignore[arg-type]
+        close(method.loss(ctx, main, None)["gere_scope"], 0)
+
+
+@pytest.mark.parametrize("rows_first", [1, 5])
+def test_m13_in_micro_batches_of_one(rows_first: int) -> None:
+    """Six of one row, the general one never halved, wherever it runs; and the mean is over six."""
+    method, ctx, general = m13("micro")
+    ctx.accumulation = 5
+    total = torch.zeros(())
+    for number in (1.0, 2.0, 3.0, 4.0, 5.0):
+        main = task_rows([number])
+        found = method.loss(ctx, main, general if number == rows_first else None)
+        total += main.nll.mean() + torch.stack(list(found.values())).sum()
+    close(total / 5, 5.333333)
+
+
+def m13(scope: Any) -> tuple[GeRe, Any, Any]:
+    """The method, the context, and a general row of a CE of 7 and a margin of 0.1."""
+    method = GeRe(GeReConfig(insert=1, weight=100.0, scope=scope))
+    method._term = lambda *_, **__: tensor([0.1])  # type: ignore[method-assign]
+    extra = SimpleNamespace(
+        mask=torch.ones(1, 3), nll=tensor([7.0]), row_of=tensor([0]), row_mean=lambda v: v.mean(),
+        totals=None, rows=[{}],
+    )  # fmt: skip
+    ctx = SimpleNamespace(batch_size=5, accumulation=1, world=1, step=0, log=lambda *_: None)
+    return method, ctx, extra
+
+
+def task_rows(nll: list[float]) -> Any:
+    """Rows of one token each, as the trainer has them: it takes their mean."""
+    mask = torch.ones(len(nll), 1)
+    return SimpleNamespace(nll=tensor(nll), mask=mask, token_mean=lambda v: v.mean())
 
 
 def test_m14_distillation() -> None:

@@ -190,6 +190,18 @@ def test_two_processes(tiny_model_dir: Path, tmp_path: Path, kind: str) -> None:
     first, second, _ = map(float, (tmp_path / "margins.txt").read_text().split())
     assert first == 0.0
     assert second > 0
+    losses = (tmp_path / "losses.txt").read_text().split()
+    assert len(losses) == len(ONE_TEXT)
+    assert all(0 < float(loss) < 100 for loss in losses)
+
+
+ONE_TEXT: list[dict[str, Any]] = [
+    {},
+    {"scope": "micro"},
+    {"official": True, "samples": 2},
+    {"loss": "kl", "label_weight": 0},
+]
+"""Options under which a step has one text for two processes: the other's row only fills up."""
 
 
 def main(model_dir: str, out: str, kind: str) -> None:
@@ -197,17 +209,27 @@ def main(model_dir: str, out: str, kind: str) -> None:
     from transformers.distributed.configuration_utils import DistributedConfig
 
     sharded = {"distributed_config": DistributedConfig(fsdp_size=2)} if kind == "fsdp2" else {}
-    model = AutoModelForCausalLM.from_pretrained(model_dir, **sharded)
-    assert any(hasattr(p, "placements") for p in model.parameters()) == (kind == "fsdp2")
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    trainer = plain(
-        model, tokenizer, Path(out), per_device_train_batch_size=2,
-        ddp_find_unused_parameters=False,
-    )  # fmt: skip
-    perdure.attach(trainer, GERE, general=GENERAL)
-    trainer.train()
+
+    def trained(number: int, **options: Any) -> Any:
+        model = AutoModelForCausalLM.from_pretrained(model_dir, **sharded)
+        assert any(hasattr(p, "placements") for p in model.parameters()) == (kind == "fsdp2")
+        trainer = plain(
+            model, tokenizer, Path(out, str(number)), per_device_train_batch_size=2,
+            ddp_find_unused_parameters=False,
+        )  # fmt: skip
+        perdure.attach(trainer, {**GERE, **options}, general=GENERAL)
+        trainer.train()
+        return trainer
+
+    trainer = trained(0)
+    losses = []
+    for number, options in enumerate(ONE_TEXT, 1):
+        one = trained(number, **{"insert": 1, **options})
+        losses.append([row["loss"] for row in one.state.log_history if "loss" in row][-1])
     if trainer.is_world_process_zero():
         Path(out, "margins.txt").write_text(" ".join(map(str, margins(trainer))))
+        Path(out, "losses.txt").write_text(" ".join(map(str, losses)))
 
 
 if __name__ == "__main__":

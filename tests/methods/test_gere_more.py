@@ -24,7 +24,7 @@ from perdure.learners.encoding import Encoder, collate
 from perdure.methods._distill import kl
 from perdure.methods._margin import unpack
 from perdure.methods._states import StateCache
-from perdure.methods.gere import GeRe, GeReConfig, micro_loss
+from perdure.methods.gere import GeRe, GeReConfig
 from perdure.streams.task import GeneralText
 
 CPU = torch.device("cpu")
@@ -220,7 +220,7 @@ def test_m16_statistics_that_are_not_finite_are_refused(context: Any, tiny: Any)
 def test_the_cache_is_a_fifteenth_of_the_states_in_fp32(made: Any) -> None:
     """All files of the folder, their headers and the manifest too, on a hidden size of 64."""
     general = GeneralText(replay=[f"{i} " + " ".join(GENERAL) for i in range(80)])
-    method, ctx = made({"general": general}, max_tokens=64)
+    method, ctx = made({"general": general}, max_tokens=64, samples=80)
     tokens = sum(len(row["input_ids"]) for row in method._rows)
     assert tokens == 80 * 64
     full = tokens * ctx.model.config.hidden_size * 4
@@ -416,13 +416,6 @@ def test_official_through_a_step(tiny: Any, tmp_path: Path, loss: str) -> None:
 @torch.no_grad()
 def logits_of(model: Any, row: Any) -> Tensor:
     return model(tensor([row["input_ids"]])).logits[0, :-1]
-
-
-def test_m13_in_micro_batches_of_one() -> None:
-    """Five of a task row each, 1 to 5, and one of a general row: 7 + 100 * 0.1, never halved."""
-    general = micro_loss(None, tensor(7.0), tensor(0.1), 100.0).item()
-    assert (1 + 2 + 3 + 4 + 5 + general) / 6 == pytest.approx(5.333333)
-    assert micro_loss(tensor(3.0), tensor(7.0), tensor(0.1), 100.0).item() == pytest.approx(15.0)
 
 
 # --- what is logged
