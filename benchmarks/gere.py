@@ -15,8 +15,9 @@ Contenders, each in a process of its own, in turn, `--rounds` times:
 Then the base model writes general texts itself, and they are distilled: seconds a token of that,
 over seconds a token of `gere`, times the share of tokens that are sampled, is what it costs.
 Printed: seconds a step (median over steps and rounds, the first two of each process left out) and
-its ratio to plain, peak memory, and bytes on disk. On a GPU also the margin alone, forward and
-backward: the Triton kernel against plain torch.
+its ratio to plain, peak memory, and bytes on disk; and how far an unmoved model's states leave
+their intervals by rounding, in the layout that `gere` trains. On a GPU also the margin alone,
+forward and backward: the Triton kernel against plain torch.
 
 `smollm2` is SmolLM2-135M-Instruct, eight rows of the demo and four texts of 48 tokens a step. `1b`
 and `8b` are Llama's shapes with random weights in bf16, for a GPU: twelve rows of 200 tokens and
@@ -101,6 +102,7 @@ def main() -> None:
                 wanted.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
     show(found, wanted)
     if "gere" in names:
+        rounding(found["gere"][0])
         sampling(apart(SAMPLES, wanted), found["gere"])
         kernel(apart(KERNEL, wanted))
 
@@ -116,6 +118,12 @@ def apart(name: str, wanted: argparse.Namespace) -> dict[str, Any]:
         raise SystemExit(f"{name}: {done.stderr[-2000:]}")
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures
+
+
+def rounding(run: dict[str, Any]) -> None:
+    noise = run["noise"]
+    print(f"rounding in {run['precision']}: states are {noise['mean']:.2g} outside in the mean, "
+          f"{noise['largest']:.2g} at most; {noise['flipped']:.3%} have left")  # fmt: skip
 
 
 def sampling(made: dict[str, Any], trained: list[dict[str, Any]]) -> None:
@@ -175,9 +183,18 @@ def work(name: str, steps: int, shape: str, base: str) -> dict[str, Any]:
         "tokens": tokens,
         "memory_mb": peak_memory_mb(),
         "disk": disk,
+        "noise": noise_in(folder / "cache"),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "precision": "bf16" if bf16 else "fp32",
     }
+
+
+def noise_in(cache: Path) -> dict[str, float] | None:
+    """Of the final states, as it was measured when they were distilled."""
+    for path in cache.glob("states-*/manifest.json"):
+        noise: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))["noise"]["-1"]
+        return noise
+    return None
 
 
 def load(shape: str, base: str) -> tuple[Any, Any, bool]:
@@ -329,7 +346,7 @@ def own(
     ctx = Context(
         model, Encoder(tokenizer), Task("task", rows, (), (), "perplexity"), methods=[method],
         general=GeneralText(replay=texts), batch_size=size.rows, cache=folder / "cache",
-        autocast=precision(bf16),
+        autocast=precision(bf16), packs=True,
     )  # fmt: skip
     method.begin_task(ctx)
     pad = tokenizer.pad_token_id

@@ -57,6 +57,8 @@ def test_gere_keeps_general_ability_that_plain_training_loses(
     assert general["gere", 1] - base < 0.5 * (general["sequential", 1] - base)
     # Both have learned: eight languages, two in five right before.
     assert min(language["gere", 1], language["sequential", 1]) > language["gere", 0]
+    first = runs["gere"].log_rows()[0]  # of the untouched model
+    assert first["method/gere_margin"] == first["method/gere_noise_flipped"] == 0.0
     last = {name: run.log_rows()[-1] for name, run in runs.items()}
     assert last["gere"]["gauge/flip_share"] < last["sequential"]["gauge/flip_share"]
 
