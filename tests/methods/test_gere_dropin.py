@@ -190,6 +190,9 @@ def test_two_processes(tiny_model_dir: Path, tmp_path: Path, kind: str) -> None:
     first, second, _ = map(float, (tmp_path / "margins.txt").read_text().split())
     assert first == 0.0
     assert second > 0
+    # Each distils half of the texts, and both measure the rounding.
+    passes = [int((tmp_path / f"forwards-0-{rank}.txt").read_text()) for rank in (0, 1)]
+    assert passes == [len(GENERAL) // 2 + 1] * 2
     losses = (tmp_path / "losses.txt").read_text().split()
     assert len(losses) == len(ONE_TEXT)
     assert all(0 < float(loss) < 100 for loss in losses)
@@ -218,7 +221,11 @@ def main(model_dir: str, out: str, kind: str) -> None:
             model, tokenizer, Path(out, str(number)), per_device_train_batch_size=2,
             ddp_find_unused_parameters=False,
         )  # fmt: skip
+        forwards: list[Any] = []
+        counting = model.register_forward_hook(lambda *_: forwards.append(1))
         perdure.attach(trainer, {**GERE, **options}, general=GENERAL)
+        counting.remove()
+        Path(out, f"forwards-{number}-{os.environ['RANK']}.txt").write_text(str(len(forwards)))
         trainer.train()
         return trainer
 
