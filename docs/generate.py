@@ -144,9 +144,9 @@ def cli() -> str:
     parts = [
         NOTE,
         "# Commands",
-        "Exit codes: 0 done; 2 wrong usage, recipe, data or model; 4 a run directory in the way; "
-        "5 training could not go on; 130 interrupted. `audit` adds 1 for lost and 3 for undecided, "
-        "`repair` 1 if nothing qualifies. "
+        "Exit codes: 0 done; 2 wrong usage, recipe, data or model; 4 a run directory in the "
+        "way, missing or damaged; 5 training could not go on; 130 interrupted. `audit` adds 1 for "
+        "lost and 3 for undecided, `repair` 1 if nothing qualifies. "
         "Results go to stdout, progress and errors to stderr.",
         _help(()),
     ]

@@ -5,7 +5,8 @@
     trainer.train()
 
 Logging, gradient accumulation, mixed precision, checkpoints and evaluation stay as they are.
-Hand the same method objects to the next task's trainer: `attach(next_trainer, *trainer.methods)`.
+Hand the same method objects, and the same texts, to the next task's trainer:
+`attach(next_trainer, *trainer.methods, general=texts)`.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def attach(
 
     Args:
         methods: a name (`"replay"`), a name with options (`{"name": "gere", "weight": 100}`), or
-            the method objects of an earlier trainer (`trainer.methods`), which remember.
+            the method objects of an earlier trainer (`trainer.methods`), which remember; texts in
+            `general` are given again.
         general: texts that methods may replay; none: a method that needs some samples them from
             the model itself, before it is trained.
         task, task_index: what is learned, counted from 0; they name what is logged and cached.
@@ -55,9 +57,17 @@ def attach(
             kept it before, else `perdure` in the output folder.
 
     Raises:
-        UsageError: no tokenizer on the trainer, two methods that clash, or a method that needs
-            to change the rows or train in phases: that takes `perdure run`.
+        UsageError: no tokenizer on the trainer, no method, two that clash, no list of texts, or a
+            method that needs to change the rows or train in phases: that takes `perdure run`.
     """
+    if isinstance(general, str) or not all(isinstance(text, str) for text in general):
+        raise UsageError(
+            "attach: general is a list of texts",
+            'of a file: general=open("general.txt").read().split("\\n\\n")',
+        )
+    general = list(general)
+    if not methods:
+        raise UsageError("attach: no method is given", 'for example attach(trainer, "gere")')
     chosen = [m if isinstance(m, Method) else _built(m) for m in methods]
     refuse_clashes(chosen)
     if trainer.processing_class is None:
@@ -108,6 +118,11 @@ def attach(
 def _built(method: str | Mapping[str, Any]) -> Method:
     from perdure.config import MethodSpec
 
+    if not isinstance(method, (str, Mapping)) or not (isinstance(method, str) or "name" in method):
+        raise UsageError(
+            f"attach: {method!r} names no method",
+            'write "gere", or {"name": "gere", "insert": 2}; several are arguments of their own',
+        )
     options = {"name": method} if isinstance(method, str) else dict(method)
     return build([MethodSpec(name=str(options.pop("name", "")), options=options)])[0]
 

@@ -130,7 +130,11 @@ class Run:
         return read_lines(self._items_path(after, task))
 
     def environment(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.path / "environment.json").read_text("utf-8"))
+        path = self.path / "environment.json"
+        try:
+            found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path}: damaged or gone: {error}", "begin a new run") from error
         return found
 
     def matrix(self) -> ScoreMatrix:

@@ -62,12 +62,14 @@ class Document:
 
     def override(self, text: str) -> Mistake | None:
         """Apply `section.key=value`; the value is read as YAML, list items go by number or name."""
-        name, equals, value = text.partition("=")
-        key: list[str | int] = list(name.strip().split("."))
+        path, equals, value = text.partition("=")
+        key: list[str | int] = list(path.strip().split("."))
         if not equals or not all(key):
             self.lines[(text,)] = COMMAND_LINE
             return Mistake((text,), "expected KEY=VALUE", "for example train.learning_rate=5e-5")
         node: Any = self.data
+        if key[0] == "method" and len(key) > 1 and isinstance(name := self.data.get("method"), str):
+            self.data["method"] = {"name": name}  # its short form
         for depth, part in enumerate(key):
             last = depth == len(key) - 1
             if isinstance(node, list):

@@ -260,6 +260,7 @@ def test_loaded_models_are_taken_as_they_are(trained):
     ("options", "message"),
     [
         ({"max_drop": 0.0}, "--max-drop 0: must be above 0"),
+        ({"max_drop": 2.0}, "--max-drop 2: no score can drop by so much"),
         ({"max_loss_rise": -1.0}, "--max-loss-rise -1: must be above 0"),
         ({"max_kl": math.inf}, "--max-kl inf: must be above 0"),
         ({"precision": "fp8"}, "--precision fp8: unknown"),

@@ -155,6 +155,12 @@ def test_sections_with_all_keys_commented_out_mean_defaults(folder: Path) -> Non
 # --- overrides
 
 
+def test_options_of_a_method_in_its_short_form(folder: Path) -> None:
+    """`method: gere` in the recipe or `method=gere` before them."""
+    (spec,) = load(GOOD, "method=gere", "method.insert=2").methods
+    assert (spec.name, spec.options["insert"]) == ("gere", 2)
+
+
 def test_overrides_replace_values(folder: Path) -> None:
     recipe = load(
         GOOD,

@@ -19,7 +19,7 @@ from perdure.errors import TrainingError
 from perdure.learners.encoding import Encoder, collate
 from perdure.learners.general import SHARE, given_rows, sampled_rows
 from perdure.learners.packing import packed_states
-from perdure.learners.passes import Pass, Rows, capture, head_options, takes_positions
+from perdure.learners.passes import Pass, Rows, capture, check_layers, head_options, takes_positions
 from perdure.learners.weights import adapter_off, fingerprint, full, is_sharded, swapped, trainable
 from perdure.methods.base import Method, Phase, Reads
 from perdure.streams.task import GeneralText, Row, Task
@@ -82,6 +82,8 @@ class Context:
         self.logged: dict[str, float] = {}  # by `log`, until the trainer's next log line
         self.watched: dict[str, Tensor] = {}  # by `log`, of the pass that is being made
         self._frozen: dict[str, Weights] = {}
+        for method in methods:
+            check_layers(model, method.reads.hidden)
         wanted = {m.reads.teacher for m in methods}
         if "previous" in wanted:
             self._frozen["previous"] = self.snapshot()

@@ -154,7 +154,10 @@ class Looks(TrainerCallback):
         over = exceeded(self.budget, found)
         if self.budget is not None and over and self.budget.action == "stop":
             told = ", ".join(f"{name} {found[name]:.3g}" for name in over)
-            self.note(f"task {self.ctx.task.name}: stopped at step {state.global_step}: {told}")
+            what = (
+                f"stopped at step {state.global_step} of {state.max_steps}: {told} is over budget"
+            )
+            self.note(f"task {self.ctx.task.name}: {what}")
             control.should_training_stop = True
             # Resumed from a checkpoint of this very step, training would go on past it.
             control.should_save = False

@@ -130,7 +130,12 @@ def written_rows(ctx: Context, path: Path, about: Mapping[str, Any]) -> list[dic
             lines = [about, *found]
             write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))
         barrier()
-    rows = read_lines(path)[1:]
+    first, *rows = read_lines(path)
+    if len(rows) != first["texts"]:
+        raise RunError(
+            f"{path}: damaged: {len(rows)} texts of {first['texts']}",
+            "put the file back as it was, or start a new run",
+        )
     return [{"input_ids": r["ids"], "labels": _labels(r["ids"], r["given"])} for r in rows]
 
 

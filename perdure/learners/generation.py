@@ -8,6 +8,7 @@ scoring. It does not know which method is at work.
 from __future__ import annotations
 
 import errno
+import logging
 import math
 import re
 import shutil
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 
 from perdure.errors import TrainingError, UsageError
 from perdure.files import newest_sealed
@@ -114,6 +115,9 @@ class GenerationLearner(Measuring):
                 share, weights = rewound(gauges, ctx, budget, before)
                 give_weights(self.model, weights)
                 ctx.log("budget_share", share)
+                if share < 1:
+                    now = ", ".join(f"{k} {v:.3g}" for k, v in gauges.read(ctx).items())
+                    self._tell(f"task {ctx.task.name}: {share:.0%} of its update kept: {now}")
             for method in self.methods:
                 give_weights(self.model, method.end_task(ctx))
             told = ctx.take_logged()  # there is no log line any more to go with
@@ -204,11 +208,11 @@ class GenerationLearner(Measuring):
         )
         attach(trainer, *self.methods, ctx=ctx)
         facts = {"after": ctx.task_index + 1, "task": ctx.task.name, "phase": phase.name}
-        trainer.remove_callback(_printer())
+        trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Watch(trainer, self._on_row, facts))
         if (gauges := self._gauges_of(ctx)) is not None:
             every, budget = self.recipe.gauges.every, self.recipe.stop_when
-            trainer.add_callback(Looks(gauges, ctx, every, budget, self._note))
+            trainer.add_callback(Looks(gauges, ctx, every, budget, self._tell))
         trainer.add_callback(self.trackers)
         return trainer
 
@@ -222,6 +226,12 @@ class GenerationLearner(Measuring):
     def _note(self, text: str) -> None:
         if rank() == 0:
             self.run.note(text)
+
+    def _tell(self, text: str) -> None:
+        """Note what the user must not miss: in the run's log, and at once."""
+        self._note(text)
+        if rank() == 0:
+            logging.getLogger("perdure").warning("%s", text)
 
     def _phases(self, ctx: Context) -> Sequence[Phase]:
         for method in self.methods:
@@ -369,12 +379,6 @@ def _forget_trainer(model: nn.Module) -> None:
 
 def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rsplit("-", 1)[1])
-
-
-def _printer() -> type:
-    from transformers.trainer_callback import PrinterCallback
-
-    return PrinterCallback
 
 
 @contextmanager

@@ -246,7 +246,7 @@ def check_layers(model: nn.Module, layers: Sequence[int]) -> None:
 
     -1 is the final norm's output, -2 the last layer but one.
     """
-    if tuple(layers) == (-1,):
+    if tuple(layers) in ((), (-1,)):
         return
     count = len(layers_of(model))
     wrong = [k for k in layers if not -count <= k < count]

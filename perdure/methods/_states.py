@@ -127,14 +127,13 @@ class StateCache:
     def facts(self) -> dict[str, Any]:
         """The manifest: `about`, `tokens` of each text, `shards` (first text), `noise`."""
         if not self._facts:
-            text = (self.folder / "manifest.json").read_text(encoding="utf-8")
-            self._facts = json.loads(text)
+            self._facts = _manifest(self.folder / "manifest.json")
         return self._facts
 
     def differences(self) -> str:
         """In what the nearest other cache of this run differs, for a message; "" if none is."""
         others = sorted(self.root.glob("states-*/manifest.json"))
-        metas = [json.loads(p.read_text(encoding="utf-8"))["about"] for p in others]
+        metas = [_manifest(p)["about"] for p in others]
         # Those of the gauges are no others of a method's, nor the other way round.
         alike = [meta for meta in metas if ("gauge" in meta) == ("gauge" in self.about)]
         of_loss = [meta for meta in alike if meta.keys() == self.about.keys()]
@@ -310,6 +309,16 @@ def measured_noise(
 
 def note(message: str, *values: Any) -> None:
     logging.getLogger("perdure").info(message, *values)
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{path}: damaged: {error}", "remove its folder, and begin a new run"
+        ) from error
+    return found
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from pydantic import Field, model_validator
 
+from perdure.errors import UsageError
 from perdure.learners.general import SHARE
-from perdure.learners.passes import check_layers
 from perdure.methods import _states
 from perdure.methods._distill import distance, kl_of_largest, row_counts, row_means
 from perdure.methods._margin import averaged, outside
@@ -162,7 +162,11 @@ class GeRe(Method):
 
     def begin_task(self, ctx: Context) -> None:
         c = self.config
-        check_layers(ctx.model, c.layers)
+        if self.base and not self.texts and not ctx.general.replay:
+            raise UsageError(
+                "gere: general texts were given for the first task, and none are now",
+                "give the same ones again: attach(trainer, *methods, general=texts)",
+            )
         rows, self.texts = ctx.general_rows(
             c.samples, c.max_tokens, special=c.add_special_tokens, kept=self.texts,
             share=c.own_share,

@@ -195,7 +195,10 @@ def _reported(found: Repair, report: Report) -> Table:
     for task, kept in report.kept.items():
         scores = (f"{one.scores[task]:.3f}" for one in sides)
         name = Text(f"{task} ({found.metrics[task]})")
-        table.add_row(name, *scores, f"{percent(kept)} of the gain kept")
+        gained = report.tuned.scores[task] > report.base.scores[task]
+        table.add_row(
+            name, *scores, f"{percent(kept)} of the gain kept" if gained else "no gain to keep"
+        )
     return table
 
 

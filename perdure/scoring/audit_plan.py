@@ -34,7 +34,7 @@ class Margins:
     """The change for the worse that each kind of measure may show.
 
     Raises:
-        UsageError: one is not above 0.
+        UsageError: one is not above 0, or `max_drop` not below 1.
     """
 
     max_drop: float
@@ -49,6 +49,11 @@ class Margins:
                     f"audit: --{name.replace('_', '-')} {value:g}: must be above 0",
                     "no number of items can show that nothing at all changed",
                 )
+        if self.max_drop >= 1:
+            raise UsageError(
+                f"audit: --max-drop {self.max_drop:g}: no score can drop by so much",
+                "two points of a hundred are 0.02",
+            )
 
     def of(self, part: Part) -> float | None:
         return {"loss": self.max_loss_rise, "kl": self.max_kl, "task": self.max_drop}[part.kind]

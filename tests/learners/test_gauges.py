@@ -134,7 +134,7 @@ def test_without_general_text_the_base_writes_what_flips_are_counted_on(
         assert all(row["given"] < len(row["ids"]) <= row["given"] + 64 for row in rows)
     stop = {"flip_share": min(shares) / 2}
     run = run_of(tiny_model_dir, tmp_path / "c", gauges={"every": 4}, stop_when=stop, **changes)
-    assert "stopped at step 4: flip_share" in (run.path / "perdure.log").read_text()
+    assert "stopped at step 4 of 12: flip_share" in (run.path / "perdure.log").read_text()
 
 
 def test_texts_that_the_base_wrote_cannot_be_written_later(learner: Any) -> None:
@@ -176,11 +176,16 @@ def test_a_run_logs_them_and_learns_as_without(tiny_model_dir: Path, tmp_path: P
     assert "How far it moved from its base" in page
 
 
-def test_stop_when_ends_each_task_at_its_budget(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_stop_when_ends_each_task_at_its_budget(
+    tiny_model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run = run_of(tiny_model_dir, tmp_path, gauges={"every": 4}, stop_when={"kl": 1e-6})
     assert [row["step"] for row in run.log_rows() if row["after"] == 1] == [1, 2, 3, 4]
     assert run.state == "finished"
-    assert "stopped at step 4: kl" in (run.path / "perdure.log").read_text()
+    assert "stopped at step 4 of 12: kl" in (run.path / "perdure.log").read_text()
+    assert next(text for text in caplog.messages if "stopped" in text).startswith(
+        "task colour: stopped at step 4 of 12: kl "
+    )
 
 
 @pytest.mark.parametrize(("kl", "stops"), [(0.3, True), (0.1, False)])
@@ -197,15 +202,22 @@ def test_a_step_that_ends_training_is_no_checkpoint(kl: float, stops: bool) -> N
     assert control.should_training_stop is stops
     assert control.should_save is not stops
     assert ctx.logged == {"gauge/kl": kl}
-    assert notes == (["task topic: stopped at step 4: kl 0.3"] if stops else [])
+    assert notes == (["task topic: stopped at step 4 of 9: kl 0.3 is over budget"] if stops else [])
 
 
-def test_stop_when_takes_updates_back(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_stop_when_takes_updates_back(
+    tiny_model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     stop = {"kl": 0.01, "action": "rewind"}
     run = run_of(tiny_model_dir, tmp_path, gauges={"every": 4}, stop_when=stop)
     assert len(run.log_rows()) == 24
     text = (run.path / "perdure.log").read_text()
     assert text.count("method/budget_share 0") == 2
+    told = [message for message in caplog.messages if "of its update kept" in message]
+    assert [message.split(":")[0] for message in told] == ["task colour", "task count"]
+    # And what the gauges say of what was kept; the second task found its budget spent.
+    assert float(told[0].split("kl ")[1]) <= 0.01
+    assert told[1].startswith("task count: 0% of its update kept")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from test_gere_more import by_two_passes, distances, losses, states, trainer_of,
 from torch import Tensor, tensor
 
 import perdure
-from perdure.errors import UsageError
+from perdure.errors import RunError, UsageError
 from perdure.learners import packing
 from perdure.learners.encoding import ROWS, Encoder, HostRows, collate
 from perdure.learners.weights import fingerprint
@@ -248,6 +248,58 @@ def test_dropout_and_too_few_texts_are_told(
             method.begin_task(context(method, model=model, cache=tmp_path / str(rate)))
         assert caplog.messages == wanted
         caplog.clear()
+
+
+def test_given_texts_are_given_again_for_the_next_task(tiny: Any, tmp_path: Path) -> None:
+    first = trainer_of(*tiny, tmp_path / "a", max_steps=1)
+    perdure.attach(first, {"name": "gere", "max_tokens": 12, "insert": 1}, general=GENERAL)
+    first.train()
+    methods = first.methods  # type: ignore[attr-defined]
+    second = trainer_of(*tiny, tmp_path / "b", max_steps=1)
+    with pytest.raises(UsageError, match="given for the first task, and none are now") as error:
+        perdure.attach(second, *methods, task="second", task_index=1)
+    assert error.value.remedy == (
+        "give the same ones again: attach(trainer, *methods, general=texts)",
+    )
+    third = trainer_of(*tiny, tmp_path / "c", max_steps=1)
+    perdure.attach(third, *methods, general=GENERAL, task="second", task_index=1)
+    assert list((tmp_path / "a" / "perdure").glob("states-*"))
+    assert not (tmp_path / "c" / "perdure").exists()
+
+
+@pytest.mark.parametrize(
+    ("methods", "general", "message"),
+    [
+        (["gere"], "general.txt", "attach: general is a list of texts"),
+        (["gere"], [1, 2], "attach: general is a list of texts"),
+        ([], GENERAL, "attach: no method is given"),
+        ([["gere"]], GENERAL, "attach: ['gere'] names no method"),
+        ([{"nam": "gere"}], GENERAL, "attach: {'nam': 'gere'} names no method"),
+    ],
+)
+def test_what_attach_refuses(
+    tiny: Any, tmp_path: Path, methods: Any, general: Any, message: str
+) -> None:
+    trainer = trainer_of(*tiny, tmp_path, max_steps=1)
+    with pytest.raises(UsageError) as error:
+        perdure.attach(trainer, *methods, general=general)
+    assert error.value.what == message
+    assert error.value.remedy
+
+
+def test_damaged_files_of_a_cache_are_named(made: Any) -> None:
+    method, ctx = made({"general": GeneralText()}, samples=6)
+    samples = ctx.cache / method.texts
+    lines = samples.read_text().splitlines(keepends=True)
+    samples.write_text("".join(lines[:4]))
+    with pytest.raises(RunError, match=r"samples-\w+\.jsonl: damaged: 3 texts of 6"):
+        method.begin_task(ctx)
+    samples.write_text("".join(lines))
+    method.begin_task(ctx)
+    manifest = method._cache.folder / "manifest.json"
+    manifest.write_text("{")
+    with pytest.raises(RunError, match=r"manifest\.json: damaged"):
+        method.begin_task(ctx)
 
 
 # --- what must not be missed
