@@ -1,4 +1,4 @@
-"""Distances to a frozen model, shared by the methods that compare predictions or states."""
+"""Distances to a frozen model, for methods that compare predictions or states, and their weight."""
 
 from __future__ import annotations
 
@@ -65,3 +65,24 @@ def row_counts(row_of: Tensor, rows: int) -> Tensor:
     """How many of `row_of` (tokens,) are of each row, (rows,) fp32."""
     ones = torch.ones(row_of.shape, device=row_of.device)
     return ones.new_zeros(rows).index_add(0, row_of, ones)  # bincount would wait for the device
+
+
+def state_weight(
+    weight: float | str, ce: Tensor, term: Tensor, limit: float | None = None
+) -> Tensor | float:
+    """The fixed weight, or the one that makes weight * term as large as ce; no gradient."""
+    if weight != "dynamic":
+        return float(weight)
+    found = ce.detach() / (term.detach() + 1e-8)
+    return found if limit is None else found.clamp(max=limit)
+
+
+def micro_loss(
+    ce_task: Tensor | None, ce_general: Tensor, term: Tensor, weight: Tensor | float
+) -> Tensor:
+    """A whole micro-batch's loss as in the official code; `ce_task` None: it has no task rows.
+
+    Then one of each general row, where the others are (rows,).
+    """
+    ce = ce_general if ce_task is None else (ce_task + ce_general) / 2
+    return ce + weight * term

@@ -31,7 +31,14 @@ from pydantic import Field, model_validator
 from perdure.errors import UsageError
 from perdure.learners.general import SHARE
 from perdure.methods import _states
-from perdure.methods._distill import distance, kl_of_largest, row_counts, row_means
+from perdure.methods._distill import (
+    distance,
+    kl_of_largest,
+    micro_loss,
+    row_counts,
+    row_means,
+    state_weight,
+)
 from perdure.methods._margin import averaged, outside
 from perdure.methods._teacher import distilled
 from perdure.methods.base import Method, MethodConfig, Reads
@@ -115,27 +122,6 @@ class GeReConfig(MethodConfig):
             if isinstance(value := getattr(self, name), float) and value < 0:
                 raise ValueError(f"{name} is below 0")
         return self
-
-
-def state_weight(
-    weight: float | str, ce: Tensor, term: Tensor, limit: float | None = None
-) -> Tensor | float:
-    """The fixed weight, or the one that makes weight * term as large as ce; no gradient."""
-    if weight != "dynamic":
-        return float(weight)
-    found = ce.detach() / (term.detach() + 1e-8)
-    return found if limit is None else found.clamp(max=limit)
-
-
-def micro_loss(
-    ce_task: Tensor | None, ce_general: Tensor, term: Tensor, weight: Tensor | float
-) -> Tensor:
-    """A whole micro-batch's loss as in the official code; `ce_task` None: it has no task rows.
-
-    Then one of each general row, where the others are (rows,).
-    """
-    ce = ce_general if ce_task is None else (ce_task + ce_general) / 2
-    return ce + weight * term
 
 
 class GeRe(Method):
@@ -287,10 +273,8 @@ class GeRe(Method):
             term = self._term(ctx, extra, pooled=not alone)
             term = term if alone else term.mean()
             weight = state_weight(c.weight, ce if alone else (ce_task + ce) / 2, term, c.weight_max)
-        if alone:
-            whole = ce_task + micro_loss(None, ce, term, weight).sum()
-        else:
-            whole = micro_loss(ce_task, ce, term, weight)
+        whole = micro_loss(None if alone else ce_task, ce, term, weight).sum()
+        whole = whole + ce_task if alone else whole
         held = (weight * term).sum()
         ctx.log("gere_label", share * (whole - held - ce_task if alone else ce / 2).detach())
         return {"gere_scope": share * (whole - held) - mine, f"gere_{c.loss}": share * held}

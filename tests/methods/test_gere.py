@@ -22,10 +22,17 @@ from torch import Tensor, tensor
 from perdure.errors import RunError
 from perdure.learners.general import how_many, repeats
 from perdure.methods import _states, _teacher
-from perdure.methods._distill import distance, kl, kl_of_largest, row_means
+from perdure.methods._distill import (
+    distance,
+    kl,
+    kl_of_largest,
+    micro_loss,
+    row_means,
+    state_weight,
+)
 from perdure.methods._margin import excess, flags, margin, outside, pack, plain, unpack
 from perdure.methods._states import alike, thresholds, top
-from perdure.methods.gere import OFFICIAL, GeRe, GeReConfig, micro_loss, state_weight
+from perdure.methods.gere import OFFICIAL, GeRe, GeReConfig
 from perdure.streams.task import GeneralText
 
 STATES = tensor([[1.0, 0, 2], [3, 0, 2], [5, 4, 2], [7, 4, 2]])
