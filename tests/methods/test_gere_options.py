@@ -157,6 +157,7 @@ def test_one_pass_has_the_gradient_of_two(
         monkeypatch.setattr(packing, "ways", lambda *_: ways)
         model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
         base = weights(model)
+        torch.manual_seed(0)  # both must be moved alike
         moved(SimpleNamespace(model=model))
         method = GeRe(GeReConfig(**{"max_tokens": 24, "insert": 3, **options}))
         ctx = context(method, model=model, batch_size=4, base=lambda: base)
