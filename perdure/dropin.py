@@ -60,12 +60,12 @@ def attach(
         UsageError: no tokenizer on the trainer, no method, two that clash, no list of texts, or a
             method that needs to change the rows or train in phases: that takes `perdure run`.
     """
-    if isinstance(general, str) or not all(isinstance(text, str) for text in general):
+    texts = [] if isinstance(general, str) else list(general)  # an open file gives them once
+    if isinstance(general, str) or not all(isinstance(text, str) for text in texts):
         raise UsageError(
             "attach: general is a list of texts",
             'of a file: general=open("general.txt").read().split("\\n\\n")',
         )
-    general = list(general)
     if not methods:
         raise UsageError("attach: no method is given", 'for example attach(trainer, "gere")')
     chosen = [m if isinstance(m, Method) else _built(m) for m in methods]
@@ -95,7 +95,7 @@ def attach(
         learned,
         methods=chosen,
         task_index=task_index,
-        general=GeneralText(replay=general),
+        general=GeneralText(replay=texts),
         seed=trainer.args.seed,
         batch_size=trainer.args.train_batch_size
         * trainer.args.gradient_accumulation_steps

@@ -648,3 +648,29 @@ def test_wrong_files_are_told_by_the_command(at_work: Path) -> None:
     assert "did you mean" in error
     assert read_tasks([Path("tasks.yaml")])[0].name == "colour"
     assert not Path("tuned-repaired").exists()
+
+
+@pytest.mark.parametrize(
+    ("metric", "base", "tuned", "kept", "words"),
+    [
+        ("exact_match", 0.2, 0.6, 0.5, "50 % of the gain kept"),
+        ("exact_match", 0.5, 0.5, 1.0, "no gain; no worse"),
+        ("exact_match", 0.5, 0.4, 0.0, "no gain; worse"),
+        ("perplexity", 9.0, 4.0, 0.5, "50 % of the gain kept"),  # less is better
+        ("perplexity", 4.0, 9.0, 1.0, "no gain; no worse"),
+    ],
+)
+def test_what_the_table_says_of_a_gain(
+    metric: str, base: float, tuned: float, kept: float, words: str
+) -> None:
+    from types import SimpleNamespace
+
+    from perdure.repair.result import _reported
+
+    sides = {
+        name: SimpleNamespace(general=3.0, scores={"task": score})
+        for name, score in (("base", base), ("tuned", tuned), ("repaired", tuned))
+    }
+    report: Any = SimpleNamespace(**sides, regained=1.0, kept={"task": kept})
+    table = _reported(SimpleNamespace(metrics={"task": metric}), report)  # type: ignore[arg-type]
+    assert list(table.columns[-1].cells)[-1] == words

@@ -148,7 +148,7 @@ class GeRe(Method):
 
     def begin_task(self, ctx: Context) -> None:
         c = self.config
-        if self.base and not self.texts and not ctx.general.replay:
+        if (self.base or self._rows) and not self.texts and not ctx.general.replay:
             raise UsageError(
                 "gere: general texts were given for the first task, and none are now",
                 "give the same ones again: attach(trainer, *methods, general=texts)",

@@ -195,10 +195,13 @@ def _reported(found: Repair, report: Report) -> Table:
     for task, kept in report.kept.items():
         scores = (f"{one.scores[task]:.3f}" for one in sides)
         name = Text(f"{task} ({found.metrics[task]})")
-        gained = report.tuned.scores[task] > report.base.scores[task]
-        table.add_row(
-            name, *scores, f"{percent(kept)} of the gain kept" if gained else "no gain to keep"
+        base, tuned = (
+            goodness(found.metrics[task], one.scores[task]) for one in (report.base, report.tuned)
         )
+        words = f"{percent(kept)} of the gain kept"
+        if tuned <= base:  # see `kept_share`
+            words = "no gain; no worse" if kept else "no gain; worse"
+        table.add_row(name, *scores, words)
     return table
 
 

@@ -268,6 +268,21 @@ def test_given_texts_are_given_again_for_the_next_task(tiny: Any, tmp_path: Path
     assert not (tmp_path / "c" / "perdure").exists()
 
 
+def test_texts_that_come_only_once_are_all_taken(tiny: Any, tmp_path: Path) -> None:
+    trainer = trainer_of(*tiny, tmp_path, max_steps=1)
+    perdure.attach(trainer, {"name": "gere", "max_tokens": 12}, general=iter(GENERAL))
+    (method,) = trainer.methods  # type: ignore[attr-defined]
+    assert len(method._rows) == len(GENERAL)
+    assert method.texts == ""
+
+
+def test_given_texts_are_given_again_with_label_alone(made: Any, context: Any) -> None:
+    """Which distils nothing that would remember the base."""
+    method, _ = made(loss="label")
+    with pytest.raises(UsageError, match="and none are now"):
+        method.begin_task(context(method, general=GeneralText(), task_index=1))
+
+
 @pytest.mark.parametrize(
     ("methods", "general", "message"),
     [
