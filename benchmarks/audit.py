@@ -24,12 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from perdure.scoring.audit_stats import (
-    bootstrap_bounds,
-    imagined_limit,
-    items_needed,
-    shared_alpha,
-)
+from perdure.scoring.intervals import bootstrap_bounds, imagined_limit, items_needed, shared_alpha
 
 Array = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, tuple[int, ...], float], Array]

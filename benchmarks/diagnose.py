@@ -34,16 +34,17 @@ from typing import Any
 
 import torch
 
-from perdure.learners.encoding import Encoder, collate
+from perdure.diagnose.diagnose import diagnose_task
+from perdure.diagnose.measurements import Measured, Sizes
 from perdure.models import load_saved
-from perdure.scoring.diagnose import diagnose_task
-from perdure.scoring.diagnose_measure import Measured, Sizes
-from perdure.streams import builtin
+from perdure.models.chat import Encoder
+from perdure.protocol.batch import collate
+from perdure.streams.named import demo
 from perdure.streams.task import Row, Task
 
 KINDS = ("knowledge", "format", "alignment")
 SIZES = Sizes(probe_rows=96, relearn_steps=8, learning_rate=2e-4, shots=4)
-ROWS = builtin.Sizes(train=160, validation=8, test=48)
+ROWS = demo.Sizes(train=160, validation=8, test=48)
 WORDS = 8  # tokens of an answer: the longest planted wording has 7
 LEARN_STEPS, LEARN_RATE = 90, 1e-4
 PLANT_STEPS, PLANT_RATE = 8, 2e-4
@@ -187,7 +188,7 @@ def main() -> int:
         lines.append(line)
 
     started = time.perf_counter()
-    tasks = {t.name: replace(t, max_new_tokens=WORDS) for t in builtin.demo(0, ROWS)}
+    tasks = {t.name: replace(t, max_new_tokens=WORDS) for t in demo.demo(0, ROWS)}
     model, tokenizer = reference(arguments.base or smollm2(), arguments.reference, tasks)
     copy = deepcopy(model)
     base = Measured(model, tokenizer, "auto", SIZES, "reference")

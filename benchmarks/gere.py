@@ -127,7 +127,7 @@ def rounding(run: dict[str, Any]) -> None:
 
 
 def sampling(made: dict[str, Any], trained: list[dict[str, Any]]) -> None:
-    from perdure.learners.general import SHARE
+    from perdure.engine.general_texts import SHARE
 
     seconds = statistics.median(s / run["tokens"] for run in trained for s in run["seconds"][2:])
     ratio = made["seconds"][0] / made["tokens"] / seconds
@@ -167,7 +167,7 @@ def work(name: str, steps: int, shape: str, base: str) -> dict[str, Any]:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
-    from perdure.learners.trainer import peak_memory_mb
+    from perdure.engine.callbacks import peak_memory_mb
     from perdure.models.memory import keep_freed_memory
 
     keep_freed_memory()
@@ -202,8 +202,8 @@ def load(shape: str, base: str) -> tuple[Any, Any, bool]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from perdure import models
-    from perdure.config import ModelConfig
     from perdure.demo import base_model
+    from perdure.recipe.schema import ModelConfig
 
     bf16 = models.choose_precision("auto") == "bf16" or shape != "smollm2"
     chosen = ModelConfig(path=base or str(base_model()))
@@ -223,8 +223,8 @@ def load(shape: str, base: str) -> tuple[Any, Any, bool]:
 
 def data(tokenizer: Any, steps: int, size: Load) -> tuple[list[dict[str, Any]], list[str]]:
     """The demo's first task, encoded, and general texts of at least `text_tokens` tokens."""
-    from perdure.learners.encoding import Encoder
-    from perdure.streams.builtin import demo, pydoc_texts
+    from perdure.models.chat import Encoder
+    from perdure.streams.named.demo import demo, pydoc_texts
 
     encoder = Encoder(tokenizer)
     short = [encoder.encode(row) for row in demo(0).tasks[0].train]
@@ -312,7 +312,7 @@ def plain(
 ) -> tuple[list[float], float, int]:  # fmt: skip
     from transformers import Trainer
 
-    from perdure.learners.encoding import collate
+    from perdure.protocol.batch import collate
 
     # One length for all rows: the tokens of a step in as many rows as fit best.
     count = round(step_tokens(rows, steps, size) / size.text_tokens)
@@ -334,12 +334,14 @@ def own(
 ) -> tuple[list[float], float, int]:  # fmt: skip
     from transformers import PrinterCallback
 
-    from perdure.learners.attach import attach
-    from perdure.learners.context import Context
-    from perdure.learners.encoding import ROWS as ROWS_KEY
-    from perdure.learners.encoding import Encoder, HostRows, collate
-    from perdure.learners.trainer import EpochSampler, PerdureTrainer
+    from perdure.engine.attach import attach
+    from perdure.engine.context import Context
+    from perdure.engine.sampler import EpochSampler
+    from perdure.engine.trainer import PerdureTrainer
     from perdure.methods.gere import GeRe, GeReConfig
+    from perdure.models.chat import Encoder
+    from perdure.protocol.batch import ROWS as ROWS_KEY
+    from perdure.protocol.batch import HostRows, collate
     from perdure.streams.task import GeneralText, Task
 
     method = GeRe(GeReConfig(insert=TEXTS, max_tokens=size.text_tokens))
@@ -368,7 +370,7 @@ def drop_in(
     from transformers import Trainer
 
     import perdure
-    from perdure.learners.encoding import collate
+    from perdure.protocol.batch import collate
 
     trainer = Trainer(
         model=model, args=arguments(folder, steps, bf16, size), processing_class=tokenizer,
@@ -386,7 +388,8 @@ def two_pass(
     import torch
     from transformers import Trainer
 
-    from perdure.learners.encoding import Encoder, collate
+    from perdure.models.chat import Encoder
+    from perdure.protocol.batch import collate
 
     encoder, pad = Encoder(tokenizer), tokenizer.pad_token_id
     encoded = [encoder.encode_text(text, size.text_tokens) for text in texts]
@@ -416,7 +419,7 @@ def reference(
     from torch.nn.functional import cross_entropy
     from transformers import Trainer
 
-    from perdure.learners.encoding import collate
+    from perdure.protocol.batch import collate
 
     device = next(model.parameters()).device
     states = folder / "states"
@@ -472,9 +475,9 @@ def samples(
     model: Any, tokenizer: Any, rows: list[dict[str, Any]], texts: list[str], steps: int,
     bf16: bool, folder: Path, size: Load,
 ) -> tuple[list[float], float, int]:  # fmt: skip
-    from perdure.learners.context import Context
-    from perdure.learners.encoding import Encoder
+    from perdure.engine.context import Context
     from perdure.methods.gere import GeRe, GeReConfig
+    from perdure.models.chat import Encoder
     from perdure.streams.task import Task
 
     method = GeRe(GeReConfig(samples=size.samples, max_tokens=64))
@@ -496,9 +499,9 @@ def margin_alone(shape: str) -> dict[str, Any]:
 
     import torch
 
-    from perdure.methods import _margin
+    from perdure.mechanisms import margin
 
-    if not torch.cuda.is_available() or _margin._kernel() is None:
+    if not torch.cuda.is_available() or margin._kernel() is None:
         return {}
     from triton.testing import do_bench  # type: ignore[import-not-found,unused-ignore]
 
@@ -506,18 +509,18 @@ def margin_alone(shape: str) -> dict[str, Any]:
     width: int = SHAPES[shape]["hidden_size"] if shape in SHAPES else 576
     base = torch.randn(TEXTS, size.text_tokens, width, device="cuda")
     n, p = -torch.ones(width, device="cuda"), torch.ones(width, device="cuda")
-    codes = _margin.pack(_margin.flags(base, n, p))
+    codes = margin.pack(margin.flags(base, n, p))
     x = (base + 0.3 * torch.randn_like(base)).bfloat16().requires_grad_()
     mask = torch.ones(TEXTS, size.text_tokens, dtype=torch.bool, device="cuda")
 
     def step() -> None:
         x.grad = None
-        total, count, _ = _margin.outside(x, codes, mask, n, p)
+        total, count, _ = margin.outside(x, codes, mask, n, p)
         (total / (count + 1e-8)).mean().backward()
 
     found: dict[str, Any] = {"shape": list(x.shape)}
     found["fused"] = do_bench(step, return_mode="median")
-    with mock.patch.object(_margin, "_kernel", return_value=None):
+    with mock.patch.object(margin, "_kernel", return_value=None):
         found["plain"] = do_bench(step, return_mode="median")
     return found
 

@@ -22,13 +22,13 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainingArguments
 
-from perdure.config import Recipe
-from perdure.config_measuring import GaugesConfig
 from perdure.demo import base_model
+from perdure.engine.sampler import EpochSampler
+from perdure.engine.trainer import PerdureTrainer
 from perdure.learners import build
-from perdure.learners.encoding import collate
-from perdure.learners.trainer import EpochSampler, PerdureTrainer
-from perdure.learners.weights import put
+from perdure.models.weights import put
+from perdure.protocol.batch import collate
+from perdure.recipe.schema import GaugesConfig, Recipe
 from perdure.reports.terminal import NullDisplay
 from perdure.run import Run
 from perdure.streams import build_stream

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import torch
 
-from perdure.config import ModelConfig
 from perdure.demo import MICRO_BATCH, SIZES, base_model
-from perdure.learners.encoding import Encoder
-from perdure.learners.trainer import EpochSampler
+from perdure.engine.sampler import EpochSampler
 from perdure.models import load_tokenizer
-from perdure.streams.builtin import STREAMS
+from perdure.models.chat import Encoder
+from perdure.recipe.schema import ModelConfig
+from perdure.streams.named.demo import STREAMS
 
 
 def padding(lengths: list[int], order: list[int], batch: int) -> float:

@@ -21,8 +21,8 @@ from perdure.models import choose_precision
 from perdure.models.memory import keep_freed_memory
 from perdure.repair import Grid, Repair, Sizes, repair
 from perdure.run import Run
-from perdure.streams.builtin import Sizes as StreamSizes
-from perdure.streams.builtin import demo, pydoc_texts
+from perdure.streams.named.demo import Sizes as StreamSizes
+from perdure.streams.named.demo import demo, pydoc_texts
 from perdure.streams.task import GeneralText, Task, TaskStream
 
 GRID = Grid(factors=(0.3, 0.5, 0.6, 0.7, 0.8, 0.9), shares=(0.1, 0.3))

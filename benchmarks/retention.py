@@ -37,10 +37,10 @@ from typing import Any
 
 from scipy import stats
 
-from perdure.config import Recipe
 from perdure.demo import base_model
 from perdure.loop import learn
 from perdure.models.memory import keep_freed_memory
+from perdure.recipe.schema import Recipe
 from perdure.reports import make_display
 from perdure.reports.general import f1_average
 from perdure.run import Run
@@ -170,7 +170,7 @@ def _rows(data: Path, out: Path, task: str, labels: Sequence[str], limit: int) -
 
 
 def _recipe_model() -> Any:
-    from perdure.config import ModelConfig
+    from perdure.recipe.schema import ModelConfig
 
     return ModelConfig(path=str(base_model()))
 
@@ -297,11 +297,11 @@ def _print_own_gauge(out: Path, every: Sequence[Run]) -> None:
 
 def _own_flips(run: Run, cache: Path) -> float:
     """Flip share of the run's last model on texts that its base wrote."""
-    from perdure.learners.batching import recipe_encoder
-    from perdure.learners.context import Context
-    from perdure.learners.gauges import Gauges
-    from perdure.learners.weights import put
+    from perdure.engine.context import Context
     from perdure.models import load_base, load_weights
+    from perdure.models.chat import recipe_encoder
+    from perdure.models.weights import put
+    from perdure.scoring.gauges import Gauges
     from perdure.streams import build_stream
 
     recipe, (_, folder) = run.recipe, run.last_checkpoint()

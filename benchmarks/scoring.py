@@ -26,11 +26,11 @@ from typing import Any
 
 import torch
 
-from perdure.config import ModelConfig
-from perdure.learners.encoding import Encoder
 from perdure.models import load_base
+from perdure.models.chat import Encoder
+from perdure.recipe.schema import ModelConfig
 from perdure.scoring.likelihood import Pair, TokenTree, log_likelihoods, plan, score_pairs
-from perdure.streams.builtin import TOPICS, chatterbot_questions
+from perdure.streams.named.demo import TOPICS, chatterbot_questions
 
 LABELS = sorted(set(TOPICS.values()))
 LIST = f"What is the sentence about? Answer with one of: {', '.join(LABELS)}.\nSentence: "

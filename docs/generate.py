@@ -22,9 +22,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer.testing import CliRunner
 
-from perdure import methods
 from perdure.cli import app
-from perdure.config import MethodSpec, Recipe
+from perdure.methods import registry
+from perdure.recipe.schema import MethodSpec, Recipe
 
 ROOT = Path(__file__).parents[1]
 NOTE = "<!-- Written by docs/generate.py; do not edit. -->"
@@ -53,7 +53,7 @@ def recipes() -> str:
         "Under `method`, beside `name`. Also on the command line: `method.KEY=VALUE`.",
     ]
     for name in BUILT_IN:
-        fields = methods.load(name).Config.model_fields
+        fields = registry.load(name).Config.model_fields
         title = f"### [{name}](methods/{name}.md)"
         options += [title, _table(fields) if fields else "No options."]
     return "\n\n".join([*intro, *_sections(Recipe, ""), *options]) + "\n"
@@ -172,7 +172,7 @@ def _help(path: tuple[str, ...]) -> str:
 def method_table(cards: str) -> str:
     """The lines of `perdure methods`, each name linked to its card in the folder `cards`."""
     lines = ["| method | |", "|---|---|"]
-    lines += [f"| [{name}]({cards}{name}.md) | {methods.describe(name)} |" for name in BUILT_IN]
+    lines += [f"| [{name}]({cards}{name}.md) | {registry.describe(name)} |" for name in BUILT_IN]
     return "\n".join(lines)
 
 

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 from perdure.lazy import lazily
 
 if TYPE_CHECKING:
-    from perdure.config import Recipe as Recipe
-    from perdure.config import load_recipe as load_recipe
     from perdure.dropin import attach as attach
     from perdure.errors import PerdureError as PerdureError
     from perdure.loop import learn as learn
-    from perdure.methods.base import Method as Method
-    from perdure.methods.base import MethodConfig as MethodConfig
+    from perdure.protocol.method import Method as Method
+    from perdure.protocol.method import MethodConfig as MethodConfig
+    from perdure.recipe.load import load_recipe as load_recipe
+    from perdure.recipe.schema import Recipe as Recipe
     from perdure.run import Run as Run
     from perdure.scoring import ScoreMatrix as ScoreMatrix
     from perdure.streams.task import GeneralText as GeneralText
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
 
 _HOME = {
     "GeneralText": "streams.task",
-    "Method": "methods.base",
-    "MethodConfig": "methods.base",
+    "Method": "protocol.method",
+    "MethodConfig": "protocol.method",
     "PerdureError": "errors",
-    "Recipe": "config",
+    "Recipe": "recipe.schema",
     "Run": "run",
     "ScoreMatrix": "scoring",
     "Task": "streams.task",
     "TaskStream": "streams.task",
     "attach": "dropin",
     "learn": "loop",
-    "load_recipe": "config",
+    "load_recipe": "recipe.load",
 }
 
 __all__ = sorted(_HOME)

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from perdure.commands.output import told
+from perdure.commands.output import handle_errors
 
 app = typer.Typer(
     name="perdure",
@@ -60,7 +60,7 @@ def root(
     epilog="Example: perdure demo --quick --methods sequential,replay",
     short_help="See three methods at work on a small model",
 )
-@told
+@handle_errors
 def demo(
     quick: Annotated[bool, typer.Option("--quick", help="The smallest size: 4 minutes.")] = False,
     methods: Annotated[
@@ -88,7 +88,7 @@ def demo(
     epilog="Example: perdure run recipe.yaml method.name=replay train.learning_rate=5e-5",
     short_help="Learn a recipe's tasks in order",
 )
-@told
+@handle_errors
 def run(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file.")],
     overrides: Annotated[
@@ -114,7 +114,7 @@ def run(
 @app.command(
     epilog="Example: perdure resume runs/shop", short_help="Go on with a run that was interrupted"
 )
-@told
+@handle_errors
 def resume(run: RunPath, as_json: Json = False) -> None:
     """Go on with a run that was interrupted, with the same result as if it had not been."""
     from perdure.commands import learn
@@ -127,7 +127,7 @@ def resume(run: RunPath, as_json: Json = False) -> None:
     epilog="Example: perdure eval runs/shop --tasks other.yaml",
     short_help="Score a run's model again, also on other tasks",
 )
-@told
+@handle_errors
 def evaluate(
     run: RunPath,
     tasks: Annotated[
@@ -141,16 +141,16 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score RUN's model again, also on tasks it never saw; new scores join the run's."""
-    from perdure.commands import measure
+    from perdure.commands import evaluate
 
-    measure.evaluate(run, tasks, after, as_json)
+    evaluate.evaluate(run, tasks, after, as_json)
 
 
 @app.command(
     epilog="Example: perdure compare runs/shop runs/shop-replay --out compare.html",
     short_help="Show runs side by side: table and page",
 )
-@told
+@handle_errors
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
     out: Annotated[
@@ -172,7 +172,7 @@ def compare(
 @app.command(
     epilog="Example: perdure report runs/shop", short_help="Write a run's HTML report again"
 )
-@told
+@handle_errors
 def report(
     run: RunPath,
     out: Annotated[
@@ -190,7 +190,7 @@ def report(
 @app.command(
     epilog="Example: perdure methods replay", short_help="List the methods against forgetting"
 )
-@told
+@handle_errors
 def methods(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="Show one method and its options.")
@@ -206,7 +206,7 @@ def methods(
 @app.command(
     epilog="Example: perdure streams --json", short_help="List the built-in streams of tasks"
 )
-@told
+@handle_errors
 def streams(as_json: Json = False) -> None:
     """List the built-in streams of tasks, for `stream: {name: ...}` in a recipe."""
     from perdure.commands import lists
@@ -219,7 +219,7 @@ def streams(as_json: Json = False) -> None:
     epilog="Example: perdure recipes --json",
     short_help="List the recipes, or copy one to edit",
 )
-@told
+@handle_errors
 def recipes(context: typer.Context, as_json: Json = False) -> None:
     """List the recipes that ship with Perdure, and copy one to edit."""
     if context.invoked_subcommand is None:
@@ -229,7 +229,7 @@ def recipes(context: typer.Context, as_json: Json = False) -> None:
 
 
 @recipes_app.command(epilog="Example: perdure recipes copy two-csv-files shop")
-@told
+@handle_errors
 def copy(
     name: Annotated[str, typer.Argument(metavar="NAME", help="As `perdure recipes` lists it.")],
     destination: Annotated[
@@ -249,7 +249,7 @@ app.add_typer(recipes_app, name="recipes")
     epilog="Example: perdure audit base tuned --tasks recipe.yaml --junit audit.xml",
     short_help="Test whether a tuned model kept what it could",
 )
-@told
+@handle_errors
 def audit(
     base: Annotated[str, typer.Argument(metavar="BASE", help="Model folder, run, .gguf, hub id.")],
     tuned: Annotated[str, typer.Argument(metavar="TUNED", help="The model to test, likewise.")],
@@ -282,9 +282,9 @@ def audit(
     as_json: Json = False,
 ) -> None:
     """Test whether TUNED still can what BASE could: exit 0 kept, 1 lost, 3 undecided."""
-    from perdure.commands import measure
+    from perdure.commands import audit as command
 
-    code = measure.audit(
+    code = command.audit(
         base,
         tuned,
         tasks,
@@ -307,7 +307,7 @@ def audit(
     epilog="Example: perdure diagnose base tuned --tasks recipe.yaml",
     short_help="Tell what was lost: knowledge, alignment, format",
 )
-@told
+@handle_errors
 def diagnose(
     base: Annotated[
         str, typer.Argument(metavar="BASE", help="The model that could do the tasks, as in audit.")
@@ -357,7 +357,7 @@ def diagnose(
     epilog="Example: perdure repair base tuned --general texts.txt --task recipe.yaml",
     short_help="Take back a part of a tuning that cost general ability",
 )
-@told
+@handle_errors
 def repair(
     base: Annotated[str, typer.Argument(metavar="BASE", help="Model folder, run, .gguf, hub id.")],
     tuned: Annotated[

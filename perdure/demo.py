@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from perdure.errors import ModelError, RunError, UsageError
 
 if TYPE_CHECKING:
-    from perdure.config import Recipe
     from perdure.models import ModelFacts, Speed
+    from perdure.recipe.schema import Recipe
     from perdure.reports.terminal import Display, NullDisplay
     from perdure.run import Run
     from perdure.streams.task import TaskStream
@@ -162,7 +162,7 @@ def recipe_of(method: str, base: str, size: Size, precision: str, seed: int) -> 
     Raises:
         UsageError: no method has this name, with the near ones.
     """
-    from perdure.recipe_check import validate
+    from perdure.recipe.validate import validate
 
     local = Path(base).expanduser()
     options = dict(OPTIONS.get(method, {}))
@@ -257,8 +257,8 @@ def _choose(
 
 def _row_tokens(recipe: Recipe, stream: TaskStream) -> tuple[float, float]:
     """Mean tokens of a training row, and of a scored row with all its labels."""
-    from perdure.learners.encoding import Encoder
     from perdure.models import load_tokenizer
+    from perdure.models.chat import Encoder
 
     encoder = Encoder(load_tokenizer(recipe.model), recipe.model.chat_template)
     trained = [len(encoder.encode(r)["input_ids"]) for t in stream for r in t.train[:64]]

@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
+from perdure.engine.attach import attach as put_on
+from perdure.engine.attach import refuse_clashes
+from perdure.engine.context import Context
+from perdure.engine.method_state import give_weights
 from perdure.errors import UsageError
-from perdure.learners.attach import attach as put_on
-from perdure.learners.attach import give_weights, refuse_clashes
-from perdure.learners.context import Context
-from perdure.learners.encoding import Encoder
-from perdure.methods import build
-from perdure.methods.base import Method
+from perdure.methods.registry import build
+from perdure.models.chat import Encoder
+from perdure.protocol.method import Method
 from perdure.streams.task import GeneralText, Row, Task
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def attach(
 
 
 def _built(method: str | Mapping[str, Any]) -> Method:
-    from perdure.config import MethodSpec
+    from perdure.recipe.schema import MethodSpec
 
     if not isinstance(method, (str, Mapping)) or not (isinstance(method, str) or "name" in method):
         raise UsageError(

@@ -8,7 +8,7 @@ sealed checkpoint stands; what is scored already is not scored again.
 
 from __future__ import annotations
 
-from perdure.config import Recipe
+from perdure.recipe.schema import Recipe
 from perdure.reports.terminal import Display, NullDisplay
 from perdure.run import Run
 from perdure.scoring import ScoreMatrix

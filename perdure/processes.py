@@ -1,9 +1,15 @@
-"""The processes that torchrun or accelerate started, as far as a run directory cares."""
+"""The processes that torchrun or accelerate started, and work shared out among them."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+B = TypeVar("B")
+R = TypeVar("R")
+Progress = Callable[[int, int], None]
+"""Called as progress(done, total), counted in rows."""
 
 
 def rank() -> int:
@@ -11,7 +17,7 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def share(value: str) -> str:
+def broadcast(value: str) -> str:
     """The first process's `value`, on all processes."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return value
@@ -33,3 +39,45 @@ def processes() -> Any:
     from accelerate import PartialState
 
     return PartialState(cpu=not torch.cuda.is_available())
+
+
+def over_ranks(
+    batches: Sequence[B],
+    work: Callable[[B], R],
+    *,
+    accelerator: Any = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[R]:
+    """Return `work` of every batch, in order, on every process; each does its share of them.
+
+    Process r works at batches r, r + world, ...; at the end some repeat an early batch, so that
+    all make equally many forward passes (a sharded model waits for all of them), and repeats are
+    dropped. The batches are those of one process, so the scores are too.
+
+    Args:
+        accelerator: an `accelerate.Accelerator`, or None for one process.
+        on_progress: told how many of all batches are done.
+    """
+    world = accelerator.num_processes if accelerator is not None else 1
+    rank = accelerator.process_index if accelerator is not None else 0
+    done: list[tuple[int, R]] = []
+    for first in range(0, len(batches), world):
+        at = (first + rank) % len(batches)
+        done.append((at, work(batches[at])))
+        if on_progress is not None:
+            on_progress(min(first + world, len(batches)))
+    if world > 1:
+        import torch.distributed as dist
+
+        shares: list[Any] = [None] * world
+        dist.all_gather_object(shares, done)
+        done = [pair for share in shares for pair in share]
+    results = dict(done)
+    return [results[i] for i in range(len(batches))]
+
+
+def world_size() -> int:
+    """World size; 1 without torch.distributed."""
+    import torch.distributed as dist
+
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

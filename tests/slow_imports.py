@@ -7,6 +7,6 @@ import trl  # noqa: F401
 import perdure.dropin
 import perdure.learners.generation
 import perdure.loop
-import perdure.scoring.scorer  # noqa: F401
+import perdure.scoring.score  # noqa: F401
 
 torch.set_num_threads(1)

@@ -16,7 +16,7 @@ from tiny_runs import write_recipe
 from typer.testing import CliRunner
 
 from perdure.cli import app
-from perdure.config import Recipe
+from perdure.recipe.schema import Recipe
 from perdure.run import Run
 
 

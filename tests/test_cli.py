@@ -18,8 +18,9 @@ import pytest
 from tiny_runs import finish, start, write_recipe
 from typer.testing import CliRunner, Result
 
-from perdure import methods, recipes
+from perdure import recipes
 from perdure.cli import app, recipes_app
+from perdure.methods import registry
 
 COMMANDS = ["demo", "run", "resume", "eval", "compare", "report", "methods", "streams", "recipes",
             "recipes copy", "audit", "diagnose", "repair"]  # fmt: skip
@@ -102,9 +103,9 @@ def test_wrong_usage_exits_with_2() -> None:
 
 def test_methods_lists_each_in_one_line() -> None:
     lines = perdure("methods").stdout.splitlines()
-    assert [line.split()[0] for line in lines] == methods.names()
+    assert [line.split()[0] for line in lines] == registry.names()
     assert all(len(line.split()) > 3 for line in lines)
-    assert as_json("methods")[0] == {"name": "eaft", "about": methods.describe("eaft")}
+    assert as_json("methods")[0] == {"name": "eaft", "about": registry.describe("eaft")}
 
 
 def test_one_method_with_its_options() -> None:
@@ -274,9 +275,10 @@ def test_check_loads_no_weights_and_writes_nothing(
 
 
 def test_an_adapter_takes_less_memory_than_the_whole_model() -> None:
-    from perdure.commands.check import _memory_mb
-    from perdure.config import ModelConfig, Recipe, StreamConfig
     from perdure.models import ModelFacts
+    from perdure.plan import _memory_mb
+    from perdure.recipe.data import StreamConfig
+    from perdure.recipe.schema import ModelConfig, Recipe
 
     full = ModelFacts("Llama", 1000 * 2**20, 1000 * 2**20, 0, 0, 0, 0)
     lora = ModelFacts("Llama", 1000 * 2**20, 0, 0, 0, 0, 0)

@@ -19,8 +19,8 @@ from tiny_runs import write_recipe
 from typer.testing import CliRunner
 
 import perdure
-from perdure import methods
 from perdure.cli import app
+from perdure.methods import registry
 
 PAGE = ROOT / "CONTRIBUTING.md"
 METHOD, CHECK = (b.text for b in blocks(PAGE) if b.language == "python")
@@ -91,7 +91,7 @@ def test_its_mistakes_are_told_like_any_others(tmp_path: Path, tiny_model_dir: P
     assert result.exit_code == 2
     assert "wieght" in result.stderr
     assert "weight" in result.stderr
-    assert methods.load("confidence").__module__ == "my_package.confidence"
+    assert registry.load("confidence").__module__ == "my_package.confidence"
 
 
 def test_as_one_new_file_of_perdure(tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -101,9 +101,9 @@ def test_as_one_new_file_of_perdure(tiny_model_dir: Path, tmp_path: Path) -> Non
     (copy / "methods" / "confidence.py").write_text(METHOD, encoding="utf-8")
     recipe = write_recipe(tmp_path, tiny_model_dir, train__max_steps=1, method="confidence")
     program = (
-        "import sys; from perdure import methods; from perdure.cli import main\n"
-        f"assert methods.describe('confidence') == {ABOUT!r}\n"
-        f"assert methods.__file__.startswith({str(copy)!r})\n"
+        "import sys; from perdure.methods import registry; from perdure.cli import main\n"
+        f"assert registry.describe('confidence') == {ABOUT!r}\n"
+        f"assert registry.__file__.startswith({str(copy)!r})\n"
         f"sys.argv = ['perdure', 'run', {str(recipe)!r}, '--json', "
         f"'--out', {str(tmp_path / 'run')!r}]; main()"
     )

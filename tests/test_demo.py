@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from perdure import demo as the_demo
-from perdure.config import dump_recipe, load_recipe
 from perdure.demo import SIZES, Size, base_model, demo, recipe_of, seconds
 from perdure.errors import ModelError, RunError, UsageError
+from perdure.recipe.load import dump_recipe, load_recipe
 from perdure.run import Run
 
 TINY = Size("tiny", steps=2, batch=4, learning_rate=1e-4, test_rows=6, texts=4)
@@ -52,7 +52,7 @@ def test_its_recipes_can_be_run_again(size: Size, method: str, tmp_path: Path) -
 
 
 def test_any_method_can_be_shown() -> None:
-    from perdure.methods import names
+    from perdure.methods.registry import names
 
     for name in names():
         assert recipe_of(name, "some/model", SIZES[0], "fp32", 0).methods[0].name == name

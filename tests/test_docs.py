@@ -211,14 +211,14 @@ def test_the_api_page_is_right_about_methods_on_ones_own_trainer(
     """Each method of the table on a trainer, task after task; what is refused is refused."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
-    from perdure import methods
     from perdure.errors import UsageError
-    from perdure.learners.encoding import collate
+    from perdure.methods import registry
+    from perdure.protocol.batch import collate
 
     text = (ROOT / "docs/python-api.md").read_text(encoding="utf-8")
     table = re.findall(r"^\| (`.+`) \| (as in|needs|refused)(.*) \|$", text, re.M)
     told = {name: (how, what) for names, how, what in table for name in re.findall(r"\w+", names)}
-    assert sorted(told) == methods.names()
+    assert sorted(told) == registry.names()
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     ids = tokenizer("What is learned here is short.")["input_ids"]
     rows = [{"input_ids": ids, "labels": ids}] * 4

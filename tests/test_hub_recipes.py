@@ -12,8 +12,8 @@ import datasets
 import pytest
 
 from perdure import recipes
-from perdure.config import load_recipe
-from perdure.learners.encoding import Encoder
+from perdure.models.chat import Encoder
+from perdure.recipe.load import load_recipe
 from perdure.streams import build_stream
 
 PAIR = ("premise", "hypothesis")

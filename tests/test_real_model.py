@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from perdure.config import Recipe
 from perdure.loop import learn
+from perdure.recipe.schema import Recipe
 from perdure.run import Run
 
 
@@ -65,11 +65,11 @@ def test_gere_keeps_general_ability_that_plain_training_loses(
 
 def test_two_bits_are_exact_on_real_states(smollm2_dir: Path) -> None:
     """Loss and gradient from packed flags equal those from whole states bit for bit."""
-    from perdure.config import ModelConfig
-    from perdure.methods._margin import flags, outside, pack
-    from perdure.methods._states import thresholds
+    from perdure.mechanisms.margin import flags, outside, pack
+    from perdure.mechanisms.state_cache import thresholds
     from perdure.models import load_base
-    from perdure.streams.builtin import pydoc_texts
+    from perdure.recipe.schema import ModelConfig
+    from perdure.streams.named.demo import pydoc_texts
 
     model, tokenizer = load_base(ModelConfig(path=str(smollm2_dir)))
     ids = [tokenizer(text)["input_ids"][:32] for text in pydoc_texts(0).replay[:3]]

@@ -17,7 +17,13 @@ TESTS = Path(__file__).parent
 PACKAGE = Path(perdure.__file__).parent
 LONGEST = 400
 HEAVY = {"torch", "transformers", "datasets", "trl", "peft", "accelerate", "matplotlib", "scipy"}
-LIGHT = ["perdure.cli", "perdure.config", "perdure.errors", "perdure.streams", "perdure.run"]
+LIGHT = [
+    "perdure.cli",
+    "perdure.recipe.schema",
+    "perdure.errors",
+    "perdure.streams",
+    "perdure.run.directory",
+]
 
 
 def checks(node: ast.AST) -> bool:

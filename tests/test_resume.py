@@ -119,7 +119,7 @@ def test_same_seed_same_scores_and_two_runs_at_once(
 def test_a_run_in_use_is_refused_and_an_existing_one_never_overwritten(
     recipe: Path, tmp_path: Path
 ) -> None:
-    from perdure.config import load_recipe
+    from perdure.recipe.load import load_recipe
 
     run = Run.create(tmp_path / "run", load_recipe(recipe))
     with run.lock():
@@ -133,7 +133,7 @@ def test_a_run_in_use_is_refused_and_an_existing_one_never_overwritten(
 def test_general_text_that_changed_is_told(recipe: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from perdure.config import load_recipe
+    from perdure.recipe.load import load_recipe
     from perdure.streams import build_stream
     from perdure.streams.task import GeneralText
 
@@ -151,7 +151,7 @@ def test_a_run_waits_for_a_reader_of_its_lock(recipe: Path, tmp_path: Path) -> N
     import fcntl
     import threading
 
-    from perdure.config import load_recipe
+    from perdure.recipe.load import load_recipe
 
     run = Run.create(tmp_path / "run", load_recipe(recipe))
     with run.lock():

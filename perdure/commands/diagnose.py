@@ -6,7 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from perdure.commands.output import emit, first_process, working
-from perdure.config import Recipe, load_recipe
+from perdure.recipe.load import load_recipe
+from perdure.recipe.schema import Recipe
 
 
 def diagnose(
@@ -24,9 +25,9 @@ def diagnose(
     seed: int,
 ) -> None:
     """Diagnose the tasks of a recipe and print the verdicts with their evidence."""
+    from perdure.diagnose.diagnose import diagnose as examine
+    from perdure.diagnose.measurements import Sizes
     from perdure.reports import make_display
-    from perdure.scoring.diagnose import diagnose as examine
-    from perdure.scoring.diagnose_measure import Sizes
     from perdure.streams import build_stream
 
     recipe = load_recipe(tasks, tasks_only=True)

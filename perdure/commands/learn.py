@@ -6,17 +6,21 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from perdure.commands.output import emit, first_process, summary, working
-from perdure.config import Recipe, load_recipe
 from perdure.errors import RunError, UsageError
+from perdure.recipe.load import load_recipe
+from perdure.recipe.schema import Recipe
 from perdure.run import Run
+
+if TYPE_CHECKING:
+    from perdure.plan import Plan
 
 
 def run(path: Path, overrides: Sequence[str], out: Path | None, check: bool, as_json: bool) -> None:
     """Learn a recipe's tasks; all that can be wrong is looked for before weights are loaded."""
-    from perdure.commands.check import examine, show
+    from perdure.plan import examine
     from perdure.reports import make_display
     from perdure.streams import build_stream
 
@@ -94,3 +98,51 @@ def _free(recipe: Recipe) -> Path:
     while path.exists():
         path, number = Path("runs") / f"{name}-{number}", number + 1
     return path
+
+
+def show(plan: Plan) -> None:
+    """Print the plan to stdout."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from perdure.commands.output import first_process
+    from perdure.reports import format
+
+    if not first_process():
+        return
+    console = Console()
+    title = f"{plan.recipe}: {', '.join(plan.methods)}"
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("task", overflow="fold")
+    for heading in ("rows*", "longest", "tokens", "steps", "time", "memory"):
+        table.add_column(heading, justify="right")
+    for t in plan.tasks:
+        table.add_row(
+            Text(t.task),
+            f"{t.train_rows:,}/{t.validation_rows:,}/{t.test_rows:,}",
+            f"{t.longest:,}",
+            f"{t.train_tokens:,}",
+            f"{t.steps:,}",
+            format.duration(t.train_seconds),
+            format.memory(t.memory_mb),
+        )
+    console.print(table)
+    rounds = len(plan.tasks) + 1
+    scored: dict[str, list[str]] = {}
+    for t in plan.tasks:
+        scored.setdefault(t.metric, []).append(t.task)
+    for line in (
+        "* to learn/validate/test; longest: a row's tokens; tokens: trained on, in all epochs",
+        *(f"scored by {metric}: {', '.join(names)}" for metric, names in scored.items()),
+        *([f"general ability by lm-eval: {', '.join(plan.general)}"] if plan.general else []),
+        f"{plan.model}: {plan.parameters:,} parameters, {plan.trainable:,} trained, "
+        f"{plan.precision}, {plan.processes} process(es)",
+        f"about {format.duration(plan.seconds)} in all, with {rounds} scorings of every task",
+        "time and memory: estimates, good to a factor of two, without "
+        f"{'lm-eval and ' if plan.general else ''}what methods add:",
+        *(f"  {cost}" for cost in plan.costs),
+        "recipe and data are valid; no weight was loaded, nothing was written",
+    ):
+        console.print(Text(line), soft_wrap=True)

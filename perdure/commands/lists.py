@@ -8,12 +8,12 @@ from perdure.commands.output import emit, lines
 
 
 def methods(name: str | None, as_json: bool) -> None:
-    from perdure import methods
+    from perdure.methods import registry
 
     if name is not None:
         _options(name, as_json)
         return
-    found = [(each, methods.describe(each)) for each in methods.names()]
+    found = [(each, registry.describe(each)) for each in registry.names()]
     _show(found, as_json)
 
 
@@ -21,9 +21,9 @@ def _options(name: str, as_json: bool) -> None:
     """One method in full; loads it, and so torch."""
     import inspect
 
-    from perdure import methods
+    from perdure.methods import registry
 
-    kind = methods.load(name)
+    kind = registry.load(name)
     text = inspect.getdoc(inspect.getmodule(kind)) or ""
     options = {
         key: {

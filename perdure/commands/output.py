@@ -10,7 +10,6 @@ import errno
 import functools
 import json
 import logging
-import math
 import os
 import shutil
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 from perdure.errors import PerdureError, RunError, TrainingError, UsageError
+from perdure.files import finite
 
 if TYPE_CHECKING:
     from perdure.run import Run
@@ -32,7 +32,7 @@ def first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def told(command: Callable[P, R]) -> Callable[P, R]:
+def handle_errors(command: Callable[P, R]) -> Callable[P, R]:
     """End a command's errors in a message on stderr and an exit code, without a traceback."""
 
     @functools.wraps(command)
@@ -111,14 +111,6 @@ def emit(data: Any) -> None:
     """Print one JSON value; what is not a finite number is null."""
     if first_process():
         print(json.dumps(finite(data), indent=2, ensure_ascii=False, default=str))
-
-
-def finite(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {str(key): finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def lines(pairs: list[tuple[str, str]]) -> None:

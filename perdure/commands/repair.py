@@ -30,7 +30,7 @@ def repair(
         raise RunError(
             f"{folder}: exists already, and nothing is overwritten", "choose another --out"
         )
-    from perdure.repair.rows import read_tasks, read_texts
+    from perdure.repair.halves import read_tasks, read_texts
     from perdure.reports import make_display
 
     read = read_tasks(tasks), read_texts(general)

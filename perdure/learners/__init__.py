@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from perdure.errors import UsageError
 
 if TYPE_CHECKING:
-    from perdure.config import Recipe
     from perdure.learners.generation import GenerationLearner
-    from perdure.methods.base import Method
+    from perdure.protocol.method import Method
+    from perdure.recipe.schema import Recipe
     from perdure.run import Run
     from perdure.streams.task import TaskStream
 
@@ -22,10 +22,10 @@ def chosen_methods(recipe: Recipe, stream: TaskStream) -> list[Method]:
     Raises:
         UsageError: two methods clash, or one needs validation rows that are not there.
     """
-    from perdure import methods
-    from perdure.learners.attach import refuse_clashes
+    from perdure.engine.attach import refuse_clashes
+    from perdure.methods import registry
 
-    chosen = methods.build(recipe.methods)
+    chosen = registry.build(recipe.methods)
     refuse_clashes(chosen, recipe.order_matters)
     bare = [task.name for task in stream if not task.validation]
     for method, spec in zip(chosen, recipe.methods, strict=True):
@@ -43,10 +43,10 @@ def build(recipe: Recipe, run: Run, stream: TaskStream, display: Any) -> Generat
 
     from perdure import models
     from perdure.learners.generation import GenerationLearner
-    from perdure.scoring import harness_tasks
+    from perdure.streams import lm_eval_tasks
 
     chosen = chosen_methods(recipe, stream)
-    harness_tasks.load(recipe.general)  # what cannot be read is told before weights are loaded
+    lm_eval_tasks.load(recipe.general)  # what cannot be read is told before weights are loaded
     # Measured once: a resumed run must compute as it began.
     precision = run.decide("precision", lambda: models.choose_precision(recipe.train.precision))
     with torch.random.fork_rng(devices=[]):  # adapters are drawn on the CPU

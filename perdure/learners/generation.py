@@ -23,31 +23,29 @@ import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, TrainingArguments
 
+from perdure.engine.attach import attach, serving
+from perdure.engine.batching import split_batch, steps_of
+from perdure.engine.callbacks import GaugeCallback, ProgressCallback
+from perdure.engine.context import Context
+from perdure.engine.method_state import STATE, give_weights, load_methods, save_methods
+from perdure.engine.rows import check_rows
+from perdure.engine.sampler import EpochSampler
+from perdure.engine.trackers import Trackers
+from perdure.engine.trainer import PerdureTrainer
 from perdure.errors import TrainingError, UsageError
 from perdure.files import newest_sealed
-from perdure.learners.attach import (
-    STATE,
-    attach,
-    give_weights,
-    load_methods,
-    save_methods,
-    serving,
-)
-from perdure.learners.batching import check_rows, recipe_encoder, split_batch, steps_of
-from perdure.learners.context import Context
-from perdure.learners.encoding import ROWS, HostRows, collate
-from perdure.learners.gauges import Gauges, Looks, rewound
 from perdure.learners.measuring import Measuring
-from perdure.learners.tracking import Trackers
-from perdure.learners.trainer import EpochSampler, PerdureTrainer, Watch
-from perdure.learners.weights import empty_like, is_sharded, put, trainable, whole_weights
-from perdure.methods.base import Method, Phase
+from perdure.models.chat import recipe_encoder
+from perdure.models.weights import empty_like, is_sharded, put, trainable, whole_weights
 from perdure.processes import barrier, processes, rank
+from perdure.protocol.batch import ROWS, HostRows, collate
+from perdure.protocol.method import Method, Phase
 from perdure.run import Run
+from perdure.scoring.gauges import Gauges, exceeded, rewound
 from perdure.streams.task import Row, TaskStream
 
 if TYPE_CHECKING:
-    from perdure.config import Recipe
+    from perdure.recipe.schema import Recipe
 
 
 class GenerationLearner(Measuring):
@@ -209,10 +207,19 @@ class GenerationLearner(Measuring):
         attach(trainer, *self.methods, ctx=ctx)
         facts = {"after": ctx.task_index + 1, "task": ctx.task.name, "phase": phase.name}
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(Watch(trainer, self._on_row, facts))
+        trainer.add_callback(ProgressCallback(trainer, self._on_row, facts))
         if (gauges := self._gauges_of(ctx)) is not None:
             every, budget = self.recipe.gauges.every, self.recipe.stop_when
-            trainer.add_callback(Looks(gauges, ctx, every, budget, self._tell))
+            trainer.add_callback(
+                GaugeCallback(
+                    ctx,
+                    partial(gauges.read, ctx),
+                    partial(exceeded, budget),
+                    every,
+                    budget is not None and budget.action == "stop",
+                    self._tell,
+                )
+            )
         trainer.add_callback(self.trackers)
         return trainer
 

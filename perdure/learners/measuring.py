@@ -13,17 +13,17 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
-from perdure.learners.attach import serving
-from perdure.learners.context import Context
-from perdure.learners.encoding import Encoder
-from perdure.learners.tracking import Trackers
-from perdure.methods.base import Method
+from perdure.engine.attach import serving
+from perdure.engine.context import Context
+from perdure.engine.trackers import Trackers
+from perdure.models.chat import Encoder
 from perdure.processes import rank
+from perdure.protocol.method import Method
 from perdure.run import Run
 from perdure.streams.task import Task, TaskStream
 
 if TYPE_CHECKING:
-    from perdure.config import Recipe
+    from perdure.recipe.schema import Recipe
     from perdure.scoring import GeneralScore, TaskScore
 
 
@@ -106,7 +106,7 @@ class Measuring:
     def _score_routed(self, task: Task, adapters: Sequence[str]) -> TaskScore:
         """Score each row with the adapter chosen for it."""
         from perdure.scoring import score_task
-        from perdure.scoring.scorer import pooled
+        from perdure.scoring.score import pooled
 
         model: Any = self.model
         active = model.active_adapter
@@ -145,14 +145,15 @@ class Measuring:
 
     def _score_harness(self, after: int, done: Collection[str | None]) -> dict[str, float]:
         """Score and record lm-eval's tasks that are not `done`; returns figures for trackers."""
-        from perdure.scoring import harness, harness_tasks
+        from perdure.scoring import lm_eval
+        from perdure.streams import lm_eval_tasks
 
         figures: dict[str, float] = {}
         general = self.recipe.general
-        for name, loaded in harness_tasks.load(general).items():
+        for name, loaded in lm_eval_tasks.load(general).items():
             if name in done:
                 continue
-            line = harness.line(
+            line = lm_eval.line(
                 self.model,
                 self.encoder.tokenizer,
                 name,

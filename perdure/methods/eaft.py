@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING
 import torch
 from pydantic import Field
 
-from perdure.methods.base import Method, MethodConfig, Reads
+from perdure.protocol.method import Method, MethodConfig, Requires
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from perdure.learners.context import Context
-    from perdure.learners.passes import Pass
+    from perdure.engine.context import Context
+    from perdure.protocol.batch import ForwardOutput
 
 
 class EAFTConfig(MethodConfig):
@@ -47,9 +47,11 @@ def entropy_weight(logits: Tensor, top: int = 20, alpha: float = 1.0) -> Tensor:
 class EAFT(Method):
     Config = EAFTConfig
     config: EAFTConfig
-    reads = Reads(logits=True)
+    reads = Requires(logits=True)
 
-    def loss(self, ctx: Context, main: Pass, extra: Pass | None) -> Mapping[str, Tensor]:
+    def loss(
+        self, ctx: Context, main: ForwardOutput, extra: ForwardOutput | None
+    ) -> Mapping[str, Tensor]:
         weight = entropy_weight(main.logits, self.config.top, self.config.alpha)
         # The learner's own mean of nll stays; adding (w - 1) * nll makes it a mean of w * nll.
         return {"eaft": main.token_mean((weight - 1) * main.nll)}

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from pydantic import Field
 
-from perdure.methods.base import Method, MethodConfig
+from perdure.protocol.method import Method, MethodConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Parameter
 
-    from perdure.learners.context import Context
+    from perdure.engine.context import Context
 
 
 class EWCConfig(MethodConfig):

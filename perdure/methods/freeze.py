@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from perdure.errors import UsageError
-from perdure.methods.base import Method, MethodConfig, Phase
+from perdure.protocol.method import Method, MethodConfig, Phase
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from perdure.learners.context import Context
+    from perdure.engine.context import Context
 
 
 class FreezeConfig(MethodConfig):
@@ -41,7 +41,7 @@ def freeze_pattern(model: nn.Module, layers: int, embeddings: bool = True) -> st
     """
     from torch.nn import Embedding
 
-    from perdure.learners.passes import decoder_of, layers_of
+    from perdure.models.anatomy import decoder_of, layers_of
 
     stack = layers_of(model)
     if layers >= len(stack):

@@ -28,10 +28,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from pydantic import Field, model_validator
 
+from perdure.engine.general_texts import SHARE
 from perdure.errors import UsageError
-from perdure.learners.general import SHARE
-from perdure.methods import _states
-from perdure.methods._distill import (
+from perdure.mechanisms import state_cache
+from perdure.mechanisms.distances import (
     distance,
     kl_of_largest,
     micro_loss,
@@ -39,15 +39,15 @@ from perdure.methods._distill import (
     row_means,
     state_weight,
 )
-from perdure.methods._margin import averaged, outside
-from perdure.methods._teacher import distilled
-from perdure.methods.base import Method, MethodConfig, Reads
+from perdure.mechanisms.distil import distilled
+from perdure.mechanisms.margin import averaged, outside
+from perdure.protocol.method import Method, MethodConfig, Requires
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from perdure.learners.context import Context
-    from perdure.learners.passes import Pass, Rows
+    from perdure.engine.context import Context
+    from perdure.protocol.batch import EncodedRows, ForwardOutput
 
 OFFICIAL = {
     "mix": "concat",
@@ -134,16 +134,16 @@ class GeRe(Method):
         held = config.loss in ("margin", "l1", "l2")
         # The head runs on general tokens only where a term asks for their predictions.
         predicted = config.label_weight > 0 or config.loss == "kl" or config.scope == "micro"
-        self.reads = Reads(
+        self.reads = Requires(
             hidden=config.layers if held else (), logits=predicted or config.weight == "dynamic"
         )
         if config.official:
             set_by = {name: getattr(config, name) for name in OFFICIAL}
-            _states.note("gere: official: true, so %s", set_by)
+            state_cache.note("gere: official: true, so %s", set_by)
         self.base = ""  # fingerprint of the model that was distilled first
         self.texts = ""  # file of the texts that were sampled from it; "" if they were given
-        self._rows: Rows | None = None
-        self._cache: _states.StateCache | None = None
+        self._rows: EncodedRows | None = None
+        self._cache: state_cache.StateCache | None = None
         self._floor: dict[int, float] = {}
 
     def begin_task(self, ctx: Context) -> None:
@@ -158,7 +158,9 @@ class GeRe(Method):
             share=c.own_share,
         )  # fmt: skip
         if not self.texts and len(rows) < c.samples:
-            _states.note("gere: %d general texts are there, of samples: %d", len(rows), c.samples)
+            state_cache.note(
+                "gere: %d general texts are there, of samples: %d", len(rows), c.samples
+            )
         self._rows = ctx.rows([{**row, "_text": i} for i, row in enumerate(rows)])
         self._cache = None
         if c.loss != "label":
@@ -176,7 +178,7 @@ class GeRe(Method):
 
     # --- a step
 
-    def replay(self, ctx: Context) -> Rows | None:
+    def replay(self, ctx: Context) -> EncodedRows | None:
         if self._rows is None:
             return None
         return ctx.draw_between(self._rows, *self._drawn(ctx))
@@ -189,7 +191,9 @@ class GeRe(Method):
         texts = len(self._rows or ())
         return [s * texts // ctx.steps_per_epoch for s in (ctx.step, ctx.step + 1)]
 
-    def loss(self, ctx: Context, main: Pass, extra: Pass | None) -> Mapping[str, Tensor]:
+    def loss(
+        self, ctx: Context, main: ForwardOutput, extra: ForwardOutput | None
+    ) -> Mapping[str, Tensor]:
         c = self.config
         if c.scope == "micro":
             return self._micro(ctx, main, extra)
@@ -213,14 +217,14 @@ class GeRe(Method):
                 ctx.log("gere_weight", extra.row_mean(weight))
         return found
 
-    def _term(self, ctx: Context, extra: Pass, pooled: bool = False) -> Tensor:
+    def _term(self, ctx: Context, extra: ForwardOutput, pooled: bool = False) -> Tensor:
         """The term of each general row, (rows,); `pooled`: the margin as if they were one."""
         if self.config.loss == "kl":
             return self._kl(extra)
         of_layers = [self._of_states(ctx, k, extra, pooled) for k in self.config.layers]
         return torch.stack(of_layers).mean(0)
 
-    def _of_states(self, ctx: Context, layer: int, extra: Pass, pooled: bool) -> Tensor:
+    def _of_states(self, ctx: Context, layer: int, extra: ForwardOutput, pooled: bool) -> Tensor:
         assert self._cache is not None
         c, x, mask = self.config, extra.hidden[layer], extra.mask
         base = self._cache.rows(extra.extra("_text"), layer, x.shape[1], x.device)
@@ -237,7 +241,7 @@ class GeRe(Method):
             total, count, mask = total.sum()[None], count.sum()[None], mask.reshape(1, -1)
         return averaged(total, count, mask, x.shape[-1], c.reduction)
 
-    def _kl(self, extra: Pass) -> Tensor:
+    def _kl(self, extra: ForwardOutput) -> Tensor:
         assert self._cache is not None
         c, rows = self.config, len(extra.mask)
         real = [i for i, row in enumerate(extra.rows) if not row.get("_filler")]
@@ -254,7 +258,9 @@ class GeRe(Method):
             found = found * tokens / extra.mask.shape[1]
         return found
 
-    def _micro(self, ctx: Context, main: Pass, extra: Pass | None) -> Mapping[str, Tensor]:
+    def _micro(
+        self, ctx: Context, main: ForwardOutput, extra: ForwardOutput | None
+    ) -> Mapping[str, Tensor]:
         """Terms that turn the trainer's loss into the code's: means over this micro-batch only."""
         c = self.config
         ce_task = main.nll.mean()

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from perdure.methods.base import Method, MethodConfig, Phase
+from perdure.protocol.method import Method, MethodConfig, Phase
 
 if TYPE_CHECKING:
-    from perdure.learners.context import Context
+    from perdure.engine.context import Context
 
 
 class JointConfig(MethodConfig):

@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from perdure.methods._distill import kl
-from perdure.methods.base import Method, MethodConfig, Reads
+from perdure.mechanisms.distances import kl
+from perdure.protocol.method import Method, MethodConfig, Requires
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from perdure.learners.context import Context
-    from perdure.learners.passes import Pass
+    from perdure.engine.context import Context
+    from perdure.protocol.batch import ForwardOutput
 
 
 class LwFConfig(MethodConfig):
@@ -45,9 +45,11 @@ def lwf_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 class LwF(Method):
     Config = LwFConfig
     config: LwFConfig
-    reads = Reads(logits=True, teacher="previous")
+    reads = Requires(logits=True, teacher="previous")
 
-    def loss(self, ctx: Context, main: Pass, extra: Pass | None) -> Mapping[str, Tensor]:
+    def loss(
+        self, ctx: Context, main: ForwardOutput, extra: ForwardOutput | None
+    ) -> Mapping[str, Tensor]:
         teacher = ctx.frozen("previous")(main.batch)
         pull = lwf_loss(main.logits, teacher.logits, self.config.temperature)
         return {"lwf": self.config.weight * main.token_mean(pull)}

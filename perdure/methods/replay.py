@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from perdure.methods._buffer import Kept, balanced, reservoir
-from perdure.methods.base import Method, MethodConfig, Reads
+from perdure.mechanisms.buffer import Kept, balanced, reservoir
+from perdure.protocol.method import Method, MethodConfig, Requires
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from perdure.learners.context import Context
-    from perdure.learners.passes import Pass, Rows
+    from perdure.engine.context import Context
+    from perdure.protocol.batch import EncodedRows, ForwardOutput
 
 
 class ReplayConfig(MethodConfig):
@@ -43,26 +43,28 @@ class ReplayConfig(MethodConfig):
 class Replay(Method):
     Config = ReplayConfig
     config: ReplayConfig
-    reads = Reads(logits=True)
+    reads = Requires(logits=True)
     saved = ("kept", "seen")
 
     def __init__(self, config: ReplayConfig) -> None:
         super().__init__(config)
         self.kept: Kept = []
         self.seen = 0
-        self._rows: Rows | None = None
+        self._rows: EncodedRows | None = None
 
     def begin_task(self, ctx: Context) -> None:
         self._rows = None
 
-    def replay(self, ctx: Context) -> Rows | None:
+    def replay(self, ctx: Context) -> EncodedRows | None:
         if not self.kept:
             return None
         if self._rows is None:
             self._rows = ctx.rows([ctx.encode(entry["row"]) for entry in self.kept])
         return ctx.draw(self._rows, max(1, round(self.config.ratio * ctx.batch_size)))
 
-    def loss(self, ctx: Context, main: Pass, extra: Pass | None) -> Mapping[str, Tensor]:
+    def loss(
+        self, ctx: Context, main: ForwardOutput, extra: ForwardOutput | None
+    ) -> Mapping[str, Tensor]:
         if extra is None:
             return {}
         return {"replay": self.config.weight * extra.token_mean(extra.nll)}

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, field_validator
 
-from perdure.methods.base import Method, MethodConfig
+from perdure.mechanisms.interpolation import interpolate
+from perdure.protocol.method import Method, MethodConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from perdure.learners.context import Context
+    from perdure.engine.context import Context
 
 
 class RewindConfig(MethodConfig):
@@ -41,13 +42,6 @@ class RewindConfig(MethodConfig):
         if not all(0 <= a <= 1 for a in grid):
             raise ValueError("factors lie between 0 (undo the task) and 1 (keep it)")
         return tuple(sorted(grid))
-
-
-def interpolate(
-    start: Mapping[str, Tensor], end: Mapping[str, Tensor], factor: float
-) -> dict[str, Tensor]:
-    """start + factor * (end - start), by name; a name that `start` lacks stays at its end."""
-    return {n: start[n] + factor * (w - start[n]) if n in start else w for n, w in end.items()}
 
 
 def smallest(

@@ -8,7 +8,7 @@ Cost: none.
 
 from __future__ import annotations
 
-from perdure.methods.base import Method
+from perdure.protocol.method import Method
 
 
 class Sequential(Method):

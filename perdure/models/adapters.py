@@ -18,7 +18,7 @@ from perdure.errors import ModelError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from perdure.config import LoraConfig, ModelConfig
+    from perdure.recipe.schema import LoraConfig, ModelConfig
 
 BASE_FILE = "perdure_base.json"
 
@@ -102,7 +102,7 @@ def save_model(
 
 def saved_base(folder: Path) -> ModelConfig | None:
     """The `model` part of the recipe that `folder` was trained with, if Perdure saved it."""
-    from perdure.config import ModelConfig
+    from perdure.recipe.schema import ModelConfig
 
     file = folder / BASE_FILE
     if not file.is_file():

@@ -15,18 +15,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from perdure.files import cache_folder
 from perdure.models.locate import Place, loading
 
 LARGEST = 1 << 30
 """Bytes of a GGUF file that is still converted; as fp32 it takes some six times that."""
 _FP32 = 7
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept; may be deleted at any time."""
-    if own := os.environ.get("PERDURE_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "perdure"
 
 
 def converted(place: Place) -> Place:

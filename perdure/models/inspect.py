@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from perdure.models.locate import locate, read_config
 
 if TYPE_CHECKING:
-    from perdure.config import ModelConfig
+    from perdure.recipe.schema import ModelConfig
 
 
 @dataclass(frozen=True)

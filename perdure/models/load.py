@@ -13,7 +13,7 @@ from perdure.models.gguf import converted, plain
 from perdure.models.locate import Place, loading, locate, read_config
 
 if TYPE_CHECKING:
-    from perdure.config import ModelConfig
+    from perdure.recipe.schema import ModelConfig
 
 _PADDING = ("<|endoftext|>", "<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]")
 
@@ -249,7 +249,7 @@ def _shipped(checkpoint: Path) -> Path:
 
 
 def _plain(path: str) -> ModelConfig:
-    from perdure.config import ModelConfig
+    from perdure.recipe.schema import ModelConfig
 
     return ModelConfig(path=path)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from perdure.errors import ModelError
 
 if TYPE_CHECKING:
-    from perdure.config import ModelConfig
+    from perdure.recipe.schema import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from perdure.errors import RunError, UsageError
-from perdure.yaml_file import near
+from perdure.recipe.mistakes import near
 
 FOLDER = Path(__file__).parent
 

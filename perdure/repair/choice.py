@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from perdure.repair.candidates import BASE, TUNED, Candidate, rewind
+from perdure.repair.halves import Half
 from perdure.repair.result import Point, goodness, percent
-from perdure.repair.rows import Half
 
 EQUAL = 0.02
 """Candidates that differ by at most this share of the lost general ability count as equal."""
@@ -19,7 +19,7 @@ _ROUNDING = 1e-9
 
 
 class Changed(Protocol):
-    """What the search must know of the two models; a `perdure.repair.line.Line` has it."""
+    """What the search must know of the two models; a `perdure.repair.path.Line` has it."""
 
     @property
     def adapter(self) -> bool: ...

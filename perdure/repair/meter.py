@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from perdure.repair.candidates import BASE, TUNED, Candidate
-from perdure.repair.line import Line
+from perdure.repair.halves import Half
+from perdure.repair.path import Line
 from perdure.repair.result import Figures, Point, shares
-from perdure.repair.rows import Half
-from perdure.scoring.general import general_loss
-from perdure.scoring.scorer import score_task
+from perdure.scoring.perplexity import general_loss
+from perdure.scoring.score import score_task
 
 Progress = Callable[[str, int, int], None]
 """Called as progress(what, done, total), in candidates: "rewind 0.5", 3, 24."""

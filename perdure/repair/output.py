@@ -10,7 +10,7 @@ from pathlib import Path
 
 from perdure.errors import RunError
 from perdure.repair.curve import write_curve
-from perdure.repair.line import Line
+from perdure.repair.path import Line
 from perdure.repair.result import Repair
 
 

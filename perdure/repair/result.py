@@ -79,7 +79,7 @@ class Repair:
 
     def as_dict(self) -> dict[str, Any]:
         """All of it, for JSON; a number that is not finite is None."""
-        from perdure.commands.output import finite
+        from perdure.files import finite
 
         found: dict[str, Any] = {
             "base": self.base,

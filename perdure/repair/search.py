@@ -19,11 +19,11 @@ import torch
 from perdure.errors import UsageError
 from perdure.repair.candidates import BASE, TUNED
 from perdure.repair.choice import Grid, contenders, find, notes, reason
-from perdure.repair.line import load_line
+from perdure.repair.halves import halve
 from perdure.repair.meter import Meter, Progress, Sizes
 from perdure.repair.output import new_folder, write
+from perdure.repair.path import load_line
 from perdure.repair.result import Point, Repair, Report, shares
-from perdure.repair.rows import halve
 from perdure.streams.task import Task
 
 
@@ -86,7 +86,7 @@ def repair(
         points = find(meter.point, line, grid, max_task_loss)
         chosen = _best(meter, points, max_task_loss)
         if steps:
-            from perdure.repair.polish import polish
+            from perdure.repair.finetune import polish
 
             begin = chosen or points[1]
             polish(line, begin.candidate, tasks, replayed, steps, sizes, precision, seed)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.errors import UsageError
-from perdure.reports import colours, words
+from perdure.reports import colours, format
 from perdure.reports.data import RunData, RunView, views
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _matrix(axes: Axes, run: RunView, *, labelled: bool) -> None:
             axes.add_patch(Rectangle(corner, 0.94, 0.92, facecolor=back, edgecolor="none"))
             if after == column + 1:
                 axes.add_patch(Rectangle(corner, 0.94, 0.92, fill=False, edgecolor=INK, lw=1.4))
-            text = words.number(value) if task.higher_is_better else words.significant(value)
+            text = format.number(value) if task.higher_is_better else format.significant(value)
             weight = "bold" if after == column + 1 else "normal"
             axes.text(
                 column,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import fmean, harmonic_mean
 from typing import Any
 
-from perdure.reports import charts, words
+from perdure.reports import charts, format
 from perdure.reports.data import MISSING, RunView, TaskFacts
 from perdure.reports.sections import metric_words
 
@@ -79,7 +79,7 @@ def task_charts(runs: Sequence[RunView]) -> list[charts.Chart]:
                 if line
             ],
             axis=shared if task in shares else charts.value_axis(values[task]),
-            show=words.printer(task),
+            show=format.printer(task),
         )
         for task, lines in found.items()
     ]
@@ -94,11 +94,11 @@ def changes(runs: Sequence[RunView]) -> list[dict[str, Any]]:
             if (pair := before_after(run, task.name)) is None:
                 continue
             before, after = pair
-            show = words.printer(task)
+            show = format.printer(task)
             if task.higher_is_better:
-                change = words.signed(after - before, words.digits_for(task.rows))
+                change = format.signed(after - before, format.digits_for(task.rows))
             else:
-                change = words.percent(after / before - 1 if before else MISSING)
+                change = format.percent(after / before - 1 if before else MISSING)
             rows.append(
                 {
                     "label": run.label,
@@ -124,9 +124,9 @@ def _f1_rows(runs: Sequence[RunView]) -> list[dict[str, Any]]:
         {
             "label": label,
             "slot": slot,
-            "before": words.number(pair[0], DIGITS),
-            "after": words.number(pair[1], DIGITS),
-            "change": words.signed(pair[1] - pair[0], DIGITS),
+            "before": format.number(pair[0], DIGITS),
+            "after": format.number(pair[1], DIGITS),
+            "change": format.signed(pair[1] - pair[0], DIGITS),
             "kept": "unknown",
         }
         for label, slot, pair in pairs
@@ -144,4 +144,4 @@ def _verdict(task: TaskFacts, before: float, after: float) -> str:
     positive = not task.higher_is_better and min(before, after) > 0
     if math.isnan(before + after) or not (positive or _is_share(task, (before, after))):
         return "unknown"
-    return {1: "improved", 0: "kept", -1: "forgotten"}[words.change(task, before, after)]
+    return {1: "improved", 0: "kept", -1: "forgotten"}[format.change(task, before, after)]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure.errors import UsageError
-from perdure.reports import colours, general, provenance, sections, words
+from perdure.reports import colours, format, general, provenance, sections
 from perdure.reports.charts import COLOURS, DASHES, MARKERS
 from perdure.reports.data import RunData, RunView, comparable, views
 
@@ -53,14 +53,14 @@ def render(runs: Sequence[RunData]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.globals.update(colours=COLOURS, dashes=DASHES, markers=MARKERS, dash=words.DASH)
+    env.globals.update(colours=COLOURS, dashes=DASHES, markers=MARKERS, dash=format.DASH)
     env.filters.update(
-        number=words.number,
-        signed=words.signed,
-        significant=words.significant,
-        percent=words.percent,
-        duration=words.duration,
-        memory=words.memory,
+        number=format.number,
+        signed=format.signed,
+        significant=format.significant,
+        percent=format.percent,
+        duration=format.duration,
+        memory=format.memory,
     )
     return env.get_template("report.html.j2").render(page=page(views(runs)))
 
@@ -70,17 +70,17 @@ def page(runs: Sequence[RunView]) -> dict[str, Any]:
     names = list(dict.fromkeys(run.name for run in runs))
     return {
         "title": " vs ".join(names[:3]) + (" …" if len(names) > 3 else ""),
-        "headline": words.headline(runs),
+        "headline": format.headline(runs),
         "several": len(runs) > 1,
         "comparable": comparable(runs),
-        "resolution": words.resolution([t for run in runs for t in run.tasks]),
+        "resolution": format.resolution([t for run in runs for t in run.tasks]),
         "facts": sections.facts(runs),
         "methods": [
             {
                 "label": run.label,
                 "slot": slot,
-                "story": words.story(run),
-                "general": words.general_story(run),
+                "story": format.story(run),
+                "general": format.general_story(run),
                 "state": run.state,
             }
             for slot, run in enumerate(runs)

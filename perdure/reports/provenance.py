@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 from perdure.reports.data import MISSING, RunView
-from perdure.reports.words import DASH
+from perdure.reports.format import DASH
 
 
 def cost(runs: Sequence[RunView]) -> dict[str, Any] | None:

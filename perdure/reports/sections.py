@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from perdure.reports import charts, words
+from perdure.reports import charts, format
 from perdure.reports.colours import STEPS
 from perdure.reports.data import SUMMARY, RunView, TaskFacts, comparable, task_order
-from perdure.reports.words import number, percent, signed, significant
+from perdure.reports.format import number, percent, signed, significant
 
 MANY = 8
 """Tasks from which on a matrix is drawn small, its columns' names upright."""
@@ -83,7 +83,7 @@ def _average(run: RunView, after: int) -> float | None:
 
 
 def _digits(runs: Sequence[RunView]) -> int:
-    return words.digits_for(min((t.rows for run in runs for t in run.tasks), default=0))
+    return format.digits_for(min((t.rows for run in runs for t in run.tasks), default=0))
 
 
 def summary(runs: Sequence[RunView]) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def summary(runs: Sequence[RunView]) -> dict[str, Any]:
                 "cells": cells,
                 "before": significant(before),
                 "after": significant(after),
-                "change": percent(after / before - 1) if before > 0 else words.DASH,
+                "change": percent(after / before - 1) if before > 0 else format.DASH,
             }
         )
     left_out = [t.name for t in task_order(runs) if not t.higher_is_better]
@@ -194,9 +194,9 @@ def _cell(run: RunView, after: int, position: int, task: TaskFacts, share: Any) 
     value = run.score(after, task.name)
     kind = "learned" if after == position else ("before" if after < position else "after")
     if math.isnan(value):
-        return {"text": words.DASH, "kind": kind, "missing": True, "step": 0}
+        return {"text": format.DASH, "kind": kind, "missing": True, "step": 0}
     return {
-        "text": words.printer(task)(value),
+        "text": format.printer(task)(value),
         "kind": kind,
         "missing": False,
         "step": round(share(value) * (STEPS - 1)),
@@ -228,7 +228,7 @@ def task_charts(runs: Sequence[RunView]) -> list[charts.Chart]:
                 note=metric_words(task),
                 series=series,
                 axis=axis,
-                show=words.printer(task),
+                show=format.printer(task),
                 # Runs in different orders learn it at different places: then no line is right.
                 learned=[(p, "learned") for p in places if p] if len(places) == 1 else (),
             )
@@ -242,10 +242,10 @@ def changes(runs: Sequence[RunView]) -> list[dict[str, Any]]:
     for task in task_order(runs):
         rows = []
         for slot, run in enumerate(runs):
-            found = next((f for f in words.findings(run) if f.task.name == task.name), None)
+            found = next((f for f in format.findings(run) if f.task.name == task.name), None)
             if found is None:
                 continue
-            show = words.printer(task)
+            show = format.printer(task)
             lost = found.final - found.learned
             rows.append(
                 {
@@ -254,10 +254,10 @@ def changes(runs: Sequence[RunView]) -> list[dict[str, Any]]:
                     "base": show(found.base),
                     "learned": show(found.learned),
                     "final": show(found.final),
-                    "change": words.DASH
+                    "change": format.DASH
                     if found.kept == "last"
                     else (
-                        signed(lost, words.digits_for(task.rows))
+                        signed(lost, format.digits_for(task.rows))
                         if task.higher_is_better
                         else percent(found.final / found.learned - 1)
                     ),
@@ -307,11 +307,11 @@ def method_losses(runs: Sequence[RunView]) -> list[charts.Chart]:
 def gauges(runs: Sequence[RunView]) -> list[charts.Chart]:
     """How far the model moved from its base, each gauge on an axis of its own."""
     keys = dict.fromkeys(key for run in runs for key in run.gauge_keys)
-    words = {"gauge/flip_share": "states that left their interval", "gauge/kl": "KL, nats a token"}
+    format = {"gauge/flip_share": "states that left their interval", "gauge/kl": "KL, nats a token"}
     return [
         chart
         for key in keys
-        for chart in _step_charts(runs, key, [f"{r.label}: {words.get(key, key)}" for r in runs])
+        for chart in _step_charts(runs, key, [f"{r.label}: {format.get(key, key)}" for r in runs])
     ]
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from perdure.reports import general, words
+from perdure.reports import format, general
 from perdure.reports.data import SUMMARY, RunData, RunView, TaskFacts, comparable, views
 
 if TYPE_CHECKING:
@@ -140,9 +140,9 @@ class Display:
     ) -> None:
         """Tell that `step` of `steps` optimizer steps of this task are done."""
         facts = [
-            f"loss {words.significant(loss)}" if loss is not None else "",
-            f"{words.significant(tokens_per_second)} tokens/s" if tokens_per_second else "",
-            f"{words.duration(seconds_left)} left" if seconds_left else "",
+            f"loss {format.significant(loss)}" if loss is not None else "",
+            f"{format.significant(tokens_per_second)} tokens/s" if tokens_per_second else "",
+            f"{format.duration(seconds_left)} left" if seconds_left else "",
         ]
         self._show("training", method, task, step, steps, ", ".join(f for f in facts if f))
 
@@ -257,7 +257,7 @@ def score_table(runs: Sequence[RunData], console: Console | None = None) -> None
         target.print(_general_table(digested))
     for run in digested:
         if not run.complete:
-            target.print(_plain(f"{run.label}: not finished; {words.DASH} is not scored yet"))
+            target.print(_plain(f"{run.label}: not finished; {format.DASH} is not scored yet"))
 
 
 def _matrix_table(run: RunView) -> Table:
@@ -272,7 +272,7 @@ def _matrix_table(run: RunView) -> Table:
         cells = []
         for position, task in enumerate(run.tasks, start=1):
             style = "bold" if position == after else ("dim" if position > after else "")
-            cells.append(_plain(words.printer(task)(run.score(after, task.name)), style))
+            cells.append(_plain(format.printer(task)(run.score(after, task.name)), style))
         table.add_row(_plain(title), *cells)
     return table
 
@@ -283,8 +283,8 @@ def _task_table(run: RunView) -> Table:
     table.add_column("task", overflow="fold")
     for heading in ("base model", "just learned", "at the end"):
         table.add_column(heading, justify="right")
-    for found in words.findings(run):
-        show = words.printer(found.task)
+    for found in format.findings(run):
+        show = format.printer(found.task)
         scores = (found.base, found.learned, found.final)
         table.add_row(_plain(_heading(found.task)), *(_plain(show(score)) for score in scores))
     return table
@@ -308,7 +308,7 @@ def _summary_table(runs: Sequence[RunView]) -> Table:
     for _, title, higher, _ in wanted:
         table.add_column(f"{title.lower()} {'↑' if higher else '↓'}", justify="right")
     table.add_column("general perplexity ↓", justify="right")
-    digits = 1 + words.digits_for(min((t.rows for r in runs for t in r.tasks), default=0))
+    digits = 1 + format.digits_for(min((t.rows for r in runs for t in r.tasks), default=0))
     best: dict[str, float] = {}
     if len(runs) > 1 and comparable(runs):
         for key, _, higher, _ in wanted:
@@ -319,13 +319,13 @@ def _summary_table(runs: Sequence[RunView]) -> Table:
         cells = []
         for key, _, _, _ in wanted:
             value = run.summary(key)
-            show = words.signed if key == "backward_transfer" else words.number
+            show = format.signed if key == "backward_transfer" else format.number
             is_best = value is not None and best.get(key) == round(value, digits)
             cells.append(_plain(show(value, digits), "bold green" if is_best else ""))
         before, after = run.general_before, run.general_after
-        general = words.DASH
+        general = format.DASH
         if not (math.isnan(before) and math.isnan(after)):
-            general = f"{words.significant(before)} → {words.significant(after)}"
+            general = f"{format.significant(before)} → {format.significant(after)}"
         table.add_row(_plain(run.label), *cells, _plain(general))
     return table
 
@@ -339,13 +339,13 @@ def _general_table(runs: Sequence[RunView]) -> Table:
     for task in general.tasks(runs):
         found = [general.before_after(run, task.name) for run in runs]
         cells = [
-            " → ".join(map(words.printer(task), pair)) if pair else words.DASH for pair in found
+            " → ".join(map(format.printer(task), pair)) if pair else format.DASH for pair in found
         ]
         table.add_row(_plain(f"{_heading(task)} ({task.metric})"), *map(_plain, cells))
     pairs = [general.f1_before_after(run) for run in runs]
     if any(pairs):
         shown = [
-            " → ".join(words.number(v, general.DIGITS) for v in pair) if pair else words.DASH
+            " → ".join(format.number(v, general.DIGITS) for v in pair) if pair else format.DASH
             for pair in pairs
         ]
         table.add_row(_plain(f"{general.F1} ({general.F1_WORDS})"), *map(_plain, shown))

@@ -11,8 +11,8 @@ from perdure.lazy import lazily
 from perdure.scoring.matrix import ScoreMatrix, ScoreMissing
 
 if TYPE_CHECKING:
-    from perdure.scoring.general import GeneralScore, general_loss
-    from perdure.scoring.scorer import TaskScore, score_task
+    from perdure.scoring.perplexity import GeneralScore, general_loss
+    from perdure.scoring.score import TaskScore, score_task
 
 __all__ = [
     "GeneralScore",
@@ -24,10 +24,10 @@ __all__ = [
 ]
 
 _HOME = {
-    "GeneralScore": "general",
-    "general_loss": "general",
-    "TaskScore": "scorer",
-    "score_task": "scorer",
+    "GeneralScore": "perplexity",
+    "general_loss": "perplexity",
+    "TaskScore": "score",
+    "score_task": "score",
 }
 
 

@@ -18,7 +18,6 @@ windows), and by a trial with a few tokens, once a model. The others get plain p
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +28,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from perdure.errors import TrainingError
-from perdure.scoring.ranks import over_ranks
+from perdure.models.anatomy import unwrapped, window
+from perdure.processes import over_ranks
 
 Pair = tuple[Sequence[int], Sequence[int]]  # token ids: what is given, what is scored after it
 
@@ -196,14 +196,7 @@ def tree_limit(model: nn.Module) -> int:
     return known[key]
 
 
-def unwrapped(model: nn.Module) -> Any:
-    """Return the `transformers` model, the one inside where peft wraps it."""
-    inner: Any = model
-    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-
-
 _LIMITS: WeakKeyDictionary[nn.Module, dict[tuple[str, bool], int]] = WeakKeyDictionary()
-_UNLIMITED = 1 << 30
 
 
 def _tree(model: nn.Module, pairs: Sequence[Pair], causal: bool = False) -> Tensor:
@@ -261,17 +254,6 @@ def _predicted(
     used, of_used = at.unique(return_inverse=True)  # labels of a prompt share its last place
     totals = torch.cat([logits[part].float().logsumexp(-1) for part in used.split(256)])
     return logits[at, target].float() - totals[of_used]
-
-
-def window(config: Any) -> int:
-    """The smallest window or chunk of tokens that any layer sees."""
-    config = config.get_text_config()
-    sizes = [_UNLIMITED]
-    for name, value in config.to_dict().items():
-        if re.search("window|chunk", name) and not re.search("layers|feed_forward|pattern", name):
-            values = value if isinstance(value, list | tuple) else [value]
-            sizes += [v for v in values if isinstance(v, int) and v > 1]
-    return min(sizes)
 
 
 def _follows_mask(model: nn.Module) -> bool:

@@ -18,11 +18,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from perdure.engine.forward import capture
 from perdure.errors import DataError, TrainingError, UsageError
-from perdure.learners.encoding import Encoder, collate
-from perdure.learners.passes import Pass, capture, decoder_of, layers_of
-from perdure.methods.base import Reads
-from perdure.scoring.ranks import Progress, measuring
+from perdure.models.anatomy import decoder_of, layers_of
+from perdure.models.chat import Encoder
+from perdure.models.weights import evaluating
+from perdure.processes import Progress
+from perdure.protocol.batch import ForwardOutput, collate
+from perdure.protocol.method import Requires
 from perdure.streams.task import Row
 
 Array = NDArray[np.float64]
@@ -64,7 +67,7 @@ def features(
     prompts = [encoder.prompt_ids(row) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: -len(prompts[i]))
     found: dict[int, NDArray[Any]] = {}
-    with measuring(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for start in range(0, len(order), batch_size):
             part = order[start : start + batch_size]
             states = _states(model, [prompts[i] for i in part], encoder.pad_id, layer, position)
@@ -87,8 +90,8 @@ def _states(
     batch = collate([{"input_ids": ids, "labels": ids} for ids in prompts], pad_id)
     device = next(model.parameters()).device
     inputs = {k: batch[k].to(device) for k in ("input_ids", "attention_mask")}
-    kept = Pass(model, dict(inputs))
-    with capture(model, [Reads(hidden=(layer,))], kept):
+    kept = ForwardOutput(model, dict(inputs))
+    with capture(model, [Requires(hidden=(layer,))], kept):
         decoder_of(model)(**inputs, use_cache=False)
     states, mask = kept.hidden[layer], inputs["attention_mask"]
     if position == "last":

@@ -1,8 +1,9 @@
 """Tasks and streams of tasks: what is learned, from whatever source, in one row schema."""
 
+from perdure.recipe.data import METRICS, Metric
 from perdure.streams.build import build_stream
-from perdure.streams.builtin import STREAMS, Sizes
-from perdure.streams.task import METRICS, GeneralText, Metric, Row, Task, TaskStream
+from perdure.streams.named.demo import STREAMS, Sizes
+from perdure.streams.task import GeneralText, Row, Task, TaskStream
 
 __all__ = [
     "METRICS",

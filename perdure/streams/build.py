@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perdure.errors import RecipeError
-from perdure.streams.builtin import STREAMS
-from perdure.streams.general import general_text
+from perdure.streams.general_text import general_text
+from perdure.streams.named.demo import STREAMS
 from perdure.streams.rows import (
     Placed,
     capped,
@@ -24,8 +24,7 @@ from perdure.streams.sources import Mistakes, Reader, choices
 from perdure.streams.task import GeneralText, Task, TaskStream
 
 if TYPE_CHECKING:
-    from perdure.config import StreamConfig, TaskConfig
-    from perdure.config_measuring import GeneralConfig
+    from perdure.recipe.data import GeneralConfig, StreamConfig, TaskConfig
 
 logger = logging.getLogger("perdure")
 

@@ -7,10 +7,10 @@ label_names: {0: bad, 1: good}                      a value, or the number of a 
 
 from __future__ import annotations
 
-import string
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
+
+from perdure.recipe.columns import columns_in, parse_template
 
 
 class CellError(Exception):
@@ -39,38 +39,6 @@ class ClassName(str):
         return self.classes, self.number
 
 
-@lru_cache
-def columns_in(source: str) -> tuple[str, ...]:
-    """Return the data's columns that an entry of `columns` reads: itself, or those in braces.
-
-    Raises: ValueError: braces that do not pair.
-    """
-    if "{" not in source:
-        return (source,)
-    return tuple(dict.fromkeys(name for _, name, _, _ in _parse(source) if name is not None))
-
-
-def check_cell(source: str, one_column: bool) -> tuple[str, str] | None:
-    """Return what is wrong with an entry of `columns`, and the remedy; None if nothing is."""
-    if "{" not in source:
-        return None
-    if one_column:
-        return (
-            "is one column: only texts are made of several",
-            "write messages: your-column",
-        )
-    try:
-        parts = _parse(source)
-    except ValueError as error:
-        return f"braces do not pair: {error}", "a brace of the text itself is written twice: {{ }}"
-    if not any(name for _, name, _, _ in parts):
-        return "names no column", "write the names of columns in braces: {premise} {hypothesis}"
-    if any(name == "" or spec or how for _, name, spec, how in parts):
-        what = "braces hold more or less than a column's name"
-        return what, "write the names of columns in braces: {premise} {hypothesis}"
-    return None
-
-
 def cell_text(values: Mapping[str, Any], source: str) -> str:
     """Return the text that an entry of `columns` makes of a record.
 
@@ -88,7 +56,7 @@ def cell_text(values: Mapping[str, Any], source: str) -> str:
         raise EmptyCell(f"{listed} are empty", "fill one in, or take the row out")
     parts = [
         before + ("" if name is None or _is_empty(values[name]) else as_text(values[name], name))
-        for before, name, _, _ in _parse(source)
+        for before, name, _, _ in parse_template(source)
     ]
     return "".join(parts)
 
@@ -140,8 +108,3 @@ def _is_empty(value: Any) -> bool:
     if isinstance(value, float):
         return value != value  # not a number: how many programs write an empty cell
     return value is None or (isinstance(value, str) and not value.strip())
-
-
-@lru_cache
-def _parse(source: str) -> tuple[tuple[str, str | None, str | None, str | None], ...]:
-    return tuple(string.Formatter().parse(source))

@@ -17,20 +17,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from perdure.streams.cells import (
-    CellError,
-    EmptyCell,
-    answer_of,
-    as_text,
-    cell_text,
-    columns_in,
-    one_spaced,
-)
+from perdure.recipe.columns import columns_in
+from perdure.recipe.data import COLUMNS
+from perdure.streams.cells import CellError, EmptyCell, answer_of, as_text, cell_text, one_spaced
 from perdure.streams.sources import Mistakes, Record, Table, choices
-from perdure.streams.task import COLUMNS, Row
+from perdure.streams.task import Row
 
 if TYPE_CHECKING:
-    from perdure.config import TaskConfig
+    from perdure.recipe.data import TaskConfig
 
 logger = logging.getLogger("perdure")
 LOOKED_AT = 20
@@ -178,7 +172,7 @@ def key(row: Row) -> str:
     return json.dumps(said, ensure_ascii=False)
 
 
-def rank(seed: int, text: str) -> bytes:
+def shuffle_key(seed: int, text: str) -> bytes:
     """Return a sort key that shuffles; it depends on seed and text, never on the row's position.
 
     So a row that is added or taken out moves no other row to another split.
@@ -196,7 +190,7 @@ def hold_out(rows: list[Placed], share: float, seed: int) -> tuple[list[Placed],
         groups.setdefault(key(placed.row), []).append(index)
     wanted = max(1, round(share * len(rows)))
     out: set[int] = set()
-    for name in sorted(groups, key=lambda name: rank(seed, name)):
+    for name in sorted(groups, key=lambda name: shuffle_key(seed, name)):
         if len(out) >= wanted:
             break
         out.update(groups[name])
@@ -208,7 +202,7 @@ def capped(rows: list[Placed], most: int | None, seed: int) -> list[Placed]:
     """Return `most` rows, the first of a seeded shuffle, in file order; None returns all."""
     if most is None or len(rows) <= most:
         return rows
-    order = sorted(range(len(rows)), key=lambda i: (rank(seed, key(rows[i].row)), i))
+    order = sorted(range(len(rows)), key=lambda i: (shuffle_key(seed, key(rows[i].row)), i))
     return [rows[i] for i in sorted(order[:most])]
 
 
@@ -216,3 +210,9 @@ def each_once(rows: Sequence[Row], most: int | None = None) -> list[Row]:
     """Rows without repeats, the first `most`: a row counted twice would look like more evidence."""
     once = {repr((row["prompt"], row["answer"])): row for row in rows}
     return list(once.values())[:most]
+
+
+def row_key(row: Mapping[str, Any]) -> str:
+    """A short hash of a row's content, the same in every process and on every machine."""
+    text = json.dumps(row, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from perdure.errors import DataError, PerdureError
-from perdure.files import read_lines, write_atomic
-from perdure.models.gguf import cache_folder
+from perdure.files import cache_folder, read_lines, write_atomic
+from perdure.recipe.mistakes import near
 from perdure.streams.cells import ClassName, one_spaced
-from perdure.yaml_file import near
 
 DRAWN_FROM = 10_000
 """Rows of a streamed data set that texts are drawn from at a time."""

@@ -13,20 +13,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from perdure.errors import UsageError
+from perdure.recipe.data import Metric, Scenario
 
 Row = dict[str, Any]
-Metric = Literal["label_likelihood", "exact_match", "rouge_l", "chrf", "perplexity"]
-METRICS: tuple[Metric, ...] = ("label_likelihood", "exact_match", "rouge_l", "chrf", "perplexity")
-Scenario = Literal["task-incremental", "domain-incremental", "class-incremental"]
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "prompt": ("prompt", "answer"),
-    "chat": ("messages",),
-    "labels": ("text", "label"),
-}
-"""Columns that each task format reads, by our name."""
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from perdure.streams.task import GeneralText, Task
 @pytest.fixture
 def context(tiny: Any, tmp_path: Path) -> Callable[..., Any]:
     """Make a `Context` on the tiny model: `context(method, ..., task=, task_index=, score=)`."""
-    from perdure.learners.context import Context
-    from perdure.learners.encoding import Encoder
+    from perdure.engine.context import Context
+    from perdure.models.chat import Encoder
 
     model, tokenizer = tiny
 

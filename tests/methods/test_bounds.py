@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from small_tasks import FIRST, SECOND
 
-from perdure.methods.base import Method, Phase
 from perdure.methods.joint import Joint, JointConfig
 from perdure.methods.sequential import Sequential
+from perdure.protocol.method import Method, Phase
 
 
 def test_sequential_overrides_nothing() -> None:

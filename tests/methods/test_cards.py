@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from perdure import methods
+from perdure.methods import registry
 
 CARDS = Path(__file__).parents[2] / "docs/methods"
 HEADINGS = ["Idea", "Paper", "Loss", "Cost", "When to use it", "Recipe", "Checked"]
-BUILT_IN = [name for name in methods.names() if name in methods._built_in()]
+BUILT_IN = [name for name in registry.names() if name in registry._built_in()]
 
 
 def test_every_method_has_a_card_and_every_card_a_method() -> None:
@@ -41,14 +41,14 @@ def test_the_cards_recipe_loads(name: str, tiny_model_dir: Path, tmp_path: Path)
     recipe = load_recipe(write_recipe(tmp_path, tiny_model_dir, **given))
     (spec,) = recipe.methods
     assert spec.name == name
-    assert methods.load_config(name, spec.options) == methods.load(name).Config(
+    assert registry.load_config(name, spec.options) == registry.load(name).Config(
         **{k: v for k, v in given["method"].items() if k != "name"}
     )
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_the_file_is_short_and_says_paper_loss_and_cost(name: str) -> None:
-    source = (Path(methods.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+    source = (Path(registry.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
     assert len(source.splitlines()) <= {"gere": 280}.get(name, 140)  # gere: 21 options
     doc = source.split('"""')[1]
     assert "    L = " in doc or "    w" in doc

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from two_tasks import ACTIVE, OWN_ROWS, SILENT, made, train
 
-from perdure import methods
+from perdure.methods import registry
 
 ATTACHED = sorted(set(ACTIVE) - OWN_ROWS)
 Weights = dict[str, Tensor]
@@ -55,7 +55,7 @@ def both_tasks(
 
 
 def test_every_method_is_in_the_matrix() -> None:
-    assert set(methods.names()) == set(ACTIVE) == set(SILENT)
+    assert set(registry.names()) == set(ACTIVE) == set(SILENT)
 
 
 @pytest.mark.parametrize("name", ATTACHED)
@@ -75,7 +75,7 @@ def test_switched_on_it_changes_something_and_not_by_how_the_batch_is_split(
 
 @pytest.mark.parametrize("name", ATTACHED)
 def test_its_state_on_disk_is_all_it_needs(tiny: Any, tmp_path: Path, name: str) -> None:
-    from perdure.learners.attach import load_methods, save_methods
+    from perdure.engine.method_state import load_methods, save_methods
 
     model, tokenizer = tiny
     method = made(name, ACTIVE[name])

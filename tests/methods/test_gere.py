@@ -19,10 +19,10 @@ from families import family
 from small_tasks import FIRST, GENERAL, SECOND
 from torch import Tensor, tensor
 
+from perdure.engine.general_texts import how_many, repeats
 from perdure.errors import RunError
-from perdure.learners.general import how_many, repeats
-from perdure.methods import _states, _teacher
-from perdure.methods._distill import (
+from perdure.mechanisms import distil, state_cache
+from perdure.mechanisms.distances import (
     distance,
     kl,
     kl_of_largest,
@@ -30,8 +30,8 @@ from perdure.methods._distill import (
     row_means,
     state_weight,
 )
-from perdure.methods._margin import excess, flags, margin, outside, pack, plain, unpack
-from perdure.methods._states import alike, thresholds, top
+from perdure.mechanisms.margin import excess, flags, margin, outside, pack, plain, unpack
+from perdure.mechanisms.state_cache import alike, thresholds, top
 from perdure.methods.gere import OFFICIAL, GeRe, GeReConfig
 from perdure.streams.task import GeneralText
 
@@ -369,7 +369,7 @@ def test_the_kernel_equals_plain_torch() -> None:
     pytest.importorskip("triton", reason="Triton is not installed: pip install triton")
     if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("no GPU: set TRITON_INTERPRET=1 to run the kernel in Triton's interpreter")
-    from perdure.methods._margin_triton import fused
+    from perdure.mechanisms.margin_triton import fused
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for dtype in (torch.float32, torch.bfloat16):
@@ -495,7 +495,7 @@ def test_dynamic_weight_makes_the_term_as_large_as_the_text_loss(made: Any) -> N
 def test_the_cache_is_made_once_and_survives_interruption(
     made: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from perdure.learners.context import Context
+    from perdure.engine.context import Context
 
     method, _ = made()
     folder = method._cache.folder
@@ -658,7 +658,7 @@ def test_with_lora_the_base_is_the_model_without_its_adapter(
 def test_the_cache_is_read_row_by_row_whatever_the_shards(made: Any, monkeypatch: Any) -> None:
     method, ctx = made()
     one = method._cache
-    monkeypatch.setattr(_states, "SHARD_BYTES", 300)
+    monkeypatch.setattr(state_cache, "SHARD_BYTES", 300)
     other, _ = made({"cache": ctx.cache.parent / "other"})
     many = other._cache
     assert len(list(many.folder.glob("0*.safetensors"))) > 2
@@ -712,7 +712,7 @@ def test_noise_by_hand() -> None:
     codes = pack(flags(tensor([[[0.0, 2, -2]]]), n, p))
     cache: Any = SimpleNamespace(limits=lambda *_: (n, p), rows=lambda *_: codes)
     x = tensor([[[1.5, 0.5, -1]]])
-    found = _states.measured_noise(cache, [0], -1, x, torch.ones(1, 1).bool())
+    found = state_cache.measured_noise(cache, [0], -1, x, torch.ones(1, 1).bool())
     close(list(found.values()), [2 / 3, 2 / 3, 0.5, 1 / 3])
     assert list(found) == ["violating", "flipped", "largest", "mean"]
 
@@ -834,7 +834,7 @@ def test_texts_computed_together_give_what_each_alone_gives(
         return type(ctx).forward(ctx, rows, **options)
 
     monkeypatch.setattr(
-        _teacher, "alike", lambda lengths, _, kind: alike(lengths, torch.device("cuda"), kind)
+        distil, "alike", lambda lengths, _, kind: alike(lengths, torch.device("cuda"), kind)
     )
     together = GeRe(GeReConfig(loss=loss, max_tokens=8))
     ctx.cache = tmp_path / "together"
@@ -894,17 +894,18 @@ def test_no_op_of_the_term_waits_for_the_device(made: Any) -> None:
                 found.append(name)
             return func(*args, **(kwargs or {}))
 
-    from perdure.learners.packing import heads_at
-    from perdure.learners.packing import pack as pack_rows
-    from perdure.learners.passes import Pass, capture
-    from perdure.learners.rows_apart import attends_by_rows
+    from perdure.engine.forward import capture
+    from perdure.engine.packing import heads_at
+    from perdure.engine.packing import pack as pack_rows
+    from perdure.engine.rowwise_attention import attends_by_rows
+    from perdure.protocol.batch import ForwardOutput
 
     method, ctx = made(insert=3)
     moved(ctx)
     rows = method.replay(ctx)
     task = [ctx.encode(row) for row in FIRST.train[:3]]
     packed = pack_rows(task, list(rows), pad_id=0, extra_logits=True, by="rows", hidden=64)
-    whole = Pass(ctx.model, packed.inputs)
+    whole = ForwardOutput(ctx.model, packed.inputs)
     with (
         capture(ctx.model, [method.reads], whole), heads_at(ctx.model, packed.keep),
         attends_by_rows(ctx.model),

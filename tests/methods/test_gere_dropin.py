@@ -19,7 +19,8 @@ from transformers import Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 import perdure
-from perdure.learners.encoding import Encoder, collate
+from perdure.models.chat import Encoder
+from perdure.protocol.batch import collate
 
 GERE = {"name": "gere", "insert": 3, "max_tokens": 12}
 

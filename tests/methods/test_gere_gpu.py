@@ -17,12 +17,14 @@ from small_tasks import FIRST, GENERAL
 from test_gere_dropin import GERE, SET_UPS, arguments, margins, rows
 
 import perdure
-from perdure.learners.attach import attach
-from perdure.learners.context import Context
-from perdure.learners.encoding import ROWS, Encoder, HostRows, collate
-from perdure.learners.trainer import EpochSampler, PerdureTrainer
-from perdure.methods import _margin
+from perdure.engine.attach import attach
+from perdure.engine.context import Context
+from perdure.engine.sampler import EpochSampler
+from perdure.engine.trainer import PerdureTrainer
+from perdure.mechanisms import margin
 from perdure.methods.gere import GeRe, GeReConfig
+from perdure.models.chat import Encoder
+from perdure.protocol.batch import ROWS, HostRows, collate
 from perdure.streams.task import GeneralText
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -34,7 +36,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 def test_the_compiled_kernel_equals_plain_torch(
     shape: tuple[int, int, int], dtype: torch.dtype, floor: float
 ) -> None:
-    kernel = _margin._kernel()
+    kernel = margin._kernel()
     assert kernel is not None
     g = torch.Generator("cuda").manual_seed(sum(shape))
     h = torch.randn(shape, generator=g, device="cuda")
@@ -43,8 +45,8 @@ def test_the_compiled_kernel_equals_plain_torch(
     p = torch.rand(shape[2], generator=g, device="cuda")
     n = -p
     n[0] = p[0] = h[0, 0, 0]  # no width: the fourth state
-    rest = (_margin.pack(_margin.flags(h, n, p)), mask, n, p, floor)
-    (sums, *others), (exact, *expected) = kernel(x, *rest), _margin.plain(x, *rest)
+    rest = (margin.pack(margin.flags(h, n, p)), mask, n, p, floor)
+    (sums, *others), (exact, *expected) = kernel(x, *rest), margin.plain(x, *rest)
     torch.testing.assert_close(sums, exact, rtol=1e-5, atol=1e-5)
     for found, wanted in zip(others, expected, strict=True):  # counts, flips and signs: integers
         assert torch.equal(found, wanted)
@@ -53,9 +55,9 @@ def test_the_compiled_kernel_equals_plain_torch(
 def test_a_state_that_is_no_number_reaches_the_loss() -> None:
     x = torch.zeros(1, 2, 8, device="cuda")
     n, p = -torch.ones(8, device="cuda"), torch.ones(8, device="cuda")
-    codes, mask = _margin.pack(_margin.flags(x, n, p)), torch.ones(1, 2, device="cuda")
+    codes, mask = margin.pack(margin.flags(x, n, p)), torch.ones(1, 2, device="cuda")
     x[0, 1, 3] = float("nan")
-    assert _margin.outside(x, codes, mask, n, p)[0].isnan().all()
+    assert margin.outside(x, codes, mask, n, p)[0].isnan().all()
 
 
 @pytest.mark.parametrize("name", SET_UPS)

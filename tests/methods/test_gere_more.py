@@ -20,11 +20,12 @@ from transformers import Trainer, TrainerCallback
 
 import perdure
 from perdure.errors import RunError
-from perdure.learners.encoding import Encoder, collate
-from perdure.methods._distill import kl
-from perdure.methods._margin import unpack
-from perdure.methods._states import StateCache
+from perdure.mechanisms.distances import kl
+from perdure.mechanisms.margin import unpack
+from perdure.mechanisms.state_cache import StateCache
 from perdure.methods.gere import GeRe, GeReConfig
+from perdure.models.chat import Encoder
+from perdure.protocol.batch import collate
 from perdure.streams.task import GeneralText
 
 CPU = torch.device("cpu")
@@ -138,7 +139,7 @@ def test_another_loss_is_named_once_the_base_is_trained_over(made: Any, context:
 
 def test_a_models_settings_are_part_of_what_a_cache_is_of(tiny: Any) -> None:
     """Not only its weights: another activation or base of the positions gives other states."""
-    from perdure.learners.weights import fingerprint
+    from perdure.models.weights import fingerprint
 
     model, _ = tiny
     same = fingerprint(model)
@@ -500,7 +501,7 @@ def test_the_schedule_of_a_whole_run_ends_in_each_task(
 ) -> None:
     """By Perdure's own learner: 24 rows in batches of 4, one epoch, two tasks."""
     from perdure import Run, learn, load_recipe
-    from perdure.learners.trainer import PerdureTrainer
+    from perdure.engine.trainer import PerdureTrainer
 
     ends: list[Any] = []
     train = PerdureTrainer.train

@@ -18,13 +18,14 @@ from test_gere_more import by_two_passes, distances, losses, states, trainer_of,
 from torch import Tensor, tensor
 
 import perdure
+from perdure.engine import packing
 from perdure.errors import RunError, UsageError
-from perdure.learners import packing
-from perdure.learners.encoding import ROWS, Encoder, HostRows, collate
-from perdure.learners.weights import fingerprint
-from perdure.methods._distill import kl
-from perdure.methods._margin import pack, plain
+from perdure.mechanisms.distances import kl
+from perdure.mechanisms.margin import pack, plain
 from perdure.methods.gere import GeReConfig
+from perdure.models.chat import Encoder
+from perdure.models.weights import fingerprint
+from perdure.protocol.batch import ROWS, HostRows, collate
 from perdure.streams.task import GeneralText
 
 # --- options through a step
@@ -149,8 +150,9 @@ def test_one_pass_has_the_gradient_of_two(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    from perdure.learners.attach import attach
-    from perdure.learners.trainer import EpochSampler, PerdureTrainer
+    from perdure.engine.attach import attach
+    from perdure.engine.sampler import EpochSampler
+    from perdure.engine.trainer import PerdureTrainer
     from perdure.methods.gere import GeRe
 
     def learned(ways: tuple[str, ...]) -> tuple[float, Tensor]:

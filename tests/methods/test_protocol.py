@@ -13,10 +13,11 @@ import pytest
 import torch
 from tiny_runs import scores, write_recipe
 
-from perdure.config import MethodSpec, load_recipe
 from perdure.learners import build
 from perdure.loop import learn
-from perdure.methods.base import Method, MethodConfig, Phase, Reads
+from perdure.protocol.method import Method, MethodConfig, Phase, Requires
+from perdure.recipe.load import load_recipe
+from perdure.recipe.schema import MethodSpec
 from perdure.reports.terminal import NullDisplay
 from perdure.run import Run
 from perdure.streams import build_stream
@@ -26,7 +27,7 @@ def go(
     monkeypatch: pytest.MonkeyPatch, recipe: Path, out: Path, *methods: Method, resume: bool = False
 ) -> Run:
     """Run a recipe with method objects made here, as if they had come by entry point."""
-    monkeypatch.setattr("perdure.methods.build", lambda specs: list(methods))
+    monkeypatch.setattr("perdure.methods.registry.build", lambda specs: list(methods))
     loaded = load_recipe(recipe)
     run = Run.open(out) if resume else Run.create(out, loaded)
     learn(run.recipe, run)
@@ -87,7 +88,7 @@ def test_an_adapter_for_each_task_chosen_at_test_time(
 class Maps(Method):
     """Looks at attention maps and hidden states of its extra rows."""
 
-    reads = Reads(attentions=True, hidden=(0, -1))
+    reads = Requires(attentions=True, hidden=(0, -1))
 
     def __init__(self) -> None:
         super().__init__(MethodConfig())
@@ -192,7 +193,7 @@ def test_a_frozen_model_is_the_base_or_the_previous_one(
     class Compare(Method):
         def __init__(self, teacher: str) -> None:
             super().__init__(MethodConfig())
-            self.reads, self.gaps = Reads(teacher=teacher, logits=True), []
+            self.reads, self.gaps = Requires(teacher=teacher, logits=True), []
 
         def loss(self, ctx: Any, main: Any, extra: Any) -> Mapping[str, Any]:
             old = ctx.frozen(self.reads.teacher)(main.batch)

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from perdure import methods
 from perdure.errors import UsageError
-from perdure.methods.base import Method
+from perdure.methods import registry
 from perdure.methods.gere import GeReConfig
+from perdure.protocol.method import Method
 
 BUILT_IN = ["eaft", "ewc", "freeze", "gere", "joint", "lwf", "replay", "rewind", "sequential"]
 
@@ -22,7 +22,7 @@ THIRD_PARTY = '''"""Hold on to the third party's way.
 
 More about it.
 """
-from perdure.methods.base import Method
+from perdure.protocol.method import Method
 
 class Mine(Method):
     pass
@@ -41,8 +41,8 @@ def offer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def points(**offers: str) -> None:
-        found = [EntryPoint(name, value, methods.GROUP) for name, value in offers.items()]
-        monkeypatch.setattr(methods, "_third_party", lambda: found)
+        found = [EntryPoint(name, value, registry.GROUP) for name, value in offers.items()]
+        monkeypatch.setattr(registry, "_third_party", lambda: found)
 
     yield points
     for name in [n for n in sys.modules if n.split(".")[0] in ("third_party", "lone_module")]:
@@ -50,18 +50,18 @@ def offer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_all_built_in_methods_are_there_and_say_what_they_do() -> None:
-    assert set(BUILT_IN) <= set(methods.names())
+    assert set(BUILT_IN) <= set(registry.names())
     for name in BUILT_IN:
-        assert issubclass(methods.load(name), Method)
-        line = methods.describe(name)
+        assert issubclass(registry.load(name), Method)
+        line = registry.describe(name)
         assert 20 < len(line) < 100
         assert line.endswith((".", ":"))
 
 
 def test_listing_and_describing_import_neither_torch_nor_the_method() -> None:
     code = (
-        "import sys; from perdure import methods\n"
-        "[methods.describe(n) for n in methods.names()]\n"
+        "import sys; from perdure.methods import registry\n"
+        "[registry.describe(n) for n in registry.names()]\n"
         "assert 'torch' not in sys.modules and 'perdure.methods.gere' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
@@ -70,7 +70,7 @@ def test_listing_and_describing_import_neither_torch_nor_the_method() -> None:
 
 def test_every_option_is_described() -> None:
     for name in BUILT_IN:
-        for key, option in methods.load(name).Config.model_fields.items():
+        for key, option in registry.load(name).Config.model_fields.items():
             assert option.description, f"{name}.{key}"
 
 
@@ -79,14 +79,14 @@ def test_build_makes_the_listed_methods_in_order() -> None:
         SimpleNamespace(name="replay", options={"buffer_size": 5}),
         SimpleNamespace(name="ewc", options={}),
     ]
-    made = methods.build(specs)
+    made = registry.build(specs)
     assert [type(m).__name__ for m in made] == ["Replay", "EWC"]
     assert made[0].config.buffer_size == 5
 
 
 def test_a_misspelt_name_is_told_with_the_near_one() -> None:
     with pytest.raises(UsageError) as error:
-        methods.load("ger")
+        registry.load("ger")
     assert str(error.value) == (
         "no method is called 'ger'; did you mean \"gere\"?\n  all of them: perdure methods"
     )
@@ -95,7 +95,7 @@ def test_a_misspelt_name_is_told_with_the_near_one() -> None:
 
 def test_all_wrong_options_are_told_at_once() -> None:
     with pytest.raises(UsageError) as error:
-        methods.load_config("gere", {"weigth": 1, "k": -1, "weight": "x"})
+        registry.load_config("gere", {"weigth": 1, "k": -1, "weight": "x"})
     assert str(error.value).splitlines() == [
         "method gere: weight: Input should be a valid number, unable to parse string as a number; "
         "or Input should be 'dynamic'",
@@ -107,14 +107,14 @@ def test_all_wrong_options_are_told_at_once() -> None:
 
 def test_a_third_partys_method_is_listed_and_described_without_importing_it(offer: Any) -> None:
     offer(mine="third_party.mine:Mine")
-    assert "mine" in methods.names()
-    assert methods.describe("mine") == "Hold on to the third party's way."
+    assert "mine" in registry.names()
+    assert registry.describe("mine") == "Hold on to the third party's way."
 
 
 def test_a_third_partys_method_loads(offer: Any) -> None:
     offer(mine="lone_module:Mine")
-    assert methods.load("mine").__name__ == "Mine"
-    assert methods.describe("mine") == "Hold on to the third party's way."
+    assert registry.load("mine").__name__ == "Mine"
+    assert registry.describe("mine") == "Hold on to the third party's way."
 
 
 @pytest.mark.parametrize(
@@ -128,11 +128,11 @@ def test_a_third_partys_method_loads(offer: Any) -> None:
 def test_a_broken_entry_point_names_its_owner(offer: Any, value: str, told: str) -> None:
     offer(mine=value)
     with pytest.raises(UsageError, match=told):
-        methods.load("mine")
+        registry.load("mine")
 
 
 def test_a_name_that_is_built_in_already_is_refused(offer: Any) -> None:
     offer(gere="lone_module:Mine")
     with pytest.raises(UsageError, match="'gere' is offered more than once: perdure, lone_module"):
-        methods.load("gere")
-    assert methods.names().count("gere") == 1
+        registry.load("gere")
+    assert registry.names().count("gere") == 1

@@ -9,9 +9,9 @@ import pytest
 import torch
 from small_tasks import FIRST, SECOND
 
-from perdure.learners.encoding import collate
-from perdure.methods._buffer import balanced, reservoir, shares
+from perdure.mechanisms.buffer import balanced, reservoir, shares
 from perdure.methods.replay import Replay, ReplayConfig
+from perdure.protocol.batch import collate
 
 
 def rows(count: int, start: int = 0) -> list[dict[str, Any]]:

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from small_tasks import FIRST
 from torch import tensor
 
-from perdure.methods.rewind import Rewind, RewindConfig, interpolate, smallest
+from perdure.mechanisms.interpolation import interpolate
+from perdure.methods.rewind import Rewind, RewindConfig, smallest
 
 
 def test_interpolation_by_hand() -> None:

@@ -50,7 +50,8 @@ def train(
     from transformers import Trainer, TrainingArguments
 
     import perdure
-    from perdure.learners.encoding import Encoder, collate
+    from perdure.models.chat import Encoder
+    from perdure.protocol.batch import collate
 
     encoder, task = Encoder(tokenizer), (FIRST, SECOND)[index]
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -80,9 +81,9 @@ def train(
 
 
 def made(name: str, options: dict[str, Any]) -> Any:
-    from perdure import methods
+    from perdure.methods import registry
 
-    return methods.load(name)(methods.load_config(name, options))
+    return registry.load(name)(registry.load_config(name, options))
 
 
 def main(model_dir: str, out: str) -> None:

@@ -1,0 +1,1 @@
+"""A regression test for weights."""

@@ -1,0 +1,300 @@
+"""What an audit found: its measures, their verdicts, and how people and machines read them."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from perdure.scoring.intervals import (
+    DRAWS,
+    Array,
+    Verdict,
+    bootstrap_bounds,
+    imagined_limit,
+    is_binary,
+    items_needed,
+    mcnemar_exact,
+    verdict_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rich.table import Table
+
+Kind = Literal["loss", "kl", "task"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One paired comparison of two models.
+
+    `base`, `tuned` are means over the items, `change` is tuned - base, in [`low`, `high`], all in
+    `unit`. A measure without a `margin` is reported only: `verdict` is None.
+    """
+
+    name: str
+    kind: Kind
+    metric: str
+    unit: str
+    """"score" (0 to 1) or "nats"."""
+    items: int
+    base: float
+    tuned: float
+    change: float
+    low: float
+    high: float
+    alpha: float
+    """Each of `low` and `high` is wrong with at most this probability."""
+    higher_is_better: bool
+    margin: float | None
+    """The change for the worse that is allowed, above 0, in `unit`."""
+    verdict: Verdict | None
+    more_items: int | None = None
+    """Only if undecided: items wanted on top; None with `undecided` is more than ten million."""
+    mcnemar_p: float | None = None
+    broken: int | None = None
+    """Only right or wrong scores: items right in base and wrong in tuned."""
+    mended: int | None = None
+    note: str = ""
+
+
+def judge(
+    name: str,
+    kind: Kind,
+    metric: str,
+    base: Array,
+    tuned: Array,
+    *,
+    margin: float | None,
+    alpha: float,
+    identical: bool = False,
+    note: str = "",
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Measure:
+    """Compare paired item scores and give a verdict.
+
+    Args:
+        kind: "task": scores of 0 to 1, higher is better; "loss" and "kl": nats, lower is better
+            (for "kl" `base` is zeros, and no item can be below 0).
+        base, tuned: (items,), in the same order.
+        margin: allowed change for the worse, above 0; None gives no verdict.
+        alpha: of each bound, already shared among the measures.
+        identical: the models have the same weights; if the scores agree too, nothing is uncertain.
+    """
+    better = 1.0 if kind == "task" else -1.0
+    gain = better * (tuned - base)
+    mean = float(gain.mean())
+    limit = 1.0 if kind == "task" else float(imagined_limit(gain, margin or 0.0))
+    worst, best = -limit, 0.0 if kind == "kl" else limit
+    binary = kind == "task" and is_binary(base, tuned)
+    if identical and not gain.any():
+        low = high = 0.0
+        note = "weights are identical"
+    else:
+        draws = max(draws, math.ceil(20 / alpha))  # so that the tail holds some of them
+        bounds = bootstrap_bounds(gain, alpha, worst, best, draws=draws, seed=seed)
+        low, high = float(bounds[0]), float(bounds[1])
+    verdict = None if margin is None else verdict_of(low, high, margin)
+    more = None
+    if verdict == "undecided" and margin is not None:
+        wanted = items_needed(gain, margin, alpha, worst, best)
+        more = None if wanted is None else max(1, wanted - len(gain))
+    ends = sorted((better * low, better * high))
+    return Measure(
+        name=name,
+        kind=kind,
+        metric=metric,
+        unit="score" if kind == "task" else "nats",
+        items=len(gain),
+        base=float(base.mean()),
+        tuned=float(tuned.mean()),
+        change=better * mean + 0.0,  # no -0.0
+        low=ends[0] + 0.0,
+        high=ends[1] + 0.0,
+        alpha=alpha,
+        higher_is_better=kind == "task",
+        margin=margin,
+        verdict=verdict,
+        more_items=more,
+        mcnemar_p=mcnemar_exact(base, tuned) if binary else None,
+        broken=int((gain == -1).sum()) if binary else None,
+        mended=int((gain == 1).sum()) if binary else None,
+        note=note,
+    )
+
+
+def flips(
+    task: str, base: Sequence[Mapping[str, Any]], tuned: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """List the items whose score crossed from right to wrong or back.
+
+    Right and wrong are scores of 1 and 0; of finer scores (ROUGE, chrF) a change by at least a
+    half counts, as "worse" or "better".
+
+    Args:
+        base, tuned: items of `TaskScore`, in the same order.
+    """
+    found = []
+    for one, other in zip(base, tuned, strict=True):
+        before, after = float(one["score"]), float(other["score"])
+        if abs(after - before) < 0.5:
+            continue
+        whole = {before, after} == {0.0, 1.0}
+        names = ("right -> wrong", "wrong -> right") if whole else ("worse", "better")
+        found.append(
+            {
+                "task": task,
+                "id": one["id"],
+                "change": names[int(after > before)],
+                "base_score": before,
+                "tuned_score": after,
+                "base_prediction": one["prediction"],
+                "tuned_prediction": other["prediction"],
+                "answer": one["answer"],
+                "prompt": one["prompt"],
+            }
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """Two models compared, measure by measure.
+
+    `alpha` bounds the probability that any verdict here is wrong; each bound of each of the
+    `judged` measures was taken at `alpha / judged`.
+    """
+
+    base: str
+    tuned: str
+    alpha: float
+    judged: int
+    seed: int
+    identical_weights: bool
+    measures: tuple[Measure, ...]
+    flips: tuple[dict[str, Any], ...] = ()
+    skipped: tuple[str, ...] = ()
+    """Measures left out: after a first `lost` with `fail_fast`."""
+    seconds: float = 0.0
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst of all verdicts: lost, then undecided, then kept."""
+        found = {m.verdict for m in self.measures}
+        if "lost" in found:
+            return "lost"
+        return "undecided" if "undecided" in found else "kept"
+
+    def exit_code(self, undecided: int = 3) -> int:
+        """0 if all is kept, 1 if anything is lost, else `undecided`."""
+        return {"kept": 0, "lost": 1, "undecided": undecided}[self.verdict]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"verdict": self.verdict, "correction": "bonferroni"} | asdict(self)
+
+    def to_json(self) -> str:
+        """Return everything as one JSON object; what is not a finite number is null."""
+        return json.dumps(_finite(self.to_dict()), indent=2, ensure_ascii=False)
+
+    def junit(self, undecided: int = 3) -> str:
+        """Return JUnit XML, a test case a measure (`perdure.audit.junit`)."""
+        from perdure.audit.junit import junit_xml
+
+        return junit_xml(self, undecided=undecided)
+
+    def table(self) -> Table:
+        """Return the measures as a `rich` table."""
+        from rich.markup import escape
+        from rich.table import Table
+
+        title = f"{escape(self.tuned)} against {escape(self.base)}: {self.verdict}"
+        caption = (
+            f"change in brackets: each end errs with probability at most {self.alpha:g} / "
+            f"{max(self.judged, 1)}; any verdict wrong: at most {self.alpha:g}"
+        )
+        table = Table(title=title, caption=caption)
+        table.add_column("measure", overflow="fold")
+        for heading in ("items", "base", "tuned", "change", "allowed"):
+            table.add_column(heading, justify="right")
+        table.add_column("verdict")
+        table.add_column("why", overflow="fold")
+        for m in self.measures:
+            table.add_row(
+                escape(f"{m.name} ({m.metric})"),
+                str(m.items),
+                f"{m.base:.3f}",
+                f"{m.tuned:.3f}",
+                f"{_signed(m.change)} [{_signed(m.low)}, {_signed(m.high)}]",
+                "" if m.margin is None else _signed(-m.margin if m.higher_is_better else m.margin),
+                f"[{_COLOURS[m.verdict]}]{m.verdict or 'reported'}[/]",
+                explain(m),
+            )
+        for name in self.skipped:
+            table.add_row(
+                escape(name), "", "", "", "", "", "[dim]skipped[/]", "an earlier one is lost"
+            )
+        return table
+
+    def flips_table(self, most: int = 20) -> Table:
+        """Return the items that flipped as a `rich` table, at most `most` of them."""
+        from rich.markup import escape
+        from rich.table import Table
+
+        shown = self.flips[:most]
+        rest = len(self.flips) - len(shown)
+        table = Table(title=f"{len(self.flips)} items flipped", caption=f"{rest} more in the JSON")
+        if not rest:
+            table.caption = None
+        for heading in ("task", "change", "prompt", "answer", "base", "tuned"):
+            table.add_column(heading, overflow="fold")
+        for flip in shown:
+            cells = (
+                flip["task"],
+                flip["change"],
+                flip["prompt"][-120:],
+                flip["answer"],
+                flip["base_prediction"],
+                flip["tuned_prediction"],
+            )
+            table.add_row(*(escape(str(cell)) for cell in cells))
+        return table
+
+
+def explain(measure: Measure) -> str:
+    """Say in a few words what stands behind a verdict."""
+    words = []
+    if measure.verdict == "undecided":
+        if measure.more_items is None:
+            words.append("more than 10,000,000 items would be needed")
+        else:
+            words.append(f"about {measure.more_items:,} more items would decide")
+    if measure.broken is not None and measure.mended is not None:
+        words.append(f"{measure.broken} broken, {measure.mended} mended")
+    if measure.mcnemar_p is not None:
+        words.append(f"McNemar p {measure.mcnemar_p:.2g}")
+    if measure.note:
+        words.append(measure.note)
+    return "; ".join(words)
+
+
+_COLOURS = {"kept": "green", "lost": "bold red", "undecided": "yellow", None: "dim"}
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}" if abs(value) < 0.01 else f"{value:+.3f}"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    if isinstance(value, float | np.floating) and not math.isfinite(value):
+        return None
+    return value

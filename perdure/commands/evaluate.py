@@ -1,0 +1,175 @@
+"""`perdure eval` and `perdure audit`: measure models that are trained already."""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perdure.commands.output import emit, first_process, working
+from perdure.errors import RunError, UsageError
+from perdure.recipe.data import GeneralConfig
+from perdure.recipe.load import load_recipe
+from perdure.recipe.schema import Recipe
+from perdure.run import Run
+
+if TYPE_CHECKING:
+    from perdure.streams import TaskStream
+
+
+def evaluate(path: Path, tasks: Path | None, after: int | None, as_json: bool) -> None:
+    """Score a run's model again, or on tasks of another recipe, which then join the run's scores.
+
+    lm-eval's tasks in the recipe's `general` are scored too, perplexity is not.
+
+    A score that the run has already is shown beside the new one and never replaced.
+    """
+    from perdure.reports import make_display
+
+    run = Run.open(path)
+    recipe = run.recipe if tasks is None else load_recipe(tasks, tasks_only=True)
+    stream = _stream(recipe)
+    if tasks is not None:
+        _refuse_names(run, stream)
+        _refuse_settings(run, recipe)
+    learned, _ = run.last_checkpoint()
+    after = learned if after is None else after
+    display = make_display(json=as_json)
+    with working(), display:
+        found = _score(run, stream, recipe.general, after, display)
+    recorded = {(s["kind"], s.get("task")): s["score"] for s in run.scores()
+                if s["after"] == after}  # fmt: skip
+    rows = []
+    with run.lock():
+        for line, items in found:
+            key = (line["kind"], line["task"])
+            if key not in recorded and first_process():
+                run.record(line, items)
+            rows.append({**line, "recorded": recorded.get(key)})
+    if as_json:
+        emit({"run": str(run.path), "after": after, "scores": rows})
+    elif first_process():
+        _table(run, after, rows)
+
+
+def _score(
+    run: Run, stream: TaskStream, general: GeneralConfig | None, after: int, display: Any
+) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    import torch
+
+    from perdure import models
+    from perdure.models.chat import recipe_encoder
+    from perdure.processes import processes
+    from perdure.scoring import lm_eval, score_task
+    from perdure.streams import lm_eval_tasks
+
+    recipe = run.recipe
+    harness_loaded = lm_eval_tasks.load(general)
+    precision = str(run.environment().get("precision", "fp32"))
+    state = processes()
+    if after == 0:
+        whole = recipe.model.model_copy(update={"fsdp_size": 0})
+        model, tokenizer = models.load_base(whole, precision=precision)
+    else:
+        folder = run.checkpoint(after)
+        if folder is None:
+            kept = [p.name[5:] for p in sorted((run.path / "checkpoints").glob("task-*[0-9]"))]
+            raise RunError(
+                f"{run.path}: has no model after {after} tasks",
+                f"it has: 0 (the base){''.join(f', {k}' for k in kept)}",
+            )
+        served = folder / "serving"
+        model, tokenizer = models.load_saved(
+            served if served.is_dir() else folder / "model", precision=precision
+        )
+    if torch.cuda.is_available():
+        model.to(state.device)
+    encoder = recipe_encoder(tokenizer, recipe)
+    found = []
+    for task in stream:
+        started = time.monotonic()
+        bf16 = torch.autocast(state.device.type, torch.bfloat16)
+        with bf16 if precision == "bf16" else nullcontext():
+            score = score_task(
+                model,
+                encoder,
+                task,
+                batch_size=recipe.scoring.batch_size,
+                accelerator=state,
+                max_rows=recipe.scoring.max_test_rows,
+                on_progress=partial(display.scoring, run.methods_name, task.name),
+            )
+        line = {
+            "kind": "task",
+            "after": after,
+            "task": task.name,
+            "metric": score.metric,
+            "higher_is_better": score.higher_is_better,
+            "score": score.score,
+            "rows": len(score.items),
+            "seconds": round(time.monotonic() - started, 2),
+        }
+        found.append((line, score.items))
+    for name, loaded in harness_loaded.items():
+        line = lm_eval.line(
+            model,
+            tokenizer,
+            name,
+            loaded,
+            after=after,
+            limit=general.limit if general else None,
+            batch_size=recipe.scoring.batch_size,
+            precision=precision,
+            accelerator=state,
+            on_progress=partial(display.scoring, run.methods_name, name),
+        )
+        found.append((line, []))
+    return found
+
+
+def _stream(recipe: Recipe) -> TaskStream:
+    from perdure.streams import build_stream
+
+    return build_stream(recipe.stream, recipe.general, recipe.folder, recipe.seed)
+
+
+def _refuse_names(run: Run, stream: TaskStream) -> None:
+    """A task of another recipe under a name that the run knows would spoil its scores."""
+    mine = run.recipe.stream.tasks or _stream(run.recipe).tasks
+    own = {task.name for task in mine}
+    if both := sorted(own & {task.name for task in stream}):
+        raise UsageError(
+            f"task {both[0]}: the run has a task of this name already",
+            "give it another name in the recipe of --tasks; to score the run's own tasks again, "
+            "leave --tasks out",
+        )
+
+
+def _refuse_settings(run: Run, other: Recipe) -> None:
+    """An lm-eval task that the run scores by other settings would be shown beside them."""
+    mine, theirs = run.recipe.general, other.general
+    if mine is None or theirs is None:
+        return
+    both = [task for task in mine.tasks if task in theirs.tasks]
+    if both and (mine.limit, mine.num_fewshot) != (theirs.limit, theirs.num_fewshot):
+        raise UsageError(
+            f"general.tasks: {both[0]}: the run scores it with another limit or num_fewshot",
+            "take the run's, or leave the task out of the recipe of --tasks",
+        )
+
+
+def _table(run: Run, after: int, rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"{run.path} after {after} tasks", title_justify="left")
+    for heading in ("task", "metric", "score", "as recorded", "rows"):
+        table.add_column(heading)
+    for row in rows:
+        before = "" if row["recorded"] is None else f"{row['recorded']:.4f}"
+        cells = (row["task"], row["metric"], f"{row['score']:.4f}", before, str(row["rows"]))
+        table.add_row(*map(Text, cells))
+    Console().print(table)

@@ -1,0 +1,1 @@
+"""What kind of loss a tuned model suffered on a task."""

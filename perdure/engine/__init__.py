@@ -1,0 +1,1 @@
+"""What makes one training step, with methods around it."""

@@ -1,0 +1,337 @@
+"""Put methods on a `transformers.Trainer` or `trl.SFTTrainer`, without changing what it does else.
+
+    trainer = attach(SFTTrainer(model, train_dataset=data), method)
+    trainer.train()
+
+The trainer's class becomes `Attached` + its own class, so every override calls the original:
+
+- `compute_loss` runs the extra rows of all methods in one second pass, or together with the
+  trainer's own rows where the trainer can (Perdure's can), and adds their named losses;
+- `training_step` lets methods change gradients once an optimizer step, before the clip;
+- after the step methods look at the result; evaluation swaps in the weights they serve;
+- checkpoints carry the methods' state, and resuming loads it.
+
+Gradient accumulation, mixed precision, DDP and FSDP2 stay the trainer's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from perdure.engine.context import Context
+from perdure.engine.forward import capture, head_options
+from perdure.engine.method_state import STATE, load_methods, save_methods
+from perdure.engine.packing import Packed
+from perdure.errors import UsageError
+from perdure.models.anatomy import takes_positions
+from perdure.models.random_state import forked_rng
+from perdure.models.weights import swapped, trainable
+from perdure.protocol.batch import EncodedRows, ForwardOutput, StepCounts, collate
+from perdure.protocol.method import Method, Requires
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+
+def attach(trainer: Trainer, *methods: Method, ctx: Context) -> Trainer:
+    """Put `methods` on `trainer` and return it; see `perdure.attach` for the everyday form."""
+    if isinstance(trainer, Attached):
+        raise UsageError(
+            "attach: this trainer has methods already", "give all methods in one call of attach"
+        )
+    touch = [
+        m for m in methods if m.reads.step_gradients or type(m).gradients is not Method.gradients
+    ]
+    if touch and trainer.is_deepspeed_enabled:
+        raise UsageError(
+            f"method: {_name(touch[0])} reads gradients, which DeepSpeed frees inside its backward",
+            "use FSDP2 or DDP instead",
+        )
+    if touch and trainer.args.fp16:
+        raise UsageError(
+            f"method: {_name(touch[0])} changes gradients, which fp16 scales by its own factor",
+            "train in bf16 or fp32",
+        )
+    trainer.__class__ = type(type(trainer).__name__, (Attached, type(trainer)), {})
+    host: Any = trainer
+    host.methods, host.ctx, host.term_sums, host.passes_noted = methods, ctx, {}, 0
+    ctx.accelerator = trainer.accelerator
+    ctx.rank, ctx.world = trainer.accelerator.process_index, trainer.accelerator.num_processes
+    if any(m.reads.attentions for m in methods):
+        model: Any = ctx.model
+        model.set_attn_implementation("eager")  # the fused kernels keep no attention maps
+    trainer.add_callback(_Events(host))
+    return trainer
+
+
+def refuse_clashes(methods: Sequence[Method], ordered: bool = False) -> None:
+    """Raise `UsageError` where two methods replace the same thing.
+
+    `ordered` is the recipe's word that their order is meant: the first one listed then decides.
+    """
+    if ordered:
+        return
+    for hook in ("phases", "serving", "route"):
+        both = [m for m in methods if getattr(type(m), hook) is not getattr(Method, hook)]
+        _refuse(both, f"both set the {hook} of a task")
+    _refuse([m for m in methods if m.projects], "both replace the gradient's direction")
+
+
+def _refuse(both: Sequence[Method], why: str) -> None:
+    if len(both) > 1:
+        names = " and ".join(_name(m) for m in both[:2])
+        raise UsageError(f"method: {names} {why}", "drop one, or set order_matters: true")
+
+
+def _name(method: Method) -> str:
+    return type(method).__module__.rsplit(".", 1)[-1]
+
+
+class Attached:
+    """Mixed in front of a trainer's own class by `attach`."""
+
+    methods: Sequence[Method]
+    ctx: Context
+    term_sums: dict[str, Any]
+    passes_noted: int
+    model: nn.Module
+    accelerator: Any
+    state: Any
+    args: Any
+
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        ctx = self.ctx
+        ctx.step = self.state.global_step
+        ctx.accumulation = getattr(self, "current_gradient_accumulation_steps", 1)
+        loss: Tensor = super().training_step(model, *args, **kwargs)  # type: ignore[misc]
+        ctx.micro += 1
+        if self.accelerator.sync_gradients:
+            ctx.micro = 0
+            self._change_gradients()
+        return loss
+
+    def _change_gradients(self) -> None:
+        active = [m for m in self.methods if type(m).gradients is not Method.gradients]
+        if not active:
+            return
+        params = trainable(self.model)
+        with torch.no_grad():
+            for method in active:
+                for name, gradient in method.gradients(self.ctx, params):
+                    params[name].grad = gradient
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        active = [m for m in self.methods if type(m).loss is not Method.loss]
+        parent: Any = super()
+        if not model.training or not active:
+            return parent.compute_loss(
+                model, inputs, return_outputs, num_items_in_batch=num_items_in_batch
+            )
+        maps = any(m.reads.attentions for m in active)
+        drawn = [m.replay(self.ctx) for m in active]
+        packed = None if maps else self._packed(inputs, drawn)
+        if packed is not None:
+            loss, main, extras = self._one_pass(model, packed, drawn, num_items_in_batch)
+            main.batch = {k: v for k, v in inputs.items() if torch.is_tensor(v)}
+            loss = loss + self._terms(active, main, extras, num_items_in_batch)
+            return (loss, None) if return_outputs else loss
+        main = ForwardOutput(self.model, dict(inputs), self._main_totals(num_items_in_batch))
+        main.exact = getattr(self, "head_is_exact", False)
+        wanted = return_outputs or maps or (main.exact and self._extra_logits())
+        with capture(self.model, [m.reads for m in active], main):
+            result = parent.compute_loss(
+                model,
+                {**inputs, "output_attentions": True} if maps else inputs,
+                wanted,
+                num_items_in_batch=num_items_in_batch,
+            )
+        outputs: Any
+        loss, outputs = result if wanted else (result, None)
+        if main.exact and self._extra_logits():  # with all that a family does after its head
+            main.head, main.final = outputs.logits, True
+        main.attentions = outputs.attentions if outputs is not None and maps else None
+        extras, reached = self._extra_passes(model, active, drawn, maps)
+        loss = loss + self._terms(active, main, extras, num_items_in_batch) + reached
+        return (loss, outputs) if return_outputs else loss
+
+    def _terms(
+        self,
+        active: Sequence[Method],
+        main: ForwardOutput,
+        extras: Sequence[ForwardOutput | None],
+        items: Any,
+    ) -> Tensor | float:
+        """The methods' losses, summed, as a share of what this micro-batch adds to the step."""
+        terms: dict[str, Tensor] = {}
+        for method, extra in zip(active, extras, strict=True):
+            for name, value in method.loss(self.ctx, main, extra).items():
+                terms[name] = terms[name] + value if name in terms else value
+        self._note(terms)
+        if not terms:
+            return 0.0
+        total = torch.stack(list(terms.values())).sum()
+        return total / self.ctx.accumulation if self._scaled_for_accumulation(items) else total
+
+    def _packed(
+        self, inputs: Mapping[str, Any], drawn: Sequence[EncodedRows | None]
+    ) -> Packed | None:
+        """All rows packed for one pass, where the trainer can do that; see PerdureTrainer."""
+        rows = [row for part in drawn for row in part or ()]
+        host: Any = self
+        found: Packed | None = (
+            host.packed(inputs, rows) if rows and hasattr(host, "packed") else None
+        )
+        return found
+
+    def _one_pass(
+        self, model: nn.Module, packed: Packed, drawn: Sequence[EncodedRows | None], items: Any
+    ) -> tuple[Tensor, ForwardOutput, list[ForwardOutput | None]]:
+        """Task rows and all methods' rows in one forward pass; the task's loss, and the passes."""
+        host: Any = super()
+        whole = ForwardOutput(self.model, packed.inputs)
+        reads = [Requires(hidden=k) for k in {m.reads.hidden for m in self.methods}]
+        with capture(self.model, reads, whole):
+            loss, logits, others = host.packed_loss(model, packed, items)
+        main = packed.main.of(whole, logits, self._main_totals(items))
+        spoken = others if self._extra_logits() else None
+        return loss, main, _shares(packed.extra.of(whole, spoken, None), drawn)
+
+    def _extra_logits(self) -> bool:
+        return any(m.reads.logits for m in self.methods)
+
+    def _extra_passes(
+        self,
+        model: nn.Module,
+        active: Sequence[Method],
+        drawn: Sequence[EncodedRows | None],
+        maps: bool,
+    ) -> tuple[list[ForwardOutput | None], Tensor | float]:
+        """Run the rows of all methods in one forward pass; give each method its own part.
+
+        Also a zero to add to the loss. Under FSDP2 all processes must go back through equally many
+        passes, but no term may depend on one whose rows only fill up a process's batch.
+        """
+        rows = [row for part in drawn if part is not None for row in part]
+        if not rows:
+            return [None] * len(active), 0.0
+        batch = collate(rows, self.ctx.encoder.pad_id)
+        batch = {k: v.to(self.ctx.device) for k, v in batch.items()}
+        self.ctx.tokens += batch["attention_mask"].sum()
+        whole = ForwardOutput(self.model, batch, rows=rows)
+        # The main pass's dropout must not depend on whether there are extra rows.
+        with forked_rng(self.ctx.device), capture(self.model, [m.reads for m in active], whole):
+            torch.manual_seed(self.ctx.seed + 1000 * self.state.global_step + self.ctx.micro)
+            out = model(
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                **head_options(self.model, batch, self._extra_logits()),
+                **({"output_attentions": True} if maps else {}),
+            )
+        whole.attentions = out.attentions if maps else None
+        whole.exact = takes_positions(self.model)
+        if self._extra_logits():
+            whole.head, whole.final = out.logits, True
+        fills = any(row.get("_filler") for row in rows)
+        return _shares(whole, drawn), 0.0 * out.logits.sum() if fills else 0.0
+
+    def _main_totals(self, items: Any) -> StepCounts | None:
+        if items is None:
+            return None
+        world = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return StepCounts(None, items, None, self.ctx.accumulation * world)
+
+    def _scaled_for_accumulation(self, items: Any) -> bool:
+        """Whether the trainer's loss is already a share of the whole step (see Trainer)."""
+        host: Any = self
+        if host.loss_is_scaled_for_ga is not None:
+            return bool(host.loss_is_scaled_for_ga)
+        counted = host.model_accepts_loss_kwargs and items is not None
+        return counted or host.compute_loss_func is not None
+
+    def _note(self, terms: Mapping[str, Tensor]) -> None:
+        self.passes_noted += 1
+        seen, self.ctx.watched = {**self.ctx.watched, **terms}, {}
+        for name, value in seen.items():  # stays on the device until it is logged
+            self.term_sums[name] = self.term_sums.get(name, 0.0) + value.detach()
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs:
+            if self.passes_noted:
+                logs.update(self._mean_terms())
+                self.term_sums, self.passes_noted = {}, 0
+            logs.update(self.ctx.take_logged())
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+    def _mean_terms(self) -> dict[str, float]:
+        """Each named loss since the last log: mean over micro-batches and processes."""
+        mine = {f"method/{n}": float(v) / self.passes_noted for n, v in self.term_sums.items()}
+        if self.accelerator.num_processes == 1:
+            return mine
+        everyone = gather_object([mine])
+        return {n: sum(one.get(n, 0.0) for one in everyone) / len(everyone) for n in mine}
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        with serving(self.ctx, self.methods):
+            return super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # First, as the trainer writes its own state last of all: what it can resume from has ours.
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        save_methods(folder / STATE, self.methods, self.accelerator.is_main_process)
+        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+        load_methods(Path(resume_from_checkpoint) / STATE, self.methods, self.model)
+
+
+def _shares(
+    whole: ForwardOutput, drawn: Sequence[EncodedRows | None]
+) -> list[ForwardOutput | None]:
+    """Each method's own rows of a pass over the rows of all."""
+    there = [part for part in drawn if part is not None]
+    parts = iter(whole.split([len(p) for p in there], [p.totals for p in there]))
+    return [None if part is None else next(parts) for part in drawn]
+
+
+@contextmanager
+def serving(ctx: Context, methods: Sequence[Method]) -> Iterator[bool]:
+    """Have the weights that the methods serve in the model; says whether any method serves."""
+    with ExitStack() as stack:
+        any_served = False
+        for method in methods:
+            if (weights := method.serving(ctx)) is not None:
+                stack.enter_context(swapped(ctx.model, weights))
+                any_served = True
+                break  # the first one listed decides; two are refused unless ordered
+        yield any_served
+
+
+class _Events(TrainerCallback):
+    def __init__(self, host: Any) -> None:
+        self.host = host
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.host.accelerator.optimizer_step_was_skipped:
+            return
+        self.host.ctx.step = state.global_step + 1  # the trainer counts it a moment later
+        with torch.no_grad():
+            for method in self.host.methods:
+                method.after_step(self.host.ctx)
+
+    def on_epoch_begin(self, *_: Any, **__: Any) -> None:
+        self.host.ctx.micro = 0

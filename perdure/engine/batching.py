@@ -1,0 +1,41 @@
+"""How rows become optimizer steps, and what must hold of them before training begins."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING
+
+from perdure.errors import UsageError
+
+if TYPE_CHECKING:
+    from perdure.recipe.schema import Recipe
+
+logger = logging.getLogger(__name__)
+
+
+def split_batch(recipe: Recipe, world: int) -> tuple[int, int]:
+    """Rows of a micro-batch on one process, and micro-batches in an optimizer step.
+
+    Raises:
+        UsageError: the global batch cannot be divided so.
+    """
+    batch, micro = recipe.train.batch_size, recipe.train.micro_batch_size
+    if micro is None and batch % world == 0:
+        micro = batch // world
+    if micro is None or batch % (micro * world):
+        raise UsageError(
+            f"train.batch_size: {batch} rows cannot be split over {world} processes"
+            + (f" in micro-batches of {micro}" if micro else ""),
+            "train.batch_size counts all processes: make it a multiple of "
+            "processes x train.micro_batch_size",
+        )
+    return micro, batch // (micro * world)
+
+
+def steps_of(recipe: Recipe, rows: int, epochs: float | None = None) -> int:
+    """Optimizer steps of one phase over `rows` rows."""
+    train = recipe.train
+    per_epoch = math.ceil(rows / train.batch_size)
+    steps = max(1, math.ceil(per_epoch * (train.epochs if epochs is None else epochs)))
+    return steps if train.max_steps is None else min(steps, train.max_steps)

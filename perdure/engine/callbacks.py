@@ -1,0 +1,141 @@
+"""Callbacks of a training: progress and sealed checkpoints, and the gauges' budget."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from perdure.errors import TrainingError
+from perdure.files import seal, unseal
+from perdure.models.weights import is_sharded
+
+if TYPE_CHECKING:
+    from perdure.engine.context import Context
+    from perdure.engine.trainer import PerdureTrainer
+
+
+class GaugeCallback(TrainerCallback):
+    """Reads the gauges every so many steps and at the last one; past a budget, ends the phase.
+
+    Args:
+        read: gives the gauges' figures by name.
+        over: of such figures, the names of those that are over their budget.
+        every: steps between two readings.
+        stops: whether a figure over its budget ends the phase.
+        warn: told, in one line, why a phase ended.
+    """
+
+    def __init__(
+        self,
+        ctx: Context,
+        read: Callable[[], Mapping[str, float]],
+        over: Callable[[Mapping[str, float]], list[str]],
+        every: int,
+        stops: bool,
+        warn: Callable[[str], None],
+    ) -> None:
+        self.ctx, self.read, self.over = ctx, read, over
+        self.every, self.stops, self.warn = every, stops, warn
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step % self.every and state.global_step < state.max_steps:
+            return
+        found = self.read()
+        for name, value in found.items():
+            self.ctx.logged[f"gauge/{name}"] = value
+        over = self.over(found)
+        if self.stops and over:
+            told = ", ".join(f"{name} {found[name]:.3g}" for name in over)
+            what = (
+                f"stopped at step {state.global_step} of {state.max_steps}: {told} is over budget"
+            )
+            self.warn(f"task {self.ctx.task.name}: {what}")
+            control.should_training_stop = True
+            # Resumed from a checkpoint of this very step, training would go on past it.
+            control.should_save = False
+
+
+class ProgressCallback(TrainerCallback):
+    """Tells display and log how training goes, seals checkpoints, and checks what must hold."""
+
+    def __init__(
+        self,
+        trainer: PerdureTrainer,
+        on_row: Callable[[Mapping[str, Any]], None],
+        facts: Mapping[str, Any],
+    ) -> None:
+        self.trainer, self.on_row, self.facts = trainer, on_row, facts
+        self.started = self.seen_at_start = 0.0
+        self.first_step = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.started, self.first_step = time.monotonic(), state.global_step
+        self.trainer.ctx.tokens = 0
+        host = self.trainer
+        wrapped = isinstance(host.model_wrapped, nn.parallel.DistributedDataParallel)
+        if host.accelerator.num_processes > 1 and not (
+            wrapped or is_sharded(self.trainer.ctx.model) or host.is_deepspeed_enabled
+        ):
+            raise TrainingError("the processes do not share the model: their weights would drift")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        norm = logs.get("grad_norm")
+        if norm is not None and not math.isfinite(norm):  # the weights are spoilt already
+            self.trainer.finite = False
+        self.trainer.refuse_nan()
+        spent = time.monotonic() - self.started
+        done = state.global_step - self.first_step
+        tokens = float(self.trainer.ctx.tokens) * self.trainer.accelerator.num_processes
+        self.on_row(
+            {
+                **self.facts,
+                "step": state.global_step,
+                "steps": state.max_steps,
+                "loss": logs["loss"],
+                "learning_rate": logs.get("learning_rate"),
+                "gradient_norm": logs.get("grad_norm"),
+                "tokens_per_second": round(tokens / spent, 1),
+                "seconds_left": round(spent / done * (state.max_steps - state.global_step), 1),
+                "memory_mb": peak_memory_mb(),
+                **{k: v for k, v in logs.items() if k.startswith(("method/", "gauge/"))},
+            }
+        )
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        host = self.trainer
+        host.accelerator.wait_for_everyone()  # the other processes' random states are in it too
+        if host.is_world_process_zero():
+            folder = Path(args.output_dir)
+            seal(folder / f"checkpoint-{state.global_step}", {"step": state.global_step})
+            rotate(folder, keep=2)
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        self.trainer.refuse_nan()
+
+
+def rotate(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints; each is unsealed before it goes."""
+    import shutil
+
+    found = [p for p in folder.glob("checkpoint-*") if p.name[11:].isdigit()]
+    for old in sorted(found, key=lambda p: int(p.name[11:]))[:-keep]:
+        unseal(old)
+        shutil.rmtree(old)
+
+
+def peak_memory_mb() -> int:
+    """Highest memory of this process so far: on the GPU where there is one, else resident."""
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**20)
+    import resource
+
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)

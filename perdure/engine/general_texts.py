@@ -1,0 +1,178 @@
+"""General texts to train on: the user's own, or sampled from the base model before it changes.
+
+A model's own samples stand for what it can do where nobody can name its training data. They start
+at the beginning of a text and inside a user's turn of the chat template, in equal number, and go on
+into the answer; the start counts among a text's tokens. One that repeats itself is left out (small
+models loop). Their number is held to what about a tenth of the training's time pays for on a CPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perdure.errors import RunError, UsageError
+from perdure.files import read_lines, write_atomic
+from perdure.models.chat import IGNORE
+from perdure.processes import barrier
+
+if TYPE_CHECKING:
+    from perdure.engine.context import Context
+
+SAMPLE_TOKENS = 64
+"""The most tokens of a sampled text, its start among them."""
+SHARE = 0.06
+"""Sampled tokens over tokens trained on. With its states a sampled token costs about as much time
+as a trained one on a CPU (`benchmarks/gere.py`)."""
+FEWEST = 16
+TEMPERATURE = 1.0
+BATCH, BATCH_ON_GPU = 128, 512
+"""Texts sampled at a time. A GPU waits for the host at each token of a few."""
+_ATTEMPTS = 4
+_GRAM, _DISTINCT = 4, 0.5
+
+
+def given_rows(
+    ctx: Context, count: int, max_tokens: int, special: bool = False
+) -> list[dict[str, Any]]:
+    """The first `count` of the user's general texts, every token a label.
+
+    A text is cut to `max_tokens`, and to the model's context.
+
+    Raises:
+        UsageError: none has two tokens or more.
+    """
+    rows, max_tokens = [], _within_context(ctx, max_tokens)
+    for text in ctx.general.replay[:count]:
+        row = ctx.encode_text(text, max_tokens)
+        if special:
+            ids = ctx.encoder.tokenizer(text)["input_ids"][:max_tokens]
+            row = {"input_ids": list(ids), "labels": list(ids)}
+        if len(row["input_ids"]) > 1:
+            rows.append(row)
+    if not rows:
+        raise UsageError(
+            "general: no text has two tokens or more", "give longer texts, or leave `general:` out"
+        )
+    return rows
+
+
+def _within_context(ctx: Context, tokens: int) -> int:
+    model: Any = ctx.model
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return tokens if most is None else min(tokens, most)
+
+
+def repeats(ids: Sequence[int]) -> bool:
+    """Whether a text repeats itself: fewer than half of its runs of four tokens are distinct."""
+    grams = [tuple(ids[i : i + _GRAM]) for i in range(len(ids) - _GRAM + 1)]
+    return len(set(grams)) < _DISTINCT * len(grams)
+
+
+def how_many(count: int, stream_tokens: int, length: int, share: float = SHARE) -> int:
+    """Texts that are worth sampling: `count`, or what that share of the training's tokens allows.
+
+    Args: stream_tokens: tokens of the tasks' rows in all steps; 0 where nobody knows.
+    """
+    if not stream_tokens:
+        return min(count, 4 * FEWEST)
+    return min(count, max(FEWEST, int(share * stream_tokens / length)))
+
+
+def sampled_rows(
+    ctx: Context, count: int, max_tokens: int, kept: str, share: float = SHARE
+) -> tuple[list[dict[str, Any]], str]:
+    """Read the base model's texts from the file `kept` in `ctx.cache`, or sample them now.
+
+    Args: share: the most sampled tokens, as a share of the training's tokens.
+    Returns: rows whose given start is no label, and the file's name.
+
+    Raises:
+        RunError: `kept` is gone, and the model that wrote the texts has changed since.
+    """
+    length = _within_context(ctx, min(max_tokens, SAMPLE_TOKENS))
+    about: dict[str, Any] = {
+        "temperature": TEMPERATURE,
+        "seed": ctx.seed,
+        "texts": how_many(count, ctx.stream_tokens(), length, share),
+        "tokens": length,
+        "past_end": True,
+        "start_counts": True,
+    }
+    if not kept:
+        about["model"] = ctx.fingerprint(frozen_only=ctx.has_adapter)
+        key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+        kept = f"samples-{key}.jsonl"
+    path = ctx.cache / kept
+    if "model" not in about and not path.exists():
+        raise RunError(
+            f"{path}: the texts that the base model wrote are gone",
+            "a trained model cannot write them again: put the file back, or start a new run",
+        )
+    return written_rows(ctx, path, about), kept
+
+
+def written_rows(ctx: Context, path: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The texts in the file `path`; where there is none, of the base model, sampled into it now.
+
+    Args: about: the file's first line; `texts` and `tokens` say how many, and of what length.
+    Returns: rows whose given start is no label.
+    """
+    there = path.exists()
+    barrier()  # all have looked before one writes
+    if not there:
+        found = _sample(ctx, about["texts"], about["tokens"])
+        if ctx.rank == 0:
+            lines = [about, *found]
+            write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))
+        barrier()
+    first, *rows = read_lines(path)
+    if len(rows) != first["texts"]:
+        raise RunError(
+            f"{path}: damaged: {len(rows)} texts of {first['texts']}",
+            "put the file back as it was, or start a new run",
+        )
+    return [{"input_ids": r["ids"], "labels": _labels(r["ids"], r["given"])} for r in rows]
+
+
+def _labels(ids: list[int], given: int) -> list[int]:
+    return [IGNORE] * given + ids[given:]
+
+
+def _sample(ctx: Context, count: int, length: int) -> list[dict[str, Any]]:
+    """`count` texts of the base model, the starts in turn; all processes sample alike.
+
+    Where a user's turn begins with so much that less than half of the text is left, no text begins
+    there.
+    """
+    from perdure.models.generate import sample_texts, start_of_text, start_of_user_turn
+
+    starts = [start_of_text(ctx.encoder)]
+    turn = start_of_user_turn(ctx.encoder)
+    if turn not in starts and 2 * len(turn) <= length:
+        starts.append(turn)
+    found: list[dict[str, Any]] = []
+    with ctx.as_base(), ctx.autocast():
+        for attempt in range(_ATTEMPTS):
+            for sample in sample_texts(
+                ctx.model,
+                ctx.encoder,
+                texts=count - len(found),
+                tokens=length - min(map(len, starts)),
+                seed=ctx.seed + 7919 * attempt,
+                batch_size=BATCH if ctx.device.type == "cpu" else BATCH_ON_GPU,
+                starts=starts,
+                past_end=True,
+                on_progress=partial(ctx.tell, "sampling", "general texts"),
+            ):
+                ids = sample.ids[:length]
+                # A model that only loops must not be asked for ever: then its loops are taken.
+                if attempt == _ATTEMPTS - 1 or not repeats(ids[sample.given :]):
+                    found.append({"ids": ids, "given": sample.given})
+            if len(found) == count:
+                break
+    return found

@@ -1,0 +1,162 @@
+"""The `transformers.Trainer` that Perdure's own learner runs: the same optimisation, less waste.
+
+It differs from a plain Trainer in five ways, none of which changes the objective:
+- the head runs on the positions that predict a label only (prompts are two thirds of a chat row);
+- rows of like length share a batch, in an order that depends on seed and epoch alone, so that a
+  resumed run sees the same batches;
+- an epoch's last batch is filled up from the epoch's start, so that any number of processes and
+  micro-batches sees the same global batches;
+- extra rows of methods run in one pass with the task's rows (`perdure.engine.packing`);
+- a loss that is not finite stops the run before anything is saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import Trainer
+
+from perdure.engine.context import Context
+from perdure.engine.packing import EncodedRow, Packed, Packer, heads_at, packer_of
+from perdure.engine.rowwise_attention import attends_by_rows, takes_rows
+from perdure.engine.sampler import EpochSampler
+from perdure.errors import TrainingError
+from perdure.files import unseal
+from perdure.models.anatomy import takes_positions
+from perdure.models.chat import IGNORE
+from perdure.models.restore import load_weights
+from perdure.models.weights import is_sharded, put
+from perdure.protocol.batch import ROWS
+
+
+class PerdureTrainer(Trainer):
+    """See the module. `ctx` and `sampler` are set by the learner right after it is built."""
+
+    ctx: Context
+    sampler: EpochSampler
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.head_is_exact = takes_positions(self.model)
+        self.packer: Packer | None = None
+        self.looked = False  # for how this model takes packs
+        self._apart = ExitStack()  # the attention that packs need, while training
+        self.finite: Tensor | bool = True
+
+    def _bare_model(self) -> nn.Module:
+        host: Any = self.model
+        model: nn.Module = host.get_base_model() if hasattr(host, "get_base_model") else host
+        return model
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return self.sampler
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        self.ctx.tokens += inputs["attention_mask"].sum()
+        inputs = {k: v for k, v in inputs.items() if k != ROWS}
+        if self.head_is_exact:
+            targets = nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORE)
+            keep = targets != IGNORE
+            inputs = {**inputs, "logits_to_keep": keep, "shift_labels": targets[keep]}
+        return super().compute_loss(
+            model, inputs, return_outputs, num_items_in_batch=num_items_in_batch
+        )
+
+    def packed(self, inputs: Mapping[str, Any], extra: Sequence[EncodedRow]) -> Packed | None:
+        """The micro-batch's rows and `extra` for one pass; None where this model takes none.
+
+        The model is tried once: its rows in a pack must not see one another.
+        """
+        bare = self._bare_model()
+        if not self.looked or (self._by_rows and not takes_rows(bare)):
+            self.packer, self.looked = packer_of(self.ctx, extra), True
+            self._apart.enter_context(attends_by_rows(bare, self._by_rows))
+        if self.packer is None:
+            return None
+        rows = inputs[ROWS]
+        self.ctx.tokens += sum(len(row["input_ids"]) for row in (*rows, *extra))
+        return self.packer(rows, extra, extra_logits=any(m.reads.logits for m in self.ctx.methods))
+
+    @property
+    def _by_rows(self) -> bool:
+        return self.packer is not None and self.packer.by == "rows"
+
+    def packed_loss(
+        self, model: nn.Module, packed: Packed, items: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The task rows' loss, as in any other step, and the logits of task and extra rows."""
+        sizes = [part.heads.stop - part.heads.start for part in (packed.main, packed.extra)]
+        parts: list[Tensor] = []
+
+        def loss_of(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+            parts.extend(outputs.logits.flatten(0, 1).split(sizes))
+            bare: Any = self._bare_model()
+            found: Tensor = bare.loss_function(
+                logits=parts[0],
+                labels=None,
+                vocab_size=parts[0].shape[-1],
+                num_items_in_batch=num_items_in_batch,
+                shift_labels=labels,
+            )
+            return found
+
+        host: Any = self
+        host.compute_loss_func = loss_of
+        try:
+            with heads_at(self._bare_model(), packed.keep):
+                inputs = {**packed.inputs, "labels": packed.main.labels}
+                loss = super().compute_loss(model, inputs, False, items)
+        finally:
+            host.compute_loss_func = None
+        return loss, parts[0], parts[1]
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._apart.close()
+            self.packer, self.looked = None, False
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss: Tensor = super().training_step(*args, **kwargs)
+        self.finite = torch.isfinite(loss) & self.finite  # read when logging: no wait in a step
+        return loss
+
+    def refuse_nan(self) -> None:
+        """Raise `TrainingError` if a loss since the last look was not finite."""
+        if not bool(self.finite):
+            raise TrainingError(
+                f"task {self.ctx.task.name}: the loss is not finite at step "
+                f"{self.state.global_step} (learning rate {self.args.learning_rate:g})",
+                (
+                    "lower train.learning_rate, or set train.precision: fp32",
+                    "nothing saved is lost",
+                ),
+            )
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.refuse_nan()
+        # A folder of this name left by a run that was killed must not count while it changes.
+        if self.is_world_process_zero():
+            unseal(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
+        super()._save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        folder, host = Path(resume_from_checkpoint), self.ctx.model
+        if (folder / "model.safetensors").exists() and not is_sharded(host):
+            # The trainer passes over tensors that some families save under other names
+            # (experts of a mixture), and only warns of it.
+            put(host, load_weights(host, folder))

@@ -1,0 +1,152 @@
+"""Rows of text to token ids, with the base model's own chat template; only the answer is trained.
+
+An encoded row is `{"input_ids": [...], "labels": [...]}` of equal length, with labels -100 on the
+prompt. The prompt and the answer are tokenised apart, so that scoring can share the prompt's
+forward pass among answers and sees exactly the tokens that training saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from perdure.errors import DataError
+from perdure.recipe.schema import Recipe
+from perdure.streams.task import Row
+
+IGNORE = -100  # the label that cross entropy skips, transformers' convention
+_SENTINEL = "PerdureAnswerGoesHere"
+
+
+class Encoder:
+    """Turns rows of one schema (`perdure.streams.task`) into token ids.
+
+    Args:
+        tokenizer: a `transformers` tokenizer.
+        chat_template: "auto" uses the tokenizer's own template where it has one, "none" writes
+            plain text, anything else is a path to a Jinja template.
+        max_length: tokens of prompt and answer together; `None` is unbounded.
+        max_prompt_length: tokens of a prompt; a longer one loses its middle. `None` is unbounded.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        chat_template: str = "auto",
+        max_length: int | None = None,
+        max_prompt_length: int | None = None,
+    ) -> None:
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.max_prompt_length = max_prompt_length
+        self.template: str | None = None
+        if chat_template == "auto":
+            self.template = tokenizer.chat_template
+        elif chat_template != "none":
+            self.template = Path(chat_template).read_text(encoding="utf-8")
+        self.end = self._end_of_answer()
+        self._bos = self._leading_bos()
+
+    @property
+    def pad_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else self.tokenizer.eos_token_id or 0)
+
+    def prompt_text(self, row: Row) -> str:
+        """The text before the answer, rendered by the template up to the assistant's turn."""
+        if self.template is None:
+            return "\n".join(turn["content"] for turn in row["prompt"]) + "\n"
+        return self._render(row["prompt"], add_generation_prompt=True)
+
+    def prompt_ids(self, row: Row) -> list[int]:
+        """Token ids of all before the answer.
+
+        What is cut is the middle: the instruction stands in front, the sign to answer at the end.
+        """
+        ids = self._whole_prompt(row)
+        most = self.max_prompt_length
+        if most is None or len(ids) <= most:
+            return ids
+        return ids[: most - most // 2] + ids[-(most // 2) :]
+
+    def is_cut(self, row: Row) -> bool:
+        """Whether a row's prompt is longer than `max_prompt_length`."""
+        most = self.max_prompt_length
+        return most is not None and len(self._whole_prompt(row)) > most
+
+    def _whole_prompt(self, row: Row) -> list[int]:
+        ids = self._ids(self.prompt_text(row))
+        return ids if self.template is not None else self._bos + ids
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Token ids of an answer and the token that ends the turn."""
+        return self._ids(answer + self.end)
+
+    def encode(self, row: Row) -> dict[str, Any]:
+        """Encode one row; a row that is encoded already comes back as it is.
+
+        Raises:
+            DataError: prompt and answer are longer than `max_length` tokens.
+        """
+        if "input_ids" in row:
+            return row
+        prompt, answer = self.prompt_ids(row), self.answer_ids(row["answer"])
+        if self.max_length is not None and len(prompt) + len(answer) > self.max_length:
+            raise DataError(
+                f"row starting {row['prompt'][-1]['content'][:40]!r}: "
+                f"{len(prompt) + len(answer)} tokens, the limit is {self.max_length}",
+                "shorten the row, raise train.max_length, or "
+                f"{'lower' if self.max_prompt_length else 'set'} model.max_prompt_length",
+            )
+        return {"input_ids": prompt + answer, "labels": [IGNORE] * len(prompt) + answer}
+
+    def encode_text(self, text: str, max_tokens: int | None = None) -> dict[str, Any]:
+        """Encode plain text, without special tokens; every position is a label."""
+        ids = self._ids(text)[:max_tokens]
+        return {"input_ids": ids, "labels": list(ids)}
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _render(self, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
+        turns = [dict(turn) for turn in messages]
+        try:
+            text = self._apply(turns, **options)
+        except Exception:  # templates raise their own errors, e.g. "System role not supported"
+            text = ""
+        if turns[0]["role"] == "system" and turns[0]["content"] not in text and len(turns) > 1:
+            folded = {
+                "role": turns[1]["role"],
+                "content": f"{turns[0]['content']}\n{turns[1]['content']}",
+            }
+            return self._apply([folded, *turns[2:]], **options)
+        return text or self._apply(turns, **options)
+
+    def _apply(self, turns: list[dict[str, str]], **options: Any) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(
+                turns, tokenize=False, chat_template=self.template, **options
+            )
+        )
+
+    def _end_of_answer(self) -> str:
+        eos = self.tokenizer.eos_token or ""
+        if self.template is None:
+            return eos
+        turns = [
+            {"role": "user", "content": "?"},
+            {"role": "assistant", "content": _SENTINEL},
+        ]
+        # Templates put white space after the end-of-turn token; the model stops before it.
+        return self._render(turns).split(_SENTINEL)[-1].rstrip() or eos
+
+    def _leading_bos(self) -> list[int]:
+        bos = self.tokenizer.bos_token_id
+        ids = self.tokenizer("a")["input_ids"]
+        return [bos] if bos is not None and ids and ids[0] == bos else []
+
+
+def recipe_encoder(tokenizer: Any, recipe: Recipe) -> Encoder:
+    """The encoder of a recipe's rows."""
+    model, longest = recipe.model, recipe.train.max_length
+    return Encoder(tokenizer, model.chat_template, longest, model.max_prompt_length)

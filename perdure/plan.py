@@ -1,0 +1,223 @@
+"""What a run would take, told without loading a weight: rows, tokens, steps, time and memory.
+
+Every row is encoded with the base model's tokenizer, so a row that is too long is found here.
+
+Time is arithmetic over a measured speed: 2 operations a parameter and token forward, 4 backward
+(Kaplan et al. 2020, table 1), over what this machine reached on a feed-forward layer. Memory is
+weights, gradients and optimizer state of the numbers that are trained, and the activations of
+the longest micro-batch (Korthikanti et al. 2022, section 4: 34 bytes a hidden unit, token and
+layer in 16 bit; twice that in fp32). Both are guesses, good to a factor of two.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from perdure.models import ModelFacts
+    from perdure.models.chat import Encoder
+    from perdure.recipe.schema import Recipe
+    from perdure.streams import Task, TaskStream
+
+EFFICIENCY = 0.5
+"""Share of a feed-forward layer's speed that a whole training step reaches."""
+OPTIMIZER_BYTES = {
+    "adafactor": 0.1,
+    "sgd": 0.0,
+    "lion_32bit": 4.0,
+    "lion_8bit": 1.0,
+    "adamw_8bit": 2.0,
+    "paged_adamw_8bit": 2.0,
+    "adamw_torch_8bit": 2.0,
+}
+"""Optimizer state in bytes a trained number; 8 (two fp32 moments) for all others."""
+PROCESS_MB = 600
+"""A Python process with torch and transformers, before any model."""
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """One task: sizes of its data, and what training it takes."""
+
+    task: str
+    metric: str
+    train_rows: int
+    validation_rows: int
+    test_rows: int
+    longest: int
+    """Tokens of the longest row."""
+    train_tokens: int
+    """Tokens trained on, over all epochs."""
+    steps: int
+    train_seconds: float
+    score_seconds: float
+    """To score this task once."""
+    memory_mb: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    recipe: str
+    methods: tuple[str, ...]
+    model: str
+    parameters: int
+    trainable: int
+    precision: str
+    processes: int
+    tasks: tuple[TaskPlan, ...]
+    costs: tuple[str, ...] = ()
+    """What each method adds to time and memory, in its own words."""
+    general: tuple[str, ...] = ()
+    """lm-eval's tasks that are scored beside the stream's; their time is not in the estimate."""
+
+    @property
+    def seconds(self) -> float:
+        """Training of all tasks, and scoring all of them once before and after each."""
+        scoring = sum(task.score_seconds for task in self.tasks)
+        return sum(task.train_seconds for task in self.tasks) + (len(self.tasks) + 1) * scoring
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "seconds": self.seconds}
+
+
+def examine(
+    recipe: Recipe, stream: TaskStream, display: Any, *, estimate: bool = True
+) -> Plan | None:
+    """Check model, methods and every row, and plan the run; loads no weight.
+
+    Args:
+        display: told what is being checked.
+        estimate: also measure this machine (a second) and return the plan.
+
+    Raises:
+        ModelError: the base model cannot be used.
+        UsageError: methods that clash or lack what they need, a batch that cannot be split over
+            the processes, or an lm-eval task that cannot be read.
+        RecipeError: rows too long for the limit or the model, the first ten of them.
+    """
+    from perdure import models
+    from perdure.engine.batching import split_batch
+    from perdure.engine.rows import check_rows
+    from perdure.learners import chosen_methods
+    from perdure.models.chat import recipe_encoder
+    from perdure.streams import lm_eval_tasks
+
+    chosen_methods(recipe, stream)
+    if recipe.general is not None and recipe.general.tasks:
+        display.message(f"{recipe.name}: reading lm-eval tasks {', '.join(recipe.general.tasks)}")
+    general = tuple(lm_eval_tasks.load(recipe.general))
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    micro, _ = split_batch(recipe, processes)
+    facts = models.inspect_base(recipe.model)
+    tokenizer = models.load_tokenizer(recipe.model)
+    encoder = recipe_encoder(tokenizer, recipe)
+    count = sum(len(task.train) + len(task.validation) + len(task.test) for task in stream)
+    display.message(f"{recipe.name}: checking {count:,} rows of {len(stream)} tasks")
+    check_rows(stream, encoder, facts.context_length or None)
+    if not estimate:
+        return None
+    precision = models.choose_precision(recipe.train.precision)
+    measured = models.measure_speed(1.0)
+    speed = (measured.bf16 or measured.fp32) if precision == "bf16" else measured.fp32
+    speed *= 1e9 * EFFICIENCY * processes
+    return Plan(
+        recipe=recipe.name,
+        methods=tuple(spec.name for spec in recipe.methods),
+        model=f"{recipe.model.path} ({facts.architecture})",
+        parameters=facts.parameters,
+        trainable=facts.trainable,
+        precision=precision,
+        processes=processes,
+        tasks=tuple(
+            _plan(recipe, task, encoder, facts, micro, precision, speed) for task in stream
+        ),
+        costs=tuple(_cost(spec.name) for spec in recipe.methods),
+        general=general,
+    )
+
+
+def _lengths(encoder: Encoder, task: Task) -> dict[str, list[int]]:
+    """Tokens of each row by split."""
+    splits = {"train": task.train, "validation": task.validation, "test": task.test}
+    return {
+        split: [len(encoder.encode(row)["input_ids"]) for row in rows]
+        for split, rows in splits.items()
+    }
+
+
+def _plan(
+    recipe: Recipe,
+    task: Task,
+    encoder: Encoder,
+    facts: ModelFacts,
+    micro: int,
+    precision: str,
+    speed: float,
+) -> TaskPlan:
+    from perdure.engine.batching import steps_of
+
+    lengths = _lengths(encoder, task)
+    widths = lengths["train"]
+    steps = steps_of(recipe, len(widths))
+    tokens = round(steps * recipe.train.batch_size * sum(widths) / len(widths))
+    n, trained = facts.parameters, facts.trainable
+    again = 2 * n if recipe.train.gradient_checkpointing else 0
+    # Forward, gradients of activations through all weights, gradients of the trained weights.
+    per_token = 2 * n + 2 * n + 2 * trained + again
+    return TaskPlan(
+        task=task.name,
+        metric=task.metric,
+        train_rows=len(widths),
+        validation_rows=len(lengths["validation"]),
+        test_rows=len(lengths["test"]),
+        longest=max(map(max, filter(None, lengths.values()))),
+        train_tokens=tokens,
+        steps=steps,
+        train_seconds=per_token * tokens / speed,
+        score_seconds=2 * n * _scored_tokens(recipe, task, lengths["test"], encoder) / speed,
+        memory_mb=_memory_mb(recipe, facts, micro, max(widths), precision),
+    )
+
+
+def _scored_tokens(recipe: Recipe, task: Task, widths: Sequence[int], encoder: Encoder) -> float:
+    rows = min(len(widths), recipe.scoring.max_test_rows or len(widths))
+    mean = sum(widths) / max(1, len(widths))
+    if task.metric == "label_likelihood":  # the prompt once, each label after it
+        mean += sum(len(encoder.answer_ids(label)) for label in task.labels)
+    elif task.metric != "perplexity":
+        # Generated one by one: each token moves all weights for a few operations.
+        mean += 4 * task.max_new_tokens
+    return rows * mean
+
+
+def _memory_mb(recipe: Recipe, facts: ModelFacts, micro: int, longest: int, precision: str) -> int:
+    """Peak of one process in MiB; with `fsdp_size`, weights and their state are shared out."""
+    train = recipe.train
+    frozen = facts.parameters - facts.trainable
+    state = (
+        frozen * (2 if precision == "bf16" else 4)
+        + facts.trainable * (4 + 4 + OPTIMIZER_BYTES.get(train.optimizer, 8.0))
+    ) / max(1, recipe.model.fsdp_size)
+    width = 1 if precision == "bf16" else 2
+    tokens = micro * longest
+    layers = tokens * facts.hidden * 34 * width
+    kept = layers + 4 * facts.layers * tokens * facts.hidden
+    if not train.gradient_checkpointing:
+        kept = layers * facts.layers
+    logits = 3 * 4 * tokens * facts.vocab
+    return round(PROCESS_MB + (state + kept + logits) / 2**20)
+
+
+def _cost(name: str) -> str:
+    """The "Cost:" sentence of a method's own description."""
+    import inspect
+    import re
+
+    from perdure.methods import registry
+
+    text = inspect.getdoc(inspect.getmodule(registry.load(name))) or ""
+    found = re.search(r"^Cost: (.+?)(?=\n\S+:|\n\n|\Z)", text, re.S | re.M)
+    return f"{name}: {' '.join(found[1].split())}" if found else f"{name}: cost not stated"

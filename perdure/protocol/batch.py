@@ -1,0 +1,256 @@
+"""One forward pass as methods see it, and the rows that ran in it.
+
+Every mean is taken over the *whole optimizer step* (all micro-batches, all processes), so that a
+method's gradient does not depend on how a batch is split. A pass knows the step's totals; it
+returns its own share, scaled so that what the trainer does next (divide by accumulation steps,
+average over processes) gives the mean of the step exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perdure.models.chat import IGNORE
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """Counts over one optimizer step, and how many passes share it (micro-batches x processes).
+
+    Of the main pass a trainer counts label tokens only: rows and positions are None.
+    """
+
+    rows: int | None
+    tokens: Tensor | int
+    positions: int | None
+    shares: int = 1
+
+
+@dataclass(frozen=True)
+class EncodedRows(Sequence[dict[str, Any]]):
+    """Encoded rows: `input_ids`, `labels`, and keys starting with "_" that only methods see.
+
+    `totals` is set on a slice made by `ctx.draw`: the counts of the whole step's draw.
+    """
+
+    rows: Sequence[dict[str, Any]] = ()
+    totals: StepCounts | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.rows[index]
+
+    def totals_of_all(self, shares: int = 1) -> StepCounts:
+        """The totals of these rows taken as a whole step."""
+        tokens = sum(labels_of(row) for row in self.rows)
+        positions = sum(len(row["input_ids"]) for row in self.rows)
+        return StepCounts(len(self.rows), tokens, positions, shares)
+
+
+@dataclass
+class ForwardOutput:
+    """What one forward pass computed. Only what some method `reads` is there."""
+
+    model: nn.Module
+    batch: dict[str, Any]
+    totals: StepCounts | None = None
+    rows: Sequence[Mapping[str, Any]] = ()
+    hidden: Mapping[int, Tensor] = field(default_factory=dict)
+    """Layer to its output, (batch, seq, hidden); -1 is the output of the final norm."""
+    last: Tensor | None = None
+    head: Tensor | None = None
+    exact: bool = False
+    """The head ran on just the label positions: `head` is (tokens, vocab)."""
+    final: bool = False
+    """`head` is the model's own output: what comes after the head (soft capping) is in it."""
+    attentions: Sequence[Tensor] | None = None
+    """Attention maps, one a layer, (batch, heads, seq, seq)."""
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """Real positions, (batch, seq) bool."""
+        mask = self.batch.get("attention_mask")
+        real = torch.ones_like(self.batch["input_ids"]) if mask is None else mask
+        return real.bool() if self._real_rows is None else real.bool() & self._real_rows[:, None]
+
+    @cached_property
+    def _real_rows(self) -> Tensor | None:
+        """(rows,) bool; None where no row only fills up a process's batch."""
+        if not any(r.get("_filler") for r in self.rows):
+            return None
+        device = next(self.model.parameters()).device
+        return torch.tensor([not r.get("_filler") for r in self.rows], device=device)
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """Labels moved to the position that predicts them, (batch, seq); -100 is no label."""
+        if (shifted := self.batch.get("shift_labels")) is not None:
+            return shifted
+        return nn.functional.pad(self.batch["labels"][:, 1:], (0, 1), value=IGNORE)
+
+    @cached_property
+    def where(self) -> tuple[Tensor, Tensor]:
+        """Row and column of each position that predicts a label, each (tokens,)."""
+        row, column = (self.targets != IGNORE).nonzero(as_tuple=True)
+        return row, column
+
+    @property
+    def row_of(self) -> Tensor:
+        """The row each label token belongs to, (tokens,)."""
+        return self.where[0]
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """Label token ids, (tokens,)."""
+        return self.targets[self.where]
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """Logits at the positions that predict a label, (tokens, vocab) fp32.
+
+        Taken from the head's own output where it ran as a module; where a trainer fuses the head
+        into its loss, the head runs again on these positions only.
+        """
+        row, column = self.where
+        if self.head is not None and self.exact:
+            return self._cap(self.head.float())
+        if self.head is not None and self.head.shape[:2] == self.targets.shape:
+            return self._cap(self.head[row, column].float())
+        if self.last is None:
+            raise ValueError("logits were not captured: set `reads = Reads(logits=True)`")
+        model: Any = self.model
+        return self._cap(model.get_output_embeddings()(self.last[row, column]).float())
+
+    def _cap(self, logits: Tensor) -> Tensor:
+        """Gemma's soft capping, which comes after the head."""
+        model: Any = self.model
+        cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        return logits if not cap or self.final else cap * torch.tanh(logits / cap)
+
+    @cached_property
+    def log_probs(self) -> Tensor:
+        """Log-probability of each label token, (tokens,)."""
+        return self.logits.log_softmax(-1).gather(-1, self.labels.unsqueeze(-1)).squeeze(-1)
+
+    @property
+    def nll(self) -> Tensor:
+        """Negative log-likelihood of each label token, (tokens,)."""
+        return -self.log_probs
+
+    def extra(self, name: str) -> list[Any]:
+        """The rows' own value under `name` (a key that starts with "_"), in batch order."""
+        return [row[name] for row in self.rows]
+
+    def token_mean(self, values: Tensor) -> Tensor:
+        """Mean over the step's label tokens of `values` (tokens,); 0 where there are none."""
+        total = self.totals.tokens if self.totals else values.numel()
+        return self._mean(values.sum(), total)
+
+    def row_mean(self, values: Tensor) -> Tensor:
+        """Mean over the step's rows of `values` (rows,)."""
+        total = self.totals.rows if self.totals else values.numel()
+        real = values if self._real_rows is None else values * self._real_rows
+        return self._mean(real.sum(), total)
+
+    def position_mean(self, values: Tensor) -> Tensor:
+        """Mean over the step's real positions of `values` (batch, seq)."""
+        total = self.totals.positions if self.totals else int(self.mask.sum())
+        return self._mean((values * self.mask).sum(), total)
+
+    def _mean(self, total: Tensor, count: Tensor | int | None) -> Tensor:
+        if count is None:
+            raise ValueError("of the main pass only label tokens are counted: use token_mean")
+        shares = self.totals.shares if self.totals else 1
+        if isinstance(count, Tensor):
+            return total / count.clamp(min=1) * shares
+        return total / max(count, 1) * shares
+
+    def split(
+        self, sizes: Sequence[int], totals: Sequence[StepCounts | None]
+    ) -> list[ForwardOutput]:
+        """Cut a pass over several methods' rows into one pass a method, in the same order."""
+        parts, start, spoken = [], 0, 0
+        for size, total in zip(sizes, totals, strict=True):
+            cut = slice(start, start + size)
+            head = None if self.head is None else self.head[cut]
+            if self.exact and self.head is not None:
+                labels = sum(labels_of(row) for row in self.rows[cut])
+                head = self.head
+                if labels < len(head):  # a slice of all would be copied on the way back
+                    head = head[spoken : spoken + labels]
+                spoken += labels
+            part = ForwardOutput(
+                self.model,
+                {k: v[cut] for k, v in self.batch.items() if torch.is_tensor(v)},
+                total,
+                self.rows[cut],
+                {k: v[cut] for k, v in self.hidden.items()},
+                None if self.last is None else self.last[cut],
+                head,
+                self.exact,
+                self.final,
+                None if self.attentions is None else [a[cut] for a in self.attentions],
+            )
+            if not self.batch:  # of a pack, which has no batch to work them out from
+                _cut_known(self, part, cut)
+            parts.append(part)
+            start += size
+        return parts
+
+
+def _cut_known(whole: ForwardOutput, part: ForwardOutput, cut: slice) -> None:
+    before = sum(labels_of(row) for row in whole.rows[: cut.start])
+    spoken = slice(before, before + sum(labels_of(row) for row in part.rows))
+    row, column = whole.where
+    part.__dict__["mask"] = whole.mask[cut]
+    part.__dict__["where"] = (row[spoken] - cut.start, column[spoken])
+    part.__dict__["labels"] = whole.labels[spoken]
+
+
+def labels_of(row: Mapping[str, Any]) -> int:
+    """How many tokens of an encoded row are predicted and counted."""
+    return sum(label != IGNORE for label in row["labels"][1:])
+
+
+ROWS = "_rows"
+"""Key of a batch under which Perdure's own trainer finds the rows on the host (`HostRows`)."""
+
+
+def collate(rows: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, Tensor]:
+    """Pad encoded rows on the right to one batch.
+
+    Returns: `input_ids`, `attention_mask`, `labels`, each (batch, seq) int64. Keys that start
+    with "_" stay out: they belong to methods, not to the model.
+    """
+    width = max(len(row["input_ids"]) for row in rows)
+    shape = (len(rows), width)
+    ids = torch.full(shape, pad_id, dtype=torch.long)
+    labels = torch.full(shape, IGNORE, dtype=torch.long)
+    mask = torch.zeros(shape, dtype=torch.long)
+    for i, row in enumerate(rows):
+        n = len(row["input_ids"])
+        ids[i, :n] = torch.as_tensor(row["input_ids"], dtype=torch.long)
+        labels[i, :n] = torch.as_tensor(row["labels"], dtype=torch.long)
+        mask[i, :n] = 1
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+class HostRows(Sequence[Mapping[str, Any]]):
+    """A batch's encoded rows, which stay on the host when the batch goes to the device."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.rows = rows
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.rows[index]
+
+    def __len__(self) -> int:
+        return len(self.rows)

@@ -1,0 +1,149 @@
+"""The method protocol: how not to forget, as a handful of hooks around a learner's step.
+
+A method is one file in this folder: a docstring that states paper and loss, a `Config`, the loss
+as a pure function, and one subclass of `Method`. It overrides the hooks it needs and nothing else.
+Hooks *return* values (rows, phases, named losses, gradients, weights); only the runner
+(`perdure.learners`) writes gradients and swaps weights. A method never knows which learner, task
+kind or model family is at work.
+
+    hook         when (on all ranks)                              returns
+    begin_task   before the trainer is built; again on resume     nothing; deterministic
+    phases       then                                             training phases, one trainer each
+    train_data   before each phase                                the rows to train on
+    replay       each micro-batch, before the main pass           extra rows (`ctx.draw`)
+    loss         after the main and the extra pass                named means, summed and logged
+    gradients    once an optimizer step, not yet clipped          (name, new gradient or None) pairs
+    after_step   once an optimizer step that was not skipped      nothing; changes own state only
+    end_task     after the last phase, before scores and saving   weights to go on with
+    serving      at every scoring and final save                  weights, swapped in and back
+    route        before scoring, without the task's identity      an adapter's name for each row
+
+Losses add. `gradients` chain in list order. The extra rows of all methods run in one forward
+pass. Two methods that both replace the same thing (`phases`, `serving`, `route`, or a projected
+gradient) are refused by name unless the recipe says `order_matters: true`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+    from torch.nn import Parameter
+
+    from perdure.engine.context import Context
+    from perdure.protocol.batch import EncodedRows, ForwardOutput
+
+
+class MethodConfig(BaseModel):
+    """Base of each method's `Config`: typed, frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Requires:
+    """What a method looks at. The learner computes nothing else for it."""
+
+    hidden: tuple[int, ...] = ()
+    """Decoder layers whose output is kept, by index; -1 is the output of the final norm."""
+    logits: bool = False
+    """Logits at the positions that predict a label (`Pass.logits`)."""
+    attentions: bool = False
+    """Attention maps; the learner then runs eager attention."""
+    teacher: str | None = None
+    """A frozen model for `ctx.frozen`: "base" or "previous" (as the last task left it)."""
+    step_gradients: bool = False
+    """`p.grad` is read in `after_step`; refused under DeepSpeed, which frees it earlier."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One training of a task: its own trainer, optimizer and schedule."""
+
+    name: str = "main"
+    epochs: float | None = None
+    """Epochs of this phase; None means the recipe's `train.epochs`."""
+    start: str = "current"
+    """Weights to start from: "current", "base", or "previous" (before this task)."""
+    freeze: str = ""
+    """Regular expression over parameter names; a parameter that it finds gets no update."""
+
+
+class Method:
+    """How not to forget. Subclass it, override hooks, keep what must survive in `saved`."""
+
+    Config: type[MethodConfig] = MethodConfig
+    reads: Requires = Requires()
+    saved: tuple[str, ...] = ()
+    """Names of attributes in every checkpoint: tensors, JSON values, and nested dicts and lists
+    of both. They are restored before training goes on."""
+    needs_validation: bool = False
+    """True if the method measures on each task's validation rows; told before weights
+    are loaded."""
+    grows: bool = False
+    """True if `begin_task` adds modules: a resumed run then calls it for each task learned before,
+    in order, so that their weights find their place."""
+    projects: bool = False
+    """True if `gradients` replaces the gradient's direction, so that two such methods clash."""
+
+    home: Path | None = None
+    """The folder of what this object computed once; `perdure.attach` keeps it from task to task."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def begin_task(self, ctx: Context) -> None:
+        """Prepare for `ctx.task`: add modules, freeze, cache states (in `ctx.cache`)."""
+
+    def phases(self, ctx: Context) -> Sequence[Phase]:
+        """Return the trainings that make up this task, in order."""
+        return (Phase(),)
+
+    def train_data(self, ctx: Context, data: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the rows to train on in this phase; `data` is the task's training split."""
+        return data
+
+    def replay(self, ctx: Context) -> EncodedRows | None:
+        """Return this micro-batch's slice of the extra rows of this step (`ctx.draw`)."""
+        return None
+
+    def loss(
+        self, ctx: Context, main: ForwardOutput, extra: ForwardOutput | None
+    ) -> Mapping[str, Tensor]:
+        """Return named scalars to add to the learner's loss (`Pass.token_mean`, `.row_mean`)."""
+        return {}
+
+    def gradients(
+        self, ctx: Context, params: Mapping[str, Parameter]
+    ) -> Iterable[tuple[str, Tensor | None]]:
+        """Yield new gradients by parameter name; None leaves the parameter out of this step."""
+        return ()
+
+    def after_step(self, ctx: Context) -> None:
+        """Look at parameters or gradients after a step; change own attributes only."""
+
+    def end_task(self, ctx: Context) -> Mapping[str, Tensor] | None:
+        """Return full weights, by parameter name, to go on with; None keeps the trained ones."""
+        return None
+
+    def serving(self, ctx: Context) -> Mapping[str, Tensor] | None:
+        """Return full weights, by parameter name, to score and ship with."""
+        return None
+
+    def route(self, ctx: Context, rows: Sequence[Mapping[str, Any]]) -> Sequence[str] | None:
+        """Return an adapter's name for each row, without knowing its task."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.saved}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)

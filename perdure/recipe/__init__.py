@@ -1,0 +1,1 @@
+"""A recipe: its sections, reading and checking it."""

@@ -1,0 +1,207 @@
+"""The recipe's sections about data: the tasks, their stream, and general text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PrivateAttr, model_validator
+
+from perdure.recipe.columns import check_cell
+from perdure.recipe.mistakes import Mistake, near
+from perdure.recipe.section import Section
+
+Scenario = Literal["task-incremental", "domain-incremental", "class-incremental"]
+Metric = Literal["label_likelihood", "exact_match", "rouge_l", "chrf", "perplexity"]
+METRICS: tuple[Metric, ...] = ("label_likelihood", "exact_match", "rouge_l", "chrf", "perplexity")
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "prompt": ("prompt", "answer"),
+    "chat": ("messages",),
+    "labels": ("text", "label"),
+}
+"""Columns that each task format reads, by our name."""
+_HUB = re.compile(r"[\w.-]+/[\w.-]+")
+TEXT_FILES = (".txt", ".jsonl")
+FILE_ENDINGS = (*TEXT_FILES, ".csv", ".tsv", ".parquet", ".json", ".gz", ".zip", ".zst")
+
+
+class GeneralConfig(Section):
+    source: str = Field(
+        "pydoc",
+        description="pydoc (Python's reference), none, a .txt/.jsonl file, or a hub data set",
+    )
+    subset: str | None = Field(None, description="configuration of the hub data set")
+    split: str = Field("train", description="split of the hub data set")
+    column: str = Field("text", description="column of a .jsonl file or hub data set")
+    held_out_source: str | None = Field(
+        None, description="pydoc or a file: measure on it, not on other texts of source"
+    )
+    replay_rows: int = Field(64, ge=0, description="texts that methods may train on")
+    held_out_rows: int = Field(32, ge=0, description="other texts, to measure perplexity on")
+    max_tokens: int = Field(128, gt=1, description="held-out texts are cut to this many tokens")
+    tasks: list[str] = Field(
+        default_factory=list, description="lm-eval's tasks: names, or task files (.yaml)"
+    )
+    limit: int | None = Field(None, gt=0, description="score this many rows an lm-eval task")
+    num_fewshot: int | None = Field(
+        None, ge=0, description="examples before a question of lm-eval's; else as the task says"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_tasks(cls, data: Any) -> Any:
+        """`general: [mmlu]` stands for lm-eval's tasks and no text."""
+        return {"source": "none", "tasks": data} if isinstance(data, list) and data else data
+
+    def mistakes(self) -> Iterator[Mistake]:
+        ending = Path(self.source).suffix.lower()
+        on_hub = ending not in FILE_ENDINGS and (
+            _HUB.fullmatch(self.source) or Path(self.source).is_absolute()  # or a folder like one
+        )
+        for key, known in (("source", ("pydoc", "none")), ("held_out_source", ("pydoc",))):
+            value = getattr(self, key)
+            if value is None or value in known or Path(value).suffix.lower() in TEXT_FILES:
+                continue
+            if key == "source" and on_hub:
+                continue
+            hub = ", or a hub data set (OWNER/NAME)" if key == "source" else ""
+            hint = near(value, known) or f"name a .txt or .jsonl file, or pydoc{hub}"
+            yield Mistake((key,), f'"{value}" is no source of text', hint)
+        if self.held_out_source is not None and not self.held_out_rows:
+            yield Mistake(
+                ("held_out_source",), "has no effect with held_out_rows: 0", "ask for some rows"
+            )
+        for key, default in (("subset", None), ("split", "train")):  # a run writes out defaults
+            if getattr(self, key) != default and not on_hub:
+                yield Mistake((key,), "has no effect without a hub data set", "remove it")
+        if not self.tasks:
+            for key in ("limit", "num_fewshot"):
+                if getattr(self, key) is not None:
+                    yield Mistake((key,), "has no effect without tasks", "list lm-eval tasks")
+
+
+FILE_TYPES = (".jsonl", ".csv", ".tsv", ".parquet")
+
+
+SPLITS = ("train", "validation", "test")
+
+
+class TaskConfig(Section):
+    name: str = Field(pattern=r"^\w[\w .+-]*$", max_length=80, description="unique; names files")
+    format: Literal["prompt", "chat", "labels"] = Field(
+        "prompt", description="prompt: prompt and answer; chat: messages; labels: text and label"
+    )
+    dataset: str | None = Field(
+        None, description="a hub data set: splits are its own, rows with an empty cell left out"
+    )
+    subset: str | None = Field(None, description="configuration of the hub data set")
+    train: str = Field(description="file to learn from (.jsonl .csv .tsv .parquet), or a split")
+    validation: str | None = Field(None, description="file or split that methods may look at")
+    test: str | None = Field(None, description="file or split that scores are measured on")
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="our column name: yours, or a text with {yours} in it, where they differ",
+    )
+    instruction: str | None = Field(None, description="what to do, put before each text")
+    labels: list[str] | None = Field(None, description="all allowed answers")
+    label_names: dict[str, str] | None = Field(
+        None, description="value in the data, or number of a hub data set's class: answer"
+    )
+    metric: Metric | None = Field(None, description="how answers are scored")
+    max_new_tokens: int = Field(32, gt=0, description="longest answer that is generated")
+    max_train_rows: int | None = Field(None, gt=0, description="use this many rows at most")
+    max_validation_rows: int | None = Field(None, gt=0, description="use this many rows at most")
+    max_test_rows: int | None = Field(None, gt=0, description="use this many rows at most")
+    validation_share: float = Field(
+        0.1, ge=0, lt=1, description="share of train set aside where there is no validation"
+    )
+    test_share: float = Field(
+        0.2, gt=0, lt=1, description="share of train set aside where there is no test"
+    )
+    _places: Callable[[str], str] | None = PrivateAttr(None)
+
+    def place(self, key: str = "") -> str:
+        """`file:line: key` of one of the task's keys, to begin a message about its data with."""
+        return self._places(key) if self._places else f"task {self.name}: {key}".rstrip(": ")
+
+    def column(self, ours: str) -> str:
+        """The data's name for one of our columns, or a text with names in braces."""
+        return self.columns.get(ours, ours)
+
+    @property
+    def resolved_metric(self) -> Metric:
+        """The metric, with its default by format filled in."""
+        return self.metric or ("label_likelihood" if self.format == "labels" else "exact_match")
+
+    def mistakes(self) -> Iterator[Mistake]:
+        ours = COLUMNS[self.format]
+        for name, source in self.columns.items():
+            if name not in ours:
+                hint = near(name, ours) or f"write them as {ours[0]}: your-column"
+                what = f"format {self.format} has the columns {' and '.join(ours)}"
+                yield Mistake(("columns", name), what, hint)
+            elif wrong := check_cell(source, one_column=name == "messages"):
+                yield Mistake(("columns", name), *wrong)
+        if self.dataset is None:
+            for split in SPLITS:
+                path = getattr(self, split)
+                if path is not None and Path(path).suffix.lower() not in FILE_TYPES:
+                    what = f'"{path}" is none of {" ".join(FILE_TYPES)}'
+                    yield Mistake((split,), what, "for a hub data set, also write dataset: NAME")
+            if self.subset is not None:
+                yield Mistake(("subset",), "has no effect without dataset", "leave it out")
+        yield from self._label_mistakes()
+        test, validation = self.test is None, self.validation is None
+        if test * self.test_share + validation * self.validation_share >= 1:
+            yield Mistake(("test_share",), "the shares set aside leave nothing to train on")
+
+    def _label_mistakes(self) -> Iterator[Mistake]:
+        if self.format != "labels":
+            for key in ("labels", "label_names"):
+                if getattr(self, key) is not None:
+                    what = f"has no effect with format: {self.format}"
+                    yield Mistake((key,), what, "write format: labels")
+            if self.metric == "label_likelihood":
+                yield Mistake(("metric",), "label_likelihood needs format: labels")
+            return
+        labels = self.labels
+        if labels is None:
+            return
+        if len(set(labels)) < max(2, len(labels)) or not all(x.strip() for x in labels):
+            what = "must be at least two different texts, none of them empty"
+            yield Mistake(("labels",), what)
+        for value, name in (self.label_names or {}).items():
+            if name not in labels:
+                what = f'"{name}" is none of the task\'s labels'
+                yield Mistake(("label_names", value), what, near(name, labels))
+
+
+class StreamConfig(Section):
+    name: str | None = Field(None, description="a built-in stream; see perdure streams")
+    scenario: Scenario = Field("task-incremental", description="what the tasks have in common")
+    order: list[str] | None = Field(None, description="the tasks' names in the order to learn")
+    tasks: list[TaskConfig] = Field(default_factory=list, description="your own tasks, in order")
+
+    def mistakes(self) -> Iterator[Mistake]:
+        if (self.name is None) == (not self.tasks):
+            what = "has both name and tasks" if self.tasks else "has neither name nor tasks"
+            yield Mistake((), what, "name a built-in stream, or list your own tasks")
+        if self.name is not None:
+            from perdure.streams.named.demo import STREAMS
+
+            if self.name not in STREAMS:
+                hint = near(self.name, list(STREAMS)) + " all of them: perdure streams"
+                yield Mistake(("name",), f'no stream is called "{self.name}"', hint.strip())
+        names = [task.name for task in self.tasks]
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                what = f'"{name}" is the name of stream.tasks.{names.index(name)} already'
+                yield Mistake(("tasks", i, "name"), what, "give each task its own name")
+        for i, name in enumerate(self.order or ()):
+            if self.tasks and name not in names:
+                hint = near(name, names) or f"the tasks are: {', '.join(names)}"
+                yield Mistake(("order", i), f'no task is called "{name}"', hint)
+            elif name in (self.order or [])[:i]:
+                yield Mistake(("order", i), f'"{name}" comes twice')

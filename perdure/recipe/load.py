@@ -1,0 +1,218 @@
+"""From a YAML file and overrides to a `Recipe`, with the place of every mistake."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import typing
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from perdure.errors import RecipeError
+from perdure.recipe.data import FILE_ENDINGS, SPLITS
+from perdure.recipe.mistakes import Key, Mistake, near
+from perdure.recipe.schema import Recipe, Tracker
+from perdure.recipe.validate import validate
+from perdure.recipe.yaml import COMMAND_LINE, Document, read, write
+from perdure.streams import lm_eval_tasks
+from perdure.streams.lm_eval_tasks import is_file
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_PACKAGES = {"comet_ml": "comet-ml"}
+
+
+def load(path: Path, overrides: Sequence[str], *, check_files: bool, tasks_only: bool) -> Recipe:
+    """See `perdure.recipe.load.load_recipe`."""
+    document = read(path)
+    data = document.data
+    _name_general_tasks(document)
+    found = list(_override(document, overrides))
+    _name_general_tasks(document)
+    if tasks_only:
+        data.setdefault("model", {"path": "none"})
+        data.setdefault("method", "sequential")
+    data.setdefault("name", re.sub(r"[^\w.+-]+", "-", path.stem).strip("-.+") or "recipe")
+    folder = path.resolve().parent
+    missing = list(_resolve_paths(document, folder))
+    if check_files:
+        found += [*missing, *_missing_trackers(data)]
+        if not tasks_only:  # an audit measures no lm-eval task; who does is told by its `load`
+            found += _harness_mistakes(data)
+    recipe, wrong = validate(data)
+    told = {mistake.key for mistake in found}
+    found += [mistake for mistake in wrong if mistake.key not in told]
+    if found or recipe is None:
+        raise RecipeError(document.errors(found))
+    recipe._folder = folder
+    recipe._places = partial(_place, document, ())
+    for i, task in enumerate(recipe.stream.tasks):
+        task._places = partial(_place, document, ("stream", "tasks", i))
+    return recipe
+
+
+def _place(document: Document, section: Key, key: str) -> str:
+    parts = (int(part) if part.isdecimal() else part for part in key.split(".") if part)
+    return document.place((*section, *parts))
+
+
+def _name_general_tasks(document: Document) -> None:
+    """Write `general: [mmlu]` as the section that it stands for; each task keeps its line."""
+    tasks = document.data.get("general")
+    if isinstance(tasks, list) and tasks:
+        document.data["general"] = {"source": "none", "tasks": tasks}
+        for i in range(len(tasks)):
+            if (line := document.lines.pop(("general", i), None)) is not None:
+                document.lines["general", "tasks", i] = line
+
+
+def _override(document: Document, overrides: Sequence[str]) -> Iterator[Mistake]:
+    """Apply the overrides; a new method's name goes first, so that its options stay its own."""
+    data = document.data
+    for text in sorted(overrides, key=lambda o: not o.startswith(("method=", "method.name="))):
+        if text.startswith("method.name=") and isinstance(data.get("method"), str):
+            data["method"] = {"name": data["method"]}
+        before = data["method"].get("name") if isinstance(data.get("method"), dict) else None
+        if mistake := document.override(text):
+            yield mistake
+        elif text.startswith("method.name=") and data["method"]["name"] != before:
+            data["method"] = {"name": data["method"]["name"]}
+
+
+def _resolve_paths(document: Document, folder: Path) -> Iterator[Mistake]:
+    """Make the paths in the data absolute, and say which of them lead nowhere."""
+
+    def resolve(key: Key) -> tuple[Path, Mistake] | None:
+        section: Any = document.data
+        try:
+            for part in key[:-1]:
+                section = section[part]
+            text = section[key[-1]]
+        except (LookupError, TypeError):
+            return None
+        if not isinstance(text, str) or not text:
+            return None
+        base = Path.cwd() if document.line(key) == COMMAND_LINE else folder
+        path = (base / Path(text).expanduser()).resolve()
+        others = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = near(path.name, others) or f"relative paths start from {base}"
+        return path, Mistake(key, f"no such file: {text}", hint)
+
+    def put(key: Key, path: Path) -> None:
+        section: Any = document.data
+        for part in key[:-1]:
+            section = section[part]
+        section[key[-1]] = str(path)
+
+    tasks = document.data.get("stream")
+    tasks = tasks.get("tasks") if isinstance(tasks, dict) else None
+    keys: list[Key] = [
+        ("stream", "tasks", i, split)
+        for i, task in enumerate(tasks if isinstance(tasks, list) else [])
+        if isinstance(task, dict) and task.get("dataset") is None
+        for split in SPLITS
+    ]
+    keys += [("general", "tasks", i) for i in range(len(_harness_tasks(document.data)))]
+    keys += [("general", "source"), ("general", "held_out_source")]
+    for key in [*keys, ("model", "chat_template"), ("model", "path")]:
+        if (found := resolve(key)) is None:
+            continue
+        path, nowhere = found
+        section, text = key[0], nowhere.what.removeprefix("no such file: ")
+        if section == "model" and text.startswith("package:"):
+            path, wrong = _packaged(text.removeprefix("package:"))
+            put(key, path)
+            if wrong:
+                yield Mistake(key, *wrong)
+            continue
+        if section == "model" and key[-1] == "path" and not _is_local(text, path):
+            if not _HUB_ID.fullmatch(text):
+                yield Mistake(key, f'"{text}" is no file, folder or hub id', nowhere.remedy)
+            continue
+        if key == ("general", "source") and path.is_dir():  # read as a hub data set would be
+            put(key, path)
+            continue
+        by_ending = Path(text).suffix.lower() not in FILE_ENDINGS
+        is_name = not is_file(text) if "tasks" in key else by_ending
+        if (section == "general" and is_name) or text in ("auto", "none"):
+            continue  # a name, not a path; the section's own check knows them
+        put(key, path)
+        if not path.exists():
+            yield nowhere
+        elif path.is_dir() and key[-1] != "path":
+            yield Mistake(key, f"is a folder, not a file: {text}")
+
+
+def _packaged(package: str) -> tuple[Path, tuple[str, str] | None]:
+    """The GGUF file that an installed Python package brings; the package is not imported."""
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    folders = (spec.submodule_search_locations if spec else None) or ()
+    files = sorted(file for folder in folders for file in Path(folder).rglob("*.gguf"))
+    if len(files) == 1:
+        return files[0], None
+    what = f"package {package} has {len(files)} GGUF files" if spec else f"no package {package}"
+    return Path(f"{package}.gguf"), (what, f"pip install {package.replace('_', '-')}")
+
+
+def _is_local(text: str, path: Path) -> bool:
+    return path.exists() or text.endswith(".gguf") or text.startswith((".", "/", "~"))
+
+
+def _harness_tasks(data: dict[str, Any]) -> list[Any]:
+    """The entries of `general.tasks`, whatever they are."""
+    general = data.get("general")
+    tasks = general.get("tasks") if isinstance(general, dict) else None
+    return tasks if isinstance(tasks, list) else []
+
+
+def _harness_mistakes(data: dict[str, Any]) -> Iterator[Mistake]:
+    """Unknown lm-eval tasks. Only asked where tasks are named: it reads lm-eval's whole list."""
+    for mistake in lm_eval_tasks.mistakes(_harness_tasks(data)):
+        yield Mistake(("general", "tasks", *mistake.key), mistake.what, mistake.remedy)
+
+
+def _missing_trackers(data: dict[str, Any]) -> Iterator[Mistake]:
+    train = data.get("train")
+    names = train.get("report_to") if isinstance(train, dict) else None
+    for i, name in enumerate(names if isinstance(names, list) else []):
+        if name in typing.get_args(Tracker) and importlib.util.find_spec(name) is None:
+            remedy = f"pip install {_PACKAGES.get(name, name)}"
+            yield Mistake(("train", "report_to", i), f"{name} is not installed", remedy)
+
+
+def load_recipe(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    check_files: bool = True,
+    tasks_only: bool = False,
+) -> Recipe:
+    """Read and validate a recipe.
+
+    Args:
+        path: a YAML file.
+        overrides: `section.key=value`, as on the command line; items of a list go by number or,
+            for tasks, by name (`stream.tasks.colours.max_train_rows=20`). A `method.name=` that
+            differs from the recipe's drops the recipe's options, which belong to another method.
+        check_files: also require that every file the recipe names exists.
+        tasks_only: `model` and `method` may be missing; for commands that use only the tasks.
+
+    Raises:
+        RecipeError: all mistakes, each with its line.
+    """
+    from perdure.recipe import load
+
+    return load.load(Path(path), overrides, check_files=check_files, tasks_only=tasks_only)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """YAML that `load_recipe` reads back equal; every value is written, defaults too."""
+    data = recipe.model_dump(mode="json", exclude_none=True)
+    if recipe.model.tuning == "full":
+        del data["model"]["lora"]
+    methods = [
+        {"name": spec.name, **spec.model_dump(mode="json")["options"]} for spec in recipe.method
+    ]
+    data["method"] = methods[0] if len(methods) == 1 else methods
+    return write(data)

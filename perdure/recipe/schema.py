@@ -1,0 +1,200 @@
+"""The typed recipe: what a YAML file may say, and what each key does.
+
+    recipe = load_recipe("shop.yaml", ["method.name=gere", "train.learning_rate=5e-5"])
+
+A mistake is reported with its line and, where a name is misspelt, the name probably meant; all
+mistakes of a recipe at once (`perdure.recipe.validate`), before anything is loaded. Paths in a
+recipe are relative to its folder, paths on the command line to the current one; a loaded recipe
+holds them absolute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PrivateAttr, field_validator
+
+from perdure.recipe.data import GeneralConfig, StreamConfig
+from perdure.recipe.mistakes import Mistake
+from perdure.recipe.section import Section, mistakes_error
+
+Optimizer = Literal[
+    "adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adamw_8bit", "paged_adamw_8bit",
+    "lion_32bit", "lion_8bit", "adamw_torch_8bit", "stable_adamw",
+]  # fmt: skip
+Schedule = Literal[
+    "constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "constant_with_warmup",
+    "inverse_sqrt",
+]  # fmt: skip
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "comet_ml", "clearml", "swanlab"]
+
+
+class LoraConfig(Section):
+    r: int = Field(8, gt=0, description="rank of the adapters")
+    alpha: int = Field(16, gt=0, description="scale; the update is multiplied by alpha / r")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of adapter inputs dropped")
+    target_modules: list[str] | Literal["all-linear"] = Field(
+        "all-linear", description="names of the modules that get an adapter"
+    )
+
+
+class ModelConfig(Section):
+    path: str = Field(description="hub id, folder, .gguf file, or package:NAME that brings one")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub model")
+    trust_remote_code: bool = Field(False, description="run Python code that the model brings")
+    tuning: Literal["full", "lora"] = Field("full", description="train all weights or adapters")
+    lora: LoraConfig = Field(default_factory=LoraConfig, description="the adapters' settings")
+    attention: str | None = Field(None, description="attention kernel, as transformers names it")
+    chat_template: str = Field(
+        "auto", description="auto: the model's own; none: plain text; or a Jinja file"
+    )
+    max_prompt_length: int | None = Field(
+        None, gt=1, description="tokens; a longer prompt loses its middle, also when scored"
+    )
+    fsdp_size: int = Field(0, ge=0, description="processes that share the weights (FSDP2); 0: off")
+
+    def mistakes(self) -> Iterator[Mistake]:
+        if self.tuning == "full" and self.lora != LoraConfig():
+            yield Mistake(("lora",), "has no effect with tuning: full", "write tuning: lora")
+        if self.revision is not None and Path(self.path).is_absolute():
+            yield Mistake(("revision",), "has no effect on a local model", "leave it out")
+
+
+class MethodSpec(Section):
+    """A method's name and all its options, defaults filled in."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class TrainConfig(Section):
+    learning_rate: float = Field(1e-4, gt=0, description="highest learning rate")
+    epochs: float = Field(1, gt=0, description="passes over each task's training rows")
+    max_steps: int | None = Field(None, gt=0, description="optimizer steps a phase at most")
+    batch_size: int = Field(8, gt=0, description="rows per optimizer step, over all processes")
+    micro_batch_size: int | None = Field(
+        None, gt=0, description="rows per forward pass and process; less needs less memory"
+    )
+    max_length: int = Field(512, gt=1, description="tokens a row at most, prompt and answer")
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of steps that ramp the rate up")
+    schedule: Schedule = Field("constant", description="learning rate over a task")
+    weight_decay: float = Field(0.0, ge=0, description="pull of the weights towards 0")
+    max_grad_norm: float = Field(1.0, ge=0, description="gradients are clipped to this norm")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 where the hardware computes it"
+    )
+    optimizer: Optimizer = Field("adamw_torch_fused", description="as transformers names it")
+    gradient_checkpointing: bool = Field(False, description="less memory, a third more time")
+    log_steps: int = Field(1, gt=0, description="a line in the log each so many steps")
+    report_to: list[Tracker] = Field(default_factory=list, description="experiment trackers")
+
+    def mistakes(self) -> Iterator[Mistake]:
+        micro = self.micro_batch_size
+        if micro is not None and self.batch_size % micro:
+            what = f"batch_size {self.batch_size} is no multiple of {micro}"
+            fits = max(n for n in range(1, micro) if self.batch_size % n == 0)
+            yield Mistake(("micro_batch_size",), what, f"{fits} would do")
+
+
+class SaveConfig(Section):
+    tasks: Literal["all", "last"] = Field("all", description="which tasks' models are kept")
+    steps: int | None = Field(None, gt=0, description="also save within a task, each N steps")
+
+
+class ScoringConfig(Section):
+    batch_size: int = Field(16, gt=0, description="rows scored at once per process")
+    max_test_rows: int | None = Field(None, gt=0, description="score this many rows a task at most")
+
+
+class GaugesConfig(Section):
+    every: int = Field(50, ge=0, description="steps between two looks at how far it moved; 0: none")
+    texts: int = Field(
+        4, ge=0, description="general texts whose states are compared; without any, the base's own"
+    )
+    rows: int = Field(8, gt=0, description="rows of the task whose predictions are compared")
+
+
+class StopConfig(Section):
+    flip_share: float | None = Field(
+        None, gt=0, le=1, description="most states that may leave their interval, as a share"
+    )
+    kl: float | None = Field(None, gt=0, description="most KL from the base, nats an answer token")
+    action: Literal["stop", "rewind"] = Field(
+        "stop", description="stop: end the task there; rewind: take its update back till it fits"
+    )
+
+    def mistakes(self) -> Iterator[Mistake]:
+        if self.flip_share is None and self.kl is None:
+            yield Mistake((), "names no budget", "give kl or flip_share, or leave it out")
+
+
+class Recipe(Section):
+    """Everything that decides a run."""
+
+    name: str = Field("recipe", pattern=r"^\w[\w .+-]*$", max_length=80, description="of the run")
+    seed: int = Field(0, ge=0, lt=2**32, description="same seed, same scores")
+    order_matters: bool = Field(
+        False, description="allow two methods that replace the same thing, in the order listed"
+    )
+    model: ModelConfig = Field(description="the base model and how it is trained")
+    stream: StreamConfig = Field(description="the tasks, in order")
+    general: GeneralConfig | None = Field(
+        None, description="text or lm-eval tasks for what it could already do; a list is of tasks"
+    )
+    method: tuple[MethodSpec, ...] = Field(description="how not to forget: one, or a list")
+    train: TrainConfig = Field(default_factory=TrainConfig, description="the optimizer's settings")
+    scoring: ScoringConfig = Field(default_factory=ScoringConfig, description="how it is scored")
+    gauges: GaugesConfig = Field(
+        default_factory=GaugesConfig, description="how far the model moved, while it learns"
+    )
+    stop_when: StopConfig | None = Field(None, description="a budget for the gauges")
+    save: SaveConfig = Field(default_factory=SaveConfig, description="which checkpoints are kept")
+    _folder: Path = PrivateAttr(default_factory=Path.cwd)
+    _places: Callable[[str], str] | None = PrivateAttr(None)
+
+    @property
+    def methods(self) -> tuple[MethodSpec, ...]:
+        return self.method
+
+    @property
+    def folder(self) -> Path:
+        """The folder that relative paths in the recipe's file start from."""
+        return self._folder
+
+    def place(self, key: str) -> str:
+        """`file:line: key`, to begin a message about a value with."""
+        return self._places(key) if self._places else key
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _known_methods(cls, value: Any) -> Any:
+        from perdure.recipe.validate import read_methods
+
+        specs, found = read_methods(value)
+        if found:
+            raise mistakes_error(found)
+        return specs
+
+    def mistakes(self) -> Iterator[Mistake]:
+        if self.save.steps is not None and self.model.fsdp_size > 1:
+            what = "a sharded model (model.fsdp_size) is only saved after each task"
+            yield Mistake(("save", "steps"), what, "leave it out, or shard by accelerate's FSDP2")
+        most, whole = self.model.max_prompt_length, self.train.max_length
+        if most is not None and most >= whole:
+            what = f"{most} leaves no room for an answer in train.max_length, {whole}"
+            yield Mistake(("model", "max_prompt_length"), what, "lower it, or raise the other")
+        if self.stop_when is not None and not self.gauges.every:
+            yield Mistake(("stop_when",), "has no effect without gauges", "set gauges.every")
+        if self.stop_when is not None and self.stop_when.flip_share and not self.gauges.texts:
+            what = "has no effect with gauges.texts: 0"
+            yield Mistake(("stop_when", "flip_share"), what, "ask for some texts, or budget kl")
+        names = [spec.name for spec in self.method]
+        if twice := {name for name in names if names.count(name) > 1}:
+            yield Mistake(("method",), f"{', '.join(sorted(twice))} is listed twice")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Recipe) and self.model_dump() == other.model_dump()
+
+    __hash__ = None  # type: ignore[assignment]  # sections hold dicts and lists

@@ -1,0 +1,296 @@
+"""The run directory: everything a report needs, and enough to go on after a crash at any moment.
+
+    recipe.yaml        the resolved recipe          environment.json   versions, hardware, commit
+    stream.json        the tasks and their versions
+    scores.jsonl       one line a score             log.jsonl          one line a logged step
+    items/             the scored rows              checkpoints/       one sealed folder a task
+    work/              checkpoints inside a task    cache/             what methods computed once
+
+Nothing half-written is ever read: files are written beside their place and renamed, folders carry
+a manifest that is written last, and a torn last line of a JSON Lines file is skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from perdure.errors import RunError
+from perdure.files import (
+    append_line,
+    is_sealed,
+    now,
+    read_lines,
+    seal,
+    sync_folder,
+    write_atomic,
+)
+from perdure.processes import barrier, broadcast, rank
+from perdure.run.environment import environment
+
+if TYPE_CHECKING:
+    from perdure.recipe.schema import Recipe
+    from perdure.scoring import ScoreMatrix
+    from perdure.streams.task import TaskStream
+
+
+class Run:
+    """One run directory. Make a new one with `create`, read one with `open`."""
+
+    def __init__(self, path: Path, recipe: Recipe) -> None:
+        self.path, self.recipe = path, recipe
+
+    @classmethod
+    def create(cls, path: Path | str, recipe: Recipe) -> Run:
+        """Make a new run directory; all processes call it, the first one makes it.
+
+        Raises:
+            RunError: the directory exists. An existing run is never overwritten.
+        """
+        path = Path(broadcast(str(path)))
+        if rank() == 0:
+            if path.exists():
+                raise RunError(
+                    f"{path}: exists already, and a run is never overwritten",
+                    (f"go on with it: perdure resume {path}", "or choose another --out"),
+                )
+            from perdure.recipe.load import dump_recipe
+
+            # Made beside its place: a run that can be seen can be resumed.
+            draft = path.with_name(f".{path.name}.{os.getpid()}")
+            try:
+                draft.mkdir(parents=True)
+            except OSError as error:
+                # Told of the folder that the user asked for.
+                raise OSError(error.errno, error.strerror, str(path)) from None
+            write_atomic(draft / "environment.json", json.dumps(environment(), indent=2))
+            write_atomic(draft / "recipe.yaml", dump_recipe(recipe))
+            os.rename(draft, path)
+        barrier()
+        return cls(path, recipe)
+
+    @classmethod
+    def open(cls, path: Path | str) -> Run:
+        """Read a run directory.
+
+        Raises:
+            RunError: it does not exist, or is no run directory.
+        """
+        from perdure.recipe.load import load_recipe
+
+        path = Path(path)
+        if not (path / "recipe.yaml").exists():
+            what = "is no run directory: it has no recipe.yaml" if path.exists() else "not found"
+            raise RunError(f"{path}: {what}", "give the folder that perdure run printed")
+        # The data may have moved since; a resume reads it again and tells.
+        return cls(path, load_recipe(path / "recipe.yaml", check_files=False))
+
+    # --- reading
+
+    @property
+    def methods_name(self) -> str:
+        """The methods' names joined by "+", as the reports call this run."""
+        return "+".join(m.name for m in self.recipe.methods)
+
+    def scores(self) -> list[dict[str, Any]]:
+        """Lines of scores.jsonl; a score written again after a resume counts once, the last."""
+        last: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for line in read_lines(self.path / "scores.jsonl"):
+            last[(line["kind"], line["after"], line.get("task"))] = line
+        return list(last.values())
+
+    def log_rows(self) -> list[dict[str, Any]]:
+        """Lines of log.jsonl; a step logged again after a resume counts once, the last."""
+        last: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for line in read_lines(self.path / "log.jsonl"):
+            last[(line["after"], line["phase"], line["step"])] = line
+        return list(last.values())
+
+    def items(self, after: int, task: str) -> list[dict[str, Any]]:
+        """The scored rows of one cell of the score matrix."""
+        return read_lines(self._items_path(after, task))
+
+    def environment(self) -> dict[str, Any]:
+        path = self.path / "environment.json"
+        try:
+            found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path}: damaged or gone: {error}", "begin a new run") from error
+        return found
+
+    def matrix(self) -> ScoreMatrix:
+        """The score matrix of the run's own tasks, as far as it has been scored."""
+        from perdure.scoring import ScoreMatrix
+
+        names = [task["name"] for task in self._stream()]
+        rows = [r for r in self.scores() if r["kind"] == "task" and r["task"] in names]
+        return ScoreMatrix.from_rows(rows, names)
+
+    def _stream(self) -> list[dict[str, str]]:
+        path = self.path / "stream.json"
+        found: list[dict[str, str]] = json.loads(path.read_text("utf-8")) if path.exists() else []
+        return found
+
+    def checkpoint(self, after: int) -> Path | None:
+        """The sealed folder left after learning `after` tasks, or None."""
+        folder = self.path / "checkpoints" / f"task-{after}"
+        return folder if is_sealed(folder) else None
+
+    def last_checkpoint(self) -> tuple[int, Path | None]:
+        """How many tasks have been learned and sealed, and the newest sealed folder."""
+        found = [int(p.name[5:]) for p in (self.path / "checkpoints").glob("task-*[0-9]")]
+        sealed = [n for n in found if self.checkpoint(n)]
+        return (max(sealed), self.checkpoint(max(sealed))) if sealed else (0, None)
+
+    @property
+    def state(self) -> Literal["running", "finished", "interrupted"]:
+        if self._locked():
+            return "running"
+        return "finished" if (self.path / "finished").exists() else "interrupted"
+
+    # --- writing
+
+    def record(self, line: Mapping[str, Any], items: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Append one score, after the rows that it was made of."""
+        if items and line["kind"] == "task":
+            text = "".join(json.dumps(i, ensure_ascii=False) + "\n" for i in items)
+            write_atomic(self._items_path(line["after"], line["task"]), text)
+        append_line(self.path / "scores.jsonl", line)
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        append_line(self.path / "log.jsonl", {"time": now(), **line}, sync=False)
+
+    def note(self, text: str) -> None:
+        """Add a line to perdure.log."""
+        with open(self.path / "perdure.log", "a", encoding="utf-8") as file:
+            file.write(f"{now()} {text}\n")
+
+    def decide(self, name: str, choose: Callable[[], str]) -> str:
+        """A choice that this run made when it began, kept in environment.json for a resume."""
+        found = self.environment()
+        value = broadcast(str(found[name] if name in found else choose()))
+        if rank() == 0 and name not in found:
+            write_atomic(
+                self.path / "environment.json", json.dumps({**found, name: value}, indent=2)
+            )
+        return value
+
+    def pin_stream(self, stream: TaskStream) -> None:
+        """Keep which rows and general texts this run uses; a resumed run must use the same.
+
+        Raises:
+            RunError: the data has changed since the run began.
+        """
+        facts = [{"name": task.name, "version": task.version} for task in stream]
+        if before := self._stream():
+            if len(before) != len(facts):
+                raise RunError(
+                    f"{self.path}: began with {len(before)} tasks, now there are {len(facts)}",
+                    "put the old data back, or begin a new run",
+                )
+            for old, new in zip(before, facts, strict=True):
+                if old != new:
+                    raise RunError(
+                        f"{self.path}: the rows of task {old['name']} have changed since this run "
+                        f"began (version {old['version']}, now {new['version']})",
+                        "put the old data back, or begin a new run",
+                    )
+        elif rank() == 0:
+            write_atomic(self.path / "stream.json", json.dumps(facts, indent=1))
+        general = stream.general.version
+        if (found := self.decide("general_text", lambda: general)) != general:
+            raise RunError(
+                f"{self.path}: the general text has changed since this run began "
+                f"(version {found}, now {general})",
+                "put the old text back, or begin a new run",
+            )
+        barrier()
+
+    def take_over(self, source: Run) -> None:
+        """Copy the base model's scores (row 0) from another run on the same base and tasks."""
+        if rank() == 0:
+            have = {(s["kind"], s.get("task")) for s in self.scores()}
+            for line in source.scores():
+                if line["after"] == 0 and (line["kind"], line.get("task")) not in have:
+                    self.record(line, source.items(0, line["task"]) if "task" in line else ())
+        barrier()
+
+    def finish(self) -> None:
+        write_atomic(self.path / "finished", now() + "\n")
+
+    @contextmanager
+    def sealing(self, after: int) -> Iterator[Path]:
+        """A folder for the checkpoint of `after` tasks; it appears whole or not at all."""
+        final = self.path / "checkpoints" / f"task-{after}"
+        draft = final.with_name(final.name + ".part")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        yield draft
+        seal(draft, {"after": after})
+        if final.exists():  # a torso: a sealed one would have been resumed from
+            shutil.rmtree(final)
+        os.replace(draft, final)
+        sync_folder(final.parent)
+
+    def drop_work(self) -> None:
+        """Remove checkpoints inside a task that is sealed by now."""
+        shutil.rmtree(self.path / "work", ignore_errors=True)
+
+    def drop_checkpoints_before(self, after: int) -> None:
+        for folder in (self.path / "checkpoints").glob("task-*"):
+            number = folder.name[5:].split(".")[0]
+            if number.isdigit() and int(number) < after:
+                shutil.rmtree(folder)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run directory; the kernel lets go when the process dies, however it dies.
+
+        Raises:
+            RunError: another process holds it.
+        """
+        import fcntl
+
+        if rank() != 0:
+            yield
+            return
+        with open(self.path / "lock", "a+", encoding="utf-8") as file:
+            for patience in (0.05, 0.1, 0.2, None):  # `_locked` holds it for a moment
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError:
+                    if patience is None:
+                        file.seek(0)
+                        raise RunError(
+                            f"{self.path}: in use by process {file.read().strip() or '?'}",
+                            "wait for it, or stop it and run perdure resume",
+                        ) from None
+                    time.sleep(patience)
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+    def _locked(self) -> bool:
+        import fcntl
+
+        path = self.path / "lock"
+        if not path.exists():
+            return False
+        with open(path, encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return True
+        return False
+
+    def _items_path(self, after: int, task: str) -> Path:
+        safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in task)
+        return self.path / "items" / f"after-{after}-{safe}.jsonl"

@@ -1,0 +1,181 @@
+"""General ability by tasks of lm-eval: prompts and metrics are lm-eval's, the model is ours.
+
+The model that answers is the one in memory: it is not loaded again, and is left as it was found.
+Under several processes each answers its share of the requests, and all get the same score.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from perdure.errors import UsageError
+from perdure.streams.lm_eval_tasks import SEED, quiet, seeded
+
+if TYPE_CHECKING:
+    from torch import nn
+
+METRICS = ("acc_norm", "acc", "exact_match")
+"""The metric that is recorded is the first of these that a task has; see `pick`."""
+BLOCK = 8
+"""Batches that a process answers at once: lm-eval computes a context that requests share once."""
+
+
+@dataclass(frozen=True)
+class HarnessScore:
+    """One task's or group's score. `filter` is lm-eval's name for how an answer was extracted."""
+
+    metric: str
+    filter: str
+    higher_is_better: bool
+    score: float
+    rows: int
+
+
+def score(
+    model: nn.Module,
+    tokenizer: Any,
+    name: str,
+    loaded: Any,
+    *,
+    limit: int | None = None,
+    batch_size: int = 16,
+    precision: str = "fp32",
+    accelerator: Any = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> HarnessScore:
+    """Score one task of `lm_eval_tasks.load`; prompts get no chat template, lm-eval's default.
+
+    Args:
+        limit: the first so many rows of the task, or of each task in a group.
+        precision: "bf16" computes under autocast.
+        accelerator: under several processes each answers its share, and all return the same.
+        on_progress: called as on_progress(done, total), in requests (a choice each).
+    """
+    from lm_eval.evaluator import evaluate
+
+    from perdure.models.weights import evaluating
+
+    with evaluating(model), seeded(), quiet():
+        for task in loaded["tasks"].values():
+            task.set_fewshot_seed(seed=SEED)
+        answering = _answering(model, tokenizer, batch_size, precision, accelerator, on_progress)
+        found = evaluate(
+            lm=answering, task_dict=loaded, limit=limit, bootstrap_iters=0, log_samples=False
+        )
+    results = found["results"][name]
+    better = found["higher_is_better"].get(name, {})
+    metric, how = pick(results, better)
+    return HarnessScore(
+        metric=metric,
+        filter=how,
+        higher_is_better=metric in METRICS or bool(better.get(metric)),
+        score=float(results[f"{metric},{how}"]),
+        rows=int(results.get("sample_len", 0)),
+    )
+
+
+def line(
+    model: nn.Module, tokenizer: Any, name: str, loaded: Any, *, after: int, **how: Any
+) -> dict[str, Any]:
+    """`score` as a line of scores.jsonl; the one of kind "general" without `task` is perplexity."""
+    started = time.monotonic()
+    found = score(model, tokenizer, name, loaded, **how)
+    return {
+        "kind": "general",
+        "after": after,
+        "task": name,
+        **asdict(found),
+        "seconds": round(time.monotonic() - started, 2),
+    }
+
+
+def pick(results: Mapping[str, Any], better: Mapping[str, bool | None]) -> tuple[str, str]:
+    """The (metric, filter) to record.
+
+    The first of `METRICS` that is there, else the first metric of which more is better, else the
+    first; where answers were extracted in several ways, the first way.
+
+    Args:
+        results: lm-eval's results of one task, `{"acc,none": 0.5, "acc_stderr,none": ...}`.
+        better: by metric, whether a higher value is better.
+
+    Raises:
+        UsageError: there is no number among them.
+    """
+    keys = [
+        (metric, how)
+        for metric, comma, how in (key.partition(",") for key in results)
+        if comma
+        and not metric.endswith("_stderr")
+        and isinstance(results[f"{metric},{how}"], int | float)
+    ]
+    wanted = [*METRICS, *(metric for metric, _ in keys if better.get(metric))]
+    for name in wanted:
+        for metric, how in keys:
+            if metric == name:
+                return metric, how
+    if not keys:
+        raise UsageError("general.tasks: lm-eval gave no number as a score", "leave the task out")
+    return keys[0]
+
+
+def _answering(
+    model: nn.Module,
+    tokenizer: Any,
+    batch_size: int,
+    precision: str,
+    accelerator: Any,
+    on_progress: Callable[[int, int], None] | None,
+) -> Any:
+    """lm-eval's wrapper around the model, which shares requests over the processes."""
+    from lm_eval.models.huggingface import HFLM
+
+    from perdure.models.weights import is_sharded
+    from perdure.processes import over_ranks
+
+    sharded = is_sharded(model)
+    size = batch_size * (1 if sharded else BLOCK)
+
+    def share(answer: Callable[..., list[Any]], requests: list[Any], even: bool) -> list[Any]:
+        """Answers in the order of `requests`; `even`: every block takes one forward pass."""
+
+        def length(i: int) -> tuple[int, str]:
+            return -len(requests[i].args[0]), requests[i].args[0]
+
+        def told(done: int) -> None:
+            if on_progress is not None:
+                on_progress(min(done * size, len(requests)), len(requests))
+
+        order = sorted(range(len(requests)), key=length)  # alike lengths, equal contexts together
+        blocks = [order[i : i + size] for i in range(0, len(order), size)]
+        parts = over_ranks(
+            blocks,
+            lambda block: answer([requests[i] for i in block]),
+            # Processes that hold one sharded model must make the same passes at the same time.
+            accelerator=accelerator if even or not sharded else None,
+            on_progress=told,
+        )
+        pairs = zip(order, (one for part in parts for one in part), strict=True)
+        answers = dict(pairs)
+        return [answers[i] for i in range(len(requests))]
+
+    class Shared(HFLM):
+        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
+            return share(super().loglikelihood, requests, even=True)
+
+        def loglikelihood_rolling(
+            self, requests: list[Any], disable_tqdm: bool = True
+        ) -> list[Any]:
+            return share(super().loglikelihood_rolling, requests, even=False)
+
+        def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
+            return share(super().generate_until, requests, even=False)
+
+    # lm-eval turns an outer autocast off, so it is told to compute in bf16 itself.
+    mixed = "bfloat16" if precision == "bf16" else None
+    return Shared(
+        pretrained=model, tokenizer=tokenizer, batch_size=batch_size, mixed_precision_dtype=mixed
+    )

@@ -1,0 +1,231 @@
+"""Score a model on a task's rows: which label it finds likely, what it writes, or its perplexity.
+
+    label_likelihood   1 if the answer is the label with the highest log-likelihood, summed over
+                       its tokens and the token that ends the turn (so it is the probability of
+                       exactly this answer; no division by length), else 0. Nothing is generated.
+    exact_match,       the text that greedy decoding writes, compared by `perdure.scoring.metrics`
+    rouge_l, chrf
+    perplexity         exp of the mean negative log-likelihood of all answer tokens, the ending
+                       token among them; given the right answers, nothing is generated
+
+A task's score is the mean of its items, but for perplexity, which is pooled over tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from perdure.errors import DataError
+from perdure.models.chat import Encoder
+from perdure.models.generate import generate
+from perdure.models.weights import evaluating, is_sharded
+from perdure.processes import Progress, over_ranks, world_size
+from perdure.scoring.likelihood import Pair, score_pairs
+from perdure.scoring.metrics import TEXT_METRICS, mean
+from perdure.streams.rows import row_key
+from perdure.streams.task import Row, Task
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """The score of one task and of each of its rows.
+
+    An item is `{"id", "score", "prediction", "answer", "prompt"}`: `id` is a hash of prompt and
+    answer (the n-th copy of a row ends in "-n"), `score` is 0 to 1, for perplexity the row's own
+    perplexity, with `loss` (nats a token) and `tokens` beside it.
+    """
+
+    score: float
+    metric: str
+    higher_is_better: bool
+    items: list[dict[str, Any]]
+
+
+def score_task(
+    model: nn.Module,
+    encoder: Encoder,
+    task: Task,
+    *,
+    batch_size: int = 16,
+    split: str = "test",
+    max_rows: int | None = None,
+    device: torch.device | str | None = None,
+    accelerator: Any = None,
+    on_progress: Progress | None = None,
+) -> TaskScore:
+    """Score `model` on a split of `task` by the task's metric.
+
+    The model is in evaluation mode meanwhile; its training flags, generation settings and the
+    global random state are afterwards what they were.
+
+    Args:
+        batch_size: prompts in a forward pass.
+        max_rows: score only the first this many rows of the split.
+        device: moves the model there first; None leaves it where it is.
+        accelerator: under several processes each scores its share, and all return the same.
+        on_progress: called as on_progress(done, total), in rows.
+    Raises:
+        DataError: the split is empty, or a labelled task's answer is none of its labels.
+        TrainingError: the model gives NaN.
+    """
+    rows = _rows(task, split, max_rows)
+    if device is not None:
+        model.to(device)
+
+    def progress(done: float) -> None:
+        if on_progress is not None:
+            on_progress(round(done * len(rows)), len(rows))
+
+    run = _Run(model, encoder, task, batch_size, accelerator, progress)
+    with evaluating(model), torch.no_grad():
+        if task.metric == "label_likelihood":
+            items = _by_labels(run, rows)
+        elif task.metric == "perplexity":
+            items = _by_perplexity(run, rows)
+        else:
+            items = _by_generation(run, rows)
+    return TaskScore(pooled(task.metric, items), task.metric, task.higher_is_better, items)
+
+
+def pooled(metric: str, items: Sequence[Mapping[str, Any]]) -> float:
+    """Return a task's score from its items: their mean, for perplexity over all tokens."""
+    if metric != "perplexity":
+        return mean([item["score"] for item in items])
+    tokens = sum(item["tokens"] for item in items)
+    return perplexity(math.fsum(item["loss"] * item["tokens"] for item in items) / tokens)
+
+
+def perplexity(loss: float) -> float:
+    """Return exp(loss), infinity where that is too large for a float."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+@dataclass(frozen=True)
+class _Run:
+    model: nn.Module
+    encoder: Encoder
+    task: Task
+    batch_size: int
+    accelerator: Any
+    progress: Any
+
+
+def _by_labels(run: _Run, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    labels = run.task.labels
+    _check_labels(run.task, rows)
+    answers = [run.encoder.answer_ids(label) for label in labels]
+    prompts = [run.encoder.prompt_ids(row) for row in rows]
+    pairs: list[Pair] = [(prompt, answer) for prompt in prompts for answer in answers]
+    sums = [float(found.sum()) for found in _pairs(run, pairs)]
+    best = []
+    for start in range(0, len(sums), len(labels)):
+        of_row = sums[start : start + len(labels)]
+        best.append(labels[of_row.index(max(of_row))])  # the first declared one of equals
+    return _items(
+        rows, best, [float(b == row["answer"]) for b, row in zip(best, rows, strict=True)]
+    )
+
+
+def _by_perplexity(run: _Run, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    encode = run.encoder
+    found = _pairs(run, [(encode.prompt_ids(r), encode.answer_ids(r["answer"])) for r in rows])
+    losses = [-float(one.mean()) for one in found]
+    items = _items(rows, [""] * len(rows), [perplexity(loss) for loss in losses])
+    for item, one, loss in zip(items, found, losses, strict=True):
+        item.update(loss=loss, tokens=len(one))
+    return items
+
+
+def _pairs(run: _Run, pairs: Sequence[Pair]) -> list[torch.Tensor]:
+    return score_pairs(
+        run.model,
+        pairs,
+        batch_size=run.batch_size,
+        accelerator=run.accelerator,
+        on_progress=run.progress,
+    )
+
+
+def _by_generation(run: _Run, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    prompts = [run.encoder.prompt_ids(row) for row in rows]
+    order = sorted(range(len(rows)), key=lambda i: -len(prompts[i]))  # like lengths together
+    batches = [order[k : k + run.batch_size] for k in range(0, len(order), run.batch_size)]
+    sharded = is_sharded(run.model)
+
+    def work(batch: list[int]) -> list[str]:
+        return generate(
+            run.model,
+            run.encoder,
+            [prompts[i] for i in batch],
+            max_new_tokens=run.task.max_new_tokens,
+            synced=sharded and world_size() > 1,
+        )
+
+    def done(count: int) -> None:
+        run.progress(count / len(batches))
+
+    texts = over_ranks(batches, work, accelerator=run.accelerator, on_progress=done)
+    written = {
+        i: text
+        for batch, part in zip(batches, texts, strict=True)
+        for i, text in zip(batch, part, strict=True)
+    }
+    predictions = [written[i] for i in range(len(rows))]
+    metric = TEXT_METRICS[run.task.metric]
+    scores = [metric(p, row["answer"]) for p, row in zip(predictions, rows, strict=True)]
+    return _items(rows, predictions, scores)
+
+
+def _rows(task: Task, split: str, max_rows: int | None) -> list[Row]:
+    rows = getattr(task, split)
+    if not len(rows):
+        raise DataError(f"task {task.name!r}: the {split} split has no rows", "give it some")
+    return [rows[i] for i in range(len(rows) if max_rows is None else min(max_rows, len(rows)))]
+
+
+def _check_labels(task: Task, rows: Iterable[Row]) -> None:
+    if not task.labels:
+        raise DataError(
+            f"task {task.name!r}: label_likelihood needs the declared labels",
+            "give the task labels, or another metric",
+        )
+    if strange := sorted({row["answer"] for row in rows} - set(task.labels)):
+        raise DataError(
+            f"task {task.name!r}: answer {strange[0]!r} is none of its labels",
+            f"labels: {', '.join(task.labels)}",
+        )
+
+
+def _items(
+    rows: Sequence[Row], predictions: Sequence[str], scores: Sequence[float]
+) -> list[dict[str, Any]]:
+    seen: dict[str, int] = {}
+    items = []
+    for row, prediction, score in zip(rows, predictions, scores, strict=True):
+        key = row_key({"prompt": row["prompt"], "answer": row["answer"]})
+        seen[key] = copy = seen.get(key, 0) + 1
+        items.append(
+            {
+                "id": key if copy == 1 else f"{key}-{copy}",
+                "score": score,
+                "prediction": prediction,
+                "answer": row["answer"],
+                "prompt": _text(row["prompt"]),
+            }
+        )
+    return items
+
+
+def _text(turns: Sequence[dict[str, str]]) -> str:
+    if len(turns) == 1:
+        return turns[0]["content"]
+    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)

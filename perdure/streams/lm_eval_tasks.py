@@ -1,0 +1,213 @@
+"""Tasks of lm-eval (EleutherAI's evaluation harness, the extra `general`) by name or from a file.
+
+Everything here happens before a weight is loaded: names are looked up in lm-eval's own list, task
+files are read, and data sets that are not in the cache are downloaded.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perdure.errors import UsageError
+from perdure.recipe.mistakes import Mistake, near
+
+if TYPE_CHECKING:
+    from perdure.recipe.data import GeneralConfig
+
+INSTALL = "pip install perdure[general]"
+SEED = 1234
+"""Draws a task's examples (few-shot). lm-eval's own default; the same at every scoring."""
+
+
+def is_file(task: str) -> bool:
+    """Whether a recipe's entry is a task file, not the name of a task."""
+    return Path(task).suffix.lower() in (".yaml", ".yml")
+
+
+def mistakes(tasks: Sequence[Any]) -> Iterator[Mistake]:
+    """What is wrong with the entries of `general.tasks`; the keys are their positions.
+
+    Files must be absolute paths; one that is not there, and what is no text, is not told here.
+    """
+    if tasks and importlib.util.find_spec("lm_eval") is None:
+        yield Mistake((), "lm-eval is not installed", INSTALL)
+        return
+    names: list[str] = []
+    for i, entry in enumerate(tasks):
+        task = str(entry)
+        if isinstance(entry, dict | list) or (is_file(task) and not Path(task).is_file()):
+            continue
+        try:
+            name = _config(task).get("task")
+        except Exception as error:  # whatever lm-eval's reader of YAML raises
+            yield Mistake((i,), f"the task file is broken: {_line(error)}", "see lm-eval's guide")
+            continue
+        if not isinstance(name, str):  # a group's file lists its members there
+            yield Mistake((i,), "the file is not of one task", "begin it with task: NAME")
+            continue
+        if not is_file(task) and task not in (known := _manager(True).all_tasks):
+            hint = " ".join(filter(None, [near(task, known), "all of them: lm-eval ls tasks"]))
+            yield Mistake((i,), f'no lm-eval task is called "{task}"', hint)
+        elif name in names:
+            yield Mistake((i,), f'"{name}" comes twice', "give the task file's task another name")
+        names.append(name)
+
+
+def load(general: GeneralConfig | None) -> dict[str, Any]:
+    """The tasks to score by name, each as lm-eval loads it; read once a process.
+
+    A tag, or a group without a score of its own, stands for its members. Data sets that are not in
+    the cache are downloaded from the hub.
+
+    Raises:
+        UsageError: one of `mistakes`; a task or its data cannot be read, or the task needs what is
+            not there: pictures or sound, or leave to run code that the model writes.
+    """
+    if general is None or not general.tasks:
+        return {}
+    for mistake in mistakes(general.tasks):
+        place = ".".join(map(str, ("general.tasks", *mistake.key)))
+        raise UsageError(f"{place}: {mistake.what}", mistake.remedy)
+    return _load(tuple(general.tasks), general.num_fewshot)
+
+
+@functools.cache
+def _load(tasks: tuple[str, ...], num_fewshot: int | None) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for task in tasks:
+        with quiet(), seeded():
+            try:
+                manager = _manager(not is_file(task))
+                whole = manager.load([_config(task) if is_file(task) else task])
+            except Exception as error:  # of lm-eval, of datasets, or of the task's own code
+                raise UsageError(
+                    f"general.tasks: {task}: {_line(error)}",
+                    "check the task file, and the data that it names"
+                    if is_file(task)
+                    else "its data come from the hub: allow the download once, without "
+                    "HF_HUB_OFFLINE; later the cache is enough",
+                ) from error
+            group = whole.get("groups", {}).get(task)
+            for part in _scored([group] if group else list(whole["tasks"].values())):
+                found[_name(part)] = manager.load([part])
+    for name, loaded in found.items():
+        for task in loaded["tasks"].values():
+            _check(name, task)
+            _set_examples(task, num_fewshot)
+    return found
+
+
+def _scored(parts: Sequence[Any]) -> Iterator[Any]:
+    """Tasks, and groups that have a score of their own; of other groups their members."""
+    for part in parts:
+        if hasattr(part, "has_aggregation") and not part.has_aggregation:
+            yield from _scored(list(part))
+        else:
+            yield part
+
+
+def _name(part: Any) -> str:
+    return str(part.name if hasattr(part, "has_aggregation") else part.task_name)
+
+
+def _check(name: str, task: Any) -> None:
+    for mark, what in (("UNSAFE_CODE", "runs code that the model writes"),
+                       ("MULTIMODAL", "asks about more than text")):  # fmt: skip
+        if getattr(task, mark, False):
+            raise UsageError(
+                f"general.tasks: {name}: {what}", "leave it out, or run lm-eval itself"
+            )
+
+
+def _set_examples(task: Any, wanted: int | None) -> None:
+    """Set how many examples stand before a question; a task that says 0 keeps to it."""
+    own = task.get_config("num_fewshot")
+    if own is None or (wanted is not None and own != 0):
+        task.set_config(key="num_fewshot", value=wanted or 0)
+
+
+@functools.cache
+def _manager(with_index: bool) -> Any:
+    """lm-eval's list of tasks. Reading the thousands that it ships takes a while."""
+    from lm_eval.tasks import TaskManager
+
+    with quiet():
+        return TaskManager(include_defaults=with_index)
+
+
+def _config(task: str) -> dict[str, Any]:
+    """A task file as lm-eval reads it, its data files found beside it; of a name, just that."""
+    if not is_file(task):
+        return {"task": task}
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    config: dict[str, Any] = load_yaml(task)
+    options = config.get("dataset_kwargs") or {}
+    if "data_files" in options:
+        files = _beside(Path(task).parent, options["data_files"])
+        config["dataset_kwargs"] = {**options, "data_files": files}
+    return config
+
+
+def _beside(folder: Path, files: Any) -> Any:
+    """Relative paths from the task file's folder where the file is there, else as they are."""
+    if isinstance(files, Mapping):
+        return {split: _beside(folder, each) for split, each in files.items()}
+    if isinstance(files, list):
+        return [_beside(folder, each) for each in files]
+    return str(folder / files) if (folder / str(files)).exists() else files
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """lm-eval's seeds inside; afterwards all random numbers go on as if nothing had been drawn."""
+    import numpy as np
+    import torch
+
+    python, numbers = random.getstate(), np.random.get_state()
+    # Asking for a GPU that is not in use yet would take memory of the first one.
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices):
+            random.seed(0)
+            np.random.seed(SEED)
+            torch.default_generator.manual_seed(SEED)
+            if devices:
+                torch.cuda.manual_seed(SEED)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numbers)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bar and no log line of lm-eval's: the display tells how far scoring is."""
+    from tqdm import tqdm
+
+    bars: Any = tqdm
+    begin = bars.__init__
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+
+    def hidden(self: Any, *args: Any, **options: Any) -> None:
+        begin(self, *args, **{**options, "disable": True})
+
+    bars.__init__ = hidden
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        bars.__init__ = begin
+        logger.setLevel(level)

@@ -1,0 +1,1 @@
+"""Named streams: one file each."""
