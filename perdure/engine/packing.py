@@ -39,7 +39,7 @@ from perdure.protocol.batch import ForwardOutput, StepCounts, collate
 from perdure.protocol.method import Requires
 
 if TYPE_CHECKING:
-    from perdure.engine.context import Context
+    from perdure.engine.session import TaskSession
 
 EncodedRow = Mapping[str, Any]
 By = Literal["rows", "line", "mask"]
@@ -103,13 +103,13 @@ class Part:
     """(tokens,)"""
 
     def of(
-        self, whole: ForwardOutput, logits: Tensor | None, totals: StepCounts | None
+        self, whole: ForwardOutput, logits: Tensor | None, counts: StepCounts | None
     ) -> ForwardOutput:
         """These rows of the packed pass `whole` as a pass of their own."""
         found = ForwardOutput(
             whole.model,
             {},
-            totals,
+            counts,
             self.rows,
             Unpacked(whole.hidden, self.states),
             head=logits,
@@ -192,7 +192,7 @@ def pack(
         mask = torch.zeros((len(numbers), longest), dtype=torch.bool)
         for j, i in enumerate(numbers):
             states[j, : lengths[i]] = torch.arange(first[i], first[i] + lengths[i])
-            mask[j, : lengths[i]] = not rows[i].get("_filler")
+            mask[j, : lengths[i]] = True
         places = [(j, i, t) for j, i in enumerate(numbers) for t in label_columns(rows[i])]
         begin = len(keep)
         if extra_logits or numbers.start == 0:
@@ -318,31 +318,31 @@ class Packer:
         )
 
 
-def packer_of(ctx: Context, rows: Sequence[EncodedRow]) -> Packer | None:
-    """How the model of `ctx` takes packs; None where rows would see one another in each way.
+def packer_of(session: TaskSession, rows: Sequence[EncodedRow]) -> Packer | None:
+    """How the session's model takes packs; None where rows would see one another in each way.
 
-    Models that add a loss of their own (routers of experts) take none, as it counts positions.
+    Mixture-of-experts models with a router loss are not packed: that loss averages over positions.
     All processes must call it, and all get the same.
 
     Args: rows: some to try it on.
     """
-    host: Any = ctx.model
-    model: nn.Module = host.get_base_model() if ctx.has_adapter else host
+    host: Any = session.model
+    model: nn.Module = host.get_base_model() if session.has_adapter else host
     config: Any = model.config
-    text, pad = config.get_text_config(), ctx.encoder.pad_id
+    text, pad = config.get_text_config(), session.encoder.pad_id
     if not takes_positions(host) or getattr(text, "output_router_logits", False):
         return None
-    slow = ctx.device.type == "cpu" and ctx.computing["dtype"] == "torch.bfloat16"
+    slow = session.device.type == "cpu" and session.computing["dtype"] == "torch.bfloat16"
     for by in ways(str(config._attn_implementation), slow):
-        apart = keeps_rows_apart(model, rows, pad, ctx.autocast, by)
+        apart = keeps_rows_apart(model, rows, pad, session.autocast, by)
         # All processes must make equally many passes.
         if broadcast("yes" if apart else "no") == "yes":
-            return Packer(by, pad, window(text), text.hidden_size, ctx.device)
+            return Packer(by, pad, window(text), text.hidden_size, session.device)
     return None
 
 
 def packed_states(
-    ctx: Context,
+    session: TaskSession,
     main: Sequence[EncodedRow],
     extra: Sequence[EncodedRow],
     layers: tuple[int, ...],
@@ -351,15 +351,15 @@ def packed_states(
 
     Not for autograd; the model's mode is as it is.
     """
-    packer = packer_of(ctx, extra)
+    packer = packer_of(session, extra)
     if packer is None:
         return None
     packed = packer(main, extra, extra_logits=False)
-    whole = ForwardOutput(ctx.model, packed.inputs)
+    whole = ForwardOutput(session.model, packed.inputs)
     with (
-        ctx.autocast(),
-        attends_by_rows(ctx.model, packer.by == "rows"),
-        capture(ctx.model, [Requires(hidden=layers)], whole),
+        session.autocast(),
+        attends_by_rows(session.model, packer.by == "rows"),
+        capture(session.model, [Requires(hidden=layers)], whole),
     ):
-        ctx.model(**packed.inputs, logits_to_keep=1)
+        session.model(**packed.inputs, logits_to_keep=1)
     return packed.extra.of(whole, None, None)

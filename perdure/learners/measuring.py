@@ -14,7 +14,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from perdure.engine.attach import serving
-from perdure.engine.context import Context
+from perdure.engine.session import TaskSession
 from perdure.engine.trackers import Trackers
 from perdure.models.chat import Encoder
 from perdure.processes import rank
@@ -40,13 +40,13 @@ class Measuring:
     trackers: Trackers
     precision: str
     state: Any
-    _ctx: Context
+    _session: TaskSession
 
     def score(self, after: int) -> None:
         """Score every task and general ability with the weights that are served; record it."""
         done = {(s["kind"], s.get("task")) for s in self.run.scores() if s["after"] == after}
         figures: dict[str, float] = {}
-        with serving(self._ctx, self.methods):
+        with serving(self._session.context, self.methods):
             for task in self.stream:
                 if ("task", task.name) in done:
                     continue
@@ -89,7 +89,7 @@ class Measuring:
         shown = list(task.test)[: self.recipe.scoring.max_test_rows]
         task = replace(task, test=shown)
         for method in self.methods:
-            if (adapters := method.route(self._ctx, shown)) is not None:
+            if (adapters := method.route(self._session.context, shown)) is not None:
                 return self._score_routed(task, adapters)
         with self._autocast():
             return score_task(

@@ -1,10 +1,21 @@
-"""What is known of one optimizer step, as a method sees it."""
+"""A phase of a task's training, and what is known of one optimizer step."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from perdure.protocol.method import Phase
+
+@dataclass(frozen=True)
+class Phase:
+    """One training of a task: its own trainer, optimizer and schedule."""
+
+    name: str = "main"
+    epochs: float | None = None
+    """Epochs of this phase; None means the recipe's `train.epochs`."""
+    start: str = "current"
+    """Weights to start from: "current", "base", or "previous" (before this task)."""
+    freeze: str = ""
+    """Regular expression over parameter names; a parameter that it finds gets no update."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from transformers import Trainer, TrainingArguments
 import perdure
 from perdure.errors import UsageError
 from perdure.protocol.batch import collate
-from perdure.protocol.method import Method, MethodConfig, Phase, Requires
+from perdure.protocol.method import Method, MethodConfig, Requires
+from perdure.protocol.step import Phase
 
 STEPS, BATCH, RATE = 3, 8, 0.05
 
@@ -23,7 +24,7 @@ STEPS, BATCH, RATE = 3, 8, 0.05
 class Everything(Method):
     """Uses every hook of a training step: a state term, replayed rows, a penalty, an average."""
 
-    reads = Requires(hidden=(1, -1), logits=True)
+    requires = Requires(hidden=(1, -1), logits=True)
     saved = ("average",)
 
     def __init__(self, rows: Sequence[dict[str, Any]], replay: int = 4) -> None:

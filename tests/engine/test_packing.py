@@ -266,7 +266,7 @@ def test_states_as_trained_are_those_of_a_pack_with_rows_of_the_task(
     tiny: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
     from perdure.engine import packing
-    from perdure.engine.context import Context
+    from perdure.engine.session import TaskSession
     from perdure.models.chat import Encoder
     from perdure.streams.task import Task
 
@@ -283,7 +283,7 @@ def test_states_as_trained_are_those_of_a_pack_with_rows_of_the_task(
     found = {}
     model.train()
     for packed in (True, False):
-        ctx = Context(model, Encoder(tokenizer), task, batch_size=3, packs=packed)
+        ctx = TaskSession(model, Encoder(tokenizer), task, batch_size=3, packs=packed)
         texts = [ctx.encode_text(text) for text in ("one text", "another text of more words")]
         with torch.no_grad():
             found[packed] = ctx.states_as_trained(texts, (0, -1))

@@ -15,13 +15,13 @@ from perdure.streams.task import GeneralText, Task
 @pytest.fixture
 def context(tiny: Any, tmp_path: Path) -> Callable[..., Any]:
     """Make a `Context` on the tiny model: `context(method, ..., task=, task_index=, score=)`."""
-    from perdure.engine.context import Context
+    from perdure.engine.session import TaskSession
     from perdure.models.chat import Encoder
 
     model, tokenizer = tiny
 
     def make(*methods: Any, task: Task = FIRST, **options: Any) -> Any:
-        ctx = Context(
+        ctx = TaskSession(
             options.pop("model", model), Encoder(tokenizer), task, methods=methods,
             general=options.pop("general", GeneralText(replay=GENERAL)),
             cache=options.pop("cache", tmp_path / "cache"), **options,

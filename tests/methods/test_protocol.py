@@ -15,7 +15,8 @@ from tiny_runs import scores, write_recipe
 
 from perdure.learners import build
 from perdure.loop import learn
-from perdure.protocol.method import Method, MethodConfig, Phase, Requires
+from perdure.protocol.method import Method, MethodConfig, Requires
+from perdure.protocol.step import Phase
 from perdure.recipe.load import load_recipe
 from perdure.recipe.schema import MethodSpec
 from perdure.reports.terminal import NullDisplay
@@ -88,7 +89,7 @@ def test_an_adapter_for_each_task_chosen_at_test_time(
 class Maps(Method):
     """Looks at attention maps and hidden states of its extra rows."""
 
-    reads = Requires(attentions=True, hidden=(0, -1))
+    requires = Requires(attentions=True, hidden=(0, -1))
 
     def __init__(self) -> None:
         super().__init__(MethodConfig())
@@ -193,10 +194,10 @@ def test_a_frozen_model_is_the_base_or_the_previous_one(
     class Compare(Method):
         def __init__(self, teacher: str) -> None:
             super().__init__(MethodConfig())
-            self.reads, self.gaps = Requires(teacher=teacher, logits=True), []
+            self.requires, self.gaps = Requires(teacher=teacher, logits=True), []
 
         def loss(self, ctx: Any, main: Any, extra: Any) -> Mapping[str, Any]:
-            old = ctx.frozen(self.reads.teacher)(main.batch)
+            old = ctx.frozen(self.requires.teacher)(main.batch)
             assert not old.logits.requires_grad
             self.gaps.append((ctx.task_index, float((old.logits - main.logits).abs().max())))
             return {}
@@ -218,7 +219,7 @@ def test_adapter_off_is_the_base_for_lora(
     loaded = load_recipe(recipe)
     stream = build_stream(loaded.stream, loaded.general, loaded.folder, 0)
     learner = build(loaded, Run.create(tmp_path / "run", loaded), stream, NullDisplay())
-    ctx = learner._context(0)
+    ctx = learner._session_of(0)
     rows = [ctx.encode(row) for row in stream.tasks[0].train[:3]]
     base = ctx.forward(rows).logits.detach()  # B of a new adapter is 0: still the base
     flags = {n: p.requires_grad for n, p in learner.model.named_parameters()}

@@ -44,7 +44,7 @@ def moved(model: Any, size: float) -> None:
 
 def test_figures_equal_a_plain_recomputation(learner: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(gauges_module, "_TOP", 512)  # all outcomes, so that the KL is exact
-    model, ctx = learner.model.eval(), learner._context(0)
+    model, ctx = learner.model.eval(), learner._session_of(0)
     gauges = Gauges(learner.recipe.gauges, learner.stream, ctx)
     assert gauges.read(ctx) == {"flip_share": 0.0, "kl": pytest.approx(0.0, abs=1e-6)}
 
@@ -78,13 +78,13 @@ def test_the_base_is_read_once_and_cannot_be_read_later(learner: Any, tmp_path: 
     import shutil
 
     config, stream = learner.recipe.gauges, learner.stream
-    Gauges(config, stream, learner._context(0))
+    Gauges(config, stream, learner._session_of(0))
     moved(learner.model, 0.05)
-    again = Gauges(config, stream, learner._context(1))  # as after a resume
-    assert again.read(learner._context(1))["kl"] > 0
+    again = Gauges(config, stream, learner._session_of(1))  # as after a resume
+    assert again.read(learner._session_of(1))["kl"] > 0
     shutil.rmtree(tmp_path / "run" / "cache")
     with pytest.raises(RunError, match="what the base model gave for the gauges is gone"):
-        Gauges(config, stream, learner._context(1))
+        Gauges(config, stream, learner._session_of(1))
 
 
 def test_budgets() -> None:
@@ -96,7 +96,7 @@ def test_budgets() -> None:
 
 
 def test_an_update_is_taken_back_until_the_budget_holds(learner: Any) -> None:
-    ctx = learner._context(0)
+    ctx = learner._session_of(0)
     gauges = Gauges(learner.recipe.gauges, learner.stream, ctx)
     start = ctx.snapshot()
     moved(learner.model, 0.05)
@@ -140,13 +140,13 @@ def test_without_general_text_the_base_writes_what_flips_are_counted_on(
 
 
 def test_texts_that_the_base_wrote_cannot_be_written_later(learner: Any) -> None:
-    config, ctx = learner.recipe.gauges, learner._context(0)
+    config, ctx = learner.recipe.gauges, learner._session_of(0)
     stream = replace(learner.stream, general=GeneralText())
     first = Gauges(config, stream, ctx)
     assert len(first.texts) == config.texts
     assert first.read(ctx)["flip_share"] == 0
     moved(learner.model, 0.05)
-    later = learner._context(1)
+    later = learner._session_of(1)
     again = Gauges(config, stream, later)
     assert again.texts == first.texts
     assert again.read(later)["flip_share"] > 0
