@@ -154,7 +154,7 @@ def test_a_model_that_looks_over_the_border_is_not_packed(monkeypatch: Any) -> N
 
 def test_rows_longer_than_a_window_are_kept_apart_by_the_mask(monkeypatch: Any) -> None:
     model = family("llama")
-    ctx: Any = SimpleNamespace(
+    session: Any = SimpleNamespace(
         model=model,
         has_adapter=False,
         encoder=SimpleNamespace(pad_id=0),
@@ -164,7 +164,7 @@ def test_rows_longer_than_a_window_are_kept_apart_by_the_mask(monkeypatch: Any) 
     )
     for size, wanted in ((None, "rows"), (10, "rows"), (9, "mask")):
         model.config.sliding_window = size
-        packer = packer_of(ctx, EXTRA)
+        packer = packer_of(session, EXTRA)
         assert packer is not None
         assert packer.by == "rows"
         packed = packer(MAIN, EXTRA, extra_logits=False)  # the longest row has ten tokens
@@ -283,10 +283,12 @@ def test_states_as_trained_are_those_of_a_pack_with_rows_of_the_task(
     found = {}
     model.train()
     for packed in (True, False):
-        ctx = TaskSession(model, Encoder(tokenizer), task, batch_size=3, packs=packed)
-        texts = [ctx.encode_text(text) for text in ("one text", "another text of more words")]
+        session = TaskSession(model, Encoder(tokenizer), task, batch_size=3, packs=packed)
+        texts = [
+            session.encoder.encode_text(text) for text in ("one text", "another text of more words")
+        ]
         with torch.no_grad():
-            found[packed] = ctx.states_as_trained(texts, (0, -1))
+            found[packed] = session.states_as_trained(texts, (0, -1))
     assert packs == [(2, 0), (3, 2)]  # a trial, then the pack; none where the learner has none
     assert model.training
     assert torch.equal(found[True].mask, found[False].mask)

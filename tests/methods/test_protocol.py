@@ -96,7 +96,7 @@ class Maps(Method):
         self.shapes: set[tuple[Any, ...]] = set()
 
     def replay(self, ctx: Any) -> Any:
-        return ctx.draw(ctx.rows([ctx.encode_text(t, 12) for t in ctx.general.replay]), 2)
+        return ctx.draw(ctx.general_rows(6, 12)[0], 2)
 
     def loss(self, ctx: Any, main: Any, extra: Any) -> Mapping[str, Any]:
         for seen in (main, extra):
@@ -135,9 +135,9 @@ class Phased(Method):
         return [{**row, "answer": row["answer"].upper()} for row in data]
 
     def after_step(self, ctx: Any) -> None:
-        params = ctx.named_parameters()
+        params = {n: p for n, p in ctx.model.named_parameters() if p.requires_grad}
         layers = any("layers." in n for n in params)
-        self.seen.append((ctx.phase.name, ctx.step, layers))
+        self.seen.append((ctx.step.phase.name, ctx.step.index, layers))
         for n, p in params.items():
             self.mean[n] = p.detach().clone() if n not in self.mean else self.mean[n].lerp(p, 0.5)
 
@@ -154,7 +154,7 @@ class Twice(Method):
         return [*data, *data]
 
     def after_step(self, ctx: Any) -> None:
-        self.epochs.add(ctx.steps_per_epoch)
+        self.epochs.add(ctx.step.per_epoch)
 
 
 def test_an_epoch_counts_the_rows_that_methods_add(
@@ -219,12 +219,12 @@ def test_adapter_off_is_the_base_for_lora(
     loaded = load_recipe(recipe)
     stream = build_stream(loaded.stream, loaded.general, loaded.folder, 0)
     learner = build(loaded, Run.create(tmp_path / "run", loaded), stream, NullDisplay())
-    ctx = learner._session_of(0)
+    ctx = learner._session_of(0).context
     rows = [ctx.encode(row) for row in stream.tasks[0].train[:3]]
     base = ctx.forward(rows).logits.detach()  # B of a new adapter is 0: still the base
     flags = {n: p.requires_grad for n, p in learner.model.named_parameters()}
     with torch.no_grad():
-        for p in ctx.named_parameters().values():
+        for p in [p for p in ctx.model.parameters() if p.requires_grad]:
             p.add_(0.3)
     assert (ctx.forward(rows).logits - base).abs().max() > 1e-2
     off = ctx.frozen("base")(ctx.forward(rows).batch)
