@@ -19,13 +19,13 @@ from perdure.protocol.step import Step
 from perdure.streams.task import Row, Task
 
 if TYPE_CHECKING:
-    from perdure.engine.session import TaskSession
+    from perdure.engine.runtime import TaskRuntime
 
 
 class TaskContext:
     """See `perdure.protocol.context.Context`; it holds nothing of its own."""
 
-    def __init__(self, session: TaskSession) -> None:
+    def __init__(self, session: TaskRuntime) -> None:
         self._session = session
 
     @property

@@ -14,7 +14,7 @@ from perdure.errors import RunError
 from perdure.mechanisms.state_cache import Raw, StateCache, alike, measured_noise, note, raws
 
 if TYPE_CHECKING:
-    from perdure.engine.session import TaskSession
+    from perdure.engine.runtime import TaskRuntime
 
 _NOISE_ROWS = 8
 
@@ -46,7 +46,7 @@ class Distillation:
 
 
 def distilled(
-    session: TaskSession,
+    session: TaskRuntime,
     rows: Sequence[dict[str, Any]],
     wanted: Distillation,
     *,

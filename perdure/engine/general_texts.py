@@ -21,7 +21,7 @@ from perdure.models.chat import IGNORE
 from perdure.processes import barrier
 
 if TYPE_CHECKING:
-    from perdure.engine.session import TaskSession
+    from perdure.engine.runtime import TaskRuntime
 
 GIVEN = "given"
 """Stands for the name of the file of sampled texts where the user gave the texts."""
@@ -39,7 +39,7 @@ _GRAM, _DISTINCT = 4, 0.5
 
 
 def given_rows(
-    session: TaskSession, count: int, max_tokens: int, special: bool = False
+    session: TaskRuntime, count: int, max_tokens: int, special: bool = False
 ) -> list[dict[str, Any]]:
     """The first `count` of the user's general texts, every token a label.
 
@@ -63,7 +63,7 @@ def given_rows(
     return rows
 
 
-def _within_context(session: TaskSession, tokens: int) -> int:
+def _within_context(session: TaskRuntime, tokens: int) -> int:
     model: Any = session.model
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return tokens if most is None else min(tokens, most)
@@ -86,7 +86,7 @@ def how_many(count: int, stream_tokens: int, length: int, share: float = SHARE) 
 
 
 def sampled_rows(
-    session: TaskSession, count: int, max_tokens: int, kept: str, share: float = SHARE
+    session: TaskRuntime, count: int, max_tokens: int, kept: str, share: float = SHARE
 ) -> tuple[list[dict[str, Any]], str]:
     """Read the base model's texts from the file `kept` in `session.cache`, or sample them now.
 
@@ -119,7 +119,7 @@ def sampled_rows(
 
 
 def written_rows(
-    session: TaskSession, path: Path, about: Mapping[str, Any]
+    session: TaskRuntime, path: Path, about: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """The texts in the file `path`; where there is none, of the base model, sampled into it now.
 
@@ -147,7 +147,7 @@ def _labels(ids: list[int], given: int) -> list[int]:
     return [IGNORE] * given + ids[given:]
 
 
-def _sample(session: TaskSession, count: int, length: int) -> list[dict[str, Any]]:
+def _sample(session: TaskRuntime, count: int, length: int) -> list[dict[str, Any]]:
     """`count` texts of the base model, the starts in turn; all processes sample alike.
 
     Where a user's turn begins with so much that less than half of the text is left, no text begins

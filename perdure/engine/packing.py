@@ -20,28 +20,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from perdure.engine.forward import capture
+from perdure.engine.forward import capture, computing
 from perdure.engine.rowwise_attention import (
     MULTIPLE_ON_GPU,
     ROWS_APART,
     attends_by_rows,
     row_places,
 )
-from perdure.models.anatomy import takes_positions, window
+from perdure.models.anatomy import takes_positions, unwrapped, window
 from perdure.models.chat import IGNORE
 from perdure.processes import broadcast
 from perdure.protocol.batch import ForwardOutput, StepCounts, collate
 from perdure.protocol.method import Requires
 
-if TYPE_CHECKING:
-    from perdure.engine.session import TaskSession
-
 EncodedRow = Mapping[str, Any]
+Autocast = Callable[[], AbstractContextManager[Any]]
 By = Literal["rows", "line", "mask"]
 """What keeps rows apart; see the module."""
 
@@ -256,7 +254,7 @@ def keeps_rows_apart(
     model: nn.Module,
     rows: Sequence[EncodedRow],
     pad_id: int,
-    autocast: Callable[[], AbstractContextManager[Any]],
+    autocast: Autocast,
     by: By,
 ) -> bool:
     """Whether rows of a pack have the states they have alone, up to rounding."""
@@ -318,48 +316,52 @@ class Packer:
         )
 
 
-def packer_of(session: TaskSession, rows: Sequence[EncodedRow]) -> Packer | None:
-    """How the session's model takes packs; None where rows would see one another in each way.
+def packer_of(
+    host: nn.Module, rows: Sequence[EncodedRow], pad_id: int, autocast: Autocast
+) -> Packer | None:
+    """How a model takes packs; None where rows would see one another in each way.
 
     Mixture-of-experts models with a router loss are not packed: that loss averages over positions.
     All processes must call it, and all get the same.
 
-    Args: rows: some to try it on.
+    Args:
+        host: the model, adapters and all; rows: some to try it on.
     """
-    host: Any = session.model
-    model: nn.Module = host.get_base_model() if session.has_adapter else host
-    config: Any = model.config
-    text, pad = config.get_text_config(), session.encoder.pad_id
+    model: Any = unwrapped(host)
+    config, device = model.config, next(host.parameters()).device
+    text = config.get_text_config()
     if not takes_positions(host) or getattr(text, "output_router_logits", False):
         return None
-    slow = session.device.type == "cpu" and session.computing["dtype"] == "torch.bfloat16"
+    slow = device.type == "cpu" and computing(host, autocast)["dtype"] == "torch.bfloat16"
     for by in ways(str(config._attn_implementation), slow):
-        apart = keeps_rows_apart(model, rows, pad, session.autocast, by)
+        apart = keeps_rows_apart(model, rows, pad_id, autocast, by)
         # All processes must make equally many passes.
         if broadcast("yes" if apart else "no") == "yes":
-            return Packer(by, pad, window(text), text.hidden_size, session.device)
+            return Packer(by, pad_id, window(text), text.hidden_size, device)
     return None
 
 
 def packed_states(
-    session: TaskSession,
+    model: nn.Module,
     main: Sequence[EncodedRow],
     extra: Sequence[EncodedRow],
     layers: tuple[int, ...],
+    pad_id: int,
+    autocast: Autocast,
 ) -> ForwardOutput | None:
     """The extra rows' states of `layers` as a step of training computes them; None: not packed.
 
     Not for autograd; the model's mode is as it is.
     """
-    packer = packer_of(session, extra)
+    packer = packer_of(model, extra, pad_id, autocast)
     if packer is None:
         return None
     packed = packer(main, extra, extra_logits=False)
-    whole = ForwardOutput(session.model, packed.inputs)
+    whole = ForwardOutput(model, packed.inputs)
     with (
-        session.autocast(),
-        attends_by_rows(session.model, packer.by == "rows"),
-        capture(session.model, [Requires(hidden=layers)], whole),
+        autocast(),
+        attends_by_rows(model, packer.by == "rows"),
+        capture(model, [Requires(hidden=layers)], whole),
     ):
-        session.model(**packed.inputs, logits_to_keep=1)
+        model(**packed.inputs, logits_to_keep=1)
     return packed.extra.of(whole, None, None)

@@ -81,7 +81,10 @@ class PerdureTrainer(Trainer):
         """
         bare = self._bare_model()
         if not self.looked or (self._by_rows and not takes_rows(bare)):
-            self.packer, self.looked = packer_of(self.session, extra), True
+            session = self.session
+            pad = session.encoder.pad_id
+            self.packer = packer_of(session.model, extra, pad, session.autocast)
+            self.looked = True
             self._apart.enter_context(attends_by_rows(bare, self._by_rows))
         if self.packer is None:
             return None

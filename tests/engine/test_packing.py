@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -154,17 +153,9 @@ def test_a_model_that_looks_over_the_border_is_not_packed(monkeypatch: Any) -> N
 
 def test_rows_longer_than_a_window_are_kept_apart_by_the_mask(monkeypatch: Any) -> None:
     model = family("llama")
-    session: Any = SimpleNamespace(
-        model=model,
-        has_adapter=False,
-        encoder=SimpleNamespace(pad_id=0),
-        computing={"dtype": "torch.float32"},
-        autocast=nullcontext,
-        device=torch.device("cpu"),
-    )
     for size, wanted in ((None, "rows"), (10, "rows"), (9, "mask")):
         model.config.sliding_window = size
-        packer = packer_of(session, EXTRA)
+        packer = packer_of(model, EXTRA, 0, nullcontext)
         assert packer is not None
         assert packer.by == "rows"
         packed = packer(MAIN, EXTRA, extra_logits=False)  # the longest row has ten tokens
