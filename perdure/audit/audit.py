@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from perdure.audit.measure import Measure
 from perdure.audit.plan import MEASURES, Margins, Part, Plan, general_texts, plan_measures
-from perdure.audit.result import AuditResult, Measure, flips, judge
+from perdure.audit.result import AuditResult, flips, judge
 from perdure.errors import ModelError, UsageError
 from perdure.models.chat import Encoder
 from perdure.models.generate import sample_texts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from perdure.audit.result import Kind
+from perdure.audit.measure import Kind
 from perdure.errors import UsageError
 from perdure.streams.task import GeneralText, Task, TaskStream
 

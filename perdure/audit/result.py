@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from perdure.audit.junit import junit_xml
+from perdure.audit.measure import Kind, Measure, explain
 from perdure.scoring.intervals import (
     DRAWS,
     Array,
@@ -25,42 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rich.table import Table
-
-Kind = Literal["loss", "kl", "task"]
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One paired comparison of two models.
-
-    `base`, `tuned` are means over the items, `change` is tuned - base, in [`low`, `high`], all in
-    `unit`. A measure without a `margin` is reported only: `verdict` is None.
-    """
-
-    name: str
-    kind: Kind
-    metric: str
-    unit: str
-    """"score" (0 to 1) or "nats"."""
-    items: int
-    base: float
-    tuned: float
-    change: float
-    low: float
-    high: float
-    alpha: float
-    """Each of `low` and `high` is wrong with at most this probability."""
-    higher_is_better: bool
-    margin: float | None
-    """The change for the worse that is allowed, above 0, in `unit`."""
-    verdict: Verdict | None
-    more_items: int | None = None
-    """Only if undecided: items wanted on top; None with `undecided` is more than ten million."""
-    mcnemar_p: float | None = None
-    broken: int | None = None
-    """Only right or wrong scores: items right in base and wrong in tuned."""
-    mended: int | None = None
-    note: str = ""
 
 
 def judge(
@@ -204,8 +170,6 @@ class AuditResult:
 
     def junit(self, undecided: int = 3) -> str:
         """Return JUnit XML, a test case a measure (`perdure.audit.junit`)."""
-        from perdure.audit.junit import junit_xml
-
         return junit_xml(self, undecided=undecided)
 
     def table(self) -> Table:
@@ -264,23 +228,6 @@ class AuditResult:
             )
             table.add_row(*(escape(str(cell)) for cell in cells))
         return table
-
-
-def explain(measure: Measure) -> str:
-    """Say in a few words what stands behind a verdict."""
-    words = []
-    if measure.verdict == "undecided":
-        if measure.more_items is None:
-            words.append("more than 10,000,000 items would be needed")
-        else:
-            words.append(f"about {measure.more_items:,} more items would decide")
-    if measure.broken is not None and measure.mended is not None:
-        words.append(f"{measure.broken} broken, {measure.mended} mended")
-    if measure.mcnemar_p is not None:
-        words.append(f"McNemar p {measure.mcnemar_p:.2g}")
-    if measure.note:
-        words.append(measure.note)
-    return "; ".join(words)
 
 
 _COLOURS = {"kept": "green", "lost": "bold red", "undecided": "yellow", None: "dim"}
