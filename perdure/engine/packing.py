@@ -5,7 +5,7 @@ row thirty. Here rows lie one behind another, with position ids that begin anew 
 What keeps them apart depends on the model's attention:
 
     rows    `sdpa`: they lie in one line, and `perdure.engine.rowwise_attention` attends row by row
-    line    flash attention: in one line, of which it finds the rows itself
+    line    flash attention: in one line, and it is told where each row ends
     mask    any other: in a few lines, with the mask that `transformers` makes from position ids
 
 `packer_of` finds out which of them this model does.
@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
@@ -167,20 +168,11 @@ def pack(
     """
     rows = [*main, *extra]
     lengths = [len(row["input_ids"]) for row in rows]
-    laid = best_lines(lengths, hidden) if by == "mask" else [list(range(len(rows)))]
-    width = max(sum(lengths[i] for i in members) for members in laid)
-    ids = torch.full((len(laid), width), pad_id)
-    positions = torch.zeros((len(laid), width), dtype=torch.long)
-    first = [0] * len(rows)  # each row's place in the flattened lines
-    for k, members in enumerate(laid):
-        at = 0
-        for i in members:
-            n = lengths[i]
-            ids[k, at : at + n] = torch.tensor(rows[i]["input_ids"])
-            positions[k, at : at + n] = torch.arange(n)
-            first[i] = k * width + at
-            at += n
-        positions[k, at:] = torch.arange(width - at)
+    if by == "line":
+        inputs, first = _flattened(rows)
+    else:
+        laid = best_lines(lengths, hidden) if by == "mask" else [list(range(len(rows)))]
+        inputs, first = _in_lines(rows, laid, pad_id)
 
     keep: list[int] = []
 
@@ -208,11 +200,8 @@ def pack(
         )
 
     task, others = part(range(len(main))), part(range(len(main), len(rows)))
-    inputs: dict[str, Any] = {
-        "input_ids": _to(ids, device),
-        "position_ids": _to(positions, device),
-        "use_cache": False,  # transformers looks for packed rows only without one
-    }
+    inputs = {k: _to(v, device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+    inputs["use_cache"] = False  # transformers looks for packed rows only without one
     if by == "rows":
         on_gpu = device is not None and device.type == "cuda"
         places = row_places(lengths, MULTIPLE_ON_GPU if on_gpu else 1)
@@ -220,6 +209,40 @@ def pack(
         # Four dimensions are a mask that is ready made: none over all pairs is built.
         inputs["attention_mask"] = _to(torch.ones((1, 1, 1, 1), dtype=torch.bool), device)
     return Packed(inputs, _to(torch.tensor(keep, dtype=torch.long), device), task, others)
+
+
+def _in_lines(
+    rows: Sequence[EncodedRow], laid: Sequence[Sequence[int]], pad_id: int
+) -> tuple[dict[str, Any], list[int]]:
+    """Ids and positions, (lines, longest), and each row's place in the flattened lines."""
+    width = max(sum(len(rows[i]["input_ids"]) for i in members) for members in laid)
+    ids = torch.full((len(laid), width), pad_id)
+    positions = torch.zeros((len(laid), width), dtype=torch.long)
+    first = [0] * len(rows)
+    for k, members in enumerate(laid):
+        at = 0
+        for i in members:
+            n = len(rows[i]["input_ids"])
+            ids[k, at : at + n] = torch.tensor(rows[i]["input_ids"])
+            positions[k, at : at + n] = torch.arange(n)
+            first[i] = k * width + at
+            at += n
+        positions[k, at:] = torch.arange(width - at)
+    return {"input_ids": ids, "position_ids": positions}, first
+
+
+def _flattened(rows: Sequence[EncodedRow]) -> tuple[dict[str, Any], list[int]]:
+    """The same for flash attention, with the rows' borders as it wants them, (rows + 1,) int32.
+
+    Without the borders each layer would look for them in the positions, for which the host waits.
+    """
+    from transformers import DataCollatorWithFlattening
+
+    collator = DataCollatorWithFlattening(return_flash_attn_kwargs=True)
+    found = dict(collator([{"input_ids": list(row["input_ids"])} for row in rows]))
+    del found["labels"]  # ours stand in the parts
+    lengths = (len(row["input_ids"]) for row in rows)
+    return found, list(accumulate(lengths, initial=0))[:-1]
 
 
 @contextmanager
