@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cost_marks import pytest_collection_modifyitems as pytest_collection_modifyitems
 from small_tokenizer import make_tokenizer
 
 # Set before torch is imported, and inherited by the processes that tests start. Tests never reach

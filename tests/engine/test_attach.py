@@ -17,6 +17,8 @@ from perdure.errors import UsageError
 from perdure.protocol.batch import collate
 from perdure.protocol.method import Method, MethodConfig, Phase, Requires
 
+pytestmark = pytest.mark.train
+
 STEPS, BATCH, RATE = 3, 8, 0.05
 
 

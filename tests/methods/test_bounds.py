@@ -11,6 +11,8 @@ from perdure.methods.joint import Joint, JointConfig
 from perdure.methods.sequential import Sequential
 from perdure.protocol.method import Method, Phase
 
+pytestmark = pytest.mark.unit
+
 
 def test_sequential_overrides_nothing() -> None:
     assert not [n for n in vars(Sequential) if not n.startswith("__") and hasattr(Method, n)]
