@@ -12,6 +12,8 @@ test bears no mark, or two on one level.
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 import pytest
 
 COSTS = ("unit", "train", "process", "real")
@@ -42,22 +44,33 @@ def cost(item: pytest.Item) -> str:
             return own
         found.append(own)
     if not found:
-        raise ValueError(f"{item.nodeid}: no cost mark; give it or its module one of "
-                         f"{', '.join(COSTS)}")  # fmt: skip
+        test = item.nodeid.partition("[")[0]  # one line for all its parameters
+        raise ValueError(f"{test}: no cost mark; give it one of {', '.join(COSTS)}")
     return max(found, key=COSTS.index)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Report tests whose cost is not told as an error of their module, also from a worker."""
+    report = yield
+    wrong: dict[str, None] = {}  # in order, each once
+    for item in report.result or ():
+        if isinstance(item, pytest.Item):
+            try:
+                cost(item)
+            except ValueError as error:
+                wrong[str(error)] = None
+    if wrong:
+        report.outcome, report.result, report.longrepr = "failed", [], "\n".join(wrong)
+    return report
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest's own `-m` looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    costs: list[str] = []
-    wrong: dict[str, None] = {}  # in order, each once
-    for item in items:
-        try:
-            costs.append(cost(item))
-        except ValueError as error:
-            wrong[str(error)] = None
-    if wrong:
-        raise pytest.UsageError("\n".join(wrong))
+    """Leave one cost mark on each test, so that `-m unit` finds what costs no more than that."""
+    costs = [cost(item) for item in items]
     for item, found in zip(items, costs, strict=True):
         for node in item.listchain():
             node.own_markers[:] = [mark for mark in node.own_markers if mark.name not in COSTS]

@@ -82,7 +82,7 @@ def test_no_file_is_long() -> None:
 
 def marks(pytester: pytest.Pytester, source: str, *args: str) -> pytest.RunResult:
     """Collect a module of tests with this repository's rules about marks."""
-    pytester.makeconftest("from cost_marks import pytest_collection_modifyitems\n" + FIXTURES)
+    pytester.makeconftest("from cost_marks import *\n" + FIXTURES)
     pytester.makeini("[pytest]\nmarkers =\n unit\n train\n process\n real\n")
     pytester.makepyfile("import pytest\n" + source)
     return pytester.runpytest("--collect-only", "-q", *args)
@@ -102,7 +102,7 @@ def smollm2_dir(): ...
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        ("def test_bare(): ...", "::test_bare: no cost mark; give it or its module one of unit,"),
+        ("def test_bare(): ...", "::test_bare: no cost mark; give it one of unit,"),
         (
             "@pytest.mark.unit\n@pytest.mark.train\ndef test_both(): ...",
             "::test_both: two cost marks: unit, train",
@@ -117,8 +117,8 @@ def test_a_test_without_one_cost_mark_is_refused(
     pytester: pytest.Pytester, source: str, says: str
 ) -> None:
     result = marks(pytester, source)
-    assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines([f"ERROR: *{says}*"])
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines([f"*{says}*"])
 
 
 def test_the_nearest_or_the_dearest_cost_mark_counts(pytester: pytest.Pytester) -> None:
