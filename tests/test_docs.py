@@ -30,6 +30,8 @@ import perdure
 from perdure import load_recipe
 from perdure.cli import app
 
+pytestmark = pytest.mark.unit
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 

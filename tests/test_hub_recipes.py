@@ -16,6 +16,8 @@ from perdure.models.chat import Encoder
 from perdure.recipe.load import load_recipe
 from perdure.streams import build_stream
 
+pytestmark = pytest.mark.unit
+
 PAIR = ("premise", "hypothesis")
 SUPER = "aps/super_glue"
 TOPICS = ["Society & Culture", "Science & Mathematics", "Health", "Education & Reference",

@@ -13,7 +13,7 @@ from tiny_runs import free_port, run, scores, start, write_recipe
 
 from perdure.files import read_lines
 
-pytestmark = pytest.mark.processes
+pytestmark = pytest.mark.process
 
 METHODS = [{"name": "ewc", "lam": 5, "rows": 4}, {"name": "replay"}, {"name": "gere", "weight": 1}]
 # Rounding differs with the order of sums; Adam makes a 1e-7 of it a 1e-4 in a dozen steps.
@@ -104,7 +104,6 @@ LAUNCHERS = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_the_launchers_users_have(name: str, tiny_model_dir: Path, tmp_path: Path) -> None:
     path = recipe(tmp_path, tiny_model_dir)

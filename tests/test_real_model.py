@@ -12,6 +12,8 @@ from perdure.loop import learn
 from perdure.recipe.schema import Recipe
 from perdure.run import Run
 
+pytestmark = pytest.mark.real
+
 
 def recipe_of(method: Any, model: Path) -> Recipe:
     return Recipe.model_validate(

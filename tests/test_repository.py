@@ -13,6 +13,9 @@ import pytest
 
 import perdure
 
+pytestmark = pytest.mark.unit
+pytest_plugins = "pytester"
+
 TESTS = Path(__file__).parent
 PACKAGE = Path(perdure.__file__).parent
 LONGEST = 400
@@ -77,6 +80,77 @@ def test_no_file_is_long() -> None:
     assert {name: count for name, count in lines.items() if count > LONGEST} == {}
 
 
+def marks(pytester: pytest.Pytester, source: str, *args: str) -> pytest.RunResult:
+    """Collect a module of tests with this repository's rules about marks."""
+    pytester.makeconftest("from cost_marks import *\n" + FIXTURES)
+    pytester.makeini("[pytest]\nmarkers =\n unit\n train\n process\n real\n")
+    pytester.makepyfile("import pytest\n" + source)
+    return pytester.runpytest("--collect-only", "-q", *args)
+
+
+FIXTURES = """
+import pytest
+
+@pytest.fixture
+def tiny_model_dir(): ...
+
+@pytest.fixture
+def smollm2_dir(): ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("def test_bare(): ...", "::test_bare: no cost mark; give it one of unit,"),
+        (
+            "@pytest.mark.unit\n@pytest.mark.train\ndef test_both(): ...",
+            "::test_both: two cost marks: unit, train",
+        ),
+        (
+            "pytestmark = [pytest.mark.unit, pytest.mark.real]\ndef test_in(): ...",
+            ".py: two cost marks: unit, real",
+        ),
+    ],
+)
+def test_a_test_without_one_cost_mark_is_refused(
+    pytester: pytest.Pytester, source: str, says: str
+) -> None:
+    result = marks(pytester, source)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines([f"*{says}*"])
+
+
+def test_the_nearest_or_the_dearest_cost_mark_counts(pytester: pytest.Pytester) -> None:
+    source = """
+pytestmark = pytest.mark.unit
+
+def test_of_its_module(): ...
+
+def test_of_a_fixture(tiny_model_dir): ...
+
+def test_of_the_dearest(tiny_model_dir, smollm2_dir): ...
+
+@pytest.mark.process
+def test_of_its_own(tiny_model_dir): ...
+
+@pytest.mark.train
+class TestIn:
+    def test_of_its_class(self, smollm2_dir): ...
+"""
+    found = {}
+    for cost in ("unit", "train", "process", "real"):
+        lines = marks(pytester, source, "-m", cost).outlines
+        found[cost] = [line.rpartition("::test_of_")[2] for line in lines if "::test_" in line]
+    assert found == {
+        "unit": ["its_module"],
+        "train": ["a_fixture", "its_class"],
+        "process": ["its_own"],
+        "real": ["the_dearest"],
+    }
+
+
+@pytest.mark.process
 @pytest.mark.parametrize("module", LIGHT)
 def test_light_modules_import_nothing_heavy(module: str) -> None:
     program = f"import sys, {module}; print(*sys.modules)"

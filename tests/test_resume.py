@@ -16,6 +16,8 @@ from perdure.errors import RunError
 from perdure.files import append_line, is_sealed, newest_sealed, read_lines, seal, write_atomic
 from perdure.run import Run
 
+pytestmark = pytest.mark.process
+
 METHODS = [{"name": "ewc", "lam": 5, "rows": 4}, {"name": "replay"}, {"name": "gere"}]
 
 

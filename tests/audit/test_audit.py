@@ -20,6 +20,8 @@ from perdure.protocol.batch import collate
 from perdure.scoring.kl import sampled_kl, token_kl
 from perdure.streams.task import GeneralText, Task, TaskStream
 
+pytestmark = pytest.mark.unit
+
 COLOURS = {"sky": "blue", "grass": "green", "blood": "red", "snow": "white"}
 SIZES = Sizes(kl_texts=24, kl_tokens=12, general_tokens=24, batch=32)
 
@@ -378,8 +380,7 @@ def test_same_weights(trained):
 # --- the real thing
 
 
-@pytest.mark.slow
-@pytest.mark.smollm2
+@pytest.mark.real
 def test_smollm2_kept_against_itself_and_lost_with_noise(smollm2_dir: Path):
     from perdure.models import load_saved
 

@@ -35,6 +35,8 @@ from perdure.scoring.probe import chance_of, features, linear_probe
 from perdure.streams.rows import each_once
 from perdure.streams.task import Task
 
+pytestmark = pytest.mark.train
+
 COLOURS = {"sky": "blue", "grass": "green", "blood": "red", "snow": "white"}
 NEXT = {"blue": "green", "green": "red", "red": "white", "white": "blue"}
 SIZES = Sizes(probe_rows=40, relearn_steps=12, learning_rate=2e-3, shots=0, batch=32)

@@ -18,6 +18,8 @@ from perdure.protocol.batch import collate
 from perdure.protocol.method import Method, MethodConfig, Requires
 from perdure.protocol.step import Phase
 
+pytestmark = pytest.mark.train
+
 STEPS, BATCH, RATE = 3, 8, 0.05
 
 

@@ -28,6 +28,8 @@ from perdure.models.chat import IGNORE
 from perdure.protocol.batch import ForwardOutput, collate
 from perdure.protocol.method import Requires
 
+pytestmark = pytest.mark.train
+
 MAIN = [
     {"input_ids": [5, 6, 7, 8], "labels": [IGNORE, IGNORE, 7, 8]},
     {"input_ids": [9, 10, 11], "labels": [IGNORE, IGNORE, 11]},

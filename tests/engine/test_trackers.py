@@ -9,6 +9,8 @@ from tiny_runs import run, write_recipe
 
 from perdure.files import read_lines
 
+pytestmark = pytest.mark.process
+
 
 def test_tensorboard_gets_losses_and_scores_with_steps_that_go_on(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -12,6 +12,8 @@ from perdure.methods.sequential import Sequential
 from perdure.protocol.method import Method
 from perdure.protocol.step import Phase
 
+pytestmark = pytest.mark.unit
+
 
 def test_sequential_overrides_nothing() -> None:
     assert not [n for n in vars(Sequential) if not n.startswith("__") and hasattr(Method, n)]

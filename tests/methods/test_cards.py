@@ -11,6 +11,8 @@ from ruamel.yaml import YAML
 
 from perdure.methods import registry
 
+pytestmark = pytest.mark.unit
+
 CARDS = Path(__file__).parents[2] / "docs/methods"
 HEADINGS = ["Idea", "Paper", "Loss", "Cost", "When to use it", "Recipe", "Checked"]
 BUILT_IN = [name for name in registry.names() if name in registry._built_in()]

@@ -12,6 +12,8 @@ from torch import tensor
 
 from perdure.methods.eaft import EAFT, EAFTConfig, entropy_weight
 
+pytestmark = pytest.mark.unit
+
 
 def test_weights_by_hand() -> None:
     even = torch.zeros(1, 30)  # the top 20 of a flat prediction: ln 20 / ln 20

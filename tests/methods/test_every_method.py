@@ -19,6 +19,8 @@ from two_tasks import ACTIVE, OWN_ROWS, SILENT, made, train
 
 from perdure.methods import registry
 
+pytestmark = pytest.mark.train
+
 ATTACHED = sorted(set(ACTIVE) - OWN_ROWS)
 Weights = dict[str, Tensor]
 
@@ -89,7 +91,7 @@ def test_its_state_on_disk_is_all_it_needs(tiny: Any, tmp_path: Path, name: str)
     assert repr(method.state_dict()) == repr(restored.state_dict())
 
 
-@pytest.mark.processes
+@pytest.mark.process
 def test_two_processes_learn_the_same(
     both_tasks: Any, tiny_model_dir: Path, tmp_path: Path
 ) -> None:

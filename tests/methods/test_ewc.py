@@ -11,6 +11,8 @@ from torch import Tensor, tensor
 
 from perdure.methods.ewc import EWC, EWCConfig, add_penalty, ewc_gradient
 
+pytestmark = pytest.mark.unit
+
 
 def penalty(method: EWC, weights: dict[str, Tensor]) -> Tensor:
     """lam / 2 * sum F (w - c)^2 + its constant, in plain torch."""

@@ -10,6 +10,8 @@ import pytest
 from perdure.errors import UsageError
 from perdure.methods.freeze import Freeze, FreezeConfig, freeze_pattern
 
+pytestmark = pytest.mark.train
+
 SIZES: dict[str, dict[str, Any]] = {
     "llama": {"hidden_size": 16, "intermediate_size": 16, "num_key_value_heads": 2},
     "gpt2": {"n_embd": 16, "n_layer": 12, "n_head": 2},

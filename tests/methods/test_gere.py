@@ -35,6 +35,8 @@ from perdure.mechanisms.state_cache import alike, thresholds, top
 from perdure.methods.gere import OFFICIAL, GeRe, GeReConfig
 from perdure.streams.task import GeneralText
 
+pytestmark = pytest.mark.unit
+
 STATES = tensor([[1.0, 0, 2], [3, 0, 2], [5, 4, 2], [7, 4, 2]])
 NOW = tensor([[2, 0.5, 2], [3, -1, 2.5], [6.5, 3, 1.5], [5, 4.5, 2]])
 ONE = (tensor([-1.0]), tensor([1.0]))

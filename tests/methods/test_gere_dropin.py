@@ -22,6 +22,8 @@ import perdure
 from perdure.models.chat import Encoder
 from perdure.protocol.batch import collate
 
+pytestmark = pytest.mark.train
+
 GERE = {"name": "gere", "insert": 3, "max_tokens": 12}
 
 
@@ -176,7 +178,7 @@ def test_without_general_text_the_model_writes_its_own(tiny: Any, tmp_path: Path
     assert margins(trainer)[0] == 0.0
 
 
-@pytest.mark.processes
+@pytest.mark.process
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_two_processes(tiny_model_dir: Path, tmp_path: Path, kind: str) -> None:
     from tiny_runs import free_port

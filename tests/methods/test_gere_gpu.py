@@ -27,7 +27,10 @@ from perdure.models.chat import Encoder
 from perdure.protocol.batch import ROWS, HostRows, collate
 from perdure.streams.task import GeneralText
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [
+    pytest.mark.train,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
 
 
 @pytest.mark.parametrize("shape", [(4, 512, 2048), (3, 517, 576), (2, 7, 21), (1, 1, 4)])
@@ -133,7 +136,7 @@ def test_perdures_own_learner_does_not_wait_for_gere(
     assert by_step[1:] == [[], [], []]  # the first reads the cache's thresholds
 
 
-@pytest.mark.processes
+@pytest.mark.process
 def test_accelerates_fsdp2(tiny_model_dir: Path, tmp_path: Path) -> None:
     from tiny_runs import free_port
 

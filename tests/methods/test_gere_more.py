@@ -28,6 +28,8 @@ from perdure.models.chat import Encoder
 from perdure.protocol.batch import collate
 from perdure.streams.task import GeneralText
 
+pytestmark = pytest.mark.train
+
 CPU = torch.device("cpu")
 
 # --- the cache

@@ -28,6 +28,8 @@ from perdure.models.weights import fingerprint
 from perdure.protocol.batch import ROWS, HostRows, collate
 from perdure.streams.task import GeneralText
 
+pytestmark = pytest.mark.unit
+
 # --- options through a step
 
 

@@ -11,6 +11,8 @@ from torch import tensor
 
 from perdure.methods.lwf import LwF, LwFConfig, lwf_loss
 
+pytestmark = pytest.mark.unit
+
 
 def test_loss_by_hand() -> None:
     # T = 2: (2, 0, 0) softens to softmax(1, 0, 0) = (.576117, .211942, .211942), (0, 0, 0) stays

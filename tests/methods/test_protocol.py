@@ -23,6 +23,8 @@ from perdure.reports.terminal import NullDisplay
 from perdure.run import Run
 from perdure.streams import build_stream
 
+pytestmark = pytest.mark.train
+
 
 def go(
     monkeypatch: pytest.MonkeyPatch, recipe: Path, out: Path, *methods: Method, resume: bool = False

@@ -16,6 +16,8 @@ from perdure.methods import registry
 from perdure.methods.gere import GeReConfig
 from perdure.protocol.method import Method
 
+pytestmark = pytest.mark.unit
+
 BUILT_IN = ["eaft", "ewc", "freeze", "gere", "joint", "lwf", "replay", "rewind", "sequential"]
 
 THIRD_PARTY = '''"""Hold on to the third party's way.
@@ -58,6 +60,7 @@ def test_all_built_in_methods_are_there_and_say_what_they_do() -> None:
         assert line.endswith((".", ":"))
 
 
+@pytest.mark.process
 def test_listing_and_describing_import_neither_torch_nor_the_method() -> None:
     code = (
         "import sys; from perdure.methods import registry\n"

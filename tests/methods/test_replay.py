@@ -13,6 +13,8 @@ from perdure.mechanisms.buffer import balanced, reservoir, shares
 from perdure.methods.replay import Replay, ReplayConfig
 from perdure.protocol.batch import collate
 
+pytestmark = pytest.mark.unit
+
 
 def rows(count: int, start: int = 0) -> list[dict[str, Any]]:
     return [{"answer": str(i)} for i in range(start, start + count)]

@@ -13,6 +13,8 @@ from torch import tensor
 from perdure.mechanisms.interpolation import interpolate
 from perdure.methods.rewind import Rewind, RewindConfig, smallest
 
+pytestmark = pytest.mark.unit
+
 
 def test_interpolation_by_hand() -> None:
     found = interpolate({"w": tensor([1.0, 2.0])}, {"w": tensor([3.0, 2.0])}, 0.25)

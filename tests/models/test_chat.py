@@ -13,6 +13,8 @@ from perdure.models.chat import IGNORE, Encoder
 from perdure.scoring import score_task
 from perdure.streams.task import Task, TaskStream
 
+pytestmark = pytest.mark.train
+
 SYSTEM = {"role": "system", "content": "Name the colour."}
 LONG = {
     "prompt": [SYSTEM, {"role": "user", "content": " ".join(f"word{i}" for i in range(40))}],

@@ -21,6 +21,8 @@ from perdure.run import Run
 from perdure.streams import build_stream
 from perdure.streams.task import Task
 
+pytestmark = pytest.mark.train
+
 MOST = 24
 
 

@@ -25,6 +25,8 @@ from perdure.models import (
 from perdure.models.adapters import BASE_FILE
 from perdure.recipe.schema import LoraConfig, ModelConfig
 
+pytestmark = pytest.mark.unit
+
 
 def logits(model: Any, tokenizer: Any) -> Any:
     import torch
@@ -44,6 +46,7 @@ def message(model: ModelConfig | Path | str, call: Any = load_base) -> str:
     return str(caught.value)
 
 
+@pytest.mark.process
 def test_importing_models_loads_no_torch() -> None:
     code = "import perdure.models, sys; print({'torch', 'transformers', 'peft'} & set(sys.modules))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -80,7 +83,7 @@ def test_chat_template_from_a_file(tiny_model_dir: Path, tmp_path: Path) -> None
     assert said == "hi"
 
 
-@pytest.mark.smollm2
+@pytest.mark.real
 def test_gguf_is_an_ordinary_model_after_loading(smollm2_dir: Path, tmp_path: Path) -> None:
     """Round trip of the chat template, a sane answer, and saving as a plain folder."""
     import torch
@@ -202,6 +205,7 @@ def test_gguf_is_converted_once_and_found_by_content(tiny_gguf: Path) -> None:
     assert len(list(folder.parent.iterdir())) == 2
 
 
+@pytest.mark.process
 def test_two_processes_convert_at_once(tiny_gguf: Path) -> None:
     code = (
         "import sys; from perdure.models import load_base;"
@@ -216,7 +220,7 @@ def test_two_processes_convert_at_once(tiny_gguf: Path) -> None:
     assert len(list((tiny_gguf.parent / "cache" / "gguf").iterdir())) == 1
 
 
-@pytest.mark.smollm2
+@pytest.mark.real
 def test_adapter_on_a_gguf_finds_its_base(smollm2_dir: Path, tmp_path: Path) -> None:
     import torch
 

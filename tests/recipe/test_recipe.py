@@ -22,6 +22,8 @@ from perdure.recipe.schema import Recipe
 from perdure.recipe.section import Section
 from perdure.recipe.yaml import parse_value, read, write
 
+pytestmark = pytest.mark.unit
+
 GOOD = """\
 model: {path: org/some-model}
 stream:

@@ -34,6 +34,8 @@ from perdure.repair.path import grown, load_line, stored_dtype
 from perdure.repair.result import Figures, Point, goodness, kept_share, percent, regained_share
 from perdure.streams.task import Task
 
+pytestmark = pytest.mark.unit
+
 COLOURS = {"sky": "blue", "grass": "green", "blood": "red", "snow": "white"}
 SIZES = Sizes(texts=16, general_tokens=24, rows=32, batch=32)
 GRID = Grid(factors=(0.5, 0.8), shares=(0.1,))

@@ -16,6 +16,7 @@ from perdure.reports import colours, write_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 pytestmark = [
+    pytest.mark.process,
     pytest.mark.browser,
     pytest.mark.skipif(
         CHROMIUM is None, reason="no chromium on PATH (Debian: apt install chromium)"

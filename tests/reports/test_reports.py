@@ -27,6 +27,8 @@ from perdure.reports.html import render, write_report
 from perdure.reports.terminal import Display, NullDisplay, make_display, score_table
 from perdure.run import Run
 
+pytestmark = pytest.mark.unit
+
 HOSTILE = "<script>alert(1)</script>\"'&"
 
 
@@ -736,6 +738,7 @@ def test_report_of_a_real_run(tiny_model_dir: Path, tmp_path: Path) -> None:
     assert format.number(matrix.average_accuracy(), 3) in file.getvalue()
 
 
+@pytest.mark.process
 def test_reports_import_nothing_heavy() -> None:
     heavy = ["torch", "transformers", "datasets", "matplotlib", "jinja2", "rich"]
     program = f"import sys, perdure.reports; print([m for m in {heavy} if m in sys.modules])"

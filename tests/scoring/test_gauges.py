@@ -24,6 +24,8 @@ from perdure.scoring import gauges as gauges_module
 from perdure.scoring.gauges import Gauges, exceeded, rewound
 from perdure.streams.task import GeneralText
 
+pytestmark = pytest.mark.train
+
 
 @pytest.fixture
 def learner(tiny_model_dir: Path, tmp_path: Path) -> Any:

@@ -23,6 +23,8 @@ from perdure.scoring.intervals import (
     verdict_of,
 )
 
+pytestmark = pytest.mark.unit
+
 
 def changes(broken: int, mended: int, same: int) -> np.ndarray:
     return np.concatenate([np.full(broken, -1.0), np.full(mended, 1.0), np.zeros(same)])

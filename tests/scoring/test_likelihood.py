@@ -11,6 +11,8 @@ from perdure.errors import TrainingError
 from perdure.models.anatomy import unwrapped
 from perdure.scoring.likelihood import TokenTree, log_likelihoods, plan, score_pairs, tree_limit
 
+pytestmark = pytest.mark.train
+
 SIZES = {"vocab_size": 97, "hidden_size": 32, "initializer_range": 0.3}
 LLAMA = dict(
     **SIZES,

@@ -36,6 +36,8 @@ from perdure.run import Run
 from perdure.scoring import lm_eval
 from perdure.streams import build_stream, lm_eval_tasks
 
+pytestmark = pytest.mark.unit
+
 ROWS = [
     {"question": "What is red?", "choices": ["blood", "the deep blue sea", "snow"], "gold": 0},
     {"question": "Who barks?", "choices": ["a cat that sleeps", "a dog"], "gold": 1},
@@ -584,7 +586,7 @@ def test_check_names_the_tasks(folder: Path, tiny_model_dir: Path) -> None:
     assert "without lm-eval and what methods add" in result.stdout.replace("  ", " ")
 
 
-@pytest.mark.processes
+@pytest.mark.process
 def test_two_processes_get_the_scores_of_one(folder: Path, tiny_model_dir: Path) -> None:
     path = recipe(folder, tiny_model_dir, train__max_steps=1, general=["quiz.yaml"],
                   scoring__batch_size=1)  # fmt: skip

@@ -8,6 +8,8 @@ import pytest
 from perdure.errors import PerdureError, UsageError
 from perdure.scoring.matrix import ScoreMatrix, ScoreMissing
 
+pytestmark = pytest.mark.unit
+
 
 def filled(scores, higher=None):
     names = [f"t{j}" for j in range(len(scores[0]))]

@@ -8,6 +8,8 @@ import pytest
 from perdure.recipe.data import METRICS
 from perdure.scoring.metrics import TEXT_METRICS, chrf, exact_match, mean, normalise, rouge_l, words
 
+pytestmark = pytest.mark.unit
+
 
 def plain_rouge_l(prediction, answer):
     a, b = words(answer), words(prediction)

@@ -18,6 +18,8 @@ from perdure.scoring import general_loss, score_task
 from perdure.scoring.metrics import chrf
 from perdure.streams.task import Task
 
+pytestmark = pytest.mark.train
+
 LABELS = ("yes", "no", "not at all", "perhaps")
 TEXTS = ["red", "What is a name?", "a much longer sentence about nothing", "Import it.", "x y z"]
 
@@ -300,7 +302,7 @@ def _assert_near(found, expected):
         assert found == expected
 
 
-@pytest.mark.processes
+@pytest.mark.process
 def test_two_processes_score_as_one(strong, tmp_path):
     """Whether each process has the whole model or FSDP2 shards it."""
     model, encoder = strong

@@ -21,6 +21,8 @@ from perdure.streams import STREAMS, Sizes, TaskStream, build_stream, cells, row
 from perdure.streams import build as build_module
 from perdure.streams.named import demo
 
+pytestmark = pytest.mark.unit
+
 TOPICS = ("fish", "bird", "tree")
 FORTY = [{"text": f"sentence {i} of forty", "label": TOPICS[i % 3]} for i in range(40)]
 
@@ -704,6 +706,7 @@ def test_the_demo_has_enough_short_balanced_rows() -> None:
     assert set(kinds.values()) == {"country", "language", "currency", "date"}
 
 
+@pytest.mark.process
 def test_rows_are_the_same_under_another_hash_seed(tmp_path: Path) -> None:
     write(tmp_path / "train.csv", FORTY)
     program = (
