@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 
 from perdure.errors import UsageError
 from perdure.recipe.data import Scenario
-from perdure.streams.kinds import Row, metric
+from perdure.streams.kinds import Row as Row
+from perdure.streams.kinds import metric
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 from perdure.errors import PerdureError, UsageError
 from perdure.recipe.columns import check_cell
@@ -27,8 +27,6 @@ BUILT_IN: tuple[Kind, ...] = (text.KIND,)
 KINDS, METRICS = "perdure.kinds", "perdure.metrics"
 """The groups of entry points; a value is `module:KIND`, or `module:METRIC_OR_FUNCTION`."""
 _files: dict[tuple[str, int], ModuleType] = {}
-
-Named = TypeVar("Named", Kind, Format, Metric)
 
 
 def kinds() -> tuple[Kind, ...]:
@@ -185,7 +183,8 @@ def _kind_of(point: EntryPoint) -> Kind:
         )
     taken = {one.name for one in BUILT_IN} | {f.name for one in BUILT_IN for f in one.formats}
     taken |= {m.name for one in BUILT_IN for m in one.metrics}
-    for one in (found, *found.formats, *found.metrics):
+    parts: tuple[Kind | Format | Metric, ...] = (found, *found.formats, *found.metrics)
+    for one in parts:
         # A kind may take a metric of Perdure's as it is.
         if one.name in taken and not (isinstance(one, Metric) and one == metric(one.name)):
             raise _twice(type(one).__name__.lower(), one.name, ["perdure", _owner(point)])
