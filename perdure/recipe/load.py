@@ -16,7 +16,7 @@ from perdure.recipe.mistakes import Key, Mistake, near
 from perdure.recipe.schema import Recipe, Tracker
 from perdure.recipe.validate import validate
 from perdure.recipe.yaml import COMMAND_LINE, Document, read, write
-from perdure.streams import kinds, lm_eval_tasks
+from perdure.streams import kinds, lm_eval_tasks  # until the judge
 from perdure.streams.lm_eval_tasks import is_file
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -108,8 +108,9 @@ def _resolve_paths(document: Document, folder: Path) -> Iterator[Mistake]:
     tasks = _tasks(document.data)
     for i, task in tasks:
         if isinstance(task.get("metric"), str):
-            from_line = document.line(("stream", "tasks", i, "metric")) == COMMAND_LINE
-            task["metric"] = located(task["metric"], Path.cwd() if from_line else folder)
+            if document.line(("stream", "tasks", i, "metric")) == COMMAND_LINE:
+                task["metric"] = located(task["metric"], Path.cwd())
+            task["metric"] = located(task["metric"], folder)
     keys: list[Key] = [
         ("stream", "tasks", i, split)
         for i, task in tasks

@@ -12,12 +12,16 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny_runs import write_recipe
 
 import perdure
 from perdure import load_recipe
+from perdure.audit.plan import plan_measures
+from perdure.audit.result import judge
 from perdure.errors import RecipeError, UsageError
+from perdure.repair.result import goodness
 from perdure.reports.data import RunView, views
 from perdure.reports.format import findings
 from perdure.reports.sections import changes, heatmaps
@@ -324,6 +328,24 @@ def test_a_metric_that_nobody_knows_any_more_is_reported(tmp_path: Path) -> None
 def test_a_matrix_leaves_out_what_is_better_lower() -> None:
     matrix = ScoreMatrix(["a", "b"], [True, kinds.metric("perplexity").higher_is_better])
     assert matrix.left_out == ("b",)
+
+
+def test_audit_and_repair_know_which_way_is_better(own: Path) -> None:
+    apart = f"{own / 'mine.py'}:APART"
+    task = Task("a", (), (), [{"prompt": [], "answer": "x"}], metric=apart)
+    (part,) = plan_measures(("tasks",), [task], (), None).parts
+    assert (part.kind, part.metric, part.higher_is_better) == ("task", "apart", False)
+    low, high = np.zeros(60), np.ones(60)
+    for before, after, verdict in ((low, high, "lost"), (high, low, "kept")):
+        found = judge("a", part.kind, part.metric, before, after, margin=0.2, alpha=0.05,
+                      higher_is_better=part.higher_is_better)  # fmt: skip
+        assert (found.verdict, found.change, found.higher_is_better) == (
+            verdict, after[0] - before[0], False)  # fmt: skip
+    assert goodness(apart, 0.2) > goodness(apart, 0.4)
+    assert goodness("perplexity", math.e) == -1.0
+    (own / "mine.py").write_text(OWN.replace("higher_is_better=False", "high=9.0"))
+    with pytest.raises(UsageError, match="audit: task a: its metric apart is not from 0 to 1"):
+        plan_measures(("tasks",), [task], (), None)
 
 
 # --- a kind of another package
