@@ -29,6 +29,7 @@ from perdure.methods.registry import build
 from perdure.models.chat import Encoder
 from perdure.models.weights import trainable
 from perdure.protocol.method import Method
+from perdure.streams.kinds import PERPLEXITY
 from perdure.streams.task import GeneralText, Row, Task
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def attach(
         train=_EncodedRows(trainer, trainer.train_dataset),
         validation=_EncodedRows(trainer, eval_rows),
         test=(),
-        metric="perplexity",
+        metric=PERPLEXITY.name,
     )
     model: Any = trainer.model
     session = TaskSession(

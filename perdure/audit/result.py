@@ -38,6 +38,7 @@ def judge(
     *,
     margin: float | None,
     alpha: float,
+    higher_is_better: bool | None = None,
     identical: bool = False,
     note: str = "",
     draws: int = DRAWS,
@@ -46,14 +47,16 @@ def judge(
     """Compare paired item scores and give a verdict.
 
     Args:
-        kind: "task": scores of 0 to 1, higher is better; "loss" and "kl": nats, lower is better
-            (for "kl" `base` is zeros, and no item can be below 0).
+        kind: "task": scores of 0 to 1; "loss" and "kl": nats, lower is better (for "kl" `base` is
+            zeros, and no item can be below 0).
+        higher_is_better: None: of kind "task" only.
         base, tuned: (items,), in the same order.
         margin: allowed change for the worse, above 0; None gives no verdict.
         alpha: of each bound, already shared among the measures.
         identical: the models have the same weights; if the scores agree too, nothing is uncertain.
     """
-    better = 1.0 if kind == "task" else -1.0
+    higher = kind == "task" if higher_is_better is None else higher_is_better
+    better = 1.0 if higher else -1.0
     gain = better * (tuned - base)
     mean = float(gain.mean())
     limit = 1.0 if kind == "task" else float(imagined_limit(gain, margin or 0.0))
@@ -84,7 +87,7 @@ def judge(
         low=ends[0] + 0.0,
         high=ends[1] + 0.0,
         alpha=alpha,
-        higher_is_better=kind == "task",
+        higher_is_better=higher,
         margin=margin,
         verdict=verdict,
         more_items=more,

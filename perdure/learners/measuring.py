@@ -20,6 +20,7 @@ from perdure.models.chat import Encoder
 from perdure.processes import rank
 from perdure.protocol.method import Method
 from perdure.run import Run
+from perdure.streams.kinds import PERPLEXITY
 from perdure.streams.task import Task, TaskStream
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Measuring:
                     "task": task.name,
                     "metric": result.metric,
                     "higher_is_better": result.higher_is_better,
+                    **result.recorded,
                     "score": result.score,
                     "rows": len(result.items),
                     "seconds": round(time.monotonic() - started, 2),
@@ -70,7 +72,7 @@ class Measuring:
                 line = {
                     "kind": "general",
                     "after": after,
-                    "metric": "perplexity",
+                    "metric": PERPLEXITY.name,
                     "score": general.perplexity,
                     "loss": general.loss,
                     "tokens": general.tokens,

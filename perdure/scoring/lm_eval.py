@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 METRICS = ("acc_norm", "acc", "exact_match")
+"""lm-eval's own names, not those of `perdure.streams.kinds`."""
 """The metric that is recorded is the first of these that a task has; see `pick`."""
 BLOCK = 8
 """Batches that a process answers at once: lm-eval computes a context that requests share once."""
