@@ -11,6 +11,7 @@ from __future__ import annotations
 from perdure.recipe.schema import Recipe
 from perdure.reports.terminal import Display, NullDisplay
 from perdure.run import Run
+from perdure.run.recorder import Recorder
 from perdure.scoring import ScoreMatrix
 from perdure.streams import TaskStream, build_stream
 
@@ -33,19 +34,31 @@ def learn(
     Raises:
         PerdureError: one of `perdure.errors`, with a remedy; what was saved stays.
     """
-    from perdure import learners
+    from perdure import learners, models
+    from perdure.learners.listener import Folders
 
     stream = stream or build_stream(recipe.stream, recipe.general, recipe.folder, recipe.seed)
+    record = Recorder(run, display or NullDisplay())
     with run.lock():
         run.pin_stream(stream)
-        learner = learners.build(recipe, run, stream, display or NullDisplay())
+        # Measured once: a resumed run must compute as it began.
+        precision = run.decide("precision", lambda: models.choose_precision(recipe.train.precision))
+        learner = learners.build(
+            recipe, stream, precision=precision, folders=Folders.below(run.path), listener=record
+        )
         if base_scores is not None:
             run.take_over(base_scores)
-        learned = learner.restore()  # tasks learned before a crash; 0 for a new run
-        learner.score(after=learned)
-        for index in range(learned, len(stream)):
-            learner.fit(index)
-            learner.save(after=index + 1)
-            learner.score(after=index + 1)
+        learned, folder = run.last_checkpoint()  # tasks learned before a crash; 0 for a new run
+        if folder is not None:
+            learner.restore(folder, learned, record.steps_of(learned))
+        record.scores(learner.scores(learned, record.scored(learned)))
+        for after, task in enumerate(stream.tasks[learned:], learned + 1):
+            with record.disk_watched():
+                fitted = learner.fit(after - 1)
+                record.facts(after, task.name, fitted.facts)
+                with record.sealing(after) as folder:
+                    learner.save(folder)
+            record.scores(learner.scores(after, record.scored(after)))
         learner.finish()
+        record.finish()
     return run.matrix()

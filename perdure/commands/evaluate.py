@@ -63,6 +63,7 @@ def _score(
     from perdure.models.chat import recipe_encoder
     from perdure.processes import processes
     from perdure.scoring import lm_eval, score_task
+    from perdure.scoring.lines import task_line
     from perdure.streams import lm_eval_tasks
 
     recipe = run.recipe
@@ -101,16 +102,7 @@ def _score(
                 max_rows=recipe.scoring.max_test_rows,
                 on_progress=partial(display.scoring, run.methods_name, task.name),
             )
-        line = {
-            "kind": "task",
-            "after": after,
-            "task": task.name,
-            "metric": score.metric,
-            "higher_is_better": score.higher_is_better,
-            "score": score.score,
-            "rows": len(score.items),
-            "seconds": round(time.monotonic() - started, 2),
-        }
+        line = task_line(after, task.name, score, time.monotonic() - started)
         found.append((line, score.items))
     for name, loaded in harness_loaded.items():
         line = lm_eval.line(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,8 @@ from perdure.models.anatomy import check_layers, takes_positions
 from perdure.models.chat import Encoder
 from perdure.models.random_state import forked_rng, seed_of
 from perdure.models.weights import adapter_off, fingerprint, full, is_sharded, swapped, trainable
-from perdure.protocol.batch import EncodedRows, ForwardOutput, collate
+from perdure.protocol.batch import EncodedRows, ForwardOutput, unlabelled
+from perdure.protocol.batch import collate as padded
 from perdure.protocol.method import Method, Phase, Requires
 from perdure.streams.task import GeneralText, Row, Task
 
@@ -46,6 +48,7 @@ class Context:
             the result depends on.
         autocast: makes a context of the training's precision.
         packs: the learner runs replayed rows in one pass with the task's, where the model lets it.
+        collate: makes a batch of encoded rows.
         accumulation, micro: micro-batches in this optimizer step, and which one this is.
     """
 
@@ -68,6 +71,7 @@ class Context:
         stream_tokens: Callable[[], int] | None = None,
         tell: Callable[[str, str, int, int], None] | None = None,
         packs: bool = False,
+        collate: Callable[[Sequence[Mapping[str, Any]]], dict[str, Tensor]] | None = None,
     ) -> None:
         self.model, self.encoder, self.task = model, encoder, task
         self.methods, self.task_index, self.tasks_seen = methods, task_index, tuple(tasks_seen)
@@ -83,6 +87,7 @@ class Context:
         self._stream_tokens, self._tell, self.packs = stream_tokens, tell, packs
         self.logged: dict[str, float] = {}  # by `log`, until the trainer's next log line
         self.watched: dict[str, Tensor] = {}  # by `log`, of the pass that is being made
+        self.collate = collate or partial(padded, pad_id=encoder.pad_id)
         self._frozen: dict[str, Weights] = {}
         for method in methods:
             check_layers(model, method.reads.hidden)
@@ -166,7 +171,7 @@ class Context:
         if not mine:
             if self.micro * self.world >= size:
                 return None  # nobody has rows in this micro-batch
-            mine = [{**drawn[0], "labels": [-100] * len(drawn[0]["labels"]), "_filler": True}]
+            mine = [{**unlabelled(drawn[0]), "_filler": True}]
         return EncodedRows(tuple(mine), totals)
 
     def _order(self, cycle: int, n: int) -> list[int]:
@@ -214,7 +219,7 @@ class Context:
         Everything any method reads is captured, the states of layers in `hidden`, and logits
         unless `logits` is False.
         """
-        batch = self._to_device(collate(rows, self.encoder.pad_id))
+        batch = self._to_device(self.collate(rows))
         with self._mode(train), forked_rng(self.device) if train else nullcontext():
             return self._run(batch, rows, logits, hidden=hidden)
 

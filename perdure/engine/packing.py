@@ -35,7 +35,7 @@ from perdure.engine.rowwise_attention import (
 from perdure.models.anatomy import takes_positions, window
 from perdure.models.chat import IGNORE
 from perdure.processes import broadcast
-from perdure.protocol.batch import ForwardOutput, StepCounts, collate
+from perdure.protocol.batch import ForwardOutput, StepCounts, collate, row_targets
 from perdure.protocol.method import Requires
 
 if TYPE_CHECKING:
@@ -193,11 +193,12 @@ def pack(
         for j, i in enumerate(numbers):
             states[j, : lengths[i]] = torch.arange(first[i], first[i] + lengths[i])
             mask[j, : lengths[i]] = not rows[i].get("_filler")
+        targets = {i: row_targets(rows[i]) for i in numbers}
         places = [(j, i, t) for j, i in enumerate(numbers) for t in label_columns(rows[i])]
         begin = len(keep)
         if extra_logits or numbers.start == 0:
             keep.extend(first[i] + t for _, i, t in places)
-        labels = [rows[i]["labels"][t + 1] for _, i, t in places]
+        labels = [targets[i][t] for _, i, t in places]
         where = torch.tensor([[j, t] for j, _, t in places], dtype=torch.long).reshape(-1, 2)
         row, column = where.T.contiguous()
         return Part(
@@ -241,8 +242,8 @@ def heads_at(model: nn.Module, places: Tensor) -> Iterator[None]:
 
 
 def label_columns(row: EncodedRow) -> list[int]:
-    """Positions of a row whose next token is a label."""
-    return [t for t, label in enumerate(row["labels"][1:]) if label != IGNORE]
+    """Positions of a row that predict a label."""
+    return [t for t, label in enumerate(row_targets(row)) if label != IGNORE]
 
 
 def _to(tensor: Tensor, device: torch.device | None) -> Tensor:

@@ -1,19 +1,23 @@
-"""Learners turn a task into gradient steps. One file a learner; today: text generation."""
+"""Learners turn a task into gradient steps: what they share in `base`, and one file a kind."""
 
 from __future__ import annotations
 
+import importlib
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from perdure.errors import UsageError
 
 if TYPE_CHECKING:
-    from perdure.learners.generation import GenerationLearner
+    from collections.abc import Sequence
+
+    from perdure.learners.base import Learner
+    from perdure.learners.listener import Folders, Listener
     from perdure.protocol.method import Method
     from perdure.recipe.schema import Recipe
-    from perdure.run import Run
     from perdure.streams.task import TaskStream
 
-__all__ = ["build", "chosen_methods"]
+__all__ = ["build", "chosen_methods", "learner_class"]
 
 
 def chosen_methods(recipe: Recipe, stream: TaskStream) -> list[Method]:
@@ -27,7 +31,7 @@ def chosen_methods(recipe: Recipe, stream: TaskStream) -> list[Method]:
 
     chosen = registry.build(recipe.methods)
     refuse_clashes(chosen, recipe.order_matters)
-    bare = [task.name for task in stream if not task.validation]
+    bare = [task.name for task in stream if task.learn != "none" and not task.validation]
     for method, spec in zip(chosen, recipe.methods, strict=True):
         if method.needs_validation and bare:
             raise UsageError(
@@ -37,19 +41,67 @@ def chosen_methods(recipe: Recipe, stream: TaskStream) -> list[Method]:
     return chosen
 
 
-def build(recipe: Recipe, run: Run, stream: TaskStream, display: Any) -> GenerationLearner:
-    """Load the base model and make the learner of the stream's kind of task, with its methods."""
-    import torch
+def build(
+    recipe: Recipe,
+    stream: TaskStream,
+    *,
+    precision: str,
+    folders: Folders,
+    listener: Listener | None = None,
+    methods: Sequence[Method] | None = None,
+) -> Learner:
+    """Load the base model and make the learner of the stream's kind of task, with its methods.
 
-    from perdure import models
-    from perdure.learners.generation import GenerationLearner
+    Args:
+        precision: "fp32" or "bf16", see `perdure.models.choose_precision`.
+        methods: as `chosen_methods` makes them; None makes them here.
+
+    Raises:
+        UsageError: tasks of several kinds, of one that is not known, or learned in a way that is
+            not known; and what `chosen_methods` and the learner refuse.
+    """
+    from perdure.learners.kind import drawn
     from perdure.streams import lm_eval_tasks
 
-    chosen = chosen_methods(recipe, stream)
+    found = learner_class(stream)
+    chosen = chosen_methods(recipe, stream) if methods is None else methods
     lm_eval_tasks.load(recipe.general)  # what cannot be read is told before weights are loaded
-    # Measured once: a resumed run must compute as it began.
-    precision = run.decide("precision", lambda: models.choose_precision(recipe.train.precision))
-    with torch.random.fork_rng(devices=[]):  # adapters are drawn on the CPU
-        torch.manual_seed(recipe.seed)  # a new adapter is drawn
-        model, tokenizer = models.load_base(recipe.model, precision=precision)
-    return GenerationLearner(model, tokenizer, stream, chosen, recipe, run, display, precision)
+    model, tokenizer = drawn(lambda: found.load(recipe, precision), recipe.seed)
+    return found(model, tokenizer, stream, chosen, recipe, precision, folders, listener)
+
+
+def learner_class(stream: TaskStream) -> type[Learner]:
+    """The learner of the kind that all tasks of `stream` have.
+
+    Raises:
+        UsageError: there are several kinds, or it is not known; or a task's `learn` is not.
+    """
+    from perdure.learners.base import WAYS
+
+    for task in stream:
+        if task.learn not in WAYS:
+            raise UsageError(
+                f"task {task.name}: learn: {task.learn}: tasks cannot be learned in this way",
+                f"ways to learn are: {', '.join(WAYS)}",
+            )
+    first = stream.tasks[0]
+    for task in stream:
+        if task.kind != first.kind:
+            raise UsageError(
+                f"stream: task {first.name} is of kind {first.kind}, "
+                f"task {task.name} of kind {task.kind}",
+                "put tasks of one kind into a stream",
+            )
+    module, _, name = _place(first.kind).partition(":")
+    found: type[Learner] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def _place(kind: str) -> str:
+    """ "module:Class" of the learner of a kind, Perdure's own or another package's."""
+    if kind == "generation":
+        return "perdure.learners.generation:GenerationLearner"
+    for point in entry_points(group="perdure.kinds", name=kind):
+        record: Any = point.load()
+        return str(record.learner)
+    raise UsageError(f"stream: no kind of task is called {kind}", "is its package installed?")

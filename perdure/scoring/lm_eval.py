@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from perdure.errors import UsageError
+from perdure.scoring.lines import general_line
 from perdure.streams.lm_eval_tasks import SEED, quiet, seeded
 
 if TYPE_CHECKING:
@@ -83,13 +84,7 @@ def line(
     """`score` as a line of scores.jsonl; the one of kind "general" without `task` is perplexity."""
     started = time.monotonic()
     found = score(model, tokenizer, name, loaded, **how)
-    return {
-        "kind": "general",
-        "after": after,
-        "task": name,
-        **asdict(found),
-        "seconds": round(time.monotonic() - started, 2),
-    }
+    return general_line(after, name, found, time.monotonic() - started)
 
 
 def pick(results: Mapping[str, Any], better: Mapping[str, bool | None]) -> tuple[str, str]:

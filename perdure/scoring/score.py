@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,13 +41,15 @@ class TaskScore:
 
     An item is `{"id", "score", "prediction", "answer", "prompt"}`: `id` is a hash of prompt and
     answer (the n-th copy of a row ends in "-n"), `score` is 0 to 1, for perplexity the row's own
-    perplexity, with `loss` (nats a token) and `tokens` beside it.
+    perplexity, with `loss` (nats a token) and `tokens` beside it. `measures` holds what else was
+    measured of the task, by name; `score` is the one measure that summary figures count.
     """
 
     score: float
     metric: str
     higher_is_better: bool
     items: list[dict[str, Any]]
+    measures: Mapping[str, float] = field(default_factory=dict)
 
 
 def score_task(

@@ -27,6 +27,8 @@ class Task:
 
     `labels` is the declared set of answers of a labelled task, () where answers are free text.
     Scores are in [0, 1] and higher is better, but for `perplexity` (above 1, lower is better).
+    `learn` is how it is learned: "sft" (supervised, on its rows' answers), or "none": it is only
+    scored.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Task:
     labels: tuple[str, ...] = ()
     max_new_tokens: int = 32
     source: str = ""
+    learn: str = "sft"
 
     @property
     def higher_is_better(self) -> bool:
