@@ -335,8 +335,8 @@ def own(
     from transformers import PrinterCallback
 
     from perdure.engine.attach import attach
-    from perdure.engine.context import Context
     from perdure.engine.sampler import EpochSampler
+    from perdure.engine.session import TaskSession
     from perdure.engine.trainer import PerdureTrainer
     from perdure.methods.gere import GeRe, GeReConfig
     from perdure.models.chat import Encoder
@@ -345,7 +345,7 @@ def own(
     from perdure.streams.task import GeneralText, Task
 
     method = GeRe(GeReConfig(insert=TEXTS, max_tokens=size.text_tokens))
-    ctx = Context(
+    ctx = TaskSession(
         model, Encoder(tokenizer), Task("task", rows, (), (), "perplexity"), methods=[method],
         general=GeneralText(replay=texts), batch_size=size.rows, cache=folder / "cache",
         autocast=precision(bf16), packs=True,
@@ -475,13 +475,13 @@ def samples(
     model: Any, tokenizer: Any, rows: list[dict[str, Any]], texts: list[str], steps: int,
     bf16: bool, folder: Path, size: Load,
 ) -> tuple[list[float], float, int]:  # fmt: skip
-    from perdure.engine.context import Context
+    from perdure.engine.session import TaskSession
     from perdure.methods.gere import GeRe, GeReConfig
     from perdure.models.chat import Encoder
     from perdure.streams.task import Task
 
     method = GeRe(GeReConfig(samples=size.samples, max_tokens=64))
-    ctx = Context(
+    ctx = TaskSession(
         model, Encoder(tokenizer), Task("task", rows, (), (), "perplexity"), methods=[method],
         batch_size=size.rows, cache=folder / "cache", stream_tokens=lambda: 10**9,
         autocast=precision(bf16),

@@ -297,7 +297,7 @@ def _print_own_gauge(out: Path, every: Sequence[Run]) -> None:
 
 def _own_flips(run: Run, cache: Path) -> float:
     """Flip share of the run's last model on texts that its base wrote."""
-    from perdure.engine.context import Context
+    from perdure.engine.session import TaskSession
     from perdure.models import load_base, load_weights
     from perdure.models.chat import recipe_encoder
     from perdure.models.weights import put
@@ -309,7 +309,7 @@ def _own_flips(run: Run, cache: Path) -> float:
     model, tokenizer = load_base(recipe.model)
     stream = build_stream(recipe.stream, None, run.path, recipe.seed)
     encoder = recipe_encoder(tokenizer, recipe)
-    ctx = Context(model, encoder, stream.tasks[0], seed=recipe.seed, cache=cache)
+    ctx = TaskSession(model, encoder, stream.tasks[0], seed=recipe.seed, cache=cache)
     gauges = Gauges(recipe.gauges, stream, ctx)
     put(model, load_weights(model, folder / "model"))
     return gauges.read(ctx)["flip_share"]

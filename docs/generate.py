@@ -24,7 +24,9 @@ from typer.testing import CliRunner
 
 from perdure.cli import app
 from perdure.methods import registry
+from perdure.recipe.data import TaskConfig
 from perdure.recipe.schema import MethodSpec, Recipe
+from perdure.streams.kinds.find import BUILT_IN as BUILT_IN_KINDS
 
 ROOT = Path(__file__).parents[1]
 NOTE = "<!-- Written by docs/generate.py; do not edit. -->"
@@ -83,9 +85,17 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 def _table(fields: dict[str, FieldInfo]) -> str:
     lines = ["| key | value | default | meaning |", "|---|---|---|---|"]
     for name, field in fields.items():
-        cells = (f"`{name}`", _values(field), _default(field), field.description or "")
+        known = _of_kinds().get(name) if fields is TaskConfig.model_fields else None
+        cells = (f"`{name}`", known or _values(field), _default(field), field.description or "")
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
+
+
+def _of_kinds() -> dict[str, str]:
+    """The values of a task's keys that its kind knows: Perdure's own, whatever is installed."""
+    forms = ", ".join(f"`{form.name}`" for kind in BUILT_IN_KINDS for form in kind.formats)
+    metrics = ", ".join(f"`{metric.name}`" for kind in BUILT_IN_KINDS for metric in kind.metrics)
+    return {"format": forms, "metric": f"{metrics}, or your own as `module:function`"}
 
 
 def _values(field: FieldInfo) -> str:

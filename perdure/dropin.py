@@ -22,12 +22,14 @@ from transformers import TrainerCallback
 
 from perdure.engine.attach import attach as put_on
 from perdure.engine.attach import refuse_clashes
-from perdure.engine.context import Context
 from perdure.engine.method_state import give_weights
+from perdure.engine.session import TaskSession
 from perdure.errors import UsageError
 from perdure.methods.registry import build
 from perdure.models.chat import Encoder
+from perdure.models.weights import trainable
 from perdure.protocol.method import Method
+from perdure.streams.kinds import PERPLEXITY
 from perdure.streams.task import GeneralText, Row, Task
 
 if TYPE_CHECKING:
@@ -87,10 +89,10 @@ def attach(
         train=_EncodedRows(trainer, trainer.train_dataset),
         validation=_EncodedRows(trainer, eval_rows),
         test=(),
-        metric="perplexity",
+        metric=PERPLEXITY.name,
     )
     model: Any = trainer.model
-    ctx = Context(
+    session = TaskSession(
         model,
         Encoder(trainer.processing_class),
         learned,
@@ -103,16 +105,16 @@ def attach(
         * trainer.args.world_size,
         cache=home,
         base=(lambda: dict(base)) if base is not None else None,
-        score=lambda _, rows: _perplexity(ctx, rows),
+        score=lambda _, rows: _perplexity(session, rows),
         autocast=trainer.accelerator.autocast,
         stream_tokens=lambda: _tokens(trainer, learned),
     )
-    frozen = _frozen_names(ctx, chosen)
-    put_on(trainer, *chosen, ctx=ctx)
+    frozen = _frozen_names(session, chosen)
+    put_on(trainer, *chosen, session=session)
     for method in chosen:
         method.home = home
-        method.begin_task(ctx)
-    trainer.add_callback(_Ending(ctx, frozen))
+        method.begin_task(session.context)
+    trainer.add_callback(_Ending(session, frozen))
     return trainer
 
 
@@ -128,14 +130,14 @@ def _built(method: str | Mapping[str, Any]) -> Method:
     return build([MethodSpec(name=str(options.pop("name", "")), options=options)])[0]
 
 
-def _frozen_names(ctx: Context, methods: Sequence[Method]) -> list[str]:
+def _frozen_names(session: TaskSession, methods: Sequence[Method]) -> list[str]:
     """Freeze what the methods' only phase freezes; refuse what a foreign trainer cannot do."""
     import re
 
     frozen = []
     for method in methods:
         name = type(method).__name__
-        phases = method.phases(ctx)
+        phases = method.phases(session.context)
         plain = len(phases) == 1 and phases[0].epochs is None and phases[0].start == "current"
         if not plain or type(method).train_data is not Method.train_data:
             raise UsageError(
@@ -144,9 +146,9 @@ def _frozen_names(ctx: Context, methods: Sequence[Method]) -> list[str]:
                 "use perdure run, or perdure.learn",
             )
         if phases[0].freeze:
-            params = ctx.named_parameters()
+            params = trainable(session.model)
             frozen += [n for n in params if re.search(phases[0].freeze, n)]
-    for n, p in ctx.named_parameters().items():
+    for n, p in trainable(session.model).items():
         if n in frozen:
             p.requires_grad_(False)
     return frozen
@@ -187,7 +189,7 @@ class _EncodedRows(Sequence[Row]):
 
 
 @torch.no_grad()
-def _perplexity(ctx: Context, rows: Sequence[Row], batch_size: int = 8) -> float:
+def _perplexity(session: TaskSession, rows: Sequence[Row], batch_size: int = 8) -> float:
     """exp of the mean loss of a label token on `rows`."""
     if not rows:
         raise UsageError(
@@ -195,21 +197,23 @@ def _perplexity(ctx: Context, rows: Sequence[Row], batch_size: int = 8) -> float
         )
     loss, count = 0.0, 0
     for start in range(0, len(rows), batch_size):
-        nll = ctx.forward([ctx.encode(r) for r in rows[start : start + batch_size]]).nll
+        nll = session.forward(
+            [session.encoder.encode(r) for r in rows[start : start + batch_size]]
+        ).nll
         loss, count = loss + float(nll.sum()), count + nll.numel()
     return math.exp(loss / max(count, 1))
 
 
 class _Ending(TrainerCallback):
-    def __init__(self, ctx: Context, frozen: Sequence[str]) -> None:
-        self.ctx, self.frozen = ctx, frozen
+    def __init__(self, session: TaskSession, frozen: Sequence[str]) -> None:
+        self.session, self.frozen = session, frozen
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
-        params = dict(self.ctx.model.named_parameters())
+        params = dict(self.session.model.named_parameters())
         for name in self.frozen:
             params[name].requires_grad_(True)
-        for method in self.ctx.methods:
-            give_weights(self.ctx.model, method.end_task(self.ctx))
+        for method in self.session.methods:
+            give_weights(self.session.model, method.end_task(self.session.context))
 
 
 __all__ = ["attach"]

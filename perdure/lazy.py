@@ -10,12 +10,14 @@ from typing import Any
 def lazily(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     """A module's `__getattr__` (PEP 562).
 
-    Args: homes: each public name and the submodule of `package` that defines it.
+    Args: homes: each public name and the submodule of `package` that defines it, which may be
+        written with the package in front.
     """
 
     def attribute(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(f"{package}.{homes[name]}"), name)
+        home = homes[name].removeprefix(f"{package}.")
+        return getattr(import_module(f"{package}.{home}"), name)
 
     return attribute

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from perdure.streams.kinds import metric
+
 if TYPE_CHECKING:
     from perdure.models import ModelFacts
     from perdure.models.chat import Encoder
@@ -169,7 +171,7 @@ def _plan(
     per_token = 2 * n + 2 * n + 2 * trained + again
     return TaskPlan(
         task=task.name,
-        metric=task.metric,
+        metric=metric(task.metric).name,
         train_rows=len(widths),
         validation_rows=len(lengths["validation"]),
         test_rows=len(lengths["test"]),
@@ -185,9 +187,10 @@ def _plan(
 def _scored_tokens(recipe: Recipe, task: Task, widths: Sequence[int], encoder: Encoder) -> float:
     rows = min(len(widths), recipe.scoring.max_test_rows or len(widths))
     mean = sum(widths) / max(1, len(widths))
-    if task.metric == "label_likelihood":  # the prompt once, each label after it
+    needs = metric(task.metric).needs
+    if needs == "labels":  # the prompt once, each label after it
         mean += sum(len(encoder.answer_ids(label)) for label in task.labels)
-    elif task.metric != "perplexity":
+    elif needs == "text":
         # Generated one by one: each token moves all weights for a few operations.
         mean += 4 * task.max_new_tokens
     return rows * mean

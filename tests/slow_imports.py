@@ -4,9 +4,9 @@ import torch
 import transformers.trainer  # noqa: F401
 import trl  # noqa: F401
 
-import perdure.dropin
-import perdure.learners.generation
-import perdure.loop
+import perdure.dropin  # noqa: F401
+import perdure.learners.generation  # noqa: F401
+import perdure.loop  # noqa: F401
 import perdure.scoring.score  # noqa: F401
 
 torch.set_num_threads(1)

@@ -162,3 +162,31 @@ def test_light_modules_import_nothing_heavy(module: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert HEAVY & set(done.stdout.split()) == set()
+
+
+def underscored_imports(tree: ast.Module) -> Iterator[str]:
+    """Yield what a file imports of names, or of modules, that begin with one underscore."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            names = [f"{module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = [part for part in name.split(".") if part.startswith("_")]
+            if any(not part.startswith("__") for part in parts):
+                yield name
+
+
+def test_no_module_imports_anothers_underscored_name() -> None:
+    # Ruff's PLC2701 asks this of dependencies only, not between the modules of one package.
+    found = [
+        f"{path.relative_to(PACKAGE)}: {name}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for name in underscored_imports(ast.parse(path.read_text("utf-8")))
+    ]
+    assert found == []
+    broken = "from perdure.x import _y\nfrom lm_eval._z import y\nimport a._b\nfrom . import __v__"
+    assert list(underscored_imports(ast.parse(broken))) == ["perdure.x._y", "lm_eval._z.y", "a._b"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -150,19 +153,66 @@ def test_general_text_that_changed_is_told(recipe: Path, tmp_path: Path) -> None
 
 
 def test_a_run_waits_for_a_reader_of_its_lock(recipe: Path, tmp_path: Path) -> None:
-    import fcntl
     import threading
+
+    from filelock import FileLock
 
     from perdure.recipe.load import load_recipe
 
     run = Run.create(tmp_path / "run", load_recipe(recipe))
     with run.lock():
         pass
-    with open(run.path / "lock", encoding="utf-8") as reader:
-        fcntl.flock(reader, fcntl.LOCK_SH)
-        threading.Timer(0.1, reader.close).start()
-        with run.lock():
-            assert run.state == "running"
+    reader = FileLock(run.path / "lock", thread_local=False)
+    reader.acquire()
+    threading.Timer(0.1, reader.release).start()
+    with run.lock():
+        assert run.state == "running"
+
+
+def test_a_lock_tells_its_holder_and_goes_with_a_killed_one(recipe: Path, tmp_path: Path) -> None:
+    from perdure.recipe.load import load_recipe
+
+    run = Run.create(tmp_path / "run", load_recipe(recipe))
+    (run.path / "lock").write_text("4711", "utf-8")  # as older runs left it, with the number inside
+    assert run.state == "interrupted"
+    holding = (
+        "import sys, time\nfrom perdure.run import Run\n"
+        "with Run.open(sys.argv[1]).lock():\n    print('held', flush=True)\n    time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", holding, str(run.path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    for _ in range(3):  # asking for the state takes nothing from the holder
+        assert run.state == "running"
+    with pytest.raises(RunError, match=rf"in use by process {process.pid}\n"), run.lock():
+        raise AssertionError("two processes hold one run")
+    process.kill()
+    process.wait()
+    assert run.state == "interrupted"
+    with run.lock():
+        assert run.state == "running"
+        assert (run.path / "lock.pid").read_text("utf-8") == str(os.getpid())
+    run.finish()
+    assert run.state == "finished"
+
+
+def test_the_state_of_a_run_that_may_only_be_read(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import filelock
+
+    from perdure.recipe.load import load_recipe
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    run = Run.create(tmp_path / "run", load_recipe(recipe))
+    with run.lock():
+        monkeypatch.setattr(filelock.FileLock, "acquire", refused)
+        assert run.state == "running"
+    assert run.state == "interrupted"
 
 
 def test_a_folder_counts_only_when_all_its_files_are_there_in_full(tmp_path: Path) -> None:

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from perdure.audit.measure import Measure
 from perdure.audit.plan import MEASURES, Margins, Part, Plan, general_texts, plan_measures
-from perdure.audit.result import AuditResult, Measure, flips, judge
+from perdure.audit.result import AuditResult, flips, judge
 from perdure.errors import ModelError, UsageError
 from perdure.models.chat import Encoder
 from perdure.models.generate import sample_texts
@@ -29,6 +30,7 @@ from perdure.scoring.intervals import Array, shared_alpha
 from perdure.scoring.kl import sampled_kl
 from perdure.scoring.perplexity import general_loss
 from perdure.scoring.score import TaskScore, score_task
+from perdure.streams.kinds import metric
 from perdure.streams.rows import each_once
 from perdure.streams.task import GeneralText, Task, TaskStream
 
@@ -122,6 +124,7 @@ def audit(
             items.tuned,
             margin=margins.of(part),
             alpha=share if margins.of(part) is not None else alpha,
+            higher_is_better=part.higher_is_better,
             identical=identical,
             note=items.note,
             seed=seed,
@@ -269,8 +272,10 @@ def _task(pair: _Pair, task: Task, progress: Progress) -> _Items:
     ours = score("base", pair.base, pair.base_encoder)
     theirs = score("tuned", pair.tuned, pair.tuned_encoder)
     note = f"{repeats} repeated rows left out" if repeats else ""
-    key = "loss" if task.metric == "perplexity" else "score"
-    found = flips(task.name, ours.items, theirs.items) if key == "score" else []
+    of = metric(task.metric)
+    key = "score" if of.scores_items else "loss"
+    right = key == "score" and of.higher_is_better
+    found = flips(task.name, ours.items, theirs.items) if right else []
     return _Items(
         np.array([item[key] for item in ours.items], dtype=np.float64),
         np.array([item[key] for item in theirs.items], dtype=np.float64),

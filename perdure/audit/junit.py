@@ -9,19 +9,31 @@ reported    passes (a measure without a margin)
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 from xml.etree import ElementTree
 
-from perdure.audit.result import explain
+from perdure.audit.measure import Measure, explain
 
-if TYPE_CHECKING:
-    from perdure.audit.result import AuditResult, Measure
+
+class Audited(Protocol):
+    """What is written of an audit; see `perdure.audit.result.AuditResult`."""
+
+    @property
+    def measures(self) -> Sequence[Measure]: ...
+    @property
+    def skipped(self) -> Sequence[str]: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def flips(self) -> Sequence[Mapping[str, Any]]: ...
+
 
 # Characters that XML 1.0 has no way to write; prompts and predictions may hold them.
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def junit_xml(result: AuditResult, *, undecided: int = 3) -> str:
+def junit_xml(result: Audited, *, undecided: int = 3) -> str:
     """Return one `testsuite` with a test case a measure; flipped items are its output.
 
     Args:

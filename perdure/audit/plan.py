@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from perdure.audit.result import Kind
+from perdure.audit.measure import Kind
 from perdure.errors import UsageError
+from perdure.streams.kinds import metric
 from perdure.streams.task import GeneralText, Task, TaskStream
 
 MEASURES = ("loss", "kl", "tasks")
@@ -20,6 +21,7 @@ class Part:
     kind: Kind
     metric: str
     task: Task | None = None
+    higher_is_better: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,16 @@ def plan_measures(
         parts.append(Part("KL from base", "kl", "nats a token"))
     if "tasks" in measures:
         for task in tasks:
-            kind: Kind = "loss" if task.metric == "perplexity" else "task"
-            metric = "log perplexity" if kind == "loss" else task.metric
-            parts.append(Part(task.name, kind, metric, task))
+            found = metric(task.metric)
+            kind: Kind = "task" if found.scores_items else "loss"
+            name = found.name if kind == "task" else f"log {found.label}"
+            if kind == "task" and not (found.low == 0 and found.high == 1):
+                raise UsageError(
+                    f"audit: task {task.name}: its metric {found.name} is not from 0 to 1, so no "
+                    "number of items can bound its change",
+                    "give it another metric, or take it out",
+                )
+            parts.append(Part(task.name, kind, name, task, found.higher_is_better))
     judged = sum(part.kind != "kl" or max_kl is not None for part in parts)
     if not judged:
         raise UsageError(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from perdure.audit.junit import junit_xml
+from perdure.audit.measure import Kind, Measure, explain
 from perdure.scoring.intervals import (
     DRAWS,
     Array,
@@ -26,42 +28,6 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-Kind = Literal["loss", "kl", "task"]
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One paired comparison of two models.
-
-    `base`, `tuned` are means over the items, `change` is tuned - base, in [`low`, `high`], all in
-    `unit`. A measure without a `margin` is reported only: `verdict` is None.
-    """
-
-    name: str
-    kind: Kind
-    metric: str
-    unit: str
-    """"score" (0 to 1) or "nats"."""
-    items: int
-    base: float
-    tuned: float
-    change: float
-    low: float
-    high: float
-    alpha: float
-    """Each of `low` and `high` is wrong with at most this probability."""
-    higher_is_better: bool
-    margin: float | None
-    """The change for the worse that is allowed, above 0, in `unit`."""
-    verdict: Verdict | None
-    more_items: int | None = None
-    """Only if undecided: items wanted on top; None with `undecided` is more than ten million."""
-    mcnemar_p: float | None = None
-    broken: int | None = None
-    """Only right or wrong scores: items right in base and wrong in tuned."""
-    mended: int | None = None
-    note: str = ""
-
 
 def judge(
     name: str,
@@ -72,6 +38,7 @@ def judge(
     *,
     margin: float | None,
     alpha: float,
+    higher_is_better: bool | None = None,
     identical: bool = False,
     note: str = "",
     draws: int = DRAWS,
@@ -80,14 +47,16 @@ def judge(
     """Compare paired item scores and give a verdict.
 
     Args:
-        kind: "task": scores of 0 to 1, higher is better; "loss" and "kl": nats, lower is better
-            (for "kl" `base` is zeros, and no item can be below 0).
+        kind: "task": scores of 0 to 1; "loss" and "kl": nats, lower is better (for "kl" `base` is
+            zeros, and no item can be below 0).
+        higher_is_better: None: of kind "task" only.
         base, tuned: (items,), in the same order.
         margin: allowed change for the worse, above 0; None gives no verdict.
         alpha: of each bound, already shared among the measures.
         identical: the models have the same weights; if the scores agree too, nothing is uncertain.
     """
-    better = 1.0 if kind == "task" else -1.0
+    higher = kind == "task" if higher_is_better is None else higher_is_better
+    better = 1.0 if higher else -1.0
     gain = better * (tuned - base)
     mean = float(gain.mean())
     limit = 1.0 if kind == "task" else float(imagined_limit(gain, margin or 0.0))
@@ -118,7 +87,7 @@ def judge(
         low=ends[0] + 0.0,
         high=ends[1] + 0.0,
         alpha=alpha,
-        higher_is_better=kind == "task",
+        higher_is_better=higher,
         margin=margin,
         verdict=verdict,
         more_items=more,
@@ -204,8 +173,6 @@ class AuditResult:
 
     def junit(self, undecided: int = 3) -> str:
         """Return JUnit XML, a test case a measure (`perdure.audit.junit`)."""
-        from perdure.audit.junit import junit_xml
-
         return junit_xml(self, undecided=undecided)
 
     def table(self) -> Table:
@@ -264,23 +231,6 @@ class AuditResult:
             )
             table.add_row(*(escape(str(cell)) for cell in cells))
         return table
-
-
-def explain(measure: Measure) -> str:
-    """Say in a few words what stands behind a verdict."""
-    words = []
-    if measure.verdict == "undecided":
-        if measure.more_items is None:
-            words.append("more than 10,000,000 items would be needed")
-        else:
-            words.append(f"about {measure.more_items:,} more items would decide")
-    if measure.broken is not None and measure.mended is not None:
-        words.append(f"{measure.broken} broken, {measure.mended} mended")
-    if measure.mcnemar_p is not None:
-        words.append(f"McNemar p {measure.mcnemar_p:.2g}")
-    if measure.note:
-        words.append(measure.note)
-    return "; ".join(words)
 
 
 _COLOURS = {"kept": "green", "lost": "bold red", "undecided": "yellow", None: "dim"}

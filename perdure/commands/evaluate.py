@@ -107,6 +107,7 @@ def _score(
             "task": task.name,
             "metric": score.metric,
             "higher_is_better": score.higher_is_better,
+            **score.recorded,
             "score": score.score,
             "rows": len(score.items),
             "seconds": round(time.monotonic() - started, 2),

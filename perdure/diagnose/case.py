@@ -25,6 +25,7 @@ from perdure.diagnose.rule import (
 )
 from perdure.scoring.probe import Array, Probed, chance_of, linear_probe
 from perdure.scoring.score import TaskScore
+from perdure.streams.kinds import EXACT_MATCH, LABEL_LIKELIHOOD, metric
 from perdure.streams.task import Row, Task
 
 
@@ -76,7 +77,7 @@ class Case:
         why: dict[str, str] = {}
         if not self.task.labels:
             why |= dict.fromkeys(LABELLED, "the task has no labels")
-        elif self.task.metric != "label_likelihood":
+        elif metric(self.task.metric).needs == "text":
             why["written"] = "it is the score"
         rows = len(self.task.train)
         if not rows:
@@ -93,7 +94,7 @@ class Case:
         self._compare("score", self.task.metric)
 
     def _written(self) -> None:
-        self._compare("written", "exact_match")
+        self._compare("written", EXACT_MATCH.name)
         drops = {n: float((self.before[n] - self.after[n]).mean()) for n in ("score", "written")}
         sides = {n: self.figures.side(n) for n in drops}
         lost = [n for n in drops if sides[n] == "below"] or ["score"]
@@ -137,7 +138,7 @@ class Case:
 
     def _forced(self) -> None:
         for side, measured in (("base", self.base), ("tuned", self.tuned)):
-            found = measured.scored(self.task, "label_likelihood")
+            found = measured.scored(self.task, LABEL_LIKELIHOOD.name)
             self._keep(f"{side}_forced", found)
             self._mean("forced", **{side: _scores(found)})
             if side == "tuned":
@@ -191,7 +192,7 @@ class Case:
         self._brought_back(name, _scores(found))
 
     def _metric(self) -> str:
-        return self.task.metric if self.fell == "score" else "exact_match"
+        return self.task.metric if self.fell == "score" else EXACT_MATCH.name
 
     # --- notes
 

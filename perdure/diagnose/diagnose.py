@@ -22,6 +22,7 @@ from perdure.diagnose.measurements import Measured, Progress, Sizes
 from perdure.diagnose.result import Diagnosis, TaskDiagnosis, evidence
 from perdure.diagnose.rule import decide
 from perdure.errors import UsageError
+from perdure.streams.kinds import metric
 from perdure.streams.rows import each_once
 from perdure.streams.task import Task, TaskStream
 
@@ -110,7 +111,7 @@ def diagnose_task(
     fell = case.fell
     return TaskDiagnosis(
         task=task.name,
-        metric=task.metric,
+        metric=metric(task.metric).name,
         rows=len(task.test),
         loss=decision.loss,
         reason=decision.reason,
@@ -136,8 +137,14 @@ def _check(tasks: Sequence[Task], max_drop: float, alpha: float, sizes: Sizes) -
     if not 0 < sizes.learning_rate < float("inf"):
         raise UsageError(f"diagnose: --learning-rate {sizes.learning_rate:g}: must be above 0")
     for task in tasks:
-        if task.metric == "perplexity":
+        found = metric(task.metric)
+        if not found.scores_items:
             raise UsageError(
-                f"diagnose: task {task.name}: with metric perplexity nothing is answered",
-                "give it another metric, or take it out; perdure audit judges perplexity",
+                f"diagnose: task {task.name}: with metric {found.name} nothing is answered",
+                f"give it another metric, or take it out; perdure audit judges {found.name}",
+            )
+        if not found.higher_is_better:
+            raise UsageError(
+                f"diagnose: task {task.name}: of its metric {found.name} less is better",
+                "give it a metric of right answers, or take it out; perdure audit judges this one",
             )

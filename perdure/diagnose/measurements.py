@@ -88,7 +88,7 @@ class Measured:
             return score_task(
                 self.model,
                 encoder or self.encoder,
-                replace(task, metric=metric),  # type: ignore[arg-type]
+                replace(task, metric=metric),
                 batch_size=self.sizes.batch,
                 on_progress=self._told(f"{task.name}: {extra or self.side}"),
             )

@@ -26,10 +26,10 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from perdure.engine.context import Context
 from perdure.engine.forward import capture, head_options
 from perdure.engine.method_state import STATE, load_methods, save_methods
 from perdure.engine.packing import Packed
+from perdure.engine.session import TaskSession
 from perdure.errors import UsageError
 from perdure.models.anatomy import takes_positions
 from perdure.models.random_state import forked_rng
@@ -40,15 +40,17 @@ from perdure.protocol.method import Method, Requires
 if TYPE_CHECKING:
     from transformers import Trainer
 
+    from perdure.protocol.context import Context
 
-def attach(trainer: Trainer, *methods: Method, ctx: Context) -> Trainer:
+
+def attach(trainer: Trainer, *methods: Method, session: TaskSession) -> Trainer:
     """Put `methods` on `trainer` and return it; see `perdure.attach` for the everyday form."""
     if isinstance(trainer, Attached):
         raise UsageError(
             "attach: this trainer has methods already", "give all methods in one call of attach"
         )
     touch = [
-        m for m in methods if m.reads.step_gradients or type(m).gradients is not Method.gradients
+        m for m in methods if m.requires.step_gradients or type(m).gradients is not Method.gradients
     ]
     if touch and trainer.is_deepspeed_enabled:
         raise UsageError(
@@ -62,11 +64,10 @@ def attach(trainer: Trainer, *methods: Method, ctx: Context) -> Trainer:
         )
     trainer.__class__ = type(type(trainer).__name__, (Attached, type(trainer)), {})
     host: Any = trainer
-    host.methods, host.ctx, host.term_sums, host.passes_noted = methods, ctx, {}, 0
-    ctx.accelerator = trainer.accelerator
-    ctx.rank, ctx.world = trainer.accelerator.process_index, trainer.accelerator.num_processes
-    if any(m.reads.attentions for m in methods):
-        model: Any = ctx.model
+    host.methods, host.session, host.term_sums, host.passes_noted = methods, session, {}, 0
+    session.join(trainer.accelerator)
+    if any(m.requires.attentions for m in methods):
+        model: Any = session.model
         model.set_attn_implementation("eager")  # the fused kernels keep no attention maps
     trainer.add_callback(_Events(host))
     return trainer
@@ -99,7 +100,7 @@ class Attached:
     """Mixed in front of a trainer's own class by `attach`."""
 
     methods: Sequence[Method]
-    ctx: Context
+    session: TaskSession
     term_sums: dict[str, Any]
     passes_noted: int
     model: nn.Module
@@ -108,13 +109,13 @@ class Attached:
     args: Any
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-        ctx = self.ctx
-        ctx.step = self.state.global_step
-        ctx.accumulation = getattr(self, "current_gradient_accumulation_steps", 1)
+        self.session.begin_micro_batch(
+            self.state.global_step, getattr(self, "current_gradient_accumulation_steps", 1)
+        )
         loss: Tensor = super().training_step(model, *args, **kwargs)  # type: ignore[misc]
-        ctx.micro += 1
-        if self.accelerator.sync_gradients:
-            ctx.micro = 0
+        last = bool(self.accelerator.sync_gradients)
+        self.session.end_micro_batch(last)
+        if last:
             self._change_gradients()
         return loss
 
@@ -125,7 +126,7 @@ class Attached:
         params = trainable(self.model)
         with torch.no_grad():
             for method in active:
-                for name, gradient in method.gradients(self.ctx, params):
+                for name, gradient in method.gradients(self.session.context, params):
                     params[name].grad = gradient
 
     def compute_loss(
@@ -141,18 +142,18 @@ class Attached:
             return parent.compute_loss(
                 model, inputs, return_outputs, num_items_in_batch=num_items_in_batch
             )
-        maps = any(m.reads.attentions for m in active)
-        drawn = [m.replay(self.ctx) for m in active]
+        maps = any(m.requires.attentions for m in active)
+        drawn = [m.replay(self.session.context) for m in active]
         packed = None if maps else self._packed(inputs, drawn)
         if packed is not None:
             loss, main, extras = self._one_pass(model, packed, drawn, num_items_in_batch)
             main.batch = {k: v for k, v in inputs.items() if torch.is_tensor(v)}
             loss = loss + self._terms(active, main, extras, num_items_in_batch)
             return (loss, None) if return_outputs else loss
-        main = ForwardOutput(self.model, dict(inputs), self._main_totals(num_items_in_batch))
+        main = ForwardOutput(self.model, dict(inputs), self._main_counts(num_items_in_batch))
         main.exact = getattr(self, "head_is_exact", False)
         wanted = return_outputs or maps or (main.exact and self._extra_logits())
-        with capture(self.model, [m.reads for m in active], main):
+        with capture(self.model, [m.requires for m in active], main):
             result = parent.compute_loss(
                 model,
                 {**inputs, "output_attentions": True} if maps else inputs,
@@ -178,13 +179,13 @@ class Attached:
         """The methods' losses, summed, as a share of what this micro-batch adds to the step."""
         terms: dict[str, Tensor] = {}
         for method, extra in zip(active, extras, strict=True):
-            for name, value in method.loss(self.ctx, main, extra).items():
+            for name, value in method.loss(self.session.context, main, extra).items():
                 terms[name] = terms[name] + value if name in terms else value
         self._note(terms)
         if not terms:
             return 0.0
         total = torch.stack(list(terms.values())).sum()
-        return total / self.ctx.accumulation if self._scaled_for_accumulation(items) else total
+        return total / self.session.accumulation if self._scaled_for_accumulation(items) else total
 
     def _packed(
         self, inputs: Mapping[str, Any], drawn: Sequence[EncodedRows | None]
@@ -203,15 +204,15 @@ class Attached:
         """Task rows and all methods' rows in one forward pass; the task's loss, and the passes."""
         host: Any = super()
         whole = ForwardOutput(self.model, packed.inputs)
-        reads = [Requires(hidden=k) for k in {m.reads.hidden for m in self.methods}]
+        reads = [Requires(hidden=k) for k in {m.requires.hidden for m in self.methods}]
         with capture(self.model, reads, whole):
             loss, logits, others = host.packed_loss(model, packed, items)
-        main = packed.main.of(whole, logits, self._main_totals(items))
+        main = packed.main.of(whole, logits, self._main_counts(items))
         spoken = others if self._extra_logits() else None
         return loss, main, _shares(packed.extra.of(whole, spoken, None), drawn)
 
     def _extra_logits(self) -> bool:
-        return any(m.reads.logits for m in self.methods)
+        return any(m.requires.logits for m in self.methods)
 
     def _extra_passes(
         self,
@@ -228,13 +229,15 @@ class Attached:
         rows = [row for part in drawn if part is not None for row in part]
         if not rows:
             return [None] * len(active), 0.0
-        batch = collate(rows, self.ctx.encoder.pad_id)
-        batch = {k: v.to(self.ctx.device) for k, v in batch.items()}
-        self.ctx.tokens += batch["attention_mask"].sum()
+        session = self.session
+        batch = collate(rows, session.encoder.pad_id)
+        batch = {k: v.to(session.device) for k, v in batch.items()}
+        session.count_tokens(batch["attention_mask"].sum())
         whole = ForwardOutput(self.model, batch, rows=rows)
         # The main pass's dropout must not depend on whether there are extra rows.
-        with forked_rng(self.ctx.device), capture(self.model, [m.reads for m in active], whole):
-            torch.manual_seed(self.ctx.seed + 1000 * self.state.global_step + self.ctx.micro)
+        with forked_rng(session.device), capture(self.model, [m.requires for m in active], whole):
+            micro = session.step.micro_batch
+            torch.manual_seed(session.seed + 1000 * self.state.global_step + micro)
             out = model(
                 input_ids=batch["input_ids"],
                 attention_mask=batch["attention_mask"],
@@ -245,14 +248,14 @@ class Attached:
         whole.exact = takes_positions(self.model)
         if self._extra_logits():
             whole.head, whole.final = out.logits, True
-        fills = any(row.get("_filler") for row in rows)
+        fills = any(part is not None and part.fills for part in drawn)
         return _shares(whole, drawn), 0.0 * out.logits.sum() if fills else 0.0
 
-    def _main_totals(self, items: Any) -> StepCounts | None:
+    def _main_counts(self, items: Any) -> StepCounts | None:
         if items is None:
             return None
         world = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        return StepCounts(None, items, None, self.ctx.accumulation * world)
+        return StepCounts(None, items, None, self.session.accumulation * world)
 
     def _scaled_for_accumulation(self, items: Any) -> bool:
         """Whether the trainer's loss is already a share of the whole step (see Trainer)."""
@@ -264,7 +267,7 @@ class Attached:
 
     def _note(self, terms: Mapping[str, Tensor]) -> None:
         self.passes_noted += 1
-        seen, self.ctx.watched = {**self.ctx.watched, **terms}, {}
+        seen = {**self.session.take_watched(), **terms}
         for name, value in seen.items():  # stays on the device until it is logged
             self.term_sums[name] = self.term_sums.get(name, 0.0) + value.detach()
 
@@ -273,7 +276,7 @@ class Attached:
             if self.passes_noted:
                 logs.update(self._mean_terms())
                 self.term_sums, self.passes_noted = {}, 0
-            logs.update(self.ctx.take_logged())
+            logs.update(self.session.take_logged())
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def _mean_terms(self) -> dict[str, float]:
@@ -285,7 +288,7 @@ class Attached:
         return {n: sum(one.get(n, 0.0) for one in everyone) / len(everyone) for n in mine}
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        with serving(self.ctx, self.methods):
+        with serving(self.session.context, self.methods):
             return super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -302,10 +305,13 @@ class Attached:
 def _shares(
     whole: ForwardOutput, drawn: Sequence[EncodedRows | None]
 ) -> list[ForwardOutput | None]:
-    """Each method's own rows of a pass over the rows of all."""
+    """Each method's own rows of a pass over the rows of all; None: it has none here."""
     there = [part for part in drawn if part is not None]
-    parts = iter(whole.split([len(p) for p in there], [p.totals for p in there]))
-    return [None if part is None else next(parts) for part in drawn]
+    parts = iter(whole.split([len(p) for p in there], [p.counts for p in there]))
+    own = [None if part is None else next(parts) for part in drawn]
+    return [
+        None if part is None or part.fills else seen for part, seen in zip(drawn, own, strict=True)
+    ]
 
 
 @contextmanager
@@ -328,10 +334,10 @@ class _Events(TrainerCallback):
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.host.accelerator.optimizer_step_was_skipped:
             return
-        self.host.ctx.step = state.global_step + 1  # the trainer counts it a moment later
+        self.host.session.end_step(state.global_step + 1)  # the trainer counts it a moment later
         with torch.no_grad():
             for method in self.host.methods:
-                method.after_step(self.host.ctx)
+                method.after_step(self.host.session.context)
 
     def on_epoch_begin(self, *_: Any, **__: Any) -> None:
-        self.host.ctx.micro = 0
+        self.host.session.begin_epoch()

@@ -17,7 +17,7 @@ from perdure.files import seal, unseal
 from perdure.models.weights import is_sharded
 
 if TYPE_CHECKING:
-    from perdure.engine.context import Context
+    from perdure.engine.session import TaskSession
     from perdure.engine.trainer import PerdureTrainer
 
 
@@ -34,14 +34,14 @@ class GaugeCallback(TrainerCallback):
 
     def __init__(
         self,
-        ctx: Context,
+        session: TaskSession,
         read: Callable[[], Mapping[str, float]],
         over: Callable[[Mapping[str, float]], list[str]],
         every: int,
         stops: bool,
         warn: Callable[[str], None],
     ) -> None:
-        self.ctx, self.read, self.over = ctx, read, over
+        self.session, self.read, self.over = session, read, over
         self.every, self.stops, self.warn = every, stops, warn
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -49,14 +49,14 @@ class GaugeCallback(TrainerCallback):
             return
         found = self.read()
         for name, value in found.items():
-            self.ctx.logged[f"gauge/{name}"] = value
+            self.session.log(name, value, group="gauge")
         over = self.over(found)
         if self.stops and over:
             told = ", ".join(f"{name} {found[name]:.3g}" for name in over)
             what = (
                 f"stopped at step {state.global_step} of {state.max_steps}: {told} is over budget"
             )
-            self.warn(f"task {self.ctx.task.name}: {what}")
+            self.warn(f"task {self.session.task.name}: {what}")
             control.should_training_stop = True
             # Resumed from a checkpoint of this very step, training would go on past it.
             control.should_save = False
@@ -77,11 +77,11 @@ class ProgressCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.started, self.first_step = time.monotonic(), state.global_step
-        self.trainer.ctx.tokens = 0
+        self.trainer.session.restart_count()
         host = self.trainer
         wrapped = isinstance(host.model_wrapped, nn.parallel.DistributedDataParallel)
         if host.accelerator.num_processes > 1 and not (
-            wrapped or is_sharded(self.trainer.ctx.model) or host.is_deepspeed_enabled
+            wrapped or is_sharded(self.trainer.session.model) or host.is_deepspeed_enabled
         ):
             raise TrainingError("the processes do not share the model: their weights would drift")
 
@@ -94,7 +94,7 @@ class ProgressCallback(TrainerCallback):
         self.trainer.refuse_nan()
         spent = time.monotonic() - self.started
         done = state.global_step - self.first_step
-        tokens = float(self.trainer.ctx.tokens) * self.trainer.accelerator.num_processes
+        tokens = float(self.trainer.session.tokens) * self.trainer.accelerator.num_processes
         self.on_row(
             {
                 **self.facts,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from perdure.models.anatomy import decoder_of, layers_of, takes_positions
@@ -22,6 +23,18 @@ def head_options(model: nn.Module, batch: Mapping[str, Any], logits: bool) -> di
         return {"logits_to_keep": 1}
     targets = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE)
     return {"logits_to_keep": targets != IGNORE}
+
+
+def computing(
+    model: nn.Module, autocast: Callable[[], AbstractContextManager[Any]]
+) -> dict[str, str]:
+    """What rounding depends on beside the weights: the type computed in, and the attention."""
+    first, host = next(model.parameters()), cast(Any, model)
+    with autocast():
+        kind = first.device.type
+        mixed = torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if mixed else first.dtype
+    return {"dtype": str(dtype), "attention": str(host.config._attn_implementation)}
 
 
 def _first(output: Any) -> Tensor:

@@ -21,8 +21,10 @@ from perdure.models.chat import IGNORE
 from perdure.processes import barrier
 
 if TYPE_CHECKING:
-    from perdure.engine.context import Context
+    from perdure.engine.runtime import TaskRuntime
 
+GIVEN = "given"
+"""Stands for the name of the file of sampled texts where the user gave the texts."""
 SAMPLE_TOKENS = 64
 """The most tokens of a sampled text, its start among them."""
 SHARE = 0.06
@@ -37,7 +39,7 @@ _GRAM, _DISTINCT = 4, 0.5
 
 
 def given_rows(
-    ctx: Context, count: int, max_tokens: int, special: bool = False
+    session: TaskRuntime, count: int, max_tokens: int, special: bool = False
 ) -> list[dict[str, Any]]:
     """The first `count` of the user's general texts, every token a label.
 
@@ -46,11 +48,11 @@ def given_rows(
     Raises:
         UsageError: none has two tokens or more.
     """
-    rows, max_tokens = [], _within_context(ctx, max_tokens)
-    for text in ctx.general.replay[:count]:
-        row = ctx.encode_text(text, max_tokens)
+    rows, max_tokens = [], _within_context(session, max_tokens)
+    for text in session.general.replay[:count]:
+        row = session.encoder.encode_text(text, max_tokens)
         if special:
-            ids = ctx.encoder.tokenizer(text)["input_ids"][:max_tokens]
+            ids = session.encoder.tokenizer(text)["input_ids"][:max_tokens]
             row = {"input_ids": list(ids), "labels": list(ids)}
         if len(row["input_ids"]) > 1:
             rows.append(row)
@@ -61,8 +63,8 @@ def given_rows(
     return rows
 
 
-def _within_context(ctx: Context, tokens: int) -> int:
-    model: Any = ctx.model
+def _within_context(session: TaskRuntime, tokens: int) -> int:
+    model: Any = session.model
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return tokens if most is None else min(tokens, most)
 
@@ -84,9 +86,9 @@ def how_many(count: int, stream_tokens: int, length: int, share: float = SHARE) 
 
 
 def sampled_rows(
-    ctx: Context, count: int, max_tokens: int, kept: str, share: float = SHARE
+    session: TaskRuntime, count: int, max_tokens: int, kept: str, share: float = SHARE
 ) -> tuple[list[dict[str, Any]], str]:
-    """Read the base model's texts from the file `kept` in `ctx.cache`, or sample them now.
+    """Read the base model's texts from the file `kept` in `session.cache`, or sample them now.
 
     Args: share: the most sampled tokens, as a share of the training's tokens.
     Returns: rows whose given start is no label, and the file's name.
@@ -94,29 +96,31 @@ def sampled_rows(
     Raises:
         RunError: `kept` is gone, and the model that wrote the texts has changed since.
     """
-    length = _within_context(ctx, min(max_tokens, SAMPLE_TOKENS))
+    length = _within_context(session, min(max_tokens, SAMPLE_TOKENS))
     about: dict[str, Any] = {
         "temperature": TEMPERATURE,
-        "seed": ctx.seed,
-        "texts": how_many(count, ctx.stream_tokens(), length, share),
+        "seed": session.seed,
+        "texts": how_many(count, session.stream_tokens(), length, share),
         "tokens": length,
         "past_end": True,
         "start_counts": True,
     }
     if not kept:
-        about["model"] = ctx.fingerprint(frozen_only=ctx.has_adapter)
+        about["model"] = session.fingerprint(frozen_only=session.has_adapter)
         key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
         kept = f"samples-{key}.jsonl"
-    path = ctx.cache / kept
+    path = session.cache / kept
     if "model" not in about and not path.exists():
         raise RunError(
             f"{path}: the texts that the base model wrote are gone",
             "a trained model cannot write them again: put the file back, or start a new run",
         )
-    return written_rows(ctx, path, about), kept
+    return written_rows(session, path, about), kept
 
 
-def written_rows(ctx: Context, path: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
+def written_rows(
+    session: TaskRuntime, path: Path, about: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """The texts in the file `path`; where there is none, of the base model, sampled into it now.
 
     Args: about: the file's first line; `texts` and `tokens` say how many, and of what length.
@@ -125,8 +129,8 @@ def written_rows(ctx: Context, path: Path, about: Mapping[str, Any]) -> list[dic
     there = path.exists()
     barrier()  # all have looked before one writes
     if not there:
-        found = _sample(ctx, about["texts"], about["tokens"])
-        if ctx.rank == 0:
+        found = _sample(session, about["texts"], about["tokens"])
+        if session.rank == 0:
             lines = [about, *found]
             write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))
         barrier()
@@ -143,7 +147,7 @@ def _labels(ids: list[int], given: int) -> list[int]:
     return [IGNORE] * given + ids[given:]
 
 
-def _sample(ctx: Context, count: int, length: int) -> list[dict[str, Any]]:
+def _sample(session: TaskRuntime, count: int, length: int) -> list[dict[str, Any]]:
     """`count` texts of the base model, the starts in turn; all processes sample alike.
 
     Where a user's turn begins with so much that less than half of the text is left, no text begins
@@ -151,26 +155,26 @@ def _sample(ctx: Context, count: int, length: int) -> list[dict[str, Any]]:
     """
     from perdure.models.generate import sample_texts, start_of_text, start_of_user_turn
 
-    starts = [start_of_text(ctx.encoder)]
-    turn = start_of_user_turn(ctx.encoder)
+    starts = [start_of_text(session.encoder)]
+    turn = start_of_user_turn(session.encoder)
     if turn not in starts and 2 * len(turn) <= length:
         starts.append(turn)
     found: list[dict[str, Any]] = []
-    with ctx.as_base(), ctx.autocast():
+    with session.as_base(), session.autocast():
         for attempt in range(_ATTEMPTS):
             for sample in sample_texts(
-                ctx.model,
-                ctx.encoder,
+                session.model,
+                session.encoder,
                 texts=count - len(found),
                 tokens=length - min(map(len, starts)),
-                seed=ctx.seed + 7919 * attempt,
-                batch_size=BATCH if ctx.device.type == "cpu" else BATCH_ON_GPU,
+                seed=session.seed + 7919 * attempt,
+                batch_size=BATCH if session.device.type == "cpu" else BATCH_ON_GPU,
                 starts=starts,
                 past_end=True,
-                on_progress=partial(ctx.tell, "sampling", "general texts"),
+                on_progress=partial(session.tell, "sampling", "general texts"),
             ):
                 ids = sample.ids[:length]
-                # A model that only loops must not be asked for ever: then its loops are taken.
+                # On the last attempt repetitive samples are accepted, so that sampling ends.
                 if attempt == _ATTEMPTS - 1 or not repeats(ids[sample.given :]):
                     found.append({"ids": ids, "given": sample.given})
             if len(found) == count:

@@ -5,7 +5,7 @@ row thirty. Here rows lie one behind another, with position ids that begin anew 
 What keeps them apart depends on the model's attention:
 
     rows    `sdpa`: they lie in one line, and `perdure.engine.rowwise_attention` attends row by row
-    line    flash attention: in one line, of which it finds the rows itself
+    line    flash attention: in one line, and it is told where each row ends
     mask    any other: in a few lines, with the mask that `transformers` makes from position ids
 
 `packer_of` finds out which of them this model does.
@@ -20,28 +20,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from itertools import accumulate
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from perdure.engine.forward import capture
+from perdure.engine.forward import capture, computing
 from perdure.engine.rowwise_attention import (
     MULTIPLE_ON_GPU,
     ROWS_APART,
     attends_by_rows,
     row_places,
 )
-from perdure.models.anatomy import takes_positions, window
+from perdure.models.anatomy import takes_positions, unwrapped, window
 from perdure.models.chat import IGNORE
 from perdure.processes import broadcast
 from perdure.protocol.batch import ForwardOutput, StepCounts, collate
 from perdure.protocol.method import Requires
 
-if TYPE_CHECKING:
-    from perdure.engine.context import Context
-
 EncodedRow = Mapping[str, Any]
+Autocast = Callable[[], AbstractContextManager[Any]]
 By = Literal["rows", "line", "mask"]
 """What keeps rows apart; see the module."""
 
@@ -103,13 +102,13 @@ class Part:
     """(tokens,)"""
 
     def of(
-        self, whole: ForwardOutput, logits: Tensor | None, totals: StepCounts | None
+        self, whole: ForwardOutput, logits: Tensor | None, counts: StepCounts | None
     ) -> ForwardOutput:
         """These rows of the packed pass `whole` as a pass of their own."""
         found = ForwardOutput(
             whole.model,
             {},
-            totals,
+            counts,
             self.rows,
             Unpacked(whole.hidden, self.states),
             head=logits,
@@ -169,20 +168,11 @@ def pack(
     """
     rows = [*main, *extra]
     lengths = [len(row["input_ids"]) for row in rows]
-    laid = best_lines(lengths, hidden) if by == "mask" else [list(range(len(rows)))]
-    width = max(sum(lengths[i] for i in members) for members in laid)
-    ids = torch.full((len(laid), width), pad_id)
-    positions = torch.zeros((len(laid), width), dtype=torch.long)
-    first = [0] * len(rows)  # each row's place in the flattened lines
-    for k, members in enumerate(laid):
-        at = 0
-        for i in members:
-            n = lengths[i]
-            ids[k, at : at + n] = torch.tensor(rows[i]["input_ids"])
-            positions[k, at : at + n] = torch.arange(n)
-            first[i] = k * width + at
-            at += n
-        positions[k, at:] = torch.arange(width - at)
+    if by == "line":
+        inputs, first = _flattened(rows)
+    else:
+        laid = best_lines(lengths, hidden) if by == "mask" else [list(range(len(rows)))]
+        inputs, first = _in_lines(rows, laid, pad_id)
 
     keep: list[int] = []
 
@@ -192,7 +182,7 @@ def pack(
         mask = torch.zeros((len(numbers), longest), dtype=torch.bool)
         for j, i in enumerate(numbers):
             states[j, : lengths[i]] = torch.arange(first[i], first[i] + lengths[i])
-            mask[j, : lengths[i]] = not rows[i].get("_filler")
+            mask[j, : lengths[i]] = True
         places = [(j, i, t) for j, i in enumerate(numbers) for t in label_columns(rows[i])]
         begin = len(keep)
         if extra_logits or numbers.start == 0:
@@ -210,11 +200,8 @@ def pack(
         )
 
     task, others = part(range(len(main))), part(range(len(main), len(rows)))
-    inputs: dict[str, Any] = {
-        "input_ids": _to(ids, device),
-        "position_ids": _to(positions, device),
-        "use_cache": False,  # transformers looks for packed rows only without one
-    }
+    inputs = {k: _to(v, device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+    inputs["use_cache"] = False  # transformers looks for packed rows only without one
     if by == "rows":
         on_gpu = device is not None and device.type == "cuda"
         places = row_places(lengths, MULTIPLE_ON_GPU if on_gpu else 1)
@@ -222,6 +209,40 @@ def pack(
         # Four dimensions are a mask that is ready made: none over all pairs is built.
         inputs["attention_mask"] = _to(torch.ones((1, 1, 1, 1), dtype=torch.bool), device)
     return Packed(inputs, _to(torch.tensor(keep, dtype=torch.long), device), task, others)
+
+
+def _in_lines(
+    rows: Sequence[EncodedRow], laid: Sequence[Sequence[int]], pad_id: int
+) -> tuple[dict[str, Any], list[int]]:
+    """Ids and positions, (lines, longest), and each row's place in the flattened lines."""
+    width = max(sum(len(rows[i]["input_ids"]) for i in members) for members in laid)
+    ids = torch.full((len(laid), width), pad_id)
+    positions = torch.zeros((len(laid), width), dtype=torch.long)
+    first = [0] * len(rows)
+    for k, members in enumerate(laid):
+        at = 0
+        for i in members:
+            n = len(rows[i]["input_ids"])
+            ids[k, at : at + n] = torch.tensor(rows[i]["input_ids"])
+            positions[k, at : at + n] = torch.arange(n)
+            first[i] = k * width + at
+            at += n
+        positions[k, at:] = torch.arange(width - at)
+    return {"input_ids": ids, "position_ids": positions}, first
+
+
+def _flattened(rows: Sequence[EncodedRow]) -> tuple[dict[str, Any], list[int]]:
+    """The same for flash attention, with the rows' borders as it wants them, (rows + 1,) int32.
+
+    Without the borders each layer would look for them in the positions, for which the host waits.
+    """
+    from transformers import DataCollatorWithFlattening
+
+    collator = DataCollatorWithFlattening(return_flash_attn_kwargs=True)
+    found = dict(collator([{"input_ids": list(row["input_ids"])} for row in rows]))
+    del found["labels"]  # ours stand in the parts
+    lengths = (len(row["input_ids"]) for row in rows)
+    return found, list(accumulate(lengths, initial=0))[:-1]
 
 
 @contextmanager
@@ -256,7 +277,7 @@ def keeps_rows_apart(
     model: nn.Module,
     rows: Sequence[EncodedRow],
     pad_id: int,
-    autocast: Callable[[], AbstractContextManager[Any]],
+    autocast: Autocast,
     by: By,
 ) -> bool:
     """Whether rows of a pack have the states they have alone, up to rounding."""
@@ -318,48 +339,52 @@ class Packer:
         )
 
 
-def packer_of(ctx: Context, rows: Sequence[EncodedRow]) -> Packer | None:
-    """How the model of `ctx` takes packs; None where rows would see one another in each way.
+def packer_of(
+    host: nn.Module, rows: Sequence[EncodedRow], pad_id: int, autocast: Autocast
+) -> Packer | None:
+    """How a model takes packs; None where rows would see one another in each way.
 
-    Models that add a loss of their own (routers of experts) take none, as it counts positions.
+    Mixture-of-experts models with a router loss are not packed: that loss averages over positions.
     All processes must call it, and all get the same.
 
-    Args: rows: some to try it on.
+    Args:
+        host: the model, adapters and all; rows: some to try it on.
     """
-    host: Any = ctx.model
-    model: nn.Module = host.get_base_model() if ctx.has_adapter else host
-    config: Any = model.config
-    text, pad = config.get_text_config(), ctx.encoder.pad_id
+    model: Any = unwrapped(host)
+    config, device = model.config, next(host.parameters()).device
+    text = config.get_text_config()
     if not takes_positions(host) or getattr(text, "output_router_logits", False):
         return None
-    slow = ctx.device.type == "cpu" and ctx.computing["dtype"] == "torch.bfloat16"
+    slow = device.type == "cpu" and computing(host, autocast)["dtype"] == "torch.bfloat16"
     for by in ways(str(config._attn_implementation), slow):
-        apart = keeps_rows_apart(model, rows, pad, ctx.autocast, by)
+        apart = keeps_rows_apart(model, rows, pad_id, autocast, by)
         # All processes must make equally many passes.
         if broadcast("yes" if apart else "no") == "yes":
-            return Packer(by, pad, window(text), text.hidden_size, ctx.device)
+            return Packer(by, pad_id, window(text), text.hidden_size, device)
     return None
 
 
 def packed_states(
-    ctx: Context,
+    model: nn.Module,
     main: Sequence[EncodedRow],
     extra: Sequence[EncodedRow],
     layers: tuple[int, ...],
+    pad_id: int,
+    autocast: Autocast,
 ) -> ForwardOutput | None:
     """The extra rows' states of `layers` as a step of training computes them; None: not packed.
 
     Not for autograd; the model's mode is as it is.
     """
-    packer = packer_of(ctx, extra)
+    packer = packer_of(model, extra, pad_id, autocast)
     if packer is None:
         return None
     packed = packer(main, extra, extra_logits=False)
-    whole = ForwardOutput(ctx.model, packed.inputs)
+    whole = ForwardOutput(model, packed.inputs)
     with (
-        ctx.autocast(),
-        attends_by_rows(ctx.model, packer.by == "rows"),
-        capture(ctx.model, [Requires(hidden=layers)], whole),
+        autocast(),
+        attends_by_rows(model, packer.by == "rows"),
+        capture(model, [Requires(hidden=layers)], whole),
     ):
-        ctx.model(**packed.inputs, logits_to_keep=1)
+        model(**packed.inputs, logits_to_keep=1)
     return packed.extra.of(whole, None, None)

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer
 
-from perdure.engine.context import Context
 from perdure.engine.packing import EncodedRow, Packed, Packer, heads_at, packer_of
 from perdure.engine.rowwise_attention import attends_by_rows, takes_rows
 from perdure.engine.sampler import EpochSampler
+from perdure.engine.session import TaskSession
 from perdure.errors import TrainingError
 from perdure.files import unseal
 from perdure.models.anatomy import takes_positions
@@ -36,9 +36,9 @@ from perdure.protocol.batch import ROWS
 
 
 class PerdureTrainer(Trainer):
-    """See the module. `ctx` and `sampler` are set by the learner right after it is built."""
+    """See the module. `session` and `sampler` are set by the learner right after it is built."""
 
-    ctx: Context
+    session: TaskSession
     sampler: EpochSampler
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -64,7 +64,7 @@ class PerdureTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        self.ctx.tokens += inputs["attention_mask"].sum()
+        self.session.count_tokens(inputs["attention_mask"].sum())
         inputs = {k: v for k, v in inputs.items() if k != ROWS}
         if self.head_is_exact:
             targets = nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORE)
@@ -81,13 +81,18 @@ class PerdureTrainer(Trainer):
         """
         bare = self._bare_model()
         if not self.looked or (self._by_rows and not takes_rows(bare)):
-            self.packer, self.looked = packer_of(self.ctx, extra), True
+            session = self.session
+            pad = session.encoder.pad_id
+            self.packer = packer_of(session.model, extra, pad, session.autocast)
+            self.looked = True
             self._apart.enter_context(attends_by_rows(bare, self._by_rows))
         if self.packer is None:
             return None
         rows = inputs[ROWS]
-        self.ctx.tokens += sum(len(row["input_ids"]) for row in (*rows, *extra))
-        return self.packer(rows, extra, extra_logits=any(m.reads.logits for m in self.ctx.methods))
+        self.session.count_tokens(sum(len(row["input_ids"]) for row in (*rows, *extra)))
+        return self.packer(
+            rows, extra, extra_logits=any(m.requires.logits for m in self.session.methods)
+        )
 
     @property
     def _by_rows(self) -> bool:
@@ -138,7 +143,7 @@ class PerdureTrainer(Trainer):
         """Raise `TrainingError` if a loss since the last look was not finite."""
         if not bool(self.finite):
             raise TrainingError(
-                f"task {self.ctx.task.name}: the loss is not finite at step "
+                f"task {self.session.task.name}: the loss is not finite at step "
                 f"{self.state.global_step} (learning rate {self.args.learning_rate:g})",
                 (
                     "lower train.learning_rate, or set train.precision: fp32",
@@ -155,7 +160,7 @@ class PerdureTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        folder, host = Path(resume_from_checkpoint), self.ctx.model
+        folder, host = Path(resume_from_checkpoint), self.session.model
         if (folder / "model.safetensors").exists() and not is_sharded(host):
             # The trainer passes over tensors that some families save under other names
             # (experts of a mixture), and only warns of it.

@@ -26,10 +26,10 @@ from transformers import PrinterCallback, TrainingArguments
 from perdure.engine.attach import attach, serving
 from perdure.engine.batching import split_batch, steps_of
 from perdure.engine.callbacks import GaugeCallback, ProgressCallback
-from perdure.engine.context import Context
 from perdure.engine.method_state import STATE, give_weights, load_methods, save_methods
 from perdure.engine.rows import check_rows
 from perdure.engine.sampler import EpochSampler
+from perdure.engine.session import TaskSession
 from perdure.engine.trackers import Trackers
 from perdure.engine.trainer import PerdureTrainer
 from perdure.errors import TrainingError, UsageError
@@ -39,7 +39,8 @@ from perdure.models.chat import recipe_encoder
 from perdure.models.weights import empty_like, is_sharded, put, trainable, whole_weights
 from perdure.processes import barrier, processes, rank
 from perdure.protocol.batch import ROWS, HostRows, collate
-from perdure.protocol.method import Method, Phase
+from perdure.protocol.method import Method
+from perdure.protocol.step import Phase
 from perdure.run import Run
 from perdure.scoring.gauges import Gauges, exceeded, rewound
 from perdure.streams.task import Row, TaskStream
@@ -80,12 +81,12 @@ class GenerationLearner(Measuring):
         self.micro_batch, self.accumulation = split_batch(recipe, self.state.num_processes)
         limit = getattr(model.config, "max_position_embeddings", None)
         check_rows(stream, self.encoder, limit)
-        if is_sharded(model) and any(m.reads.teacher for m in methods):
+        if is_sharded(model) and any(m.requires.teacher for m in methods):
             raise UsageError(
                 "method: a frozen copy of the model is not available when its weights are sharded",
                 "leave out model.fsdp_size, or take a method without a teacher",
             )
-        self._ctx = self._context(0)
+        self._session = self._session_of(0)
         self._gauges: Gauges | None = None
         if self.state.num_processes > 1:
             how = "sharded" if is_sharded(model) else "copied"
@@ -95,53 +96,54 @@ class GenerationLearner(Measuring):
 
     def fit(self, index: int) -> None:
         """Learn the task number `index`, going on from its newest sealed checkpoint if any."""
-        ctx = self._ctx = self._context(index)
+        session = self._session = self._session_of(index)
         with _disk_full_is_told(self.run.path):
-            gauges, budget = self._gauges_of(ctx), self.recipe.stop_when
+            gauges, budget = self._gauges_of(session), self.recipe.stop_when
             for method in self.methods:
-                method.begin_task(ctx)
-            before = ctx.snapshot() if budget is not None and budget.action == "rewind" else None
-            phases = self._phases(ctx)
+                method.begin_task(session.context)
+            before = (
+                session.snapshot() if budget is not None and budget.action == "rewind" else None
+            )
+            phases = self._phases(session)
             starts = {p.start for p in phases}
-            previous = ctx.snapshot() if "previous" in starts else {}
+            previous = session.snapshot() if "previous" in starts else {}
             for phase in phases:
-                ctx.phase = phase
                 if phase.start != "current":
                     put(self.model, previous if phase.start == "previous" else self._base_weights())
-                self._train(ctx, phase)
+                self._train(session, phase)
             if gauges is not None and budget is not None and before is not None:
-                share, weights = rewound(gauges, ctx, budget, before)
+                share, weights = rewound(gauges, session, budget, before)
                 give_weights(self.model, weights)
-                ctx.log("budget_share", share)
+                session.log("budget_share", share)
                 if share < 1:
-                    now = ", ".join(f"{k} {v:.3g}" for k, v in gauges.read(ctx).items())
-                    self._tell(f"task {ctx.task.name}: {share:.0%} of its update kept: {now}")
+                    now = ", ".join(f"{k} {v:.3g}" for k, v in gauges.read(session).items())
+                    self._tell(f"task {session.task.name}: {share:.0%} of its update kept: {now}")
             for method in self.methods:
-                give_weights(self.model, method.end_task(ctx))
-            told = ctx.take_logged()  # there is no log line any more to go with
+                give_weights(self.model, method.end_task(session.context))
+            told = session.take_logged()  # there is no log line any more to go with
             for name, value in told.items():
-                self._note(f"task {ctx.task.name}: {name} {value:g}")
+                self._note(f"task {session.task.name}: {name} {value:g}")
             self._track(told)
 
-    def _gauges_of(self, ctx: Context) -> Gauges | None:
+    def _gauges_of(self, session: TaskSession) -> Gauges | None:
         if not self.recipe.gauges.every:
             return None
         if self._gauges is None:
-            self._gauges = Gauges(self.recipe.gauges, self.stream, ctx)
+            self._gauges = Gauges(self.recipe.gauges, self.stream, session)
         return self._gauges
 
-    def _train(self, ctx: Context, phase: Phase) -> None:
-        folder = self.run.path / "work" / f"task-{ctx.task_index + 1}" / phase.name
-        rows: list[Row] = list(ctx.task.train)
+    def _train(self, session: TaskSession, phase: Phase) -> None:
+        folder = self.run.path / "work" / f"task-{session.task_index + 1}" / phase.name
+        rows: list[Row] = list(session.task.train)
         for method in self.methods:
-            rows = method.train_data(ctx, rows)
-        ctx.train_rows = len(rows)
+            rows = method.train_data(session.context, rows)
+        session.begin_phase(phase, len(rows))
         encoded = [self.encoder.encode(row) for row in rows]
         with frozen_parameters(self.model, phase.freeze):
-            trainer = self._trainer(ctx, phase, encoded, folder)
+            trainer = self._trainer(session, phase, encoded, folder)
             found = newest_sealed(folder)
             self._note(
-                f"task {ctx.task.name}, phase {phase.name}: {len(encoded)} rows, "
+                f"task {session.task.name}, phase {phase.name}: {len(encoded)} rows, "
                 f"{trainer.args.max_steps} steps" + (f", from {found.name}" if found else "")
             )
             if found is not None and _step_of(found) >= trainer.args.max_steps:
@@ -154,12 +156,12 @@ class GenerationLearner(Measuring):
         # What comes after (Fisher values, interpolation) must not pay for the optimizer's moments.
         trainer.optimizer = trainer.lr_scheduler = None
         trainer.accelerator.free_memory()
-        ctx.accelerator = None
+        session.leave()
         del trainer
         _forget_trainer(self.model)
 
     def _trainer(
-        self, ctx: Context, phase: Phase, encoded: list[dict[str, Any]], folder: Path
+        self, session: TaskSession, phase: Phase, encoded: list[dict[str, Any]], folder: Path
     ) -> PerdureTrainer:
         train = self.recipe.train
         steps = steps_of(self.recipe, len(encoded), phase.epochs)
@@ -198,22 +200,22 @@ class GenerationLearner(Measuring):
             data_collator=lambda rows: {**collate(rows, pad), ROWS: HostRows(rows)},
             processing_class=self.encoder.tokenizer,
         )
-        trainer.ctx = ctx
+        trainer.session = session
         trainer.sampler = EpochSampler(
             [len(row["input_ids"]) for row in encoded],
             self.recipe.train.batch_size,
             self.recipe.seed,
         )
-        attach(trainer, *self.methods, ctx=ctx)
-        facts = {"after": ctx.task_index + 1, "task": ctx.task.name, "phase": phase.name}
+        attach(trainer, *self.methods, session=session)
+        facts = {"after": session.task_index + 1, "task": session.task.name, "phase": phase.name}
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(ProgressCallback(trainer, self._on_row, facts))
-        if (gauges := self._gauges_of(ctx)) is not None:
+        if (gauges := self._gauges_of(session)) is not None:
             every, budget = self.recipe.gauges.every, self.recipe.stop_when
             trainer.add_callback(
                 GaugeCallback(
-                    ctx,
-                    partial(gauges.read, ctx),
+                    session,
+                    partial(gauges.read, session),
                     partial(exceeded, budget),
                     every,
                     budget is not None and budget.action == "stop",
@@ -240,17 +242,17 @@ class GenerationLearner(Measuring):
         if rank() == 0:
             logging.getLogger("perdure").warning("%s", text)
 
-    def _phases(self, ctx: Context) -> Sequence[Phase]:
+    def _phases(self, session: TaskSession) -> Sequence[Phase]:
         for method in self.methods:
             if type(method).phases is not Method.phases:
-                phases = method.phases(ctx)
+                phases = method.phases(session.context)
                 if len({p.name for p in phases}) < len(phases):
                     raise UsageError("method: two phases of a task have the same name")
                 return phases
         return (Phase(),)
 
-    def _context(self, index: int) -> Context:
-        ctx = Context(
+    def _session_of(self, index: int) -> TaskSession:
+        return TaskSession(
             self.model,
             self.encoder,
             self.stream.tasks[index],
@@ -267,9 +269,8 @@ class GenerationLearner(Measuring):
             tell=partial(self.display.doing, self.run.methods_name),
             score=lambda task, rows: self._score_task(replace(task, test=rows)).score,
             packs=True,
+            processes=(self.state.process_index, self.state.num_processes),
         )
-        ctx.rank, ctx.world = self.state.process_index, self.state.num_processes
-        return ctx
 
     def _stream_tokens(self) -> int:
         """Tokens of all tasks' rows over all steps, from each task's first rows."""
@@ -301,7 +302,7 @@ class GenerationLearner(Measuring):
                 self._save_weights(folder / "model")
                 save_methods(folder / STATE, self.methods, rank() == 0)
                 if any(type(m).serving is not Method.serving for m in self.methods):
-                    with serving(self._ctx, self.methods) as served:
+                    with serving(self._session.context, self.methods) as served:
                         if served:
                             self._save_weights(folder / "serving")
             barrier()
@@ -328,12 +329,12 @@ class GenerationLearner(Measuring):
         if folder is not None:
             growing = [m for m in self.methods if m.grows]
             for index in range(learned if growing else 0):
-                ctx = self._context(index)
+                session = self._session_of(index)
                 for method in growing:
-                    method.begin_task(ctx)
+                    method.begin_task(session.context)
             put(self.model, load_weights(self.model, folder / "model"))
             load_methods(folder / STATE, self.methods, self.model)
-            self._ctx = self._context(learned - 1)
+            self._session = self._session_of(learned - 1)
             done = {(r["after"], r["phase"]): r["steps"] for r in self.run.log_rows()}
             steps = [n for (after, _), n in done.items() if after <= learned]
             self.trackers.task_done(sum(steps))

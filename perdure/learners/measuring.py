@@ -14,12 +14,13 @@ from torch import nn
 from transformers import TrainingArguments
 
 from perdure.engine.attach import serving
-from perdure.engine.context import Context
+from perdure.engine.session import TaskSession
 from perdure.engine.trackers import Trackers
 from perdure.models.chat import Encoder
 from perdure.processes import rank
 from perdure.protocol.method import Method
 from perdure.run import Run
+from perdure.streams.kinds import PERPLEXITY
 from perdure.streams.task import Task, TaskStream
 
 if TYPE_CHECKING:
@@ -40,13 +41,13 @@ class Measuring:
     trackers: Trackers
     precision: str
     state: Any
-    _ctx: Context
+    _session: TaskSession
 
     def score(self, after: int) -> None:
         """Score every task and general ability with the weights that are served; record it."""
         done = {(s["kind"], s.get("task")) for s in self.run.scores() if s["after"] == after}
         figures: dict[str, float] = {}
-        with serving(self._ctx, self.methods):
+        with serving(self._session.context, self.methods):
             for task in self.stream:
                 if ("task", task.name) in done:
                     continue
@@ -58,6 +59,7 @@ class Measuring:
                     "task": task.name,
                     "metric": result.metric,
                     "higher_is_better": result.higher_is_better,
+                    **result.recorded,
                     "score": result.score,
                     "rows": len(result.items),
                     "seconds": round(time.monotonic() - started, 2),
@@ -70,7 +72,7 @@ class Measuring:
                 line = {
                     "kind": "general",
                     "after": after,
-                    "metric": "perplexity",
+                    "metric": PERPLEXITY.name,
                     "score": general.perplexity,
                     "loss": general.loss,
                     "tokens": general.tokens,
@@ -89,7 +91,7 @@ class Measuring:
         shown = list(task.test)[: self.recipe.scoring.max_test_rows]
         task = replace(task, test=shown)
         for method in self.methods:
-            if (adapters := method.route(self._ctx, shown)) is not None:
+            if (adapters := method.route(self._session.context, shown)) is not None:
                 return self._score_routed(task, adapters)
         with self._autocast():
             return score_task(

@@ -254,6 +254,15 @@ class StateCache:
         values, ids, lse = (_moved(t, device) for t in found)
         return values, ids.long(), lse
 
+    def aligned(self, seen: ForwardOutput, layer: int) -> Tensor:
+        """`rows` of the texts of a pass (their "_text"), in its layout."""
+        mask = seen.mask
+        return self.rows(seen.extra("_text"), layer, mask.shape[1], mask.device)
+
+    def largest(self, seen: ForwardOutput) -> tuple[Tensor, Tensor, Tensor]:
+        """`top` of the texts of a pass (their "_text")."""
+        return self.top(seen.extra("_text"), seen.mask.device)
+
     @property
     def noise(self) -> dict[str, dict[str, float]]:
         """`measured_noise` by layer."""

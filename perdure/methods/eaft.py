@@ -26,8 +26,8 @@ from perdure.protocol.method import Method, MethodConfig, Requires
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from perdure.engine.context import Context
     from perdure.protocol.batch import ForwardOutput
+    from perdure.protocol.context import Context
 
 
 class EAFTConfig(MethodConfig):
@@ -47,7 +47,7 @@ def entropy_weight(logits: Tensor, top: int = 20, alpha: float = 1.0) -> Tensor:
 class EAFT(Method):
     Config = EAFTConfig
     config: EAFTConfig
-    reads = Requires(logits=True)
+    requires = Requires(logits=True)
 
     def loss(
         self, ctx: Context, main: ForwardOutput, extra: ForwardOutput | None

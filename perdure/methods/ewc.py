@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Parameter
 
-    from perdure.engine.context import Context
+    from perdure.protocol.context import Context
 
 
 class EWCConfig(MethodConfig):

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from perdure.errors import UsageError
-from perdure.protocol.method import Method, MethodConfig, Phase
+from perdure.protocol.method import Method, MethodConfig
+from perdure.protocol.step import Phase
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from perdure.engine.context import Context
+    from perdure.protocol.context import Context
 
 
 class FreezeConfig(MethodConfig):

@@ -28,27 +28,24 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from pydantic import Field, model_validator
 
-from perdure.engine.general_texts import SHARE
-from perdure.errors import UsageError
+from perdure.engine.general_texts import GIVEN, SHARE
 from perdure.mechanisms import state_cache
 from perdure.mechanisms.distances import (
     distance,
     kl_of_largest,
     micro_loss,
-    row_counts,
-    row_means,
     state_weight,
 )
-from perdure.mechanisms.distil import distilled
 from perdure.mechanisms.margin import averaged, outside
 from perdure.protocol.method import Method, MethodConfig, Requires
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from perdure.engine.context import Context
     from perdure.protocol.batch import EncodedRows, ForwardOutput
+    from perdure.protocol.context import BaseStates, Context
 
+KINDS = {"margin": "codes", "kl": "logits", "l1": "states", "l2": "states"}
 OFFICIAL = {
     "mix": "concat",
     "scope": "micro",
@@ -134,7 +131,7 @@ class GeRe(Method):
         held = config.loss in ("margin", "l1", "l2")
         # The head runs on general tokens only where a term asks for their predictions.
         predicted = config.label_weight > 0 or config.loss == "kl" or config.scope == "micro"
-        self.reads = Requires(
+        self.requires = Requires(
             hidden=config.layers if held else (), logits=predicted or config.weight == "dynamic"
         )
         if config.official:
@@ -142,30 +139,30 @@ class GeRe(Method):
             state_cache.note("gere: official: true, so %s", set_by)
         self.base = ""  # fingerprint of the model that was distilled first
         self.texts = ""  # file of the texts that were sampled from it; "" if they were given
-        self._rows: EncodedRows | None = None
-        self._cache: state_cache.StateCache | None = None
+        self._rows: list[dict[str, Any]] | None = None
+        self._cache: BaseStates | None = None
         self._floor: dict[int, float] = {}
 
     def begin_task(self, ctx: Context) -> None:
         c = self.config
-        if (self.base or self._rows) and not self.texts and not ctx.general.replay:
-            raise UsageError(
-                "gere: general texts were given for the first task, and none are now",
-                "give the same ones again: attach(trainer, *methods, general=texts)",
-            )
+        kept = self.texts or (GIVEN if self.base or self._rows else "")
         rows, self.texts = ctx.general_rows(
-            c.samples, c.max_tokens, special=c.add_special_tokens, kept=self.texts,
+            c.samples, c.max_tokens, special=c.add_special_tokens, kept=kept,
             share=c.own_share,
         )  # fmt: skip
         if not self.texts and len(rows) < c.samples:
             state_cache.note(
                 "gere: %d general texts are there, of samples: %d", len(rows), c.samples
             )
-        self._rows = ctx.rows([{**row, "_text": i} for i, row in enumerate(rows)])
+        self._rows = [{**row, "_text": i} for i, row in enumerate(rows)]
         self._cache = None
         if c.loss != "label":
             known = self.base if c.teacher == "base" else ""
-            self._cache = distilled(ctx, rows, c, known)
+            self._cache = ctx.base_states(
+                rows, KINDS[c.loss], layers=c.layers, k=c.k, one_pass=c.stats == "one_pass_fp32",
+                top=c.kl_top, temperature=c.kl_temperature, previous=c.teacher != "base",
+                known=known, who="gere",
+            )  # fmt: skip
             self.base = self.base or self._cache.about["model"]
         if self._cache is not None and c.loss == "margin":
             noise = self._cache.noise
@@ -181,15 +178,16 @@ class GeRe(Method):
     def replay(self, ctx: Context) -> EncodedRows | None:
         if self._rows is None:
             return None
-        return ctx.draw_between(self._rows, *self._drawn(ctx))
+        first, last = self._drawn(ctx)
+        return ctx.draw(self._rows, last - first, first=first)
 
     def _drawn(self, ctx: Context) -> list[int]:
         """First and last of this step's numbers in an endless draw of texts."""
         if self.config.mix == "insert":
-            return [s * self.config.insert for s in (ctx.step, ctx.step + 1)]
+            return [s * self.config.insert for s in (ctx.step.index, ctx.step.index + 1)]
         # Each text once an epoch, spread evenly over its steps.
         texts = len(self._rows or ())
-        return [s * texts // ctx.steps_per_epoch for s in (ctx.step, ctx.step + 1)]
+        return [s * texts // ctx.step.per_epoch for s in (ctx.step.index, ctx.step.index + 1)]
 
     def loss(
         self, ctx: Context, main: ForwardOutput, extra: ForwardOutput | None
@@ -200,12 +198,12 @@ class GeRe(Method):
         if extra is None:
             return {}
         rows = len(extra.mask)
-        count = extra.totals.rows if extra.totals and extra.totals.rows else rows
+        count = extra.step_rows
         share = count / (ctx.batch_size + count)
         found: dict[str, Tensor] = {}
         ce = extra.mask.new_zeros(rows, dtype=torch.float32)
-        if self.reads.logits:
-            ce = row_means(extra.nll, extra.row_of, rows)
+        if self.requires.logits:
+            ce = extra.row_nll
         if c.label_weight > 0:
             found["gere_label"] = share * c.label_weight * extra.row_mean(ce)
         if c.loss != "label":
@@ -227,7 +225,7 @@ class GeRe(Method):
     def _of_states(self, ctx: Context, layer: int, extra: ForwardOutput, pooled: bool) -> Tensor:
         assert self._cache is not None
         c, x, mask = self.config, extra.hidden[layer], extra.mask
-        base = self._cache.rows(extra.extra("_text"), layer, x.shape[1], x.device)
+        base = self._cache.aligned(extra, layer)
         if c.loss != "margin":
             return distance(x, base, mask, 1 if c.loss == "l1" else 2)
         n, p = self._cache.limits(layer, x.device)
@@ -243,20 +241,10 @@ class GeRe(Method):
 
     def _kl(self, extra: ForwardOutput) -> Tensor:
         assert self._cache is not None
-        c, rows = self.config, len(extra.mask)
-        real = [i for i, row in enumerate(extra.rows) if not row.get("_filler")]
-        if not real:
-            return extra.nll.new_zeros(rows)
-        texts = [extra.rows[i]["_text"] for i in real]
-        each = kl_of_largest(
-            extra.logits, *self._cache.top(texts, extra.mask.device), c.kl_temperature
-        )
+        c = self.config
+        each = kl_of_largest(extra.logits, *self._cache.largest(extra), c.kl_temperature)
         each = each * c.kl_temperature**2 if c.kl_t2 else each
-        found = row_means(each, extra.row_of, rows)
-        if not c.kl_mask:
-            tokens = row_counts(extra.row_of, rows)
-            found = found * tokens / extra.mask.shape[1]
-        return found
+        return extra.per_row(each, padded=not c.kl_mask)
 
     def _micro(
         self, ctx: Context, main: ForwardOutput, extra: ForwardOutput | None
@@ -268,11 +256,11 @@ class GeRe(Method):
         share = 1.0
         if alone := len(main.mask) == 1:
             # There each general row is a micro-batch too, and all micro-batches count alike.
-            tasks, (first, last) = ctx.accumulation * ctx.world, self._drawn(ctx)
+            tasks, (first, last) = ctx.step.micro_batches, self._drawn(ctx)
             share = tasks / (tasks + last - first)
-        if extra is None or all(row.get("_filler") for row in extra.rows):
+        if extra is None:
             return {"gere_scope": share * ce_task - mine}
-        ce = row_means(extra.nll, extra.row_of, len(extra.mask)) if alone else extra.nll.mean()
+        ce = extra.row_nll if alone else extra.nll.mean()
         weight: Tensor | float = 0.0
         term = torch.zeros_like(ce)
         if c.loss != "label":

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from perdure.protocol.method import Method, MethodConfig, Phase
+from perdure.protocol.method import Method, MethodConfig
+from perdure.protocol.step import Phase
 
 if TYPE_CHECKING:
-    from perdure.engine.context import Context
+    from perdure.protocol.context import Context
 
 
 class JointConfig(MethodConfig):

@@ -26,8 +26,8 @@ from perdure.protocol.method import Method, MethodConfig, Requires
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from perdure.engine.context import Context
     from perdure.protocol.batch import ForwardOutput
+    from perdure.protocol.context import Context
 
 
 class LwFConfig(MethodConfig):
@@ -45,7 +45,7 @@ def lwf_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 class LwF(Method):
     Config = LwFConfig
     config: LwFConfig
-    reads = Requires(logits=True, teacher="previous")
+    requires = Requires(logits=True, teacher="previous")
 
     def loss(
         self, ctx: Context, main: ForwardOutput, extra: ForwardOutput | None

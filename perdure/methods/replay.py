@@ -23,8 +23,8 @@ from perdure.protocol.method import Method, MethodConfig, Requires
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from perdure.engine.context import Context
     from perdure.protocol.batch import EncodedRows, ForwardOutput
+    from perdure.protocol.context import Context
 
 
 class ReplayConfig(MethodConfig):
@@ -43,14 +43,14 @@ class ReplayConfig(MethodConfig):
 class Replay(Method):
     Config = ReplayConfig
     config: ReplayConfig
-    reads = Requires(logits=True)
+    requires = Requires(logits=True)
     saved = ("kept", "seen")
 
     def __init__(self, config: ReplayConfig) -> None:
         super().__init__(config)
         self.kept: Kept = []
         self.seen = 0
-        self._rows: EncodedRows | None = None
+        self._rows: list[dict[str, Any]] | None = None
 
     def begin_task(self, ctx: Context) -> None:
         self._rows = None
@@ -59,7 +59,7 @@ class Replay(Method):
         if not self.kept:
             return None
         if self._rows is None:
-            self._rows = ctx.rows([ctx.encode(entry["row"]) for entry in self.kept])
+            self._rows = [ctx.encode(entry["row"]) for entry in self.kept]
         return ctx.draw(self._rows, max(1, round(self.config.ratio * ctx.batch_size)))
 
     def loss(

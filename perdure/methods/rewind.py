@@ -24,7 +24,7 @@ from perdure.protocol.method import Method, MethodConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from perdure.engine.context import Context
+    from perdure.protocol.context import Context
 
 
 class RewindConfig(MethodConfig):
@@ -72,7 +72,7 @@ class Rewind(Method):
         end = ctx.snapshot()
 
         def score(factor: float) -> float:
-            with ctx.put(interpolate(self._start, end, factor)):
+            with ctx.use_weights(interpolate(self._start, end, factor)):
                 return ctx.score(ctx.task, "validation", self.config.rows)
 
         factor = smallest(self.config.grid, score, self.config.tolerance, ctx.task.higher_is_better)

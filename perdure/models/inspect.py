@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from perdure.models.locate import locate, read_config
+from perdure.models.configuration import read_config
+from perdure.models.locate import locate
 
 if TYPE_CHECKING:
     from perdure.recipe.schema import ModelConfig

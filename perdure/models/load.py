@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from perdure.errors import ModelError
 from perdure.models.adapters import attach_lora, load_adapter, reading, saved_base
+from perdure.models.configuration import read_config
 from perdure.models.gguf import converted, plain
-from perdure.models.locate import Place, loading, locate, read_config
+from perdure.models.locate import Place, loading, locate
 
 if TYPE_CHECKING:
     from perdure.recipe.schema import ModelConfig

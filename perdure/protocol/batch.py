@@ -1,7 +1,7 @@
 """One forward pass as methods see it, and the rows that ran in it.
 
 Every mean is taken over the *whole optimizer step* (all micro-batches, all processes), so that a
-method's gradient does not depend on how a batch is split. A pass knows the step's totals; it
+method's gradient does not depend on how a batch is split. A pass knows the step's counts; it
 returns its own share, scaled so that what the trainer does next (divide by accumulation steps,
 average over processes) gives the mean of the step exactly.
 """
@@ -23,7 +23,7 @@ from perdure.models.chat import IGNORE
 class StepCounts:
     """Counts over one optimizer step, and how many passes share it (micro-batches x processes).
 
-    Of the main pass a trainer counts label tokens only: rows and positions are None.
+    For the task's batch only label tokens are counted: rows and positions are None.
     """
 
     rows: int | None
@@ -36,11 +36,13 @@ class StepCounts:
 class EncodedRows(Sequence[dict[str, Any]]):
     """Encoded rows: `input_ids`, `labels`, and keys starting with "_" that only methods see.
 
-    `totals` is set on a slice made by `ctx.draw`: the counts of the whole step's draw.
+    A slice made by `ctx.draw` carries the `counts` of the whole step's draw. `fills` marks
+    one whose only row fills a process's place in a pass: no method sees it, and it counts nowhere.
     """
 
     rows: Sequence[dict[str, Any]] = ()
-    totals: StepCounts | None = None
+    counts: StepCounts | None = None
+    fills: bool = False
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -48,8 +50,8 @@ class EncodedRows(Sequence[dict[str, Any]]):
     def __getitem__(self, index: Any) -> Any:
         return self.rows[index]
 
-    def totals_of_all(self, shares: int = 1) -> StepCounts:
-        """The totals of these rows taken as a whole step."""
+    def counts_of_all(self, shares: int = 1) -> StepCounts:
+        """The counts of these rows taken as a whole step."""
         tokens = sum(labels_of(row) for row in self.rows)
         positions = sum(len(row["input_ids"]) for row in self.rows)
         return StepCounts(len(self.rows), tokens, positions, shares)
@@ -57,11 +59,11 @@ class EncodedRows(Sequence[dict[str, Any]]):
 
 @dataclass
 class ForwardOutput:
-    """What one forward pass computed. Only what some method `reads` is there."""
+    """What one forward pass computed. Only what some method `requires` is there."""
 
     model: nn.Module
     batch: dict[str, Any]
-    totals: StepCounts | None = None
+    counts: StepCounts | None = None
     rows: Sequence[Mapping[str, Any]] = ()
     hidden: Mapping[int, Tensor] = field(default_factory=dict)
     """Layer to its output, (batch, seq, hidden); -1 is the output of the final norm."""
@@ -79,15 +81,7 @@ class ForwardOutput:
         """Real positions, (batch, seq) bool."""
         mask = self.batch.get("attention_mask")
         real = torch.ones_like(self.batch["input_ids"]) if mask is None else mask
-        return real.bool() if self._real_rows is None else real.bool() & self._real_rows[:, None]
-
-    @cached_property
-    def _real_rows(self) -> Tensor | None:
-        """(rows,) bool; None where no row only fills up a process's batch."""
-        if not any(r.get("_filler") for r in self.rows):
-            return None
-        device = next(self.model.parameters()).device
-        return torch.tensor([not r.get("_filler") for r in self.rows], device=device)
+        return real.bool()
 
     @cached_property
     def targets(self) -> Tensor:
@@ -125,7 +119,7 @@ class ForwardOutput:
         if self.head is not None and self.head.shape[:2] == self.targets.shape:
             return self._cap(self.head[row, column].float())
         if self.last is None:
-            raise ValueError("logits were not captured: set `reads = Reads(logits=True)`")
+            raise ValueError("logits were not captured: set `requires = Requires(logits=True)`")
         model: Any = self.model
         return self._cap(model.get_output_embeddings()(self.last[row, column]).float())
 
@@ -145,40 +139,61 @@ class ForwardOutput:
         """Negative log-likelihood of each label token, (tokens,)."""
         return -self.log_probs
 
+    @property
+    def row_nll(self) -> Tensor:
+        """Mean negative log-likelihood of each row's label tokens, (rows,); 0 without any."""
+        return self.per_row(self.nll)
+
+    def per_row(self, values: Tensor, padded: bool = False) -> Tensor:
+        """Mean of `values` (tokens,) in each row, (rows,): over the row's label tokens.
+
+        Args: padded: over the batch's width, so that padding counts as zero.
+        """
+        sums = values.new_zeros(len(self.mask)).index_add(0, self.row_of, values)
+        if padded:
+            return sums / self.mask.shape[1]
+        ones = torch.ones(self.row_of.shape, device=self.row_of.device)
+        counts = ones.new_zeros(len(self.mask)).index_add(0, self.row_of, ones)
+        return sums / counts.clamp(min=1)
+
+    @property
+    def step_rows(self) -> int:
+        """Rows of the whole optimizer step's draw, over all micro-batches and processes."""
+        found = self.counts.rows if self.counts else None
+        return found if found else len(self.mask)
+
     def extra(self, name: str) -> list[Any]:
         """The rows' own value under `name` (a key that starts with "_"), in batch order."""
         return [row[name] for row in self.rows]
 
     def token_mean(self, values: Tensor) -> Tensor:
         """Mean over the step's label tokens of `values` (tokens,); 0 where there are none."""
-        total = self.totals.tokens if self.totals else values.numel()
+        total = self.counts.tokens if self.counts else values.numel()
         return self._mean(values.sum(), total)
 
     def row_mean(self, values: Tensor) -> Tensor:
         """Mean over the step's rows of `values` (rows,)."""
-        total = self.totals.rows if self.totals else values.numel()
-        real = values if self._real_rows is None else values * self._real_rows
-        return self._mean(real.sum(), total)
+        return self._mean(values.sum(), self.counts.rows if self.counts else values.numel())
 
     def position_mean(self, values: Tensor) -> Tensor:
         """Mean over the step's real positions of `values` (batch, seq)."""
-        total = self.totals.positions if self.totals else int(self.mask.sum())
+        total = self.counts.positions if self.counts else int(self.mask.sum())
         return self._mean((values * self.mask).sum(), total)
 
     def _mean(self, total: Tensor, count: Tensor | int | None) -> Tensor:
         if count is None:
-            raise ValueError("of the main pass only label tokens are counted: use token_mean")
-        shares = self.totals.shares if self.totals else 1
+            raise ValueError("for the task's batch only label tokens are counted: use token_mean")
+        shares = self.counts.shares if self.counts else 1
         if isinstance(count, Tensor):
             return total / count.clamp(min=1) * shares
         return total / max(count, 1) * shares
 
     def split(
-        self, sizes: Sequence[int], totals: Sequence[StepCounts | None]
+        self, sizes: Sequence[int], counts: Sequence[StepCounts | None]
     ) -> list[ForwardOutput]:
         """Cut a pass over several methods' rows into one pass a method, in the same order."""
         parts, start, spoken = [], 0, 0
-        for size, total in zip(sizes, totals, strict=True):
+        for size, count in zip(sizes, counts, strict=True):
             cut = slice(start, start + size)
             head = None if self.head is None else self.head[cut]
             if self.exact and self.head is not None:
@@ -190,7 +205,7 @@ class ForwardOutput:
             part = ForwardOutput(
                 self.model,
                 {k: v[cut] for k, v in self.batch.items() if torch.is_tensor(v)},
-                total,
+                count,
                 self.rows[cut],
                 {k: v[cut] for k, v in self.hidden.items()},
                 None if self.last is None else self.last[cut],

@@ -3,7 +3,7 @@
 A method is one file in this folder: a docstring that states paper and loss, a `Config`, the loss
 as a pure function, and one subclass of `Method`. It overrides the hooks it needs and nothing else.
 Hooks *return* values (rows, phases, named losses, gradients, weights); only the runner
-(`perdure.learners`) writes gradients and swaps weights. A method never knows which learner, task
+(`perdure.engine`) writes gradients and swaps weights. A method never knows which learner, task
 kind or model family is at work.
 
     hook         when (on all ranks)                              returns
@@ -31,14 +31,16 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
+from perdure.protocol.step import Phase
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
     from torch.nn import Parameter
 
-    from perdure.engine.context import Context
     from perdure.protocol.batch import EncodedRows, ForwardOutput
+    from perdure.protocol.context import Context
 
 
 class MethodConfig(BaseModel):
@@ -54,7 +56,7 @@ class Requires:
     hidden: tuple[int, ...] = ()
     """Decoder layers whose output is kept, by index; -1 is the output of the final norm."""
     logits: bool = False
-    """Logits at the positions that predict a label (`Pass.logits`)."""
+    """Logits at the positions that predict a label (`ForwardOutput.logits`)."""
     attentions: bool = False
     """Attention maps; the learner then runs eager attention."""
     teacher: str | None = None
@@ -63,24 +65,11 @@ class Requires:
     """`p.grad` is read in `after_step`; refused under DeepSpeed, which frees it earlier."""
 
 
-@dataclass(frozen=True)
-class Phase:
-    """One training of a task: its own trainer, optimizer and schedule."""
-
-    name: str = "main"
-    epochs: float | None = None
-    """Epochs of this phase; None means the recipe's `train.epochs`."""
-    start: str = "current"
-    """Weights to start from: "current", "base", or "previous" (before this task)."""
-    freeze: str = ""
-    """Regular expression over parameter names; a parameter that it finds gets no update."""
-
-
 class Method:
     """How not to forget. Subclass it, override hooks, keep what must survive in `saved`."""
 
     Config: type[MethodConfig] = MethodConfig
-    reads: Requires = Requires()
+    requires: Requires = Requires()
     saved: tuple[str, ...] = ()
     """Names of attributes in every checkpoint: tensors, JSON values, and nested dicts and lists
     of both. They are restored before training goes on."""
@@ -117,7 +106,7 @@ class Method:
     def loss(
         self, ctx: Context, main: ForwardOutput, extra: ForwardOutput | None
     ) -> Mapping[str, Tensor]:
-        """Return named scalars to add to the learner's loss (`Pass.token_mean`, `.row_mean`)."""
+        """Return named scalars to add to the loss (`ForwardOutput.token_mean`, `.row_mean`)."""
         return {}
 
     def gradients(

@@ -7,21 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
-from perdure.recipe.columns import check_cell
 from perdure.recipe.mistakes import Mistake, near
 from perdure.recipe.section import Section
 
 Scenario = Literal["task-incremental", "domain-incremental", "class-incremental"]
-Metric = Literal["label_likelihood", "exact_match", "rouge_l", "chrf", "perplexity"]
-METRICS: tuple[Metric, ...] = ("label_likelihood", "exact_match", "rouge_l", "chrf", "perplexity")
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "prompt": ("prompt", "answer"),
-    "chat": ("messages",),
-    "labels": ("text", "label"),
-}
-"""Columns that each task format reads, by our name."""
 _HUB = re.compile(r"[\w.-]+/[\w.-]+")
 TEXT_FILES = (".txt", ".jsonl")
 FILE_ENDINGS = (*TEXT_FILES, ".csv", ".tsv", ".parquet", ".json", ".gz", ".zip", ".zst")
@@ -82,6 +74,19 @@ class GeneralConfig(Section):
                     yield Mistake((key,), "has no effect without tasks", "list lm-eval tasks")
 
 
+def located(metric: str, folder: Path) -> str:
+    """A task's `metric` whose module is a file in the folder, with that file's path in front.
+
+    A module that is not there, and the name of a metric, are returned as they are.
+    """
+    module, colon, function = metric.rpartition(":")
+    if not colon:
+        return metric
+    path = Path(module) if module.endswith(".py") else Path(*module.split(".")).with_suffix(".py")
+    path = (folder / path.expanduser()).resolve()
+    return f"{path}:{function}" if module.endswith(".py") or path.is_file() else metric
+
+
 FILE_TYPES = (".jsonl", ".csv", ".tsv", ".parquet")
 
 
@@ -90,7 +95,7 @@ SPLITS = ("train", "validation", "test")
 
 class TaskConfig(Section):
     name: str = Field(pattern=r"^\w[\w .+-]*$", max_length=80, description="unique; names files")
-    format: Literal["prompt", "chat", "labels"] = Field(
+    format: str = Field(
         "prompt", description="prompt: prompt and answer; chat: messages; labels: text and label"
     )
     dataset: str | None = Field(
@@ -109,7 +114,7 @@ class TaskConfig(Section):
     label_names: dict[str, str] | None = Field(
         None, description="value in the data, or number of a hub data set's class: answer"
     )
-    metric: Metric | None = Field(None, description="how answers are scored")
+    metric: str | None = Field(None, description="how answers are scored")
     max_new_tokens: int = Field(32, gt=0, description="longest answer that is generated")
     max_train_rows: int | None = Field(None, gt=0, description="use this many rows at most")
     max_validation_rows: int | None = Field(None, gt=0, description="use this many rows at most")
@@ -130,20 +135,23 @@ class TaskConfig(Section):
         """The data's name for one of our columns, or a text with names in braces."""
         return self.columns.get(ours, ours)
 
-    @property
-    def resolved_metric(self) -> Metric:
-        """The metric, with its default by format filled in."""
-        return self.metric or ("label_likelihood" if self.format == "labels" else "exact_match")
+    @field_validator("format")
+    @classmethod
+    def _known_format(cls, name: str) -> str:
+        from perdure.streams import kinds  # until the judge
+
+        found = kinds.mistakes(cls.model_construct(name="", train="", format=name), installed=False)
+        for mistake in found:
+            known = mistake.what.partition(" is none of ")[2]
+            if mistake.key == ("format",) and known:
+                # A Literal's error: a wrong name is told, and nothing that rests on it.
+                raise PydanticCustomError("literal_error", "{expected}", {"expected": known})
+        return name
 
     def mistakes(self) -> Iterator[Mistake]:
-        ours = COLUMNS[self.format]
-        for name, source in self.columns.items():
-            if name not in ours:
-                hint = near(name, ours) or f"write them as {ours[0]}: your-column"
-                what = f"format {self.format} has the columns {' and '.join(ours)}"
-                yield Mistake(("columns", name), what, hint)
-            elif wrong := check_cell(source, one_column=name == "messages"):
-                yield Mistake(("columns", name), *wrong)
+        from perdure.streams import kinds  # until the judge
+
+        yield from kinds.mistakes(self, installed=False)
         if self.dataset is None:
             for split in SPLITS:
                 path = getattr(self, split)
@@ -152,30 +160,9 @@ class TaskConfig(Section):
                     yield Mistake((split,), what, "for a hub data set, also write dataset: NAME")
             if self.subset is not None:
                 yield Mistake(("subset",), "has no effect without dataset", "leave it out")
-        yield from self._label_mistakes()
         test, validation = self.test is None, self.validation is None
         if test * self.test_share + validation * self.validation_share >= 1:
             yield Mistake(("test_share",), "the shares set aside leave nothing to train on")
-
-    def _label_mistakes(self) -> Iterator[Mistake]:
-        if self.format != "labels":
-            for key in ("labels", "label_names"):
-                if getattr(self, key) is not None:
-                    what = f"has no effect with format: {self.format}"
-                    yield Mistake((key,), what, "write format: labels")
-            if self.metric == "label_likelihood":
-                yield Mistake(("metric",), "label_likelihood needs format: labels")
-            return
-        labels = self.labels
-        if labels is None:
-            return
-        if len(set(labels)) < max(2, len(labels)) or not all(x.strip() for x in labels):
-            what = "must be at least two different texts, none of them empty"
-            yield Mistake(("labels",), what)
-        for value, name in (self.label_names or {}).items():
-            if name not in labels:
-                what = f'"{name}" is none of the task\'s labels'
-                yield Mistake(("label_names", value), what, near(name, labels))
 
 
 class StreamConfig(Section):
@@ -188,12 +175,9 @@ class StreamConfig(Section):
         if (self.name is None) == (not self.tasks):
             what = "has both name and tasks" if self.tasks else "has neither name nor tasks"
             yield Mistake((), what, "name a built-in stream, or list your own tasks")
-        if self.name is not None:
-            from perdure.streams.named.demo import STREAMS
+        from perdure.streams import mistakes  # until the judge
 
-            if self.name not in STREAMS:
-                hint = near(self.name, list(STREAMS)) + " all of them: perdure streams"
-                yield Mistake(("name",), f'no stream is called "{self.name}"', hint.strip())
+        yield from mistakes(self)
         names = [task.name for task in self.tasks]
         for i, name in enumerate(names):
             if name in names[:i]:

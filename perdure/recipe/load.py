@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from perdure.errors import RecipeError
-from perdure.recipe.data import FILE_ENDINGS, SPLITS
+from perdure.recipe.data import FILE_ENDINGS, SPLITS, located
 from perdure.recipe.mistakes import Key, Mistake, near
 from perdure.recipe.schema import Recipe, Tracker
 from perdure.recipe.validate import validate
 from perdure.recipe.yaml import COMMAND_LINE, Document, read, write
-from perdure.streams import lm_eval_tasks
+from perdure.streams import kinds, lm_eval_tasks  # until the judge
 from perdure.streams.lm_eval_tasks import is_file
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -37,7 +37,7 @@ def load(path: Path, overrides: Sequence[str], *, check_files: bool, tasks_only:
     folder = path.resolve().parent
     missing = list(_resolve_paths(document, folder))
     if check_files:
-        found += [*missing, *_missing_trackers(data)]
+        found += [*missing, *_missing_trackers(data), *_metric_mistakes(data)]
         if not tasks_only:  # an audit measures no lm-eval task; who does is told by its `load`
             found += _harness_mistakes(data)
     recipe, wrong = validate(data)
@@ -105,12 +105,16 @@ def _resolve_paths(document: Document, folder: Path) -> Iterator[Mistake]:
             section = section[part]
         section[key[-1]] = str(path)
 
-    tasks = document.data.get("stream")
-    tasks = tasks.get("tasks") if isinstance(tasks, dict) else None
+    tasks = _tasks(document.data)
+    for i, task in tasks:
+        if isinstance(task.get("metric"), str):
+            if document.line(("stream", "tasks", i, "metric")) == COMMAND_LINE:
+                task["metric"] = located(task["metric"], Path.cwd())
+            task["metric"] = located(task["metric"], folder)
     keys: list[Key] = [
         ("stream", "tasks", i, split)
-        for i, task in enumerate(tasks if isinstance(tasks, list) else [])
-        if isinstance(task, dict) and task.get("dataset") is None
+        for i, task in tasks
+        if task.get("dataset") is None
         for split in SPLITS
     ]
     keys += [("general", "tasks", i) for i in range(len(_harness_tasks(document.data)))]
@@ -170,6 +174,22 @@ def _harness_mistakes(data: dict[str, Any]) -> Iterator[Mistake]:
     """Unknown lm-eval tasks. Only asked where tasks are named: it reads lm-eval's whole list."""
     for mistake in lm_eval_tasks.mistakes(_harness_tasks(data)):
         yield Mistake(("general", "tasks", *mistake.key), mistake.what, mistake.remedy)
+
+
+def _tasks(data: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
+    """The sections of `stream.tasks` with their numbers, whatever is in them."""
+    stream = data.get("stream")
+    tasks = stream.get("tasks") if isinstance(stream, dict) else None
+    listed = enumerate(tasks if isinstance(tasks, list) else [])
+    return [(i, task) for i, task in listed if isinstance(task, dict)]
+
+
+def _metric_mistakes(data: dict[str, Any]) -> Iterator[Mistake]:
+    """Metrics that are not installed; those of a recorded run are told when they are needed."""
+    for i, task in _tasks(data):
+        name = task.get("metric")
+        for mistake in kinds.metric_mistakes(name if isinstance(name, str) else None):
+            yield Mistake(("stream", "tasks", i, *mistake.key), mistake.what, mistake.remedy)
 
 
 def _missing_trackers(data: dict[str, Any]) -> Iterator[Mistake]:

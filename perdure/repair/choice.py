@@ -10,6 +10,7 @@ from typing import Protocol
 from perdure.repair.candidates import BASE, TUNED, Candidate, rewind
 from perdure.repair.halves import Half
 from perdure.repair.result import Point, goodness, percent
+from perdure.streams import kinds
 
 EQUAL = 0.02
 """Candidates that differ by at most this share of the lost general ability count as equal."""
@@ -139,7 +140,7 @@ def notes(
         gain = goodness(metric, tuned[task.name]) - goodness(metric, base[task.name])
         if not gain > 0:
             yield f"{task.name}: the tuned model gained nothing on it; its score must not drop"
-        elif metric != "perplexity" and math.isfinite(gain):
+        elif kinds.metric(metric).scores_items and math.isfinite(gain):
             row = 1 / (len(task.test) * gain)
             if row > max_task_loss + _ROUNDING:
                 yield (

@@ -13,8 +13,9 @@ from perdure.recipe.load import load_recipe
 from perdure.streams import build_stream
 from perdure.streams.cells import one_spaced
 from perdure.streams.general_text import file_texts
+from perdure.streams.kinds import kind
 from perdure.streams.named.demo import pydoc_texts
-from perdure.streams.rows import key, shuffle_key
+from perdure.streams.rows import shuffle_key
 from perdure.streams.sources import Mistakes, Reader
 from perdure.streams.task import Task
 
@@ -103,7 +104,8 @@ def halve(
 def _halves_of(task: Task, seed: int, most: int) -> tuple[Task, Task]:
     rows = list(task.test)
     once = list({repr((row["prompt"], row["answer"])): at for at, row in enumerate(rows)}.values())
-    search, report = deal(once, lambda at: key(rows[at]), seed, most)
+    question = kind(task.kind).question
+    search, report = deal(once, lambda at: question(rows[at]), seed, most)
     if not search or not report:
         raise DataError(
             f"task {task.name}: has no two test rows with different prompts",

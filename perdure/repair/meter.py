@@ -16,6 +16,7 @@ from perdure.repair.path import Line
 from perdure.repair.result import Figures, Point, shares
 from perdure.scoring.perplexity import general_loss
 from perdure.scoring.score import score_task
+from perdure.streams.kinds import PERPLEXITY
 
 Progress = Callable[[str, int, int], None]
 """Called as progress(what, done, total), in candidates: "rewind 0.5", 3, 24."""
@@ -103,7 +104,7 @@ class Meter:
         losses = []
         with self._computing():
             for task in self.search.tasks:
-                as_text = replace(task, metric="perplexity")
+                as_text = replace(task, metric=PERPLEXITY.name)
                 found = score_task(
                     self.line.model, self.encoder, as_text, batch_size=self.sizes.batch
                 )

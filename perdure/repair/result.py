@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.repair.candidates import Candidate
+from perdure.streams import kinds
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -88,7 +89,7 @@ class Repair:
             "max_task_loss": self.max_task_loss,
             "seed": self.seed,
             "rows": {half: dict(counts) for half, counts in self.rows.items()},
-            "metrics": dict(self.metrics),
+            "metrics": {task: kinds.metric(name).name for task, name in self.metrics.items()},
             "chosen": None if self.chosen is None else str(self.chosen),
             "reason": self.reason,
             "report": None if self.report is None else _report(self.report),
@@ -110,9 +111,12 @@ class Repair:
 def goodness(metric: str, score: float) -> float:
     """A task's score so that more is better and differences can be compared.
 
-    Perplexity becomes minus its logarithm, the mean log-likelihood of a token.
+    What is pooled over tokens becomes minus its logarithm, the mean log-likelihood of a token.
     """
-    return -math.log(score) if metric == "perplexity" else score
+    found = kinds.metric(metric)
+    if not found.scores_items:
+        return -math.log(score)
+    return score if found.higher_is_better else -score
 
 
 def kept_share(base: float, tuned: float, now: float) -> float:
@@ -194,7 +198,7 @@ def _reported(found: Repair, report: Report) -> Table:
     table.add_row("loss on general texts", *general, f"{percent(report.regained)} regained")
     for task, kept in report.kept.items():
         scores = (f"{one.scores[task]:.3f}" for one in sides)
-        name = Text(f"{task} ({found.metrics[task]})")
+        name = Text(f"{task} ({kinds.metric(found.metrics[task]).name})")
         base, tuned = (
             goodness(found.metrics[task], one.scores[task]) for one in (report.base, report.tuned)
         )

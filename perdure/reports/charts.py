@@ -134,21 +134,23 @@ def y_scale(low: float, high: float, *, log: bool = False) -> Scale:
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers that span [low, high]; the first and last enclose it."""
+    """At most about `count` round numbers that span [low, high]; first and last enclose it."""
+    from matplotlib.ticker import MaxNLocator
+
     if not high > low:
         high = low + (abs(low) or 1.0) * 0.1
-    raw = (high - low) / max(count - 1, 1)
-    unit = 10.0 ** math.floor(math.log10(raw))
-    step = next(unit * m for m in (1, 2, 2.5, 5, 10) if unit * m >= raw * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
+    locator = MaxNLocator(max(count - 1, 1), steps=[1, 2, 2.5, 5, 10])
+    return [round(float(t), 12) for t in locator.tick_values(low, high)]
 
 
 def log_ticks(low: float, high: float) -> list[float]:
     """1, 2, 5, 10, ... that span [low, high]; only powers of ten where it spans many."""
-    mantissas = (1, 2, 5) if high / low < 200 else (1,)
-    first, last = math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1
-    ticks = [m * 10.0**e for e in range(first, last + 1) for m in mantissas]
+    from matplotlib.ticker import LogLocator
+
+    mantissas = (1.0, 2.0, 5.0) if high / low < 200 else (1.0,)
+    # A decade more on either side, so that there is a tick at or beyond each end.
+    found = LogLocator(subs=mantissas).tick_values(low / 10, high * 10)
+    ticks = [float(f"{t:.12g}") for t in found]
     start = max((t for t in ticks if t <= low), default=ticks[0])
     end = min((t for t in ticks if t >= high), default=ticks[-1])
     return [t for t in ticks if start <= t <= end]

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
 
 from perdure.scoring.matrix import ScoreMatrix, ScoreMissing
+from perdure.streams.kinds import known_metric
 
 MISSING = math.nan
 SUMMARY: tuple[tuple[str, str, bool, str], ...] = (
@@ -68,12 +69,32 @@ class RunData(Protocol):
 
 @dataclass(frozen=True)
 class TaskFacts:
-    """How one task is scored. `rows` is the size of its test set, 0 where not recorded."""
+    """How one task is scored. `rows` is the size of its test set, 0 where not recorded.
+
+    `label` is the metric as people read it, `low` to `high` the range of its scores.
+    """
 
     name: str
     metric: str
     higher_is_better: bool
     rows: int
+    label: str = ""
+    low: float = 0.0
+    high: float | None = None
+    """None: 1 where higher is better, else without an end."""
+
+    @property
+    def bounded(self) -> bool:
+        """Whether scores have a highest and a lowest value, so that the noise of one is known."""
+        if self.high is None:
+            return self.higher_is_better
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+    def share(self, score: float) -> float:
+        """Where a score lies from the worst (0) to the best (1); only where they are known."""
+        high = 1.0 if self.high is None else self.high
+        part = min(max((score - self.low) / (high - self.low), 0.0), 1.0)
+        return part if self.higher_is_better else 1.0 - part
 
 
 @dataclass(frozen=True)
@@ -257,12 +278,19 @@ def _stream(path: Path, recipe: Mapping[str, Any], rows: Sequence[Mapping[str, A
 
 def _facts(scored: Sequence[Mapping[str, Any]], name: str) -> TaskFacts:
     row: Mapping[str, Any] = next((row for row in scored if row["task"] == name), {})
-    return TaskFacts(
+    metric = str(row.get("metric", "not scored yet"))
+    facts = TaskFacts(
         name=name,
-        metric=str(row.get("metric", "not scored yet")),
+        metric=metric,
         higher_is_better=bool(row.get("higher_is_better", True)),
         rows=int(row.get("rows") or 0),
     )
+    if "high" in row:  # of a metric that is not Perdure's, the line itself says all
+        return replace(facts, label=row["label"], low=float(row["low"]), high=float(row["high"]))
+    # lm-eval's metrics are its own, whatever they are called.
+    if row.get("kind") == "task" and (known := known_metric(metric)) is not None:
+        return replace(facts, label=known.label, low=known.low, high=known.high)
+    return facts
 
 
 def _general_tasks(

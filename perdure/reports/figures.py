@@ -105,13 +105,13 @@ def _matrix(axes: Axes, run: RunView, *, labelled: bool) -> None:
         for after in range(len(run.tasks) + 1):
             value = run.score(after, task.name)
             missing = math.isnan(value)
-            share = min(max(value, 0.0), 1.0) if task.higher_is_better and not missing else 0.0
+            share = task.share(value) if task.bounded and not missing else 0.0
             back = "#ffffff" if missing else colours.heat(share, colours.RAMP_LIGHT)
             corner = (column - 0.47, after - 0.46)
             axes.add_patch(Rectangle(corner, 0.94, 0.92, facecolor=back, edgecolor="none"))
             if after == column + 1:
                 axes.add_patch(Rectangle(corner, 0.94, 0.92, fill=False, edgecolor=INK, lw=1.4))
-            text = format.number(value) if task.higher_is_better else format.significant(value)
+            text = format.number(value) if task.bounded else format.significant(value)
             weight = "bold" if after == column + 1 else "normal"
             axes.text(
                 column,

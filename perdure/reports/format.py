@@ -3,8 +3,8 @@
 A change counts as learned or forgotten only if chance does not explain it: it must exceed 1.96
 standard errors of the difference of two scores, each the mean of a test set drawn at random. The
 variance of a score in [0, 1] is at most p (1 - p), whatever the metric, so the bound errs towards
-"unchanged"; pairing by item (`perdure audit`) decides smaller changes. A perplexity has no such
-bound here and must change by 5 %.
+"unchanged"; pairing by item (`perdure audit`) decides smaller changes. A score without a highest
+value, such as a perplexity, has no such bound and must change by 5 %.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from perdure.reports.data import RunView, TaskFacts, comparable
 from perdure.scoring.intervals import noise
 
 DASH = "–"
-PERPLEXITY_CHANGE = 0.05
+UNBOUNDED_CHANGE = 0.05
 
 
 def digits_for(rows: int) -> int:
@@ -59,7 +59,7 @@ def significant(value: float | None, digits: int = 3) -> str:
 
 def printer(task: TaskFacts) -> Callable[[float], str]:
     """How this task's scores are printed, missing ones too."""
-    if not task.higher_is_better:
+    if not task.bounded:
         return significant
     digits = digits_for(task.rows)
     return lambda value: number(value, digits)
@@ -115,10 +115,18 @@ class Finding:
 
 def change(task: TaskFacts, before: float, after: float) -> int:
     """+1 if the score got better, -1 if worse, 0 if chance may explain it."""
-    if task.higher_is_better:
-        difference, bound = after - before, noise(before, after, task.rows)
-    else:
-        difference, bound = math.log(before) - math.log(after), math.log1p(PERPLEXITY_CHANGE)
+    if task.bounded:
+        # `share` is turned so that more is better.
+        shares = task.share(before), task.share(after)
+        difference, bound = shares[1] - shares[0], noise(*shares, task.rows)
+    elif min(before, after) > 0:
+        better = 1 if task.higher_is_better else -1
+        difference = better * (math.log(after) - math.log(before))
+        bound = math.log1p(UNBOUNDED_CHANGE)
+    else:  # of 0 there is no share
+        better = 1 if task.higher_is_better else -1
+        difference = better * (after - before)
+        bound = UNBOUNDED_CHANGE * max(abs(before), abs(after))
     return 0 if abs(difference) <= max(bound, 1e-9) else (1 if difference > 0 else -1)
 
 

@@ -169,25 +169,25 @@ def map_width(runs: Sequence[RunView]) -> int:
 
 
 def metric_words(task: TaskFacts) -> str:
-    names = {
-        "label_likelihood": "label accuracy",
-        "exact_match": "exact match",
-        "rouge_l": "ROUGE-L",
-        "chrf": "chrF",
-        "acc": "accuracy",
-        "acc_norm": "normalized accuracy",
-    }
-    name = names.get(task.metric, task.metric.replace("_", " "))
+    names = {"acc": "accuracy", "acc_norm": "normalized accuracy"}  # lm-eval's
+    plain = task.metric.rpartition(":")[2].replace("_", " ")
+    name = task.label or names.get(task.metric, plain)
     return name if task.higher_is_better else f"{name}, lower is better"
 
 
 def _share(task: TaskFacts, runs: Sequence[RunView]) -> Any:
-    """Where in the colour ramp a score lies: itself, or a perplexity's place among all seen."""
-    if task.higher_is_better:
-        return lambda score: min(max(score, 0.0), 1.0)
-    seen = [math.log(v) for run in runs for v in run.over_time(task.name) if v > 0]
+    """Where in the colour ramp a score lies: in its range, or, without one, among all seen."""
+    if task.bounded:
+        return task.share
+    values = [v for run in runs for v in run.over_time(task.name) if not math.isnan(v)]
+    scale = math.log if all(v > 0 for v in values) else float  # ratios count, as in perplexities
+    seen = [scale(v) for v in values]
     low, high = min(seen, default=0.0), max(seen, default=1.0)
-    return lambda score: (high - math.log(score)) / (high - low) if high > low else 0.5
+    if not low < high:
+        return lambda score: 0.5
+    if task.higher_is_better:
+        return lambda score: (scale(score) - low) / (high - low)
+    return lambda score: (high - scale(score)) / (high - low)
 
 
 def _cell(run: RunView, after: int, position: int, task: TaskFacts, share: Any) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def task_charts(runs: Sequence[RunView]) -> list[charts.Chart]:
     """Each task's score over time, one line a method; accuracies share one axis."""
     tasks = task_order(runs)
     shared = charts.score_axis(
-        [v for t in tasks if t.higher_is_better for run in runs for v in run.over_time(t.name)]
+        [v for t in tasks if _on_shared_axis(t) for run in runs for v in run.over_time(t.name)]
     )
     drawn = []
     for task in tasks:
@@ -218,7 +218,7 @@ def task_charts(runs: Sequence[RunView]) -> list[charts.Chart]:
         ]
         axis = (
             shared
-            if task.higher_is_better
+            if _on_shared_axis(task)
             else charts.value_axis([v for _, _, values in series for v in values])
         )
         places = {run.position(task.name) for run in runs} - {None}
@@ -234,6 +234,10 @@ def task_charts(runs: Sequence[RunView]) -> list[charts.Chart]:
             )
         )
     return drawn
+
+
+def _on_shared_axis(task: TaskFacts) -> bool:
+    return task.higher_is_better and task.bounded
 
 
 def changes(runs: Sequence[RunView]) -> list[dict[str, Any]]:
@@ -258,8 +262,8 @@ def changes(runs: Sequence[RunView]) -> list[dict[str, Any]]:
                     if found.kept == "last"
                     else (
                         signed(lost, format.digits_for(task.rows))
-                        if task.higher_is_better
-                        else percent(found.final / found.learned - 1)
+                        if task.bounded
+                        else percent(found.final / found.learned - 1 if found.learned else None)
                     ),
                     "gained": found.gained,
                     "kept": found.kept,

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from perdure.reports import format, general
 from perdure.reports.data import SUMMARY, RunData, RunView, TaskFacts, comparable, views
@@ -27,82 +27,19 @@ PLAIN_EVERY = 10.0
 """Seconds between two lines of one task where there is no terminal."""
 
 
-class Shown(Protocol):
-    """What the loop tells about its progress. `Display` shows it, `NullDisplay` does not."""
-
-    def __enter__(self) -> Shown: ...
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
-    def training(
-        self,
-        method: str,
-        task: str,
-        step: int,
-        steps: int,
-        loss: float | None = None,
-        tokens_per_second: float | None = None,
-        seconds_left: float | None = None,
-    ) -> None: ...
-    def scoring(self, method: str, task: str, done: int, total: int) -> None: ...
-    def doing(self, method: str, verb: str, what: str, done: int, total: int) -> None: ...
-    def message(self, text: str) -> None: ...
-
-
-class NullDisplay:
-    """Shows nothing: for `--json`, for all processes but the first, and for tests."""
-
-    def __enter__(self) -> NullDisplay:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        return None
-
-    def training(
-        self,
-        method: str,
-        task: str,
-        step: int,
-        steps: int,
-        loss: float | None = None,
-        tokens_per_second: float | None = None,
-        seconds_left: float | None = None,
-    ) -> None:
-        return None
-
-    def scoring(self, method: str, task: str, done: int, total: int) -> None:
-        return None
-
-    def doing(self, method: str, verb: str, what: str, done: int, total: int) -> None:
-        return None
-
-    def message(self, text: str) -> None:
-        return None
-
-
 class Display:
     """Progress of a run: method, task, step, loss, tokens a second, time left.
 
     Args:
-        console: where to write; None is stderr, so that a table on stdout can be piped.
+        console: where to write; None shows nothing. See `make_display`.
         clock: seconds, monotonic; decides when the next plain line is due.
     """
 
     def __init__(
         self, console: Console | None = None, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        from rich.console import Console
-
-        self.console = console or Console(stderr=True)
-        self.live = self.console.is_terminal and not self.console.is_dumb_terminal
+        self.console = console
+        self.live = bool(console and console.is_terminal and not console.is_dumb_terminal)
         self._clock = clock
         self._progress: Progress | None = None
         self._bars: dict[str, TaskID] = {}
@@ -111,7 +48,7 @@ class Display:
         self._done, self._due = 0, 0.0
 
     def __enter__(self) -> Display:
-        if self.live:
+        if self.console is not None and self.live:
             self._progress = _progress(self.console)
             self._progress.start()
         return self
@@ -156,6 +93,8 @@ class Display:
 
     def message(self, text: str) -> None:
         """Print a line that stays."""
+        if self.console is None:
+            return
         for line in text.split("\n"):
             self.console.print(_plain(line), soft_wrap=True)
 
@@ -194,11 +133,23 @@ class Display:
             progress.update(self._bars[verb], total=total, completed=done, **fields)
 
 
-def make_display(*, json: bool = False) -> Shown:
-    """A display for this process: none under `--json`, nor on any process but the first."""
+class NullDisplay(Display):
+    """A display that shows nothing: for `--json`, for all processes but the first, for tests."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+
+def make_display(*, json: bool = False) -> Display:
+    """A display for this process: none under `--json`, nor on any process but the first.
+
+    It writes to stderr, so that a table on stdout can be piped.
+    """
     if json or int(os.environ.get("RANK", "0")) != 0:
         return NullDisplay()
-    return Display()
+    from rich.console import Console
+
+    return Display(Console(stderr=True))
 
 
 def _progress(console: Console) -> Progress:

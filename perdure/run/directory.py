@@ -5,6 +5,7 @@
     scores.jsonl       one line a score             log.jsonl          one line a logged step
     items/             the scored rows              checkpoints/       one sealed folder a task
     work/              checkpoints inside a task    cache/             what methods computed once
+    lock, lock.pid     held by the process that learns, and its number
 
 Nothing half-written is ever read: files are written beside their place and renamed, folders carry
 a manifest that is written last, and a torn last line of a JSON Lines file is skipped.
@@ -15,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -250,47 +250,56 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run directory; the kernel lets go when the process dies, however it dies.
+        """Hold the run directory; the system lets go when the process dies, however it dies.
 
         Raises:
             RunError: another process holds it.
         """
-        import fcntl
+        from filelock import FileLock, Timeout
 
         if rank() != 0:
             yield
             return
-        with open(self.path / "lock", "a+", encoding="utf-8") as file:
-            for patience in (0.05, 0.1, 0.2, None):  # `_locked` holds it for a moment
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except OSError:
-                    if patience is None:
-                        file.seek(0)
-                        raise RunError(
-                            f"{self.path}: in use by process {file.read().strip() or '?'}",
-                            "wait for it, or stop it and run perdure resume",
-                        ) from None
-                    time.sleep(patience)
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            yield
+        holder = self.path / "lock.pid"  # not in the lock itself: filelock may empty that file
+        # It waits for a moment, as whoever asks for the state holds the lock for a moment too.
+        try:
+            held = FileLock(self.path / "lock", timeout=0.5).acquire()
+        except Timeout:
+            raise RunError(
+                f"{self.path}: in use by process {_text_of(holder) or '?'}",
+                "wait for it, or stop it and run perdure resume",
+            ) from None
+        with held:
+            holder.write_text(str(os.getpid()), "utf-8")
+            try:
+                yield
+            finally:
+                holder.unlink(missing_ok=True)
 
     def _locked(self) -> bool:
-        import fcntl
+        from filelock import FileLock, Timeout
 
         path = self.path / "lock"
         if not path.exists():
             return False
-        with open(path, encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                return True
-        return False
+        try:
+            with FileLock(path, timeout=0):
+                return False
+        except Timeout:
+            return True
+        except OSError:  # a run that may only be read: its lock cannot be tried
+            import psutil
+
+            pid = _text_of(self.path / "lock.pid")
+            return pid.isdigit() and psutil.pid_exists(int(pid))
 
     def _items_path(self, after: int, task: str) -> Path:
         safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in task)
         return self.path / "items" / f"after-{after}-{safe}.jsonl"
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text("utf-8").strip()
+    except OSError:
+        return ""

@@ -7,15 +7,9 @@ import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from perdure.files import (
-    now,
-)
-
-if TYPE_CHECKING:
-    pass
-
+from perdure.files import now
 
 _PACKAGES = (
     "torch",
@@ -46,13 +40,24 @@ def environment() -> dict[str, Any]:
         "packages": packages,
         "hardware": {
             "cpu": platform.processor() or platform.machine(),
-            "cores": len(os.sched_getaffinity(0)),
+            "cores": _cores(),
             "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
             "gpus": _gpus(),
         },
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "started": now(),
     }
+
+
+def _cores() -> int | None:
+    """Cores that this process may use; all there are where the system does not tell (macOS)."""
+    import psutil
+
+    process = psutil.Process()
+    if hasattr(process, "cpu_affinity"):
+        return len(process.cpu_affinity())
+    found: int | None = psutil.cpu_count()
+    return found
 
 
 def _gpus() -> list[str]:

@@ -24,8 +24,8 @@ __all__ = [
 ]
 
 _HOME = {
-    "GeneralScore": "perplexity",
-    "general_loss": "perplexity",
+    "GeneralScore": "perdure.scoring.perplexity",
+    "general_loss": "perdure.scoring.perplexity",
     "TaskScore": "score",
     "score_task": "score",
 }

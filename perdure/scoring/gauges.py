@@ -27,12 +27,13 @@ from perdure.mechanisms.distances import kl_of_largest
 from perdure.mechanisms.interpolation import interpolate
 from perdure.mechanisms.margin import flags, unpack
 from perdure.mechanisms.state_cache import Raw, StateCache, alike, raws
+from perdure.models.weights import swapped
 from perdure.processes import broadcast
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from perdure.engine.context import Context
+    from perdure.engine.session import TaskSession
     from perdure.recipe.schema import GaugesConfig, StopConfig
     from perdure.streams.task import TaskStream
 
@@ -47,69 +48,71 @@ class Gauges:
     """The gauges of a run.
 
     Args:
-        ctx: of the first task to be learned; the model is the base unless `ctx.cache` has its
-            figures already.
+        session: of the first task to be learned; the model is the base unless `session.cache`
+            has its figures already.
 
     Raises:
         RunError: the model has been trained, and its base's texts or figures are not there.
     """
 
-    def __init__(self, config: GaugesConfig, stream: TaskStream, ctx: Context) -> None:
+    def __init__(self, config: GaugesConfig, stream: TaskStream, session: TaskSession) -> None:
         texts = (stream.general.held_out or stream.general.replay)[: config.texts]
-        encoded = [ctx.encode_text(text, TEXT_TOKENS) for text in texts]
+        encoded = [session.encoder.encode_text(text, TEXT_TOKENS) for text in texts]
         self.texts = [row for row in encoded if len(row["input_ids"]) > 1]
         if config.texts and not self.texts:
-            path = ctx.cache / OWN_TEXTS
-            if ctx.task_index and not path.exists():
+            path = session.cache / OWN_TEXTS
+            if session.task_index and not path.exists():
                 raise _gone(path)
-            about = {"texts": config.texts, "tokens": TEXT_TOKENS, "seed": ctx.seed}
-            self.texts = written_rows(ctx, path, about)
+            about = {"texts": config.texts, "tokens": TEXT_TOKENS, "seed": session.seed}
+            self.texts = written_rows(session, path, about)
         self.rows = [
-            [ctx.encode(row) for row in (task.validation or task.train)[: config.rows]]
+            [session.encoder.encode(row) for row in (task.validation or task.train)[: config.rows]]
             for task in stream
         ]
-        self._states = self._distilled(ctx, self.texts, "codes") if self.texts else None
+        self._states = self._distilled(session, self.texts, "codes") if self.texts else None
         every = [row for rows in self.rows for row in rows]
-        self._logits = self._distilled(ctx, every, "logits")
+        self._logits = self._distilled(session, every, "logits")
 
-    def _distilled(self, ctx: Context, rows: Sequence[dict[str, Any]], kind: Any) -> StateCache:
+    def _distilled(
+        self, session: TaskSession, rows: Sequence[dict[str, Any]], kind: Any
+    ) -> StateCache:
         ids = repr([(row["input_ids"], row["labels"]) for row in rows])
         texts = hashlib.sha256(ids.encode()).hexdigest()[:16]
-        about = {"gauge": texts, "top": _TOP, **ctx.computing}
-        cache = StateCache(ctx.cache, about, kind)
+        about = {"gauge": texts, "top": _TOP, **session.computing}
+        cache = StateCache(session.cache, about, kind)
         if cache.ready():
             return cache
-        if ctx.task_index:
+        if session.task_index:
             raise _gone(cache.folder)
 
         @torch.no_grad()
         def raws_of(group: Sequence[int], done: int) -> list[Raw]:
-            ctx.tell("reading", "the base model's gauges", done, len(rows))
+            session.tell("reading", "the base model's gauges", done, len(rows))
             some = [rows[i] for i in group]
-            seen = ctx.forward(some, logits=kind == "logits", hidden=(-1,))
+            seen = session.forward(some, logits=kind == "logits", hidden=(-1,))
             return raws(seen, some, (-1,), kind, _TOP, 1.0)
 
         lengths = [len(row["input_ids"]) for row in rows]
-        cache.build(alike(lengths, ctx.device, kind), raws_of, lambda _: {})
+        cache.build(alike(lengths, session.device, kind), raws_of, lambda _: {})
         return cache
 
     @torch.no_grad()
-    def read(self, ctx: Context) -> dict[str, float]:
+    def read(self, session: TaskSession) -> dict[str, float]:
         """The figures of the model as it is: `kl`, and `flip_share` unless `gauges.texts` is 0."""
         found = {}
         if self._states is not None:
-            found[FLIPS] = self._flip_share(ctx, self._states)
-        before = sum(len(rows) for rows in self.rows[: ctx.task_index])
-        rows = self.rows[ctx.task_index]
-        seen = ctx.forward(rows)
-        kept = self._logits.top(range(before, before + len(rows)), ctx.device)
+            found[FLIPS] = self._flip_share(session, self._states)
+        before = sum(len(rows) for rows in self.rows[: session.task_index])
+        rows = self.rows[session.task_index]
+        seen = session.forward(rows)
+        kept = self._logits.top(range(before, before + len(rows)), session.device)
         found[KL] = float(kl_of_largest(seen.logits, *kept).mean())
         # One process decides for all whether a budget is spent.
         told: dict[str, float] = json.loads(broadcast(json.dumps(found)))
         return told
 
-    def _flip_share(self, ctx: Context, cache: StateCache) -> float:
-        seen = ctx.forward(self.texts, logits=False, hidden=(-1,))
+    def _flip_share(self, session: TaskSession, cache: StateCache) -> float:
+        seen = session.forward(self.texts, logits=False, hidden=(-1,))
         x = seen.hidden[-1]
         n, p = cache.limits(-1, x.device)
         base = unpack(cache.rows(range(len(self.texts)), -1, x.shape[1], x.device), x.shape[-1])
@@ -118,7 +121,7 @@ class Gauges:
 
 def _gone(path: Path) -> RunError:
     return RunError(
-        f"{path}: what the base model gave for the gauges is gone",
+        f"{path}: the base model's gauge values are missing",
         "go on with gauges.every: 0, or begin a new run",
     )
 
@@ -132,20 +135,24 @@ def exceeded(budget: StopConfig | None, found: Mapping[str, float]) -> list[str]
 
 
 def rewound(
-    gauges: Gauges, ctx: Context, budget: StopConfig, start: Mapping[str, Tensor], steps: int = 6
+    gauges: Gauges,
+    session: TaskSession,
+    budget: StopConfig,
+    start: Mapping[str, Tensor],
+    steps: int = 6,
 ) -> tuple[float, dict[str, Tensor] | None]:
     """The largest share of a task's update that keeps the budget, by halving the interval.
 
     Args: start: trainable weights at the task's start.
     Returns: the share, to 2^-steps, and weights to go on with; None where the whole update fits.
     """
-    end = ctx.snapshot()
-    if not exceeded(budget, gauges.read(ctx)):
+    end = session.snapshot()
+    if not exceeded(budget, gauges.read(session)):
         return 1.0, None
     low, high = 0.0, 1.0
     for _ in range(steps):
         middle = (low + high) / 2
-        with ctx.put(interpolate(start, end, middle)):
-            over = exceeded(budget, gauges.read(ctx))
+        with swapped(session.model, interpolate(start, end, middle)):
+            over = exceeded(budget, gauges.read(session))
         low, high = (low, middle) if over else (middle, high)
     return low, interpolate(start, end, low)

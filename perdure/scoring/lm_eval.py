@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from perdure.errors import UsageError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 METRICS = ("acc_norm", "acc", "exact_match")
+"""lm-eval's own names, not those of `perdure.streams.kinds`."""
 """The metric that is recorded is the first of these that a task has; see `pick`."""
 BLOCK = 8
 """Batches that a process answers at once: lm-eval computes a context that requests share once."""
@@ -163,16 +165,26 @@ def _answering(
         return [answers[i] for i in range(len(requests))]
 
     class Shared(HFLM):
+        """Its own bars would tell of one block at a time."""
+
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
-            return share(super().loglikelihood, requests, even=True)
+            return share(partial(super().loglikelihood, disable_tqdm=True), requests, even=True)
 
         def loglikelihood_rolling(
             self, requests: list[Any], disable_tqdm: bool = True
         ) -> list[Any]:
-            return share(super().loglikelihood_rolling, requests, even=False)
+            answer = partial(super().loglikelihood_rolling, disable_tqdm=True)
+            return share(answer, requests, even=False)
 
         def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
-            return share(super().generate_until, requests, even=False)
+            return share(partial(super().generate_until, disable_tqdm=True), requests, even=False)
+
+        def _loglikelihood_tokens(self, *args: Any, **options: Any) -> list[Any]:
+            # The rolling kind shows bars here whatever it was told.
+            found: list[Any] = super()._loglikelihood_tokens(
+                *args, **{**options, "disable_tqdm": True}
+            )
+            return found
 
     # lm-eval turns an outer autocast off, so it is told to compute in bf16 itself.
     mixed = "bfloat16" if precision == "bf16" else None

@@ -4,8 +4,8 @@
 
 A cell that was never scored is missing: `value` and every figure that needs it raise
 `ScoreMissing`, nothing takes it for zero. All summary figures of Perdure are derived here and
-nowhere else. They average over the tasks whose score is higher for better; tasks measured by
-perplexity have another unit and no upper bound, so they are left out (`left_out` names them).
+nowhere else. They average over the tasks whose score is higher for better; the others, such as
+those measured by perplexity, have another unit, so they are left out (`left_out` names them).
 Formulas below count tasks j from 0, so task j is learned between row j and row j+1.
 """
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -53,14 +53,6 @@ def words(text: str) -> list[str]:
     character, as is usual for ROUGE there.
     """
     return "".join(map(_spaced, unicodedata.normalize("NFC", text.lower()))).split()
-
-
-TEXT_METRICS: dict[str, Callable[[str, str], float]] = {
-    "exact_match": exact_match,
-    "rouge_l": rouge_l,
-    "chrf": chrf,
-}
-"""Metrics that need a generated text, by the name that a task gives: f(prediction, answer)."""
 
 
 def mean(scores: Sequence[float]) -> float:

@@ -1,38 +1,39 @@
 """Score a model on a task's rows: which label it finds likely, what it writes, or its perplexity.
 
-    label_likelihood   1 if the answer is the label with the highest log-likelihood, summed over
-                       its tokens and the token that ends the turn (so it is the probability of
-                       exactly this answer; no division by length), else 0. Nothing is generated.
-    exact_match,       the text that greedy decoding writes, compared by `perdure.scoring.metrics`
-    rouge_l, chrf
-    perplexity         exp of the mean negative log-likelihood of all answer tokens, the ending
-                       token among them; given the right answers, nothing is generated
+What is computed is what the metric's record needs (`perdure.streams.kinds.Metric`):
 
-A task's score is the mean of its items, but for perplexity, which is pooled over tokens.
+    labels       1 if the answer is the label with the highest log-likelihood, summed over its
+                 tokens and the token that ends the turn (so it is the probability of exactly this
+                 answer; no division by length), else 0. Nothing is generated.
+    text         the text that greedy decoding writes, compared by the metric's function
+    likelihood   exp of the mean negative log-likelihood of all answer tokens, the ending token
+                 among them; given the right answers, nothing is generated
+
+A task's score is the mean of its items, or, where the record says so, pooled over tokens.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
-from perdure.errors import DataError
+from perdure.errors import DataError, UsageError
 from perdure.models.chat import Encoder
 from perdure.models.generate import generate
 from perdure.models.weights import evaluating, is_sharded
 from perdure.processes import Progress, over_ranks, world_size
 from perdure.scoring.likelihood import Pair, score_pairs
-from perdure.scoring.metrics import TEXT_METRICS, mean
+from perdure.scoring.metrics import mean
+from perdure.streams.kinds import Metric, is_perdures, metric
 from perdure.streams.rows import row_key
 from perdure.streams.task import Row, Task
 
-if TYPE_CHECKING:
-    pass
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,24 @@ class TaskScore:
     """The score of one task and of each of its rows.
 
     An item is `{"id", "score", "prediction", "answer", "prompt"}`: `id` is a hash of prompt and
-    answer (the n-th copy of a row ends in "-n"), `score` is 0 to 1, for perplexity the row's own
-    perplexity, with `loss` (nats a token) and `tokens` beside it.
+    answer (the n-th copy of a row ends in "-n"), `score` is in the metric's range; for perplexity
+    it is the row's own, with `loss` (nats a token) and `tokens` beside it.
+
+    `measures` holds every measure of the task by name, `score` under its metric's name first.
     """
 
     score: float
     metric: str
     higher_is_better: bool
     items: list[dict[str, Any]]
+    measures: dict[str, float] = field(default_factory=dict)
+    recorded: dict[str, Any] = field(default_factory=dict)
+    """What a line of scores.jsonl says of a metric that is not Perdure's own: a report is read
+    where nobody knows that metric any more."""
+
+    def __post_init__(self) -> None:
+        others = {name: value for name, value in self.measures.items() if name != self.metric}
+        object.__setattr__(self, "measures", {self.metric: self.score, **others})
 
 
 def score_task(
@@ -75,6 +86,7 @@ def score_task(
         on_progress: called as on_progress(done, total), in rows.
     Raises:
         DataError: the split is empty, or a labelled task's answer is none of its labels.
+        UsageError: no such metric, or a user's own failed or gave a number outside its range.
         TrainingError: the model gives NaN.
     """
     rows = _rows(task, split, max_rows)
@@ -85,20 +97,25 @@ def score_task(
         if on_progress is not None:
             on_progress(round(done * len(rows)), len(rows))
 
-    run = _Run(model, encoder, task, batch_size, accelerator, progress)
+    found = metric(task.metric)
+    if found.needs not in _COMPUTED:
+        raise UsageError(
+            f"task {task.name!r}: metric {found.name} needs {found.needs}, which only the learner "
+            f"of its own kind computes",
+            f"take a metric of the kind {task.kind}",
+        )
+    run = _Run(model, encoder, task, found, batch_size, accelerator, progress)
     with evaluating(model), torch.no_grad():
-        if task.metric == "label_likelihood":
-            items = _by_labels(run, rows)
-        elif task.metric == "perplexity":
-            items = _by_perplexity(run, rows)
-        else:
-            items = _by_generation(run, rows)
-    return TaskScore(pooled(task.metric, items), task.metric, task.higher_is_better, items)
+        items = _COMPUTED[found.needs](run, rows)
+    score, how = pooled(task.metric, items), {}
+    if not is_perdures(found.name):
+        how = {"label": found.label, "low": found.low, "high": found.high}
+    return TaskScore(score, found.name, found.higher_is_better, items, recorded=how)
 
 
-def pooled(metric: str, items: Sequence[Mapping[str, Any]]) -> float:
-    """Return a task's score from its items: their mean, for perplexity over all tokens."""
-    if metric != "perplexity":
+def pooled(name: str, items: Sequence[Mapping[str, Any]]) -> float:
+    """Return a task's score from its items: their mean, or over all tokens, as its metric says."""
+    if metric(name).scores_items:
         return mean([item["score"] for item in items])
     tokens = sum(item["tokens"] for item in items)
     return perplexity(math.fsum(item["loss"] * item["tokens"] for item in items) / tokens)
@@ -114,6 +131,7 @@ class _Run:
     model: nn.Module
     encoder: Encoder
     task: Task
+    metric: Metric
     batch_size: int
     accelerator: Any
     progress: Any
@@ -135,7 +153,7 @@ def _by_labels(run: _Run, rows: Sequence[Row]) -> list[dict[str, Any]]:
     )
 
 
-def _by_perplexity(run: _Run, rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _by_likelihood(run: _Run, rows: Sequence[Row]) -> list[dict[str, Any]]:
     encode = run.encoder
     found = _pairs(run, [(encode.prompt_ids(r), encode.answer_ids(r["answer"])) for r in rows])
     losses = [-float(one.mean()) for one in found]
@@ -180,9 +198,38 @@ def _by_generation(run: _Run, rows: Sequence[Row]) -> list[dict[str, Any]]:
         for i, text in zip(batch, part, strict=True)
     }
     predictions = [written[i] for i in range(len(rows))]
-    metric = TEXT_METRICS[run.task.metric]
-    scores = [metric(p, row["answer"]) for p, row in zip(predictions, rows, strict=True)]
+    scores = [_text_score(run, p, row["answer"]) for p, row in zip(predictions, rows, strict=True)]
     return _items(rows, predictions, scores)
+
+
+def _text_score(run: _Run, prediction: str, answer: str) -> float:
+    """One item's score by the metric's function, which may be a user's own."""
+    of = run.metric
+    try:
+        score = float(of.of_item()(prediction, answer))
+    except Exception as error:  # whatever the user's code raises
+        if is_perdures(of.name):
+            raise
+        what = f"task {run.task.name!r}: metric {of.name} failed on the prediction {prediction!r} "
+        raise UsageError(
+            f"{what}and the answer {answer!r}: {type(error).__name__}: {error}",
+            "it gets two texts and returns a number",
+        ) from error
+    if not of.low - ROUNDING <= score <= of.high + ROUNDING:
+        raise UsageError(
+            f"task {run.task.name!r}: metric {of.name} gave {score:g}, "
+            f"which is not from {of.low:g} to {of.high:g}",
+            "return a share, or declare the range: a Metric with low and high",
+        )
+    return score
+
+
+_COMPUTED: dict[str, Callable[[_Run, Sequence[Row]], list[dict[str, Any]]]] = {
+    "labels": _by_labels,
+    "text": _by_generation,
+    "likelihood": _by_likelihood,
+}
+"""What a metric may need, and what computes it."""
 
 
 def _rows(task: Task, split: str, max_rows: int | None) -> list[Row]:
@@ -195,7 +242,7 @@ def _rows(task: Task, split: str, max_rows: int | None) -> list[Row]:
 def _check_labels(task: Task, rows: Iterable[Row]) -> None:
     if not task.labels:
         raise DataError(
-            f"task {task.name!r}: label_likelihood needs the declared labels",
+            f"task {task.name!r}: {task.metric} needs the declared labels",
             "give the task labels, or another metric",
         )
     if strange := sorted({row["answer"] for row in rows} - set(task.labels)):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from perdure.errors import RecipeError
 from perdure.streams.general_text import general_text
+from perdure.streams.kinds import Format, format_of, metric_mistakes, metric_of
 from perdure.streams.named.demo import STREAMS
 from perdure.streams.rows import (
     Placed,
@@ -17,7 +18,6 @@ from perdure.streams.rows import (
     columns_read,
     enough_rows,
     hold_out,
-    key,
     to_rows,
 )
 from perdure.streams.sources import Mistakes, Reader, choices
@@ -81,6 +81,9 @@ def _task(config: TaskConfig, reader: Reader, seed: int) -> Task | None:
     """Read one task's splits; None if there was a mistake."""
     mistakes = reader.mistakes
     before = len(mistakes)
+    kind, form = format_of(config.format)
+    for mistake in metric_mistakes(config.metric):
+        mistakes.add(config.name, f"{config.place('metric')}: {mistake.what}", mistake.remedy)
     given = {"train": config.train, "validation": config.validation, "test": config.test}
     splits: dict[str, list[Placed]] = {}
     for split, source in given.items():
@@ -100,13 +103,13 @@ def _task(config: TaskConfig, reader: Reader, seed: int) -> Task | None:
             table = reader.file(source)
         splits[split] = to_rows(table, config, mistakes) if table else []
     labels = tuple(config.labels or dict.fromkeys((config.label_names or {}).values()))
-    if splits["train"] and config.format == "labels" and not labels:
-        labels = tuple(sorted({placed.row["answer"] for placed in splits["train"]}))
+    if splits["train"] and form.label and not labels:
+        labels = tuple(sorted({placed.row[form.label] for placed in splits["train"]}))
         if len(labels) == 1:
             what = f'{config.place("train")}: "{labels[0]}" is the only label'
             mistakes.add(config.name, what, "there is nothing to tell apart")
     if labels:
-        _check_labels(splits, labels, config, mistakes)
+        _check_labels(splits, labels, form, config, mistakes)
     if len(mistakes) > before:
         return None
     _derive(splits, config, seed, mistakes)
@@ -123,7 +126,8 @@ def _task(config: TaskConfig, reader: Reader, seed: int) -> Task | None:
         train=kept[0],
         validation=kept[1],
         test=kept[2],
-        metric=config.resolved_metric,
+        metric=metric_of(config),
+        kind=kind.name,
         version=_version(kept),
         labels=labels,
         max_new_tokens=config.max_new_tokens,
@@ -134,6 +138,7 @@ def _task(config: TaskConfig, reader: Reader, seed: int) -> Task | None:
 def _check_labels(
     splits: dict[str, list[Placed]],
     labels: tuple[str, ...],
+    form: Format,
     config: TaskConfig,
     mistakes: Mistakes,
 ) -> None:
@@ -142,7 +147,7 @@ def _check_labels(
     known = set(labels)
     for rows in splits.values():
         for placed in rows:
-            if (label := placed.row["answer"]) not in known:
+            if (label := placed.row[form.label]) not in known:
                 what = f'{placed.place}: label "{label}" is not one of the {whose}'
                 remedy = choices(label, labels, whose)
                 mistakes.add(placed.source, what, remedy)
@@ -167,8 +172,8 @@ def _derive(
 
 
 def _warn_of_overlap(task: str, train: list[Placed], test: list[Placed]) -> None:
-    seen = {key(placed.row): placed.place for placed in reversed(train)}
-    both = [placed for placed in test if key(placed.row) in seen]
+    seen = {placed.question: placed.place for placed in reversed(train)}
+    both = [placed for placed in test if placed.question in seen]
     if both:
         logger.warning(
             "task %s: %d of %d test rows have a prompt that is trained on (the first: %s, as %s); "
@@ -177,7 +182,7 @@ def _warn_of_overlap(task: str, train: list[Placed], test: list[Placed]) -> None
             len(both),
             len(test),
             both[0].place,
-            seen[key(both[0].row)],
+            seen[both[0].question],
         )
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import json
 import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from perdure.errors import UsageError
@@ -85,7 +87,7 @@ def _load(tasks: tuple[str, ...], num_fewshot: int | None) -> dict[str, Any]:
         with quiet(), seeded():
             try:
                 manager = _manager(not is_file(task))
-                whole = manager.load([_config(task) if is_file(task) else task])
+                whole = _read(manager, task)
             except Exception as error:  # of lm-eval, of datasets, or of the task's own code
                 raise UsageError(
                     f"general.tasks: {task}: {_line(error)}",
@@ -142,18 +144,44 @@ def _manager(with_index: bool) -> Any:
         return TaskManager(include_defaults=with_index)
 
 
+class TaskFile:
+    """What a task file says: lm-eval builds this in place of the task, so that no data are read."""
+
+    task_name = "a file that is only read"
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.says = config
+
+
 def _config(task: str) -> dict[str, Any]:
-    """A task file as lm-eval reads it, its data files found beside it; of a name, just that."""
+    """A task file as lm-eval reads it; of a name, just that."""
     if not is_file(task):
         return {"task": task}
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    config: dict[str, Any] = load_yaml(task)
-    options = config.get("dataset_kwargs") or {}
-    if "data_files" in options:
-        files = _beside(Path(task).parent, options["data_files"])
-        config["dataset_kwargs"] = {**options, "data_files": files}
+    with TemporaryDirectory() as folder:
+        nameless = Path(folder, "nameless.yaml")  # what holds where the file names no task
+        nameless.write_text("task: [nameless]", "utf-8")
+        included = json.dumps([str(nameless), task], ensure_ascii=False)
+        reader = Path(folder, "reader.yaml")
+        reader.write_text(
+            f"include: {included}\nclass: !function {__name__}.{TaskFile.__name__}\n", "utf-8"
+        )
+        [found] = _manager(False).load([str(reader)])["tasks"].values()
+    config: dict[str, Any] = found.says
     return config
+
+
+def _read(manager: Any, task: str) -> Any:
+    """Load a task by name, or from a file, whose data files are found beside it."""
+    options = (_config(task).get("dataset_kwargs") or {}) if is_file(task) else {}
+    given = options.get("data_files")
+    files = _beside(Path(task).parent, given)
+    if files == given:
+        return manager.load([task])
+    with TemporaryDirectory() as folder:
+        path = Path(folder, Path(task).name)
+        changed = {"include": task, "dataset_kwargs": {**options, "data_files": files}}
+        path.write_text(json.dumps(changed, ensure_ascii=False, default=str), "utf-8")
+        return manager.load([str(path)])
 
 
 def _beside(folder: Path, files: Any) -> Any:
@@ -162,6 +190,8 @@ def _beside(folder: Path, files: Any) -> Any:
         return {split: _beside(folder, each) for split, each in files.items()}
     if isinstance(files, list):
         return [_beside(folder, each) for each in files]
+    if files is None:
+        return None
     return str(folder / files) if (folder / str(files)).exists() else files
 
 
@@ -193,21 +223,25 @@ def seeded() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bar and no log line of lm-eval's: the display tells how far scoring is."""
-    from tqdm import tqdm
+    """No progress bar and no log line of lm-eval's: the display tells how far scoring is.
 
-    bars: Any = tqdm
-    begin = bars.__init__
+    Nor of the data sets that it loads. Other bars of tqdm's in this process stay as they are.
+    """
+    import datasets
+    from huggingface_hub import utils as hub
+    from lm_eval.api import task
+
     logger = logging.getLogger("lm_eval")
-    level = logger.level
-
-    def hidden(self: Any, *args: Any, **options: Any) -> None:
-        begin(self, *args, **{**options, "disable": True})
-
-    bars.__init__ = hidden
+    level, bars = logger.level, task.tqdm
+    shown = [of for of in (datasets, hub) if not of.are_progress_bars_disabled()]
     logger.setLevel(logging.ERROR)
+    task.tqdm = functools.partial(bars, disable=True)  # it has no option for the bar of its prompts
+    for of in shown:
+        of.disable_progress_bars()
     try:
         yield
     finally:
-        bars.__init__ = begin
+        for of in shown:
+            of.enable_progress_bars()
+        task.tqdm = bars
         logger.setLevel(level)

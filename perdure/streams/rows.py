@@ -1,13 +1,4 @@
-"""Turn records of any source into the one row schema, and deal rows to splits.
-
-    format   columns               row
-    prompt   prompt, answer        the prompt as user message
-    chat     messages              the last assistant message is the answer, what is before it
-                                   the prompt; what follows it is left out
-    labels   text, label           the text as user message, the label as answer
-
-An instruction goes in front as a system message, before one that the data brings along.
-"""
+"""Turn records of any source into rows by their kind's format, and deal rows to splits."""
 
 from __future__ import annotations
 
@@ -18,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from perdure.recipe.columns import columns_in
-from perdure.recipe.data import COLUMNS
-from perdure.streams.cells import CellError, EmptyCell, answer_of, as_text, cell_text, one_spaced
+from perdure.streams.cells import CellError, EmptyCell
+from perdure.streams.kinds import Row, format_of
 from perdure.streams.sources import Mistakes, Record, Table, choices
-from perdure.streams.task import Row
 
 if TYPE_CHECKING:
     from perdure.recipe.data import TaskConfig
@@ -29,20 +19,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger("perdure")
 LOOKED_AT = 20
 """Rows of a hub data set that are read for each that its caps keep."""
-ROLES = ("system", "user", "assistant", "tool")
 
 
 class Placed(NamedTuple):
-    """A row and where it stood: "file:line" of `source`, a table's name."""
+    """A row, where it stood ("file:line" of `source`, a table's name), and what question it is."""
 
     row: Row
     place: str
     source: str
+    question: str
 
 
 def columns_read(task: TaskConfig) -> tuple[str, ...]:
     """Return the data's columns that a task's rows are made of."""
-    return tuple(name for ours in COLUMNS[task.format] for name in columns_in(task.column(ours)))
+    columns = format_of(task.format)[1].columns
+    return tuple(name for ours in columns for name in columns_in(task.column(ours)))
 
 
 def enough_rows(task: TaskConfig, split: str) -> int | None:
@@ -66,7 +57,8 @@ def to_rows(table: Table, task: TaskConfig, mistakes: Mistakes) -> list[Placed]:
     An empty cell is one, except in a hub data set, which its user cannot mend: there the row is
     left out, and how many are is told.
     """
-    columns = {ours: task.column(ours) for ours in COLUMNS[task.format]}
+    kind, form = format_of(task.format)
+    columns = {ours: task.column(ours) for ours in form.columns}
     missing = [
         (ours, theirs)
         for ours, source in columns.items()
@@ -88,7 +80,9 @@ def to_rows(table: Table, task: TaskConfig, mistakes: Mistakes) -> list[Placed]:
     needed = columns_read(task)
     for record in table.records:
         try:
-            rows.append(Placed(_row(record, columns, needed, task), record.place, table.name))
+            _check_values(record, needed)
+            row = form.row(record.values, task)
+            rows.append(Placed(row, record.place, table.name, kind.question(row)))
         except CellError as wrong:
             if task.dataset is not None and isinstance(wrong, EmptyCell):
                 empty.append(f"{record.place}: {wrong.what}")
@@ -102,74 +96,12 @@ def to_rows(table: Table, task: TaskConfig, mistakes: Mistakes) -> list[Placed]:
     return rows
 
 
-def _row(
-    record: Record, columns: Mapping[str, str], needed: Sequence[str], task: TaskConfig
-) -> Row:
+def _check_values(record: Record, needed: Sequence[str]) -> None:
     for theirs in needed:
         if theirs not in record.values:
             raise CellError(
                 f'no "{theirs}", which other rows have', f"has: {', '.join(record.values)}"
             )
-    if task.format == "chat":
-        prompt, answer = _conversation(record.values[columns["messages"]], columns["messages"])
-    else:
-        asked, answered = (columns[ours] for ours in COLUMNS[task.format])
-        prompt = [{"role": "user", "content": cell_text(record.values, asked)}]
-        answer = cell_text(record.values, answered)
-    if task.format == "labels":
-        answer = answer.strip()
-    if task.label_names is not None:
-        named = answer_of(record.values.get(columns["label"]), answer, task.label_names)
-        if named is None:
-            raise CellError(
-                f'label "{answer}" is not in label_names',
-                *choices(answer, task.label_names, "those there are"),
-            )
-        answer = named
-    if task.instruction:
-        if prompt[0]["role"] == "system":
-            own = prompt.pop(0)["content"]
-            prompt.insert(0, {"role": "system", "content": f"{task.instruction}\n\n{own}"})
-        else:
-            prompt.insert(0, {"role": "system", "content": task.instruction})
-    return {"prompt": prompt, "answer": answer}
-
-
-def _conversation(value: Any, column: str) -> tuple[list[dict[str, str]], str]:
-    """Split a list of messages into prompt and answer; in a CSV cell it is JSON."""
-    shape = '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
-    if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise CellError(f'"{column}" is no JSON: {error}', f"write {shape}") from None
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise CellError(f'"{column}" is no list of messages', f"write {shape}")
-    messages: list[dict[str, str]] = []
-    for number, message in enumerate(value, start=1):
-        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-            raise CellError(
-                f'"{column}": message {number} has no role and content', f"write {shape}"
-            )
-        if message["role"] not in ROLES:
-            raise CellError(
-                f'"{column}": message {number}: role "{message["role"]}" is unknown',
-                *choices(str(message["role"]), ROLES, "roles there are"),
-            )
-        content = as_text(message["content"], f"{column}, message {number}")
-        messages.append({"role": str(message["role"]), "content": content})
-    last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=None)
-    if last is None:
-        raise CellError(f'"{column}" has no message of the assistant', "its last one is the answer")
-    if not any(m["role"] == "user" for m in messages[:last]):
-        raise CellError(f'"{column}" has no message of the user before the answer')
-    return messages[:last], messages[last]["content"]
-
-
-def key(row: Row) -> str:
-    """Return what makes two rows the same question: the prompt, whitespace and case aside."""
-    said = [[m["role"], one_spaced(m["content"]).casefold()] for m in row["prompt"]]
-    return json.dumps(said, ensure_ascii=False)
 
 
 def shuffle_key(seed: int, text: str) -> bytes:
@@ -183,11 +115,11 @@ def shuffle_key(seed: int, text: str) -> bytes:
 def hold_out(rows: list[Placed], share: float, seed: int) -> tuple[list[Placed], list[Placed]]:
     """Return (rows kept, rows held out), both in file order; held out: `share`, at least one.
 
-    Rows of the same prompt stay on one side, so a little more than `share` may be held out.
+    Rows of the same question stay on one side, so a little more than `share` may be held out.
     """
     groups: dict[str, list[int]] = {}
     for index, placed in enumerate(rows):
-        groups.setdefault(key(placed.row), []).append(index)
+        groups.setdefault(placed.question, []).append(index)
     wanted = max(1, round(share * len(rows)))
     out: set[int] = set()
     for name in sorted(groups, key=lambda name: shuffle_key(seed, name)):
@@ -202,7 +134,7 @@ def capped(rows: list[Placed], most: int | None, seed: int) -> list[Placed]:
     """Return `most` rows, the first of a seeded shuffle, in file order; None returns all."""
     if most is None or len(rows) <= most:
         return rows
-    order = sorted(range(len(rows)), key=lambda i: (shuffle_key(seed, key(rows[i].row)), i))
+    order = sorted(range(len(rows)), key=lambda i: (shuffle_key(seed, rows[i].question), i))
     return [rows[i] for i in sorted(order[:most])]
 
 

@@ -1,10 +1,9 @@
 """A task and a stream of tasks: what is learned and how it is scored, and nothing about models.
 
-Every row of a generation task, wherever it came from, has one schema:
+Every row of a task, wherever it came from, has the schema of the task's kind
+(`perdure.streams.kinds`). That of the kind "generation":
 
     {"prompt": [{"role": "user", "content": "..."}, ...], "answer": "..."}
-
-`prompt` is the conversation before the answer; `answer` is all that is trained on.
 """
 
 from __future__ import annotations
@@ -13,12 +12,11 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from perdure.errors import UsageError
-from perdure.recipe.data import Metric, Scenario
-
-Row = dict[str, Any]
+from perdure.recipe.data import Scenario
+from perdure.streams.kinds import Row as Row
+from perdure.streams.kinds import metric
 
 
 @dataclass(frozen=True)
@@ -26,14 +24,15 @@ class Task:
     """One thing to learn.
 
     `labels` is the declared set of answers of a labelled task, () where answers are free text.
-    Scores are in [0, 1] and higher is better, but for `perplexity` (above 1, lower is better).
+    `metric` is a metric's name, or a user's own as "module:function"; its record
+    (`perdure.streams.kinds.metric`) says the range of scores and which direction is better.
     """
 
     name: str
     train: Sequence[Row]
     validation: Sequence[Row]
     test: Sequence[Row]
-    metric: Metric
+    metric: str
     kind: str = "generation"
     version: str = "1"
     labels: tuple[str, ...] = ()
@@ -42,7 +41,7 @@ class Task:
 
     @property
     def higher_is_better(self) -> bool:
-        return self.metric != "perplexity"
+        return metric(self.metric).higher_is_better
 
 
 @dataclass(frozen=True)

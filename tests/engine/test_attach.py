@@ -15,7 +15,8 @@ from transformers import Trainer, TrainingArguments
 import perdure
 from perdure.errors import UsageError
 from perdure.protocol.batch import collate
-from perdure.protocol.method import Method, MethodConfig, Phase, Requires
+from perdure.protocol.method import Method, MethodConfig, Requires
+from perdure.protocol.step import Phase
 
 pytestmark = pytest.mark.train
 
@@ -25,7 +26,7 @@ STEPS, BATCH, RATE = 3, 8, 0.05
 class Everything(Method):
     """Uses every hook of a training step: a state term, replayed rows, a penalty, an average."""
 
-    reads = Requires(hidden=(1, -1), logits=True)
+    requires = Requires(hidden=(1, -1), logits=True)
     saved = ("average",)
 
     def __init__(self, rows: Sequence[dict[str, Any]], replay: int = 4) -> None:
@@ -33,7 +34,7 @@ class Everything(Method):
         self.rows, self.size, self.average, self.steps = rows, replay, {}, 0
 
     def replay(self, ctx: Any) -> Any:
-        return ctx.draw(ctx.rows(self.rows), self.size)
+        return ctx.draw(self.rows, self.size)
 
     def loss(self, ctx: Any, main: Any, extra: Any) -> dict[str, Any]:
         terms = {"confidence": 0.3 * main.token_mean(main.logits.square().mean(-1))}
@@ -51,7 +52,7 @@ class Everything(Method):
 
     def after_step(self, ctx: Any) -> None:
         self.steps += 1
-        for name, p in ctx.named_parameters().items():
+        for name, p in ctx.model.named_parameters():
             old = self.average.get(name, torch.zeros_like(p))
             self.average[name] = 0.5 * old + 0.5 * p.detach()
 
@@ -92,12 +93,12 @@ def train(
     return trainer
 
 
-def reference(model: Any, pad: int, method: Everything, ctx: Any) -> list[float]:
+def reference(model: Any, pad: int, method: Everything, session: Any) -> list[float]:
     """The same three steps in plain torch: whole batches, one forward for each term."""
     losses, data = [], rows_of(STEPS * BATCH, 1)
     for step in range(STEPS):
-        ctx.step, ctx.micro, ctx.accumulation = step, 0, 1
-        drawn = ctx.draw(ctx.rows(method.rows), method.size)
+        session.begin_micro_batch(step, 1)
+        drawn = session.draw(method.rows, method.size)
         batch = collate(data[step * BATCH : (step + 1) * BATCH], pad)
         out = model(batch["input_ids"], batch["attention_mask"])
         targets = batch["labels"][:, 1:]
@@ -139,7 +140,7 @@ def test_all_terms_equal_plain_torch_however_the_batch_is_split(
     model, tokenizer = tiny
     twin, method = copy.deepcopy(model), Everything(rows_of(6, 2, prompt=False))
     trainer = train(model, tokenizer, tmp_path, [method], micro)
-    losses = reference(twin, tokenizer.pad_token_id, method, trainer.ctx)
+    losses = reference(twin, tokenizer.pad_token_id, method, trainer.session)
     logged = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     assert logged == pytest.approx(losses, abs=2e-5)
     same(model, twin)
@@ -164,7 +165,7 @@ def test_sft_trainer_gets_the_same_numbers(tiny: Any, tmp_path: Path) -> None:
         model, tokenizer, tmp_path, [method], 2, SFTTrainer, SFTConfig, data,
         completion_only_loss=True,
     )  # fmt: skip
-    losses = reference(twin, tokenizer.pad_token_id, method, trainer.ctx)
+    losses = reference(twin, tokenizer.pad_token_id, method, trainer.session)
     logged = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     assert logged == pytest.approx(losses, abs=2e-5)
     same(model, twin)
@@ -216,7 +217,7 @@ def test_evaluation_serves_the_methods_weights_and_puts_the_old_ones_back(
 
     class Serves(Method):
         def serving(self, ctx: Any) -> Any:
-            return {n: torch.zeros_like(p) for n, p in ctx.named_parameters().items()}
+            return {n: torch.zeros_like(p) for n, p in ctx.model.named_parameters()}
 
     trainer = train(model, tokenizer, tmp_path, [Serves(MethodConfig())])
     before = copy.deepcopy(model)

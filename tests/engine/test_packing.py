@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -100,6 +99,67 @@ def test_where_rows_are_in_one_line_by_hand() -> None:
     assert packed.main.states.tolist() == [[0, 1, 2, 3], [4, 5, 6, 0]]
 
 
+def test_a_line_for_flash_attention_by_hand() -> None:
+    from transformers import DataCollatorWithFlattening
+
+    found = pack(MAIN, EXTRA, pad_id=0, extra_logits=True, by="line", hidden=1)
+    inputs = dict(found.inputs)
+    assert inputs.pop("use_cache") is False
+    assert {k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()} == {
+        "input_ids": [[5, 6, 7, 8, 9, 10, 11, *range(20, 30), 40, 41, 42]],
+        "position_ids": [[0, 1, 2, 3, 0, 1, 2, *range(10), 0, 1, 2]],
+        "cu_seq_lens_q": [0, 4, 7, 17, 20],
+        "cu_seq_lens_k": [0, 4, 7, 17, 20],
+        "max_length_q": 10,
+        "max_length_k": 10,
+    }
+    collator = DataCollatorWithFlattening(return_flash_attn_kwargs=True)
+    given = dict(collator([*MAIN, *EXTRA]))
+    assert set(given) - {"labels"} == set(inputs)
+    for name, value in inputs.items():
+        assert type(value) is type(given[name])
+        if isinstance(value, torch.Tensor):
+            assert value.dtype == given[name].dtype
+            assert value.tolist() == given[name].tolist()
+    # All else is as in the one line of `rows`.
+    rows = pack(MAIN, EXTRA, pad_id=0, extra_logits=True, by="rows", hidden=1)
+    assert found.keep.tolist() == rows.keep.tolist()
+    for part, same in ((found.main, rows.main), (found.extra, rows.extra)):
+        assert part.heads == same.heads
+        assert part.labels.tolist() == same.labels.tolist()
+        assert part.states.tolist() == same.states.tolist()
+        assert part.mask.tolist() == same.mask.tolist()
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_an_attention_that_is_not_flash_passes_over_the_borders(name: str) -> None:
+    model = family(name)  # it reads the rows from the positions, as `mask` does
+    line = pack(MAIN, EXTRA, pad_id=0, extra_logits=True, by="line", hidden=1).inputs
+    plain = {k: line[k] for k in ("input_ids", "position_ids", "use_cache")}
+    assert torch.equal(model(**line).logits, model(**plain).logits)
+    assert keeps_rows_apart(model, [*MAIN, *EXTRA], 0, nullcontext, "line")
+
+
+def test_the_borders_reach_flash_attention() -> None:
+    from transformers import AttentionInterface
+
+    seen: list[dict[str, Any]] = []
+
+    def flash(module: Any, query: Any, key: Any, value: Any, mask: Any, **how: Any) -> Any:
+        seen.append(how)
+        return query.transpose(1, 2), None
+
+    AttentionInterface.register("flash_seen", flash)
+    model = family("llama")
+    model.config._attn_implementation = "flash_seen"
+    packed = pack(MAIN, EXTRA, pad_id=0, extra_logits=True, by="line", hidden=1)
+    model(**packed.inputs)
+    assert len(seen) == model.config.num_hidden_layers
+    for how in seen:
+        assert how["cu_seq_lens_q"].tolist() == how["cu_seq_lens_k"].tolist() == [0, 4, 7, 17, 20]
+        assert how["max_length_q"] == how["max_length_k"] == 10
+
+
 def test_each_attention_has_its_way() -> None:
     assert ways("sdpa") == ("rows", "mask")
     assert ways("sdpa", bf16_on_cpu=True) == ("mask", "rows")
@@ -156,17 +216,9 @@ def test_a_model_that_looks_over_the_border_is_not_packed(monkeypatch: Any) -> N
 
 def test_rows_longer_than_a_window_are_kept_apart_by_the_mask(monkeypatch: Any) -> None:
     model = family("llama")
-    ctx: Any = SimpleNamespace(
-        model=model,
-        has_adapter=False,
-        encoder=SimpleNamespace(pad_id=0),
-        computing={"dtype": "torch.float32"},
-        autocast=nullcontext,
-        device=torch.device("cpu"),
-    )
     for size, wanted in ((None, "rows"), (10, "rows"), (9, "mask")):
         model.config.sliding_window = size
-        packer = packer_of(ctx, EXTRA)
+        packer = packer_of(model, EXTRA, 0, nullcontext)
         assert packer is not None
         assert packer.by == "rows"
         packed = packer(MAIN, EXTRA, extra_logits=False)  # the longest row has ten tokens
@@ -268,7 +320,7 @@ def test_states_as_trained_are_those_of_a_pack_with_rows_of_the_task(
     tiny: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
     from perdure.engine import packing
-    from perdure.engine.context import Context
+    from perdure.engine.session import TaskSession
     from perdure.models.chat import Encoder
     from perdure.streams.task import Task
 
@@ -285,10 +337,12 @@ def test_states_as_trained_are_those_of_a_pack_with_rows_of_the_task(
     found = {}
     model.train()
     for packed in (True, False):
-        ctx = Context(model, Encoder(tokenizer), task, batch_size=3, packs=packed)
-        texts = [ctx.encode_text(text) for text in ("one text", "another text of more words")]
+        session = TaskSession(model, Encoder(tokenizer), task, batch_size=3, packs=packed)
+        texts = [
+            session.encoder.encode_text(text) for text in ("one text", "another text of more words")
+        ]
         with torch.no_grad():
-            found[packed] = ctx.states_as_trained(texts, (0, -1))
+            found[packed] = session.states_as_trained(texts, (0, -1))
     assert packs == [(2, 0), (3, 2)]  # a trial, then the pack; none where the learner has none
     assert model.training
     assert torch.equal(found[True].mask, found[False].mask)

@@ -14,20 +14,21 @@ from perdure.streams.task import GeneralText, Task
 
 @pytest.fixture
 def context(tiny: Any, tmp_path: Path) -> Callable[..., Any]:
-    """Make a `Context` on the tiny model: `context(method, ..., task=, task_index=, score=)`."""
-    from perdure.engine.context import Context
+    """Make a `Context` on the tiny model: `context(method, ..., task=, task_index=, score=)`.
+
+    What the engine holds behind it is `_session`.
+    """
+    from perdure.engine.session import TaskSession
     from perdure.models.chat import Encoder
 
     model, tokenizer = tiny
 
     def make(*methods: Any, task: Task = FIRST, **options: Any) -> Any:
-        ctx = Context(
+        return TaskSession(
             options.pop("model", model), Encoder(tokenizer), task, methods=methods,
             general=options.pop("general", GeneralText(replay=GENERAL)),
             cache=options.pop("cache", tmp_path / "cache"), **options,
-        )  # fmt: skip
-        ctx.logged = {}
-        return ctx
+        ).context  # fmt: skip
 
     return make
 

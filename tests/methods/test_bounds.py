@@ -9,7 +9,8 @@ from small_tasks import FIRST, SECOND
 
 from perdure.methods.joint import Joint, JointConfig
 from perdure.methods.sequential import Sequential
-from perdure.protocol.method import Method, Phase
+from perdure.protocol.method import Method
+from perdure.protocol.step import Phase
 
 pytestmark = pytest.mark.unit
 

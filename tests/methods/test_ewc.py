@@ -98,7 +98,7 @@ def test_gradients_are_those_of_the_penalty_which_is_logged(context: Any, tasks:
         fresh.end_task(ctx)
         torch.testing.assert_close(method.fisher[name], 0.5 * first[name] + fresh.fisher[name])
     ctx = context(method, task=SECOND, task_index=2)
-    params = ctx.named_parameters()
+    params = dict(ctx.model.named_parameters())
     weights = {n: p.detach().clone().requires_grad_() for n, p in params.items()}
     value = penalty(method, weights)
     value.backward()
@@ -111,11 +111,11 @@ def test_gradients_are_those_of_the_penalty_which_is_logged(context: Any, tasks:
         torch.testing.assert_close(gradient, 1 + weights[n].grad, rtol=1e-4, atol=1e-7)
     params["model.norm.weight"].grad = torch.ones(64)
     dict(method.gradients(ctx, params))
-    assert ctx.logged["method/ewc_penalty"] == pytest.approx(value.item(), rel=1e-4)
+    assert ctx._session.logged["method/ewc_penalty"] == pytest.approx(value.item(), rel=1e-4)
 
 
 def test_nothing_is_pulled_before_a_task_is_over(context: Any) -> None:
     method = EWC(EWCConfig())
     ctx = context(method)
-    assert list(method.gradients(ctx, ctx.named_parameters())) == []
-    assert ctx.logged == {}
+    assert list(method.gradients(ctx, dict(ctx.model.named_parameters()))) == []
+    assert ctx._session.logged == {}

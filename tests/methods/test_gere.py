@@ -21,7 +21,7 @@ from torch import Tensor, tensor
 
 from perdure.engine.general_texts import how_many, repeats
 from perdure.errors import RunError
-from perdure.mechanisms import distil, state_cache
+from perdure.mechanisms import state_cache
 from perdure.mechanisms.distances import (
     distance,
     kl,
@@ -482,7 +482,7 @@ def test_other_losses(made: Any, loss: str) -> None:
                 100 * sum(g.item() for g in gaps) / 10, rel=1e-4
             )
         else:
-            assert method.reads.hidden == ()
+            assert method.requires.hidden == ()
 
 
 def test_dynamic_weight_makes_the_term_as_large_as_the_text_loss(made: Any) -> None:
@@ -497,7 +497,6 @@ def test_dynamic_weight_makes_the_term_as_large_as_the_text_loss(made: Any) -> N
 def test_the_cache_is_made_once_and_survives_interruption(
     made: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from perdure.engine.context import Context
 
     method, _ = made()
     folder = method._cache.folder
@@ -909,7 +908,7 @@ def test_no_op_of_the_term_waits_for_the_device(made: Any) -> None:
     packed = pack_rows(task, list(rows), pad_id=0, extra_logits=True, by="rows", hidden=64)
     whole = ForwardOutput(ctx.model, packed.inputs)
     with (
-        capture(ctx.model, [method.reads], whole), heads_at(ctx.model, packed.keep),
+        capture(ctx.model, [method.requires], whole), heads_at(ctx.model, packed.keep),
         attends_by_rows(ctx.model),
     ):  # fmt: skip
         logits = ctx.model(**packed.inputs).logits[0]

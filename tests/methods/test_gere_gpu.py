@@ -18,8 +18,8 @@ from test_gere_dropin import GERE, SET_UPS, arguments, margins, rows
 
 import perdure
 from perdure.engine.attach import attach
-from perdure.engine.context import Context
 from perdure.engine.sampler import EpochSampler
+from perdure.engine.session import TaskSession
 from perdure.engine.trainer import PerdureTrainer
 from perdure.mechanisms import margin
 from perdure.methods.gere import GeRe, GeReConfig
@@ -104,7 +104,7 @@ def test_perdures_own_learner_does_not_wait_for_gere(
     model, tokenizer = tiny[0].to("cuda"), tiny[1]
     method = GeRe(GeReConfig(insert=3, max_tokens=12, **options))
     encoded, pad = rows(tokenizer), tokenizer.pad_token_id
-    ctx = Context(
+    ctx = TaskSession(
         model, Encoder(tokenizer), FIRST, methods=[method],
         general=GeneralText(replay=GENERAL), batch_size=4, cache=tmp_path / "cache",
     )  # fmt: skip

@@ -15,7 +15,8 @@ from tiny_runs import scores, write_recipe
 
 from perdure.learners import build
 from perdure.loop import learn
-from perdure.protocol.method import Method, MethodConfig, Phase, Requires
+from perdure.protocol.method import Method, MethodConfig, Requires
+from perdure.protocol.step import Phase
 from perdure.recipe.load import load_recipe
 from perdure.recipe.schema import MethodSpec
 from perdure.reports.terminal import NullDisplay
@@ -90,14 +91,14 @@ def test_an_adapter_for_each_task_chosen_at_test_time(
 class Maps(Method):
     """Looks at attention maps and hidden states of its extra rows."""
 
-    reads = Requires(attentions=True, hidden=(0, -1))
+    requires = Requires(attentions=True, hidden=(0, -1))
 
     def __init__(self) -> None:
         super().__init__(MethodConfig())
         self.shapes: set[tuple[Any, ...]] = set()
 
     def replay(self, ctx: Any) -> Any:
-        return ctx.draw(ctx.rows([ctx.encode_text(t, 12) for t in ctx.general.replay]), 2)
+        return ctx.draw(ctx.general_rows(6, 12)[0], 2)
 
     def loss(self, ctx: Any, main: Any, extra: Any) -> Mapping[str, Any]:
         for seen in (main, extra):
@@ -136,9 +137,9 @@ class Phased(Method):
         return [{**row, "answer": row["answer"].upper()} for row in data]
 
     def after_step(self, ctx: Any) -> None:
-        params = ctx.named_parameters()
+        params = {n: p for n, p in ctx.model.named_parameters() if p.requires_grad}
         layers = any("layers." in n for n in params)
-        self.seen.append((ctx.phase.name, ctx.step, layers))
+        self.seen.append((ctx.step.phase.name, ctx.step.index, layers))
         for n, p in params.items():
             self.mean[n] = p.detach().clone() if n not in self.mean else self.mean[n].lerp(p, 0.5)
 
@@ -155,7 +156,7 @@ class Twice(Method):
         return [*data, *data]
 
     def after_step(self, ctx: Any) -> None:
-        self.epochs.add(ctx.steps_per_epoch)
+        self.epochs.add(ctx.step.per_epoch)
 
 
 def test_an_epoch_counts_the_rows_that_methods_add(
@@ -195,10 +196,10 @@ def test_a_frozen_model_is_the_base_or_the_previous_one(
     class Compare(Method):
         def __init__(self, teacher: str) -> None:
             super().__init__(MethodConfig())
-            self.reads, self.gaps = Requires(teacher=teacher, logits=True), []
+            self.requires, self.gaps = Requires(teacher=teacher, logits=True), []
 
         def loss(self, ctx: Any, main: Any, extra: Any) -> Mapping[str, Any]:
-            old = ctx.frozen(self.reads.teacher)(main.batch)
+            old = ctx.frozen(self.requires.teacher)(main.batch)
             assert not old.logits.requires_grad
             self.gaps.append((ctx.task_index, float((old.logits - main.logits).abs().max())))
             return {}
@@ -220,12 +221,12 @@ def test_adapter_off_is_the_base_for_lora(
     loaded = load_recipe(recipe)
     stream = build_stream(loaded.stream, loaded.general, loaded.folder, 0)
     learner = build(loaded, Run.create(tmp_path / "run", loaded), stream, NullDisplay())
-    ctx = learner._context(0)
+    ctx = learner._session_of(0).context
     rows = [ctx.encode(row) for row in stream.tasks[0].train[:3]]
     base = ctx.forward(rows).logits.detach()  # B of a new adapter is 0: still the base
     flags = {n: p.requires_grad for n, p in learner.model.named_parameters()}
     with torch.no_grad():
-        for p in ctx.named_parameters().values():
+        for p in [p for p in ctx.model.parameters() if p.requires_grad]:
             p.add_(0.3)
     assert (ctx.forward(rows).logits - base).abs().max() > 1e-2
     off = ctx.frozen("base")(ctx.forward(rows).batch)

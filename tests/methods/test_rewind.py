@@ -71,10 +71,10 @@ def test_weights_are_scored_at_each_factor_and_put_back(context: Any) -> None:
     end = ctx.snapshot()
     found = method.end_task(ctx)
     assert seen == pytest.approx([1.0, 0.25, 0.5])
-    assert ctx.logged == {"method/rewind_factor": 0.5}
+    assert ctx._session.logged == {"method/rewind_factor": 0.5}
     assert found is not None
     assert found["model.norm.weight"].tolist() == [2.0] * 64
-    for name, parameter in ctx.named_parameters().items():
+    for name, parameter in ctx.model.named_parameters():
         assert torch.equal(parameter, end[name])
         if name != "model.norm.weight":
             assert torch.equal(found[name], start[name])
@@ -86,4 +86,4 @@ def test_a_step_that_is_needed_whole_stays_whole(context: Any) -> None:
     ctx = context(method, score=lambda *_: next(values))
     method.begin_task(ctx)
     assert method.end_task(ctx) is None
-    assert ctx.logged == {"method/rewind_factor": 1.0}
+    assert ctx._session.logged == {"method/rewind_factor": 1.0}

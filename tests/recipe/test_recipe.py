@@ -21,6 +21,7 @@ from perdure.recipe.load import dump_recipe, load_recipe
 from perdure.recipe.schema import Recipe
 from perdure.recipe.section import Section
 from perdure.recipe.yaml import parse_value, read, write
+from perdure.streams.kinds import metric_of
 
 pytestmark = pytest.mark.unit
 
@@ -77,7 +78,7 @@ def test_values_and_defaults(folder: Path) -> None:
     assert recipe.folder == folder
     assert recipe.stream.tasks[1].column("text") == "said"
     assert recipe.stream.tasks[1].column("label") == "label"
-    assert [t.resolved_metric for t in recipe.stream.tasks] == ["exact_match", "label_likelihood"]
+    assert [metric_of(t) for t in recipe.stream.tasks] == ["exact_match", "label_likelihood"]
 
 
 @pytest.mark.parametrize("text", ["5e-5", "5E-5", "0.00005", "5.0e-05"])
@@ -550,10 +551,9 @@ def attributes_read(folder: Path, skip: set[str]) -> set[str]:
 
 def test_every_accepted_key_is_read_in_the_source() -> None:
     read = attributes_read(Path(perdure.__file__).parent, {"schema.py", "data.py"})
-    # Three are read in config.py, through what the others call.
-    read |= {"columns", "metric", "method"}
+    # Two are read in the recipe's own files, through what the others call.
+    read |= {"columns", "method"}
     assert "column" in read
-    assert "resolved_metric" in read
     assert "methods" in read
     unread = {
         f"{section.__name__}.{name}"
@@ -586,7 +586,7 @@ def test_every_accepted_key_is_read_by_a_run(
             caller = sys._getframe(1).f_code
             ours = caller.co_filename.startswith(package)
             asked = not caller.co_filename.endswith("config.py")
-            if ours and (asked or caller.co_name in ("column", "resolved_metric", "methods")):
+            if ours and (asked or caller.co_name in ("column", "methods")):
                 read.add(f"{type(self).__name__}.{name}")
         return object.__getattribute__(self, name)
 

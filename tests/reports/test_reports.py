@@ -215,6 +215,10 @@ def test_ticks_enclose_the_values() -> None:
         ticks = charts.nice_ticks(low, high)
         assert ticks[0] <= low <= high <= ticks[-1]
         assert 2 <= len(ticks) <= 12
+    for low, high in [(6.28, 52.7), (1.0, 1000.0), (1e-5, 1e4), (2e-8, 3e14), (0.9, 7.3)]:
+        ticks = charts.log_ticks(low, high)
+        assert ticks[0] <= low <= high <= ticks[-1]
+        assert 3 <= len(ticks) <= 11
 
 
 def test_tick_labels() -> None:

@@ -18,6 +18,7 @@ from perdure.engine.callbacks import GaugeCallback
 from perdure.errors import RecipeError, RunError
 from perdure.mechanisms.margin import flags
 from perdure.mechanisms.state_cache import thresholds
+from perdure.models.weights import swapped
 from perdure.recipe.schema import StopConfig
 from perdure.scoring import gauges as gauges_module
 from perdure.scoring.gauges import Gauges, exceeded, rewound
@@ -46,9 +47,9 @@ def moved(model: Any, size: float) -> None:
 
 def test_figures_equal_a_plain_recomputation(learner: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(gauges_module, "_TOP", 512)  # all outcomes, so that the KL is exact
-    model, ctx = learner.model.eval(), learner._context(0)
-    gauges = Gauges(learner.recipe.gauges, learner.stream, ctx)
-    assert gauges.read(ctx) == {"flip_share": 0.0, "kl": pytest.approx(0.0, abs=1e-6)}
+    model, session = learner.model.eval(), learner._session_of(0)
+    gauges = Gauges(learner.recipe.gauges, learner.stream, session)
+    assert gauges.read(session) == {"flip_share": 0.0, "kl": pytest.approx(0.0, abs=1e-6)}
 
     @torch.no_grad()
     def plain() -> tuple[list[Any], list[Any]]:
@@ -70,7 +71,7 @@ def test_figures_equal_a_plain_recomputation(learner: Any, monkeypatch: Any) -> 
         (flags(a, limits["n"], limits["p"]) != flags(b, limits["n"], limits["p"])).flatten()
         for a, b in zip(states, states_now, strict=True)
     ]
-    found = gauges.read(ctx)
+    found = gauges.read(session)
     assert found["flip_share"] == pytest.approx(torch.cat(changed).float().mean().item(), rel=0.02)
     kl = [(p.exp() * (p - q)).sum(-1) for p, q in zip(predictions, predictions_now, strict=True)]
     assert found["kl"] == pytest.approx(torch.cat(kl).mean().item(), rel=1e-4)
@@ -80,13 +81,13 @@ def test_the_base_is_read_once_and_cannot_be_read_later(learner: Any, tmp_path: 
     import shutil
 
     config, stream = learner.recipe.gauges, learner.stream
-    Gauges(config, stream, learner._context(0))
+    Gauges(config, stream, learner._session_of(0))
     moved(learner.model, 0.05)
-    again = Gauges(config, stream, learner._context(1))  # as after a resume
-    assert again.read(learner._context(1))["kl"] > 0
+    again = Gauges(config, stream, learner._session_of(1))  # as after a resume
+    assert again.read(learner._session_of(1))["kl"] > 0
     shutil.rmtree(tmp_path / "run" / "cache")
-    with pytest.raises(RunError, match="what the base model gave for the gauges is gone"):
-        Gauges(config, stream, learner._context(1))
+    with pytest.raises(RunError, match="the base model's gauge values are missing"):
+        Gauges(config, stream, learner._session_of(1))
 
 
 def test_budgets() -> None:
@@ -98,21 +99,21 @@ def test_budgets() -> None:
 
 
 def test_an_update_is_taken_back_until_the_budget_holds(learner: Any) -> None:
-    ctx = learner._context(0)
-    gauges = Gauges(learner.recipe.gauges, learner.stream, ctx)
-    start = ctx.snapshot()
+    session = learner._session_of(0)
+    gauges = Gauges(learner.recipe.gauges, learner.stream, session)
+    start = session.snapshot()
     moved(learner.model, 0.05)
-    end = ctx.snapshot()
-    whole = gauges.read(ctx)["kl"]
-    assert rewound(gauges, ctx, StopConfig(kl=2 * whole), start) == (1.0, None)
-    share, weights = rewound(gauges, ctx, StopConfig(kl=whole / 4), start)
+    end = session.snapshot()
+    whole = gauges.read(session)["kl"]
+    assert rewound(gauges, session, StopConfig(kl=2 * whole), start) == (1.0, None)
+    share, weights = rewound(gauges, session, StopConfig(kl=whole / 4), start)
     assert weights is not None
     assert 0 < share < 1
     name = next(iter(start))
     torch.testing.assert_close(weights[name], start[name] + share * (end[name] - start[name]))
-    with ctx.put(weights):
-        assert gauges.read(ctx)["kl"] <= whole / 4
-    torch.testing.assert_close(ctx.snapshot()[name], end[name], rtol=0, atol=0)
+    with swapped(learner.model, weights):
+        assert gauges.read(session)["kl"] <= whole / 4
+    torch.testing.assert_close(session.snapshot()[name], end[name], rtol=0, atol=0)
 
 
 NOWHERE = {"source": "none", "replay_rows": 0, "held_out_rows": 0}
@@ -142,18 +143,18 @@ def test_without_general_text_the_base_writes_what_flips_are_counted_on(
 
 
 def test_texts_that_the_base_wrote_cannot_be_written_later(learner: Any) -> None:
-    config, ctx = learner.recipe.gauges, learner._context(0)
+    config, session = learner.recipe.gauges, learner._session_of(0)
     stream = replace(learner.stream, general=GeneralText())
-    first = Gauges(config, stream, ctx)
+    first = Gauges(config, stream, session)
     assert len(first.texts) == config.texts
-    assert first.read(ctx)["flip_share"] == 0
+    assert first.read(session)["flip_share"] == 0
     moved(learner.model, 0.05)
-    later = learner._context(1)
+    later = learner._session_of(1)
     again = Gauges(config, stream, later)
     assert again.texts == first.texts
     assert again.read(later)["flip_share"] > 0
-    (ctx.cache / gauges_module.OWN_TEXTS).unlink()
-    with pytest.raises(RunError, match=r"gauge-texts\.jsonl: what the base model gave"):
+    (session.cache / gauges_module.OWN_TEXTS).unlink()
+    with pytest.raises(RunError, match=r"gauge-texts\.jsonl: the base model's gauge values"):
         Gauges(config, stream, later)
 
 
@@ -197,16 +198,20 @@ def test_a_step_that_ends_training_is_no_checkpoint(kl: float, stops: bool) -> N
     """A run killed there comes to the same stop again, from the checkpoint before."""
     from transformers import TrainerControl, TrainerState
 
-    ctx: Any = SimpleNamespace(logged={}, task=SimpleNamespace(name="topic"))
+    logged: dict[str, float] = {}
+    session: Any = SimpleNamespace(
+        log=lambda name, value, group: logged.update({f"{group}/{name}": value}),
+        task=SimpleNamespace(name="topic"),
+    )
     notes: list[str] = []
     looks = GaugeCallback(
-        ctx, lambda: {"kl": kl}, partial(exceeded, StopConfig(kl=0.2)), 4, True, notes.append
+        session, lambda: {"kl": kl}, partial(exceeded, StopConfig(kl=0.2)), 4, True, notes.append
     )
     control = TrainerControl(should_save=True)
     looks.on_step_end(None, TrainerState(global_step=4, max_steps=9), control)
     assert control.should_training_stop is stops
     assert control.should_save is not stops
-    assert ctx.logged == {"gauge/kl": kl}
+    assert logged == {"gauge/kl": kl}
     assert notes == (["task topic: stopped at step 4 of 9: kl 0.3 is over budget"] if stops else [])
 
 

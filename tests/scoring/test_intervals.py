@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from perdure.audit.result import AuditResult, Measure, flips, judge
+from perdure.audit.measure import Measure
+from perdure.audit.result import AuditResult, flips, judge
 from perdure.scoring.intervals import (
     bootstrap_bounds,
     imagined_limit,

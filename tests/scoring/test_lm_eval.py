@@ -295,6 +295,80 @@ def test_a_tag_or_group_has_one_score_or_those_of_its_members(
     assert found.score == pytest.approx(sum(each) / 2)
 
 
+def test_only_the_bars_of_lm_eval_are_hidden(
+    tiny: tuple[Any, Any], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import datasets
+    from lm_eval.api import task as lm_eval_task
+    from tqdm import tqdm
+
+    begin = vars(tqdm)["__init__"]
+    rolling = task(
+        folder, "prose", output_type="loglikelihood_rolling", doc_to_text="",
+        doc_to_target="{{question}}", doc_to_choice=None,
+        metric_list=[{"metric": "word_perplexity"}],
+    )  # fmt: skip
+    writing = task(
+        folder, "write", output_type="generate_until", doc_to_text="{{question}}",
+        doc_to_target="{{gold}}", doc_to_choice=None, metric_list=[{"metric": "exact_match"}],
+        generation_kwargs={"until": ["\x00"], "max_gen_toks": 1, "do_sample": False},
+    )  # fmt: skip
+    lm_eval_tasks._load.cache_clear()
+    for file in (folder / "quiz.yaml", rolling, writing):
+        score(tiny, file)
+    assert capsys.readouterr() == ("", "")
+
+    def own(*_: int) -> None:  # as a user's code that is called while we score
+        list(tqdm(range(3), desc="mine"))
+
+    score(tiny, folder / "quiz.yaml", on_progress=own)
+    shown = capsys.readouterr().err
+    assert "mine: 100%" in shown
+    assert "Running" not in shown
+    own()
+    assert "mine: 100%" in capsys.readouterr().err
+    assert vars(tqdm)["__init__"] is begin
+    # Who uses lm-eval beside us sees its bars as before.
+    assert lm_eval_task.tqdm is tqdm
+    assert not datasets.are_progress_bars_disabled()
+
+
+def test_a_file_may_include_another_and_name_functions(tiny: tuple[Any, Any], folder: Path) -> None:
+    below = folder / "below"
+    below.mkdir()
+    (below / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[:4]))
+    (folder / "asking.py").write_text(
+        "def text(doc):\n    return f\"Question: {doc['question']}\\nAnswer:\"\n"
+    )
+    text = task(folder, "quiz", doc_to_text=None).read_text()
+    (folder / "quiz.yaml").write_text(text + "doc_to_text: !function asking.text\n")
+    file = below / "short.yaml"
+    file.write_text("include: ../quiz.yaml\ntask: short\n")
+    found = score(tiny, file)
+    assert found.rows == 4  # of the file beside it
+    assert found.score == pytest.approx(by_hand(tiny, ROWS[:4], normalized=True))
+    (folder / "quiz.yaml").write_text(text + "doc_to_text: !function no_such_module.text\n")
+    with pytest.raises(UsageError, match="the task file is broken: Cannot import module 'no_such"):
+        load(file)
+
+
+def test_a_file_may_name_a_class_of_its_own(tiny: tuple[Any, Any], folder: Path) -> None:
+    (folder / "mine.py").write_text(
+        "from lm_eval.api.task import ConfigurableTask\n"
+        f"CONFIG = {dict(CHOICE, dataset_kwargs={'data_files': str(folder / 'rows.jsonl')})!r}\n"
+        "class Mine(ConfigurableTask):\n"
+        "    def __init__(self, config):\n"
+        "        super().__init__(config=dict(CONFIG, task=config['task']))\n"
+    )
+    file = folder / "mine.yaml"
+    file.write_text("task: mine\nclass: !function mine.Mine\n")
+    [(name, loaded)] = load(file).items()
+    assert (name, type(loaded["tasks"]["mine"]).__name__) == ("mine", "Mine")
+    assert lm_eval.score(*tiny, name, loaded).score == pytest.approx(
+        by_hand(tiny, ROWS, normalized=True)
+    )
+
+
 # --- recipes
 
 

@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from perdure.recipe.data import METRICS
-from perdure.scoring.metrics import TEXT_METRICS, chrf, exact_match, mean, normalise, rouge_l, words
+from perdure.scoring.metrics import chrf, exact_match, mean, normalise, rouge_l, words
+from perdure.streams.kinds.text import KIND
 
 pytestmark = pytest.mark.unit
 
@@ -89,8 +89,9 @@ def test_against_plain_references(seed):
 
 
 def test_every_text_metric_is_one_for_equal_texts_and_in_range():
-    assert set(TEXT_METRICS) == set(METRICS) - {"label_likelihood", "perplexity"}
-    for metric in TEXT_METRICS.values():
+    records = [record for record in KIND.metrics if record.needs == "text"]
+    assert {record.name for record in records} == {"exact_match", "rouge_l", "chrf"}
+    for metric in [record.of_item() for record in records]:
         assert metric("Weiß nicht, 12 Äpfel", "Weiß nicht, 12 Äpfel") == pytest.approx(1.0)
         assert 0.0 <= metric("something else", "Weiß nicht, 12 Äpfel") <= 1.0
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any, Literal
 
 from perdure.recipe.data import TaskConfig
 from perdure.recipe.mistakes import Mistake
 
 Row = dict[str, Any]
-Needs = Literal["labels", "text", "likelihood"]
 
 
 @dataclass(frozen=True)
@@ -19,19 +21,42 @@ class Metric:
 
     Attributes:
         name: as a recipe writes it; label: as people read it.
-        needs: what scoring computes first: the likelihood of each declared label, a generated
-            text, or the likelihood of the right answer.
-        function: "module:function" of one item's score, f(prediction, answer) -> float, where
-            `needs` is "text".
+        needs: what scoring computes first. Perdure computes "labels" (the likelihood of each
+            declared label), "text" (a generated text) and "likelihood" (that of the right
+            answer); another package's learner may compute something else.
+        low, high: the range of an item's score; infinity where it has no end.
+        pooling: a task's score is the mean of its items' scores, or, where each item has a loss,
+            the exponential of the mean loss of all tokens.
+        function: one item's score, f(prediction, answer) -> float, where `needs` is "text"; or
+            its place, "module:function", so that naming a metric imports nothing.
     """
 
     name: str
     label: str
-    needs: Needs
+    needs: str
     higher_is_better: bool = True
     low: float = 0.0
     high: float = 1.0
-    function: str = ""
+    pooling: Literal["items", "tokens"] = "items"
+    function: str | Callable[[str, str], float] = ""
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the range has two ends, so that the noise of a mean is known."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+    @property
+    def scores_items(self) -> bool:
+        """Whether each row gets a score of its own whose mean is the task's score."""
+        return self.pooling == "items"
+
+    def of_item(self) -> Callable[[str, str], float]:
+        """Return the function of one item, f(prediction, answer), imported if need be."""
+        if not isinstance(self.function, str):
+            return self.function
+        module, _, name = self.function.partition(":")
+        found: Callable[[str, str], float] = getattr(import_module(module), name)
+        return found
 
 
 @dataclass(frozen=True)
@@ -40,16 +65,25 @@ class Format:
 
     Attributes:
         columns: what is read of a record, by our names.
-        metric: the default.
+        metric: the default metric's name.
         row: makes a row of a record's values; raises `perdure.streams.cells.CellError`.
-        mistakes: what is wrong in a task's section, beyond each key by itself.
+        label: the row's key that holds one of the task's labels; "" where answers are free.
+        whole: our columns that are one column of the data, never a text of several.
+        mistakes: what is wrong in a task's section, beyond each key by itself and its columns.
     """
 
     name: str
     columns: tuple[str, ...]
     metric: str
     row: Callable[[Mapping[str, Any], TaskConfig], Row]
+    label: str = ""
+    whole: tuple[str, ...] = ()
     mistakes: Callable[[TaskConfig], Iterator[Mistake]] = field(default=lambda task: iter(()))
+
+
+def whole_row(row: Row) -> str:
+    """The row as text: rows that are equal in everything are the same question."""
+    return json.dumps(row, ensure_ascii=False, sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -57,10 +91,14 @@ class Kind:
     """A kind of task.
 
     Attributes:
+        schema: the keys of a row and what each holds.
         learner: "module:Class" of its `perdure.learners.base.Learner`, imported when it learns.
+        question: what makes two rows the same question; such rows stay in one split.
     """
 
     name: str
+    schema: Mapping[str, str]
     formats: tuple[Format, ...]
     metrics: tuple[Metric, ...]
     learner: str
+    question: Callable[[Row], str] = whole_row

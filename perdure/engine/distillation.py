@@ -1,0 +1,112 @@
+"""What a frozen model computes on fixed texts, distilled once; see `Context.base_states`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from perdure.errors import RunError
+from perdure.mechanisms.state_cache import Raw, StateCache, alike, measured_noise, note, raws
+
+if TYPE_CHECKING:
+    from perdure.engine.runtime import TaskRuntime
+
+_NOISE_ROWS = 8
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """What is kept of each text; the arguments of `Context.base_states`."""
+
+    kind: Any
+    layers: tuple[int, ...] = (-1,)
+    k: float = 1.0
+    one_pass: bool = False
+    top: int = 64
+    temperature: float = 1.0
+    who: str = ""
+
+    def cache_key(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """All that the distilled states depend on, but the model and how it computes."""
+        ids = repr([(row["input_ids"], row["labels"]) for row in rows])
+        about: dict[str, Any] = {
+            "texts": hashlib.sha256(ids.encode()).hexdigest()[:16],  # and so of the tokenizer
+            "lengths": max(len(row["input_ids"]) for row in rows),
+        }
+        if self.kind == "logits":
+            return about | {"temperature": self.temperature, "top": self.top}
+        about |= {"layers": list(self.layers)}
+        stats = "one_pass_fp32" if self.one_pass else "two_pass"
+        return about | ({"k": self.k, "stats": stats} if self.kind == "codes" else {})
+
+
+def distilled(
+    session: TaskRuntime,
+    rows: Sequence[dict[str, Any]],
+    wanted: Distillation,
+    *,
+    of_base: bool = True,
+    known: str = "",
+) -> StateCache:
+    """The states of `rows` under the frozen model: this run's own, or made now.
+
+    Args:
+        of_base: of the base model; False: of the model as it is before this task.
+        known: fingerprint of the base model where it was distilled before, else "".
+
+    Raises:
+        RunError: the base's states are gone or of other settings, and the base is trained over.
+    """
+    kind, who = wanted.kind, wanted.who
+    about = wanted.cache_key(rows) | session.computing
+    if known or (of_base and session.has_adapter):  # as base, nothing of an adapter is trained
+        about["model"] = known or session.fingerprint(frozen_only=True)
+    else:
+        with session.as_base() if of_base else nullcontext():
+            about["model"] = session.fingerprint()
+    cache = StateCache(session.cache, about, kind)
+    if cache.ready():
+        return cache
+    changed = cache.differences()
+    if known and not session.has_base:
+        raise RunError(
+            f"{who}: the base model's states are not in {cache.folder}: "
+            + (f"{changed} changed since they were made" if changed else "they were removed"),
+            "a trained model cannot give them again: start a new run",
+        )
+    if any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in session.model.modules()):
+        note(
+            f"{who}: the model has dropout, on general texts too: their margin is not 0 at the "
+            "start"
+        )
+    if changed and of_base:
+        note(f"{who}: distilling the base model anew, as this changed: %s", changed)
+
+    @torch.no_grad()
+    def raws_of(group: Sequence[int], done: int) -> list[Raw]:
+        session.tell("distilling", "general texts", done, len(rows))
+        some = [rows[i] for i in group]
+        seen = session.forward(
+            some, logits=kind == "logits", hidden=() if kind == "logits" else wanted.layers
+        )
+        return raws(seen, some, wanted.layers, kind, wanted.top, wanted.temperature)
+
+    @torch.no_grad()
+    def noise_of(made: StateCache) -> Mapping[str, Any]:
+        if kind != "codes":
+            return {}
+        some = list(range(min(_NOISE_ROWS, len(rows))))
+        seen = session.states_as_trained([rows[i] for i in some], wanted.layers)
+        return {
+            str(k): measured_noise(made, some, k, seen.hidden[k], seen.mask) for k in wanted.layers
+        }
+
+    groups = alike([len(row["input_ids"]) for row in rows], session.device, kind)
+    with session.as_base() if of_base else nullcontext():
+        cache.build(groups, raws_of, noise_of, wanted.k, wanted.one_pass)
+    return cache

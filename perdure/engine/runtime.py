@@ -1,0 +1,377 @@
+"""Learning one task, as the engine sees it: the model, the rows, the step being made.
+
+What changes while a task is learned changes here, through this class's own methods: nothing
+outside writes to it. Methods see a part of it (`perdure.engine.session`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from perdure.engine.forward import capture, computing, head_options
+from perdure.engine.packing import packed_states
+from perdure.errors import TrainingError
+from perdure.models.anatomy import check_layers, takes_positions
+from perdure.models.chat import Encoder
+from perdure.models.random_state import forked_rng, seed_of
+from perdure.models.weights import adapter_off, fingerprint, is_sharded, swapped, trainable
+from perdure.protocol.batch import EncodedRows, ForwardOutput, collate
+from perdure.protocol.context import Weights
+from perdure.protocol.method import Method, Requires
+from perdure.protocol.step import Phase, Step
+from perdure.streams.task import GeneralText, Row, Task
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class TaskRuntime:
+    """One task's learning.
+
+    Args:
+        model: unwrapped. Under FSDP2 its parameters are DTensors.
+        task_index: the task's number in the stream, from 0; `tasks_seen` came before it.
+        general: general text to replay, and a disjoint part that only measures.
+        batch_size: rows of the task in an optimizer step, over all processes.
+        cache: a folder of this run for what is computed once.
+        base: gives the untouched base model's trainable weights; None: not at hand.
+        score: scores a task on rows, with the weights as they are.
+        autocast: makes a context of the training's precision.
+        stream_tokens: gives the tokens of the tasks' rows that are trained on in all.
+        tell: shows how far something slow has come: "distilling", "general texts", 3, 64.
+        packs: replayed rows run in one pass with the task's, where the model lets them.
+        processes: this process's number, and how many there are.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        encoder: Encoder,
+        task: Task,
+        *,
+        methods: Sequence[Method] = (),
+        task_index: int = 0,
+        tasks_seen: Sequence[Task] = (),
+        general: GeneralText | None = None,
+        seed: int = 0,
+        batch_size: int = 8,
+        cache: Path | None = None,
+        base: Callable[[], Weights] | None = None,
+        score: Callable[[Task, Sequence[Row]], float] | None = None,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        stream_tokens: Callable[[], int] | None = None,
+        tell: Callable[[str, str, int, int], None] | None = None,
+        packs: bool = False,
+        processes: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.model, self.encoder, self.task = model, encoder, task
+        self.methods, self.task_index, self.tasks_seen = methods, task_index, tuple(tasks_seen)
+        self.general = general or GeneralText()
+        self.seed, self.batch_size = seed, batch_size
+        self.cache = cache or Path("perdure-cache")
+        self.autocast, self.packs = autocast, packs
+        self.rank, self.world = processes
+        self.accumulation = 1
+        self.step = Step()
+        self.tokens: Tensor | int = 0
+        """Real tokens that this process ran, to tell the speed."""
+        self.accelerator: Accelerator | None = None
+        self._score, self._base = score, base
+        self._stream_tokens, self._tell = stream_tokens, tell
+        self.logged: dict[str, float] = {}  # by `log`, until the trainer's next log line
+        self._watched: dict[str, Tensor] = {}  # by `log`, of the pass that is being made
+        self._frozen: dict[str, Weights] = {}
+        for method in methods:
+            check_layers(model, method.requires.hidden)
+        wanted = {m.requires.teacher for m in methods}
+        if "previous" in wanted:
+            self._frozen["previous"] = self.snapshot()
+        if "base" in wanted and not self.has_adapter:
+            self._frozen["base"] = self.snapshot() if base is None else base()
+        self.begin_phase(Phase(), len(task.train))
+
+    # --- the step being made
+
+    def begin_phase(self, phase: Phase, rows: int) -> None:
+        """Say that `phase` is trained next, on so many rows."""
+        self.step = Step(phase=phase, per_epoch=max(1, -(-rows // self.batch_size)))
+
+    def join(self, accelerator: Accelerator) -> None:
+        """Take the processes from a trainer's accelerator."""
+        self.accelerator = accelerator
+        self.rank, self.world = accelerator.process_index, accelerator.num_processes
+
+    def leave(self) -> None:
+        """Let go of the trainer's accelerator, whose training has ended."""
+        self.accelerator = None
+
+    def begin_micro_batch(self, steps_done: int, accumulation: int) -> None:
+        """Say that a micro-batch of the optimizer step after `steps_done` begins."""
+        self.accumulation = accumulation
+        self.step = replace(self.step, index=steps_done, micro_batches=accumulation * self.world)
+
+    def end_micro_batch(self, last: bool) -> None:
+        """Say that it has ended; `last`: and with it the step."""
+        number = 0 if last else self.step.micro_batch + 1
+        self.step = replace(self.step, micro_batch=number)
+
+    def begin_epoch(self) -> None:
+        """Say that an epoch begins, and with it a step."""
+        self.step = replace(self.step, micro_batch=0)
+
+    def end_step(self, steps_done: int) -> None:
+        """Say that the optimizer has made a step."""
+        self.step = replace(self.step, index=steps_done)
+
+    def count_tokens(self, tokens: Tensor | int) -> None:
+        """Add tokens that were run through the model, to tell the speed."""
+        self.tokens = self.tokens + tokens
+
+    def restart_count(self) -> None:
+        """Count tokens from 0 again."""
+        self.tokens = 0
+
+    # --- rows
+
+    def draw(
+        self, rows: Sequence[dict[str, Any]], size: int, *, first: int | None = None
+    ) -> EncodedRows | None:
+        """See `Context.draw`. A process without rows in a micro-batch in which others have some
+        gets one that only fills its place (`EncodedRows.fills`), so that all run equally often."""
+        if not len(rows) or size < 1:
+            return None
+        first = self.step.index * size if first is None else first
+        orders: dict[int, list[int]] = {}
+        drawn = []
+        for position in range(first, first + size):
+            cycle, place = divmod(position, len(rows))
+            if cycle not in orders:
+                orders[cycle] = self._order(cycle, len(rows))
+            drawn.append(rows[orders[cycle][place]])
+        shares = self.accumulation * self.world
+        counts = EncodedRows(drawn).counts_of_all(shares)
+        # Ranks of one micro-batch come first, so that they run their extra passes together.
+        micro = self.step.micro_batch
+        slot = micro * self.world + self.rank
+        mine = [row for j, row in enumerate(drawn) if j % shares == slot]
+        if mine:
+            return EncodedRows(tuple(mine), counts)
+        if micro * self.world >= size:
+            return None  # nobody has rows in this micro-batch
+        fills = {**drawn[0], "labels": [-100] * len(drawn[0]["labels"])}
+        return EncodedRows((fills,), counts, fills=True)
+
+    def _order(self, cycle: int, n: int) -> list[int]:
+        generator = torch.Generator().manual_seed(
+            seed_of(self.seed, self.task_index, self.step.phase.name, cycle)
+        )
+        order: list[int] = torch.randperm(n, generator=generator).tolist()
+        return order
+
+    def stream_tokens(self) -> int:
+        """Tokens of the tasks' rows that are trained on in all, as far as is known; else 0."""
+        return 0 if self._stream_tokens is None else self._stream_tokens()
+
+    def tell(self, verb: str, what: str, done: int, total: int) -> None:
+        """Show the user how far something slow has come: "distilling", "general texts", 3, 64."""
+        if self._tell is not None and self.rank == 0:
+            self._tell(verb, what, done, total)
+
+    @property
+    def has_base(self) -> bool:
+        """Whether `as_base` gives the base model although the model has been trained."""
+        return self.has_adapter or self._base is not None
+
+    def as_base(self) -> AbstractContextManager[None]:
+        """The base model inside the block: the adapter switched off, or the base's weights put in.
+
+        Without either, the current model is used; check `has_base` after the first task.
+        """
+        if self.has_adapter:
+            return adapter_off(self.model)
+        return nullcontext() if self._base is None else swapped(self.model, self._base())
+
+    # --- passes
+
+    def forward(
+        self,
+        rows: Sequence[dict[str, Any]],
+        *,
+        train: bool = False,
+        logits: bool = True,
+        hidden: tuple[int, ...] = (),
+    ) -> ForwardOutput:
+        """Run `rows` through the model as it is; autograd as around the call.
+
+        What any method `requires` is captured, the states of layers in `hidden`, and logits
+        unless `logits` is False.
+        """
+        batch = self._to_device(collate(rows, self.encoder.pad_id))
+        with self._mode(train), forked_rng(self.device) if train else nullcontext():
+            return self._run(batch, rows, logits, hidden=hidden)
+
+    def states_as_trained(
+        self, rows: Sequence[dict[str, Any]], hidden: tuple[int, ...], beside: int = 8
+    ) -> ForwardOutput:
+        """States of `rows` in the layout of a training step, whose rounding they then have.
+
+        Args: hidden: layers. beside: rows of the task, from its first, in the same pack.
+        """
+        found = None
+        if self.packs:
+            some = self.task.train[: min(beside, self.batch_size)]
+            task = [self.encoder.encode(row) for row in some]
+            with self._mode(False):
+                found = packed_states(
+                    self.model, task, rows, hidden, self.encoder.pad_id, self.autocast
+                )
+        return self.forward(rows, logits=False, hidden=hidden) if found is None else found
+
+    def frozen(
+        self, which: str, logits: bool = True
+    ) -> Callable[[Mapping[str, Any]], ForwardOutput]:
+        """A frozen model to compare with: "base", or "previous" (as the last task left it).
+
+        With an adapter, "base" is the adapter switched off; else a copy of the trainable
+        weights, kept because a method's `requires.teacher` asked for it.
+        """
+
+        def run(batch: Mapping[str, Any]) -> ForwardOutput:
+            with torch.no_grad(), self._mode(False):
+                if which == "base" and self.has_adapter:
+                    with adapter_off(self.model):
+                        return self._run(dict(batch), (), logits)
+                if which not in self._frozen:
+                    raise ValueError(f"set requires = Requires(teacher={which!r}) on the method")
+                if is_sharded(self.model):
+                    raise TrainingError(
+                        "a frozen copy of the model is not available under FSDP2",
+                        "train an adapter (model.tuning: lora) with teacher base, or use DDP",
+                    )
+                return self._run(dict(batch), (), logits, self._frozen[which])
+
+        return run
+
+    def gradients_of(self, rows: Sequence[dict[str, Any]]) -> Weights:
+        """Gradient of the mean token loss on `rows`, by name; `p.grad` is not touched."""
+        names, params = zip(*trainable(self.model).items(), strict=True)
+        if is_sharded(self.model):
+            return self._gradients_by_backward(rows, dict(zip(names, params, strict=True)))
+        with torch.enable_grad():
+            loss = self.forward(rows).nll.mean()
+            found = torch.autograd.grad(loss, params, allow_unused=True)
+        return {n: g for n, g in zip(names, found, strict=True) if g is not None}
+
+    def _gradients_by_backward(self, rows: Sequence[dict[str, Any]], params: Weights) -> Weights:
+        """FSDP2 reduces gradients in its backward hooks, so `autograd.grad` is not enough."""
+        kept = {n: p.grad for n, p in params.items()}
+        for p in params.values():
+            p.grad = None
+        with torch.enable_grad():
+            self.forward(rows).nll.mean().backward()
+        found = {n: p.grad for n, p in params.items() if p.grad is not None}
+        for n, p in params.items():
+            p.grad = kept[n]
+        return found
+
+    def _run(
+        self,
+        batch: dict[str, Any],
+        rows: Sequence[Mapping[str, Any]],
+        logits: bool,
+        weights: Weights | None = None,
+        hidden: tuple[int, ...] = (),
+    ) -> ForwardOutput:
+        into = ForwardOutput(self.model, batch, rows=rows)
+        inputs = {
+            k: v for k, v in batch.items() if k in ("input_ids", "attention_mask", "position_ids")
+        }
+        reads = [Requires(hidden, logits=logits), *(m.requires for m in self.methods)]
+        # The precision of training: rounding must not look like a change of the model.
+        inputs |= head_options(self.model, batch, logits)
+        with self.autocast(), capture(self.model, reads, into):
+            if weights is None:
+                out = self.model(**inputs)
+            else:
+                out = torch.func.functional_call(self.model, weights, kwargs=inputs)
+        into.exact = takes_positions(self.model)
+        if logits:
+            into.head, into.final = out.logits, True
+        return into
+
+    # --- weights
+
+    def snapshot(self) -> Weights:
+        """A copy of the trainable parameters by name, on their device."""
+        return {n: p.detach().clone() for n, p in trainable(self.model).items()}
+
+    # --- measuring
+
+    def score(self, task: Task, split: str = "validation", max_rows: int | None = None) -> float:
+        """Score `task` by its own metric on the rows of a split, with the weights as they are."""
+        if self._score is None:
+            raise ValueError("this trainer cannot score tasks: use Perdure's learner")
+        rows: Sequence[Row] = getattr(task, split)
+        return self._score(task, list(rows)[:max_rows])
+
+    def log(self, name: str, value: float | Tensor, group: str = "method") -> None:
+        """Add a figure to the trainer's next log line, as `<group>/<name>`: log and trackers.
+
+        A tensor is this pass's share of the step's mean (`ForwardOutput.token_mean`,
+        `.row_mean`), as a loss would be; it stays on its device until then: no step waits.
+        """
+        if torch.is_tensor(value):
+            self._watched[name] = value.detach()
+        else:
+            self.logged[f"{group}/{name}"] = value
+
+    def take_logged(self) -> dict[str, float]:
+        """Numbers that were logged since the last call."""
+        found, self.logged = self.logged, {}
+        return found
+
+    def take_watched(self) -> dict[str, Tensor]:
+        """Tensors that were logged since the last call."""
+        found, self._watched = self._watched, {}
+        return found
+
+    def fingerprint(self, *, frozen_only: bool = False) -> str:
+        """A hash of the model's weights, equal on all processes; a collective call if sharded.
+
+        Args: frozen_only: leave out what is trained, which with an adapter is the adapter.
+        """
+        return fingerprint(self.model, frozen_only)
+
+    @property
+    def computing(self) -> dict[str, str]:
+        """What rounding depends on beside the weights: the type computed in, and the attention."""
+        return computing(self.model, self.autocast)
+
+    @property
+    def has_adapter(self) -> bool:
+        return hasattr(self.model, "peft_config") and hasattr(self.model, "disable_adapter")
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {k: v.to(self.device) for k, v in batch.items()}
+
+    @contextmanager
+    def _mode(self, train: bool) -> Iterator[None]:
+        """Set train or eval mode on all modules and restore each one's own flag."""
+        flags = [(m, m.training) for m in self.model.modules()]
+        self.model.train(train)
+        try:
+            yield
+        finally:
+            for module, flag in flags:
+                module.training = flag

@@ -1,0 +1,85 @@
+"""A base model's configuration, read and checked before any weight."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perdure.errors import ModelError
+from perdure.models.gguf import converted
+from perdure.models.locate import loading, locate
+
+if TYPE_CHECKING:
+    from perdure.recipe.schema import ModelConfig
+
+
+def read_config(model: ModelConfig) -> Any:
+    """Read and check a base model's `PretrainedConfig`; no weights.
+
+    Raises:
+        ModelError: not found, not reachable, own code without `trust_remote_code`, or no causal
+            language model.
+    """
+    from transformers import AutoConfig
+
+    place = locate(model.path)
+    if place.gguf and model.fsdp_size > 1:
+        raise ModelError(
+            f"model.fsdp_size: {model.fsdp_size}: a GGUF file cannot be loaded in shards",
+            "save it as a folder first: perdure.models.load_base(...)[0].save_pretrained(FOLDER)",
+        )
+    if place.local and not place.gguf:
+        _check_json(Path(place.name) / "config.json")
+    with loading(place, "configuration", model.trust_remote_code):
+        source = converted(place)
+        config = AutoConfig.from_pretrained(
+            source.name,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+            **source.arguments,
+        )
+    if why := why_not_causal(config):
+        raise ModelError(
+            f"model.path: {place.shown}: is not a causal language model: {why}",
+            "give a decoder model that predicts the next token, such as Llama, Qwen or SmolLM",
+        )
+    return config
+
+
+def _check_json(file: Path) -> None:
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ModelError(
+            f"{file}:{error.lineno}: is not valid JSON: {error.msg}", "copy or download it again"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{file}: cannot be read: {error}", "copy or download it again") from error
+
+
+def why_not_causal(config: Any) -> str:
+    """Say why a model with this configuration does not predict the next token; "" if it does."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL,
+    )
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED,
+    )
+
+    kind, saved = config.model_type, list(getattr(config, "architectures", None) or [])
+    if getattr(config, "is_encoder_decoder", False):
+        return f"{kind} is an encoder-decoder"
+    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+        return ""
+    if kind not in CAUSAL:
+        return f"transformers has no causal model of type {kind!r}"
+    if kind in MASKED and not getattr(config, "is_decoder", False):
+        return f"{kind} is an encoder that sees the whole text at once"
+    # A folder saved without its language-model head would get a random one.
+    known = CAUSAL[kind]
+    names = {known} if isinstance(known, str) else set(known)
+    heads = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+    if saved and not any(a in names or a.endswith(heads) for a in saved):
+        return f"it was saved as {', '.join(saved)}, without a language-model head"
+    return ""

@@ -1,0 +1,294 @@
+"""Find kinds, formats and metrics by name: Perdure's, other packages', and a user's own metric.
+
+Perdure's own are looked at first, and another package is imported only for a name that is not
+among them, so that a broken package disturbs only those who use it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from perdure.errors import PerdureError, UsageError
+from perdure.recipe.columns import check_cell
+from perdure.recipe.data import TaskConfig
+from perdure.recipe.mistakes import Mistake, near
+from perdure.streams.kinds import text
+from perdure.streams.kinds.base import Format, Kind, Metric
+
+BUILT_IN: tuple[Kind, ...] = (text.KIND,)
+KINDS, METRICS = "perdure.kinds", "perdure.metrics"
+"""The groups of entry points; a value is `module:KIND`, or `module:METRIC_OR_FUNCTION`."""
+_files: dict[tuple[str, int], ModuleType] = {}
+
+
+def kinds() -> tuple[Kind, ...]:
+    """All kinds, Perdure's first; imports the packages that offer others.
+
+    Raises:
+        UsageError: a package's entry point does not lead to a `Kind`.
+    """
+    return (*BUILT_IN, *map(_kind_of, _offers(KINDS)))
+
+
+def kind(name: str) -> Kind:
+    """Return the kind of this name.
+
+    Raises:
+        UsageError: no kind has this name, or two have it.
+    """
+    return _only(name, "kind", lambda known: known)
+
+
+def format_of(name: str) -> tuple[Kind, Format]:
+    """Return the format of this name and its kind.
+
+    Raises:
+        UsageError: no format has this name, or two kinds have one.
+    """
+    found = _only(name, "format", lambda known: [f for one in known for f in one.formats])
+    homes = BUILT_IN if any(found in one.formats for one in BUILT_IN) else kinds()
+    return next(one for one in homes if found in one.formats), found
+
+
+def metric(name: str) -> Metric:
+    """Return the metric of this name, or a user's own: "module:function", "file.py:function".
+
+    What a user's own name leads to is a `Metric`, or a function f(prediction, answer) -> float.
+
+    Raises:
+        UsageError: no metric has this name, two have it, or there is no such function.
+    """
+    if ":" in name:
+        return _own(name)
+    offers = [point for point in _offers(METRICS) if point.name == name]
+    built_in = [one for home in BUILT_IN for one in home.metrics if one.name == name]
+    if len(offers) + len(built_in) > 1:
+        owners = ["perdure"] * len(built_in) + [_owner(point) for point in offers]
+        raise _twice("metric", name, owners)
+    if offers:
+        return _as_metric(_load(offers[0], "metric"), name, f"{_owner(offers[0])}: {name}")
+    return _only(name, "metric", lambda known: [m for one in known for m in one.metrics])
+
+
+def metrics() -> list[str]:
+    """Names of all metrics there are, Perdure's first."""
+    return [
+        *(one.name for home in BUILT_IN for one in home.metrics),
+        *(one.name for point in _offers(KINDS) for one in _kind_of(point).metrics),
+        *(point.name for point in _offers(METRICS)),
+    ]
+
+
+def is_perdures(name: str) -> bool:
+    """Whether a metric is Perdure's own, so that its name alone says all of it."""
+    return any(one.name == name for home in BUILT_IN for one in home.metrics)
+
+
+def known_metric(name: str) -> Metric | None:
+    """The metric of a name that was recorded once; None if nobody here knows it any more.
+
+    Of a user's own metric ("module:function") nothing is imported to read a record: None.
+    """
+    try:
+        return None if ":" in name else metric(name)
+    except PerdureError:
+        return None
+
+
+# --- a task's section
+
+
+def mistakes(task: TaskConfig, installed: bool = True) -> Iterator[Mistake]:
+    """What is wrong in a task's section by its kind: format, columns, labels, metric.
+
+    Args: installed: also that the metric can be imported; a recorded recipe is read without.
+    """
+    try:
+        form = format_of(task.format)[1]
+    except PerdureError as error:
+        known = [f.name for one in _kinds_that_load() for f in one.formats]
+        if task.format in known:  # two have it
+            yield Mistake(("format",), error.what, " ".join(error.remedy))
+            return
+        meant = near(task.format, known)
+        broken = "" if " is none of " in error.what else error.what
+        what = f'"{task.format}" is none of {", ".join(known)}'
+        yield Mistake(("format",), what, meant or broken)
+        if not meant:
+            return
+        # What else is wrong is told too, as it would be with the format that was meant.
+        task = task.model_copy(update={"format": meant.split('"')[1]})
+        form = format_of(task.format)[1]
+    ours = form.columns
+    for name, source in task.columns.items():
+        if name not in ours:
+            hint = near(name, ours) or f"write them as {ours[0]}: your-column"
+            what = f"format {form.name} has the columns {' and '.join(ours)}"
+            yield Mistake(("columns", name), what, hint)
+        elif wrong := check_cell(source, one_column=name in form.whole):
+            yield Mistake(("columns", name), *wrong)
+    yield from form.mistakes(task)
+    if installed:
+        yield from metric_mistakes(task.metric)
+
+
+def metric_mistakes(name: str | None) -> Iterator[Mistake]:
+    """What is wrong with a task's `metric`, at the key of this name; None is the default."""
+    if name is None:
+        return
+    try:
+        metric(name)
+    except PerdureError as error:
+        yield Mistake(("metric",), error.what, " ".join(error.remedy))
+
+
+def metric_of(task: TaskConfig) -> str:
+    """The name of a task's metric, with its format's default filled in."""
+    return task.metric or format_of(task.format)[1].metric
+
+
+# --- other packages
+
+
+def _only(name: str, what: str, of: Callable[[Any], Any]) -> Any:
+    """The one kind, format or metric of this name."""
+    found = [one for one in of(BUILT_IN) if one.name == name]
+    if found:
+        return found[0]
+    homes = [(one, point) for point in _offers(KINDS) for one in [_kind_of(point)]]
+    found = [(one, point) for home, point in homes for one in of((home,)) if one.name == name]
+    if len(found) > 1:
+        raise _twice(what, name, [_owner(point) for _, point in found])
+    if found:
+        return found[0][0]
+    known = metrics() if what == "metric" else [one.name for one in of(kinds())]
+    own = "or write your own as module:function" if what == "metric" else ""
+    raise UsageError(f'"{name}" is none of {", ".join(known)}', near(name, known) or own)
+
+
+def _kind_of(point: EntryPoint) -> Kind:
+    found = _load(point, "kind")
+    if not isinstance(found, Kind):
+        raise UsageError(
+            f"kind {point.name!r} of {_owner(point)}: {point.value} is no Kind",
+            "its entry point must name a perdure.streams.kinds.Kind",
+        )
+    taken = {one.name for one in BUILT_IN} | {f.name for one in BUILT_IN for f in one.formats}
+    taken |= {m.name for one in BUILT_IN for m in one.metrics}
+    parts: tuple[Kind | Format | Metric, ...] = (found, *found.formats, *found.metrics)
+    for one in parts:
+        # A kind may take a metric of Perdure's as it is.
+        if one.name in taken and not (isinstance(one, Metric) and one == metric(one.name)):
+            raise _twice(type(one).__name__.lower(), one.name, ["perdure", _owner(point)])
+    return found
+
+
+def _kinds_that_load() -> Iterator[Kind]:
+    """All kinds but those of broken packages, of which the caller has told already."""
+    yield from BUILT_IN
+    for point in _offers(KINDS):
+        try:
+            yield _kind_of(point)
+        except PerdureError:
+            continue
+
+
+def _offers(group: str) -> list[EntryPoint]:
+    return list(entry_points(group=group))
+
+
+def _load(point: EntryPoint, what: str) -> Any:
+    try:
+        return point.load()
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"{what} {point.name!r} of {_owner(point)} cannot be imported: {error}",
+            f"update or uninstall {_owner(point)}",
+        ) from error
+
+
+def _owner(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else point.module.partition(".")[0]
+
+
+def _twice(what: str, name: str, owners: list[str]) -> UsageError:
+    return UsageError(
+        f"{what} {name!r} is offered more than once: {', '.join(owners)}",
+        "uninstall one, or ask its author for another name",
+    )
+
+
+# --- a user's own metric
+
+
+def _own(name: str) -> Metric:
+    place, _, attribute = name.rpartition(":")
+    module = _file(Path(place)) if place.endswith(".py") else _module(place)
+    short = f"{Path(place).stem}:{attribute}" if place.endswith(".py") else name
+    functions = [n for n, v in vars(module).items() if inspect.isfunction(v) and n[0] != "_"]
+    if not hasattr(module, attribute):
+        known = f"it has {', '.join(functions)}" if functions else "it has no function"
+        raise UsageError(
+            f'{place} has no function "{attribute}"', near(attribute, functions) or known
+        )
+    return _as_metric(getattr(module, attribute), short, name)
+
+
+def _module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # whatever the user's code raises
+        if isinstance(error, ModuleNotFoundError) and error.name == name.partition(".")[0]:
+            raise UsageError(
+                f'there is no module "{name}"',
+                f"put {name.replace('.', '/')}.py beside the recipe, or install its package",
+            ) from None
+        raise _broken(name, error) from error
+
+
+def _file(path: Path) -> ModuleType:
+    """The module in a file; read again only if the file has changed."""
+    try:
+        key = (str(path.resolve()), path.stat().st_mtime_ns)
+    except OSError:
+        raise UsageError(
+            f"no such file: {path}", "a metric's own file is needed to score"
+        ) from None
+    if key not in _files:
+        spec = importlib.util.spec_from_file_location(f"perdure_metric_{path.stem}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.path.insert(0, str(path.parent))  # what it imports may lie beside it
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:  # whatever the user's code raises
+            raise _broken(str(path), error) from error
+        finally:
+            sys.path.remove(str(path.parent))
+        _files[key] = module
+    return _files[key]
+
+
+def _broken(place: str, error: Exception) -> UsageError:
+    return UsageError(f"{place} cannot be imported: {type(error).__name__}: {error}")
+
+
+def _as_metric(found: Any, name: str, place: str) -> Metric:
+    if isinstance(found, Metric):
+        return found
+    if not callable(found):
+        raise UsageError(
+            f"{place} is neither a function nor a Metric",
+            "write a function of (prediction, answer) that returns a number",
+        )
+    label = name.rpartition(":")[2].replace("_", " ")
+    return Metric(name, label, needs="text", function=found)

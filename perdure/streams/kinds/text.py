@@ -1,0 +1,165 @@
+"""The kind "generation": a conversation is continued by an answer, which is text.
+
+    format   columns               row
+    prompt   prompt, answer        the prompt as user message
+    chat     messages              the last assistant message is the answer, what is before it
+                                   the prompt; what follows it is left out
+    labels   text, label           the text as user message, the label as answer
+
+An instruction goes in front as a system message, before one that the data brings along.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from perdure.recipe.data import TaskConfig
+from perdure.recipe.mistakes import Mistake, near
+from perdure.streams.cells import CellError, answer_of, as_text, cell_text, one_spaced
+from perdure.streams.kinds.base import Format, Kind, Metric, Row
+from perdure.streams.sources import choices
+
+ROLES = ("system", "user", "assistant", "tool")
+
+LABEL_LIKELIHOOD = Metric("label_likelihood", "label accuracy", needs="labels")
+EXACT_MATCH = Metric(
+    "exact_match", "exact match", needs="text", function="perdure.scoring.metrics:exact_match"
+)
+ROUGE_L = Metric("rouge_l", "ROUGE-L", needs="text", function="perdure.scoring.metrics:rouge_l")
+CHRF = Metric("chrf", "chrF", needs="text", function="perdure.scoring.metrics:chrf")
+PERPLEXITY = Metric(
+    "perplexity",
+    "perplexity",
+    needs="likelihood",
+    higher_is_better=False,
+    low=1.0,
+    high=math.inf,
+    pooling="tokens",
+)
+"""Also the measure of general text, which no task is about."""
+
+
+def question(row: Row) -> str:
+    """Return what makes two rows the same question: the prompt, whitespace and case aside."""
+    said = [[m["role"], one_spaced(m["content"]).casefold()] for m in row["prompt"]]
+    return json.dumps(said, ensure_ascii=False)
+
+
+def _of_prompt(values: Mapping[str, Any], task: TaskConfig) -> Row:
+    prompt = _asked(values, task.column("prompt"))
+    return _row(prompt, cell_text(values, task.column("answer")), task)
+
+
+def _of_messages(values: Mapping[str, Any], task: TaskConfig) -> Row:
+    column = task.column("messages")
+    return _row(*_conversation(values[column], column), task)
+
+
+def _of_labelled(values: Mapping[str, Any], task: TaskConfig) -> Row:
+    prompt = _asked(values, task.column("text"))
+    column = task.column("label")
+    answer = cell_text(values, column).strip()
+    if task.label_names is not None:
+        named = answer_of(values.get(column), answer, task.label_names)
+        if named is None:
+            raise CellError(
+                f'label "{answer}" is not in label_names',
+                *choices(answer, task.label_names, "those there are"),
+            )
+        answer = named
+    return _row(prompt, answer, task)
+
+
+def _asked(values: Mapping[str, Any], column: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": cell_text(values, column)}]
+
+
+def _row(prompt: list[dict[str, str]], answer: str, task: TaskConfig) -> Row:
+    """The row, with the task's instruction in front."""
+    if task.instruction:
+        if prompt[0]["role"] == "system":
+            own = prompt.pop(0)["content"]
+            prompt.insert(0, {"role": "system", "content": f"{task.instruction}\n\n{own}"})
+        else:
+            prompt.insert(0, {"role": "system", "content": task.instruction})
+    return {"prompt": prompt, "answer": answer}
+
+
+def _conversation(value: Any, column: str) -> tuple[list[dict[str, str]], str]:
+    """Split a list of messages into prompt and answer; in a CSV cell it is JSON."""
+    shape = '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise CellError(f'"{column}" is no JSON: {error}', f"write {shape}") from None
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise CellError(f'"{column}" is no list of messages', f"write {shape}")
+    messages: list[dict[str, str]] = []
+    for number, message in enumerate(value, start=1):
+        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+            raise CellError(
+                f'"{column}": message {number} has no role and content', f"write {shape}"
+            )
+        if message["role"] not in ROLES:
+            raise CellError(
+                f'"{column}": message {number}: role "{message["role"]}" is unknown',
+                *choices(str(message["role"]), ROLES, "roles there are"),
+            )
+        content = as_text(message["content"], f"{column}, message {number}")
+        messages.append({"role": str(message["role"]), "content": content})
+    last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=None)
+    if last is None:
+        raise CellError(f'"{column}" has no message of the assistant', "its last one is the answer")
+    if not any(m["role"] == "user" for m in messages[:last]):
+        raise CellError(f'"{column}" has no message of the user before the answer')
+    return messages[:last], messages[last]["content"]
+
+
+def _free(task: TaskConfig) -> Iterator[Mistake]:
+    """What a task says about labels although its answers are free."""
+    for key in ("labels", "label_names"):
+        if getattr(task, key) is not None:
+            what = f"has no effect with format: {task.format}"
+            yield Mistake((key,), what, "write format: labels")
+    if task.metric == LABEL_LIKELIHOOD.name:
+        yield Mistake(("metric",), f"{task.metric} needs format: labels")
+
+
+def _labelled(task: TaskConfig) -> Iterator[Mistake]:
+    labels = task.labels
+    if labels is None:
+        return
+    if len(set(labels)) < max(2, len(labels)) or not all(x.strip() for x in labels):
+        what = "must be at least two different texts, none of them empty"
+        yield Mistake(("labels",), what)
+    for value, name in (task.label_names or {}).items():
+        if name not in labels:
+            what = f'"{name}" is none of the task\'s labels'
+            yield Mistake(("label_names", value), what, near(name, labels))
+
+
+KIND = Kind(
+    "generation",
+    schema={
+        "prompt": "the conversation before the answer, a list of {role, content}",
+        "answer": "text, all that is trained on",
+    },
+    formats=(
+        Format("prompt", ("prompt", "answer"), EXACT_MATCH.name, _of_prompt, mistakes=_free),
+        Format(
+            "chat", ("messages",), EXACT_MATCH.name, _of_messages,
+            whole=("messages",), mistakes=_free,
+        ),
+        Format(
+            "labels", ("text", "label"), LABEL_LIKELIHOOD.name, _of_labelled,
+            label="answer", mistakes=_labelled,
+        ),
+    ),
+    metrics=(LABEL_LIKELIHOOD, EXACT_MATCH, ROUGE_L, CHRF, PERPLEXITY),
+    learner="perdure.learners.generation:GenerationLearner",
+    question=question,
+)  # fmt: skip
