@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from perdure.dropin import attach as attach
     from perdure.errors import PerdureError as PerdureError
     from perdure.loop import learn as learn
+    from perdure.prepare import load_recipe as load_recipe
     from perdure.protocol.method import Method as Method
     from perdure.protocol.method import MethodConfig as MethodConfig
-    from perdure.recipe.load import load_recipe as load_recipe
     from perdure.recipe.schema import Recipe as Recipe
     from perdure.run import Run as Run
     from perdure.scoring import ScoreMatrix as ScoreMatrix
@@ -43,7 +43,7 @@ _HOME = {
     "TaskStream": "streams.task",
     "attach": "dropin",
     "learn": "loop",
-    "load_recipe": "recipe.load",
+    "load_recipe": "prepare",
 }
 
 __all__ = sorted(_HOME)

@@ -21,14 +21,13 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from perdure.engine.attach import attach as put_on
-from perdure.engine.attach import refuse_clashes
 from perdure.engine.method_state import give_weights
 from perdure.engine.session import TaskSession
 from perdure.errors import UsageError
 from perdure.methods.registry import build
 from perdure.models.chat import Encoder
 from perdure.models.weights import trainable
-from perdure.protocol.method import Method
+from perdure.protocol.method import Method, refuse_clashes
 from perdure.streams.kinds import PERPLEXITY
 from perdure.streams.task import GeneralText, Row, Task
 
@@ -119,15 +118,15 @@ def attach(
 
 
 def _built(method: str | Mapping[str, Any]) -> Method:
-    from perdure.recipe.schema import MethodSpec
+    from perdure.recipe.schema import read_methods
 
-    if not isinstance(method, (str, Mapping)) or not (isinstance(method, str) or "name" in method):
+    specs, found = read_methods(dict(method) if isinstance(method, Mapping) else method, None)
+    if found:
         raise UsageError(
             f"attach: {method!r} names no method",
             'write "gere", or {"name": "gere", "insert": 2}; several are arguments of their own',
         )
-    options = {"name": method} if isinstance(method, str) else dict(method)
-    return build([MethodSpec(name=str(options.pop("name", "")), options=options)])[0]
+    return build(specs)[0]
 
 
 def _frozen_names(session: TaskSession, methods: Sequence[Method]) -> list[str]:

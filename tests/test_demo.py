@@ -12,7 +12,8 @@ import pytest
 from perdure import demo as the_demo
 from perdure.demo import SIZES, Size, base_model, demo, recipe_of, seconds
 from perdure.errors import ModelError, RunError, UsageError
-from perdure.recipe.load import dump_recipe, load_recipe
+from perdure.prepare import load_recipe
+from perdure.recipe.load import dump_recipe
 from perdure.run import Run
 
 pytestmark = pytest.mark.unit

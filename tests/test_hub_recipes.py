@@ -13,7 +13,7 @@ import pytest
 
 from perdure import recipes
 from perdure.models.chat import Encoder
-from perdure.recipe.load import load_recipe
+from perdure.prepare import load_recipe
 from perdure.streams import build_stream
 
 pytestmark = pytest.mark.unit

@@ -124,7 +124,7 @@ def test_same_seed_same_scores_and_two_runs_at_once(
 def test_a_run_in_use_is_refused_and_an_existing_one_never_overwritten(
     recipe: Path, tmp_path: Path
 ) -> None:
-    from perdure.recipe.load import load_recipe
+    from perdure.prepare import load_recipe
 
     run = Run.create(tmp_path / "run", load_recipe(recipe))
     with run.lock():
@@ -138,7 +138,7 @@ def test_a_run_in_use_is_refused_and_an_existing_one_never_overwritten(
 def test_general_text_that_changed_is_told(recipe: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from perdure.recipe.load import load_recipe
+    from perdure.prepare import load_recipe
     from perdure.streams import build_stream
     from perdure.streams.task import GeneralText
 
@@ -157,7 +157,7 @@ def test_a_run_waits_for_a_reader_of_its_lock(recipe: Path, tmp_path: Path) -> N
 
     from filelock import FileLock
 
-    from perdure.recipe.load import load_recipe
+    from perdure.prepare import load_recipe
 
     run = Run.create(tmp_path / "run", load_recipe(recipe))
     with run.lock():
@@ -170,7 +170,7 @@ def test_a_run_waits_for_a_reader_of_its_lock(recipe: Path, tmp_path: Path) -> N
 
 
 def test_a_lock_tells_its_holder_and_goes_with_a_killed_one(recipe: Path, tmp_path: Path) -> None:
-    from perdure.recipe.load import load_recipe
+    from perdure.prepare import load_recipe
 
     run = Run.create(tmp_path / "run", load_recipe(recipe))
     (run.path / "lock").write_text("4711", "utf-8")  # as older runs left it, with the number inside
@@ -203,7 +203,7 @@ def test_the_state_of_a_run_that_may_only_be_read(
 ) -> None:
     import filelock
 
-    from perdure.recipe.load import load_recipe
+    from perdure.prepare import load_recipe
 
     def refused(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from perdure.commands.output import first_process, working
 from perdure.errors import UsageError
-from perdure.recipe.load import load_recipe
+from perdure.prepare import load_recipe
 
 if TYPE_CHECKING:
     from perdure.streams import Task, TaskStream

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from perdure.commands.output import emit, first_process, working
-from perdure.recipe.load import load_recipe
+from perdure.prepare import load_recipe
 from perdure.recipe.schema import Recipe
 
 

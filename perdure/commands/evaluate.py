@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from perdure.commands.output import emit, first_process, working
 from perdure.errors import RunError, UsageError
+from perdure.prepare import load_recipe
 from perdure.recipe.data import GeneralConfig
-from perdure.recipe.load import load_recipe
 from perdure.recipe.schema import Recipe
 from perdure.run import Run
 

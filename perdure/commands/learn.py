@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from perdure.commands.output import emit, first_process, summary, working
 from perdure.errors import RunError, UsageError
-from perdure.recipe.load import load_recipe
+from perdure.prepare import load_recipe
 from perdure.recipe.schema import Recipe
 from perdure.run import Run
 

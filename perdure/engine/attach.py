@@ -35,7 +35,7 @@ from perdure.models.anatomy import takes_positions
 from perdure.models.random_state import forked_rng
 from perdure.models.weights import swapped, trainable
 from perdure.protocol.batch import EncodedRows, ForwardOutput, StepCounts, collate
-from perdure.protocol.method import Method, Requires
+from perdure.protocol.method import Method, Requires, name_of
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -54,12 +54,12 @@ def attach(trainer: Trainer, *methods: Method, session: TaskSession) -> Trainer:
     ]
     if touch and trainer.is_deepspeed_enabled:
         raise UsageError(
-            f"method: {_name(touch[0])} reads gradients, which DeepSpeed frees inside its backward",
+            f"method: {name_of(touch[0])} reads gradients, which DeepSpeed frees in its backward",
             "use FSDP2 or DDP instead",
         )
     if touch and trainer.args.fp16:
         raise UsageError(
-            f"method: {_name(touch[0])} changes gradients, which fp16 scales by its own factor",
+            f"method: {name_of(touch[0])} changes gradients, which fp16 scales by its own factor",
             "train in bf16 or fp32",
         )
     trainer.__class__ = type(type(trainer).__name__, (Attached, type(trainer)), {})
@@ -71,29 +71,6 @@ def attach(trainer: Trainer, *methods: Method, session: TaskSession) -> Trainer:
         model.set_attn_implementation("eager")  # the fused kernels keep no attention maps
     trainer.add_callback(_Events(host))
     return trainer
-
-
-def refuse_clashes(methods: Sequence[Method], ordered: bool = False) -> None:
-    """Raise `UsageError` where two methods replace the same thing.
-
-    `ordered` is the recipe's word that their order is meant: the first one listed then decides.
-    """
-    if ordered:
-        return
-    for hook in ("phases", "serving", "route"):
-        both = [m for m in methods if getattr(type(m), hook) is not getattr(Method, hook)]
-        _refuse(both, f"both set the {hook} of a task")
-    _refuse([m for m in methods if m.projects], "both replace the gradient's direction")
-
-
-def _refuse(both: Sequence[Method], why: str) -> None:
-    if len(both) > 1:
-        names = " and ".join(_name(m) for m in both[:2])
-        raise UsageError(f"method: {names} {why}", "drop one, or set order_matters: true")
-
-
-def _name(method: Method) -> str:
-    return type(method).__module__.rsplit(".", 1)[-1]
 
 
 class Attached:

@@ -1,22 +1,22 @@
-"""Check every row before training begins."""
+"""Tokenize every row once, before training begins, and refuse those that are too long."""
 
 from __future__ import annotations
 
 import logging
-from functools import lru_cache
 
 from perdure.errors import DataError, PerdureError, RecipeError
 from perdure.models.chat import IGNORE, Encoder
 from perdure.streams.task import TaskStream
 
 logger = logging.getLogger(__name__)
+SPLITS = ("train", "validation", "test")
 _SHOWN = 10
 
 
-def check_rows(stream: TaskStream, encoder: Encoder, context_length: int | None) -> None:
-    """Encode every row once, so that one too long is told now and not hours into training.
+def encode_stream(stream: TaskStream, encoder: Encoder, context_length: int | None) -> None:
+    """Have `encoder` tokenize and remember all rows, so that one too long is told now.
 
-    How many prompts lose their middle is told as a warning, once.
+    How many prompts lose their middle is told as a warning.
 
     Raises:
         RecipeError: rows longer than `train.max_length` or than the model's context; up to ten
@@ -24,8 +24,9 @@ def check_rows(stream: TaskStream, encoder: Encoder, context_length: int | None)
     """
     mistakes: list[PerdureError] = []
     for task in stream:
-        for split in ("train", "validation", "test"):
+        for split in SPLITS:
             rows, cut = getattr(task, split), 0
+            kept = []
             for number, row in enumerate(rows, 1):
                 try:
                     encoded = encoder.encode(row)
@@ -38,23 +39,19 @@ def check_rows(stream: TaskStream, encoder: Encoder, context_length: int | None)
                             f"{width} tokens, the model's context is {context_length}",
                             "shorten the row, or take a model with a longer context",
                         )
+                    kept.append((row, encoded))
                 except DataError as error:
                     what = f"task {task.name}: {split} row {number}: {error.what}"
                     mistakes.append(DataError(what, error.remedy))
+            encoder.remember((task.name, split), kept)
             if cut:
-                most = encoder.max_prompt_length
-                _warn_once(
-                    f"task {task.name}: {cut} of {len(rows)} {split} rows have a prompt of more "
-                    f"than {most} tokens: its middle is left out"
-                )
+                logger.warning(
+                    "task %s: %d of %d %s rows have a prompt of more than %s tokens: its middle "
+                    "is left out",
+                    task.name, cut, len(rows), split, encoder.max_prompt_length,
+                )  # fmt: skip
     if mistakes:
         shown = mistakes[:_SHOWN]
         if len(mistakes) > _SHOWN:
             shown.append(DataError(f"... and {len(mistakes) - _SHOWN} more rows"))
         raise RecipeError(shown)
-
-
-@lru_cache
-def _warn_once(message: str) -> None:
-    """Rows are checked before a run and again at its start."""
-    logger.warning("%s", message)

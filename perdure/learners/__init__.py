@@ -22,8 +22,8 @@ def chosen_methods(recipe: Recipe, stream: TaskStream) -> list[Method]:
     Raises:
         UsageError: two methods clash, or one needs validation rows that are not there.
     """
-    from perdure.engine.attach import refuse_clashes
     from perdure.methods import registry
+    from perdure.protocol.method import refuse_clashes
 
     chosen = registry.build(recipe.methods)
     refuse_clashes(chosen, recipe.order_matters)

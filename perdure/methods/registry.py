@@ -18,6 +18,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import sys
 from collections.abc import Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -25,10 +26,12 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from perdure.errors import UsageError
+from perdure.errors import PerdureError, UsageError
 from perdure.protocol.method import Method, MethodConfig
+from perdure.recipe.mistakes import Mistake, mistakes_in, near
+from perdure.recipe.schema import MethodSpec
 
-__all__ = ["build", "describe", "load", "load_config", "names"]
+__all__ = ["build", "check", "describe", "kind_of", "load", "load_config", "load_file", "names"]
 
 GROUP = "perdure.methods"
 _FOLDER = Path(__file__).parent
@@ -39,6 +42,8 @@ class Spec(Protocol):
 
     @property
     def name(self) -> str: ...
+    @property
+    def file(self) -> str | None: ...
     @property
     def options(self) -> Mapping[str, Any]: ...
 
@@ -93,30 +98,90 @@ def load(name: str) -> type[Method]:
     )
 
 
-def load_config(name: str, options: Mapping[str, Any]) -> MethodConfig:
-    """Validate a method's options.
+def load_file(path: str | Path) -> type[Method]:
+    """Import a Python file and return the one method in it.
 
     Raises:
-        UsageError: all wrong options at once, an unknown one with the nearest known name.
+        UsageError: no such file, it cannot be imported, or there is not just one `Method` in it.
     """
-    schema = load(name).Config
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"no such file: {path}", "give the path of a Python file with a method")
+    name = f"perdure_method_file_{path.stem}_{abs(hash(str(path.resolve())))}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise UsageError(f"{path}: is no Python file", "its name ends in .py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:  # whatever the user's own code raises
+            del sys.modules[name]
+            what = f"{path}: cannot be imported: {type(error).__name__}: {error}"
+            raise UsageError(what, "mend the file: it is run as it is") from error
+    found = [
+        thing
+        for thing in vars(sys.modules[name]).values()
+        if inspect.isclass(thing) and issubclass(thing, Method) and thing.__module__ == name
+    ]
+    if len(found) != 1:
+        what = f"{path}: has {len(found)} subclasses of Method, not one"
+        raise UsageError(what, "a method is one class in one file; see CONTRIBUTING.md")
+    return found[0]
+
+
+def kind_of(spec: Spec) -> type[Method]:
+    """The class that a recipe's entry names, by its name or its file."""
+    return load(spec.name) if spec.file is None else load_file(spec.file)
+
+
+def check(spec: MethodSpec) -> tuple[MethodSpec | None, list[Mistake]]:
+    """A recipe's entry with all its options, defaults filled in; None, and what is wrong with it.
+
+    Keys of the mistakes are relative to the entry.
+    """
+    if spec.file is None and spec.name not in (known := names()):
+        hint = " ".join(filter(None, [near(spec.name, known), "all of them: perdure methods"]))
+        return None, [Mistake(("name",), f'no method is called "{spec.name}"', hint)]
     try:
-        return schema(**options)
+        kind = kind_of(spec)
+    except PerdureError as error:
+        key = "name" if spec.file is None else "file"
+        return None, [Mistake((key,), error.what, " ".join(error.remedy))]
+    config, found = _read(kind, spec.options)
+    if config is None:
+        return None, found
+    return spec.model_copy(update={"options": config.model_dump(mode="json")}), []
+
+
+def _read(
+    kind: type[Method], options: Mapping[str, Any]
+) -> tuple[MethodConfig | None, list[Mistake]]:
+    try:
+        return kind.Config.model_validate(dict(options)), []
     except ValidationError as error:
-        known = list(schema.model_fields)
-        told: dict[str, list[str]] = {}
-        for problem in error.errors():
-            key = str(problem["loc"][0]) if problem["loc"] else "options"
-            if problem["type"] == "extra_forbidden":
-                told[f"no option {key!r}{_near(key, known)}"] = []
-            else:
-                told.setdefault(key, []).append(problem["msg"])  # a union fails once a member
+        return None, mistakes_in(error, options, kind.Config)
+
+
+def load_config(kind: str | type[Method], options: Mapping[str, Any]) -> MethodConfig:
+    """Validate a method's options, as those of a recipe are.
+
+    Raises:
+        UsageError: all wrong options at once, each by its key.
+    """
+    config, found = _read(load(kind) if isinstance(kind, str) else kind, options)
+    if config is None:
         lines = [
-            f"method {name}: {key}" + (f": {'; or '.join(why)}" if why else "")
-            for key, why in told.items()
+            "\n".join([f"{'.'.join(['method', *map(str, m.key)])}: {m.what}", *_under(m.remedy)])
+            for m in found
         ]
-        remedy = f"options of {name}: {', '.join(known) or 'none'}"
-        raise UsageError("\n".join(lines), remedy) from error
+        raise UsageError("\n".join(lines))
+    return config
+
+
+def _under(remedy: str) -> list[str]:
+    return [f"  {remedy}"] if remedy else []
 
 
 def build(specs: Iterable[Spec]) -> list[Method]:
@@ -125,7 +190,8 @@ def build(specs: Iterable[Spec]) -> list[Method]:
     Raises:
         UsageError: an unknown method or option, with the nearest name.
     """
-    return [load(spec.name)(load_config(spec.name, spec.options)) for spec in specs]
+    kinds = [(kind_of(spec), spec.options) for spec in specs]
+    return [kind(load_config(kind, options)) for kind, options in kinds]
 
 
 def _built_in() -> list[str]:

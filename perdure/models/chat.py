@@ -7,7 +7,7 @@ forward pass among answers and sees exactly the tokens that training saw.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,35 @@ class Encoder:
             self.template = Path(chat_template).read_text(encoding="utf-8")
         self.end = self._end_of_answer()
         self._bos = self._leading_bos()
+        self._kept: dict[Hashable, Any] = {}  # a split's encoded rows, as a `datasets.Dataset`
+        self._places: dict[str, tuple[Hashable, int]] = {}  # by a row's content
 
     @property
     def pad_id(self) -> int:
         pad = self.tokenizer.pad_token_id
         return int(pad if pad is not None else self.tokenizer.eos_token_id or 0)
+
+    def remember(self, split: Hashable, rows: Sequence[tuple[Row, dict[str, Any]]]) -> None:
+        """Keep rows that were encoded, so that no row is tokenized twice.
+
+        Args: split: names them, for `lengths`; rows: each with what `encode` gave for it.
+        """
+        from datasets import Dataset
+
+        columns = {k: [encoded[k] for _, encoded in rows] for k in ("input_ids", "labels")}
+        self._kept[split] = Dataset.from_dict(columns)
+        for number, (row, _) in enumerate(rows):
+            self._places.setdefault(_content(row), (split, number))
+
+    def lengths(self, split: Hashable) -> list[int]:
+        """Tokens of each remembered row of a split."""
+        return [len(ids) for ids in self._kept[split]["input_ids"]]
+
+    def _remembered(self, row: Row) -> dict[str, Any] | None:
+        if not self._places or (place := self._places.get(_content(row))) is None:
+            return None
+        found: dict[str, Any] = self._kept[place[0]][place[1]]
+        return found
 
     def prompt_text(self, row: Row) -> str:
         """The text before the answer, rendered by the template up to the assistant's turn."""
@@ -63,6 +87,8 @@ class Encoder:
 
         What is cut is the middle: the instruction stands in front, the sign to answer at the end.
         """
+        if (kept := self._remembered(row)) is not None:
+            return list(kept["input_ids"][: kept["labels"].count(IGNORE)])
         ids = self._whole_prompt(row)
         most = self.max_prompt_length
         if most is None or len(ids) <= most:
@@ -90,6 +116,8 @@ class Encoder:
         """
         if "input_ids" in row:
             return row
+        if (kept := self._remembered(row)) is not None:
+            return kept
         prompt, answer = self.prompt_ids(row), self.answer_ids(row["answer"])
         if self.max_length is not None and len(prompt) + len(answer) > self.max_length:
             raise DataError(
@@ -144,6 +172,11 @@ class Encoder:
         bos = self.tokenizer.bos_token_id
         ids = self.tokenizer("a")["input_ids"]
         return [bos] if bos is not None and ids and ids[0] == bos else []
+
+
+def _content(row: Row) -> str:
+    """What decides a row's tokens: rows that are equal in it are encoded alike."""
+    return repr((row.get("prompt"), row.get("answer")))
 
 
 def recipe_encoder(tokenizer: Any, recipe: Recipe) -> Encoder:

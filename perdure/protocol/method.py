@@ -25,13 +25,16 @@ gradient) are refused by name unless the recipe says `order_matters: true`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
+from perdure.errors import UsageError
 from perdure.protocol.step import Phase
+from perdure.recipe.mistakes import Mistake
+from perdure.recipe.section import mistakes_error
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,6 +50,16 @@ class MethodConfig(BaseModel):
     """Base of each method's `Config`: typed, frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def mistakes(self) -> Iterator[Mistake]:
+        """Yield what is wrong between options, each at its own key."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MethodConfig:
+        if found := list(self.mistakes()):
+            raise mistakes_error(found)
+        return self
 
 
 @dataclass(frozen=True)
@@ -136,3 +149,27 @@ class Method:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name, value in state.items():
             setattr(self, name, value)
+
+
+def refuse_clashes(methods: Sequence[Method], ordered: bool = False) -> None:
+    """Raise `UsageError` where two methods replace the same thing.
+
+    `ordered` is the recipe's word that their order is meant: the first one listed then decides.
+    """
+    if ordered:
+        return
+    for hook in ("phases", "serving", "route"):
+        both = [m for m in methods if getattr(type(m), hook) is not getattr(Method, hook)]
+        _refuse(both, f"both set the {hook} of a task")
+    _refuse([m for m in methods if m.projects], "both replace the gradient's direction")
+
+
+def _refuse(both: Sequence[Method], why: str) -> None:
+    if len(both) > 1:
+        names = " and ".join(name_of(m) for m in both[:2])
+        raise UsageError(f"method: {names} {why}", "drop one, or set order_matters: true")
+
+
+def name_of(method: Method) -> str:
+    """A method's name as messages call it: that of its file."""
+    return type(method).__module__.rsplit(".", 1)[-1]

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, PrivateAttr, model_validator
 
 from perdure.recipe.mistakes import Mistake, near
 from perdure.recipe.section import Section
@@ -87,6 +86,11 @@ def located(metric: str, folder: Path) -> str:
     return f"{path}:{function}" if module.endswith(".py") or path.is_file() else metric
 
 
+def is_task_file(task: str) -> bool:
+    """Whether an entry of `general.tasks` is a task file of lm-eval's, not the name of a task."""
+    return Path(task).suffix.lower() in (".yaml", ".yml")
+
+
 FILE_TYPES = (".jsonl", ".csv", ".tsv", ".parquet")
 
 
@@ -135,23 +139,7 @@ class TaskConfig(Section):
         """The data's name for one of our columns, or a text with names in braces."""
         return self.columns.get(ours, ours)
 
-    @field_validator("format")
-    @classmethod
-    def _known_format(cls, name: str) -> str:
-        from perdure.streams import kinds  # until the judge
-
-        found = kinds.mistakes(cls.model_construct(name="", train="", format=name), installed=False)
-        for mistake in found:
-            known = mistake.what.partition(" is none of ")[2]
-            if mistake.key == ("format",) and known:
-                # A Literal's error: a wrong name is told, and nothing that rests on it.
-                raise PydanticCustomError("literal_error", "{expected}", {"expected": known})
-        return name
-
     def mistakes(self) -> Iterator[Mistake]:
-        from perdure.streams import kinds  # until the judge
-
-        yield from kinds.mistakes(self, installed=False)
         if self.dataset is None:
             for split in SPLITS:
                 path = getattr(self, split)
@@ -175,9 +163,6 @@ class StreamConfig(Section):
         if (self.name is None) == (not self.tasks):
             what = "has both name and tasks" if self.tasks else "has neither name nor tasks"
             yield Mistake((), what, "name a built-in stream, or list your own tasks")
-        from perdure.streams import mistakes  # until the judge
-
-        yield from mistakes(self)
         names = [task.name for task in self.tasks]
         for i, name in enumerate(names):
             if name in names[:i]:

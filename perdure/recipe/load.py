@@ -5,28 +5,46 @@ from __future__ import annotations
 import importlib.util
 import re
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from perdure.errors import RecipeError
-from perdure.recipe.data import FILE_ENDINGS, SPLITS, located
+from perdure.recipe.data import FILE_ENDINGS, SPLITS, is_task_file, located
 from perdure.recipe.mistakes import Key, Mistake, near
 from perdure.recipe.schema import Recipe, Tracker
+from perdure.recipe.section import Judge
 from perdure.recipe.validate import validate
 from perdure.recipe.yaml import COMMAND_LINE, Document, read, write
-from perdure.streams import kinds, lm_eval_tasks  # until the judge
-from perdure.streams.lm_eval_tasks import is_file
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _PACKAGES = {"comet_ml": "comet-ml"}
 
 
-def load(path: Path, overrides: Sequence[str], *, check_files: bool, tasks_only: bool) -> Recipe:
-    """See `perdure.recipe.load.load_recipe`."""
+def load(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    check_files: bool = True,
+    tasks_only: bool = False,
+    judge: Judge | None = None,
+    renew: Callable[[dict[str, Any]], None] | None = None,
+) -> Recipe:
+    """Read a recipe and validate it; see `perdure.load_recipe`.
+
+    Args:
+        judge: knows formats, metrics, streams and methods; None: names are taken as they are.
+        renew: rewrites the data of an older recipe in place, before anything else looks at it.
+
+    Raises:
+        RecipeError: all mistakes, each with its line.
+    """
+    path = Path(path)
     document = read(path)
     data = document.data
+    if renew is not None:
+        renew(data)
     _name_general_tasks(document)
     found = list(_override(document, overrides))
     _name_general_tasks(document)
@@ -37,10 +55,10 @@ def load(path: Path, overrides: Sequence[str], *, check_files: bool, tasks_only:
     folder = path.resolve().parent
     missing = list(_resolve_paths(document, folder))
     if check_files:
-        found += [*missing, *_missing_trackers(data), *_metric_mistakes(data)]
-        if not tasks_only:  # an audit measures no lm-eval task; who does is told by its `load`
-            found += _harness_mistakes(data)
-    recipe, wrong = validate(data)
+        found += [*missing, *_missing_trackers(data)]
+        if judge is not None:
+            found += judge.of_data(data)
+    recipe, wrong = validate(data, judge)
     told = {mistake.key for mistake in found}
     found += [mistake for mistake in wrong if mistake.key not in told]
     if found or recipe is None:
@@ -119,6 +137,11 @@ def _resolve_paths(document: Document, folder: Path) -> Iterator[Mistake]:
     ]
     keys += [("general", "tasks", i) for i in range(len(_harness_tasks(document.data)))]
     keys += [("general", "source"), ("general", "held_out_source")]
+    methods = document.data.get("method")
+    if isinstance(methods, list):
+        keys += [("method", i, "file") for i in range(len(methods))]
+    elif isinstance(methods, dict):
+        keys.append(("method", "file"))
     for key in [*keys, ("model", "chat_template"), ("model", "path")]:
         if (found := resolve(key)) is None:
             continue
@@ -138,7 +161,7 @@ def _resolve_paths(document: Document, folder: Path) -> Iterator[Mistake]:
             put(key, path)
             continue
         by_ending = Path(text).suffix.lower() not in FILE_ENDINGS
-        is_name = not is_file(text) if "tasks" in key else by_ending
+        is_name = not is_task_file(text) if "tasks" in key else by_ending
         if (section == "general" and is_name) or text in ("auto", "none"):
             continue  # a name, not a path; the section's own check knows them
         put(key, path)
@@ -170,26 +193,12 @@ def _harness_tasks(data: dict[str, Any]) -> list[Any]:
     return tasks if isinstance(tasks, list) else []
 
 
-def _harness_mistakes(data: dict[str, Any]) -> Iterator[Mistake]:
-    """Unknown lm-eval tasks. Only asked where tasks are named: it reads lm-eval's whole list."""
-    for mistake in lm_eval_tasks.mistakes(_harness_tasks(data)):
-        yield Mistake(("general", "tasks", *mistake.key), mistake.what, mistake.remedy)
-
-
 def _tasks(data: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
     """The sections of `stream.tasks` with their numbers, whatever is in them."""
     stream = data.get("stream")
     tasks = stream.get("tasks") if isinstance(stream, dict) else None
     listed = enumerate(tasks if isinstance(tasks, list) else [])
     return [(i, task) for i, task in listed if isinstance(task, dict)]
-
-
-def _metric_mistakes(data: dict[str, Any]) -> Iterator[Mistake]:
-    """Metrics that are not installed; those of a recorded run are told when they are needed."""
-    for i, task in _tasks(data):
-        name = task.get("metric")
-        for mistake in kinds.metric_mistakes(name if isinstance(name, str) else None):
-            yield Mistake(("stream", "tasks", i, *mistake.key), mistake.what, mistake.remedy)
 
 
 def _missing_trackers(data: dict[str, Any]) -> Iterator[Mistake]:
@@ -201,38 +210,14 @@ def _missing_trackers(data: dict[str, Any]) -> Iterator[Mistake]:
             yield Mistake(("train", "report_to", i), f"{name} is not installed", remedy)
 
 
-def load_recipe(
-    path: str | Path,
-    overrides: Sequence[str] = (),
-    *,
-    check_files: bool = True,
-    tasks_only: bool = False,
-) -> Recipe:
-    """Read and validate a recipe.
-
-    Args:
-        path: a YAML file.
-        overrides: `section.key=value`, as on the command line; items of a list go by number or,
-            for tasks, by name (`stream.tasks.colours.max_train_rows=20`). A `method.name=` that
-            differs from the recipe's drops the recipe's options, which belong to another method.
-        check_files: also require that every file the recipe names exists.
-        tasks_only: `model` and `method` may be missing; for commands that use only the tasks.
-
-    Raises:
-        RecipeError: all mistakes, each with its line.
-    """
-    from perdure.recipe import load
-
-    return load.load(Path(path), overrides, check_files=check_files, tasks_only=tasks_only)
-
-
 def dump_recipe(recipe: Recipe) -> str:
     """YAML that `load_recipe` reads back equal; every value is written, defaults too."""
     data = recipe.model_dump(mode="json", exclude_none=True)
     if recipe.model.tuning == "full":
         del data["model"]["lora"]
     methods = [
-        {"name": spec.name, **spec.model_dump(mode="json")["options"]} for spec in recipe.method
+        {"name": spec.name, **({"file": spec.file} if spec.file else {}), **options}
+        for spec, options in ((s, s.model_dump(mode="json")["options"]) for s in recipe.method)
     ]
     data["method"] = methods[0] if len(methods) == 1 else methods
     return write(data)

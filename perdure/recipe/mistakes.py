@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import types
+import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
 
 Key = tuple[str | int, ...]
 
@@ -23,3 +28,93 @@ def near(word: str, known: Sequence[str]) -> str:
     lower = {name.lower(): name for name in known}
     close = difflib.get_close_matches(str(word).lower(), list(lower), n=1, cutoff=0.55)
     return f'did you mean "{lower[close[0]]}"?' if close else ""
+
+
+def mistakes_in(error: ValidationError, data: Any, model: type[BaseModel]) -> list[Mistake]:
+    """pydantic's errors in our words, at keys that the data has.
+
+    Args: data: what was validated; model: the section's class.
+    """
+    problems = error.errors(include_url=False)
+    found: list[Mistake] = []
+    meant = set()
+    for problem in problems:
+        if problem["type"] == "extra_forbidden":
+            known = list(_fields(model, problem["loc"][:-1]))
+            hint = near(str(problem["loc"][-1]), known)
+            meant.add((*problem["loc"][:-1], _quoted(hint)))
+            hint = hint or f"known here: {', '.join(known) or 'no option'}"
+            found.append(Mistake(problem["loc"], "unknown key", hint))
+    for problem in problems:
+        loc, kind, value = problem["loc"], problem["type"], problem["input"]
+        key = loc if kind == "missing" else _existing(loc, data)
+        field = _fields(model, key[:-1]).get(str(key[-1])) if key else None
+        about = field.description or "" if field else ""
+        if kind == "extra_forbidden" or (kind == "missing" and loc in meant):
+            continue
+        if kind == "mistakes":
+            for inner in problem["ctx"]["mistakes"]:
+                found.append(Mistake((*loc, *inner.key), inner.what, inner.remedy))
+        elif kind == "missing":
+            found.append(Mistake(loc, "is required and missing", about))
+        elif kind == "literal_error":
+            expected = problem["ctx"]["expected"].replace(" or ", ", ")
+            choices = [choice.strip("' ") for choice in expected.split(",")]
+            what = f"{_show(value)} is none of {', '.join(choices)}"
+            found.append(Mistake(key, what, near(str(value), choices)))
+        elif kind in ("model_type", "model_attributes_type", "dict_type"):
+            found.append(Mistake(key, "must be a section of `key: value` lines", about))
+        elif kind == "string_pattern_mismatch":
+            what = f"{_show(value)} must be letters, digits, spaces and . + - _ only"
+            found.append(Mistake(key, what))
+        else:
+            what = problem["msg"].partition(", unable")[0]
+            what = what.replace("Input should be", "must be").replace("a valid ", "a ")
+            what = what.removeprefix("Value error, ")
+            quote = kind == "string_type" and isinstance(value, bool | int | float)
+            if kind != "value_error":
+                what = f"{what}, not {_show(value)}"
+            found.append(Mistake(key, what, "write it in quotes" if quote else about))
+    return found
+
+
+def _quoted(hint: str) -> str:
+    """The name that a 'did you mean' suggests."""
+    return hint.split('"')[1] if hint.startswith("did you mean") else ""
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, str):
+        return f'"{value}"'
+    if value is None or isinstance(value, bool):
+        return {None: "nothing", True: "true", False: "false"}[value]
+    return repr(value)
+
+
+def _existing(loc: Key, data: Any) -> Key:
+    """`loc` up to where the data ends: below, pydantic names the arms of a union."""
+    for depth, part in enumerate(loc):
+        try:
+            data = data[part]
+        except (LookupError, TypeError):
+            return loc[:depth]
+    return loc
+
+
+def _fields(model: type[BaseModel], loc: Key) -> Mapping[str, Any]:
+    """The known keys of the section at `loc`."""
+    here: Any = model
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        if here is None or part not in here.model_fields:
+            return {}
+        here = _section_in(here.model_fields[part].annotation)
+    return here.model_fields if here is not None else {}
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section's class in an annotation such as `list[TaskConfig]` or `GeneralConfig | None`."""
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return annotation if issubclass(annotation, BaseModel) else None
+    return next(filter(None, map(_section_in, typing.get_args(annotation))), None)

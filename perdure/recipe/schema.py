@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PrivateAttr, field_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 
 from perdure.recipe.data import GeneralConfig, StreamConfig
-from perdure.recipe.mistakes import Mistake
-from perdure.recipe.section import Section, mistakes_error
+from perdure.recipe.mistakes import Key, Mistake
+from perdure.recipe.section import Judge, Section, mistakes_error
 
 Optimizer = Literal[
     "adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adamw_8bit", "paged_adamw_8bit",
@@ -66,7 +66,49 @@ class MethodSpec(Section):
     """A method's name and all its options, defaults filled in."""
 
     name: str
+    file: str | None = None
+    """The Python file that holds it, where no package does."""
     options: dict[str, Any] = Field(default_factory=dict)
+
+
+def read_methods(value: Any, judge: Judge | None) -> tuple[tuple[MethodSpec, ...], list[Mistake]]:
+    """One method or a list, each a name or `{name: ..., option: ...}`; keys relative to `method`.
+
+    Without a judge names and options are taken as they are.
+    """
+    many = isinstance(value, list | tuple)
+    specs: list[MethodSpec] = []
+    found: list[Mistake] = []
+    for i, item in enumerate(value if many else [value]):
+        spec, wrong = _spec(item)
+        if judge is not None and spec is not None:
+            spec, wrong = judge.method(spec)
+        at: Key = (i,) if many else ()
+        found += [Mistake((*at, *m.key), m.what, m.remedy) for m in wrong]
+        if spec is not None:
+            specs.append(spec)
+    if many and not value:
+        found.append(Mistake((), "the list is empty", "write method: {name: sequential}"))
+    return tuple(specs), found
+
+
+def _spec(item: Any) -> tuple[MethodSpec | None, list[Mistake]]:
+    if isinstance(item, MethodSpec):
+        return item, []
+    if isinstance(item, str):
+        item = {"name": item}
+    if not isinstance(item, dict):
+        return None, [Mistake((), "must be a name, or a name and options")]
+    options = dict(item)
+    name, file = options.pop("name", None), options.pop("file", None)
+    if isinstance(file, str) and name is None:
+        name = Path(file).stem
+    if not isinstance(name, str):
+        return None, [Mistake((), "has no name", "write method: {name: sequential}")]
+    if file is not None and (not isinstance(file, str) or name != Path(file).stem):
+        what = "must be a Python file, and the method's name its name without .py"
+        return None, [Mistake(("file",), what, "leave name out")]
+    return MethodSpec(name=name, file=file, options=options), []
 
 
 class TrainConfig(Section):
@@ -169,10 +211,8 @@ class Recipe(Section):
 
     @field_validator("method", mode="before")
     @classmethod
-    def _known_methods(cls, value: Any) -> Any:
-        from perdure.recipe.validate import read_methods
-
-        specs, found = read_methods(value)
+    def _read_methods(cls, value: Any, info: ValidationInfo) -> Any:
+        specs, found = read_methods(value, info.context)
         if found:
             raise mistakes_error(found)
         return specs

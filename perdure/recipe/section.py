@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 from perdure.recipe.mistakes import Mistake
 
 
+class Judge(Protocol):
+    """What the rest of the product knows of a recipe: formats, metrics, streams, methods.
+
+    The recipe imports none of them; who reads a recipe hands a judge in.
+    """
+
+    def mistakes(self, section: Section) -> Iterator[Mistake]:
+        """What is wrong in a section whose keys are right; keys are relative to it."""
+
+    def method(self, item: Any) -> tuple[Any, list[Mistake]]:
+        """A `MethodSpec` with all options of an entry of `method`, None where it is wrong."""
+
+    def of_data(self, data: dict[str, Any]) -> Iterator[Mistake]:
+        """What is wrong in a recipe's whole data, whatever is in it: what is not installed."""
+
+
 class Section(BaseModel):
     """Base of all sections: typed, frozen, an unknown key is an error.
 
-    `mistakes` yields what is wrong between keys, each at its own key.
+    `mistakes` yields what is wrong between keys, each at its own key; the judge in pydantic's
+    validation context adds what the section alone cannot know.
     """
 
     model_config = ConfigDict(
@@ -34,13 +51,16 @@ class Section(BaseModel):
         return {k: v for k, v in data.items() if v is not None or k not in sections}
 
     @model_validator(mode="after")
-    def _consistent(self) -> Section:
-        if found := list(self.mistakes()):
+    def _consistent(self, info: ValidationInfo) -> Section:
+        found = list(self.mistakes())
+        if info.context is not None:
+            found += info.context.mistakes(self)
+        if found:
             raise mistakes_error(found)
         return self
 
 
 def mistakes_error(found: Sequence[Mistake]) -> PydanticCustomError:
-    """One pydantic error that carries several mistakes; `recipe_check` takes them apart again."""
+    """One pydantic error that carries several mistakes; `mistakes_in` takes them apart again."""
     text = "; ".join(".".join(map(str, m.key)) + ": " + m.what for m in found)
     return PydanticCustomError("mistakes", "{text}", {"text": text, "mistakes": tuple(found)})

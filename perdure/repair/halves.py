@@ -9,10 +9,11 @@ from typing import TypeVar
 
 from perdure.errors import DataError, RecipeError, UsageError
 from perdure.recipe.data import TEXT_FILES
-from perdure.recipe.load import load_recipe
+from perdure.recipe.load import load
 from perdure.streams import build_stream
 from perdure.streams.cells import one_spaced
 from perdure.streams.general_text import file_texts
+from perdure.streams.judge import StreamJudge
 from perdure.streams.kinds import kind
 from perdure.streams.named.demo import pydoc_texts
 from perdure.streams.rows import shuffle_key
@@ -66,7 +67,7 @@ def read_tasks(files: Sequence[Path]) -> list[Task]:
     """
     found: dict[str, Task] = {}
     for file in files:
-        recipe = load_recipe(file, tasks_only=True)
+        recipe = load(file, tasks_only=True, judge=StreamJudge())
         for task in build_stream(recipe.stream, None, recipe.folder, recipe.seed):
             if task.name in found:
                 raise UsageError(

@@ -82,14 +82,15 @@ class Run:
         Raises:
             RunError: it does not exist, or is no run directory.
         """
-        from perdure.recipe.load import load_recipe
+        from perdure.recipe.load import load
+        from perdure.run.old_recipes import renew
 
         path = Path(path)
         if not (path / "recipe.yaml").exists():
             what = "is no run directory: it has no recipe.yaml" if path.exists() else "not found"
             raise RunError(f"{path}: {what}", "give the folder that perdure run printed")
         # The data may have moved since; a resume reads it again and tells.
-        return cls(path, load_recipe(path / "recipe.yaml", check_files=False))
+        return cls(path, load(path / "recipe.yaml", check_files=False, renew=renew))
 
     # --- reading
 

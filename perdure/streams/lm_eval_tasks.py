@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from perdure.errors import UsageError
+from perdure.recipe.data import is_task_file
 from perdure.recipe.mistakes import Mistake, near
 
 if TYPE_CHECKING:
@@ -26,11 +27,6 @@ if TYPE_CHECKING:
 INSTALL = "pip install perdure[general]"
 SEED = 1234
 """Draws a task's examples (few-shot). lm-eval's own default; the same at every scoring."""
-
-
-def is_file(task: str) -> bool:
-    """Whether a recipe's entry is a task file, not the name of a task."""
-    return Path(task).suffix.lower() in (".yaml", ".yml")
 
 
 def mistakes(tasks: Sequence[Any]) -> Iterator[Mistake]:
@@ -44,7 +40,7 @@ def mistakes(tasks: Sequence[Any]) -> Iterator[Mistake]:
     names: list[str] = []
     for i, entry in enumerate(tasks):
         task = str(entry)
-        if isinstance(entry, dict | list) or (is_file(task) and not Path(task).is_file()):
+        if isinstance(entry, dict | list) or (is_task_file(task) and not Path(task).is_file()):
             continue
         try:
             name = _config(task).get("task")
@@ -54,7 +50,7 @@ def mistakes(tasks: Sequence[Any]) -> Iterator[Mistake]:
         if not isinstance(name, str):  # a group's file lists its members there
             yield Mistake((i,), "the file is not of one task", "begin it with task: NAME")
             continue
-        if not is_file(task) and task not in (known := _manager(True).all_tasks):
+        if not is_task_file(task) and task not in (known := _manager(True).all_tasks):
             hint = " ".join(filter(None, [near(task, known), "all of them: lm-eval ls tasks"]))
             yield Mistake((i,), f'no lm-eval task is called "{task}"', hint)
         elif name in names:
@@ -86,13 +82,13 @@ def _load(tasks: tuple[str, ...], num_fewshot: int | None) -> dict[str, Any]:
     for task in tasks:
         with quiet(), seeded():
             try:
-                manager = _manager(not is_file(task))
+                manager = _manager(not is_task_file(task))
                 whole = _read(manager, task)
             except Exception as error:  # of lm-eval, of datasets, or of the task's own code
                 raise UsageError(
                     f"general.tasks: {task}: {_line(error)}",
                     "check the task file, and the data that it names"
-                    if is_file(task)
+                    if is_task_file(task)
                     else "its data come from the hub: allow the download once, without "
                     "HF_HUB_OFFLINE; later the cache is enough",
                 ) from error
@@ -155,7 +151,7 @@ class TaskFile:
 
 def _config(task: str) -> dict[str, Any]:
     """A task file as lm-eval reads it; of a name, just that."""
-    if not is_file(task):
+    if not is_task_file(task):
         return {"task": task}
     with TemporaryDirectory() as folder:
         nameless = Path(folder, "nameless.yaml")  # what holds where the file names no task
@@ -172,7 +168,7 @@ def _config(task: str) -> dict[str, Any]:
 
 def _read(manager: Any, task: str) -> Any:
     """Load a task by name, or from a file, whose data files are found beside it."""
-    options = (_config(task).get("dataset_kwargs") or {}) if is_file(task) else {}
+    options = (_config(task).get("dataset_kwargs") or {}) if is_task_file(task) else {}
     given = options.get("data_files")
     files = _beside(Path(task).parent, given)
     if files == given:

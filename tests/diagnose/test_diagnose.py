@@ -591,7 +591,7 @@ def test_the_command_prints_verdicts_and_evidence(at_work):
 
 def test_the_command_gives_label_names_as_other_spellings(at_work):
     from perdure.commands.diagnose import label_names
-    from perdure.recipe.load import load_recipe
+    from perdure.prepare import load_recipe
 
     recipe = load_recipe(Path("recipe.yaml"), tasks_only=True)
     spelled = {v: v for v in COLOURS.values()}

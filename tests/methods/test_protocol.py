@@ -17,7 +17,7 @@ from perdure.learners import build
 from perdure.loop import learn
 from perdure.protocol.method import Method, MethodConfig, Requires
 from perdure.protocol.step import Phase
-from perdure.recipe.load import load_recipe
+from perdure.prepare import load_recipe
 from perdure.recipe.schema import MethodSpec
 from perdure.reports.terminal import NullDisplay
 from perdure.run import Run

@@ -15,7 +15,7 @@ from perdure.audit import audit
 from perdure.cli import app
 from perdure.diagnose.measurements import Measured
 from perdure.loop import learn
-from perdure.recipe.load import load_recipe
+from perdure.prepare import load_recipe
 from perdure.repair.path import load_line
 from perdure.run import Run
 from perdure.streams import build_stream

@@ -17,7 +17,8 @@ from perdure.errors import RecipeError
 from perdure.methods import registry
 from perdure.recipe import schema
 from perdure.recipe.data import TaskConfig
-from perdure.recipe.load import dump_recipe, load_recipe
+from perdure.prepare import load_recipe
+from perdure.recipe.load import dump_recipe
 from perdure.recipe.schema import Recipe
 from perdure.recipe.section import Section
 from perdure.recipe.yaml import parse_value, read, write

@@ -708,7 +708,7 @@ def test_names_of_own_losses(three: list[Run]) -> None:
 def test_report_of_a_real_run(tiny_model_dir: Path, tmp_path: Path) -> None:
     """All views of a run of the real loop (a tiny random model) say what its files say."""
     from perdure.loop import learn
-    from perdure.recipe.load import load_recipe
+    from perdure.prepare import load_recipe
 
     recipe = load_recipe(
         write_recipe(tmp_path / "data", tiny_model_dir, method={"name": "gere"}, train__epochs=1)

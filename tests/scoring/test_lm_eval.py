@@ -26,7 +26,8 @@ from typer.testing import CliRunner
 from perdure.cli import app
 from perdure.errors import RecipeError, UsageError
 from perdure.loop import learn
-from perdure.recipe.load import dump_recipe, load_recipe
+from perdure.prepare import load_recipe
+from perdure.recipe.load import dump_recipe
 from perdure.recipe.schema import Recipe
 from perdure.reports.data import views
 from perdure.reports.general import f1_average, f1_before_after

@@ -1,0 +1,184 @@
+"""From a recipe to everything that is checked and loaded before the first weight.
+
+    recipe = load_recipe("shop.yaml", ["method.name=gere"])
+    prepared = prepare(recipe)
+
+`run --check`, `run`, `resume` and `eval` all start here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perdure.errors import UsageError
+from perdure.recipe import load
+from perdure.recipe.mistakes import Mistake
+from perdure.recipe.schema import MethodSpec, Recipe
+
+if TYPE_CHECKING:
+    from perdure.models.chat import Encoder
+    from perdure.models.inspect import ModelFacts
+    from perdure.protocol.method import Method
+    from perdure.streams.task import TaskStream
+
+
+def load_recipe(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    check_files: bool = True,
+    tasks_only: bool = False,
+) -> Recipe:
+    """Read and validate a recipe.
+
+    Args:
+        path: a YAML file.
+        overrides: `section.key=value`, as on the command line; items of a list go by number or,
+            for tasks, by name (`stream.tasks.colours.max_train_rows=20`). A `method.name=` that
+            differs from the recipe's drops the recipe's options, which belong to another method.
+        check_files: also require that every file the recipe names exists.
+        tasks_only: `model` and `method` may be missing; for commands that use only the tasks.
+
+    Raises:
+        RecipeError: all mistakes, each with its line.
+    """
+    return load.load(
+        path,
+        overrides,
+        check_files=check_files,
+        tasks_only=tasks_only,
+        judge=recipe_judge(lm_eval=not tasks_only),
+    )
+
+
+def recipe_judge(lm_eval: bool = True) -> Any:
+    """All that a recipe cannot know by itself: tasks, methods and their options, lm-eval's tasks.
+
+    Args: lm_eval: whether lm-eval's tasks are looked at; an audit runs none.
+    """
+    from perdure.streams.judge import StreamJudge
+
+    class RecipeJudge(StreamJudge):
+        def method(self, item: MethodSpec) -> tuple[MethodSpec | None, list[Mistake]]:
+            from perdure.methods import registry
+
+            return registry.check(item)
+
+        def of_data(self, data: dict[str, Any]) -> Iterator[Mistake]:
+            from perdure.streams import lm_eval_tasks
+
+            yield from super().of_data(data)
+            general = data.get("general")
+            tasks = general.get("tasks") if isinstance(general, dict) else None
+            # Only asked where tasks are named: it reads lm-eval's whole list.
+            for mistake in lm_eval_tasks.mistakes(
+                tasks if lm_eval and isinstance(tasks, list) else []
+            ):
+                yield Mistake(("general", "tasks", *mistake.key), mistake.what, mistake.remedy)
+
+    return RecipeJudge()
+
+
+def stream_of(recipe: Recipe) -> TaskStream:
+    """The recipe's tasks and general text, read and checked.
+
+    Raises:
+        RecipeError: all mistakes in the data, each with its file and line.
+    """
+    from perdure.streams import build_stream
+
+    return build_stream(recipe.stream, recipe.general, recipe.folder, recipe.seed)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe with all that its run needs but the weights.
+
+    Attributes:
+        methods: the objects that the recipe asks for, in its order.
+        encoder: tokenizes rows; it remembers the stream's, so that each is tokenized once.
+        lm_eval_tasks: by name, as lm-eval loads them.
+        micro_batch, accumulation: rows of a micro-batch on one process, and micro-batches in an
+            optimizer step.
+        model: the base model's sizes.
+    """
+
+    recipe: Recipe
+    stream: TaskStream
+    methods: tuple[Method, ...]
+    encoder: Encoder
+    lm_eval_tasks: dict[str, Any]
+    micro_batch: int
+    accumulation: int
+    model: ModelFacts
+
+    @cached_property
+    def precision(self) -> str:
+        """ "fp32" or "bf16": what the recipe says, or what this machine is faster at."""
+        from perdure import models
+
+        return models.choose_precision(self.recipe.train.precision)
+
+    def lengths(self, task: str, split: str) -> list[int]:
+        """Tokens of each row of a task's split."""
+        return self.encoder.lengths((task, split))
+
+
+def prepare(recipe: Recipe, *, stream: TaskStream | None = None, display: Any = None) -> Prepared:
+    """Read, check and tokenize all that a run needs before weights are loaded.
+
+    Args:
+        stream: the tasks, where the caller has them already.
+        display: told what is being done; None is silent.
+
+    Raises:
+        RecipeError: mistakes in the data, or rows too long for the limit or the model.
+        ModelError: the base model cannot be used.
+        UsageError: methods that clash or lack what they need, a batch that cannot be split over
+            the processes, or an lm-eval task that cannot be read.
+    """
+    from perdure import models
+    from perdure.engine.batching import split_batch
+    from perdure.engine.rows import encode_stream
+    from perdure.models.chat import recipe_encoder
+    from perdure.streams import lm_eval_tasks
+
+    tell = (lambda text: None) if display is None else display.message
+    stream = stream or stream_of(recipe)
+    methods = tuple(chosen_methods(recipe, stream))
+    if recipe.general is not None and recipe.general.tasks:
+        tell(f"{recipe.name}: reading lm-eval tasks {', '.join(recipe.general.tasks)}")
+    general = lm_eval_tasks.load(recipe.general)
+    micro, accumulation = split_batch(recipe, int(os.environ.get("WORLD_SIZE", "1")))
+    facts = models.inspect_base(recipe.model)
+    encoder = recipe_encoder(models.load_tokenizer(recipe.model), recipe)
+    count = sum(len(task.train) + len(task.validation) + len(task.test) for task in stream)
+    tell(f"{recipe.name}: checking {count:,} rows of {len(stream)} tasks")
+    encode_stream(stream, encoder, facts.context_length or None)
+    return Prepared(recipe, stream, methods, encoder, general, micro, accumulation, facts)
+
+
+def chosen_methods(recipe: Recipe, stream: TaskStream) -> list[Method]:
+    """Make the recipe's methods; they must go together and find what they need in `stream`.
+
+    Raises:
+        UsageError: two methods clash, or one needs validation rows that are not there.
+    """
+    from perdure.methods import registry
+    from perdure.protocol.method import refuse_clashes
+
+    chosen = registry.build(recipe.methods)
+    refuse_clashes(chosen, recipe.order_matters)
+    bare = [task.name for task in stream if not task.validation]
+    for method, spec in zip(chosen, recipe.methods, strict=True):
+        if method.needs_validation and bare:
+            raise UsageError(
+                f"method: {spec.name} measures on validation rows, and task {bare[0]} has none",
+                "give it `validation:` rows, or a `validation_share:` above 0",
+            )
+    return chosen

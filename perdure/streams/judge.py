@@ -1,0 +1,30 @@
+"""What a recipe cannot know of its tasks by itself: formats, metrics, named streams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from perdure.recipe.mistakes import Mistake
+from perdure.recipe.schema import MethodSpec
+from perdure.recipe.section import Section
+from perdure.streams import kinds, mistakes
+
+
+class StreamJudge:
+    """A `perdure.recipe.section.Judge` of tasks and streams; it takes methods as they are."""
+
+    def mistakes(self, section: Section) -> Iterator[Mistake]:
+        yield from mistakes(section, installed=False)
+
+    def method(self, item: MethodSpec) -> tuple[MethodSpec | None, list[Mistake]]:
+        return item, []
+
+    def of_data(self, data: dict[str, Any]) -> Iterator[Mistake]:
+        """Metrics that are not installed; those of a recorded run are told when they are needed."""
+        stream = data.get("stream")
+        tasks = stream.get("tasks") if isinstance(stream, dict) else None
+        for i, task in enumerate(tasks if isinstance(tasks, list) else []):
+            name = task.get("metric") if isinstance(task, dict) else None
+            for mistake in kinds.metric_mistakes(name if isinstance(name, str) else None):
+                yield Mistake(("stream", "tasks", i, *mistake.key), mistake.what, mistake.remedy)
