@@ -31,6 +31,8 @@ from perdure.streams import build_stream, kinds
 from perdure.streams.kinds import find
 from perdure.streams.task import Task
 
+pytestmark = pytest.mark.unit
+
 PACKAGE = Path(perdure.__file__).parent
 HOME = "streams/kinds/text.py"
 METRICS = {one.name for one in kinds.kind("generation").metrics}
@@ -155,6 +157,7 @@ def test_a_comparison_in_a_copy_is_seen(tmp_path: Path, line: str, told: str) ->
     assert told in found
 
 
+@pytest.mark.process
 def test_kinds_are_found_without_torch() -> None:
     code = (
         "import sys; from perdure.streams import kinds\n"
