@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 from perdure.demo import METHODS, Size, demo
+from perdure.loop import learn
 from perdure.reports import write_report
 from perdure.run import Run
 
@@ -28,7 +29,7 @@ def main() -> None:
     options.add_argument("--picture", type=Path)
     wanted = options.parse_args()
     if not wanted.out.exists():
-        demo(out=wanted.out, seed=wanted.seed, size=SIZE)
+        demo(out=wanted.out, seed=wanted.seed, size=SIZE, learn=learn)
     runs = [Run.open(wanted.out / name) for name in METHODS]
     print("| method | after | topic | language | kind | general perplexity |")
     print("|---|---|---|---|---|---|")

@@ -26,11 +26,14 @@ from perdure.demo import base_model
 from perdure.engine.sampler import EpochSampler
 from perdure.engine.trainer import PerdureTrainer
 from perdure.learners import build
+from perdure.learners.listener import Folders
+from perdure.models import choose_precision
 from perdure.models.weights import put
 from perdure.protocol.batch import collate
 from perdure.recipe.schema import GaugesConfig, Recipe
 from perdure.reports.terminal import NullDisplay
 from perdure.run import Run
+from perdure.run.recorder import Recorder
 from perdure.streams import build_stream
 
 
@@ -60,7 +63,11 @@ def main() -> None:
         }
     )
     stream = build_stream(recipe.stream, recipe.general, folder, recipe.seed)
-    learner = build(recipe, Run.create(folder / "run", recipe), stream, NullDisplay())
+    run = Run.create(folder / "run", recipe)
+    learner = build(
+        recipe, stream, precision=choose_precision(recipe.train.precision),
+        folders=Folders.below(run.path), listener=Recorder(run, NullDisplay()),
+    )  # fmt: skip
     start = {n: p.detach().clone() for n, p in learner.model.named_parameters()}
     rows = [learner.encoder.encode(row) for row in stream.tasks[0].train]
 

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from perdure.commands.output import handle_errors
+from perdure.commands.errors import handle_errors
 
 app = typer.Typer(
     name="perdure",
@@ -79,9 +79,12 @@ def demo(
 ) -> None:
     """Teach a small model three tasks in turn, with each method, and show what was forgotten."""
     from perdure.demo import demo as play
+    from perdure.loop import learn
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
-    raise typer.Exit(play(names, quick=quick, base=base, seed=seed, out=out, json=as_json))
+    raise typer.Exit(
+        play(names, quick=quick, base=base, seed=seed, out=out, json=as_json, learn=learn)
+    )
 
 
 @app.command(

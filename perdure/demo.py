@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,6 +83,8 @@ def demo(
     out: str | Path | None = None,
     json: bool = False,
     size: Size | None = None,
+    *,
+    learn: Callable[..., Any],
 ) -> int:
     """Teach the three tasks once with each method, and print and write what was forgotten.
 
@@ -93,15 +95,16 @@ def demo(
         out: a new folder for the runs and report.html; None is `runs/demo-TIME`.
         json: print one JSON object instead of a table, and no progress.
         size: None measures the machine and chooses.
+        learn: `perdure.loop.learn`.
 
     Returns: the exit code, 0.
 
     Raises:
         PerdureError: a wrong method, a missing package, a folder in the way.
     """
-    from perdure.commands.output import emit, summary, working
     from perdure.models.memory import keep_freed_memory
     from perdure.reports import make_display, score_table, write_report
+    from perdure.reports.output import emit, summary, working
 
     if not methods or len(set(methods)) < len(methods):
         raise UsageError(
@@ -120,7 +123,8 @@ def demo(
     with working(folder), display:
         facts, stream = _prepare(biggest[0], display)
         speed, size = _choose(size, quick, methods, facts, biggest[0], stream, display)
-        runs = _learn_all(methods, path, size, speed.precision, seed, folder, display)
+        recipes = [recipe_of(name, path, size, speed.precision, seed) for name in methods]
+        runs = _learn_all(learn, recipes, folder, display)
         page = write_report(runs, folder / "report.html")
     if json:
         emit(
@@ -162,6 +166,7 @@ def recipe_of(method: str, base: str, size: Size, precision: str, seed: int) -> 
     Raises:
         UsageError: no method has this name, with the near ones.
     """
+    from perdure.prepare import recipe_judge
     from perdure.recipe.validate import validate
 
     local = Path(base).expanduser()
@@ -192,7 +197,8 @@ def recipe_of(method: str, base: str, size: Size, precision: str, seed: int) -> 
             },
             "scoring": {"max_test_rows": size.test_rows},
             "save": {"tasks": "last"},
-        }
+        },
+        recipe_judge(),
     )
     if recipe is None or wrong:
         raise UsageError("\n".join(m.what for m in wrong), [m.remedy for m in wrong if m.remedy])
@@ -296,24 +302,17 @@ def seconds(
 
 
 def _learn_all(
-    methods: Sequence[str],
-    base: str,
-    size: Size,
-    precision: str,
-    seed: int,
-    folder: Path,
-    display: Display | NullDisplay,
+    learn: Callable[..., Any], recipes: Sequence[Recipe], folder: Path, display: Display
 ) -> list[Run]:
-    """Learn with one method after the other; the base model is scored once."""
+    """Learn one recipe after the other; the base model is scored once."""
     import gc
 
-    from perdure.loop import learn
     from perdure.run import Run
 
     runs: list[Run] = []
-    for number, name in enumerate(methods, start=1):
-        display.message(f"method {number} of {len(methods)}: {name}")
-        recipe = recipe_of(name, base, size, precision, seed)
+    for number, recipe in enumerate(recipes, start=1):
+        name = recipe.methods[0].name
+        display.message(f"method {number} of {len(recipes)}: {name}")
         run = Run.create(folder / name, recipe)
         learn(recipe, run, display=display, base_scores=runs[0] if runs else None)
         runs.append(run)

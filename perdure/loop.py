@@ -8,11 +8,13 @@ sealed checkpoint stands; what is scored already is not scored again.
 
 from __future__ import annotations
 
+from perdure.prepare import Prepared, prepare
 from perdure.recipe.schema import Recipe
 from perdure.reports.terminal import Display, NullDisplay
 from perdure.run import Run
+from perdure.run.recorder import Recorder
 from perdure.scoring import ScoreMatrix
-from perdure.streams import TaskStream, build_stream
+from perdure.streams import TaskStream
 
 
 def learn(
@@ -22,6 +24,7 @@ def learn(
     display: Display | NullDisplay | None = None,
     stream: TaskStream | None = None,
     base_scores: Run | None = None,
+    prepared: Prepared | None = None,
 ) -> ScoreMatrix:
     """Learn the tasks of `recipe` in order; everything goes to `run`.
 
@@ -29,23 +32,42 @@ def learn(
         display: tells the user how it goes; None is silent.
         stream: the tasks, where the caller has built them already.
         base_scores: another run on the same base and tasks whose row 0 is taken over.
+        prepared: what `perdure.prepare.prepare` made of the recipe, where the caller did that.
 
     Raises:
         PerdureError: one of `perdure.errors`, with a remedy; what was saved stays.
     """
     from perdure import learners
+    from perdure.learners.listener import Folders
 
-    stream = stream or build_stream(recipe.stream, recipe.general, recipe.folder, recipe.seed)
+    ready = prepared or prepare(recipe, stream=stream)
+    record = Recorder(run, display or NullDisplay())
     with run.lock():
-        run.pin_stream(stream)
-        learner = learners.build(recipe, run, stream, display or NullDisplay())
+        run.pin_stream(ready.stream)
+        # Measured once: a resumed run must compute as it began.
+        precision = run.decide("precision", lambda: ready.precision)
+        learner = learners.build(
+            recipe,
+            ready.stream,
+            methods=ready.methods,
+            encoder=ready.encoder,
+            precision=precision,
+            folders=Folders.below(run.path),
+            listener=record,
+        )
         if base_scores is not None:
             run.take_over(base_scores)
-        learned = learner.restore()  # tasks learned before a crash; 0 for a new run
-        learner.score(after=learned)
-        for index in range(learned, len(stream)):
-            learner.fit(index)
-            learner.save(after=index + 1)
-            learner.score(after=index + 1)
+        learned, folder = run.last_checkpoint()  # tasks learned before a crash; 0 for a new run
+        if folder is not None:
+            learner.restore(folder, learned, record.steps_of(learned))
+        record.scores(learner.scores(learned, record.scored(learned)))
+        for after, task in enumerate(ready.stream.tasks[learned:], learned + 1):
+            with record.disk_watched():
+                fitted = learner.fit(after - 1)
+                record.facts(after, task.name, fitted.facts)
+                with record.sealing(after) as folder:
+                    learner.save(folder)
+            record.scores(learner.scores(after, record.scored(after)))
         learner.finish()
+        record.finish()
     return run.matrix()

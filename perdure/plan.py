@@ -12,16 +12,17 @@ layer in 16 bit; twice that in fp32). Both are guesses, good to a factor of two.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from perdure.errors import UsageError
 from perdure.streams.kinds import metric
 
 if TYPE_CHECKING:
     from perdure.models import ModelFacts
     from perdure.models.chat import Encoder
-    from perdure.recipe.schema import Recipe
+    from perdure.recipe.schema import MethodSpec, Recipe
     from perdure.streams import Task, TaskStream
 
 EFFICIENCY = 0.5
@@ -85,43 +86,31 @@ class Plan:
         return {**asdict(self), "seconds": self.seconds}
 
 
-def examine(
-    recipe: Recipe, stream: TaskStream, display: Any, *, estimate: bool = True
-) -> Plan | None:
-    """Check model, methods and every row, and plan the run; loads no weight.
+def plan(
+    recipe: Recipe,
+    stream: TaskStream,
+    encoder: Encoder | None,
+    facts: ModelFacts | None,
+    *,
+    micro_batch: int,
+    precision: str,
+    lm_eval_tasks: Iterable[str] = (),
+) -> Plan:
+    """Plan the run of a prepared recipe; measures this machine for a second.
 
     Args:
-        display: told what is being checked.
-        estimate: also measure this machine (a second) and return the plan.
+        encoder: remembers all rows of the stream.
+        facts: the base model's sizes.
 
     Raises:
-        ModelError: the base model cannot be used.
-        UsageError: methods that clash or lack what they need, a batch that cannot be split over
-            the processes, or an lm-eval task that cannot be read.
-        RecipeError: rows too long for the limit or the model, the first ten of them.
+        UsageError: tasks of this kind cannot be planned for.
     """
     from perdure import models
-    from perdure.engine.batching import split_batch
-    from perdure.engine.rows import check_rows
-    from perdure.learners import chosen_methods
-    from perdure.models.chat import recipe_encoder
-    from perdure.streams import lm_eval_tasks
 
-    chosen_methods(recipe, stream)
-    if recipe.general is not None and recipe.general.tasks:
-        display.message(f"{recipe.name}: reading lm-eval tasks {', '.join(recipe.general.tasks)}")
-    general = tuple(lm_eval_tasks.load(recipe.general))
+    if facts is None or encoder is None:
+        kind = stream.tasks[0].kind
+        raise UsageError(f"--check: no time or memory is known for tasks of kind {kind}", "run it")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    micro, _ = split_batch(recipe, processes)
-    facts = models.inspect_base(recipe.model)
-    tokenizer = models.load_tokenizer(recipe.model)
-    encoder = recipe_encoder(tokenizer, recipe)
-    count = sum(len(task.train) + len(task.validation) + len(task.test) for task in stream)
-    display.message(f"{recipe.name}: checking {count:,} rows of {len(stream)} tasks")
-    check_rows(stream, encoder, facts.context_length or None)
-    if not estimate:
-        return None
-    precision = models.choose_precision(recipe.train.precision)
     measured = models.measure_speed(1.0)
     speed = (measured.bf16 or measured.fp32) if precision == "bf16" else measured.fp32
     speed *= 1e9 * EFFICIENCY * processes
@@ -134,20 +123,11 @@ def examine(
         precision=precision,
         processes=processes,
         tasks=tuple(
-            _plan(recipe, task, encoder, facts, micro, precision, speed) for task in stream
+            _plan(recipe, task, encoder, facts, micro_batch, precision, speed) for task in stream
         ),
-        costs=tuple(_cost(spec.name) for spec in recipe.methods),
-        general=general,
+        costs=tuple(map(_cost, recipe.methods)),
+        general=tuple(lm_eval_tasks),
     )
-
-
-def _lengths(encoder: Encoder, task: Task) -> dict[str, list[int]]:
-    """Tokens of each row by split."""
-    splits = {"train": task.train, "validation": task.validation, "test": task.test}
-    return {
-        split: [len(encoder.encode(row)["input_ids"]) for row in rows]
-        for split, rows in splits.items()
-    }
 
 
 def _plan(
@@ -161,7 +141,8 @@ def _plan(
 ) -> TaskPlan:
     from perdure.engine.batching import steps_of
 
-    lengths = _lengths(encoder, task)
+    splits = ("train", "validation", "test")
+    lengths = {split: encoder.lengths((task.name, split)) for split in splits}
     widths = lengths["train"]
     steps = steps_of(recipe, len(widths))
     tokens = round(steps * recipe.train.batch_size * sum(widths) / len(widths))
@@ -214,13 +195,15 @@ def _memory_mb(recipe: Recipe, facts: ModelFacts, micro: int, longest: int, prec
     return round(PROCESS_MB + (state + kept + logits) / 2**20)
 
 
-def _cost(name: str) -> str:
+def _cost(spec: MethodSpec) -> str:
     """The "Cost:" sentence of a method's own description."""
     import inspect
     import re
 
     from perdure.methods import registry
 
-    text = inspect.getdoc(inspect.getmodule(registry.load(name))) or ""
+    text = inspect.getdoc(inspect.getmodule(registry.kind_of(spec))) or ""
     found = re.search(r"^Cost: (.+?)(?=\n\S+:|\n\n|\Z)", text, re.S | re.M)
-    return f"{name}: {' '.join(found[1].split())}" if found else f"{name}: cost not stated"
+    return (
+        f"{spec.name}: {' '.join(found[1].split())}" if found else f"{spec.name}: cost not stated"
+    )

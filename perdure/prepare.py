@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -101,21 +102,22 @@ class Prepared:
 
     Attributes:
         methods: the objects that the recipe asks for, in its order.
-        encoder: tokenizes rows; it remembers the stream's, so that each is tokenized once.
+        encoder: tokenizes rows; it remembers the stream's, so that each is tokenized once. None
+            where the tasks' kind leaves that to its learner.
         lm_eval_tasks: by name, as lm-eval loads them.
         micro_batch, accumulation: rows of a micro-batch on one process, and micro-batches in an
             optimizer step.
-        model: the base model's sizes.
+        model: the base model's sizes; None where the kind has no encoder.
     """
 
     recipe: Recipe
     stream: TaskStream
     methods: tuple[Method, ...]
-    encoder: Encoder
+    encoder: Encoder | None
     lm_eval_tasks: dict[str, Any]
     micro_batch: int
     accumulation: int
-    model: ModelFacts
+    model: ModelFacts | None
 
     @cached_property
     def precision(self) -> str:
@@ -126,15 +128,23 @@ class Prepared:
 
     def lengths(self, task: str, split: str) -> list[int]:
         """Tokens of each row of a task's split."""
-        return self.encoder.lengths((task, split))
+        return [] if self.encoder is None else self.encoder.lengths((task, split))
 
 
-def prepare(recipe: Recipe, *, stream: TaskStream | None = None, display: Any = None) -> Prepared:
+def prepare(
+    recipe: Recipe,
+    *,
+    stream: TaskStream | None = None,
+    display: Any = None,
+    training: bool = True,
+) -> Prepared:
     """Read, check and tokenize all that a run needs before weights are loaded.
 
     Args:
         stream: the tasks, where the caller has them already.
         display: told what is being done; None is silent.
+        training: False prepares to score a trained model, which brings its tokenizer along: no
+            methods are made and no rows tokenized.
 
     Raises:
         RecipeError: mistakes in the data, or rows too long for the limit or the model.
@@ -145,21 +155,25 @@ def prepare(recipe: Recipe, *, stream: TaskStream | None = None, display: Any = 
     from perdure import models
     from perdure.engine.batching import split_batch
     from perdure.engine.rows import encode_stream
-    from perdure.models.chat import recipe_encoder
-    from perdure.streams import lm_eval_tasks
+    from perdure.streams import kinds, lm_eval_tasks
 
     tell = (lambda text: None) if display is None else display.message
     stream = stream or stream_of(recipe)
-    methods = tuple(chosen_methods(recipe, stream))
+    methods = tuple(chosen_methods(recipe, stream)) if training else ()
     if recipe.general is not None and recipe.general.tasks:
         tell(f"{recipe.name}: reading lm-eval tasks {', '.join(recipe.general.tasks)}")
     general = lm_eval_tasks.load(recipe.general)
+    if not training:
+        return Prepared(recipe, stream, methods, None, general, recipe.train.batch_size, 1, None)
     micro, accumulation = split_batch(recipe, int(os.environ.get("WORLD_SIZE", "1")))
-    facts = models.inspect_base(recipe.model)
-    encoder = recipe_encoder(models.load_tokenizer(recipe.model), recipe)
-    count = sum(len(task.train) + len(task.validation) + len(task.test) for task in stream)
-    tell(f"{recipe.name}: checking {count:,} rows of {len(stream)} tasks")
-    encode_stream(stream, encoder, facts.context_length or None)
+    facts, encoder = None, None
+    module, _, name = kinds.kind(stream.tasks[0].kind).encoder.partition(":")
+    if name:
+        facts = models.inspect_base(recipe.model)
+        encoder = getattr(importlib.import_module(module), name)(recipe)
+        count = sum(len(task.train) + len(task.validation) + len(task.test) for task in stream)
+        tell(f"{recipe.name}: checking {count:,} rows of {len(stream)} tasks")
+        encode_stream(stream, encoder, facts.context_length or None)
     return Prepared(recipe, stream, methods, encoder, general, micro, accumulation, facts)
 
 
@@ -174,7 +188,7 @@ def chosen_methods(recipe: Recipe, stream: TaskStream) -> list[Method]:
 
     chosen = registry.build(recipe.methods)
     refuse_clashes(chosen, recipe.order_matters)
-    bare = [task.name for task in stream if not task.validation]
+    bare = [task.name for task in stream if task.learn != "none" and not task.validation]
     for method, spec in zip(chosen, recipe.methods, strict=True):
         if method.needs_validation and bare:
             raise UsageError(

@@ -12,6 +12,7 @@ import pytest
 from perdure import demo as the_demo
 from perdure.demo import SIZES, Size, base_model, demo, recipe_of, seconds
 from perdure.errors import ModelError, RunError, UsageError
+from perdure.loop import learn
 from perdure.prepare import load_recipe
 from perdure.recipe.load import dump_recipe
 from perdure.run import Run
@@ -63,12 +64,12 @@ def test_any_method_can_be_shown() -> None:
 
 def test_wrong_method_is_told_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
-        demo(["sequential", "ger"], base="/nowhere", out=tmp_path / "d")
+        demo(["sequential", "ger"], base="/nowhere", out=tmp_path / "d", learn=learn)
     assert 'no method is called "ger"' in str(caught.value)
     assert 'did you mean "gere"?' in str(caught.value)
     for wrong in ([], ["replay", "replay"]):
         with pytest.raises(UsageError, match="at least one, and each once"):
-            demo(wrong, out=tmp_path / "d")
+            demo(wrong, out=tmp_path / "d", learn=learn)
     assert not (tmp_path / "d").exists()
 
 
@@ -82,7 +83,7 @@ def test_missing_model_names_the_package(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_folder_in_the_way_is_left_alone(tmp_path: Path, tiny_model_dir: Path) -> None:
     with pytest.raises(RunError, match="exists already"):
-        demo(base=str(tiny_model_dir), out=tmp_path)
+        demo(base=str(tiny_model_dir), out=tmp_path, learn=learn)
     assert not list(tmp_path.iterdir())
 
 
@@ -91,7 +92,7 @@ def test_a_whole_demo_on_a_tiny_model(
 ) -> None:
     """Chooses a size itself; every cell is there, the base's are shared, the same seed repeats."""
     out = tmp_path / "demo"
-    assert demo(base=str(tiny_model_dir), out=out, size=TINY) == 0
+    assert demo(base=str(tiny_model_dir), out=out, size=TINY, learn=learn) == 0
     said = capsys.readouterr()
     assert "size: tiny (2 steps of 4 rows a task, 6 test rows a task, 2 general texts)" in said.err
     assert "GFLOP/s in fp32" in said.err
@@ -109,7 +110,7 @@ def test_a_whole_demo_on_a_tiny_model(
     assert len({len(run.log_rows()) for run in runs}) == 1
 
     again = tmp_path / "again"
-    demo(["gere"], base=str(tiny_model_dir), out=again, json=True, size=TINY)
+    demo(["gere"], base=str(tiny_model_dir), out=again, json=True, size=TINY, learn=learn)
     result = json.loads(capsys.readouterr().out)
     assert result["size"] == "tiny"
     assert result["report"] == str(again / "report.html")
@@ -140,7 +141,7 @@ def test_the_size_is_chosen_by_the_machines_speed(
         monkeypatch.setattr("perdure.models.measure_speed", lambda _, s=speed: s)
         for quick in (False, True):
             with pytest.raises(UsageError, match="stop here"):
-                demo(base=str(tiny_model_dir), out=tmp_path / "d", quick=quick)
+                demo(base=str(tiny_model_dir), out=tmp_path / "d", quick=quick, learn=learn)
     names, precisions = zip(*chosen, strict=True)
     assert names == ("small", "small", "medium", "small", "large", "small")
     assert precisions == ("fp32",) * 4 + ("bf16",) * 2
@@ -149,7 +150,13 @@ def test_the_size_is_chosen_by_the_machines_speed(
 @pytest.mark.real
 def test_the_real_model_learns_one_step(smollm2_dir: Path, tmp_path: Path) -> None:
     assert base_model() == smollm2_dir
-    demo(["sequential"], out=tmp_path / "demo", json=True, size=Size("one", 1, 4, 1e-4, 4, 4))
+    demo(
+        ["sequential"],
+        out=tmp_path / "demo",
+        json=True,
+        size=Size("one", 1, 4, 1e-4, 4, 4),
+        learn=learn,
+    )
     run = Run.open(tmp_path / "demo" / "sequential")
     first, *_, last = [s["score"] for s in run.scores() if s["kind"] == "general"]
     assert 20 < first < 100  # perplexity of Python's reference; 1e4 and more if weights were wrong

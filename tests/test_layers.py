@@ -76,7 +76,7 @@ BREAKS = {
         "repair needs nothing of the commands",
         "repair/result.py",
         "from perdure.commands import output",
-        "perdure.repair.result -> perdure.commands.output",
+        "perdure.repair.result -> perdure.reports.output",
     ),
     "a data reader on models": Break(
         "A reader of data needs nothing of the models",

@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perdure.commands.output import first_process, working
 from perdure.errors import UsageError
 from perdure.prepare import load_recipe
+from perdure.reports.output import first_process, working
 
 if TYPE_CHECKING:
     from perdure.streams import Task, TaskStream

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from perdure.commands.output import emit, first_process, working
 from perdure.prepare import load_recipe
 from perdure.recipe.schema import Recipe
+from perdure.reports.output import emit, first_process, working
 
 
 def diagnose(

@@ -8,11 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perdure.commands.output import emit, first_process, working
 from perdure.errors import RunError, UsageError
-from perdure.prepare import load_recipe
-from perdure.recipe.data import GeneralConfig
+from perdure.prepare import Prepared, load_recipe, prepare, stream_of
 from perdure.recipe.schema import Recipe
+from perdure.reports.output import emit, first_process, working
 from perdure.run import Run
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ def evaluate(path: Path, tasks: Path | None, after: int | None, as_json: bool) -
 
     run = Run.open(path)
     recipe = run.recipe if tasks is None else load_recipe(tasks, tasks_only=True)
-    stream = _stream(recipe)
+    stream = stream_of(recipe)
     if tasks is not None:
         _refuse_names(run, stream)
         _refuse_settings(run, recipe)
@@ -38,7 +37,8 @@ def evaluate(path: Path, tasks: Path | None, after: int | None, as_json: bool) -
     after = learned if after is None else after
     display = make_display(json=as_json)
     with working(), display:
-        found = _score(run, stream, recipe.general, after, display)
+        scored = run.recipe.model_copy(update={"general": recipe.general})
+        found = _score(run, prepare(scored, stream=stream, training=False), after, display)
     recorded = {(s["kind"], s.get("task")): s["score"] for s in run.scores()
                 if s["after"] == after}  # fmt: skip
     rows = []
@@ -55,7 +55,7 @@ def evaluate(path: Path, tasks: Path | None, after: int | None, as_json: bool) -
 
 
 def _score(
-    run: Run, stream: TaskStream, general: GeneralConfig | None, after: int, display: Any
+    run: Run, ready: Prepared, after: int, display: Any
 ) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
     import torch
 
@@ -63,10 +63,9 @@ def _score(
     from perdure.models.chat import recipe_encoder
     from perdure.processes import processes
     from perdure.scoring import lm_eval, score_task
-    from perdure.streams import lm_eval_tasks
+    from perdure.scoring.lines import general_line, task_line
 
-    recipe = run.recipe
-    harness_loaded = lm_eval_tasks.load(general)
+    recipe, general = ready.recipe, ready.recipe.general
     precision = str(run.environment().get("precision", "fp32"))
     state = processes()
     if after == 0:
@@ -88,7 +87,7 @@ def _score(
         model.to(state.device)
     encoder = recipe_encoder(tokenizer, recipe)
     found = []
-    for task in stream:
+    for task in ready.stream:
         started = time.monotonic()
         bf16 = torch.autocast(state.device.type, torch.bfloat16)
         with bf16 if precision == "bf16" else nullcontext():
@@ -101,44 +100,29 @@ def _score(
                 max_rows=recipe.scoring.max_test_rows,
                 on_progress=partial(display.scoring, run.methods_name, task.name),
             )
-        line = {
-            "kind": "task",
-            "after": after,
-            "task": task.name,
-            "metric": score.metric,
-            "higher_is_better": score.higher_is_better,
-            **score.recorded,
-            "score": score.score,
-            "rows": len(score.items),
-            "seconds": round(time.monotonic() - started, 2),
-        }
+        line = task_line(after, task.name, score, time.monotonic() - started)
         found.append((line, score.items))
-    for name, loaded in harness_loaded.items():
-        line = lm_eval.line(
+    for name, loaded in ready.lm_eval_tasks.items():
+        started = time.monotonic()
+        general_score = lm_eval.score(
             model,
             tokenizer,
             name,
             loaded,
-            after=after,
             limit=general.limit if general else None,
             batch_size=recipe.scoring.batch_size,
             precision=precision,
             accelerator=state,
             on_progress=partial(display.scoring, run.methods_name, name),
         )
+        line = general_line(after, name, general_score, time.monotonic() - started)
         found.append((line, []))
     return found
 
 
-def _stream(recipe: Recipe) -> TaskStream:
-    from perdure.streams import build_stream
-
-    return build_stream(recipe.stream, recipe.general, recipe.folder, recipe.seed)
-
-
 def _refuse_names(run: Run, stream: TaskStream) -> None:
     """A task of another recipe under a name that the run knows would spoil its scores."""
-    mine = run.recipe.stream.tasks or _stream(run.recipe).tasks
+    mine = run.recipe.stream.tasks or stream_of(run.recipe).tasks
     own = {task.name for task in mine}
     if both := sorted(own & {task.name for task in stream}):
         raise UsageError(

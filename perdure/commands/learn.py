@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perdure.commands.output import emit, first_process, summary, working
 from perdure.errors import RunError, UsageError
 from perdure.prepare import load_recipe
 from perdure.recipe.schema import Recipe
+from perdure.reports.output import emit, first_process, summary, working
 from perdure.run import Run
 
 if TYPE_CHECKING:
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 def run(path: Path, overrides: Sequence[str], out: Path | None, check: bool, as_json: bool) -> None:
     """Learn a recipe's tasks; all that can be wrong is looked for before weights are loaded."""
-    from perdure.plan import examine
+    from perdure.plan import plan
+    from perdure.prepare import prepare
     from perdure.reports import make_display
-    from perdure.streams import build_stream
 
     recipe = load_recipe(path, overrides)
     target = out or _free(recipe)
@@ -32,12 +32,21 @@ def run(path: Path, overrides: Sequence[str], out: Path | None, check: bool, as_
             (f"go on with it: perdure resume {target}", "or choose another --out"),
         )
     with working():
-        stream = build_stream(recipe.stream, recipe.general, recipe.folder, recipe.seed)
         display: Any = make_display(json=as_json)
         with display, _placed(recipe):
-            plan = examine(recipe, stream, display, estimate=check)
-    if plan is not None:
-        emit(plan.to_dict()) if as_json else show(plan)
+            ready = prepare(recipe, display=display)
+        if check:
+            planned = plan(
+                recipe,
+                ready.stream,
+                ready.encoder,
+                ready.model,
+                micro_batch=ready.micro_batch,
+                precision=ready.precision,
+                lm_eval_tasks=ready.lm_eval_tasks,
+            )
+    if check:
+        emit(planned.to_dict()) if as_json else show(planned)
         return
     made = Run.create(target, recipe)
     if first_process() and not as_json:
@@ -46,7 +55,7 @@ def run(path: Path, overrides: Sequence[str], out: Path | None, check: bool, as_
         from perdure.loop import learn
 
         with display:
-            learn(recipe, made, display=display, stream=stream)
+            learn(recipe, made, display=display, prepared=ready)
     _finish(made, as_json)
 
 
@@ -107,8 +116,8 @@ def show(plan: Plan) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from perdure.commands.output import first_process
     from perdure.reports import format
+    from perdure.reports.output import first_process
 
     if not first_process():
         return

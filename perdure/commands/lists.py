@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from perdure.commands.output import emit, lines
+from perdure.reports.output import emit, lines
 
 
 def methods(name: str | None, as_json: bool) -> None:

@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perdure.commands.output import emit, first_process, working
 from perdure.errors import RunError
+from perdure.reports.output import emit, first_process, working
 
 if TYPE_CHECKING:
     from perdure.repair import Repair

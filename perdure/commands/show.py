@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from perdure.commands.output import emit, summary
 from perdure.errors import RunError
+from perdure.reports.output import emit, summary
 from perdure.run import Run
 
 

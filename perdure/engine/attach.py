@@ -34,7 +34,7 @@ from perdure.errors import UsageError
 from perdure.models.anatomy import takes_positions
 from perdure.models.random_state import forked_rng
 from perdure.models.weights import swapped, trainable
-from perdure.protocol.batch import EncodedRows, ForwardOutput, StepCounts, collate
+from perdure.protocol.batch import EncodedRows, ForwardOutput, StepCounts
 from perdure.protocol.method import Method, Requires, name_of
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def attach(trainer: Trainer, *methods: Method, session: TaskSession) -> Trainer:
     trainer.__class__ = type(type(trainer).__name__, (Attached, type(trainer)), {})
     host: Any = trainer
     host.methods, host.session, host.term_sums, host.passes_noted = methods, session, {}, 0
+    host.step_sums = {}
     session.join(trainer.accelerator)
     if any(m.requires.attentions for m in methods):
         model: Any = session.model
@@ -80,6 +81,7 @@ class Attached:
     session: TaskSession
     term_sums: dict[str, Any]
     passes_noted: int
+    step_sums: dict[str, tuple[Any, int]]
     model: nn.Module
     accelerator: Any
     state: Any
@@ -207,7 +209,7 @@ class Attached:
         if not rows:
             return [None] * len(active), 0.0
         session = self.session
-        batch = collate(rows, session.encoder.pad_id)
+        batch = session.collate(rows)
         batch = {k: v.to(session.device) for k, v in batch.items()}
         session.count_tokens(batch["attention_mask"].sum())
         whole = ForwardOutput(self.model, batch, rows=rows)
@@ -248,17 +250,33 @@ class Attached:
         for name, value in seen.items():  # stays on the device until it is logged
             self.term_sums[name] = self.term_sums.get(name, 0.0) + value.detach()
 
+    def note_step(self) -> None:
+        """Take over tensors that were logged outside of a pass, in `gradients` or `after_step`.
+
+        They are whole values of the step, not a micro-batch's share of its mean.
+        """
+        for name, value in self.session.take_watched().items():
+            total, count = self.step_sums.get(name, (0.0, 0))
+            self.step_sums[name] = total + value, count + 1
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
-            if self.passes_noted:
+            # What is asked here is equal on all processes, which then average together.
+            if self.passes_noted or any(
+                type(m).after_step is not Method.after_step
+                or type(m).gradients is not Method.gradients
+                for m in self.methods
+            ):
                 logs.update(self._mean_terms())
-                self.term_sums, self.passes_noted = {}, 0
+                self.term_sums, self.passes_noted, self.step_sums = {}, 0, {}
             logs.update(self.session.take_logged())
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def _mean_terms(self) -> dict[str, float]:
-        """Each named loss since the last log: mean over micro-batches and processes."""
+        """Each named loss since the last log, mean over micro-batches and processes; and what was
+        logged once a step, mean over steps and processes."""
         mine = {f"method/{n}": float(v) / self.passes_noted for n, v in self.term_sums.items()}
+        mine |= {f"method/{n}": float(v) / count for n, (v, count) in self.step_sums.items()}
         if self.accelerator.num_processes == 1:
             return mine
         everyone = gather_object([mine])
@@ -315,6 +333,7 @@ class _Events(TrainerCallback):
         with torch.no_grad():
             for method in self.host.methods:
                 method.after_step(self.host.session.context)
+            self.host.note_step()
 
     def on_epoch_begin(self, *_: Any, **__: Any) -> None:
         self.host.session.begin_epoch()

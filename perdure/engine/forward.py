@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from perdure.models.anatomy import decoder_of, layers_of, takes_positions
 from perdure.models.chat import IGNORE
-from perdure.protocol.batch import ForwardOutput
+from perdure.protocol.batch import ForwardOutput, label_places
 from perdure.protocol.method import Requires
 
 
@@ -21,8 +21,7 @@ def head_options(model: nn.Module, batch: Mapping[str, Any], logits: bool) -> di
         return {}
     if not logits:
         return {"logits_to_keep": 1}
-    targets = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE)
-    return {"logits_to_keep": targets != IGNORE}
+    return {"logits_to_keep": label_places(batch["labels"]) != IGNORE}
 
 
 def computing(

@@ -36,7 +36,7 @@ from perdure.engine.rowwise_attention import (
 from perdure.models.anatomy import takes_positions, unwrapped, window
 from perdure.models.chat import IGNORE
 from perdure.processes import broadcast
-from perdure.protocol.batch import ForwardOutput, StepCounts, collate
+from perdure.protocol.batch import ForwardOutput, StepCounts, collate, row_targets
 from perdure.protocol.method import Requires
 
 EncodedRow = Mapping[str, Any]
@@ -183,11 +183,12 @@ def pack(
         for j, i in enumerate(numbers):
             states[j, : lengths[i]] = torch.arange(first[i], first[i] + lengths[i])
             mask[j, : lengths[i]] = True
+        targets = {i: row_targets(rows[i]) for i in numbers}
         places = [(j, i, t) for j, i in enumerate(numbers) for t in label_columns(rows[i])]
         begin = len(keep)
         if extra_logits or numbers.start == 0:
             keep.extend(first[i] + t for _, i, t in places)
-        labels = [rows[i]["labels"][t + 1] for _, i, t in places]
+        labels = [targets[i][t] for _, i, t in places]
         where = torch.tensor([[j, t] for j, _, t in places], dtype=torch.long).reshape(-1, 2)
         row, column = where.T.contiguous()
         return Part(
@@ -262,8 +263,8 @@ def heads_at(model: nn.Module, places: Tensor) -> Iterator[None]:
 
 
 def label_columns(row: EncodedRow) -> list[int]:
-    """Positions of a row whose next token is a label."""
-    return [t for t, label in enumerate(row["labels"][1:]) if label != IGNORE]
+    """Positions of a row that predict a label."""
+    return [t for t, label in enumerate(row_targets(row)) if label != IGNORE]
 
 
 def _to(tensor: Tensor, device: torch.device | None) -> Tensor:

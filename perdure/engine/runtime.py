@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,8 @@ from perdure.models.anatomy import check_layers, takes_positions
 from perdure.models.chat import Encoder
 from perdure.models.random_state import forked_rng, seed_of
 from perdure.models.weights import adapter_off, fingerprint, is_sharded, swapped, trainable
-from perdure.protocol.batch import EncodedRows, ForwardOutput, collate
+from perdure.protocol.batch import EncodedRows, ForwardOutput, unlabelled
+from perdure.protocol.batch import collate as padded
 from perdure.protocol.context import Weights
 from perdure.protocol.method import Method, Requires
 from perdure.protocol.step import Phase, Step
@@ -47,6 +49,7 @@ class TaskRuntime:
         stream_tokens: gives the tokens of the tasks' rows that are trained on in all.
         tell: shows how far something slow has come: "distilling", "general texts", 3, 64.
         packs: replayed rows run in one pass with the task's, where the model lets them.
+        collate: makes a batch of encoded rows; None: pads rows of token ids.
         processes: this process's number, and how many there are.
     """
 
@@ -69,6 +72,7 @@ class TaskRuntime:
         stream_tokens: Callable[[], int] | None = None,
         tell: Callable[[str, str, int, int], None] | None = None,
         packs: bool = False,
+        collate: Callable[[Sequence[Mapping[str, Any]]], dict[str, Tensor]] | None = None,
         processes: tuple[int, int] = (0, 1),
     ) -> None:
         self.model, self.encoder, self.task = model, encoder, task
@@ -87,6 +91,7 @@ class TaskRuntime:
         self._stream_tokens, self._tell = stream_tokens, tell
         self.logged: dict[str, float] = {}  # by `log`, until the trainer's next log line
         self._watched: dict[str, Tensor] = {}  # by `log`, of the pass that is being made
+        self.collate = collate or partial(padded, pad_id=encoder.pad_id)
         self._frozen: dict[str, Weights] = {}
         for method in methods:
             check_layers(model, method.requires.hidden)
@@ -165,8 +170,7 @@ class TaskRuntime:
             return EncodedRows(tuple(mine), counts)
         if micro * self.world >= size:
             return None  # nobody has rows in this micro-batch
-        fills = {**drawn[0], "labels": [-100] * len(drawn[0]["labels"])}
-        return EncodedRows((fills,), counts, fills=True)
+        return EncodedRows((unlabelled(drawn[0]),), counts, fills=True)
 
     def _order(self, cycle: int, n: int) -> list[int]:
         generator = torch.Generator().manual_seed(
@@ -213,7 +217,7 @@ class TaskRuntime:
         What any method `requires` is captured, the states of layers in `hidden`, and logits
         unless `logits` is False.
         """
-        batch = self._to_device(collate(rows, self.encoder.pad_id))
+        batch = self._to_device(self.collate(rows))
         with self._mode(train), forked_rng(self.device) if train else nullcontext():
             return self._run(batch, rows, logits, hidden=hidden)
 

@@ -32,7 +32,7 @@ from perdure.models.anatomy import takes_positions
 from perdure.models.chat import IGNORE
 from perdure.models.restore import load_weights
 from perdure.models.weights import is_sharded, put
-from perdure.protocol.batch import ROWS
+from perdure.protocol.batch import ROWS, label_places
 
 
 class PerdureTrainer(Trainer):
@@ -67,7 +67,7 @@ class PerdureTrainer(Trainer):
         self.session.count_tokens(inputs["attention_mask"].sum())
         inputs = {k: v for k, v in inputs.items() if k != ROWS}
         if self.head_is_exact:
-            targets = nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORE)
+            targets = label_places(inputs["labels"])
             keep = targets != IGNORE
             inputs = {**inputs, "logits_to_keep": keep, "shift_labels": targets[keep]}
         return super().compute_loss(

@@ -1,55 +1,75 @@
-"""Learners turn a task into gradient steps. One file a learner; today: text generation."""
+"""Learners turn a task into gradient steps: what they share in `base`, and one file a kind."""
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from perdure.errors import UsageError
 
 if TYPE_CHECKING:
-    from perdure.learners.generation import GenerationLearner
+    from collections.abc import Sequence
+
+    from perdure.learners.base import Learner
+    from perdure.learners.listener import Folders, Listener
     from perdure.protocol.method import Method
     from perdure.recipe.schema import Recipe
-    from perdure.run import Run
     from perdure.streams.task import TaskStream
 
-__all__ = ["build", "chosen_methods"]
+__all__ = ["build", "learner_class"]
 
 
-def chosen_methods(recipe: Recipe, stream: TaskStream) -> list[Method]:
-    """Make the recipe's methods; they must go together and find what they need in `stream`.
+def build(
+    recipe: Recipe,
+    stream: TaskStream,
+    *,
+    precision: str,
+    folders: Folders,
+    listener: Listener | None = None,
+    methods: Sequence[Method],
+    encoder: Any = None,
+) -> Learner:
+    """Load the base model and make the learner of the stream's kind of task, with its methods.
+
+    Args:
+        precision: "fp32" or "bf16", see `perdure.models.choose_precision`.
+        methods: the recipe's, made; see `perdure.prepare`.
+        encoder: has tokenized the stream's rows; None: the learner does it.
 
     Raises:
-        UsageError: two methods clash, or one needs validation rows that are not there.
+        UsageError: tasks of several kinds, of one that is not known, or learned in a way that is
+            not known; and what the learner refuses.
     """
-    from perdure.methods import registry
-    from perdure.protocol.method import refuse_clashes
+    from perdure.learners.kind import drawn
 
-    chosen = registry.build(recipe.methods)
-    refuse_clashes(chosen, recipe.order_matters)
-    bare = [task.name for task in stream if not task.validation]
-    for method, spec in zip(chosen, recipe.methods, strict=True):
-        if method.needs_validation and bare:
+    found = learner_class(stream)
+    model, tokenizer = drawn(lambda: found.load(recipe, precision), recipe.seed)
+    return found(model, tokenizer, stream, methods, recipe, precision, folders, listener, encoder)
+
+
+def learner_class(stream: TaskStream) -> type[Learner]:
+    """The learner of the kind that all tasks of `stream` have.
+
+    Raises:
+        UsageError: there are several kinds, or it is not known; or a task's `learn` is not.
+    """
+    from perdure.learners.base import WAYS
+    from perdure.streams import kinds
+
+    for task in stream:
+        if task.learn not in WAYS:
             raise UsageError(
-                f"method: {spec.name} measures on validation rows, and task {bare[0]} has none",
-                "give it `validation:` rows, or a `validation_share:` above 0",
+                f"task {task.name}: learn: {task.learn}: tasks cannot be learned in this way",
+                f"ways to learn are: {', '.join(WAYS)}",
             )
-    return chosen
-
-
-def build(recipe: Recipe, run: Run, stream: TaskStream, display: Any) -> GenerationLearner:
-    """Load the base model and make the learner of the stream's kind of task, with its methods."""
-    import torch
-
-    from perdure import models
-    from perdure.learners.generation import GenerationLearner
-    from perdure.streams import lm_eval_tasks
-
-    chosen = chosen_methods(recipe, stream)
-    lm_eval_tasks.load(recipe.general)  # what cannot be read is told before weights are loaded
-    # Measured once: a resumed run must compute as it began.
-    precision = run.decide("precision", lambda: models.choose_precision(recipe.train.precision))
-    with torch.random.fork_rng(devices=[]):  # adapters are drawn on the CPU
-        torch.manual_seed(recipe.seed)  # a new adapter is drawn
-        model, tokenizer = models.load_base(recipe.model, precision=precision)
-    return GenerationLearner(model, tokenizer, stream, chosen, recipe, run, display, precision)
+    first = stream.tasks[0]
+    for task in stream:
+        if task.kind != first.kind:
+            raise UsageError(
+                f"stream: task {first.name} is of kind {first.kind}, "
+                f"task {task.name} of kind {task.kind}",
+                "put tasks of one kind into a stream",
+            )
+    module, _, name = kinds.kind(first.kind).learner.partition(":")
+    found: type[Learner] = getattr(importlib.import_module(module), name)
+    return found

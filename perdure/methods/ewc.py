@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from pydantic import Field
 
+from perdure.protocol.batch import labels_of
 from perdure.protocol.method import Method, MethodConfig
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class EWC(Method):
         weights = {n: p.float() for n, p in ctx.snapshot().items()}
         new = {n: torch.zeros_like(w) for n, w in weights.items()}
         for encoded in map(ctx.encode, rows):
-            tokens = sum(label >= 0 for label in encoded["labels"][1:])
+            tokens = labels_of(encoded)
             # One row at a time: the square of a batch's mean is not the mean of squares.
             for name, mean in ctx.gradients_of([encoded]).items():
                 new[name] += (tokens * mean.float()).square() / len(rows)

@@ -179,6 +179,13 @@ def _content(row: Row) -> str:
     return repr((row.get("prompt"), row.get("answer")))
 
 
+def base_encoder(recipe: Recipe) -> Encoder:
+    """The encoder of a recipe's rows, with its base model's own tokenizer; loads no weight."""
+    from perdure.models.load import load_tokenizer
+
+    return recipe_encoder(load_tokenizer(recipe.model), recipe)
+
+
 def recipe_encoder(tokenizer: Any, recipe: Recipe) -> Encoder:
     """The encoder of a recipe's rows."""
     model, longest = recipe.model, recipe.train.max_length

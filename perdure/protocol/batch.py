@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,8 @@ class StepCounts:
 
 @dataclass(frozen=True)
 class EncodedRows(Sequence[dict[str, Any]]):
-    """Encoded rows: `input_ids`, `labels`, and keys starting with "_" that only methods see.
+    """Encoded rows: `input_ids`, `labels` (see `label_places`), and keys that start with "_", which
+    only methods see.
 
     A slice made by `ctx.draw` carries the `counts` of the whole step's draw. `fills` marks
     one whose only row fills a process's place in a pass: no method sees it, and it counts nowhere.
@@ -85,10 +86,21 @@ class ForwardOutput:
 
     @cached_property
     def targets(self) -> Tensor:
-        """Labels moved to the position that predicts them, (batch, seq); -100 is no label."""
+        """Labels moved to the position that predicts them, (batch, seq); -100 is no label.
+
+        (batch, 1) where each row has one label.
+        """
         if (shifted := self.batch.get("shift_labels")) is not None:
             return shifted
-        return nn.functional.pad(self.batch["labels"][:, 1:], (0, 1), value=IGNORE)
+        labels, rows = self.batch["labels"], self.rows or self.batch.get(ROWS) or ()
+        if self._one_a_row:
+            return label_places(labels, "row")
+        return label_places(labels, labels_at(rows[0]) if rows else "next")
+
+    @property
+    def _one_a_row(self) -> bool:
+        labels = self.batch.get("labels")
+        return labels is not None and labels.dim() == 1
 
     @cached_property
     def where(self) -> tuple[Tensor, Tensor]:
@@ -111,11 +123,14 @@ class ForwardOutput:
         """Logits at the positions that predict a label, (tokens, vocab) fp32.
 
         Taken from the head's own output where it ran as a module; where a trainer fuses the head
-        into its loss, the head runs again on these positions only.
+        into its loss, the head runs again on these positions only. Where each row has one label,
+        (rows, classes).
         """
         row, column = self.where
         if self.head is not None and self.exact:
             return self._cap(self.head.float())
+        if self.head is not None and self._one_a_row:  # (batch, classes)
+            return self._cap(self.head[row].float())
         if self.head is not None and self.head.shape[:2] == self.targets.shape:
             return self._cap(self.head[row, column].float())
         if self.last is None:
@@ -230,9 +245,56 @@ def _cut_known(whole: ForwardOutput, part: ForwardOutput, cut: slice) -> None:
     part.__dict__["labels"] = whole.labels[spoken]
 
 
+Where = Literal["next", "own", "row"]
+LABELS_AT = "_labels_at"
+"""Key of an encoded row that says where its labels stand, see `label_places`; without it a list
+of labels is of next tokens and a single number is the row's own label."""
+
+
+def label_places(labels: Any, at: Where = "next") -> Any:
+    """Labels at the positions that predict them: the one place that knows where a label stands.
+
+    Args:
+        labels: of one encoded row, a list or a number; or of a batch, a tensor (batch, seq), or
+            (batch,) where each row has one.
+        at: "next": a position predicts the token after it; "own": a position predicts its own
+            label, as a tagger does; "row": the whole row has one.
+
+    Returns: as many labels as there are positions, with -100 where nothing is predicted; of "row"
+        a single one, (batch, 1).
+    """
+    if at == "row":
+        return labels[:, None] if isinstance(labels, Tensor) and labels.dim() else [int(labels)]
+    if at == "own":
+        return labels
+    if isinstance(labels, Tensor):
+        return nn.functional.pad(labels[..., 1:], (0, 1), value=IGNORE)
+    return [*labels[1:], IGNORE]
+
+
+def labels_at(row: Mapping[str, Any]) -> Where:
+    """Where the labels of an encoded row stand."""
+    labels = row["labels"]
+    single = not labels.dim() if isinstance(labels, Tensor) else not hasattr(labels, "__len__")
+    found: Where = row.get(LABELS_AT, "row" if single else "next")
+    return found
+
+
+def row_targets(row: Mapping[str, Any]) -> Sequence[int]:
+    """`label_places` of one encoded row."""
+    found: Sequence[int] = label_places(row["labels"], labels_at(row))
+    return found
+
+
 def labels_of(row: Mapping[str, Any]) -> int:
-    """How many tokens of an encoded row are predicted and counted."""
-    return sum(label != IGNORE for label in row["labels"][1:])
+    """How many labels of an encoded row are predicted and counted."""
+    return sum(label != IGNORE for label in row_targets(row))
+
+
+def unlabelled(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with nothing to predict."""
+    one = labels_at(row) == "row"
+    return {**row, "labels": IGNORE if one else [IGNORE] * len(row["labels"])}
 
 
 ROWS = "_rows"
@@ -242,19 +304,24 @@ ROWS = "_rows"
 def collate(rows: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, Tensor]:
     """Pad encoded rows on the right to one batch.
 
-    Returns: `input_ids`, `attention_mask`, `labels`, each (batch, seq) int64. Keys that start
-    with "_" stay out: they belong to methods, not to the model.
+    Returns: `input_ids`, `attention_mask`, `labels`, each (batch, seq) int64; `labels` (batch,)
+        where each row has one. Keys that start with "_" stay out: they belong to methods, not to
+        the model.
     """
     width = max(len(row["input_ids"]) for row in rows)
     shape = (len(rows), width)
     ids = torch.full(shape, pad_id, dtype=torch.long)
-    labels = torch.full(shape, IGNORE, dtype=torch.long)
+    one = labels_at(rows[0]) == "row"
+    labels = torch.full(shape[:1] if one else shape, IGNORE, dtype=torch.long)
     mask = torch.zeros(shape, dtype=torch.long)
     for i, row in enumerate(rows):
         n = len(row["input_ids"])
         ids[i, :n] = torch.as_tensor(row["input_ids"], dtype=torch.long)
-        labels[i, :n] = torch.as_tensor(row["labels"], dtype=torch.long)
         mask[i, :n] = 1
+        if one:
+            labels[i] = int(row["labels"])
+        else:
+            labels[i, :n] = torch.as_tensor(row["labels"], dtype=torch.long)
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 

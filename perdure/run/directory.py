@@ -3,6 +3,7 @@
     recipe.yaml        the resolved recipe          environment.json   versions, hardware, commit
     stream.json        the tasks and their versions
     scores.jsonl       one line a score             log.jsonl          one line a logged step
+    facts.jsonl        one line a figure of a task's end
     items/             the scored rows              checkpoints/       one sealed folder a task
     work/              checkpoints inside a task    cache/             what methods computed once
     lock, lock.pid     held by the process that learns, and its number
@@ -113,6 +114,16 @@ class Run:
             last[(line["after"], line["phase"], line["step"])] = line
         return list(last.values())
 
+    def facts(self) -> list[dict[str, Any]]:
+        """Lines of facts.jsonl: `after`, `task`, `name`, `value` of what was found at a task's end.
+
+        A fact recorded again after a resume counts once, the last.
+        """
+        last: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for line in read_lines(self.path / "facts.jsonl"):
+            last[(line["after"], line["name"])] = line
+        return list(last.values())
+
     def items(self, after: int, task: str) -> list[dict[str, Any]]:
         """The scored rows of one cell of the score matrix."""
         return read_lines(self._items_path(after, task))
@@ -166,6 +177,11 @@ class Run:
 
     def log(self, line: Mapping[str, Any]) -> None:
         append_line(self.path / "log.jsonl", {"time": now(), **line}, sync=False)
+
+    def record_fact(self, after: int, task: str, name: str, value: float) -> None:
+        """Append one figure that was found at the end of learning `task`."""
+        line = {"after": after, "task": task, "name": name, "value": value}
+        append_line(self.path / "facts.jsonl", line)
 
     def note(self, text: str) -> None:
         """Add a line to perdure.log."""

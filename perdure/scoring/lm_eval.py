@@ -6,9 +6,8 @@ Under several processes each answers its share of the requests, and all get the 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -77,21 +76,6 @@ def score(
         score=float(results[f"{metric},{how}"]),
         rows=int(results.get("sample_len", 0)),
     )
-
-
-def line(
-    model: nn.Module, tokenizer: Any, name: str, loaded: Any, *, after: int, **how: Any
-) -> dict[str, Any]:
-    """`score` as a line of scores.jsonl; the one of kind "general" without `task` is perplexity."""
-    started = time.monotonic()
-    found = score(model, tokenizer, name, loaded, **how)
-    return {
-        "kind": "general",
-        "after": after,
-        "task": name,
-        **asdict(found),
-        "seconds": round(time.monotonic() - started, 2),
-    }
 
 
 def pick(results: Mapping[str, Any], better: Mapping[str, bool | None]) -> tuple[str, str]:

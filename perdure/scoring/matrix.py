@@ -116,7 +116,8 @@ class ScoreMatrix:
 
         F = 1/(T-1) * sum over j < T-1 of (max over 1 <= i <= T-1 of R[i, j]) - R[T, j].
         As in the paper, the maximum runs over every row after a task was learned, those before
-        task j itself was learned among them. Row 0, the untouched base model, which the paper's
+        task j itself was learned among them where they have a score: a classifier that has no
+        head for a task yet has none there. Row 0, the untouched base model, which the paper's
         models trained from scratch do not have, is NOT in the maximum; `from_base=True` puts it
         there, so that ability lost against the base model counts as well.
         Unit: the metrics', -1 to 1; positive is forgetting.
@@ -125,10 +126,11 @@ class ScoreMatrix:
         """
         last = len(self.tasks)
         first = 0 if from_base else 1
-        drops = [
-            max(self._at(i, j) for i in range(first, last)) - self._at(last, j)
-            for j in self._earlier()
-        ]
+        drops = []
+        for j in self._earlier():
+            # Rows 1 to j came before task j was learned, where there may be nothing to score.
+            rows = [i for i in range(first, last) if not (1 <= i <= j and self._missing(i, j))]
+            drops.append(max(self._at(i, j) for i in rows) - self._at(last, j))
         return _mean("forgetting", drops)
 
     def forward_transfer(self) -> float:
@@ -226,6 +228,9 @@ class ScoreMatrix:
         if task not in self.tasks:
             raise UsageError(f"score matrix: no task {task!r}", f"tasks: {', '.join(self.tasks)}")
         return self._row(after), self.tasks.index(task)
+
+    def _missing(self, row: int, column: int) -> bool:
+        return math.isnan(self._scores[row, column])
 
     def _at(self, row: int, column: int) -> float:
         score = float(self._scores[row, column])

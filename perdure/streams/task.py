@@ -26,6 +26,8 @@ class Task:
     `labels` is the declared set of answers of a labelled task, () where answers are free text.
     `metric` is a metric's name, or a user's own as "module:function"; its record
     (`perdure.streams.kinds.metric`) says the range of scores and which direction is better.
+    `learn` is how it is learned: "sft" (supervised, on its rows' answers), or "none": it is only
+    scored.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Task:
     labels: tuple[str, ...] = ()
     max_new_tokens: int = 32
     source: str = ""
+    learn: str = "sft"
 
     @property
     def higher_is_better(self) -> bool:

@@ -14,12 +14,12 @@ import torch
 from tiny_runs import scores, write_recipe
 
 from perdure.learners import build
+from perdure.learners.listener import Folders
 from perdure.loop import learn
+from perdure.prepare import load_recipe
 from perdure.protocol.method import Method, MethodConfig, Requires
 from perdure.protocol.step import Phase
-from perdure.prepare import load_recipe
 from perdure.recipe.schema import MethodSpec
-from perdure.reports.terminal import NullDisplay
 from perdure.run import Run
 from perdure.streams import build_stream
 
@@ -220,7 +220,7 @@ def test_adapter_off_is_the_base_for_lora(
     recipe = write_recipe(tmp_path, tiny_model_dir, model__tuning="lora")
     loaded = load_recipe(recipe)
     stream = build_stream(loaded.stream, loaded.general, loaded.folder, 0)
-    learner = build(loaded, Run.create(tmp_path / "run", loaded), stream, NullDisplay())
+    learner = build(loaded, stream, precision="fp32", folders=Folders.below(tmp_path / "run"))
     ctx = learner._session_of(0).context
     rows = [ctx.encode(row) for row in stream.tasks[0].train[:3]]
     base = ctx.forward(rows).logits.detach()  # B of a new adapter is 0: still the base

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from perdure.engine.rows import check_rows
+from perdure.engine.rows import encode_stream
 from perdure.models.chat import IGNORE, Encoder
 from perdure.scoring import score_task
 from perdure.streams.task import Task, TaskStream
@@ -53,7 +53,7 @@ def test_how_many_prompts_are_cut_is_told(
 ) -> None:
     task = Task("colour", [LONG, SHORT, LONG], [], [SHORT, LONG], "exact_match")
     with caplog.at_level(logging.WARNING):
-        check_rows(TaskStream((task,), None), Encoder(tiny[1], "auto", 60, 50), 512)
+        encode_stream(TaskStream((task,), None), Encoder(tiny[1], "auto", 60, 50), 512)
     assert [record.getMessage() for record in caplog.records] == [
         f"task colour: {n} rows have a prompt of more than 50 tokens: its middle is left out"
         for n in ("2 of 3 train", "1 of 2 test")

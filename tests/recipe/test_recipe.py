@@ -15,9 +15,9 @@ import perdure
 from perdure import recipes
 from perdure.errors import RecipeError
 from perdure.methods import registry
+from perdure.prepare import load_recipe
 from perdure.recipe import schema
 from perdure.recipe.data import TaskConfig
-from perdure.prepare import load_recipe
 from perdure.recipe.load import dump_recipe
 from perdure.recipe.schema import Recipe
 from perdure.recipe.section import Section

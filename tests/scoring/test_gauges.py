@@ -30,13 +30,13 @@ pytestmark = pytest.mark.train
 @pytest.fixture
 def learner(tiny_model_dir: Path, tmp_path: Path) -> Any:
     from perdure import learners
-    from perdure.reports.terminal import NullDisplay
+    from perdure.learners.listener import Folders
     from perdure.streams import build_stream
 
     recipe = perdure.load_recipe(write_recipe(tmp_path, tiny_model_dir, gauges={"every": 3}))
-    run = perdure.Run.create(tmp_path / "run", recipe)
     stream = build_stream(recipe.stream, recipe.general, recipe.folder, recipe.seed)
-    return learners.build(recipe, run, stream, NullDisplay())
+    folders = Folders.below(tmp_path / "run")
+    return learners.build(recipe, stream, precision="fp32", folders=folders)
 
 
 def moved(model: Any, size: float) -> None:

@@ -150,3 +150,31 @@ def test_from_rows_reads_scores_jsonl():
 def test_wrong_use_is_refused(do, says):
     with pytest.raises(UsageError, match=says):
         do(ScoreMatrix(["a", "b"]))
+
+
+def test_a_lower_triangle_has_the_figures_whose_cells_are_there():
+    matrix = ScoreMatrix(["a", "b", "c"])
+    for after, row in enumerate([[90], [70, 80], [75, 60, 88]], 1):
+        for task, score in zip("abc", row, strict=False):
+            matrix.record(after, task, score)
+    found = {k: None if v is None else round(v, 2) for k, v in matrix.summary().items()}
+    assert found == {
+        "average_accuracy": 74.33,
+        "backward_transfer": -17.5,
+        "forgetting": 17.5,
+        "forward_transfer": None,
+        "learning_accuracy": 86.0,
+    }
+    with pytest.raises(ScoreMissing, match="'a' was never scored after 0"):
+        matrix.forgetting(from_base=True)
+
+
+def test_forgetting_misses_a_score_after_the_task_was_learned():
+    matrix = filled(HAND)
+    gap = ScoreMatrix(matrix.tasks)
+    for after in range(4):
+        for task in matrix.tasks:
+            if (after, task) != (2, "t0"):
+                gap.record(after, task, matrix.value(after, task))
+    with pytest.raises(ScoreMissing, match="'t0' was never scored after 2 learned tasks"):
+        gap.forgetting()

@@ -15,8 +15,8 @@ import pytest
 from pydantic import ValidationError
 
 from perdure.errors import DataError, RecipeError
-from perdure.recipe.data import FILE_TYPES, GeneralConfig, StreamConfig, TaskConfig
 from perdure.prepare import load_recipe
+from perdure.recipe.data import FILE_TYPES, GeneralConfig, StreamConfig, TaskConfig
 from perdure.streams import STREAMS, Sizes, TaskStream, build_stream, cells, rows, sources
 from perdure.streams import build as build_module
 from perdure.streams.named import demo

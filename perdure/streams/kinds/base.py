@@ -92,6 +92,8 @@ class Kind:
 
     Attributes:
         schema: the keys of a row and what each holds.
+        encoder: "module:function" of a recipe, which makes what tokenizes its rows before weights
+            are loaded; "": the learner does.
         learner: "module:Class" of its `perdure.learners.base.Learner`, imported when it learns.
         question: what makes two rows the same question; such rows stay in one split.
     """
@@ -101,4 +103,5 @@ class Kind:
     formats: tuple[Format, ...]
     metrics: tuple[Metric, ...]
     learner: str
+    encoder: str = ""
     question: Callable[[Row], str] = whole_row

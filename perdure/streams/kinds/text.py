@@ -161,5 +161,6 @@ KIND = Kind(
     ),
     metrics=(LABEL_LIKELIHOOD, EXACT_MATCH, ROUGE_L, CHRF, PERPLEXITY),
     learner="perdure.learners.generation:GenerationLearner",
+    encoder="perdure.models.chat:base_encoder",
     question=question,
 )  # fmt: skip

@@ -1,0 +1,71 @@
+"""How an error ends a command: a message on stderr and an exit code, without a traceback."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn, ParamSpec, TypeVar
+
+from perdure.errors import PerdureError, RunError, TrainingError, UsageError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def handle_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """End a command's errors in a message on stderr and an exit code, without a traceback."""
+
+    @functools.wraps(command)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except KeyboardInterrupt as stop:
+            _fail("\n".join(["interrupted", *(f"  {line}" for line in stop.args)]), 130)
+        except PerdureError as error:
+            _fail(f"error: {error}", error.exit_code, every=not isinstance(error, _SHARED))
+        except OSError as error:
+            if (known := _of_the_system(error)) is None:
+                raise
+            _fail(f"error: {known}", known.exit_code)
+
+    return wrapper
+
+
+_SHARED = (UsageError, RunError)
+"""Errors that every process of a run meets alike, so that one message is enough."""
+
+
+def _of_the_system(error: OSError) -> PerdureError | None:
+    """A full disk or a place that cannot be written, in our words; None for anything else."""
+    place = error.filename or os.getcwd()
+    if error.errno == errno.ENOSPC:
+        free = shutil.disk_usage(_existing(Path(place))).free // 2**20
+        return TrainingError(
+            f"{place}: no space left on the disk ({free} MB free)",
+            ("free some; nothing that was saved is lost", "a run goes on by: perdure resume RUN"),
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
+        return UsageError(
+            f"{place}: {error.strerror}", "choose another place, for example by --out"
+        )
+    return None
+
+
+def _existing(path: Path) -> Path:
+    return next((p for p in (path, *path.resolve().parents) if p.exists()), Path("/"))
+
+
+def _fail(text: str, code: int, every: bool = False) -> NoReturn:
+    import typer
+
+    rank = os.environ.get("RANK", "0")
+    if rank == "0":
+        print(text, file=sys.stderr)
+    elif every:
+        print(f"process {rank}: {text}", file=sys.stderr)
+    raise typer.Exit(code)

@@ -1,0 +1,357 @@
+"""What all learners share: a task turned into gradient steps, with any methods around it.
+
+A learner owns what scale needs: phases with a trainer each, the global batch split over processes
+and micro-batches, precision, checkpoints inside a task, restoring, gauges, trackers, freezing, and
+the order in which memory is given back. It knows neither a run directory nor a display: it returns
+what it found, and tells a `Listener` how it goes. It does not know which method is at work either.
+
+A kind of task is a subclass that gives five things, of which the last two have a default for rows
+of token ids:
+
+    load        the model and its tokenizer
+    encode      a row as token ids and labels
+    score_task  a task's score, or None before the task was learned
+    collate     encoded rows as a batch
+    trainer     which trainer runs, with `rates` for parameters that learn at a rate of their own
+
+Where its model grows with each task, `begin_task` adds the modules. How a task is learned is the
+task's word (`Task.learn`), so that one stream may mix ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PrinterCallback, TrainingArguments
+
+from perdure.engine.attach import attach, serving
+from perdure.engine.batching import split_batch, steps_of
+from perdure.engine.callbacks import GaugeCallback, ProgressCallback
+from perdure.engine.method_state import STATE, give_weights, load_methods, save_methods
+from perdure.engine.sampler import EpochSampler
+from perdure.engine.session import TaskSession
+from perdure.engine.trackers import Trackers
+from perdure.errors import UsageError
+from perdure.files import newest_sealed
+from perdure.learners.freezing import frozen_parameters
+from perdure.learners.kind import KindHooks, drawn
+from perdure.learners.listener import Fitted, Folders, Listener, Silent
+from perdure.learners.scores import Key, Line, score_routed, scored
+from perdure.learners.training import PhaseTrainer, arguments, forget_trainer, step_of
+from perdure.models.random_state import seed_of
+from perdure.models.weights import is_sharded, put
+from perdure.processes import barrier, processes, rank
+from perdure.protocol.method import Method
+from perdure.protocol.step import Phase
+from perdure.scoring.gauges import exceeded, rewound
+
+if TYPE_CHECKING:
+    from perdure.recipe.schema import Recipe
+    from perdure.scoring import TaskScore
+    from perdure.scoring.gauges import Gauges
+    from perdure.streams.task import Row, Task, TaskStream
+
+
+class Learner(KindHooks):
+    """Learns the tasks of a stream, one after the other, and scores them. Subclass it for a kind.
+
+    Args:
+        model: as loaded, not wrapped; tokenizer: its own.
+        precision: "fp32", or "bf16" (autocast; weights and optimizer stay fp32).
+        folders: where caches, checkpoints inside a task and trackers' files go.
+        listener: hears how it goes; None is silent.
+        encoder: tokenized the stream's rows before and remembers them; None: none did.
+
+    Raises:
+        UsageError: the recipe asks for something that this kind, or this model, does not have.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        stream: TaskStream,
+        methods: Sequence[Method],
+        recipe: Recipe,
+        precision: str,
+        folders: Folders,
+        listener: Listener | None = None,
+        encoder: Any = None,
+    ) -> None:
+        self.prepared_encoder = encoder
+        self.model, self.tokenizer, self.stream, self.methods = model, tokenizer, stream, methods
+        self.recipe, self.precision, self.folders = recipe, precision, folders
+        self.listener: Listener = listener or Silent()
+        self.state = processes()
+        self._to_device()
+        self.trackers = Trackers(recipe.train.report_to, self.state.is_main_process)
+        self.micro_batch, self.accumulation = split_batch(recipe, self.state.num_processes)
+        self.check()
+        if is_sharded(model) and any(m.requires.teacher for m in methods):
+            raise UsageError(
+                "method: a frozen copy of the model is not available when its weights are sharded",
+                "leave out model.fsdp_size, or take a method without a teacher",
+            )
+        self.born: dict[str, Tensor] = {}
+        self._session = self._session_of(0)
+        self._gauges: Gauges | None = None
+        if self.state.num_processes > 1:
+            how = "sharded" if is_sharded(model) else "copied"
+            self.listener.note(f"weights {how} over {self.state.num_processes} processes")
+
+    # --- learning
+
+    def fit(self, index: int) -> Fitted:
+        """Learn the task number `index`, going on from its newest sealed checkpoint if any."""
+        return _WAYS[self.stream.tasks[index].learn](self, index)
+
+    def _fit_none(self, index: int) -> Fitted:
+        self.listener.note(f"task {self.stream.tasks[index].name}: is only scored")
+        return Fitted()
+
+    def _fit_sft(self, index: int) -> Fitted:
+        self._grow(index)
+        session = self._session = self._session_of(index)
+        gauges, budget = self._gauges_of(session), self.recipe.stop_when
+        for method in self.methods:
+            method.begin_task(session.context)
+        before = session.snapshot() if budget is not None and budget.action == "rewind" else None
+        phases = self._phases(session)
+        starts = {p.start for p in phases}
+        previous = session.snapshot() if "previous" in starts else {}
+        for phase in phases:
+            if phase.start != "current":
+                put(self.model, previous if phase.start == "previous" else self.base_weights())
+            self._train(session, phase)
+        if gauges is not None and budget is not None and before is not None:
+            share, weights = rewound(gauges, session, budget, before)
+            give_weights(self.model, weights)
+            session.log("budget_share", share)
+            if share < 1:
+                now = ", ".join(f"{k} {v:.3g}" for k, v in gauges.read(session).items())
+                self.listener.warn(
+                    f"task {session.task.name}: {share:.0%} of its update kept: {now}"
+                )
+        for method in self.methods:
+            give_weights(self.model, method.end_task(session.context))
+        # There is no line of the log any more to go with.
+        watched = session.take_watched()
+        facts = session.take_logged() | {f"method/{n}": float(v) for n, v in watched.items()}
+        self.track(facts)
+        return Fitted(facts)
+
+    def _grow(self, index: int) -> None:
+        """Have `begin_task` add its modules; their first values are part of the base weights."""
+        before = set(dict(self.model.named_parameters()))
+        drawn(lambda: self.begin_task(index), seed_of(self.recipe.seed, "begin_task", index))
+        for name, parameter in self.model.named_parameters():
+            if name not in before:
+                self.born[name] = parameter.detach().cpu().clone()
+        self._to_device()
+
+    def _to_device(self) -> None:
+        if torch.cuda.is_available() and not is_sharded(self.model):
+            self.model.to(self.state.device)
+
+    def _gauges_of(self, session: TaskSession) -> Gauges | None:
+        if self._gauges is None and self.recipe.gauges.every:
+            self._gauges = self.make_gauges(session)
+        return self._gauges if self.recipe.gauges.every else None
+
+    def _train(self, session: TaskSession, phase: Phase) -> None:
+        folder = self.folders.work / f"task-{session.task_index + 1}" / phase.name
+        rows: list[Row] = list(session.task.train)
+        for method in self.methods:
+            rows = method.train_data(session.context, rows)
+        session.begin_phase(phase, len(rows))
+        encoded = [self.encode(row) for row in rows]
+        with frozen_parameters(self.model, phase.freeze):
+            trainer = self._trainer(session, phase, encoded, folder)
+            found = newest_sealed(folder)
+            self.listener.note(
+                f"task {session.task.name}, phase {phase.name}: {len(encoded)} rows, "
+                f"{trainer.args.max_steps} steps" + (f", from {found.name}" if found else "")
+            )
+            if found is not None and step_of(found) >= trainer.args.max_steps:
+                # Resuming a finished training makes one more step: take its result as it is.
+                trainer._load_from_checkpoint(str(found))
+            else:
+                trainer.train(resume_from_checkpoint=str(found) if found else None)
+            self.trackers.task_done(trainer.args.max_steps)
+        barrier()
+        # What comes after (Fisher values, interpolation) must not pay for the optimizer's moments.
+        trainer.optimizer = trainer.lr_scheduler = None
+        trainer.accelerator.free_memory()
+        session.leave()
+        session.take_watched()  # of steps after the last line of the log
+        del trainer
+        forget_trainer(self.model)
+
+    def _trainer(
+        self, session: TaskSession, phase: Phase, encoded: list[dict[str, Any]], folder: Path
+    ) -> PhaseTrainer:
+        forget_trainer(self.model)
+        args = arguments(
+            self.recipe,
+            folder,
+            steps=steps_of(self.recipe, len(encoded), phase.epochs),
+            micro_batch=self.micro_batch,
+            accumulation=self.accumulation,
+            bf16=self.precision == "bf16",
+        )
+        trainer = self.trainer(args, encoded, phase)
+        trainer.session = session
+        lengths = [len(row["input_ids"]) for row in encoded]
+        trainer.sampler = EpochSampler(lengths, self.recipe.train.batch_size, self.recipe.seed)
+        attach(trainer, *self.methods, session=session)
+        facts = {"after": session.task_index + 1, "task": session.task.name, "phase": phase.name}
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(ProgressCallback(trainer, self.listener.row, facts))
+        if (gauges := self._gauges_of(session)) is not None:
+            every, budget = self.recipe.gauges.every, self.recipe.stop_when
+            stops = budget is not None and budget.action == "stop"
+            read, over = partial(gauges.read, session), partial(exceeded, budget)
+            trainer.add_callback(
+                GaugeCallback(session, read, over, every, stops, self.listener.warn)
+            )
+        trainer.add_callback(self.trackers)
+        return trainer
+
+    def _phases(self, session: TaskSession) -> Sequence[Phase]:
+        for method in self.methods:
+            if type(method).phases is not Method.phases:
+                phases = method.phases(session.context)
+                if len({p.name for p in phases}) < len(phases):
+                    raise UsageError("method: two phases of a task have the same name")
+                return phases
+        return (Phase(),)
+
+    def _session_of(self, index: int) -> TaskSession:
+        return TaskSession(
+            self.model,
+            self.encoder,
+            self.stream.tasks[index],
+            methods=self.methods,
+            task_index=index,
+            tasks_seen=[t for t in self.stream.tasks[:index] if t.learn != "none"],
+            general=self.stream.general,
+            seed=self.recipe.seed,
+            batch_size=self.recipe.train.batch_size,
+            cache=self.folders.cache,
+            base=self.base_weights if index else None,
+            autocast=self.autocast,
+            stream_tokens=self._stream_tokens,
+            tell=self.listener.progress,
+            score=self._score_for_methods,
+            packs=self.packs,
+            collate=self.collate,
+            processes=(self.state.process_index, self.state.num_processes),
+        )
+
+    def _stream_tokens(self) -> int:
+        """Tokens of all tasks' rows over all steps, from each task's first rows."""
+        total = 0.0
+        for task in self.stream:
+            some = [len(self.encode(row)["input_ids"]) for row in task.train[:64]]
+            steps = steps_of(self.recipe, len(task.train))
+            total += steps * self.recipe.train.batch_size * sum(some) / max(1, len(some))
+        return round(total)
+
+    # --- scoring
+
+    def score(self, task: Task) -> TaskScore | None:
+        """Score a task's test rows with the weights as they are, or by the adapters that a method
+        routes to; None where the kind has no score for it yet."""
+        shown = list(task.test)[: self.recipe.scoring.max_test_rows]
+        task = replace(task, test=shown)
+        for method in self.methods:
+            if (adapters := method.route(self._session.context, shown)) is not None:
+                return score_routed(self, task, adapters)
+        with self.autocast():
+            return self.score_task(task, partial(self.listener.progress, "scoring", task.name))
+
+    def scores(self, after: int, done: Collection[Key] = ()) -> Iterator[Line]:
+        """Score all tasks and general ability but what is `done`, with the weights that methods
+        serve; yield a line of scores.jsonl and the scored rows each time one is there."""
+        return scored(self, after, done)
+
+    def _score_for_methods(self, task: Task, rows: Sequence[Row]) -> float:
+        found = self.score(replace(task, test=rows))
+        if found is None:
+            raise UsageError(f"method: task {task.name} has no score before it was learned")
+        return found.score
+
+    @contextmanager
+    def serving(self) -> Iterator[bool]:
+        """Have the weights that the methods serve in the model; says whether any method serves."""
+        with serving(self._session.context, self.methods) as any_served:
+            yield any_served
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of training and scoring."""
+        if self.precision != "bf16":
+            return nullcontext()
+        return torch.autocast(self.state.device.type, torch.bfloat16)
+
+    def track(self, figures: Mapping[str, float]) -> None:
+        """Give figures to the recipe's trackers."""
+        if self.trackers.callbacks and figures:
+            self.trackers.scores(self._tracker_arguments(), figures)
+
+    def _tracker_arguments(self) -> TrainingArguments:
+        return TrainingArguments(str(self.folders.trackers), report_to="none")
+
+    # --- saving
+
+    def save(self, folder: Path) -> None:
+        """Save weights and the methods' state to `folder`; all processes call it, one writes."""
+        self.save_weights(folder / "model")
+        save_methods(folder / STATE, self.methods, rank() == 0)
+        if any(type(m).serving is not Method.serving for m in self.methods):
+            with self.serving() as served:
+                if served:
+                    self.save_weights(folder / "serving")
+
+    def restore(self, folder: Path, learned: int, steps: int = 0) -> None:
+        """Go on from what `save` wrote after `learned` tasks.
+
+        The model grows first as it did while they were learned, so that every weight finds its
+        place.
+
+        Args: steps: optimizer steps made so far, from which trackers count on.
+        """
+        from perdure.models import load_weights
+
+        growing = [m for m in self.methods if m.grows]
+        for index in range(learned):
+            if self.stream.tasks[index].learn == "none":
+                continue
+            self._grow(index)
+            if growing:
+                session = self._session_of(index)
+                for method in growing:
+                    method.begin_task(session.context)
+        put(self.model, load_weights(self.model, folder / "model"))
+        load_methods(folder / STATE, self.methods, self.model)
+        self._session = self._session_of(learned - 1)
+        self.trackers.task_done(steps)
+
+    def finish(self) -> None:
+        """Close the trackers."""
+        if self.trackers.callbacks:
+            self.trackers.close(self._tracker_arguments())
+
+
+_WAYS: Mapping[str, Callable[[Learner, int], Fitted]] = {
+    "sft": Learner._fit_sft,
+    "none": Learner._fit_none,
+}
+WAYS = tuple(_WAYS)
+"""The words for `Task.learn`: how a task can be learned."""

@@ -1,0 +1,162 @@
+"""What a kind of task gives its learner: five things, and hooks with defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from perdure.errors import UsageError
+from perdure.learners.training import PhaseTrainer
+from perdure.models.weights import empty_like, is_sharded, trainable, whole_weights
+from perdure.processes import Progress, rank
+from perdure.protocol.batch import ROWS, HostRows, collate
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+    from perdure.engine.session import TaskSession
+    from perdure.protocol.step import Phase
+    from perdure.recipe.schema import Recipe
+    from perdure.scoring import GeneralScore, TaskScore
+    from perdure.scoring.gauges import Gauges
+    from perdure.scoring.lm_eval import HarnessScore
+    from perdure.streams.task import Row, Task, TaskStream
+
+
+class KindHooks:
+    """The half of a learner that a kind overrides; `perdure.learners.base` has the other half.
+
+    Rows of token ids need `load`, `encode` and `score_task`; other rows `collate` and `trainer`
+    too.
+    """
+
+    kind: str = ""
+    pad_id: int = 0
+    packs: bool = False
+    """Whether extra rows of methods may run in one pass with the task's, where the model lets
+    them: only models whose rows attend to nothing but earlier tokens."""
+    trainer_class: type[PhaseTrainer] = PhaseTrainer
+
+    model: nn.Module
+    tokenizer: Any
+    stream: TaskStream
+    recipe: Recipe
+    precision: str
+    born: dict[str, Tensor]
+    prepared_encoder: Any
+
+    @classmethod
+    def load(cls, recipe: Recipe, precision: str) -> tuple[Any, Any]:
+        """Load the base model and its tokenizer. What is drawn is drawn with the recipe's seed."""
+        from perdure.models import load_base
+
+        return load_base(recipe.model, precision=precision)
+
+    def encode(self, row: Row) -> dict[str, Any]:
+        """Return `{"input_ids": [...], "labels": ...}`; see `protocol.batch.label_places`.
+
+        A row that has `input_ids` is encoded already and comes back as it is.
+        """
+        raise NotImplementedError
+
+    def collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Return a batch of encoded rows: what the model's `forward` takes, by name."""
+        return collate(rows, self.pad_id)
+
+    def score_task(self, task: Task, progress: Progress | None) -> TaskScore | None:
+        """Score `task.test`; None where there is nothing to score with before it was learned."""
+        raise NotImplementedError
+
+    def trainer(
+        self, args: TrainingArguments, encoded: Sequence[dict[str, Any]], phase: Phase
+    ) -> PhaseTrainer:
+        """Make the trainer of a phase."""
+        made = self.trainer_class(
+            model=self.model,
+            args=args,
+            train_dataset=encoded,
+            data_collator=lambda rows: {**self.collate(rows), ROWS: HostRows(rows)},
+            processing_class=self.tokenizer,
+        )
+        made.rates, made.packs = self.rates(self.model), self.packs
+        return made
+
+    def rates(self, model: nn.Module) -> Mapping[str, float]:
+        """Return learning rates by a regular expression over parameter names."""
+        return {}
+
+    def begin_task(self, index: int) -> None:
+        """Add the modules that task number `index` needs, under new names.
+
+        What is drawn depends on seed and task alone. A resumed run calls it again for each task
+        learned before, in order, and then puts the saved weights in.
+        """
+
+    def general(self) -> Mapping[str | None, Callable[[], GeneralScore | HarnessScore]]:
+        """Return what measures general ability, each to be called for its score.
+
+        By name of an lm-eval task; None is perplexity on ordinary text.
+        """
+        return {}
+
+    def make_gauges(self, session: TaskSession) -> Gauges | None:
+        """Make the gauges of a run; None for a kind that has none. `session`: of the first task."""
+        return None
+
+    def check(self) -> None:
+        """Raise a `PerdureError` for what cannot be learned, before anything is."""
+        has = type(self)
+        asked = self.stream.general.held_out or (self.recipe.general and self.recipe.general.tasks)
+        if asked and has.general is KindHooks.general:
+            raise UsageError(
+                f"general: tasks of kind {self.kind} have no measure of general ability",
+                "leave general out of the recipe",
+            )
+        if self.recipe.stop_when is not None and has.make_gauges is KindHooks.make_gauges:
+            raise UsageError(
+                f"stop_when: tasks of kind {self.kind} have no gauges", "leave stop_when out"
+            )
+
+    @property
+    def encoder(self) -> Any:
+        """What encodes rows for methods: `encode`, `encode_text`, `pad_id`, `tokenizer`."""
+        return self
+
+    def encode_text(self, text: str, max_tokens: int | None = None) -> dict[str, Any]:
+        """Encode plain text, every token a label, for methods that replay general text."""
+        raise UsageError(
+            f"method: tasks of kind {self.kind} cannot be learned along with general text",
+            "take a method that needs none; see perdure methods",
+        )
+
+    def save_weights(self, folder: Path) -> None:
+        """Save the model as it is, so that it can be loaded without Perdure. All processes call."""
+        from perdure.models import save_model
+
+        sharded = is_sharded(self.model)
+        weights = whole_weights(self.model) if sharded else None
+        if rank() == 0:
+            # A sharded model would gather its weights again, and wait for all processes to ask.
+            model = empty_like(self.model) if sharded else self.model
+            save_model(model, self.tokenizer, folder, self.recipe.model, weights)
+
+    def base_weights(self) -> dict[str, Tensor]:
+        """The trainable parameters before the first task: the base model's own values, and new
+        modules' as they were first drawn."""
+        names = set(trainable(self.model))
+        base, _ = drawn(partial(self.load, self.recipe, self.precision), self.recipe.seed)
+        device = next(self.model.parameters()).device
+        own = {n: p.detach().to(device) for n, p in base.named_parameters() if n in names}
+        return own | {n: w.to(device) for n, w in self.born.items() if n in names}
+
+
+def drawn(make: Callable[[], Any], seed: int) -> Any:
+    """What `make` returns; what it draws at random depends on `seed` alone and moves no other."""
+    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
+        torch.manual_seed(seed)
+        return make()

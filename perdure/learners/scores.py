@@ -1,0 +1,88 @@
+"""A learner's scores as lines to record: every task's, and general ability's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from perdure.scoring.lines import general_line, task_line
+
+if TYPE_CHECKING:
+    from perdure.processes import Progress
+    from perdure.scoring import TaskScore
+    from perdure.streams.task import Task, TaskStream
+
+Line = tuple[dict[str, Any], Sequence[Mapping[str, Any]]]
+Key = tuple[str, "str | None"]
+"""What a score is of: ("task", its name), ("general", an lm-eval task, or None for text)."""
+
+
+class Scores(Protocol):
+    """The part of a learner that is scored; see `perdure.learners.base.Learner`."""
+
+    model: Any
+    stream: TaskStream
+
+    def serving(self) -> AbstractContextManager[Any]: ...
+    def autocast(self) -> AbstractContextManager[Any]: ...
+    def score(self, task: Task) -> TaskScore | None: ...
+    def score_task(self, task: Task, progress: Progress | None) -> TaskScore | None: ...
+    def general(self) -> Mapping[str | None, Callable[[], Any]]: ...
+    def track(self, figures: Mapping[str, float]) -> None: ...
+
+
+def scored(learner: Scores, after: int, done: Collection[Key]) -> Iterator[Line]:
+    """Score what is not `done`, with the weights that are served; yield each line when it is there.
+
+    A task that has no score yet (`Learner.score` gives None) has no line. Trackers get all figures
+    at the end.
+
+    Returns: a line of scores.jsonl and the scored rows.
+    """
+    figures: dict[str, float] = {}
+    with learner.serving():
+        for task in learner.stream:
+            if ("task", task.name) in done:
+                continue
+            started = time.monotonic()
+            found = learner.score(task)
+            if found is None:
+                continue
+            line = task_line(after, task.name, found, time.monotonic() - started)
+            figures[f"score/{task.name}"] = found.score
+            others = {k: v for k, v in found.measures.items() if k != found.metric}
+            figures |= {f"score/{task.name}/{k}": v for k, v in others.items()}
+            yield line, found.items
+        for name, measure in learner.general().items():
+            if ("general", name) in done:
+                continue
+            started = time.monotonic()
+            line = general_line(after, name, measure(), time.monotonic() - started)
+            figures[f"score/general_{name or line['metric']}"] = line["score"]
+            yield line, ()
+    learner.track(figures)
+
+
+def score_routed(learner: Scores, task: Task, adapters: Sequence[str]) -> TaskScore | None:
+    """Score each row of `task.test` with the adapter chosen for it, by name in `adapters`."""
+    from perdure.scoring.score import pooled
+
+    model: Any = learner.model
+    active = model.active_adapter
+    parts: list[TaskScore] = []
+    try:
+        for name in sorted(set(adapters)):
+            model.set_adapter(name)
+            rows = [r for r, a in zip(task.test, adapters, strict=True) if a == name]
+            with learner.autocast():
+                found = learner.score_task(replace(task, test=rows), None)
+            if found is None:
+                return None
+            parts.append(found)
+    finally:
+        model.set_adapter(active)
+    items = [item for part in parts for item in part.items]
+    return replace(parts[0], score=pooled(task.metric, items), items=items)

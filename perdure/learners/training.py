@@ -1,0 +1,107 @@
+"""The trainer of one phase: its arguments, learning rates by parameter, and its traces removed."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import TrainingArguments
+
+from perdure.engine.trainer import PerdureTrainer
+
+if TYPE_CHECKING:
+    from perdure.engine.packing import EncodedRow, Packed
+    from perdure.recipe.schema import Recipe
+
+
+class PhaseTrainer(PerdureTrainer):
+    """Perdure's trainer with a learning rate for some parameters, and packs only where wanted.
+
+    Attributes:
+        rates: regular expression over parameter names -> learning rate of what it finds; the
+            schedule scales it as it does the recipe's rate. The first that finds a name counts.
+        packs: whether extra rows may run in one pass with the task's.
+    """
+
+    rates: Mapping[str, float] = {}
+    packs: bool = False
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        if self.optimizer is None:
+            regroup(super().create_optimizer(model), self.model, self.rates)
+        return self.optimizer
+
+    def packed(self, inputs: Mapping[str, Any], extra: Sequence[EncodedRow]) -> Packed | None:
+        return super().packed(inputs, extra) if self.packs else None
+
+
+def regroup(optimizer: torch.optim.Optimizer, model: nn.Module, rates: Mapping[str, float]) -> None:
+    """Give parameters that a pattern finds groups of their own with that learning rate."""
+    names = {p: n for n, p in model.named_parameters()}
+    for pattern, rate in rates.items():
+        for group in list(optimizer.param_groups):
+            if "rate_of" in group:
+                continue
+            found = [p for p in group["params"] if re.search(pattern, names[p])]
+            if not found:
+                continue
+            ids = {id(p) for p in found}
+            group["params"] = [p for p in group["params"] if id(p) not in ids]
+            options = {k: v for k, v in group.items() if k != "params"}
+            optimizer.add_param_group({**options, "params": found, "lr": rate, "rate_of": pattern})
+
+
+def arguments(
+    recipe: Recipe, folder: Path, *, steps: int, micro_batch: int, accumulation: int, bf16: bool
+) -> TrainingArguments:
+    """The arguments of a phase of `steps` optimizer steps that saves to `folder`."""
+    train = recipe.train
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=accumulation,
+        max_steps=steps,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=train.schedule,
+        warmup_steps=math.ceil(train.warmup * steps),
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        optim=train.optimizer,
+        bf16=bf16,
+        activation_checkpointing=train.gradient_checkpointing,
+        use_cpu=not torch.cuda.is_available(),
+        logging_steps=train.log_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if recipe.save.steps else "no",
+        save_steps=recipe.save.steps or 500,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=True,
+        report_to="none",
+        ddp_find_unused_parameters=False,
+    )
+
+
+def forget_trainer(model: nn.Module) -> None:
+    """Remove what a trainer leaves on a model, which the next one would build on.
+
+    A mark that it is wrapped already turns DDP off without a word, and each patch of `forward`
+    nests deeper.
+    """
+    for name in ("_is_accelerate_prepared", "forward", "_original_forward"):
+        model.__dict__.pop(name, None)
+    config: Any = getattr(model, "config", None)
+    if config is not None:
+        config.use_cache = True
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer steps that a checkpoint inside a task stands for, by its folder's name."""
+    return int(checkpoint.name.rsplit("-", 1)[1])

@@ -1,0 +1,135 @@
+"""What a learner says and returns, written to a run directory and shown to the user."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from perdure.errors import TrainingError
+from perdure.processes import barrier, rank
+from perdure.run.directory import Run
+
+
+class Shows(Protocol):
+    """The part of a display that a recorder uses."""
+
+    def training(
+        self,
+        method: str,
+        task: str,
+        step: int,
+        steps: int,
+        loss: float | None = None,
+        tokens_per_second: float | None = None,
+        seconds_left: float | None = None,
+    ) -> None: ...
+    def scoring(self, method: str, task: str, done: int, total: int) -> None: ...
+    def doing(self, method: str, verb: str, what: str, done: int, total: int) -> None: ...
+
+
+class Recorder:
+    """Hears a learner and records for it; of several processes the first one writes."""
+
+    def __init__(self, run: Run, display: Shows) -> None:
+        self.run, self.display = run, display
+
+    # --- while a learner works
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """Add a logged step to log.jsonl, and show it."""
+        if rank() != 0:
+            return
+        self.run.log(row)
+        shown = ("task", "step", "steps", "loss", "tokens_per_second", "seconds_left")
+        self.display.training(self.run.methods_name, *(row[key] for key in shown))
+
+    def note(self, text: str) -> None:
+        """Add a line to perdure.log."""
+        if rank() == 0:
+            self.run.note(text)
+
+    def warn(self, text: str) -> None:
+        """Add a line to perdure.log that the user must not miss, and print it at once."""
+        self.note(text)
+        if rank() == 0:
+            logging.getLogger("perdure").warning("%s", text)
+
+    def progress(self, verb: str, what: str, done: int, total: int) -> None:
+        """Show how far slow work has come."""
+        if verb == "scoring":
+            self.display.scoring(self.run.methods_name, what, done, total)
+        else:
+            self.display.doing(self.run.methods_name, verb, what, done, total)
+
+    # --- what it returns
+
+    def facts(self, after: int, task: str, found: Mapping[str, float]) -> None:
+        """Record what was found at the end of a task, and say it in perdure.log."""
+        if rank() != 0:
+            return
+        for name, value in found.items():
+            self.run.record_fact(after, task, name, value)
+            self.run.note(f"task {task}: {name} {value:g}")
+
+    def scored(self, after: int) -> set[tuple[str, str | None]]:
+        """What has a score after `after` tasks already: its kind and task."""
+        return {(s["kind"], s.get("task")) for s in self.run.scores() if s["after"] == after}
+
+    def scores(
+        self, lines: Iterable[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]]
+    ) -> None:
+        """Record each score as soon as it is there."""
+        for line, items in lines:
+            if rank() == 0:
+                self.run.record(line, items)
+
+    def steps_of(self, learned: int) -> int:
+        """Optimizer steps of the first `learned` tasks."""
+        done = {(r["after"], r["phase"]): r["steps"] for r in self.run.log_rows()}
+        return sum(steps for (after, _), steps in done.items() if after <= learned)
+
+    @contextmanager
+    def sealing(self, after: int) -> Iterator[Path]:
+        """A folder for the checkpoint of `after` tasks, which then replaces what came before it."""
+        if rank() == 0:
+            with self.run.sealing(after) as folder:
+                yield folder
+        else:
+            yield Path()
+        barrier()
+        if rank() == 0:
+            self.run.drop_work()
+            if self.run.recipe.save.tasks == "last":
+                self.run.drop_checkpoints_before(after)
+
+    def finish(self) -> None:
+        """Mark the run as finished."""
+        if rank() == 0:
+            self.run.finish()
+
+    @contextmanager
+    def disk_watched(self) -> Iterator[None]:
+        """Have a full disk reported as such.
+
+        Raises:
+            TrainingError: the disk got full; with how to go on.
+        """
+        try:
+            yield
+        except Exception as error:
+            number, path = getattr(error, "errno", None), self.run.path
+            if number != errno.ENOSPC and "No space left" not in str(error):
+                raise
+            free = shutil.disk_usage(path).free // 2**20
+            raise TrainingError(
+                f"{path}: no space left on the disk ({free} MB free)",
+                (
+                    "free some, then go on with: perdure resume " + str(path),
+                    "or keep fewer checkpoints: save.tasks: last",
+                ),
+            ) from error

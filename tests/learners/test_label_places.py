@@ -1,0 +1,82 @@
+"""Where a row's label stands is known to one function: next token, own position, one a row."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from perdure.protocol.batch import (
+    ForwardOutput,
+    HostRows,
+    collate,
+    label_places,
+    labels_at,
+    labels_of,
+    row_targets,
+    unlabelled,
+)
+
+NEXT = {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}
+OWN = {"input_ids": [5, 6, 7], "labels": [2, -100, 0], "_labels_at": "own"}
+ROW = {"input_ids": [5, 6, 7], "labels": 3}
+
+
+@pytest.mark.parametrize(
+    ("row", "at", "targets", "count"),
+    [
+        (NEXT, "next", [6, 7, -100], 2),
+        (OWN, "own", [2, -100, 0], 2),
+        (ROW, "row", [3], 1),
+        ({**ROW, "labels": torch.tensor(3)}, "row", [3], 1),
+        ({**ROW, "labels": -100}, "row", [-100], 0),
+    ],
+)
+def test_of_a_row(row, at, targets, count):
+    assert labels_at(row) == at
+    assert list(row_targets(row)) == targets
+    assert labels_of(row) == count
+    assert labels_of(unlabelled(row)) == 0
+    assert labels_at(unlabelled(row)) == at
+
+
+@pytest.mark.parametrize("row", [NEXT, OWN, ROW])
+@pytest.mark.parametrize("by", ["rows", "batch"])
+def test_a_batch_agrees_with_its_rows(row, by):
+    short = {
+        **row,
+        "input_ids": [5, 6],
+        "labels": row["labels"] if row is ROW else row["labels"][:2],
+    }
+    rows = [row, short]
+    batch = collate(rows, pad_id=0)
+    if by == "rows":
+        out = ForwardOutput(nn.Linear(1, 1), batch, rows=rows)
+    else:  # as in Perdure's own trainer, which has the rows in the batch
+        out = ForwardOutput(nn.Linear(1, 1), {**batch, "_rows": HostRows(rows)})
+    expected = [label for r in rows for label in row_targets(r) if label != -100]
+    assert out.labels.tolist() == expected
+    assert out.row_of.bincount(minlength=2).tolist() == [labels_of(r) for r in rows]
+
+
+def test_logits_of_one_label_a_row():
+    rows = [ROW, {**ROW, "labels": -100}, {**ROW, "labels": 1}]
+    model = nn.Linear(1, 1)
+    model.config = Config()
+    out = ForwardOutput(model, collate(rows, 0), rows=rows)
+    out.head = torch.arange(12.0).reshape(3, 4)
+    torch.testing.assert_close(out.logits, out.head[[0, 2]])
+    by_hand = nn.functional.cross_entropy(out.head[[0, 2]], torch.tensor([3, 1]), reduction="none")
+    torch.testing.assert_close(out.nll, by_hand)
+
+
+class Config:
+    def get_text_config(self):
+        return self
+
+
+def test_tensors_of_a_batch():
+    labels = torch.tensor([[-100, 6, 7], [-100, -100, 8]])
+    assert label_places(labels).tolist() == [[6, 7, -100], [-100, 8, -100]]
+    assert label_places(labels, "own") is labels
+    assert label_places(torch.tensor([4, 2]), "row").tolist() == [[4], [2]]

@@ -1,0 +1,94 @@
+"""A kind of task from another package: texts sorted into classes, with a head that grows.
+
+A row is `{"text": "...", "class": 3}`; classes are numbered through all tasks, two a task.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from perdure.learners.base import Learner
+from perdure.models.load import load_tokenizer
+from perdure.scoring import TaskScore
+from perdure.streams.kinds import Kind
+
+PER_TASK, WIDTH = 2, 16
+
+
+class Heads(nn.Module):
+    """One linear head a task, their logits side by side."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.ModuleList()
+
+    def forward(self, states):
+        return torch.cat([head(states) for head in self.parts], -1)
+
+
+class ToyModel(PreTrainedModel):
+    """The mean of a text's token states, and the heads on it."""
+
+    config_class = PretrainedConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.body = nn.Sequential(
+            nn.Embedding(config.vocab_size, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Tanh()
+        )
+        self.heads = Heads()
+
+    def get_decoder(self):
+        return self.body
+
+    def get_output_embeddings(self):
+        return self.heads
+
+    def forward(self, input_ids, attention_mask, labels=None):
+        real = attention_mask.unsqueeze(-1)
+        logits = self.heads((self.body(input_ids) * real).sum(1) / real.sum(1))
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+
+class ToyLearner(Learner):
+    kind = "toy"
+
+    @classmethod
+    def load(cls, recipe, precision):
+        tokenizer = load_tokenizer(recipe.model)
+        return ToyModel(PretrainedConfig(vocab_size=len(tokenizer))), tokenizer
+
+    def begin_task(self, index):
+        self.model.heads.parts.append(nn.Linear(WIDTH, PER_TASK))
+
+    def rates(self, model):
+        return {r"^heads\.": 10 * self.recipe.train.learning_rate}
+
+    def encode(self, row):
+        if "input_ids" in row:
+            return row
+        return {"input_ids": self.tokenizer(row["text"])["input_ids"], "labels": row["class"]}
+
+    @torch.no_grad()
+    def score_task(self, task, progress):
+        first = PER_TASK * [t.name for t in self.stream].index(task.name)
+        batch = self.collate([self.encode(row) for row in task.test])
+        if first >= PER_TASK * len(self.model.heads.parts):
+            return None
+        logits = self.model.eval()(batch["input_ids"], batch["attention_mask"]).logits
+        own = first + logits[:, first : first + PER_TASK].argmax(-1)
+        items = [
+            {"id": row["text"], "score": float(guess == row["class"]), "prediction": str(guess),
+             "answer": str(row["class"]), "prompt": row["text"]}
+            for row, guess in zip(task.test, logits.argmax(-1).tolist(), strict=True)
+        ]  # fmt: skip
+        score = sum(item["score"] for item in items) / len(items)
+        within = float((own == batch["labels"]).float().mean())
+        return TaskScore(score, task.metric, True, items, {"accuracy_within_task": within})
+
+
+KIND = Kind("toy", formats=(), metrics=(), learner="toy_kind:ToyLearner")
