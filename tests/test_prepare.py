@@ -46,9 +46,7 @@ def test_rows_are_kept_as_a_dataset(tiny_model_dir: Path, tmp_path: Path) -> Non
     ready = prepare(load_recipe(write_recipe(tmp_path, tiny_model_dir)))
     assert ready.encoder is not None
     task = ready.stream.tasks[0]
-    (kept,) = [
-        found for split, found in ready.encoder._kept.items() if split == (task.name, "train")
-    ]
+    kept = ready.encoder.dataset((task.name, "train"))
     assert isinstance(kept, Dataset)
     assert kept.column_names == ["input_ids", "labels"]
     fresh = Encoder(ready.encoder.tokenizer)
