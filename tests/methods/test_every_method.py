@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import write_recipe
+import two_tasks
+from tiny_runs import finish, start_call, write_recipe
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from two_tasks import ACTIVE, OWN_ROWS, SILENT, made, train
@@ -97,13 +96,7 @@ def test_two_processes_learn_the_same(
 ) -> None:
     from safetensors.torch import load_file
 
-    script = Path(__file__).with_name("two_tasks.py")
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port",
-         "0", "--rdzv_endpoint", "localhost:0", "--rdzv_backend", "c10d",
-         str(script), str(tiny_model_dir), str(tmp_path)],
-        check=True, timeout=280,
-    )  # fmt: skip
+    finish(start_call(two_tasks.main, str(tiny_model_dir), str(tmp_path), processes=2))
     for name in ATTACHED:
         same(load_file(tmp_path / f"{name}.safetensors"), both_tasks(name), 2e-6)
 

@@ -1,13 +1,12 @@
-"""Train two tasks with one method on the tiny model; also under torchrun, for all methods in turn.
+"""Train two tasks with one method on the tiny model; `main` does so for all methods in turn.
 
-    python -m torch.distributed.run --nproc_per_node 2 two_tasks.py MODEL OUT
-writes OUT/METHOD.safetensors, the weights after both tasks.
+In several processes `main(MODEL, OUT)` runs as under torchrun. It writes OUT/METHOD.safetensors,
+the weights after both tasks.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -99,7 +98,3 @@ def main(model_dir: str, out: str) -> None:
             train(model, tokenizer, Path(out) / name, [method], index)
         if os.environ.get("RANK", "0") == "0":
             save_file(dict(model.named_parameters()), Path(out) / f"{name}.safetensors")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
