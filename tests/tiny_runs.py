@@ -84,7 +84,7 @@ class Started:
             process.join()
 
 
-def _serve() -> Any:
+def fork_server() -> Any:
     """A server that has imported all that is slow and forks a clean process for each command.
 
     Before Python 3.13 the server looks for what it imports on PYTHONPATH only, and says nothing if
@@ -142,7 +142,7 @@ def start_call(call: Callable[..., object], *args: Any, processes: int = 1) -> S
                 "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
             }  # fmt: skip
-        process = _serve().Process(target=_child, args=(call, args, output, environment))
+        process = fork_server().Process(target=_child, args=(call, args, output, environment))
         process.start()
         started.append(process)
     return Started(started, output)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import signal
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import write_recipe
+from tiny_runs import fork_server, write_recipe
 from torch import Tensor
 
 import perdure
@@ -30,6 +29,8 @@ from perdure.prepare import chosen_methods
 from perdure.protocol.method import Method
 from perdure.recipe.schema import Recipe
 from perdure.run import Run
+
+pytestmark = pytest.mark.train
 
 SOURCE = Path(__file__).parent / "toy_package" / "toy_kind.py"
 METHODS: dict[str, Any] = {
@@ -104,9 +105,7 @@ def learn(out: Path, recipe: Path, die: bool) -> None:
 
 def learn_and_die(out: Path, recipe: Path) -> int | None:
     """`learn` in a process of its own, which dies; its exit code."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["slow_imports"])
-    process = context.Process(target=learn, args=(out, recipe, True))
+    process = fork_server().Process(target=learn, args=(out, recipe, True))
     process.start()
     process.join(250)
     return process.exitcode
