@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from perdure.errors import RunError
-from perdure.mechanisms.state_cache import Raw, StateCache, alike, measured_noise, note, raws
+from perdure.mechanisms.state_cache import (
+    Raw,
+    StateCache,
+    alike,
+    measured_difference,
+    measured_noise,
+    note,
+    raws,
+)
 
 if TYPE_CHECKING:
     from perdure.engine.runtime import TaskRuntime
@@ -98,15 +106,33 @@ def distilled(
 
     @torch.no_grad()
     def noise_of(made: StateCache) -> Mapping[str, Any]:
-        if kind != "codes":
+        if kind == "logits":
             return {}
-        some = list(range(min(_NOISE_ROWS, len(rows))))
-        seen = session.states_as_trained([rows[i] for i in some], wanted.layers)
-        return {
-            str(k): measured_noise(made, some, k, seen.hidden[k], seen.mask) for k in wanted.layers
-        }
+        texts = list(range(min(_NOISE_ROWS, len(rows))))
+        return _noise(session, made, [rows[i] for i in texts], wanted.layers)
 
     groups = alike([len(row["input_ids"]) for row in rows], session.device, kind)
     with session.as_base() if of_base else nullcontext():
         cache.build(groups, raws_of, noise_of, wanted.k, wanted.one_pass)
     return cache
+
+
+def _noise(
+    session: TaskRuntime, made: StateCache, rows: Sequence[dict[str, Any]], layers: tuple[int, ...]
+) -> dict[str, dict[str, float]]:
+    """How far rounding alone moves the states of the first texts, by layer.
+
+    Of codes in the layout of a training step. Of states also in a padded batch of their own where
+    a step packs them: a difference has no interval to stay in, so each layout's rounding shows.
+    """
+    texts, measure = list(range(len(rows))), measured_noise
+    passes = [session.states_as_trained(rows, layers)]
+    if made.kind == "states":
+        measure = measured_difference
+        if session.packs:
+            passes.append(session.forward(rows, logits=False, hidden=layers))
+    found: dict[str, dict[str, float]] = {}
+    for layer in layers:
+        each = [measure(made, texts, layer, seen.hidden[layer], seen.mask) for seen in passes]
+        found[str(layer)] = {name: max(noise[name] for noise in each) for name in each[0]}
+    return found
