@@ -108,8 +108,7 @@ def distilled(
     def noise_of(made: StateCache) -> Mapping[str, Any]:
         if kind == "logits":
             return {}
-        texts = list(range(min(_NOISE_ROWS, len(rows))))
-        return _noise(session, made, [rows[i] for i in texts], wanted.layers)
+        return _noise(session, made, rows, wanted.layers)
 
     groups = alike([len(row["input_ids"]) for row in rows], session.device, kind)
     with session.as_base() if of_base else nullcontext():
@@ -120,17 +119,21 @@ def distilled(
 def _noise(
     session: TaskRuntime, made: StateCache, rows: Sequence[dict[str, Any]], layers: tuple[int, ...]
 ) -> dict[str, dict[str, float]]:
-    """How far rounding alone moves the states of the first texts, by layer.
+    """How far rounding alone moves the states of a few texts, by layer.
 
-    Of codes in the layout of a training step. Of states also in a padded batch of their own where
-    a step packs them: a difference has no interval to stay in, so each layout's rounding shows.
+    Of codes the first ones, in the layout of a training step. Of states, which have no interval to
+    stay in, so that each layout's rounding shows, the shortest and the longest beside each other,
+    in a padded batch of their own too where a step packs them.
     """
-    texts, measure = list(range(len(rows))), measured_noise
-    passes = [session.states_as_trained(rows, layers)]
+    texts, measure = list(range(min(_NOISE_ROWS, len(rows)))), measured_noise
     if made.kind == "states":
-        measure = measured_difference
-        if session.packs:
-            passes.append(session.forward(rows, logits=False, hidden=layers))
+        by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+        half = _NOISE_ROWS // 2
+        texts, measure = sorted({*by_length[:half], *by_length[-half:]}), measured_difference
+    some = [rows[i] for i in texts]
+    passes = [session.states_as_trained(some, layers)]
+    if made.kind == "states" and session.packs:
+        passes.append(session.forward(some, logits=False, hidden=layers))
     found: dict[str, dict[str, float]] = {}
     for layer in layers:
         each = [measure(made, texts, layer, seen.hidden[layer], seen.mask) for seen in passes]
