@@ -121,7 +121,7 @@ def _built(method: str | Mapping[str, Any]) -> Method:
     from perdure.recipe.schema import read_methods
 
     specs, found = read_methods(dict(method) if isinstance(method, Mapping) else method, None)
-    if found:
+    if found or not isinstance(method, str | Mapping):
         raise UsageError(
             f"attach: {method!r} names no method",
             'write "gere", or {"name": "gere", "insert": 2}; several are arguments of their own',

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from perdure.errors import RunError
-from perdure.mechanisms.state_cache import Raw, StateCache, alike, measured_noise, note, raws
+from perdure.mechanisms.state_cache import (
+    Raw,
+    StateCache,
+    alike,
+    measured_difference,
+    measured_noise,
+    note,
+    raws,
+)
 
 if TYPE_CHECKING:
     from perdure.engine.runtime import TaskRuntime
@@ -98,15 +106,36 @@ def distilled(
 
     @torch.no_grad()
     def noise_of(made: StateCache) -> Mapping[str, Any]:
-        if kind != "codes":
+        if kind == "logits":
             return {}
-        some = list(range(min(_NOISE_ROWS, len(rows))))
-        seen = session.states_as_trained([rows[i] for i in some], wanted.layers)
-        return {
-            str(k): measured_noise(made, some, k, seen.hidden[k], seen.mask) for k in wanted.layers
-        }
+        return _noise(session, made, rows, wanted.layers)
 
     groups = alike([len(row["input_ids"]) for row in rows], session.device, kind)
     with session.as_base() if of_base else nullcontext():
         cache.build(groups, raws_of, noise_of, wanted.k, wanted.one_pass)
     return cache
+
+
+def _noise(
+    session: TaskRuntime, made: StateCache, rows: Sequence[dict[str, Any]], layers: tuple[int, ...]
+) -> dict[str, dict[str, float]]:
+    """How far rounding alone moves the states of a few texts, by layer.
+
+    Of codes the first ones, in the layout of a training step. Of states, which have no interval to
+    stay in, so that each layout's rounding shows, the shortest and the longest beside each other,
+    in a padded batch of their own too where a step packs them.
+    """
+    texts, measure = list(range(min(_NOISE_ROWS, len(rows)))), measured_noise
+    if made.kind == "states":
+        by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+        half = _NOISE_ROWS // 2
+        texts, measure = sorted({*by_length[:half], *by_length[-half:]}), measured_difference
+    some = [rows[i] for i in texts]
+    passes = [session.states_as_trained(some, layers)]
+    if made.kind == "states" and session.packs:
+        passes.append(session.forward(some, logits=False, hidden=layers))
+    found: dict[str, dict[str, float]] = {}
+    for layer in layers:
+        each = [measure(made, texts, layer, seen.hidden[layer], seen.mask) for seen in passes]
+        found[str(layer)] = {name: max(noise[name] for noise in each) for name in each[0]}
+    return found

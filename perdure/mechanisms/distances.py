@@ -45,26 +45,16 @@ def kl_of_largest(
     return known + rest
 
 
-def distance(x: Tensor, h: Tensor, mask: Tensor, power: int) -> Tensor:
-    """Mean over real positions and neurons of |x - h|^power, of each row; (batch, seq, hidden)."""
-    gap = (x.float() - h).abs().pow(power) * mask.unsqueeze(-1)
-    return gap.sum((1, 2)) / (mask.sum(1).clamp(min=1) * x.shape[-1])
+def distance(x: Tensor, h: Tensor, mask: Tensor, power: int, floor: float = 0.0) -> Tensor:
+    """Mean over real positions and neurons of |x - h|^power, of each row; (batch, seq, hidden).
 
-
-def row_means(values: Tensor, row_of: Tensor, rows: int) -> Tensor:
-    """Mean of `values` (tokens,) in each row, 0 in a row without any.
-
-    Args: row_of: the row of each value, (tokens,). Returns: (rows,)
+    Args: floor: a difference up to this counts as none.
     """
-    return values.new_zeros(rows).index_add(0, row_of, values) / row_counts(row_of, rows).clamp(
-        min=1
-    )
-
-
-def row_counts(row_of: Tensor, rows: int) -> Tensor:
-    """How many of `row_of` (tokens,) are of each row, (rows,) fp32."""
-    ones = torch.ones(row_of.shape, device=row_of.device)
-    return ones.new_zeros(rows).index_add(0, row_of, ones)  # bincount would wait for the device
+    gap = (x.float() - h).abs()
+    if floor > 0:  # so that a state that is no number stays one
+        gap = torch.where(gap <= floor, 0.0, gap)
+    gap = gap.pow(power) * mask.unsqueeze(-1)
+    return gap.sum((1, 2)) / (mask.sum(1).clamp(min=1) * x.shape[-1])
 
 
 def state_weight(

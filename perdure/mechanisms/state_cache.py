@@ -265,7 +265,7 @@ class StateCache:
 
     @property
     def noise(self) -> dict[str, dict[str, float]]:
-        """`measured_noise` by layer."""
+        """`measured_noise` by layer; of states `measured_difference`."""
         found: dict[str, dict[str, float]] = self.facts["noise"]
         return found
 
@@ -318,6 +318,18 @@ def measured_noise(
         "largest": float(e.max()),
         "mean": float(e.mean()),
     }
+
+
+def measured_difference(
+    cache: StateCache, texts: Sequence[int], layer: int, states: Tensor, mask: Tensor
+) -> dict[str, float]:
+    """How far the same model's states on the same texts differ in another layout, by rounding.
+
+    Args: as of `measured_noise`. Returns: the `largest` and `mean` absolute difference.
+    """
+    kept = cache.rows(texts, layer, states.shape[1], states.device)
+    gap = (states.float() - kept)[mask].abs()
+    return {"largest": float(gap.max()), "mean": float(gap.mean())}
 
 
 def note(message: str, *values: Any) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_tasks import FIRST, GENERAL
+from small_tasks import FIRST, GENERAL, general_method
 
 from perdure.streams.task import GeneralText, Task
 
@@ -35,11 +35,16 @@ def context(tiny: Any, tmp_path: Path) -> Callable[..., Any]:
 
 @pytest.fixture
 def made(context: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
-    """Make GeRe and its begun first task: `made({options of context}, **options of the method)`."""
-    from perdure.methods.gere import GeRe, GeReConfig
+    """Make a method that replays general texts, and its begun first task.
 
-    def make(ctx_options: dict[str, Any] | None = None, **options: Any) -> tuple[Any, Any]:
-        method = GeRe(GeReConfig(**{"max_tokens": 12, "samples": len(GENERAL), **options}))
+    `made({options of context}, kind="gere", **options of the method)`; of the context what the
+    engine holds is `_session`.
+    """
+
+    def make(
+        ctx_options: dict[str, Any] | None = None, kind: str = "gere", **options: Any
+    ) -> tuple[Any, Any]:
+        method = general_method(kind, **options)
         ctx = context(method, **(ctx_options or {}))
         method.begin_task(ctx)
         return method, ctx

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from perdure.streams.task import Task
 
@@ -26,3 +27,11 @@ def task_of(name: str, words: Sequence[str]) -> Task:
 
 FIRST = task_of("colour", ["red", "blue", "deep green", "red"] * 4)
 SECOND = task_of("count", ["one", "two", "twenty two", "one"] * 4)
+
+
+def general_method(kind: str = "gere", **options: Any) -> Any:
+    """A method that replays general texts, by its name, with few texts of few tokens."""
+    from perdure.methods import registry
+
+    given = {"max_tokens": 12, "samples": len(GENERAL), **options}
+    return registry.load(kind)(registry.load_config(kind, given))

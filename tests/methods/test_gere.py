@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 import torch
 from families import family
-from small_tasks import FIRST, GENERAL, SECOND
+from small_tasks import FIRST, GENERAL, SECOND, general_method
 from torch import Tensor, tensor
 
+from perdure.engine import distillation
 from perdure.engine.general_texts import how_many, repeats
+from perdure.engine.session import TaskSession
 from perdure.errors import RunError
 from perdure.mechanisms import state_cache
 from perdure.mechanisms.distances import (
@@ -27,12 +29,14 @@ from perdure.mechanisms.distances import (
     kl,
     kl_of_largest,
     micro_loss,
-    row_means,
     state_weight,
 )
 from perdure.mechanisms.margin import excess, flags, margin, outside, pack, plain, unpack
 from perdure.mechanisms.state_cache import alike, thresholds, top
-from perdure.methods.gere import OFFICIAL, GeRe, GeReConfig
+from perdure.methods import gere
+from perdure.methods.gere import GeRe, GeReConfig
+from perdure.protocol.batch import ForwardOutput
+from perdure.protocol.step import Phase, Step
 from perdure.streams.task import GeneralText
 
 pytestmark = pytest.mark.unit
@@ -57,6 +61,12 @@ def one_row(
     loss = margin(now.unsqueeze(0), coded, real.bool().unsqueeze(0), n, p, over)[0]
     loss.backward()
     assert now.grad is not None
+    if over == "violating":  # as it is written for readers, in plain torch on whole states
+        again = torch.as_tensor(x).float().clone().requires_grad_()
+        read = gere.margin(again, torch.as_tensor(h), real, n, p)
+        (gradient,) = torch.autograd.grad(read, again)
+        close(read, loss)
+        close(gradient, now.grad)
     return loss.item(), now.grad
 
 
@@ -134,7 +144,9 @@ def test_m7_one_token_has_states_but_nothing_to_predict() -> None:
     loss, gradient = one_row([[3.0, -3, 0]], [[0.0, 0, 0]], *ONE)
     close(loss, 2.0)
     close(gradient, [[0.5, -0.5, 0]])
-    assert row_means(torch.zeros(0), torch.zeros(0, dtype=torch.long), 1).tolist() == [0.0]
+    batch = {"input_ids": tensor([[5]]), "labels": tensor([[5]])}
+    seen = ForwardOutput(torch.nn.Identity(), batch)
+    assert seen.per_row(torch.zeros(0)).tolist() == [0.0]
 
 
 @pytest.mark.parametrize("over", ["violating", "elements", "tokens"])
@@ -205,7 +217,7 @@ def test_m13_the_general_rows_share(scope: Any, total: float) -> None:
 def test_m13_in_micro_batches_of_one(rows_first: int) -> None:
     """Six of one row, the general one never halved, wherever it runs; and the mean is over six."""
     method, ctx, general = m13("micro")
-    ctx.accumulation = 5
+    ctx.step = Step(micro_batches=5)
     total = torch.zeros(())
     for number in (1.0, 2.0, 3.0, 4.0, 5.0):
         main = task_rows([number])
@@ -214,15 +226,15 @@ def test_m13_in_micro_batches_of_one(rows_first: int) -> None:
     close(total / 5, 5.333333)
 
 
-def m13(scope: Any) -> tuple[GeRe, Any, Any]:
+def m13(scope: Any) -> tuple[Any, Any, Any]:
     """The method, the context, and a general row of a CE of 7 and a margin of 0.1."""
-    method = GeRe(GeReConfig(insert=1, weight=100.0, scope=scope))
-    method._term = lambda *_, **__: tensor([0.1])  # type: ignore[method-assign]
+    method = general_method("gere_official", insert=1, weight=100.0, scope=scope, mix="insert")
+    method.term = lambda *_, **__: tensor([0.1])
     extra = SimpleNamespace(
-        mask=torch.ones(1, 3), nll=tensor([7.0]), row_of=tensor([0]), row_mean=lambda v: v.mean(),
-        totals=None, rows=[{}],
+        mask=torch.ones(1, 3), nll=tensor([7.0]), row_nll=tensor([7.0]), step_rows=1,
+        row_mean=lambda v: v.mean(),
     )  # fmt: skip
-    ctx = SimpleNamespace(batch_size=5, accumulation=1, world=1, step=0, log=lambda *_: None)
+    ctx = SimpleNamespace(batch_size=5, step=Step(), log=lambda *_: None)
     return method, ctx, extra
 
 
@@ -299,7 +311,7 @@ def test_m18_padding_is_in_no_statistic(made: Any) -> None:
         for row in method._rows:
             ctx.model(input_ids=tensor([row["input_ids"]]))
     hook.remove()
-    n, p = method._cache.limits(-1, torch.device("cpu"))
+    n, p = method.states.limits(-1, torch.device("cpu"))
     close(torch.stack([n, p]), torch.stack(limits(torch.cat(states))))
 
 
@@ -352,6 +364,26 @@ def moved_states() -> tuple[Tensor, ...]:
     mask = torch.arange(7) < tensor([[7], [4], [0]])
     n, p = limits(h[mask])
     return x, pack(flags(h, n, p)), mask, n, p
+
+
+def test_the_margin_as_it_is_read_equals_the_fused_one() -> None:
+    """Of whole states, in plain torch, with padding, a row without any, and no width."""
+    g = torch.Generator().manual_seed(4)
+    h = torch.randn(3, 7, 21, generator=g)
+    x = h + 0.7 * torch.randn(3, 7, 21, generator=g)
+    mask = torch.arange(7) < tensor([[7], [4], [0]])
+    n, p = limits(h[mask])
+    n[3] = p[3] = h[0, 0, 3]
+    one, two = x.clone().requires_grad_(), x.clone().requires_grad_()
+    read = gere.margin(one, h, mask, n, p)
+    fused = margin(two, pack(flags(h, n, p)), mask, n, p, "violating")
+    close(read, fused)
+    assert read[0] > 0
+    assert read[2] == 0
+    weights = tensor([1.0, 2.0, 3.0])
+    for loss in (read, fused):
+        (loss * weights).sum().backward()
+    close(one.grad, two.grad)
 
 
 def test_counts_of_the_fused_margin_are_those_of_plain_torch() -> None:
@@ -437,7 +469,7 @@ def moved(ctx: Any, size: float = 0.05) -> None:
 
 
 def test_kl_equals_a_plain_reference(made: Any) -> None:
-    method, ctx = made(loss="kl", weight=2.0, kl_top=512, insert=2)
+    method, ctx = made(kind="gere_kl", weight=2.0, top=512, insert=2)
     assert terms(method, ctx)["gere_kl"].item() == pytest.approx(0, abs=1e-6)
     rows = method.replay(ctx)
     with torch.no_grad():
@@ -447,27 +479,39 @@ def test_kl_equals_a_plain_reference(made: Any) -> None:
         after = [ctx.forward([row]).logits for row in rows]
     each = [kl(b, a, 2.0).mean() for a, b in zip(before, after, strict=True)]
     assert found == pytest.approx(2.0 * sum(e.item() for e in each) / 10, rel=1e-4)
-    coarse, ctx = made(loss="kl", weight=2.0, kl_top=20, insert=2)  # distilled anew, moved on
+    coarse, ctx = made(kind="gere_kl", weight=2.0, top=20, insert=2)  # distilled anew, moved on
     moved(ctx)
     with torch.no_grad():
         assert terms(coarse, ctx)["gere_kl"].item() > 0
 
 
-@pytest.mark.parametrize(("options", "factor"), [({"kl_t2": True}, 4.0), ({"kl_mask": False}, 0)])
-def test_options_of_kl(made: Any, options: dict[str, Any], factor: float) -> None:
-    method, ctx = made(loss="kl", insert=2)
-    other, _ = made(loss="kl", insert=2, **options)
+@pytest.mark.parametrize(
+    ("one", "two", "factor"),
+    [
+        (("gere_kl", {}), ("gere_kl", {"t2": True}), 4.0),
+        (("gere_kl", {}), ("gere_official", {"loss": "kl", "kl_mask": False}), 0.0),
+        (("gere_kl", {}), ("gere_official", {"loss": "kl", "kl_mask": True, "kl_t2": True}), 4.0),
+    ],
+)
+def test_options_of_kl(made: Any, one: Any, two: Any, factor: float) -> None:
+    kind, options = two
+    scope = {"scope": "row", "mix": "insert"} if kind == "gere_official" else {}
+    method, ctx = made(kind=one[0], insert=2, weight=1.0, **one[1])
+    other, _ = made(kind=kind, insert=2, weight=1.0, **options, **scope)
     moved(ctx)
     with torch.no_grad():
         extra = ctx.forward(method.replay(ctx))
-        one, two = method._kl(extra), other._kl(extra)
+        found, others = (m.held(ctx, extra)["kl"] for m in (method, other))
     lengths = extra.mask.sum(1)
-    close(two, one * (factor or (lengths - 1) / lengths.max()))
+    close(others, found * (factor or (lengths - 1) / lengths.max()))
 
 
 @pytest.mark.parametrize("loss", ["l1", "l2", "label"])
 def test_other_losses(made: Any, loss: str) -> None:
-    method, ctx = made(loss=loss, insert=2)
+    of = {"label": {"kind": "general_replay"}}.get(
+        loss, {"kind": "gere_distance", "norm": loss, "weight": 100.0}
+    )
+    method, ctx = made(**of, insert=2)
     assert ("gere_" + loss) in terms(method, ctx)
     with torch.no_grad():
         rows, power = method.replay(ctx), 1 if loss == "l1" else 2
@@ -497,15 +541,14 @@ def test_dynamic_weight_makes_the_term_as_large_as_the_text_loss(made: Any) -> N
 def test_the_cache_is_made_once_and_survives_interruption(
     made: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-
     method, _ = made()
-    folder = method._cache.folder
+    folder = method.states.folder
     files = {p.name for p in folder.iterdir()}
     assert files == {"manifest.json", "thresholds.safetensors", "00000.safetensors"}
     original = {p.name: p.read_bytes() for p in folder.iterdir()}
 
     calls: list[int] = []
-    forward = Context.forward
+    forward = TaskSession.forward
 
     def counted(self: Any, *args: Any, **options: Any) -> Any:
         calls.append(1)
@@ -513,7 +556,7 @@ def test_the_cache_is_made_once_and_survives_interruption(
             raise KeyboardInterrupt
         return forward(self, *args, **options)
 
-    monkeypatch.setattr(Context, "forward", counted)
+    monkeypatch.setattr(TaskSession, "forward", counted)
     stop = 0
     made()
     assert not calls  # read from disk
@@ -540,13 +583,12 @@ def test_distilling_leaves_each_modules_mode_as_it_was(context: Any, tiny: Any) 
     assert set(before) == {True, False}
     method = GeRe(GeReConfig(max_tokens=12))
     method.begin_task(context(method, model=model))
-    assert method._cache is not None
     assert [module.training for module in model.modules()] == before
 
 
-@pytest.mark.parametrize("loss", ["margin", "l2"])
+@pytest.mark.parametrize("kind", ["gere", "gere_distance"])
 def test_dropout_is_off_while_the_base_is_distilled(
-    context: Any, tiny: Any, tmp_path: Path, loss: Any
+    context: Any, tiny: Any, tmp_path: Path, kind: str
 ) -> None:
     """Trap 7: in train mode the base's states would be noise."""
     model = family("gpt2", len(tiny[1]))
@@ -560,10 +602,9 @@ def test_dropout_is_off_while_the_base_is_distilled(
     found = {}
     for mode in (True, False):
         model.train(mode)
-        method = GeRe(GeReConfig(max_tokens=12, loss=loss))
+        method = general_method(kind)
         method.begin_task(context(method, model=model, cache=tmp_path / str(mode)))
-        assert method._cache is not None
-        folder = method._cache.folder
+        folder = method.states.folder
         found[mode] = {p.name: p.read_bytes() for p in folder.glob("*.safetensors")}
         assert model.training is mode
     assert len(found[True]) == 2
@@ -575,7 +616,7 @@ def test_another_setting_makes_another_cache_before_training(made: Any, caplog: 
     with caplog.at_level("INFO", logger="perdure"):
         other, ctx = made(k=2.0)
     assert "as this changed: k" in caplog.text
-    assert first._cache.folder != other._cache.folder
+    assert first.states.folder != other.states.folder
     with torch.no_grad():
         next(ctx.model.parameters()).mul_(1.01)
     with caplog.at_level("INFO", logger="perdure"):
@@ -586,11 +627,11 @@ def test_another_setting_makes_another_cache_before_training(made: Any, caplog: 
 
 def test_what_is_computed_in_is_part_of_the_key(made: Any) -> None:
     method, ctx = made()
-    assert ctx.computing == {"dtype": "torch.float32", "attention": "sdpa"}
+    assert ctx._session.computing == {"dtype": "torch.float32", "attention": "sdpa"}
     autocast = lambda: torch.autocast("cpu", torch.bfloat16)  # noqa: E731
     other, ctx = made({"autocast": autocast})
-    assert ctx.computing["dtype"] == "torch.bfloat16"
-    assert other._cache.folder != method._cache.folder
+    assert ctx._session.computing["dtype"] == "torch.bfloat16"
+    assert other.states.folder != method.states.folder
 
 
 def test_a_later_task_reads_the_base_and_refuses_what_it_cannot_make_again(made: Any) -> None:
@@ -598,13 +639,13 @@ def test_a_later_task_reads_the_base_and_refuses_what_it_cannot_make_again(made:
     with torch.no_grad():
         for parameter in ctx.model.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
-    folder = method._cache.folder
+    folder = method.states.folder
     method.begin_task(ctx)
-    assert method._cache.folder == folder
+    assert method.states.folder == folder
     again = GeRe(GeReConfig(max_tokens=12))
     again.load_state_dict(json.loads(json.dumps(method.state_dict())))
     again.begin_task(ctx)
-    assert again._cache.folder == folder  # a new process: the state tells which base it was
+    assert again.states.folder == folder  # a new process: the state tells which base it was
     wider = GeRe(GeReConfig(max_tokens=10))
     wider.load_state_dict(method.state_dict())
     with pytest.raises(RunError, match="texts, lengths changed since they were made"):
@@ -624,7 +665,7 @@ def test_a_base_that_is_at_hand_is_the_teacher_of_a_trained_model(context: Any, 
     moved(ctx)
     method.begin_task(ctx)
     assert terms(method, ctx)["gere_margin"].item() > 0
-    with ctx.put(base):
+    with ctx.use_weights(base):
         assert terms(method, ctx)["gere_margin"].item() == 0
     later = GeRe(GeReConfig(max_tokens=10))  # and it can be distilled again at any task
     later.load_state_dict(method.state_dict())
@@ -648,7 +689,7 @@ def test_with_lora_the_base_is_the_model_without_its_adapter(
             if "lora_B" in name:
                 parameter.fill_(0.3)
     assert terms(method, ctx)["gere_margin"].item() > 0
-    lora, full = (m._cache.folder / "00000.safetensors" for m in (method, full_method))
+    lora, full = (m.states.folder / "00000.safetensors" for m in (method, full_method))
     assert lora.read_bytes() == full.read_bytes()
     # At any task the base can be distilled again, as it is still there.
     later = GeRe(GeReConfig(max_tokens=10))
@@ -658,21 +699,21 @@ def test_with_lora_the_base_is_the_model_without_its_adapter(
 
 def test_the_cache_is_read_row_by_row_whatever_the_shards(made: Any, monkeypatch: Any) -> None:
     method, ctx = made()
-    one = method._cache
+    one = method.states
     monkeypatch.setattr(state_cache, "SHARD_BYTES", 300)
     other, _ = made({"cache": ctx.cache.parent / "other"})
-    many = other._cache
+    many = other.states
     assert len(list(many.folder.glob("0*.safetensors"))) > 2
     texts = [5, 0, 3]
-    found = many.rows(texts, -1, 15, ctx.device)
-    assert torch.equal(found, one.rows(texts, -1, 15, ctx.device))
+    found = many.rows(texts, -1, 15, ctx._session.device)
+    assert torch.equal(found, one.rows(texts, -1, 15, ctx._session.device))
     assert not found[:, 12:].any()  # max_tokens is 12
     assert found[0].any()
 
 
 def test_a_damaged_cache_is_refused(made: Any) -> None:
     method, _ = made()
-    file = method._cache.folder / "00000.safetensors"
+    file = method.states.folder / "00000.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(RunError, match="damaged"):
         made()
@@ -682,26 +723,27 @@ def test_where_rows_lie_does_not_matter(made: Any) -> None:
     method, ctx = made(insert=4)
     moved(ctx)
     rows = list(method.replay(ctx))
-    longer = {"input_ids": [1] * 30, "labels": [-100] * 30, "_text": 0, "_filler": True}
+    longer = {"input_ids": [1] * 30, "labels": [-100] * 30, "_text": 0}
 
     def term(*rows: Any) -> Tensor:
         with torch.no_grad():
-            return method._term(ctx, ctx.forward(rows))
+            found: Tensor = method.held(ctx, ctx.forward(rows))["margin"]
+        return found
 
     whole = term(*rows)
     close(term(*rows[::-1]), whole.flip(0))
     close(term(*rows, longer)[:4], whole)
-    assert term(*rows, longer)[4] == 0  # a row that only fills up the batch
 
 
 def test_noise_of_rounding_is_measured_and_used(made: Any) -> None:
     method, ctx = made()
-    noise = method._cache.noise["-1"]
+    noise = method.states.noise["-1"]
     assert set(noise) == {"violating", "flipped", "largest", "mean"}
-    assert ctx.logged["method/gere_noise_largest"] == noise["largest"]
-    floor, _ = made(noise_floor="measured", layers=(0, -1))
-    assert floor._floor == {k: floor._cache.noise[str(k)]["largest"] for k in (0, -1)}
-    high, ctx = made(noise_floor=1e9)
+    assert ctx._session.logged["method/gere_noise_largest"] == noise["largest"]
+    official: dict[str, Any] = {"kind": "gere_official", "scope": "row", "mix": "insert"}
+    floor, _ = made(**official, noise_floor="measured", layers=(0, -1))
+    assert floor.floor == {k: floor.states.noise[str(k)]["largest"] for k in (0, -1)}
+    high, ctx = made(**official, noise_floor=1e9)
     moved(ctx)
     assert terms(high, ctx)["gere_margin"].item() == 0
     assert terms(method, ctx)["gere_margin"].item() > 0
@@ -720,22 +762,23 @@ def test_noise_by_hand() -> None:
 
 def test_the_previous_tasks_model_may_be_the_teacher(made: Any, context: Any) -> None:
     method, ctx = made(teacher="previous", insert=1)
-    first = method._cache.folder
+    first = method.states.folder
     moved(ctx)
     assert terms(method, ctx)["gere_margin"].item() > 0
     method.begin_task(ctx)
-    assert method._cache.folder != first
+    assert method.states.folder != first
     assert terms(method, ctx)["gere_margin"].item() == 0
 
 
 def test_concat_sees_each_text_once_an_epoch(made: Any) -> None:
-    method, ctx = made({"batch_size": 3}, mix="concat")
-    assert ctx.steps_per_epoch == 6  # 16 rows
-    ctx.train_rows = 40  # as joint would have it
-    assert ctx.steps_per_epoch == 14
-    ctx.train_rows = 16
+    method, ctx = made({"batch_size": 3}, kind="gere_official", mix="concat")
+    assert ctx.step.per_epoch == 6  # 16 rows
+    ctx._session.begin_phase(Phase(), 40)  # as joint would have it
+    assert ctx.step.per_epoch == 14
+    ctx._session.begin_phase(Phase(), 16)
     seen = []
-    for ctx.step in range(12):
+    for step in range(12):
+        ctx._session.end_step(step)
         rows = method.replay(ctx)
         seen.append([row["_text"] for row in rows] if rows else [])
     for epoch in (seen[:6], seen[6:]):
@@ -747,32 +790,35 @@ def test_insert_draws_so_many_rows_a_step_and_every_text_before_any_repeats(made
     """M23: also where the task's rows leave one over, on which the official sampler fails."""
     method, ctx = made({"batch_size": 3}, insert=4)
     drawn = []
-    for ctx.step in range(3):
+    for step in range(3):
+        ctx._session.end_step(step)
         rows = method.replay(ctx)
         assert len(rows) == 4
         drawn += [row["_text"] for row in rows]
     assert sorted(drawn[:6]) == sorted(drawn[6:]) == list(range(len(GENERAL)))
 
 
-def test_official_is_one_word_for_what_the_code_does() -> None:
-    config = GeReConfig(official=True)
-    assert {key: getattr(config, key) for key in OFFICIAL} == OFFICIAL
-    assert GeReConfig(official=True, mix="insert").mix == "insert"
-    assert GeReConfig().scope == "row"
-    with pytest.raises(ValueError, match="label_weight has no effect with scope: micro"):
-        GeReConfig(official=True, label_weight=0.5)
+def test_gere_official_is_one_word_for_what_the_code_does() -> None:
+    from perdure.methods.gere_official import GeReOfficialConfig
+
+    config = GeReOfficialConfig()
+    of_code = {"mix": "concat", "scope": "micro", "stats": "one_pass_fp32", "kl_mask": False}
+    assert {key: getattr(config, key) for key in of_code} == of_code
+    assert GeReOfficialConfig(mix="insert").mix == "insert"
+    with pytest.raises(ValueError, match="label_weight: has no effect with scope: micro"):
+        GeReOfficialConfig(label_weight=0.5)
 
 
 def test_scope_micro_makes_the_codes_loss_of_each_micro_batch(made: Any) -> None:
-    method, ctx = made(scope="micro", insert=2)
+    method, ctx = made(kind="gere_official", mix="insert", stats="two_pass", insert=2)
     moved(ctx)
     with torch.no_grad():
         main = ctx.forward([ctx.encode(row) for row in FIRST.train[:3]])
         extra = ctx.forward(method.replay(ctx))
         found = method.loss(ctx, main, extra)
         total = main.token_mean(main.nll) + sum(found.values())
-        n, p = method._cache.limits(-1, ctx.device)
-        codes = method._cache.rows(extra.extra("_text"), -1, extra.mask.shape[1], ctx.device)
+        n, p = method.states.limits(-1, ctx._session.device)
+        codes = method.states.aligned(extra, -1)
         every = margin(
             extra.hidden[-1][extra.mask][None], codes[extra.mask][None],
             torch.ones(1, int(extra.mask.sum())), n, p, "violating",
@@ -784,9 +830,11 @@ def test_scope_micro_makes_the_codes_loss_of_each_micro_batch(made: Any) -> None
 
 
 def test_the_head_is_left_out_where_no_term_asks_for_it() -> None:
-    assert not GeRe(GeReConfig(label_weight=0)).reads.logits
-    for options in ({}, {"label_weight": 0, "loss": "kl"}, {"weight": "dynamic"}):
-        assert GeRe(GeReConfig(**options)).reads.logits
+    for kind in ("gere", "general_replay", "gere_distance"):
+        assert general_method(kind).requires.logits
+        assert not general_method(kind, label_weight=0).requires.logits
+    assert general_method("gere_kl", label_weight=0).requires.logits
+    assert general_method("gere", label_weight=0, weight="dynamic").requires.logits
 
 
 def test_no_general_text_means_the_base_models_own(made: Any) -> None:
@@ -796,7 +844,7 @@ def test_no_general_text_means_the_base_models_own(made: Any) -> None:
     lines = [json.loads(x) for x in (ctx.cache / method.texts).read_text().splitlines()]
     assert lines[0] == {
         "temperature": 1.0, "seed": 0, "texts": 20, "tokens": 8, "past_end": True,
-        "start_counts": True, "model": ctx.fingerprint(),
+        "start_counts": True, "model": ctx._session.fingerprint(),
     }  # fmt: skip
     assert len(method._rows) == len(lines) - 1 == 20
     starts = {tuple(line["ids"][: line["given"]]) for line in lines[1:]}
@@ -823,34 +871,31 @@ def test_a_gpu_computes_texts_of_one_length_together() -> None:
     assert alike([3, 5, 3], torch.device("cpu"), "codes") == [[0], [1], [2]]
 
 
-@pytest.mark.parametrize("loss", ["margin", "kl", "l2"])
+@pytest.mark.parametrize("kind", ["gere", "gere_kl", "gere_distance"])
 def test_texts_computed_together_give_what_each_alone_gives(
-    made: Any, monkeypatch: Any, tmp_path: Path, loss: str
+    made: Any, monkeypatch: Any, tmp_path: Path, kind: str
 ) -> None:
-    alone, ctx = made({"cache": tmp_path / "alone"}, loss=loss, max_tokens=8)
+    alone, _ = made({"cache": tmp_path / "alone"}, kind=kind, max_tokens=8)
     sizes: list[int] = []
+    forward = TaskSession.forward
 
-    def forward(rows: Any, **options: Any) -> Any:
+    def counted(self: Any, rows: Any, **options: Any) -> Any:
         sizes.append(len(rows))
-        return type(ctx).forward(ctx, rows, **options)
+        return forward(self, rows, **options)
 
     monkeypatch.setattr(
-        distil, "alike", lambda lengths, _, kind: alike(lengths, torch.device("cuda"), kind)
+        distillation, "alike", lambda lengths, _, kind: alike(lengths, torch.device("cuda"), kind)
     )
-    together = GeRe(GeReConfig(loss=loss, max_tokens=8))
-    ctx.cache = tmp_path / "together"
-    monkeypatch.setattr(ctx, "forward", forward)
-    together.begin_task(ctx)
+    monkeypatch.setattr(TaskSession, "forward", counted)
+    together, _ = made({"cache": tmp_path / "together"}, kind=kind, max_tokens=8)
     assert max(sizes[: len(GENERAL)]) > 1
     assert sum(sizes) >= len(GENERAL)
     texts, width, device = range(len(GENERAL)), 8, torch.device("cpu")
-    assert alone._cache is not None
-    assert together._cache is not None
-    if loss == "kl":
-        for a, b in zip(*(m._cache.top(texts, device) for m in (alone, together)), strict=True):
+    if kind == "gere_kl":
+        for a, b in zip(*(m.states.top(texts, device) for m in (alone, together)), strict=True):
             torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
         return
-    a, b = (m._cache.rows(texts, -1, width, device) for m in (alone, together))
+    a, b = (m.states.rows(texts, -1, width, device) for m in (alone, together))
     torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
     assert a.any()
 
@@ -914,12 +959,12 @@ def test_no_op_of_the_term_waits_for_the_device(made: Any) -> None:
         logits = ctx.model(**packed.inputs).logits[0]
     # Read beforehand: safetensors looks into its own file on the host.
     width = max(len(row["input_ids"]) for row in rows)
-    codes = method._cache.rows([row["_text"] for row in rows], -1, width, ctx.device)
-    method._cache.limits(-1, ctx.device)
-    method._cache.rows = lambda *_: codes
+    codes = method.states.rows([row["_text"] for row in rows], -1, width, ctx._session.device)
+    method.states.limits(-1, ctx._session.device)
+    method.states.rows = lambda *_: codes
     found: list[str] = []
     with Waits():
-        extra = packed.extra.of(whole, logits[packed.extra.heads], rows.totals)
+        extra = packed.extra.of(whole, logits[packed.extra.heads], rows.counts)
         terms = method.loss(ctx, None, extra)
         torch.stack(list(terms.values())).sum().backward()
     assert set(terms) == {"gere_label", "gere_margin"}

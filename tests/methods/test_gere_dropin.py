@@ -129,7 +129,7 @@ def test_the_margin_does_not_reach_an_untied_head(tiny: Any, tmp_path: Path) -> 
     model = family("llama", len(tokenizer), tied=False)
     trainer = plain(model, tokenizer, tmp_path)
     perdure.attach(trainer, {**GERE, "label_weight": 0}, general=GENERAL)
-    ctx, (method,) = trainer.ctx, trainer.methods  # type: ignore[attr-defined]
+    ctx, (method,) = trainer.session.context, trainer.methods  # type: ignore[attr-defined]
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
@@ -163,7 +163,7 @@ def test_a_second_task_is_held_to_the_first_ones_base(tiny: Any, tmp_path: Path)
         second, *first.methods, general=GENERAL, task="count", task_index=1  # type: ignore[attr-defined]
     )  # fmt: skip
     (method,) = second.methods  # type: ignore[attr-defined]
-    assert method._cache.folder.is_relative_to(tmp_path / "a")
+    assert method.states.folder.is_relative_to(tmp_path / "a")
     second.train()
     assert margins(second)[0] > 0  # the base's states, not those of the model as it is now
 
@@ -194,9 +194,11 @@ def test_two_processes(tiny_model_dir: Path, tmp_path: Path, kind: str) -> None:
 
 ONE_TEXT: list[dict[str, Any]] = [
     {},
-    {"scope": "micro"},
-    {"official": True, "samples": 2},
-    {"loss": "kl", "label_weight": 0},
+    {"name": "gere_official", "mix": "insert"},
+    {"name": "gere_official", "samples": 2},
+    {"name": "gere_kl", "label_weight": 0},
+    {"name": "gere_distance", "norm": "l2"},
+    {"name": "general_replay"},
 ]
 """Options under which a step has one text for two processes: the other's row only fills up."""
 

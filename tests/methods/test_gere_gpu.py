@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_tasks import FIRST, GENERAL
+from small_tasks import FIRST, GENERAL, general_method
 from test_gere_dropin import GERE, SET_UPS, arguments, margins, rows
 
 import perdure
@@ -22,7 +22,6 @@ from perdure.engine.sampler import EpochSampler
 from perdure.engine.session import TaskSession
 from perdure.engine.trainer import PerdureTrainer
 from perdure.mechanisms import margin
-from perdure.methods.gere import GeRe, GeReConfig
 from perdure.models.chat import Encoder
 from perdure.protocol.batch import ROWS, HostRows, collate
 from perdure.streams.task import GeneralText
@@ -96,19 +95,27 @@ def test_a_wait_is_noticed() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"loss": "kl"}, {"weight": "dynamic"}, {"loss": "label"}, {"layers": [0, -1]}]
+    "options",
+    [
+        {},
+        {"kind": "gere_kl"},
+        {"weight": "dynamic"},
+        {"kind": "general_replay"},
+        {"kind": "gere_distance"},
+        {"layers": [0, -1]},
+    ],
 )
 def test_perdures_own_learner_does_not_wait_for_gere(
     tiny: Any, tmp_path: Path, monkeypatch: Any, options: dict[str, Any]
 ) -> None:
     model, tokenizer = tiny[0].to("cuda"), tiny[1]
-    method = GeRe(GeReConfig(insert=3, max_tokens=12, **options))
+    method = general_method(insert=3, **options)
     encoded, pad = rows(tokenizer), tokenizer.pad_token_id
-    ctx = TaskSession(
+    session = TaskSession(
         model, Encoder(tokenizer), FIRST, methods=[method],
         general=GeneralText(replay=GENERAL), batch_size=4, cache=tmp_path / "cache",
     )  # fmt: skip
-    method.begin_task(ctx)
+    method.begin_task(session.context)
     trainer = PerdureTrainer(
         model=model, processing_class=tokenizer, train_dataset=encoded,
         args=arguments(
@@ -116,9 +123,9 @@ def test_perdures_own_learner_does_not_wait_for_gere(
         ),
         data_collator=lambda batch: {**collate(batch, pad), ROWS: HostRows(batch)},
     )  # fmt: skip
-    trainer.ctx = ctx
+    trainer.session = session
     trainer.sampler = EpochSampler([len(row["input_ids"]) for row in encoded], 4, 0)
-    attach(trainer, method, ctx=ctx)
+    attach(trainer, method, session=session)
     by_step: list[list[str]] = []
     plain_loss = method.loss
 
@@ -131,7 +138,7 @@ def test_perdures_own_learner_does_not_wait_for_gere(
     monkeypatch.setattr(method, "loss", watched)
 
     trainer.train()
-    if method.config.loss == "margin":
+    if method.name == "gere":
         assert margins(trainer)[0] == 0.0
     assert by_step[1:] == [[], [], []]  # the first reads the cache's thresholds
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from families import family
-from small_tasks import GENERAL
+from small_tasks import GENERAL, general_method
 from test_gere import STATES, by_full_states, close, moved
 from test_gere_dropin import arguments, margins, rows
 from tiny_runs import write_recipe
@@ -26,6 +26,7 @@ from perdure.mechanisms.state_cache import StateCache
 from perdure.methods.gere import GeRe, GeReConfig
 from perdure.models.chat import Encoder
 from perdure.protocol.batch import collate
+from perdure.protocol.step import Phase
 from perdure.streams.task import GeneralText
 
 pytestmark = pytest.mark.train
@@ -39,54 +40,55 @@ def bf16() -> Any:
     return torch.autocast("cpu", torch.bfloat16)
 
 
+ROW: dict[str, Any] = {"scope": "row", "mix": "insert"}
 OTHERS: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
-    # the loss, the method's options, the context's options, and what is said to have changed
-    ("margin", {"layers": (0, -1)}, {}, "layers"),
-    ("margin", {"k": 2.0}, {}, "k"),
-    ("margin", {"stats": "one_pass_fp32"}, {}, "stats"),
-    ("margin", {"max_tokens": 10}, {}, "texts, lengths"),
-    ("margin", {"samples": 5}, {}, "texts"),
-    ("margin", {}, {"general": GeneralText(replay=GENERAL[::-1])}, "texts"),
-    ("margin", {}, {"autocast": bf16}, "dtype"),
-    ("margin", {"k": 2.0, "layers": (0,)}, {}, "layers, k"),
-    ("l2", {"layers": (0, -1)}, {}, "layers"),
-    ("kl", {"kl_temperature": 1.0}, {}, "temperature"),
-    ("kl", {"kl_top": 32}, {}, "top"),
-    ("kl", {}, {"autocast": bf16}, "dtype"),
+    # the method, its options, the context's options, and what is said to have changed
+    ("gere", {"layers": (0, -1)}, {}, "layers"),
+    ("gere", {"k": 2.0}, {}, "k"),
+    ("gere_official", {"stats": "two_pass"}, {}, "stats"),
+    ("gere", {"max_tokens": 10}, {}, "texts, lengths"),
+    ("gere", {"samples": 5}, {}, "texts"),
+    ("gere", {}, {"general": GeneralText(replay=GENERAL[::-1])}, "texts"),
+    ("gere", {}, {"autocast": bf16}, "dtype"),
+    ("gere", {"k": 2.0, "layers": (0,)}, {}, "layers, k"),
+    ("gere_distance", {"layers": (0, -1)}, {}, "layers"),
+    ("gere_kl", {"temperature": 1.0}, {}, "temperature"),
+    ("gere_kl", {"top": 32}, {}, "top"),
+    ("gere_kl", {}, {"autocast": bf16}, "dtype"),
 ]
 
 
-@pytest.mark.parametrize(("loss", "options", "of_ctx", "changed"), OTHERS)
+@pytest.mark.parametrize(("kind", "options", "of_ctx", "changed"), OTHERS)
 def test_a_cache_of_other_settings_is_not_used_in_the_first_task(
-    made: Any, caplog: Any, loss: str, options: Any, of_ctx: Any, changed: str
+    made: Any, caplog: Any, kind: str, options: Any, of_ctx: Any, changed: str
 ) -> None:
-    first, _ = made(loss=loss)
+    first, _ = made(kind=kind)
     kept = contents(first)
     with caplog.at_level("INFO", logger="perdure"):
-        other, _ = made(of_ctx, loss=loss, **options)
-    assert caplog.messages == [f"gere: distilling the base model anew, as this changed: {changed}"]
-    assert other._cache.folder != first._cache.folder
+        other, _ = made(of_ctx, kind=kind, **options)
+    assert caplog.messages == [
+        f"{kind}: distilling the base model anew, as this changed: {changed}"
+    ]
+    assert other.states.folder != first.states.folder
     assert contents(first) == kept
 
 
-@pytest.mark.parametrize(("loss", "options", "of_ctx", "changed"), OTHERS)
+@pytest.mark.parametrize(("kind", "options", "of_ctx", "changed"), OTHERS)
 def test_a_cache_of_other_settings_is_refused_once_the_base_is_trained_over(
-    made: Any, context: Any, loss: str, options: Any, of_ctx: Any, changed: str
+    made: Any, context: Any, kind: str, options: Any, of_ctx: Any, changed: str
 ) -> None:
-    first, ctx = made(loss=loss)
+    first, ctx = made(kind=kind)
     moved(ctx)
     later = context(first, cache=ctx.cache, task_index=1, **of_ctx)
-    refused(first, GeReConfig(**{"max_tokens": 12, "loss": loss, **options}), changed, later)
+    refused(first, general_method(kind, **{"samples": 1000, **options}), changed, later)
 
 
-def contents(method: GeRe) -> dict[str, bytes]:
-    assert method._cache is not None
-    return {p.name: p.read_bytes() for p in method._cache.folder.iterdir()}
+def contents(method: Any) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in method.states.folder.iterdir()}
 
 
-def refused(first: GeRe, config: GeReConfig, changed: str, ctx: Any) -> None:
+def refused(first: Any, later: Any, changed: str, ctx: Any) -> None:
     """A later task, in a new process, with another setting."""
-    later = GeRe(config)
     later.load_state_dict(json.loads(json.dumps(first.state_dict())))
     before = sorted(ctx.cache.iterdir())
     with pytest.raises(RunError) as error:
@@ -94,7 +96,7 @@ def refused(first: GeRe, config: GeReConfig, changed: str, ctx: Any) -> None:
     what, remedy = str(error.value).split("\n")
     said, _, reason = what.partition(": the base model's states are not in ")
     folder, _, reason = reason.partition(": ")
-    assert said == "gere"
+    assert said == later.name
     assert Path(folder).parent == ctx.cache
     assert not Path(folder).exists()
     assert reason == f"{changed} changed since they were made"
@@ -118,25 +120,31 @@ def test_another_attention_or_tokenizer_is_another_teacher(
 
         tiny[1]._tokenizer.normalizer = Lowercase()  # the same words, and other ids of "The"
     if task == "later":
-        refused(first, first.config, changed, context(first, cache=ctx.cache, task_index=1))
+        refused(first, GeRe(first.config), changed, context(first, cache=ctx.cache, task_index=1))
         return
     with caplog.at_level("INFO", logger="perdure"):
         other, _ = made()
     assert caplog.messages == [f"gere: distilling the base model anew, as this changed: {changed}"]
-    assert other._cache.folder != first._cache.folder
+    assert other.states.folder != first.states.folder
 
 
 def test_another_loss_does_not_read_this_ones_cache(made: Any) -> None:
-    folders = {loss: made(loss=loss)[0]._cache.folder for loss in ("margin", "kl", "l1", "l2")}
+    kinds = {
+        "margin": {"kind": "gere"}, "kl": {"kind": "gere_kl"}, "l1": {"kind": "gere_distance"},
+        "l2": {"kind": "gere_distance", "norm": "l2"},
+    }  # fmt: skip
+    folders = {loss: made(**kind)[0].states.folder for loss, kind in kinds.items()}
     assert folders["l1"] == folders["l2"]  # both are distances to the same states
     assert len(set(folders.values())) == 3
+    official = made(kind="gere_official", stats="two_pass")[0]
+    assert official.states.folder == folders["margin"]  # the same states, of another method
 
 
 def test_another_loss_is_named_once_the_base_is_trained_over(made: Any, context: Any) -> None:
-    first, ctx = made(loss="kl")
+    first, ctx = made(kind="gere_kl")
     moved(ctx)
     later = context(first, cache=ctx.cache, task_index=1)
-    refused(first, GeReConfig(loss="l2", max_tokens=12), "loss", later)
+    refused(first, general_method("gere_distance", norm="l2"), "loss", later)
 
 
 def test_a_models_settings_are_part_of_what_a_cache_is_of(tiny: Any) -> None:
@@ -162,21 +170,21 @@ def test_a_models_settings_are_part_of_what_a_cache_is_of(tiny: Any) -> None:
     "options",
     [
         {"weight": 1.0, "label_weight": 0.5, "insert": 2},
-        {"reduction": "tokens", "noise_floor": "measured"},
-        {"mix": "concat", "scope": "micro"},
+        {"kind": "gere_official", **ROW, "reduction": "tokens", "noise_floor": "measured",
+         "stats": "two_pass"},
+        {"kind": "gere_official", "mix": "concat", "scope": "micro", "stats": "two_pass"},
     ],
-)
+)  # fmt: skip
 def test_what_no_state_depends_on_reads_the_same_cache(
     made: Any, caplog: Any, options: Any
 ) -> None:
     first, ctx = made()
     kept = contents(first)
     moved(ctx)  # so that it could not be distilled again
-    later = GeRe(GeReConfig(**{"max_tokens": 12, **options}))
+    later = general_method(**options)
     later.load_state_dict(first.state_dict())
     later.begin_task(ctx)
-    assert later._cache is not None
-    assert later._cache.folder == first._cache.folder
+    assert later.states.folder == first.states.folder
     assert contents(later) == kept
     assert caplog.messages == []
 
@@ -208,14 +216,14 @@ def test_m16_statistics_that_are_not_finite_are_refused(context: Any, tiny: Any)
     with torch.no_grad():
         model.transformer.ln_f.weight.zero_()
         model.transformer.ln_f.bias.copy_(7.3 * torch.arange(1, 33))
-    method = GeRe(GeReConfig(max_tokens=12, stats="one_pass_fp32"))
+    method = general_method("gere_official")
     with pytest.raises(RunError, match="states of layer -1 have no finite statistics") as error:
         method.begin_task(context(method, model=model))
     assert error.value.remedy == ("check the base model, train it in fp32, or use stats: two_pass",)
     method = GeRe(GeReConfig(max_tokens=12, insert=1))
     ctx = context(method, model=model)
     method.begin_task(ctx)
-    n, p = method._cache.limits(-1, CPU)  # type: ignore[union-attr]
+    n, p = method.states.limits(-1, CPU)
     assert torch.equal(n, p)
     close(n, 7.3 * torch.arange(1, 33))
 
@@ -227,7 +235,7 @@ def test_the_cache_is_a_fifteenth_of_the_states_in_fp32(made: Any) -> None:
     tokens = sum(len(row["input_ids"]) for row in method._rows)
     assert tokens == 80 * 64
     full = tokens * ctx.model.config.hidden_size * 4
-    small = sum(p.stat().st_size for p in method._cache.folder.iterdir())
+    small = sum(p.stat().st_size for p in method.states.folder.iterdir())
     assert full / 16 < small < full / 15
 
 
@@ -243,7 +251,7 @@ def test_special_tokens_around_texts_are_the_tokenizers(made: Any, tiny: Any) ->
         single=f"{bos} $A {eos}", special_tokens=list(ids.items())
     )
     bare, _ = made(max_tokens=20)
-    around, ctx = made(max_tokens=20, add_special_tokens=True)
+    around, ctx = made(kind="gere_official", **ROW, max_tokens=20, add_special_tokens=True)
     cut = 0
     for one, two in zip(bare._rows, around._rows, strict=True):
         whole = Encoder(tiny[1]).encode_text(GENERAL[one["_text"]])["input_ids"]
@@ -251,8 +259,9 @@ def test_special_tokens_around_texts_are_the_tokenizers(made: Any, tiny: Any) ->
         assert two["input_ids"] == [ids[bos], *whole, ids[eos]][:20]  # counted in max_tokens
         assert two["labels"] == two["input_ids"]
         cut += len(whole) > 18
+    texts = (around.states.about["texts"], bare.states.about["texts"])
+    assert texts[0] != texts[1]
     assert 0 < cut < len(GENERAL)  # both kinds: with the end and, where it is cut, without
-    assert around._cache.folder != bare._cache.folder
     with torch.no_grad():
         terms = around.loss(ctx, None, ctx.forward(around.replay(ctx)[:1]))
     assert terms["gere_margin"] == 0
@@ -352,11 +361,11 @@ def test_a_steps_loss_by_reduction_and_statistics(
     moved(SimpleNamespace(model=model))
     trainer = trainer_of(model, tokenizer, tmp_path, max_steps=1)
     option = {
-        "name": "gere", "insert": 3, "max_tokens": 12, "weight": 10.0, "label_weight": 0.5,
-        "reduction": reduction, "stats": stats,
+        "name": "gere_official", **ROW, "insert": 3, "max_tokens": 12, "weight": 10.0,
+        "label_weight": 0.5, "reduction": reduction, "stats": stats,
     }  # fmt: skip
     perdure.attach(trainer, option, general=GENERAL, base=base)
-    ctx, (method,) = trainer.ctx, trainer.methods  # type: ignore[attr-defined]
+    ctx, (method,) = trainer.session.context, trainer.methods  # type: ignore[attr-defined]
     drawn = [row["_text"] for row in method.replay(ctx)]
     assert len(set(drawn)) == 3
     task = torch.cat([losses(model, row) for row in rows(tokenizer)[:4]]).mean()
@@ -392,11 +401,10 @@ def test_official_through_a_step(tiny: Any, tmp_path: Path, loss: str) -> None:
     moved(SimpleNamespace(model=model))
     trainer = trainer_of(model, tokenizer, tmp_path, max_steps=1)
     option = {
-        "name": "gere", "official": True, "loss": loss, "weight": 10.0, "max_tokens": 32,
-        "kl_top": 512,
+        "name": "gere_official", "loss": loss, "weight": 10.0, "max_tokens": 32, "kl_top": 512,
     }  # fmt: skip
     perdure.attach(trainer, option, general=general, base=base)
-    ctx, (method,) = trainer.ctx, trainer.methods  # type: ignore[attr-defined]
+    ctx, (method,) = trainer.session.context, trainer.methods  # type: ignore[attr-defined]
     drawn = [row["_text"] for row in method.replay(ctx)]
     assert len(drawn) == 3  # 12 texts in 4 steps of 4 of the task's 16 rows
     task = torch.cat([losses(model, row) for row in rows(tokenizer)[:4]]).mean()
@@ -440,9 +448,12 @@ def test_flips_are_none_at_the_start_and_then_those_of_a_plain_count(
             per_device_train_batch_size=micro, gradient_accumulation_steps=4 // micro,
         )  # fmt: skip
         # With a floor, as without one each flip lies outside its interval too.
-        option = {"name": "gere", "insert": 3, "max_tokens": 12, "noise_floor": 0.2}
+        option = {
+            "name": "gere_official", **ROW, "stats": "two_pass", "insert": 3, "max_tokens": 12,
+            "noise_floor": 0.2,
+        }  # fmt: skip
         perdure.attach(trainer, option, general=GENERAL, base=base, cache=tmp_path / "cache")
-        ctx, (method,) = trainer.ctx, trainer.methods  # type: ignore[attr-defined]
+        ctx, (method,) = trainer.session.context, trainer.methods  # type: ignore[attr-defined]
         drawn = [row["_text"] for row in method.replay(ctx)]
         trainer.train()
         (share,) = margins(trainer, "gere_flips")
@@ -469,6 +480,11 @@ def test_flips_are_none_at_the_start_and_then_those_of_a_plain_count(
 
 # --- how long it trains
 
+MIXES: dict[str, dict[str, Any]] = {
+    "insert": {"name": "gere"},
+    "concat": {"name": "gere_official", "scope": "row"},
+}
+
 
 @pytest.mark.parametrize("mix", ["insert", "concat"])
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
@@ -482,9 +498,7 @@ def test_the_schedule_ends_at_its_last_step(
     )  # fmt: skip
     steps = Steps()
     trainer.add_callback(steps)
-    perdure.attach(
-        trainer, {"name": "gere", "mix": mix, "insert": 2, "max_tokens": 12}, general=GENERAL
-    )
+    perdure.attach(trainer, {**MIXES[mix], "insert": 2, "max_tokens": 12}, general=GENERAL)
     trainer.train()
     assert steps.count == trainer.state.global_step == trainer.state.max_steps == 12  # 2 * 16 / 3
     scheduler = trainer.lr_scheduler
@@ -516,7 +530,7 @@ def test_the_schedule_of_a_whole_run_ends_in_each_task(
         return found
 
     monkeypatch.setattr(PerdureTrainer, "train", noted)
-    option = {"name": "gere", "mix": mix, "insert": 3, "max_tokens": 12}
+    option = {**MIXES[mix], "insert": 3, "max_tokens": 12}
     path = write_recipe(
         tmp_path, tiny_model_dir, method=option, train__epochs=1, train__schedule="linear",
         scoring__max_test_rows=2,
@@ -557,9 +571,10 @@ def test_m23_each_step_has_its_general_rows_also_where_one_task_row_is_left(
 def test_m23_rows_of_a_long_task(made: Any) -> None:
     """N = 5000, 60 task rows and 4 general ones a step: 5336 rows in all, in 84 steps."""
     method, ctx = made({"batch_size": 60}, insert=4)
-    ctx.train_rows = 5000
-    assert ctx.steps_per_epoch == 84
+    ctx._session.begin_phase(Phase(), 5000)
+    assert ctx.step.per_epoch == 84
     drawn = 0
-    for ctx.step in range(84):
+    for step in range(84):
+        ctx._session.end_step(step)
         drawn += len(method.replay(ctx))
-    assert ctx.train_rows + drawn == 5336
+    assert 5000 + drawn == 5336

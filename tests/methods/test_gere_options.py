@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 from families import family
-from pydantic import ValidationError
-from small_tasks import GENERAL
+from small_tasks import GENERAL, general_method
 from test_gere import moved
 from test_gere_dropin import arguments, margins, rows
 from test_gere_more import by_two_passes, distances, losses, states, trainer_of, weights
@@ -22,7 +21,6 @@ from perdure.engine import packing
 from perdure.errors import RunError, UsageError
 from perdure.mechanisms.distances import kl
 from perdure.mechanisms.margin import pack, plain
-from perdure.methods.gere import GeReConfig
 from perdure.models.chat import Encoder
 from perdure.models.weights import fingerprint
 from perdure.protocol.batch import ROWS, HostRows, collate
@@ -45,10 +43,10 @@ def step(tiny: Any, out: Path, micro: int = 4, **options: Any) -> dict[str, Any]
         model, tokenizer, out, max_steps=1, learning_rate=0.0,
         per_device_train_batch_size=micro, gradient_accumulation_steps=4 // micro,
     )  # fmt: skip
-    given = {"name": "gere", "insert": 3, "max_tokens": 12, "kl_top": 512, **options}
+    given = {"name": "gere", "insert": 3, "max_tokens": 12, **options}
     perdure.attach(trainer, given, general=GENERAL, base=base)
     (method,) = trainer.methods  # type: ignore[attr-defined]
-    drawn = [row["_text"] for row in method.replay(trainer.ctx)]  # type: ignore[attr-defined]
+    drawn = [row["_text"] for row in method.replay(trainer.session.context)]  # type: ignore[attr-defined]
     trainer.train()
     n, p = by_two_passes(before)
     return {
@@ -65,6 +63,9 @@ def step(tiny: Any, out: Path, micro: int = 4, **options: Any) -> dict[str, Any]
 def _logits(model: Any, row: Any) -> Tensor:
     logits: Tensor = model(tensor([row["input_ids"]])).logits[0, :-1]
     return logits
+
+
+MICRO: dict[str, Any] = {"name": "gere_official", "mix": "insert", "stats": "two_pass"}
 
 
 def near(value: Any) -> Any:
@@ -85,7 +86,7 @@ def test_a_dynamic_weight_and_its_limit(tiny: Any, tmp_path: Path, limit: Any) -
 
 @pytest.mark.parametrize("limit", [None, 0.5])
 def test_a_dynamic_weight_of_a_whole_micro_batch(tiny: Any, tmp_path: Path, limit: Any) -> None:
-    found = step(tiny, tmp_path, weight="dynamic", weight_max=limit, scope="micro")
+    found = step(tiny, tmp_path, weight="dynamic", weight_max=limit, **MICRO)
     e = torch.cat(found["e"])
     term = e.sum() / (e != 0).sum()
     general = torch.cat([ce.expand(len(e)) for ce, e in zip(found["ce"], found["e"], strict=True)])
@@ -98,14 +99,14 @@ def test_a_dynamic_weight_of_a_whole_micro_batch(tiny: Any, tmp_path: Path, limi
 
 @pytest.mark.parametrize("reduction", ["elements", "tokens"])
 def test_a_reduction_over_a_whole_micro_batch(tiny: Any, tmp_path: Path, reduction: str) -> None:
-    found = step(tiny, tmp_path, reduction=reduction, scope="micro", weight=2.0)
+    found = step(tiny, tmp_path, reduction=reduction, weight=2.0, **MICRO)
     e = torch.cat(found["e"])
     term = e.mean() if reduction == "elements" else e.sum(-1).mean()
     assert margins(found["trainer"]) == [near(2 * term)]
 
 
 def test_the_temperature_of_kl(tiny: Any, tmp_path: Path) -> None:
-    found = step(tiny, tmp_path, loss="kl", kl_temperature=1.5, weight=1.0)
+    found = step(tiny, tmp_path, name="gere_kl", temperature=1.5, weight=1.0, top=512)
     each = [kl(new, old, 1.5).mean() for new, old in found["kl"]]
     assert margins(found["trainer"], "gere_kl") == [near(3 / 7 * torch.stack(each).mean())]
 
@@ -113,7 +114,7 @@ def test_the_temperature_of_kl(tiny: Any, tmp_path: Path) -> None:
 def test_official_in_micro_batches_of_one(tiny: Any, tmp_path: Path) -> None:
     """The published set-up: four task rows and three texts are seven micro-batches that count
     alike, none is halved."""
-    found = step(tiny, tmp_path, micro=1, official=True, mix="insert", weight=10.0)
+    found = step(tiny, tmp_path, micro=1, name="gere_official", mix="insert", weight=10.0)
     held = [10 * e.sum() / (e != 0).sum() for e in found["e"]]
     every = [*(task.mean() for task in found["task"]), *found["ce"], *held]
     assert found["loss"] == near(torch.stack(every).sum() / 7)
@@ -144,7 +145,9 @@ def test_a_sampled_texts_start_counts_among_its_tokens(made: Any) -> None:
 @pytest.mark.parametrize("by", ["rows", "mask"])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"loss": "l2"}, {"loss": "kl"}, {"label_weight": 0.0}, {"scope": "micro"},
+    [{}, {"kind": "gere_distance", "norm": "l2", "weight": 100.0, "noise_floor": 0.0},
+     {"kind": "gere_kl"}, {"label_weight": 0.0},
+     {"kind": "gere_official", "mix": "insert", "stats": "two_pass"},
      {"weight": "dynamic"}, {"layers": (0, -1)}],
 )  # fmt: skip
 def test_one_pass_has_the_gradient_of_two(
@@ -155,7 +158,6 @@ def test_one_pass_has_the_gradient_of_two(
     from perdure.engine.attach import attach
     from perdure.engine.sampler import EpochSampler
     from perdure.engine.trainer import PerdureTrainer
-    from perdure.methods.gere import GeRe
 
     def learned(ways: tuple[str, ...]) -> tuple[float, Tensor]:
         monkeypatch.setattr(packing, "ways", lambda *_: ways)
@@ -163,10 +165,10 @@ def test_one_pass_has_the_gradient_of_two(
         base = weights(model)
         torch.manual_seed(0)  # both must be moved alike
         moved(SimpleNamespace(model=model))
-        method = GeRe(GeReConfig(**{"max_tokens": 24, "insert": 3, **options}))
+        method = general_method(**{"max_tokens": 24, "insert": 3, "samples": 1000, **options})
         ctx = context(method, model=model, batch_size=4, base=lambda: base)
         method.begin_task(ctx)
-        tokenizer = ctx.encoder.tokenizer
+        tokenizer = ctx._session.encoder.tokenizer
         data = rows(tokenizer)
         trainer = PerdureTrainer(
             model=model, processing_class=tokenizer, train_dataset=data,
@@ -176,9 +178,9 @@ def test_one_pass_has_the_gradient_of_two(
             ),
             data_collator=lambda b: {**collate(b, 0), ROWS: HostRows(b)},
         )  # fmt: skip
-        trainer.ctx = ctx
+        trainer.session = ctx._session
         trainer.sampler = EpochSampler([len(row["input_ids"]) for row in data], 4, 0)
-        attach(trainer, method, ctx=ctx)
+        attach(trainer, method, session=ctx._session)
         before = weights(model)
         trainer.train()
         loss = next(row["loss"] for row in trainer.state.log_history if "loss" in row)
@@ -190,21 +192,6 @@ def test_one_pass_has_the_gradient_of_two(
 
 
 # --- what is refused, and what users are told
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"weight_max": 5.0}, "weight_max has no effect without weight: dynamic"),
-        ({"loss": "kl", "noise_floor": 0.1}, "noise_floor has no effect with loss: kl"),
-        ({"loss": "l2", "noise_floor": "measured"}, "noise_floor has no effect with loss: l2"),
-        ({"noise_floor": -0.1}, "noise_floor is below 0"),
-        ({"weight": -1.0}, "weight is below 0"),
-    ],
-)
-def test_options_without_effect_or_sense(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        GeReConfig(**options)
 
 
 @pytest.mark.parametrize("layer", [3, -4])
@@ -220,25 +207,21 @@ def test_layers_that_the_model_has_not(made: Any, layer: int) -> None:
 
 
 def test_texts_are_cut_to_the_models_context(context: Any, tiny: Any, tmp_path: Path) -> None:
-    from perdure.methods.gere import GeRe
-
     model = family("gpt2", len(tiny[1]))  # whose positions are learned: there are no others
     most = model.config.max_position_embeddings
     long = GeneralText(replay=[" ".join(GENERAL * 20)])
     for options in ({"general": long}, {"general": GeneralText()}):
-        method = GeRe(GeReConfig(max_tokens=10 * most, samples=2))
+        method = general_method(max_tokens=10 * most, samples=2)
         ctx = context(method, model=model, cache=tmp_path / str(len(options["general"].replay)),
                       **options)  # fmt: skip
         method.begin_task(ctx)
         assert max(len(row["input_ids"]) for row in method._rows or ()) <= most
-    assert len(ctx.encode_text(long.replay[0])["input_ids"]) > most
+    assert len(ctx.encode(long.replay[0])["input_ids"]) > most
 
 
 def test_dropout_and_too_few_texts_are_told(
     context: Any, tiny: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from perdure.methods.gere import GeRe
-
     dropout = (
         "gere: the model has dropout, on general texts too: their margin is not 0 at the start"
     )
@@ -248,7 +231,7 @@ def test_dropout_and_too_few_texts_are_told(
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = rate
-        method = GeRe(GeReConfig(max_tokens=12, samples=samples))
+        method = general_method(samples=samples)
         with caplog.at_level(logging.INFO, logger="perdure"):
             method.begin_task(context(method, model=model, cache=tmp_path / str(rate)))
         assert caplog.messages == wanted
@@ -282,7 +265,7 @@ def test_texts_that_come_only_once_are_all_taken(tiny: Any, tmp_path: Path) -> N
 
 def test_given_texts_are_given_again_with_label_alone(made: Any, context: Any) -> None:
     """Which distils nothing that would remember the base."""
-    method, _ = made(loss="label")
+    method, _ = made(kind="general_replay")
     with pytest.raises(UsageError, match="and none are now"):
         method.begin_task(context(method, general=GeneralText(), task_index=1))
 
@@ -316,7 +299,7 @@ def test_damaged_files_of_a_cache_are_named(made: Any) -> None:
         method.begin_task(ctx)
     samples.write_text("".join(lines))
     method.begin_task(ctx)
-    manifest = method._cache.folder / "manifest.json"
+    manifest = method.states.folder / "manifest.json"
     manifest.write_text("{")
     with pytest.raises(RunError, match=r"manifest\.json: damaged"):
         method.begin_task(ctx)
