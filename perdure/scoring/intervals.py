@@ -171,7 +171,6 @@ def _bound_at(change: Array, items: int, quantile: float, imagined: float) -> fl
         return centre
     third = 2 * float(share @ away**3) / (total * (total + 1) * (total + 2))
     skew = third / variance**1.5
-    from scipy import stats  # a second or two to import
 
     return float(stats.pearson3.ppf(quantile, skew, loc=centre, scale=math.sqrt(variance)))
 
@@ -193,7 +192,6 @@ def mcnemar_exact(base: Array, tuned: Array) -> float:
     mended = int(np.sum((base == 0) & (tuned == 1)))
     if broken + mended == 0:
         return 1.0
-    from scipy import stats
 
     found: Any = stats.binomtest(broken, broken + mended, 0.5)
     return float(found.pvalue)
