@@ -1,7 +1,9 @@
-"""`check_method` says what is wrong with a method: it forgets, depends on the split, is never off."""
+"""`check_method` says what is wrong with a method, and where to look."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,9 +12,11 @@ import pytest
 from pydantic import Field
 
 from perdure import Method, MethodConfig
+from perdure.errors import UsageError
 from perdure.methods.ewc import EWC
 from perdure.methods.joint import Joint
 from perdure.protocol.method import Requires
+from perdure.protocol.step import Phase
 from perdure.testing import check_method
 
 pytestmark = pytest.mark.train
@@ -23,14 +27,17 @@ class PullConfig(MethodConfig):
 
 
 class Pull(Method):
-    """Adds a term to the loss that counts the whole optimizer step."""
+    """Adds a term to the loss that counts the whole optimizer step.
+
+    It is no multiple of the loss: clipping of the gradient would hide that.
+    """
 
     Config = PullConfig
     requires = Requires(logits=True)
     noop_options: ClassVar = {"weight": 0}
 
     def loss(self, ctx: Any, main: Any, extra: Any) -> Mapping[str, Any]:
-        return {"pull": self.config.weight * main.token_mean(main.nll)}
+        return {"pull": self.config.weight * main.token_mean(main.nll.square())}
 
 
 class ByMicroBatch(Pull):
@@ -40,7 +47,7 @@ class ByMicroBatch(Pull):
 
 class NeverOff(Pull):
     def loss(self, ctx: Any, main: Any, extra: Any) -> Mapping[str, Any]:
-        return {"pull": main.token_mean(main.nll)}
+        return {"pull": main.token_mean(main.nll.square())}
 
 
 class DoesNothing(Pull):
@@ -58,7 +65,7 @@ class Forgets(Pull):
         self.tasks = 0
 
     def loss(self, ctx: Any, main: Any, extra: Any) -> Mapping[str, Any]:
-        return {"pull": self.tasks * self.config.weight * main.token_mean(main.nll)}
+        return {"pull": self.tasks * self.config.weight * main.token_mean(main.nll.square())}
 
     def end_task(self, ctx: Any) -> None:
         self.tasks += 1
@@ -68,12 +75,30 @@ class Remembers(Forgets):
     saved = ("tasks",)
 
 
+class Phases(Pull):
+    """Trains in two phases, which takes Perdure's own learner."""
+
+    def phases(self, ctx: Any) -> Any:
+        if self.config.weight == 0:
+            return (Phase(),)
+        return (Phase("first"), Phase("second"))
+
+
+class ForgetsInRuns(Forgets):
+    """Chooses its rows by what it learned in the first task, and does not save it."""
+
+    noop_options = None
+
+    def train_data(self, ctx: Any, data: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return data[: len(data) // (1 + self.tasks)]
+
+
 class Undescribed(Pull):
     class Config(MethodConfig):
         weight: float = 0.5
 
 
-@pytest.mark.parametrize("kind", [Pull, Remembers, EWC, Joint])
+@pytest.mark.parametrize("kind", [Pull, Remembers, EWC, Joint, Phases])
 def test_right_methods_pass(kind: type[Method], tiny_model_dir: Path) -> None:
     assert check_method(kind, tiny_model_dir) is None
 
@@ -84,6 +109,7 @@ def test_right_methods_pass(kind: type[Method], tiny_model_dir: Path) -> None:
         (ByMicroBatch, "average with token_mean"),
         (NeverOff, "with noop_options {'weight': 0} weights differ"),
         (DoesNothing, "are those of plain fine-tuning"),
+        (ForgetsInRuns, "name every attribute that must survive in `saved`"),
         (Forgets, "name every attribute that must survive in `saved`"),
         (Undescribed, "option weight has no description"),
     ],
@@ -94,3 +120,17 @@ def test_wrong_methods_are_told_what_is_wrong(
     with pytest.raises(AssertionError) as error:
         check_method(kind, tiny_model_dir)
     assert told in str(error.value)
+
+
+def test_options_may_be_given_and_wrong_ones_are_told(tiny_model_dir: Path) -> None:
+    with pytest.raises(AssertionError, match=r"with example_options .'weight': 0.0. weights are"):
+        check_method(Pull, tiny_model_dir, weight=0.0)
+    with pytest.raises(UsageError, match="wieght"):
+        check_method(Pull, tiny_model_dir, wieght=0.0)
+
+
+@pytest.mark.process
+def test_importing_perdure_leaves_it_alone() -> None:
+    code = "import sys, perdure, perdure.cli; assert 'perdure.testing' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

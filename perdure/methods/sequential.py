@@ -8,8 +8,12 @@ Cost: none.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from perdure.protocol.method import Method
 
 
 class Sequential(Method):
     """Plain fine-tuning, one task after another."""
+
+    noop_options: ClassVar = {}

@@ -96,8 +96,9 @@ class Method:
     """True if `gradients` replaces the gradient's direction, so that two such methods clash."""
     example_options: ClassVar[Mapping[str, Any]] = {}
     """Options under which it acts on small tasks: what `perdure.testing.check_method` runs."""
-    noop_options: ClassVar[Mapping[str, Any]] = {}
-    """Options under which it changes nothing: training is then plain fine-tuning."""
+    noop_options: ClassVar[Mapping[str, Any] | None] = None
+    """Options under which it changes nothing: training is then plain fine-tuning. None: under
+    none."""
 
     home: Path | None = None
     """The folder of what this object computed once; `perdure.attach` keeps it from task to task."""

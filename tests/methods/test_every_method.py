@@ -35,32 +35,36 @@ def plain(tiny_model_dir: Path) -> Weights:
     return testing.learned(tiny_model_dir, None, {})
 
 
-def test_every_method_names_options_under_which_it_acts() -> None:
-    for name, kind in METHODS.items():
-        testing.make(kind, kind.example_options)
-        testing.make(kind, kind.noop_options)
-        assert name == "sequential" or kind.noop_options, name
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_its_examples_are_options_that_it_has(name: str) -> None:
+    kind = METHODS[name]
+    for options in (kind.example_options, kind.noop_options or {}):
+        assert testing.make(kind, options).config.model_dump().keys() >= options.keys()
 
 
 @pytest.mark.parametrize("name", ATTACHED)
 def test_switched_off_it_changes_nothing(tiny_model_dir: Path, plain: Weights, name: str) -> None:
-    kind = METHODS[name]
-    moved = testing.apart(testing.learned(tiny_model_dir, kind, kind.noop_options), plain)
-    assert moved == 0
+    assert testing.check_switched_off(tiny_model_dir, METHODS[name], plain) is None
 
 
-@pytest.mark.parametrize("name", sorted(set(ATTACHED) - {"sequential"}))
+@pytest.mark.parametrize("name", ATTACHED)
 def test_switched_on_it_changes_something_and_not_by_how_the_batch_is_split(
     tiny_model_dir: Path, plain: Weights, name: str
 ) -> None:
-    testing.check_split(tiny_model_dir, METHODS[name], plain)
-    assert METHODS[name].noop_options
+    assert testing.check_split(tiny_model_dir, METHODS[name], plain) is None
 
 
 @pytest.mark.parametrize("name", ATTACHED)
 def test_its_state_on_disk_is_all_it_needs(tiny_model_dir: Path, name: str) -> None:
     testing.check_saved_state(tiny_model_dir, METHODS[name])
     assert all(hasattr(testing.make(METHODS[name], {}), key) for key in METHODS[name].saved)
+
+
+@pytest.mark.parametrize("name", sorted(OWN_ROWS))
+def test_in_runs_it_acts_and_neither_split_nor_resume_matter(
+    tiny_model_dir: Path, name: str
+) -> None:
+    assert testing.check_in_runs(tiny_model_dir, METHODS[name]) is None
 
 
 @pytest.mark.process
