@@ -29,6 +29,7 @@ from perdure.learners import build
 from perdure.learners.listener import Folders
 from perdure.models import choose_precision
 from perdure.models.weights import put
+from perdure.prepare import chosen_methods
 from perdure.protocol.batch import collate
 from perdure.recipe.schema import GaugesConfig, Recipe
 from perdure.reports.terminal import NullDisplay
@@ -65,8 +66,9 @@ def main() -> None:
     stream = build_stream(recipe.stream, recipe.general, folder, recipe.seed)
     run = Run.create(folder / "run", recipe)
     learner = build(
-        recipe, stream, precision=choose_precision(recipe.train.precision),
-        folders=Folders.below(run.path), listener=Recorder(run, NullDisplay()),
+        recipe, stream, methods=chosen_methods(recipe, stream),
+        precision=choose_precision(recipe.train.precision), folders=Folders.below(run.path),
+        listener=Recorder(run, NullDisplay()),
     )  # fmt: skip
     start = {n: p.detach().clone() for n, p in learner.model.named_parameters()}
     rows = [learner.encoder.encode(row) for row in stream.tasks[0].train]

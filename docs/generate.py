@@ -115,7 +115,7 @@ def _type(annotation: Any) -> str:
     if origin is Union or origin is type(int | str):
         return " or ".join(_type(each) for each in inside if each is not type(None))
     if _model_in(annotation) is MethodSpec:
-        return "a name, a section with `name` and options, or a list of them"
+        return "a name, a section with `name` or `file` and options, or a list of them"
     if origin in (list, tuple):
         return "list of " + _plural(_type(inside[0]))
     if origin is dict:

@@ -78,13 +78,9 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Teach a small model three tasks in turn, with each method, and show what was forgotten."""
-    from perdure.demo import demo as play
-    from perdure.loop import learn
+    from perdure.commands import demo as command
 
-    names = [name.strip() for name in methods.split(",") if name.strip()]
-    raise typer.Exit(
-        play(names, quick=quick, base=base, seed=seed, out=out, json=as_json, learn=learn)
-    )
+    raise typer.Exit(command.demo(methods, as_json, quick=quick, base=base, seed=seed, out=out))
 
 
 @app.command(

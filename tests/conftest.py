@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from cost_marks import pytest_collection_modifyitems, pytest_make_collect_report
-from small_tokenizer import make_tokenizer
 
 __all__ = ["pytest_collection_modifyitems", "pytest_make_collect_report"]
 
@@ -27,30 +26,9 @@ os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _WO
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a 3-layer Llama (hidden 64, vocabulary 512, fp32) of seeded random weights."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from perdure.testing import save_tiny_model
 
-    folder = tmp_path_factory.mktemp("tiny-llama")
-    tokenizer = make_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=True,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(config).float()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_tiny_model(tmp_path_factory.mktemp("tiny-llama"))
 
 
 @pytest.fixture

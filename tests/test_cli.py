@@ -216,6 +216,8 @@ def test_the_example_of_the_help_runs(inside: Path, command: str) -> None:
 
 def test_the_example_of_the_demo_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo itself takes minutes; what it would be asked for is checked here."""
+    from perdure.loop import learn
+
     asked: dict[str, Any] = {}
 
     def demo(names: list[str], **options: Any) -> int:
@@ -224,6 +226,7 @@ def test_the_example_of_the_demo_is_understood(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr("perdure.demo.demo", demo)
     perdure(*shlex.split(example("demo")))
+    assert asked.pop("learn") is learn
     assert asked == {
         "methods": ["sequential", "replay"], "quick": True, "base": None, "seed": 0, "out": None,
         "json": False,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from test_resume import kill_when, log_lines
-from tiny_runs import free_port, run, scores, start, write_recipe
+from tiny_runs import finish, free_port, run, scores, start, start_call, write_recipe
 
 from perdure.files import read_lines
 
@@ -32,6 +32,15 @@ def one(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("one")
     run(["run", str(recipe(folder, tiny_model_dir)), "--out", str(folder / "run")])
     return folder / "run"
+
+
+def _print_whether_imported() -> None:
+    print("slow_imports" in sys.modules)
+
+
+def test_processes_of_tests_start_with_all_slow_imports_done() -> None:
+    """Else each spends ten seconds on them; the server is silent about what it cannot import."""
+    assert finish(start_call(_print_whether_imported)) == "True\n"
 
 
 def assert_same(two: Path, one: Path) -> None:

@@ -14,9 +14,13 @@ import signal
 import socket
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 LABELS = {"colour": ("red", "blue"), "count": ("one", "two")}
 
@@ -80,18 +84,33 @@ class Started:
             process.join()
 
 
-def _serve() -> Any:
-    """A server that has imported all that is slow and forks a clean process for each command."""
+def fork_server() -> Any:
+    """A server that has imported all that is slow and forks a clean process for each command.
+
+    Before Python 3.13 the server looks for what it imports on PYTHONPATH only, and says nothing if
+    it is not there.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["slow_imports"])
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.getenv("PYTHONPATH")]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", path)
+        ensure_running()
     return context
 
 
-def _main(args: list[str], output: Path, environment: dict[str, str]) -> None:
+def _child(
+    call: Callable[..., object], args: Sequence[Any], output: Path, environment: dict[str, str]
+) -> None:
     handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
+    os.environ.clear()  # the server began with an older one
     os.environ.update(environment)
+    call(*args)
+
+
+def _perdure(*args: str) -> None:
     from perdure.cli import main
 
     sys.argv = ["perdure", *args]
@@ -107,18 +126,23 @@ def free_port() -> int:
 
 def start(args: list[str], processes: int = 1) -> Started:
     """Start `perdure ARGS` in processes of their own, as torchrun would, one thread each."""
+    return start_call(_perdure, *args, processes=processes)
+
+
+def start_call(call: Callable[..., object], *args: Any, processes: int = 1) -> Started:
+    """Start `call(*args)`, a function of a module of tests, in processes like those of `start`."""
     port = free_port()
     output = Path(tempfile.mkdtemp()) / "output.txt"
     started = []
     for rank in range(processes):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # the server began with an older one
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         if processes > 1:
             environment |= {
                 "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
                 "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
             }  # fmt: skip
-        process = _serve().Process(target=_main, args=(args, output, environment))
+        process = fork_server().Process(target=_child, args=(call, args, output, environment))
         process.start()
         started.append(process)
     return Started(started, output)
@@ -127,7 +151,7 @@ def start(args: list[str], processes: int = 1) -> Started:
 def finish(started: Started, code: int = 0) -> str:
     """Wait for the processes, check their exit codes and return what they printed."""
     for process in started.processes:
-        process.join(timeout=100)
+        process.join(timeout=200)
     output = started.output.read_text() if started.output.exists() else ""
     codes = [p.exitcode for p in started.processes]
     started.kill()

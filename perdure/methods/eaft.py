@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from pydantic import Field
@@ -48,6 +48,7 @@ class EAFT(Method):
     Config = EAFTConfig
     config: EAFTConfig
     requires = Requires(logits=True)
+    noop_options: ClassVar = {"alpha": 0}
 
     def loss(
         self, ctx: Context, main: ForwardOutput, extra: ForwardOutput | None

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -63,6 +63,8 @@ class EWC(Method):
     Config = EWCConfig
     config: EWCConfig
     saved = ("fisher", "center", "constant")
+    example_options: ClassVar = {"lam": 50, "rows": 4}
+    noop_options: ClassVar = {"lam": 0, "rows": 2}
 
     def __init__(self, config: EWCConfig) -> None:
         super().__init__(config)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -62,6 +62,8 @@ def freeze_pattern(model: nn.Module, layers: int, embeddings: bool = True) -> st
 class Freeze(Method):
     Config = FreezeConfig
     config: FreezeConfig
+    example_options: ClassVar = {"layers": 1}
+    noop_options: ClassVar = {"layers": 0, "embeddings": False}
 
     def phases(self, ctx: Context) -> Sequence[Phase]:
         pattern = freeze_pattern(ctx.model, self.config.layers, self.config.embeddings)

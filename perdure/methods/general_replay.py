@@ -47,6 +47,8 @@ class GeneralReplay(Method):
 
     Config = GeneralReplayConfig
     config: GeneralReplayConfig
+    example_options: ClassVar = {"max_tokens": 12, "insert": 3}
+    noop_options: ClassVar = {"max_tokens": 12, "label_weight": 0}
     saved = ("base", "texts")
     name: ClassVar[str] = "general_replay"
     special_tokens = False

@@ -18,7 +18,7 @@ all texts; on disk tokens * hidden / 4 bytes a layer.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -67,6 +67,8 @@ class GeReConfig(GeneralReplayConfig):
 class GeRe(GeneralReplay):
     Config, name = GeReConfig, "gere"
     config: GeReConfig
+    example_options: ClassVar = {"max_tokens": 12, "insert": 3}
+    noop_options: ClassVar = {"max_tokens": 12, "weight": 0, "label_weight": 0}
 
     def __init__(self, config: GeReConfig) -> None:
         super().__init__(config)

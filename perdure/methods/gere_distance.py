@@ -17,7 +17,7 @@ all texts; on disk 4 * hidden bytes a token and layer.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -55,6 +55,8 @@ class GeReDistanceConfig(GeneralReplayConfig):
 class GeReDistance(GeneralReplay):
     Config, name = GeReDistanceConfig, "gere_distance"
     config: GeReDistanceConfig
+    example_options: ClassVar = {"max_tokens": 12, "insert": 3}
+    noop_options: ClassVar = {"max_tokens": 12, "weight": 0, "label_weight": 0}
 
     def __init__(self, config: GeReDistanceConfig) -> None:
         super().__init__(config)

@@ -16,7 +16,7 @@ a forward over all texts; on disk 8 * top bytes a token.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -41,6 +41,8 @@ class GeReKLConfig(GeneralReplayConfig):
 class GeReKL(GeneralReplay):
     Config, name = GeReKLConfig, "gere_kl"
     config: GeReKLConfig
+    example_options: ClassVar = {"max_tokens": 12, "insert": 3}
+    noop_options: ClassVar = {"max_tokens": 12, "weight": 0, "label_weight": 0}
 
     def __init__(self, config: GeReKLConfig) -> None:
         super().__init__(config)

@@ -17,7 +17,7 @@ Cost: as `gere`, `gere_kl` or `gere_distance`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -89,6 +89,8 @@ class GeReOfficialConfig(GeneralReplayConfig):
 class GeReOfficial(GeneralReplay):
     Config, name = GeReOfficialConfig, "gere_official"
     config: GeReOfficialConfig
+    example_options: ClassVar = {"max_tokens": 12, "scope": "row"}
+    noop_options: ClassVar = {"max_tokens": 12, "scope": "row", "weight": 0, "label_weight": 0}
 
     def __init__(self, config: GeReOfficialConfig) -> None:
         super().__init__(config)

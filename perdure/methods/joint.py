@@ -13,7 +13,7 @@ Cost: i times the steps of one task at task i, T (T + 1) / 2 in all; all trainin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -33,6 +33,7 @@ class JointConfig(MethodConfig):
 class Joint(Method):
     Config = JointConfig
     config: JointConfig
+    noop_options: ClassVar = {"start": "current"}
 
     def phases(self, ctx: Context) -> Sequence[Phase]:
         return (Phase(start=self.config.start),)

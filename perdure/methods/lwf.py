@@ -16,7 +16,7 @@ Cost: a second copy of the trainable weights and one more forward pass a step, w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -46,6 +46,7 @@ class LwF(Method):
     Config = LwFConfig
     config: LwFConfig
     requires = Requires(logits=True, teacher="previous")
+    noop_options: ClassVar = {"weight": 0}
 
     def loss(
         self, ctx: Context, main: ForwardOutput, extra: ForwardOutput | None

@@ -15,14 +15,16 @@ from __future__ import annotations
 
 import ast
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import inspect
 import sys
 from collections.abc import Iterable, Mapping
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -35,17 +37,6 @@ __all__ = ["build", "check", "describe", "kind_of", "load", "load_config", "load
 
 GROUP = "perdure.methods"
 _FOLDER = Path(__file__).parent
-
-
-class Spec(Protocol):
-    """What `build` needs of a recipe's entry: a method's name and its options."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def file(self) -> str | None: ...
-    @property
-    def options(self) -> Mapping[str, Any]: ...
 
 
 def names() -> list[str]:
@@ -101,25 +92,28 @@ def load(name: str) -> type[Method]:
 def load_file(path: str | Path) -> type[Method]:
     """Import a Python file and return the one method in it.
 
+    A file that has changed since is imported again.
+
     Raises:
         UsageError: no such file, it cannot be imported, or there is not just one `Method` in it.
     """
-    path = Path(path)
+    path = Path(path).expanduser().resolve()
     if not path.is_file():
         raise UsageError(f"no such file: {path}", "give the path of a Python file with a method")
-    name = f"perdure_method_file_{path.stem}_{abs(hash(str(path.resolve())))}"
+    version = hashlib.sha256(f"{path} {path.stat().st_mtime_ns}".encode()).hexdigest()[:12]
+    name = f"perdure_file_{version}.{path.stem}"  # ends in the method's name: see `name_of`
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        if spec is None or spec.loader is None:
-            raise UsageError(f"{path}: is no Python file", "its name ends in .py")
+        loader = SourceFileLoader(name, str(path))
+        spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+        assert spec is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         try:
-            spec.loader.exec_module(module)
+            loader.exec_module(module)
         except Exception as error:  # whatever the user's own code raises
             del sys.modules[name]
             what = f"{path}: cannot be imported: {type(error).__name__}: {error}"
-            raise UsageError(what, "mend the file: it is run as it is") from error
+            raise UsageError(what, "correct the file") from error
     found = [
         thing
         for thing in vars(sys.modules[name]).values()
@@ -131,7 +125,7 @@ def load_file(path: str | Path) -> type[Method]:
     return found[0]
 
 
-def kind_of(spec: Spec) -> type[Method]:
+def kind_of(spec: MethodSpec) -> type[Method]:
     """The class that a recipe's entry names, by its name or its file."""
     return load(spec.name) if spec.file is None else load_file(spec.file)
 
@@ -184,7 +178,7 @@ def _under(remedy: str) -> list[str]:
     return [f"  {remedy}"] if remedy else []
 
 
-def build(specs: Iterable[Spec]) -> list[Method]:
+def build(specs: Iterable[MethodSpec]) -> list[Method]:
     """Make the methods that a recipe lists, in its order.
 
     Raises:

@@ -13,7 +13,7 @@ Cost: a forward and backward pass over `ratio` more rows a step; `buffer_size` r
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -45,6 +45,8 @@ class Replay(Method):
     config: ReplayConfig
     requires = Requires(logits=True)
     saved = ("kept", "seen")
+    example_options: ClassVar = {"buffer_size": 6, "ratio": 0.4}
+    noop_options: ClassVar = {"weight": 0}
 
     def __init__(self, config: ReplayConfig) -> None:
         super().__init__(config)

@@ -14,7 +14,7 @@ Cost: two copies of the trainable weights; at most len(grid) + 1 scorings of `ro
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, field_validator
 
@@ -60,6 +60,8 @@ class Rewind(Method):
     Config = RewindConfig
     config: RewindConfig
     needs_validation = True
+    example_options: ClassVar = {"grid": [0.5], "tolerance": 100}
+    noop_options: ClassVar = {"grid": [1.0]}
 
     def __init__(self, config: RewindConfig) -> None:
         super().__init__(config)

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from perdure.errors import DataError
 from perdure.recipe.schema import Recipe
 from perdure.streams.task import Row
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 IGNORE = -100  # the label that cross entropy skips, transformers' convention
 _SENTINEL = "PerdureAnswerGoesHere"
@@ -46,7 +49,9 @@ class Encoder:
             self.template = Path(chat_template).read_text(encoding="utf-8")
         self.end = self._end_of_answer()
         self._bos = self._leading_bos()
-        self._kept: dict[Hashable, Any] = {}  # a split's encoded rows, as a `datasets.Dataset`
+        self._new: dict[Hashable, dict[str, Any]] = {}  # a split's columns, before they are Arrow
+        self._kept: dict[Hashable, Dataset] = {}
+        self._lengths: dict[Hashable, list[int]] = {}
         self._places: dict[str, tuple[Hashable, int]] = {}  # by a row's content
 
     @property
@@ -59,21 +64,27 @@ class Encoder:
 
         Args: split: names them, for `lengths`; rows: each with what `encode` gave for it.
         """
-        from datasets import Dataset
-
-        columns = {k: [encoded[k] for _, encoded in rows] for k in ("input_ids", "labels")}
-        self._kept[split] = Dataset.from_dict(columns)
+        self._lengths[split] = [len(encoded["input_ids"]) for _, encoded in rows]
+        self._new[split] = {k: [encoded[k] for _, encoded in rows] for k in ("input_ids", "labels")}
         for number, (row, _) in enumerate(rows):
             self._places.setdefault(_content(row), (split, number))
 
     def lengths(self, split: Hashable) -> list[int]:
         """Tokens of each remembered row of a split."""
-        return [len(ids) for ids in self._kept[split]["input_ids"]]
+        return self._lengths[split]
+
+    def dataset(self, split: Hashable) -> Dataset:
+        """The remembered rows of a split, columns `input_ids` and `labels`."""
+        if split in self._new:  # made when it is first asked for: a check alone never does
+            from datasets import Dataset
+
+            self._kept[split] = Dataset.from_dict(self._new.pop(split))
+        return self._kept[split]
 
     def _remembered(self, row: Row) -> dict[str, Any] | None:
         if not self._places or (place := self._places.get(_content(row))) is None:
             return None
-        found: dict[str, Any] = self._kept[place[0]][place[1]]
+        found: dict[str, Any] = self.dataset(place[0])[place[1]]
         return found
 
     def prompt_text(self, row: Row) -> str:

@@ -165,11 +165,10 @@ class ForwardOutput:
         Args: padded: over the batch's width, so that padding counts as zero.
         """
         sums = values.new_zeros(len(self.mask)).index_add(0, self.row_of, values)
-        if padded:
-            return sums / self.mask.shape[1]
         ones = torch.ones(self.row_of.shape, device=self.row_of.device)
         counts = ones.new_zeros(len(self.mask)).index_add(0, self.row_of, ones)
-        return sums / counts.clamp(min=1)
+        means = sums / counts.clamp(min=1)
+        return means * counts / self.mask.shape[1] if padded else means
 
     @property
     def step_rows(self) -> int:

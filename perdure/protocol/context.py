@@ -32,9 +32,10 @@ class BaseStates(Protocol):
 
     @property
     def noise(self) -> Mapping[str, Mapping[str, float]]:
-        """Of codes, by layer (as text): how far rounding alone moves the unmoved model's states.
+        """Of codes and states, by layer (as text): how far rounding moves the unmoved model's.
 
-        `violating` and `flipped` are shares of all states, `largest` and `mean` distances.
+        `largest` and `mean` are distances: of a state to its interval, or to what it was; of codes
+        `violating` and `flipped` are shares of all states.
         """
 
     def limits(self, layer: int, device: Any) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -94,6 +94,10 @@ class Method:
     in order, so that their weights find their place."""
     projects: bool = False
     """True if `gradients` replaces the gradient's direction, so that two such methods clash."""
+    example_options: ClassVar[Mapping[str, Any]] = {}
+    """Options under which it acts on small tasks: what `perdure.testing.check_method` runs."""
+    noop_options: ClassVar[Mapping[str, Any]] = {}
+    """Options under which it changes nothing: training is then plain fine-tuning."""
 
     home: Path | None = None
     """The folder of what this object computed once; `perdure.attach` keeps it from task to task."""

@@ -45,9 +45,14 @@ def mistakes_in(error: ValidationError, data: Any, model: type[BaseModel]) -> li
             meant.add((*problem["loc"][:-1], _quoted(hint)))
             hint = hint or f"known here: {', '.join(known) or 'no option'}"
             found.append(Mistake(problem["loc"], "unknown key", hint))
+    arms = set()
     for problem in problems:
         loc, kind, value = problem["loc"], problem["type"], problem["input"]
         key = loc if kind == "missing" else _existing(loc, data)
+        if key != loc and key in arms:
+            continue  # each arm of a union has its own complaint: the first one is enough
+        if key != loc:
+            arms.add(key)
         field = _fields(model, key[:-1]).get(str(key[-1])) if key else None
         about = field.description or "" if field else ""
         if kind == "extra_forbidden" or (kind == "missing" and loc in meant):

@@ -185,7 +185,9 @@ class Recipe(Section):
     general: GeneralConfig | None = Field(
         None, description="text or lm-eval tasks for what it could already do; a list is of tasks"
     )
-    method: tuple[MethodSpec, ...] = Field(description="how not to forget: one, or a list")
+    method: tuple[MethodSpec, ...] = Field(
+        description="how not to forget: one, or a list; file: a Python file that holds it"
+    )
     train: TrainConfig = Field(default_factory=TrainConfig, description="the optimizer's settings")
     scoring: ScoringConfig = Field(default_factory=ScoringConfig, description="how it is scored")
     gauges: GaugesConfig = Field(

@@ -39,7 +39,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 Verdict = Literal["kept", "lost", "undecided"]
 Array = NDArray[np.float64]
@@ -160,6 +159,8 @@ def items_needed(
 
 def _bound_at(change: Array, items: int, quantile: float, imagined: float) -> float:
     """Quantile of the Dirichlet mean of `items` items like `change` and an imagined one."""
+    from scipy import stats
+
     points = np.append(change, imagined)
     share = np.append(np.full(len(change), items / len(change)), 1.0)
     total = items + 1.0
@@ -170,6 +171,7 @@ def _bound_at(change: Array, items: int, quantile: float, imagined: float) -> fl
         return centre
     third = 2 * float(share @ away**3) / (total * (total + 1) * (total + 2))
     skew = third / variance**1.5
+
     return float(stats.pearson3.ppf(quantile, skew, loc=centre, scale=math.sqrt(variance)))
 
 
@@ -184,10 +186,13 @@ def mcnemar_exact(base: Array, tuned: Array) -> float:
         base, tuned: (items,) of 0 and 1.
     Source: McNemar 1947, in its exact form.
     """
+    from scipy import stats
+
     broken = int(np.sum((base == 1) & (tuned == 0)))
     mended = int(np.sum((base == 0) & (tuned == 1)))
     if broken + mended == 0:
         return 1.0
+
     found: Any = stats.binomtest(broken, broken + mended, 0.5)
     return float(found.pvalue)
 

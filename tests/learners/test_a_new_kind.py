@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import signal
@@ -15,19 +14,23 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import write_recipe
+from tiny_runs import fork_server, write_recipe
 from torch import Tensor
 
 import perdure
 from perdure import GeneralText, Task, TaskStream
 from perdure.engine.method_state import STATE, load_state
 from perdure.errors import UsageError
-from perdure.learners import build, chosen_methods, learner_class
+from perdure.learners import build, learner_class
 from perdure.learners.listener import Folders
 from perdure.methods.joint import Joint
 from perdure.models.weights import trainable
+from perdure.prepare import chosen_methods
+from perdure.protocol.method import Method
 from perdure.recipe.schema import Recipe
 from perdure.run import Run
+
+pytestmark = pytest.mark.train
 
 SOURCE = Path(__file__).parent / "toy_package" / "toy_kind.py"
 METHODS: dict[str, Any] = {
@@ -102,9 +105,7 @@ def learn(out: Path, recipe: Path, die: bool) -> None:
 
 def learn_and_die(out: Path, recipe: Path) -> int | None:
     """`learn` in a process of its own, which dies; its exit code."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["slow_imports"])
-    process = context.Process(target=learn, args=(out, recipe, True))
+    process = fork_server().Process(target=learn, args=(out, recipe, True))
     process.start()
     process.join(250)
     return process.exitcode
@@ -114,10 +115,12 @@ def weights(run: Path, after: int = 2) -> dict[str, Tensor]:
     return load_file(run / f"checkpoints/task-{after}/model/model.safetensors")
 
 
+@pytest.mark.unit
 def test_it_is_short() -> None:
     assert len(SOURCE.read_text().splitlines()) < 100
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("method", METHODS)
 def test_a_stream_with_a_method_and_killed_within_task_2(
     tiny_model_dir: Path, tmp_path: Path, method: str
@@ -163,9 +166,11 @@ def test_a_stream_with_a_method_and_killed_within_task_2(
         assert matrix[2].mean() > 0.9
 
 
-def learner_of(tmp_path: Path, model: Path, stream: TaskStream, method: Any, **more: Any) -> Any:
-    recipe = recipe_of(tmp_path, model, method)
-    return build(recipe, stream, precision="fp32", folders=Folders.below(tmp_path / "run"), **more)
+def learner_of(tmp_path: Path, recipe: Recipe, *methods: Method, **changes: Any) -> Any:
+    stream = replace(two_tasks(), **changes)
+    chosen = methods or chosen_methods(recipe, stream)
+    folders = Folders.below(tmp_path / "run")
+    return build(recipe, stream, methods=chosen, precision="fp32", folders=folders)
 
 
 def test_joint_starts_from_heads_as_first_drawn(tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -177,7 +182,7 @@ def test_joint_starts_from_heads_as_first_drawn(tiny_model_dir: Path, tmp_path: 
             return super().train_data(ctx, data)
 
     watched = Watched(Joint.Config())
-    learner = learner_of(tmp_path, tiny_model_dir, two_tasks(), "joint", methods=[watched])
+    learner = learner_of(tmp_path, recipe_of(tmp_path, tiny_model_dir, "joint"), watched)
     learner.fit(0)
     moved = {n: p.detach().clone() for n, p in trainable(learner.model).items()}
     learner.fit(1)
@@ -189,8 +194,7 @@ def test_joint_starts_from_heads_as_first_drawn(tiny_model_dir: Path, tmp_path: 
 
 def test_heads_learn_at_their_own_rate(tiny_model_dir: Path, tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, tiny_model_dir, "sequential", train__max_steps=1)
-    folders = Folders.below(tmp_path / "run")
-    learner = build(recipe, two_tasks(), precision="fp32", folders=folders)
+    learner = learner_of(tmp_path, recipe)
     learner.fit(0)
     start = learner.base_weights()
     moved = {n: (p - start[n]).abs().max() for n, p in trainable(learner.model).items()}
@@ -200,11 +204,9 @@ def test_heads_learn_at_their_own_rate(tiny_model_dir: Path, tmp_path: Path) -> 
 
 
 def test_what_the_kind_lacks_is_refused_by_name(tiny_model_dir: Path, tmp_path: Path) -> None:
-    stream = two_tasks()
+    stream, recipe = two_tasks(), recipe_of(tmp_path, tiny_model_dir, "ewc")
     with pytest.raises(UsageError, match="kind toy have no measure of general ability"):
-        learner_of(
-            tmp_path, tiny_model_dir, replace(stream, general=GeneralText((), ("a b",))), "ewc"
-        )
+        learner_of(tmp_path, recipe, general=GeneralText((), ("some text",)))
     one, two = stream.tasks
     for changed, message in (
         (replace(two, kind="generation"), "task 1 is of kind toy, task task 2 of kind generation"),
@@ -212,7 +214,7 @@ def test_what_the_kind_lacks_is_refused_by_name(tiny_model_dir: Path, tmp_path: 
     ):
         with pytest.raises(UsageError, match=message):
             learner_class(TaskStream((one, changed)))
-    with pytest.raises(UsageError, match="no kind of task is called picture"):
+    with pytest.raises(UsageError, match='"picture" is none of generation, toy'):
         learner_class(TaskStream((replace(one, kind="picture"),)))
     assert learner_class(stream).__module__ == "toy_kind"
 

@@ -17,6 +17,8 @@ from perdure.protocol.batch import (
     unlabelled,
 )
 
+pytestmark = pytest.mark.unit
+
 NEXT = {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}
 OWN = {"input_ids": [5, 6, 7], "labels": [2, -100, 0], "_labels_at": "own"}
 ROW = {"input_ids": [5, 6, 7], "labels": 3}

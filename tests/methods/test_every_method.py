@@ -1,32 +1,24 @@
-"""One matrix that every method file meets; a new file is in it by a line in `two_tasks.ACTIVE`."""
+"""One matrix that every method file meets; a new file is in it because it is there."""
 
 from __future__ import annotations
 
-import copy
-import subprocess
-import sys
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_runs import write_recipe
+import two_tasks
+from tiny_runs import finish, start_call, write_recipe
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from two_tasks import ACTIVE, OWN_ROWS, SILENT, made, train
+from two_tasks import ACTIVE, METHODS, OWN_ROWS
 
-from perdure.methods import registry
+from perdure import testing
 
 pytestmark = pytest.mark.train
 
 ATTACHED = sorted(set(ACTIVE) - OWN_ROWS)
 Weights = dict[str, Tensor]
-
-
-def weights(model: Any) -> Weights:
-    return {n: p.detach().clone() for n, p in model.named_parameters()}
 
 
 def same(a: Weights, b: Weights, tolerance: float = 0.0) -> None:
@@ -38,74 +30,47 @@ def same(a: Weights, b: Weights, tolerance: float = 0.0) -> None:
 
 
 @pytest.fixture(scope="module")
-def both_tasks(
-    tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., Weights]:
-    """Learn both tasks with a method; returns the weights, and keeps them for the next asker."""
-
-    @cache
-    def run(name: str | None, on: bool = True, micro: int = 8) -> Weights:
-        model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
-        tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
-        out = tmp_path_factory.mktemp("both")
-        chosen = [] if name is None else [made(name, (ACTIVE if on else SILENT)[name])]
-        for index in (0, 1):
-            train(model, tokenizer, out, chosen, index, micro)
-        return weights(model)
-
-    return run
+def plain(tiny_model_dir: Path) -> Weights:
+    """The weights after both tasks with no method."""
+    return testing.learned(tiny_model_dir, None, {})
 
 
-def test_every_method_is_in_the_matrix() -> None:
-    assert set(registry.names()) == set(ACTIVE) == set(SILENT)
+def test_every_method_names_options_under_which_it_acts() -> None:
+    for name, kind in METHODS.items():
+        testing.make(kind, kind.example_options)
+        testing.make(kind, kind.noop_options)
+        assert name == "sequential" or kind.noop_options, name
 
 
 @pytest.mark.parametrize("name", ATTACHED)
-def test_switched_off_it_changes_nothing(both_tasks: Any, name: str) -> None:
-    same(both_tasks(name, False), both_tasks(None))
+def test_switched_off_it_changes_nothing(tiny_model_dir: Path, plain: Weights, name: str) -> None:
+    kind = METHODS[name]
+    moved = testing.apart(testing.learned(tiny_model_dir, kind, kind.noop_options), plain)
+    assert moved == 0
 
 
 @pytest.mark.parametrize("name", sorted(set(ATTACHED) - {"sequential"}))
 def test_switched_on_it_changes_something_and_not_by_how_the_batch_is_split(
-    both_tasks: Any, name: str
+    tiny_model_dir: Path, plain: Weights, name: str
 ) -> None:
-    whole, plain = both_tasks(name), both_tasks(None)
-    assert max(float((whole[n] - plain[n]).abs().max()) for n in plain) > 1e-4
-    for micro in (4, 1):
-        same(both_tasks(name, micro=micro), whole, 2e-6)
+    testing.check_split(tiny_model_dir, METHODS[name], plain)
+    assert METHODS[name].noop_options
 
 
 @pytest.mark.parametrize("name", ATTACHED)
-def test_its_state_on_disk_is_all_it_needs(tiny: Any, tmp_path: Path, name: str) -> None:
-    from perdure.engine.method_state import load_methods, save_methods
-
-    model, tokenizer = tiny
-    method = made(name, ACTIVE[name])
-    train(model, tokenizer, tmp_path, [method], 0)
-    save_methods(tmp_path / "state", [method])
-    twin, restored = copy.deepcopy(model), made(name, ACTIVE[name])
-    load_methods(tmp_path / "state", [restored], twin)
-    train(model, tokenizer, tmp_path, [method], 1)
-    train(twin, tokenizer, tmp_path, [restored], 1)
-    same(weights(twin), weights(model))
-    assert repr(method.state_dict()) == repr(restored.state_dict())
+def test_its_state_on_disk_is_all_it_needs(tiny_model_dir: Path, name: str) -> None:
+    testing.check_saved_state(tiny_model_dir, METHODS[name])
+    assert all(hasattr(testing.make(METHODS[name], {}), key) for key in METHODS[name].saved)
 
 
 @pytest.mark.process
-def test_two_processes_learn_the_same(
-    both_tasks: Any, tiny_model_dir: Path, tmp_path: Path
-) -> None:
+def test_two_processes_learn_the_same(tiny_model_dir: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    script = Path(__file__).with_name("two_tasks.py")
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port",
-         "0", "--rdzv_endpoint", "localhost:0", "--rdzv_backend", "c10d",
-         str(script), str(tiny_model_dir), str(tmp_path)],
-        check=True, timeout=280,
-    )  # fmt: skip
+    finish(start_call(two_tasks.main, str(tiny_model_dir), str(tmp_path), processes=2))
     for name in ATTACHED:
-        same(load_file(tmp_path / f"{name}.safetensors"), both_tasks(name), 2e-6)
+        one = testing.learned(tiny_model_dir, METHODS[name], ACTIVE[name])
+        same(load_file(tmp_path / f"{name}.safetensors"), one, 2e-6)
 
 
 # --- in whole runs, by Perdure's own learner

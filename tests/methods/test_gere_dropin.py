@@ -6,8 +6,6 @@ A step's loss is taken before its update, so the first step's margin is that of 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import pytest
 import torch
 from families import FAMILIES, family
 from small_tasks import FIRST, GENERAL, SECOND
+from tiny_runs import finish, start_call
 from transformers import Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
@@ -181,15 +180,7 @@ def test_without_general_text_the_model_writes_its_own(tiny: Any, tmp_path: Path
 @pytest.mark.process
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_two_processes(tiny_model_dir: Path, tmp_path: Path, kind: str) -> None:
-    from tiny_runs import free_port
-
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port",
-         str(free_port()), __file__, str(tiny_model_dir), str(tmp_path), kind],
-        capture_output=True, text=True, timeout=200, check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    finish(start_call(main, str(tiny_model_dir), str(tmp_path), kind, processes=2))
     first, second, _ = map(float, (tmp_path / "margins.txt").read_text().split())
     assert first == 0.0
     assert second > 0
@@ -242,7 +233,3 @@ def main(model_dir: str, out: str, kind: str) -> None:
     if trainer.is_world_process_zero():
         Path(out, "margins.txt").write_text(" ".join(map(str, margins(trainer))))
         Path(out, "losses.txt").write_text(" ".join(map(str, losses)))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -220,7 +220,8 @@ def test_adapter_off_is_the_base_for_lora(
     recipe = write_recipe(tmp_path, tiny_model_dir, model__tuning="lora")
     loaded = load_recipe(recipe)
     stream = build_stream(loaded.stream, loaded.general, loaded.folder, 0)
-    learner = build(loaded, stream, precision="fp32", folders=Folders.below(tmp_path / "run"))
+    folders = Folders.below(tmp_path / "run")
+    learner = build(loaded, stream, methods=(), precision="fp32", folders=folders)
     ctx = learner._session_of(0).context
     rows = [ctx.encode(row) for row in stream.tasks[0].train[:3]]
     base = ctx.forward(rows).logits.detach()  # B of a new adapter is 0: still the base

@@ -6,15 +6,14 @@ import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from perdure.errors import UsageError
 from perdure.methods import registry
-from perdure.methods.gere import GeReConfig
 from perdure.protocol.method import Method
+from perdure.recipe.schema import MethodSpec
 
 pytestmark = pytest.mark.unit
 
@@ -79,8 +78,8 @@ def test_every_option_is_described() -> None:
 
 def test_build_makes_the_listed_methods_in_order() -> None:
     specs = [
-        SimpleNamespace(name="replay", options={"buffer_size": 5}),
-        SimpleNamespace(name="ewc", options={}),
+        MethodSpec(name="replay", options={"buffer_size": 5}),
+        MethodSpec(name="ewc"),
     ]
     made = registry.build(specs)
     assert [type(m).__name__ for m in made] == ["Replay", "EWC"]
@@ -100,11 +99,12 @@ def test_all_wrong_options_are_told_at_once() -> None:
     with pytest.raises(UsageError) as error:
         registry.load_config("gere", {"weigth": 1, "k": -1, "weight": "x"})
     assert str(error.value).splitlines() == [
-        "method gere: weight: Input should be a valid number, unable to parse string as a number; "
-        "or Input should be 'dynamic'",
-        "method gere: k: Input should be greater than 0",
-        "method gere: no option 'weigth'; did you mean \"weight\"?",
-        "  options of gere: " + ", ".join(GeReConfig.model_fields),
+        "method.weigth: unknown key",
+        '  did you mean "weight"?',
+        'method.weight: must be a number, not "x"',
+        "  weight of that term; dynamic: as large as the CE, detached",
+        "method.k: must be greater than 0, not -1",
+        "  half width of the middle interval in deviations",
     ]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_runs import finish, start_call
 
 from perdure.errors import ModelError
 from perdure.models import (
@@ -205,18 +206,16 @@ def test_gguf_is_converted_once_and_found_by_content(tiny_gguf: Path) -> None:
     assert len(list(folder.parent.iterdir())) == 2
 
 
+def _print_size(path: str) -> None:
+    print(sum(p.numel() for p in load_base(ModelConfig(path=path))[0].parameters()))
+
+
 @pytest.mark.process
 def test_two_processes_convert_at_once(tiny_gguf: Path) -> None:
-    code = (
-        "import sys; from perdure.models import load_base;"
-        "from perdure.recipe.schema import ModelConfig;"
-        "print(sum(p.numel() for p in load_base(ModelConfig(path=sys.argv[1]))[0].parameters()))"
-    )
-    command = [sys.executable, "-c", code, str(tiny_gguf)]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate(timeout=120)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert said[0] == said[1] != ""
+    both = [start_call(_print_size, str(tiny_gguf)) for _ in range(2)]
+    said = [finish(started).splitlines()[-1] for started in both]
+    assert said[0] == said[1]
+    assert int(said[0]) > 0
     assert len(list((tiny_gguf.parent / "cache" / "gguf").iterdir())) == 1
 
 

@@ -14,6 +14,8 @@ from perdure.engine.context import TaskContext
 from perdure.protocol.context import Context
 from perdure.protocol.step import Step
 
+pytestmark = pytest.mark.unit
+
 PACKAGE = Path(perdure.__file__).parent
 SESSION = ("session", "ctx", "context")
 

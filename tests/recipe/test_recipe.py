@@ -230,6 +230,7 @@ def test_mistakes_in_overrides_say_command_line(
 
 
 def test_all_mistakes_at_once_each_with_its_line(folder: Path) -> None:
+    """Sections are looked at on their own: what is wrong in one hides nothing in another."""
     text = """\
 name: shop
 modle:
@@ -238,11 +239,10 @@ stream:
   order: [colours, colurs]
   tasks:
     - name: colours
-      format: label
       train: colors.csv
-      columns: {text: T, lable: L}
       metrc: chrf
     - name: colours
+      format: label
       train: counts.txt
 method:
   name: repaly
@@ -262,44 +262,71 @@ model:
     assert mistakes(text, "train.epochs=0") == [
         "recipe.yaml:2: modle: unknown key",
         '  did you mean "model"?',
-        'recipe.yaml:5: stream.order.1: no task is called "colurs"',
-        '  did you mean "colours"?',
-        'recipe.yaml:8: stream.tasks.0.format: "label" is none of prompt, chat, labels',
-        '  did you mean "labels"?',
-        "recipe.yaml:9: stream.tasks.0.train: no such file: colors.csv",
+        "recipe.yaml:8: stream.tasks.0.train: no such file: colors.csv",
         '  did you mean "colours.csv"?',
-        "recipe.yaml:10: stream.tasks.0.columns.lable: format labels has the columns text and "
-        "label",
-        '  did you mean "label"?',
-        "recipe.yaml:11: stream.tasks.0.metrc: unknown key",
+        "recipe.yaml:9: stream.tasks.0.metrc: unknown key",
         '  did you mean "metric"?',
-        'recipe.yaml:12: stream.tasks.1.name: "colours" is the name of stream.tasks.0 already',
-        "  give each task its own name",
-        "recipe.yaml:13: stream.tasks.1.train: no such file: counts.txt",
+        'recipe.yaml:11: stream.tasks.1.format: "label" is none of prompt, chat, labels',
+        '  did you mean "labels"?',
+        "recipe.yaml:12: stream.tasks.1.train: no such file: counts.txt",
         '  did you mean "counts.jsonl"?',
-        'recipe.yaml:15: method.name: no method is called "repaly"',
+        'recipe.yaml:14: method.name: no method is called "repaly"',
         '  did you mean "replay"? all of them: perdure methods',
-        "recipe.yaml:16: method.bufer_size: unknown key",
-        '  did you mean "buffer_size"?',
-        'recipe.yaml:18: train.learning_rate: must be a number, not "fast"',
+        'recipe.yaml:17: train.learning_rate: must be a number, not "fast"',
         "  highest learning rate",
-        "recipe.yaml:19: train.micro_batch_size: batch_size 8 is no multiple of 3",
-        "  2 would do",
-        "recipe.yaml:20: train.scheduel: unknown key",
+        "recipe.yaml:19: train.scheduel: unknown key",
         '  did you mean "schedule"?',
-        'recipe.yaml:21: train.schedule: "liner" is none of constant, linear, cosine, '
+        'recipe.yaml:20: train.schedule: "liner" is none of constant, linear, cosine, '
         "cosine_with_restarts, polynomial, constant_with_warmup, inverse_sqrt",
         '  did you mean "linear"?',
-        'recipe.yaml:23: general.source: "pydocs" is no source of text',
+        'recipe.yaml:22: general.source: "pydocs" is no source of text',
         '  did you mean "pydoc"?',
-        "recipe.yaml:26: model.tunning: unknown key",
+        "recipe.yaml:25: model.tunning: unknown key",
         '  did you mean "tuning"?',
-        "recipe.yaml:27: model.lora.r: must be greater than 0, not -1",
+        "recipe.yaml:26: model.lora.r: must be greater than 0, not -1",
         "  rank of the adapters",
-        "recipe.yaml:27: model.lora.target_modules: must be a list, not 5",
+        "recipe.yaml:26: model.lora.target_modules: must be a list, not 5",
         "  names of the modules that get an adapter",
         "command line: train.epochs: must be greater than 0, not 0",
         "  passes over each task's training rows",
+    ]
+
+
+def test_mistakes_between_keys_at_once_where_each_sections_keys_are_right(folder: Path) -> None:
+    text = """\
+name: shop
+stream:
+  order: [colours, colurs]
+  tasks:
+    - name: colours
+      train: colours.csv
+    - name: colours
+      train: counts.jsonl
+method:
+  name: replay
+  bufer_size: 3
+train:
+  micro_batch_size: 3
+general:
+  source: pydoc
+  limit: 3
+model:
+  path: org/base
+  lora: {r: 4}
+"""
+    assert mistakes(text) == [
+        'recipe.yaml:3: stream.order.1: no task is called "colurs"',
+        '  did you mean "colours"?',
+        'recipe.yaml:7: stream.tasks.1.name: "colours" is the name of stream.tasks.0 already',
+        "  give each task its own name",
+        "recipe.yaml:11: method.bufer_size: unknown key",
+        '  did you mean "buffer_size"?',
+        "recipe.yaml:13: train.micro_batch_size: batch_size 8 is no multiple of 3",
+        "  2 would do",
+        "recipe.yaml:16: general.limit: has no effect without tasks",
+        "  list lm-eval tasks",
+        "recipe.yaml:19: model.lora: has no effect with tuning: full",
+        "  write tuning: lora",
     ]
 
 
@@ -594,9 +621,9 @@ def test_every_accepted_key_is_read_by_a_run(
     monkeypatch.setattr(Section, "__getattribute__", noting)
     learn(recipe, Run.create(tmp_path / "run", recipe))
     known = {f"{s.__name__}.{name}" for s in sections() for name in s.model_fields}
-    # Read only where they matter: a hub data set; the default name of a run directory; a split
-    # that is not given; tasks of lm-eval (test_harness.py).
-    elsewhere = {"TaskConfig.subset", "Recipe.name", "TaskConfig.test_share"}
+    # Read only where they matter: a hub data set; a split that is not given; tasks of lm-eval
+    # (test_lm_eval.py).
+    elsewhere = {"TaskConfig.subset", "TaskConfig.test_share"}
     elsewhere |= {f"GeneralConfig.{k}" for k in ("subset", "split", "limit", "num_fewshot")}
     elsewhere |= {"TaskConfig.validation_share"}
     assert known - read == elsewhere

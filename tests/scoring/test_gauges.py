@@ -31,12 +31,14 @@ pytestmark = pytest.mark.train
 def learner(tiny_model_dir: Path, tmp_path: Path) -> Any:
     from perdure import learners
     from perdure.learners.listener import Folders
+    from perdure.prepare import chosen_methods
     from perdure.streams import build_stream
 
     recipe = perdure.load_recipe(write_recipe(tmp_path, tiny_model_dir, gauges={"every": 3}))
     stream = build_stream(recipe.stream, recipe.general, recipe.folder, recipe.seed)
     folders = Folders.below(tmp_path / "run")
-    return learners.build(recipe, stream, precision="fp32", folders=folders)
+    methods = chosen_methods(recipe, stream)
+    return learners.build(recipe, stream, methods=methods, precision="fp32", folders=folders)
 
 
 def moved(model: Any, size: float) -> None:

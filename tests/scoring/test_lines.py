@@ -1,9 +1,13 @@
 """Lines of scores.jsonl: their keys, and several measures of one task."""
 
+import pytest
+
 from perdure.scoring.lines import general_line, task_line
 from perdure.scoring.lm_eval import HarnessScore
 from perdure.scoring.perplexity import GeneralScore
 from perdure.scoring.score import TaskScore
+
+pytestmark = pytest.mark.unit
 
 
 def test_a_tasks_line():

@@ -3,11 +3,11 @@
 import json
 import math
 import os
-import socket
 from dataclasses import replace
 
 import pytest
 import torch
+from tiny_runs import finish, start_call
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -262,12 +262,8 @@ def _score_all(model, encoder, accelerator=None):
     return found | {"general": vars(general)}
 
 
-def _one_of_two(rank, port, folder):
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port), ACCELERATE_USE_CPU="true",
-    )  # fmt: skip
-    torch.set_num_threads(1)
+def _one_of_two(folder):
+    os.environ["ACCELERATE_USE_CPU"] = "true"
     from accelerate import Accelerator
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import DTensor
@@ -282,7 +278,7 @@ def _one_of_two(rank, port, folder):
     fully_shard(model)
     found["fsdp2"] = _score_all(model, encoder, accelerator)
     assert all(isinstance(p, DTensor) for p in model.parameters())  # sharded again after scoring
-    (folder / f"found-{rank}.json").write_text(json.dumps(found))
+    (folder / f"found-{os.environ['RANK']}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
 
 
@@ -308,10 +304,7 @@ def test_two_processes_score_as_one(strong, tmp_path):
     model, encoder = strong
     model.save_pretrained(tmp_path)
     encoder.tokenizer.save_pretrained(tmp_path)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_one_of_two, (port, tmp_path), nprocs=2)
+    finish(start_call(_one_of_two, tmp_path, processes=2))
     expected = _score_all(model, encoder)
     for rank in range(2):
         found = json.loads((tmp_path / f"found-{rank}.json").read_text())

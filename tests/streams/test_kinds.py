@@ -31,6 +31,8 @@ from perdure.streams import build_stream, kinds
 from perdure.streams.kinds import find
 from perdure.streams.task import Task
 
+pytestmark = pytest.mark.unit
+
 PACKAGE = Path(perdure.__file__).parent
 HOME = "streams/kinds/text.py"
 METRICS = {one.name for one in kinds.kind("generation").metrics}
@@ -155,6 +157,7 @@ def test_a_comparison_in_a_copy_is_seen(tmp_path: Path, line: str, told: str) ->
     assert told in found
 
 
+@pytest.mark.process
 def test_kinds_are_found_without_torch() -> None:
     code = (
         "import sys; from perdure.streams import kinds\n"
@@ -220,6 +223,7 @@ def test_a_metric_beside_the_recipe_scores_and_is_reported(
         build_stream(opened.recipe.stream, None, opened.recipe.folder, 0)
 
 
+@pytest.mark.train
 def test_score_task_takes_a_module_from_the_path(offer: Any, tiny: Any) -> None:
     from perdure.models.chat import Encoder
     from perdure.scoring import score_task

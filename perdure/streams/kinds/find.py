@@ -20,10 +20,10 @@ from perdure.errors import PerdureError, UsageError
 from perdure.recipe.columns import check_cell
 from perdure.recipe.data import TaskConfig
 from perdure.recipe.mistakes import Mistake, near
-from perdure.streams.kinds import text
 from perdure.streams.kinds.base import Format, Kind, Metric
+from perdure.streams.kinds.text import KIND as TEXT
 
-BUILT_IN: tuple[Kind, ...] = (text.KIND,)
+BUILT_IN: tuple[Kind, ...] = (TEXT,)
 KINDS, METRICS = "perdure.kinds", "perdure.metrics"
 """The groups of entry points; a value is `module:KIND`, or `module:METRIC_OR_FUNCTION`."""
 _files: dict[tuple[str, int], ModuleType] = {}

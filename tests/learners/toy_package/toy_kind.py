@@ -91,4 +91,5 @@ class ToyLearner(Learner):
         return TaskScore(score, task.metric, True, items, {"accuracy_within_task": within})
 
 
-KIND = Kind("toy", formats=(), metrics=(), learner="toy_kind:ToyLearner")
+SCHEMA = {"text": "the text", "class": "its class's number"}
+KIND = Kind("toy", SCHEMA, formats=(), metrics=(), learner="toy_kind:ToyLearner")

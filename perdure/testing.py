@@ -1,0 +1,275 @@
+"""Put a method of your own through the checks that every method of Perdure meets.
+
+    from perdure.testing import check_method
+
+    def test_my_method():
+        check_method(MyMethod)
+
+The model is a tiny random one made on the spot, so this says that the mechanics are right (it acts,
+it can be switched off, the split of a batch and a resume change nothing), not that it helps.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perdure.streams.task import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from perdure.protocol.method import Method
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}"
+    "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+GENERAL = [
+    "The import statement finds a module and binds names in the local scope.",
+    "A lambda expression yields a function object, as a def statement does.",
+    "Comparisons can be chained arbitrarily, and each is evaluated at most once.",
+    "The del statement removes a binding from a namespace.",
+    "Strings are immutable sequences of code points.",
+    "An empty class body needs pass.",
+]
+BATCH, STEPS = 8, 2
+SPLIT_TOLERANCE = 2e-6
+"""Weights after four steps may differ by this where only the split of the batch differs (fp32)."""
+
+
+def task_of(name: str, words: Sequence[str]) -> Task:
+    """A task of one row a word, `words` its answers."""
+    rows = [
+        {"prompt": [{"role": "user", "content": f"{name} {i} {w}"}], "answer": w}
+        for i, w in enumerate(words)
+    ]
+    return Task(name, rows, rows[:4], rows[4:8], "exact_match")
+
+
+FIRST = task_of("colour", ["red", "blue", "deep green", "red"] * 4)
+SECOND = task_of("count", ["one", "two", "twenty two", "one"] * 4)
+
+
+def make_tokenizer(vocab_size: int = 512) -> Any:
+    """A byte-level BPE tokenizer with a ChatML template, trained on the standard library's text."""
+    from pydoc_data.topics import topics
+
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator([topics[name] for name in sorted(topics)[:20]], trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=special,
+        model_max_length=512,
+        padding_side="left",
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def save_tiny_model(folder: Path) -> Path:
+    """Write a 3-layer Llama (hidden 64, vocabulary 512, fp32) of seeded random weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = make_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config).float()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def train(
+    model: Any, tokenizer: Any, out: Path, methods: Sequence[Method], index: int, micro: int = BATCH
+) -> Any:
+    """Train the first task (`index` 0) or the second for a few steps of SGD; returns the trainer.
+
+    Args: micro: rows of a micro-batch; the optimizer's batch is `BATCH` rows all the same.
+    """
+    import os
+
+    from transformers import Trainer, TrainingArguments
+
+    import perdure
+    from perdure.models.chat import Encoder
+    from perdure.protocol.batch import collate
+
+    encoder, task = Encoder(tokenizer), (FIRST, SECOND)[index]
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    args = TrainingArguments(
+        str(out / f"task-{index}"), max_steps=STEPS, per_device_train_batch_size=micro // world,
+        gradient_accumulation_steps=BATCH // micro, learning_rate=0.1, optim="sgd",
+        lr_scheduler_type="constant", max_grad_norm=1.0, use_cpu=True, save_strategy="no",
+        logging_steps=1, disable_tqdm=True, train_sampling_strategy="sequential",
+        remove_unused_columns=False, report_to="none", dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,
+    )  # fmt: skip
+    trainer = Trainer(
+        model=model, args=args, processing_class=tokenizer,
+        train_dataset=[encoder.encode(row) for row in task.train],
+        eval_dataset=[encoder.encode(row) for row in task.validation],
+        data_collator=lambda rows: collate(rows, encoder.pad_id),
+    )  # fmt: skip
+    if methods:
+        perdure.attach(
+            trainer, *methods, general=GENERAL, task=task.name, task_index=index,
+            cache=out / "cache",
+        )  # fmt: skip
+    trainer.train()
+    for name in ("_is_accelerate_prepared", "forward", "_original_forward"):
+        model.__dict__.pop(name, None)  # what a trainer leaves, and the next would build on
+    return trainer
+
+
+def make(kind: type[Method], options: Mapping[str, Any]) -> Method:
+    """A method of this class with these options, validated."""
+    from perdure.methods.registry import load_config
+
+    return kind(load_config(kind, options))
+
+
+def chooses_rows(kind: type[Method]) -> bool:
+    """Whether a method chooses the rows that are trained on, which takes Perdure's own learner."""
+    from perdure.protocol.method import Method as Base
+
+    return kind.train_data is not Base.train_data
+
+
+def learned(
+    folder: Path, kind: type[Method] | None, options: Mapping[str, Any], micro: int = BATCH
+) -> dict[str, Tensor]:
+    """The weights after both tasks, learned with a method of this class; None: with none."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    methods = [] if kind is None else [make(kind, options)]
+    with tempfile.TemporaryDirectory() as out:
+        for index in (0, 1):
+            train(model, tokenizer, Path(out), methods, index, micro)
+    return {n: p.detach().clone() for n, p in model.named_parameters()}
+
+
+def apart(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    """The largest difference between two sets of weights of equal names."""
+    assert a.keys() == b.keys()
+    return max(float((a[n] - b[n]).abs().max()) for n in a)
+
+
+def check_method(kind: type[Method], folder: Path | None = None) -> None:
+    """Put a method through the checks that Perdure's own methods meet.
+
+    - every option says what it does;
+    - with its `noop_options` training is plain fine-tuning, to the bit (where it has any);
+    - with its `example_options` it changes something, and how a batch is split does not matter;
+    - its `saved` attributes are all that it needs to go on with the next task.
+
+    A method that chooses the rows that are trained on (`train_data`) works in `perdure run` only;
+    of it just the options are checked here.
+
+    Args:
+        folder: of a tiny model to use; None makes one.
+
+    Raises:
+        AssertionError: a check failed; it says which, and where to look.
+    """
+    for name, field in kind.Config.model_fields.items():
+        assert field.description, f"option {name} has no description: give its Field one"
+    make(kind, kind.example_options)
+    if chooses_rows(kind):
+        return
+    with tempfile.TemporaryDirectory() as made:
+        tiny = folder or save_tiny_model(Path(made))
+        plain = learned(tiny, None, {})
+        check_switched_off(tiny, kind, plain)
+        check_split(tiny, kind, plain)
+        check_saved_state(tiny, kind)
+
+
+def check_switched_off(folder: Path, kind: type[Method], plain: Mapping[str, Tensor]) -> None:
+    """With its `noop_options` a method changes nothing."""
+    if not kind.noop_options:
+        return
+    moved = apart(learned(folder, kind, kind.noop_options), plain)
+    assert moved == 0, (
+        f"with noop_options {dict(kind.noop_options)} weights differ by {moved:.2g} from plain "
+        "fine-tuning: does a hook draw from the global random state, or add a term of weight 0 "
+        "that is not 0?"
+    )
+
+
+def check_split(folder: Path, kind: type[Method], plain: Mapping[str, Tensor]) -> None:
+    """With its `example_options` a method acts, and not by how a batch is split."""
+    whole = learned(folder, kind, kind.example_options)
+    acts = bool(kind.noop_options) or bool(kind.example_options)
+    assert not acts or apart(whole, plain) > 1e-4, (
+        f"with example_options {dict(kind.example_options)} weights are those of plain "
+        "fine-tuning: is the hook that should act overridden, and its option read?"
+    )
+    for micro in (4, 1):
+        moved = apart(learned(folder, kind, kind.example_options, micro), whole)
+        assert moved <= SPLIT_TOLERANCE, (
+            f"with micro-batches of {micro} rows weights differ by {moved:.2g} from those of the "
+            "same batch in one: average with token_mean, row_mean or position_mean, which count "
+            "the whole optimizer step, and draw extra rows by ctx.draw"
+        )
+
+
+def check_saved_state(folder: Path, kind: type[Method]) -> None:
+    """A method restored from what it saved after a task learns the next one alike."""
+    import copy
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from perdure.engine.method_state import load_methods, save_methods
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with tempfile.TemporaryDirectory() as made:
+        out, method = Path(made), make(kind, kind.example_options)
+        train(model, tokenizer, out, [method], 0)
+        save_methods(out / "state", [method])
+        twin, restored = copy.deepcopy(model), make(kind, kind.example_options)
+        load_methods(out / "state", [restored], twin)
+        train(model, tokenizer, out, [method], 1)
+        train(twin, tokenizer, out, [restored], 1)
+    moved = apart(dict(model.named_parameters()), dict(twin.named_parameters()))
+    assert moved == 0, (
+        f"restored from what it saved, weights after the next task differ by {moved:.2g}: name "
+        "every attribute that must survive in `saved`"
+    )
+    assert repr(method.state_dict()) == repr(restored.state_dict()), (
+        "the states after the next task differ: name every attribute that must survive in `saved`"
+    )
