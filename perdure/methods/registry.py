@@ -30,6 +30,7 @@ from pydantic import ValidationError
 
 from perdure.errors import PerdureError, UsageError
 from perdure.protocol.method import Method, MethodConfig
+from perdure.recipe.former import moved_options, what_to_write
 from perdure.recipe.mistakes import Mistake, mistakes_in, near
 from perdure.recipe.schema import MethodSpec
 
@@ -143,6 +144,9 @@ def check(spec: MethodSpec) -> tuple[MethodSpec | None, list[Mistake]]:
     except PerdureError as error:
         key = "name" if spec.file is None else "file"
         return None, [Mistake((key,), error.what, " ".join(error.remedy))]
+    if gone := moved_options(spec.name, spec.options):
+        remedy = f"write {what_to_write(spec.name, spec.options)}"
+        return None, [Mistake((gone[0],), f"is an option of {spec.name} no more", remedy)]
     config, found = _read(kind, spec.options)
     if config is None:
         return None, found
