@@ -61,3 +61,20 @@ def of_today(name: str, options: Mapping[str, Any]) -> tuple[str, Options]:
         held = {key: every[key] for key in ("weight", "layers")}
         return "gere_distance", texts | {"norm": loss, **held, "noise_floor": 0.0}
     return "gere_official", {"loss": loss, **every}
+
+
+def renew(data: dict[str, Any]) -> None:
+    """Rewrite the methods of a recorded recipe's data, in place, as they are written today."""
+    methods = data.get("method")
+    if isinstance(methods, list):
+        data["method"] = [_renewed(method) for method in methods]
+    else:
+        data["method"] = _renewed(methods)
+
+
+def _renewed(method: Any) -> Any:
+    if not isinstance(method, dict):
+        return method
+    options = dict(method)
+    name, options = of_today(options.pop("name", ""), options)
+    return {"name": name, **options} if "name" in method else method
