@@ -144,9 +144,6 @@ def check(spec: MethodSpec) -> tuple[MethodSpec | None, list[Mistake]]:
     except PerdureError as error:
         key = "name" if spec.file is None else "file"
         return None, [Mistake((key,), error.what, " ".join(error.remedy))]
-    if gone := moved_options(spec.name, spec.options):
-        remedy = f"write {what_to_write(spec.name, spec.options)}"
-        return None, [Mistake((gone[0],), f"is an option of {spec.name} no more", remedy)]
     config, found = _read(kind, spec.options)
     if config is None:
         return None, found
@@ -156,10 +153,20 @@ def check(spec: MethodSpec) -> tuple[MethodSpec | None, list[Mistake]]:
 def _read(
     kind: type[Method], options: Mapping[str, Any]
 ) -> tuple[MethodConfig | None, list[Mistake]]:
+    name = name_of_module(kind)
+    if gone := moved_options(name, options):
+        remedy = f"write {what_to_write(name, options)}"
+        return None, [Mistake((gone[0],), f"is no option of {name} any more", remedy)]
     try:
         return kind.Config.model_validate(dict(options)), []
     except ValidationError as error:
         return None, mistakes_in(error, options, kind.Config)
+
+
+def name_of_module(kind: type[Method]) -> str:
+    """The name of a built-in method's class, that of its file; "" for any other."""
+    package, _, name = kind.__module__.rpartition(".")
+    return name if package == "perdure.methods" else ""
 
 
 def load_config(kind: str | type[Method], options: Mapping[str, Any]) -> MethodConfig:
