@@ -96,7 +96,7 @@ def plan(
     precision: str,
     lm_eval_tasks: Iterable[str] = (),
 ) -> Plan:
-    """Plan the run of a prepared recipe; measures this machine for a second.
+    """Plan the run of a prepared recipe; measures this machine for half a second.
 
     Args:
         encoder: remembers all rows of the stream.
@@ -111,7 +111,7 @@ def plan(
         kind = stream.tasks[0].kind
         raise UsageError(f"--check: no time or memory is known for tasks of kind {kind}", "run it")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    measured = models.measure_speed(1.0)
+    measured = models.measure_speed(0.5)
     speed = (measured.bf16 or measured.fp32) if precision == "bf16" else measured.fp32
     speed *= 1e9 * EFFICIENCY * processes
     return Plan(

@@ -30,6 +30,7 @@ from pydantic import ValidationError
 
 from perdure.errors import PerdureError, UsageError
 from perdure.protocol.method import Method, MethodConfig
+from perdure.recipe.former import moved_options, what_to_write
 from perdure.recipe.mistakes import Mistake, mistakes_in, near
 from perdure.recipe.schema import MethodSpec
 
@@ -152,10 +153,20 @@ def check(spec: MethodSpec) -> tuple[MethodSpec | None, list[Mistake]]:
 def _read(
     kind: type[Method], options: Mapping[str, Any]
 ) -> tuple[MethodConfig | None, list[Mistake]]:
+    name = name_of_module(kind)
+    if gone := moved_options(name, options):
+        remedy = f"write {what_to_write(name, options)}"
+        return None, [Mistake((gone[0],), f"is no option of {name} any more", remedy)]
     try:
         return kind.Config.model_validate(dict(options)), []
     except ValidationError as error:
         return None, mistakes_in(error, options, kind.Config)
+
+
+def name_of_module(kind: type[Method]) -> str:
+    """The name of a built-in method's class, that of its file; "" for any other."""
+    package, _, name = kind.__module__.rpartition(".")
+    return name if package == "perdure.methods" else ""
 
 
 def load_config(kind: str | type[Method], options: Mapping[str, Any]) -> MethodConfig:

@@ -7,9 +7,12 @@ forward pass among answers and sees exactly the tokens that training saw.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from perdure.errors import DataError
 from perdure.recipe.schema import Recipe
@@ -52,7 +55,7 @@ class Encoder:
         self._new: dict[Hashable, dict[str, Any]] = {}  # a split's columns, before they are Arrow
         self._kept: dict[Hashable, Dataset] = {}
         self._lengths: dict[Hashable, list[int]] = {}
-        self._places: dict[str, tuple[Hashable, int]] = {}  # by a row's content
+        self._places: dict[bytes, tuple[Hashable, int]] = {}  # by a row's content
 
     @property
     def pad_id(self) -> int:
@@ -65,7 +68,10 @@ class Encoder:
         Args: split: names them, for `lengths`; rows: each with what `encode` gave for it.
         """
         self._lengths[split] = [len(encoded["input_ids"]) for _, encoded in rows]
-        self._new[split] = {k: [encoded[k] for _, encoded in rows] for k in ("input_ids", "labels")}
+        self._new[split] = {  # a list of Python's numbers would take ten times the memory
+            key: [np.array(encoded[key], dtype=np.int32) for _, encoded in rows]
+            for key in ("input_ids", "labels")
+        }
         for number, (row, _) in enumerate(rows):
             self._places.setdefault(_content(row), (split, number))
 
@@ -185,9 +191,10 @@ class Encoder:
         return [bos] if bos is not None and ids and ids[0] == bos else []
 
 
-def _content(row: Row) -> str:
-    """What decides a row's tokens: rows that are equal in it are encoded alike."""
-    return repr((row.get("prompt"), row.get("answer")))
+def _content(row: Row) -> bytes:
+    """A hash of what decides a row's tokens: rows that are equal in it are encoded alike."""
+    text = repr((row.get("prompt"), row.get("answer")))
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def base_encoder(recipe: Recipe) -> Encoder:

@@ -1,16 +1,11 @@
-"""Recipes that older run directories hold, read as they would be written today.
-
-`gere` was one method with an option `loss` and others that only some losses read. Each of these
-is a method of its own now. A run keeps the values that it was made with.
-"""
+"""Recipes that older run directories hold, read as they would be written today, values and all."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-SHARED = ("weight", "label_weight", "insert", "samples", "own_share", "max_tokens")
-"""Options that all methods of GeRe's family have, under the names that they had."""
+from perdure.recipe.former import of_today
 
 
 def renew(data: dict[str, Any]) -> None:
@@ -24,4 +19,6 @@ def renew(data: dict[str, Any]) -> None:
 
 def renewed(method: Mapping[str, Any]) -> dict[str, Any]:
     """An entry of `method` as it is written today; one that is of today comes back as it is."""
-    return dict(method)
+    options = {key: value for key, value in method.items() if key != "name"}
+    name, options = of_today(str(method.get("name", "")), options)
+    return {"name": name, **options} if "name" in method else dict(method)

@@ -17,7 +17,8 @@ from perdure.recipe.schema import MethodSpec
 
 pytestmark = pytest.mark.unit
 
-BUILT_IN = ["eaft", "ewc", "freeze", "gere", "joint", "lwf", "replay", "rewind", "sequential"]
+BUILT_IN = sorted(path.stem for path in Path(registry.__file__).parent.glob("[a-z]*.py"))
+BUILT_IN.remove("registry")
 
 THIRD_PARTY = '''"""Hold on to the third party's way.
 
@@ -102,7 +103,7 @@ def test_all_wrong_options_are_told_at_once() -> None:
         "method.weigth: unknown key",
         '  did you mean "weight"?',
         'method.weight: must be a number, not "x"',
-        "  weight of that term; dynamic: as large as the CE, detached",
+        "  weight of the margin; dynamic: as large as the CE, detached",
         "method.k: must be greater than 0, not -1",
         "  half width of the middle interval in deviations",
     ]
