@@ -14,7 +14,6 @@ from pydantic import Field
 from perdure import Method, MethodConfig
 from perdure.errors import UsageError
 from perdure.methods.ewc import EWC
-from perdure.methods.joint import Joint
 from perdure.protocol.method import Requires
 from perdure.protocol.step import Phase
 from perdure.testing import check_method
@@ -98,7 +97,7 @@ class Undescribed(Pull):
         weight: float = 0.5
 
 
-@pytest.mark.parametrize("kind", [Pull, Remembers, EWC, Joint, Phases])
+@pytest.mark.parametrize("kind", [Pull, Remembers, EWC, Phases])
 def test_right_methods_pass(kind: type[Method], tiny_model_dir: Path) -> None:
     assert check_method(kind, tiny_model_dir) is None
 
