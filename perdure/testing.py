@@ -185,7 +185,7 @@ def learned(
 def apart(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     """The largest difference between two sets of weights of equal names."""
     assert a.keys() == b.keys()
-    return max(float((a[n] - b[n]).abs().max()) for n in a)
+    return max(float((a[n].detach() - b[n].detach()).abs().max()) for n in a)
 
 
 def check_method(kind: type[Method], folder: Path | None = None) -> None:

@@ -117,3 +117,40 @@ def test_as_one_new_file_of_perdure(tiny_model_dir: Path, tmp_path: Path) -> Non
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout)["method"] == "confidence"
+
+
+ENUMERATE = [
+    "tests/methods/test_registry.py", "tests/methods/test_cards.py",
+    "tests/methods/test_every_method.py", "tests/recipe/test_recipe.py", "tests/test_docs.py",
+]  # fmt: skip
+"""Test files that go through all methods there are."""
+
+
+@pytest.mark.process
+def test_the_suite_takes_it_with_its_card_and_no_other_edit(tmp_path: Path) -> None:
+    """What goes through all methods passes in a copy of the repository that has one more."""
+    root = tmp_path / "repository"
+    for name in ("perdure", "tests", "docs", "benchmarks"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "CONTRIBUTING.md", "Makefile"):
+        shutil.copy(ROOT / name, root)
+    (root / "perdure/methods/confidence.py").write_text(METHOD, encoding="utf-8")
+    card = (root / "docs/methods/eaft.md").read_text(encoding="utf-8")
+    card = card.replace("{name: eaft, top: 20, alpha: 1.0}", "{name: confidence, weight: 0.1}")
+    card = card.replace("eaft", "confidence")
+    (root / "docs/methods/confidence.md").write_text(card, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTEST_XDIST_WORKER", None)
+    for command in (
+        ["docs/generate.py"],
+        ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *ENUMERATE, "-k",
+         "confidence or has_a_card or all_built_in or every_option or generated_pages or "
+         "readme_lists or names_options"],
+    ):  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, *command], cwd=root, env=environment, capture_output=True, text=True,
+            timeout=280, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert " passed" in done.stdout
+    assert "confidence" in (root / "README.md").read_text(encoding="utf-8")
