@@ -194,10 +194,12 @@ def check_method(kind: type[Method], folder: Path | None = None) -> None:
     - every option says what it does;
     - with its `noop_options` training is plain fine-tuning, to the bit (where it has any);
     - with its `example_options` it changes something, and how a batch is split does not matter;
-    - its `saved` attributes are all that it needs to go on with the next task.
+    - its `saved` attributes are all that it needs to go on with the next task;
+    - `perdure.learn` learns two tasks with it, with all weights and with an adapter, and a run
+      that is interrupted between the tasks and goes on ends with the same weights.
 
-    A method that chooses the rows that are trained on (`train_data`) works in `perdure run` only;
-    of it just the options are checked here.
+    A method that chooses the rows that are trained on (`train_data`) cannot be put on a trainer of
+    one's own: of the first four only the options are checked.
 
     Args:
         folder: of a tiny model to use; None makes one.
@@ -208,14 +210,14 @@ def check_method(kind: type[Method], folder: Path | None = None) -> None:
     for name, field in kind.Config.model_fields.items():
         assert field.description, f"option {name} has no description: give its Field one"
     make(kind, kind.example_options)
-    if chooses_rows(kind):
-        return
     with tempfile.TemporaryDirectory() as made:
         tiny = folder or save_tiny_model(Path(made))
-        plain = learned(tiny, None, {})
-        check_switched_off(tiny, kind, plain)
-        check_split(tiny, kind, plain)
-        check_saved_state(tiny, kind)
+        if not chooses_rows(kind):
+            plain = learned(tiny, None, {})
+            check_switched_off(tiny, kind, plain)
+            check_split(tiny, kind, plain)
+            check_saved_state(tiny, kind)
+        check_whole_runs(tiny, kind)
 
 
 def check_switched_off(folder: Path, kind: type[Method], plain: Mapping[str, Tensor]) -> None:
@@ -273,3 +275,59 @@ def check_saved_state(folder: Path, kind: type[Method]) -> None:
     assert repr(method.state_dict()) == repr(restored.state_dict()), (
         "the states after the next task differ: name every attribute that must survive in `saved`"
     )
+
+
+def check_whole_runs(folder: Path, kind: type[Method]) -> None:
+    """`perdure.learn` learns two tasks with a method, full and LoRA, interrupted or not."""
+    with tempfile.TemporaryDirectory() as made:
+        whole = _run(folder, kind, Path(made) / "whole")
+        again = _run(folder, kind, Path(made) / "again", interrupted=True)
+        _run(folder, kind, Path(made) / "lora", tuning="lora")
+    moved = apart(whole, again)
+    assert moved == 0, (
+        f"a run that was interrupted after the first task and went on ends with weights that "
+        f"differ by {moved:.2g}: name every attribute that must survive in `saved`"
+    )
+
+
+def _run(
+    folder: Path, kind: type[Method], out: Path, tuning: str = "full", interrupted: bool = False
+) -> dict[str, Tensor]:
+    """Learn both tasks by Perdure's own learner; returns the weights that it saved."""
+    from contextlib import suppress
+    from dataclasses import replace
+
+    from safetensors.torch import load_file
+
+    from perdure import Recipe, Run, TaskStream, learn
+    from perdure.prepare import prepare
+    from perdure.protocol.method import Method as Base
+    from perdure.protocol.method import MethodConfig
+    from perdure.streams.task import GeneralText
+
+    class Interrupts(Base):
+        on = True
+
+        def begin_task(self, ctx: Any) -> None:
+            if self.on and ctx.task_index:
+                raise KeyboardInterrupt
+
+    stream = TaskStream((FIRST, SECOND), GeneralText(replay=GENERAL))
+    recipe = Recipe.model_validate(
+        {
+            "model": {"path": str(folder), "tuning": tuning},
+            "stream": {"tasks": [{"name": t.name, "train": "in-memory.jsonl"} for t in stream]},
+            "method": "sequential",
+            "train": {"max_steps": STEPS, "batch_size": BATCH, "precision": "fp32"},
+            "scoring": {"max_test_rows": 2},
+            "gauges": {"every": 0},
+        }
+    )
+    ready = prepare(recipe, stream=stream)
+    run, stop = Run.create(out, recipe), Interrupts(MethodConfig())
+    for stop.on in (True, False) if interrupted else (False,):
+        methods = (make(kind, kind.example_options), stop)
+        with suppress(KeyboardInterrupt):
+            learn(recipe, run, prepared=replace(ready, methods=methods))
+    name = "adapter_model" if tuning == "lora" else "model"
+    return load_file(out / "checkpoints/task-2/model" / f"{name}.safetensors")
