@@ -345,20 +345,20 @@ def own(
     from perdure.streams.task import GeneralText, Task
 
     method = GeRe(GeReConfig(insert=TEXTS, max_tokens=size.text_tokens))
-    ctx = TaskSession(
+    session = TaskSession(
         model, Encoder(tokenizer), Task("task", rows, (), (), "perplexity"), methods=[method],
         general=GeneralText(replay=texts), batch_size=size.rows, cache=folder / "cache",
         autocast=precision(bf16), packs=True,
     )  # fmt: skip
-    method.begin_task(ctx)
+    method.begin_task(session.context)
     pad = tokenizer.pad_token_id
     trainer = PerdureTrainer(
         model=model, args=arguments(folder, steps, bf16, size), processing_class=tokenizer,
         train_dataset=rows, data_collator=lambda b: {**collate(b, pad), ROWS_KEY: HostRows(b)},
     )  # fmt: skip
-    trainer.ctx = ctx
+    trainer.session = session
     trainer.sampler = EpochSampler([len(row["input_ids"]) for row in rows], size.rows, 0)
-    attach(trainer, method, ctx=ctx)
+    attach(trainer, method, session=session)
     trainer.remove_callback(PrinterCallback)
     return trained(trainer), step_tokens(rows, steps, size), bytes_in(folder / "cache")
 
@@ -481,13 +481,13 @@ def samples(
     from perdure.streams.task import Task
 
     method = GeRe(GeReConfig(samples=size.samples, max_tokens=64))
-    ctx = TaskSession(
+    session = TaskSession(
         model, Encoder(tokenizer), Task("task", rows, (), (), "perplexity"), methods=[method],
         batch_size=size.rows, cache=folder / "cache", stream_tokens=lambda: 10**9,
         autocast=precision(bf16),
     )  # fmt: skip
     begin = time.perf_counter()
-    method.begin_task(ctx)
+    method.begin_task(session.context)
     seconds = time.perf_counter() - begin
     tokens = sum(len(row["input_ids"]) for row in method._rows or ())
     return [seconds], tokens, bytes_in(folder / "cache")

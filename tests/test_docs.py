@@ -51,8 +51,8 @@ NOT_RUN = {
 }
 ELSEWHERE = {
     "CONTRIBUTING.md": "tests/test_contributing.py",
-    "docs/audit.md": "tests/test_audit.py",
-    "docs/repair.md": "tests/test_repair.py",
+    "docs/audit.md": "tests/audit/test_audit.py",
+    "docs/repair.md": "tests/repair/test_repair.py",
 }
 """Pages whose blocks another test runs; their bash lines are still held to `NOT_RUN`."""
 

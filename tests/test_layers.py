@@ -75,8 +75,8 @@ BREAKS = {
     "repair on a command": Break(
         "repair needs nothing of the commands",
         "repair/result.py",
-        "from perdure.commands import output",
-        "perdure.repair.result -> perdure.reports.output",
+        "from perdure.commands import errors",
+        "perdure.repair.result -> perdure.commands.errors",
     ),
     "a data reader on models": Break(
         "A reader of data needs nothing of the models",

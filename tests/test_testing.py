@@ -1,4 +1,4 @@
-"""`check_method` says what is wrong with a method: it forgets, depends on the split, is never off."""
+"""`check_method` says what is wrong: a method forgets, depends on the split, or is never off."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ class Pull(Method):
     noop_options: ClassVar = {"weight": 0}
 
     def loss(self, ctx: Any, main: Any, extra: Any) -> Mapping[str, Any]:
-        return {"pull": self.config.weight * main.token_mean(main.nll)}
+        return {"pull": self.config.weight * main.token_mean(main.nll.square())}
 
 
 class ByMicroBatch(Pull):
     def loss(self, ctx: Any, main: Any, extra: Any) -> Mapping[str, Any]:
-        return {"pull": self.config.weight * main.nll.mean().square()}
+        return {"pull": self.config.weight * main.nll.square().mean()}
 
 
 class NeverOff(Pull):
     def loss(self, ctx: Any, main: Any, extra: Any) -> Mapping[str, Any]:
-        return {"pull": main.token_mean(main.nll)}
+        return {"pull": main.token_mean(main.nll.square())}
 
 
 class DoesNothing(Pull):
@@ -58,7 +58,7 @@ class Forgets(Pull):
         self.tasks = 0
 
     def loss(self, ctx: Any, main: Any, extra: Any) -> Mapping[str, Any]:
-        return {"pull": self.tasks * self.config.weight * main.token_mean(main.nll)}
+        return {"pull": self.tasks * self.config.weight * main.token_mean(main.nll.square())}
 
     def end_task(self, ctx: Any) -> None:
         self.tasks += 1

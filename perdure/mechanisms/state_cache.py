@@ -206,7 +206,8 @@ class StateCache:
             if not all(bool(v.isfinite().all()) for v in found.values()):
                 raise RunError(
                     f"gere: the base model's states of layer {layer} have no finite statistics",
-                    "check the base model, train it in fp32, or use stats: two_pass",
+                    "check the base model, train it in fp32"
+                    + ", or use stats: two_pass" * one_pass,
                 )
             limits |= {f"{name}.{layer}": value for name, value in found.items()}
         _save(part / "thresholds.safetensors", limits)

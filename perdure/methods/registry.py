@@ -19,7 +19,6 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
-import json
 import sys
 from collections.abc import Iterable, Mapping
 from importlib.machinery import SourceFileLoader
@@ -31,7 +30,7 @@ from pydantic import ValidationError
 
 from perdure.errors import PerdureError, UsageError
 from perdure.protocol.method import Method, MethodConfig
-from perdure.recipe.former import moved_options, of_today
+from perdure.recipe.former import moved_options, what_to_write
 from perdure.recipe.mistakes import Mistake, mistakes_in, near
 from perdure.recipe.schema import MethodSpec
 
@@ -155,23 +154,13 @@ def _read(
     kind: type[Method], options: Mapping[str, Any]
 ) -> tuple[MethodConfig | None, list[Mistake]]:
     name = kind.__module__.removeprefix(f"{__package__}.")
-    if moved := moved_options(name, options):
-        what = f"is no option of {name} any more"
-        return None, [Mistake((moved[0],), what, f"write method: {_of_today(name, options)}")]
+    if gone := moved_options(name, options):
+        what, remedy = f"is no longer an option of {name}", f"write {what_to_write(name, options)}"
+        return None, [Mistake((gone[0],), what, remedy)]
     try:
         return kind.Config.model_validate(dict(options)), []
     except ValidationError as error:
         return None, mistakes_in(error, options, kind.Config)
-
-
-def _of_today(name: str, options: Mapping[str, Any]) -> str:
-    """An entry of `method` that does what one with options of former versions did."""
-    name, options = of_today(name, options)
-    fields = load(name).Config.model_fields
-    own = {k: v for k, v in options.items() if k not in fields or v != fields[k].default}
-    parts = [f"name: {name}"]
-    parts += [f"{k}: {v if isinstance(v, str) else json.dumps(v)}" for k, v in own.items()]
-    return "{" + ", ".join(parts) + "}"
 
 
 def load_config(kind: str | type[Method], options: Mapping[str, Any]) -> MethodConfig:

@@ -6,6 +6,7 @@ read as one of the new methods, with its old values.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,18 +64,18 @@ def of_today(name: str, options: Mapping[str, Any]) -> tuple[str, Options]:
     return "gere_official", {"loss": loss, **every}
 
 
-def renew(data: dict[str, Any]) -> None:
-    """Rewrite the methods of a recorded recipe's data, in place, as they are written today."""
-    methods = data.get("method")
-    if isinstance(methods, list):
-        data["method"] = [_renewed(method) for method in methods]
-    else:
-        data["method"] = _renewed(methods)
+def what_to_write(name: str, options: Mapping[str, Any]) -> str:
+    """The entry of `method` to write today in place of one with options that moved.
 
-
-def _renewed(method: Any) -> Any:
-    if not isinstance(method, dict):
-        return method
-    options = dict(method)
-    name, options = of_today(options.pop("name", ""), options)
-    return {"name": name, **options} if "name" in method else method
+    Of a distance the weight and floor of today's defaults are left to it unless given: then's were
+    made for the margin.
+    """
+    new, every = of_today(name, options)
+    given = {key.removeprefix("kl_") if new == "gere_kl" else key for key in options}
+    if new == "gere_official":
+        given |= {key for key, value in _OF_CODE.items() if every[key] != value}
+    if new == "gere_distance":
+        given = given - {"noise_floor"} | {"norm"}
+    kept = [f"{key}: {json.dumps(value)}" for key, value in every.items() if key in given]
+    words = ", ".join([f"name: {new}", *kept]).replace('"', "")
+    return f"method: {{{words}}}"

@@ -83,8 +83,8 @@ class Run:
         Raises:
             RunError: it does not exist, or is no run directory.
         """
-        from perdure.recipe.former import renew
         from perdure.recipe.load import load
+        from perdure.run.old_recipes import renew
 
         path = Path(path)
         if not (path / "recipe.yaml").exists():

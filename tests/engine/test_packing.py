@@ -264,7 +264,7 @@ def test_one_pass_learns_what_two_passes_learn(
     from perdure.engine import packing
 
     # Not the margin loss: it divides by a count of neurons that rounding alone can change.
-    gere = {"name": "gere", "insert": 3, "loss": "l2", "weight": 1}
+    gere = {"name": "gere_distance", "insert": 3, "norm": "l2", "noise_floor": 0}
     methods = [gere, {"name": "replay", "ratio": 0.5}]
     # Adam makes a 1e-7 of rounding a 1e-3 in a dozen steps at the recipe's own rate.
     changes = {"train__micro_batch_size": 2, "train__learning_rate": 5e-4}

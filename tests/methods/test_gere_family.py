@@ -14,7 +14,7 @@ from torch import Tensor
 
 from perdure.errors import UsageError
 from perdure.methods import registry
-from perdure.recipe.former import moved_options, of_today
+from perdure.recipe.former import moved_options, of_today, what_to_write
 from perdure.streams.task import GeneralText
 
 pytestmark = pytest.mark.unit
@@ -137,6 +137,24 @@ def test_old_options_are_those_of_a_method_of_today(
     assert {key: new[key] for key in wanted} == wanted
     config = registry.load_config(found, new)  # valid there
     assert config.model_dump(mode="json").keys() == new.keys()  # and nothing is left to a default
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"loss": "label", "weight": 5, "insert": 2}, "{name: general_replay, insert: 2}"),
+        ({"loss": "kl", "kl_temperature": 1.5}, "{name: gere_kl, temperature: 1.5}"),
+        ({"loss": "l1"}, "{name: gere_distance, norm: l1}"),
+        ({"loss": "l2", "weight": 3.0}, "{name: gere_distance, norm: l2, weight: 3.0}"),
+        ({"loss": "margin", "k": 2.0}, "{name: gere, k: 2.0}"),
+        ({"official": True, "weight": "dynamic"}, "{name: gere_official, weight: dynamic}"),
+        ({"mix": "concat", "layers": [0, -1]},
+         "{name: gere_official, layers: [0, -1], scope: row, stats: two_pass, mix: concat, "
+         "kl_mask: true}"),
+    ],
+)  # fmt: skip
+def test_what_to_write_in_place_of_old_options(options: dict[str, Any], wanted: str) -> None:
+    assert what_to_write("gere", options) == f"method: {wanted}"
 
 
 def test_options_of_today_are_left_alone() -> None:

@@ -17,7 +17,8 @@ from perdure.recipe.schema import MethodSpec
 
 pytestmark = pytest.mark.unit
 
-BUILT_IN = ["eaft", "ewc", "freeze", "gere", "joint", "lwf", "replay", "rewind", "sequential"]
+BUILT_IN = sorted(path.stem for path in Path(registry.__file__).parent.glob("[a-z]*.py"))
+BUILT_IN.remove("registry")
 
 THIRD_PARTY = '''"""Hold on to the third party's way.
 
