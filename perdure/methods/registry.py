@@ -153,14 +153,20 @@ def check(spec: MethodSpec) -> tuple[MethodSpec | None, list[Mistake]]:
 def _read(
     kind: type[Method], options: Mapping[str, Any]
 ) -> tuple[MethodConfig | None, list[Mistake]]:
-    name = kind.__module__.removeprefix(f"{__package__}.")
+    name = name_of_module(kind)
     if gone := moved_options(name, options):
-        what, remedy = f"is no longer an option of {name}", f"write {what_to_write(name, options)}"
-        return None, [Mistake((gone[0],), what, remedy)]
+        remedy = f"write {what_to_write(name, options)}"
+        return None, [Mistake((gone[0],), f"is no option of {name} any more", remedy)]
     try:
         return kind.Config.model_validate(dict(options)), []
     except ValidationError as error:
         return None, mistakes_in(error, options, kind.Config)
+
+
+def name_of_module(kind: type[Method]) -> str:
+    """The name of a built-in method's class, that of its file; "" for any other."""
+    package, _, name = kind.__module__.rpartition(".")
+    return name if package == "perdure.methods" else ""
 
 
 def load_config(kind: str | type[Method], options: Mapping[str, Any]) -> MethodConfig:

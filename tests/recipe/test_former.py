@@ -29,17 +29,17 @@ CODE = {"mix": "concat", "scope": "micro", "stats": "one_pass_fp32", "kl_mask": 
     ("options", "told"),
     [
         ({"loss": "kl", "kl_temperature": 1.0},
-         "method.loss: is no longer an option of gere\n"
+         "method.loss: is no option of gere any more\n"
          "  write method: {name: gere_kl, temperature: 1.0}"),
         ({"insert": 2, "loss": "l2", "weight": 3.0},
-         "method.loss: is no longer an option of gere\n"
+         "method.loss: is no option of gere any more\n"
          "  write method: {name: gere_distance, insert: 2, norm: l2, weight: 3.0}"),
         ({"loss": "label"},
-         "method.loss: is no longer an option of gere\n  write method: {name: general_replay}"),
+         "method.loss: is no option of gere any more\n  write method: {name: general_replay}"),
         ({"official": True},
-         "method.official: is no longer an option of gere\n  write method: {name: gere_official}"),
+         "method.official: is no option of gere any more\n  write method: {name: gere_official}"),
         ({"loss": "margin", "k": 2.0},
-         "method.loss: is no longer an option of gere\n  write method: {name: gere, k: 2.0}"),
+         "method.loss: is no option of gere any more\n  write method: {name: gere, k: 2.0}"),
     ],
 )  # fmt: skip
 def test_an_option_that_moved_is_refused_with_what_to_write(
@@ -56,7 +56,7 @@ def test_a_recipe_is_told_at_its_line(tmp_path: Path, tiny_model_dir: Path) -> N
     with pytest.raises(RecipeError) as error:
         load_recipe(path)
     assert str(error.value).startswith(
-        f"{path}:1: method.loss: is no longer an option of gere\n  write method: {{name: gere_kl}}\n"
+        f"{path}:1: method.loss: is no option of gere any more\n  write method: {{name: gere_kl}}\n"
     )
 
 

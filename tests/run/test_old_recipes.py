@@ -70,5 +70,5 @@ def test_a_new_recipe_with_old_options_is_told_what_to_write(
     path = write_recipe(tmp_path, tiny_model_dir, method={"name": "gere", "loss": "kl", "k": 1})
     with pytest.raises(RecipeError) as error:
         load_recipe(path)
-    assert f"{path}:1: method.loss: is an option of gere no more" in str(error.value)
+    assert f"{path}:1: method.loss: is no option of gere any more" in str(error.value)
     assert "write method: {name: gere_kl" in str(error.value)
