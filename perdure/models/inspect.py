@@ -96,9 +96,10 @@ def counted(model: ModelConfig, config: Any) -> tuple[str, int, int] | None:
         return None  # damaged weights are reported when they are loaded
     embedded = [n for n in sizes if n.endswith(("embed_tokens.weight", "embed_in.weight"))]
     layers = {name.partition(".layers.")[2].partition(".")[0] for name in sizes} - {""}
-    if len(embedded) != 1 or len(layers) != config.num_hidden_layers:
+    deep, tied = (getattr(config, k, None) for k in ("num_hidden_layers", "tie_word_embeddings"))
+    if len(embedded) != 1 or len(layers) != deep or tied is None:
         return None  # other names than these, or layers more or less than the model has
-    if config.tie_word_embeddings:
+    if tied:
         sizes = {n: s for n, s in sizes.items() if n not in ("lm_head.weight", "embed_out.weight")}
     total = sum(s for n, s in sizes.items() if not n.endswith((".inv_freq", ".masked_bias")))
     return str(known), total, total
