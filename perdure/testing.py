@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from perdure.streams.kinds import EXACT_MATCH
 from perdure.streams.task import Task
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def task_of(name: str, words: Sequence[str]) -> Task:
         {"prompt": [{"role": "user", "content": f"{name} {i} {w}"}], "answer": w}
         for i, w in enumerate(words)
     ]
-    return Task(name, rows, rows[:4], rows[4:8], "exact_match")
+    return Task(name, rows, rows[:4], rows[4:8], EXACT_MATCH.name)
 
 
 FIRST = task_of("colour", ["red", "blue", "deep green", "red"] * 4)
