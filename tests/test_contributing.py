@@ -29,33 +29,6 @@ METHOD, PUT_THROUGH, CHECK = (b.text for b in blocks(PAGE) if b.language == "pyt
 (ENTRY_POINT,) = (b.text for b in blocks(PAGE) if b.language == "toml")
 ABOUT = METHOD.partition("\n")[0].strip('"')
 PACKAGE = Path(perdure.__file__).parent
-CARD = """# confidence
-
-## Idea
-Keep predictions from becoming certain.
-
-Acts on: the task's texts.
-
-## Paper
-Confidence penalty, Pereyra et al. 2017 ([arXiv 1701.06548](https://arxiv.org/abs/1701.06548)).
-
-## Loss
-`L = CE(task) - weight * mean over answer tokens of H(p)`.
-
-## Cost
-A softmax of the logits at answer positions; nothing is kept.
-
-## When to use it
-When answers need not be certain.
-
-## Recipe
-```yaml
-method: {name: confidence, weight: 0.2}
-```
-
-## Checked
-Entropy by hand and against plain Python.
-"""
 
 
 def state_of_the_package() -> dict[str, int]:
@@ -132,77 +105,61 @@ def test_its_mistakes_are_told_like_any_others(tmp_path: Path, tiny_model_dir: P
     assert registry.load("confidence").__module__ == "my_package.confidence"
 
 
-@pytest.fixture(scope="module")
-def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the repository with this file in its methods, and its card."""
-    copy = tmp_path_factory.mktemp("grown")
-    skip = shutil.ignore_patterns("__pycache__")
-    for folder in ("perdure", "docs", "tests"):
-        shutil.copytree(ROOT / folder, copy / folder, ignore=skip)
-    for file in (*ROOT.glob("*.md"), ROOT / "pyproject.toml"):
-        shutil.copy(file, copy)
-    (copy / "perdure/methods/confidence.py").write_text(METHOD, encoding="utf-8")
-    (copy / "docs/methods/confidence.md").write_text(CARD, encoding="utf-8")
-    printed = in_copy(copy, "docs/generate.py").splitlines()
-    assert {"README.md", "docs/methods/index.md", "docs/recipes.md"} <= set(printed)
-    return copy
-
-
-def in_copy(copy: Path, *args: str) -> str:
-    """What `python ARGS` prints in a copy of the repository, which it imports Perdure from."""
-    done = subprocess.run(
-        [sys.executable, *args],
-        env={**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": ""},
-        capture_output=True, text=True, timeout=250, check=False, cwd=copy,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
-
-
 @pytest.mark.process
-def test_as_one_new_file_of_perdure(grown: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_as_one_new_file_of_perdure(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """A copy of the package with this file in its methods, in a process of its own."""
+    copy = tmp_path / "source" / "perdure"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "methods" / "confidence.py").write_text(METHOD, encoding="utf-8")
     recipe = write_recipe(tmp_path, tiny_model_dir, train__max_steps=1, method="confidence")
     program = (
         "import sys; from perdure.methods import registry; from perdure.cli import main\n"
         f"assert registry.describe('confidence') == {ABOUT!r}\n"
-        f"assert registry.__file__.startswith({str(grown)!r})\n"
+        f"assert registry.__file__.startswith({str(copy)!r})\n"
         f"sys.argv = ['perdure', 'run', {str(recipe)!r}, '--json', "
         f"'--out', {str(tmp_path / 'run')!r}]; main()"
     )
-    assert json.loads(in_copy(grown, "-c", program))["method"] == "confidence"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(copy.parent), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=200, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["method"] == "confidence"
+
+
+ENUMERATE = [
+    "tests/methods/test_registry.py", "tests/methods/test_cards.py",
+    "tests/methods/test_every_method.py", "tests/recipe/test_recipe.py", "tests/test_docs.py",
+]  # fmt: skip
+"""Test files that go through all methods there are."""
 
 
 @pytest.mark.process
-def test_with_its_card_it_passes_the_tests_of_all_methods_with_no_other_edit(grown: Path) -> None:
-    # Those that go over all methods, without the whole runs and two processes (test_cards.py and
-    # test_every_method.py of the copy take one parameter a method, so -k picks its own).
-    over_all = (
-        "confidence", "every_card", "all_built_in", "every_option_is_described",
-        "generated_pages", "readme_lists", "every_key_of_a_recipe",
-    )  # fmt: skip
-    files = (
-        "methods/test_registry.py", "methods/test_cards.py", "methods/test_every_method.py",
-        "test_docs.py", "recipe/test_recipe.py",
-    )  # fmt: skip
-    chosen = f"({' or '.join(over_all)}) and not whole_runs"
-    told = in_copy(
-        grown, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen,
-        *(f"tests/{file}" for file in files), "-rA",
-    )  # fmt: skip
-    passed = set(re.findall(r"^PASSED \S*::(\w+)(?:\[confidence\])?$", told, re.M))
-    assert passed == {
-        "test_all_built_in_methods_are_there_and_say_what_they_do",
-        "test_every_option_is_described",
-        "test_every_method_has_a_card_and_every_card_a_method",
-        "test_card_keeps_to_the_template",
-        "test_the_cards_recipe_loads",
-        "test_the_file_is_short_and_says_paper_loss_and_cost",
-        "test_its_examples_are_options_that_it_has",
-        "test_switched_off_it_changes_nothing",
-        "test_switched_on_it_changes_something_and_not_by_how_the_batch_is_split",
-        "test_its_state_on_disk_is_all_it_needs",
-        "test_generated_pages_are_up_to_date",
-        "test_the_readme_lists_the_methods_as_the_command_does",
-        "test_every_key_of_a_recipe_is_explained",
-        "test_every_option_of_a_method_is_read_in_its_file",
-    }
+def test_the_suite_takes_it_with_its_card_and_no_other_edit(tmp_path: Path) -> None:
+    """What goes through all methods passes in a copy of the repository that has one more."""
+    root = tmp_path / "repository"
+    for name in ("perdure", "tests", "docs", "benchmarks"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "CONTRIBUTING.md", "Makefile"):
+        shutil.copy(ROOT / name, root)
+    (root / "perdure/methods/confidence.py").write_text(METHOD, encoding="utf-8")
+    card = (root / "docs/methods/eaft.md").read_text(encoding="utf-8")
+    card = card.replace("{name: eaft, top: 20, alpha: 1.0}", "{name: confidence, weight: 0.1}")
+    card = card.replace("eaft", "confidence")
+    (root / "docs/methods/confidence.md").write_text(card, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTEST_XDIST_WORKER", None)
+    for command in (
+        ["docs/generate.py"],
+        ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *ENUMERATE, "-k",
+         "confidence or has_a_card or all_built_in or every_option or generated_pages or "
+         "readme_lists"],
+    ):  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, *command], cwd=root, env=environment, capture_output=True, text=True,
+            timeout=280, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert " passed" in done.stdout
+    assert "confidence" in (root / "README.md").read_text(encoding="utf-8")

@@ -128,11 +128,12 @@ def test_the_size_is_chosen_by_the_machines_speed(
 
     chosen: list[tuple[str, str]] = []
 
-    def learn(methods: Any, base: str, size: Size, precision: str, *_: Any) -> list[Run]:
-        chosen.append((size.name, precision))
+    def stop(_: Any, recipes: Any, *__: Any) -> list[Run]:
+        (size,) = [s.name for s in the_demo.SIZES if s.steps == recipes[0].train.max_steps]
+        chosen.append((size, recipes[0].train.precision))
         raise UsageError("stop here")
 
-    monkeypatch.setattr(the_demo, "_learn_all", learn)
+    monkeypatch.setattr(the_demo, "_learn_all", stop)
     # As SmolLM2-135M would be on machines of so many GFLOP/s; the tiny model is 1000 times smaller.
     monkeypatch.setattr(the_demo, "_row_tokens", lambda *_: (28.0, 39.0))
     scale = 134_515_008 / 139_456

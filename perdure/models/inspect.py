@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.models.configuration import read_config
@@ -31,24 +33,16 @@ class ModelFacts:
 def inspect_base(model: ModelConfig) -> ModelFacts:
     """Read sizes, and check the recipe's LoRA targets, on a model built without memory.
 
+    A folder of weights that is trained in full says its sizes by itself: nothing is built then.
+
     Raises:
         ModelError: as `perdure.models.load_base`, but for damaged weights.
     """
-    from perdure.models.adapters import attach_lora
-
     config = read_config(model)
-    empty = build_empty(model, config)
-    parameters = sum(p.numel() for p in empty.parameters())
-    trainable = parameters
-    if model.tuning == "lora":
-        import torch
-
-        with torch.device("meta"):
-            tuned = attach_lora(empty, model.lora)
-        trainable = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
+    architecture, parameters, trainable = counted(model, config) or _built(model, config)
     text = config.get_text_config()
     return ModelFacts(
-        architecture=type(empty).__name__,
+        architecture=architecture,
         parameters=parameters,
         trainable=trainable,
         hidden=int(getattr(text, "hidden_size", 0) or 0),
@@ -56,6 +50,59 @@ def inspect_base(model: ModelConfig) -> ModelFacts:
         vocab=int(text.vocab_size),
         context_length=int(getattr(text, "max_position_embeddings", 0) or 0),
     )
+
+
+def _built(model: ModelConfig, config: Any) -> tuple[str, int, int]:
+    """Class, parameters and trained parameters of the model built without memory."""
+    from perdure.models.adapters import attach_lora
+
+    empty = build_empty(model, config)
+    parameters = trainable = sum(p.numel() for p in empty.parameters())
+    if model.tuning == "lora":
+        import torch
+
+        with torch.device("meta"):
+            tuned = attach_lora(empty, model.lora)
+        trainable = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
+    return type(empty).__name__, parameters, trainable
+
+
+def counted(model: ModelConfig, config: Any) -> tuple[str, int, int] | None:
+    """Class, parameters and trained parameters by the heads of a folder's weight files.
+
+    Building the model imports three seconds of `transformers` that a check can do without. None
+    where the files alone do not tell: adapters, an attention to be checked, code of the model's
+    own, quantized weights, a model of several parts, or one that was saved as another class.
+    """
+    from safetensors import SafetensorError, safe_open
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+
+    known = CAUSAL.get(config.model_type)
+    saved = list(getattr(config, "architectures", None) or [])
+    own_ways = getattr(config, "auto_map", None) or getattr(config, "quantization_config", None)
+    plain = model.tuning == "full" and model.attention is None and not own_ways
+    if not plain or saved != [known] or config.get_text_config() is not config:
+        return None
+    place = locate(model.path)
+    if not place.local or place.gguf:
+        return None
+    sizes: dict[str, int] = {}
+    try:
+        for file in sorted(Path(place.name).glob("model*.safetensors")):
+            with safe_open(file, framework="np") as weights:
+                for name in weights.keys():  # noqa: SIM118  # it is no mapping
+                    sizes[name] = math.prod(weights.get_slice(name).get_shape())
+    except (OSError, SafetensorError):
+        return None  # damaged weights are reported when they are loaded
+    embedded = [n for n in sizes if n.endswith(("embed_tokens.weight", "embed_in.weight"))]
+    layers = {name.partition(".layers.")[2].partition(".")[0] for name in sizes} - {""}
+    deep, tied = (getattr(config, k, None) for k in ("num_hidden_layers", "tie_word_embeddings"))
+    if len(embedded) != 1 or len(layers) != deep or tied is None:
+        return None  # other names than these, or layers more or less than the model has
+    if tied:
+        sizes = {n: s for n, s in sizes.items() if n not in ("lm_head.weight", "embed_out.weight")}
+    total = sum(s for n, s in sizes.items() if not n.endswith((".inv_freq", ".masked_bias")))
+    return str(known), total, total
 
 
 def build_empty(model: ModelConfig, config: Any) -> Any:

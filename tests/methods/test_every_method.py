@@ -64,7 +64,10 @@ def test_its_state_on_disk_is_all_it_needs(tiny_model_dir: Path, name: str) -> N
 def test_in_runs_it_acts_and_neither_split_nor_resume_matter(
     tiny_model_dir: Path, name: str
 ) -> None:
-    assert testing.check_in_runs(tiny_model_dir, METHODS[name]) is None
+    kind, learn = METHODS[name], testing.learned_in_a_run
+    plain = learn(tiny_model_dir, None, {})
+    assert testing.check_split(tiny_model_dir, kind, plain, learn) is None
+    assert testing.check_whole_runs(tiny_model_dir, kind) is None
 
 
 @pytest.mark.process

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from families import FAMILIES, family
 from tiny_runs import finish, start_call
 
 from perdure.errors import ModelError
@@ -24,6 +25,7 @@ from perdure.models import (
     save_model,
 )
 from perdure.models.adapters import BASE_FILE
+from perdure.models.inspect import counted
 from perdure.recipe.schema import LoraConfig, ModelConfig
 
 pytestmark = pytest.mark.unit
@@ -522,3 +524,29 @@ def test_speed_is_measured_and_leaves_the_random_state() -> None:
     assert 0.05 < speed.fp32 < 1e6
     assert speed.best >= speed.fp32
     assert speed.precision == ("bf16" if (speed.bf16 or 0) > 1.1 * speed.fp32 else "fp32")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_weight_files_say_what_the_built_model_has(name: str, tied: bool, tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    model = family(name, tied=tied)
+    model.save_pretrained(tmp_path, max_shard_size="10KB")
+    config = ModelConfig(path=str(tmp_path))
+    found = counted(config, AutoConfig.from_pretrained(tmp_path))
+    parameters = sum(p.numel() for p in model.parameters())
+    # gpt2's and gpt_neox's old checkpoints hold buffers beside the weights: those are built.
+    assert found == (None if name == "gpt2" else (type(model).__name__, parameters, parameters))
+
+
+def test_weight_files_are_not_asked_where_they_do_not_tell(tiny_model_dir: Path) -> None:
+    from transformers import AutoConfig
+
+    read = AutoConfig.from_pretrained(tiny_model_dir)
+    plain = ModelConfig(path=str(tiny_model_dir))
+    assert counted(plain, read) is not None
+    assert counted(plain.model_copy(update={"tuning": "lora"}), read) is None
+    assert counted(plain.model_copy(update={"attention": "eager"}), read) is None
+    read.num_hidden_layers += 1
+    assert counted(plain, read) is None
