@@ -275,7 +275,7 @@ def check_split(
 ) -> None:
     """With its `example_options` a method acts, and not by how a batch is split."""
     whole = learn(folder, kind, kind.example_options)
-    acts = kind.noop_options != kind.example_options  # equal: it is plain fine-tuning
+    acts = kind.noop_options is None or bool(kind.noop_options) or bool(kind.example_options)
     assert not acts or apart(whole, plain) > 1e-4, (
         f"with example_options {dict(kind.example_options)} weights are those of plain "
         "fine-tuning: is the hook that should act overridden, its option read, and the example "
