@@ -41,7 +41,7 @@ class Pull(Method):
 
 class ByMicroBatch(Pull):
     def loss(self, ctx: Any, main: Any, extra: Any) -> Mapping[str, Any]:
-        return {"pull": self.config.weight * main.nll.mean().square()}
+        return {"pull": self.config.weight * main.nll.square().mean()}
 
 
 class NeverOff(Pull):
