@@ -68,6 +68,9 @@ def gere(loss: str, **options: Any) -> dict[str, Any]:
     return {"method": {**HELD[loss], "max_tokens": TOKENS, **options}}
 
 
+WEIGHTS = (1, 10, 100)
+"""Weights of `gere_distance` that are compared, each with the noise floor that is measured."""
+
 OTHER = "boolq"
 """A task whose passages, of Wikipedia, are general text of another source than what is held out."""
 NO_TEXT = {"general": {"replay_rows": 0}}
@@ -97,7 +100,10 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "gere margin other text": gere("margin") | {"general": {"source": OTHER}},
     "gere margin default own samples": gere("margin") | NO_TEXT,
     "joint": {"method": "joint"},
-}
+} | {
+    f"gere {norm} weight {weight}": gere(norm, weight=weight, noise_floor="measured")
+    for norm in ("l1", "l2") for weight in WEIGHTS
+}  # fmt: skip
 
 
 def main() -> int:

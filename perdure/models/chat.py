@@ -90,7 +90,10 @@ class Encoder:
     def _remembered(self, row: Row) -> dict[str, Any] | None:
         if not self._places or (place := self._places.get(_content(row))) is None:
             return None
-        found: dict[str, Any] = self.dataset(place[0])[place[1]]
+        split, number = place
+        if (new := self._new.get(split)) is not None:  # a row that is there twice, in a check
+            return {key: column[number].tolist() for key, column in new.items()}
+        found: dict[str, Any] = self._kept[split][number]
         return found
 
     def prompt_text(self, row: Row) -> str:

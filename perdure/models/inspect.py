@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.models.configuration import read_config
+from perdure.models.gguf import converted
 from perdure.models.locate import locate
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def counted(model: ModelConfig, config: Any) -> tuple[str, int, int] | None:
     plain = model.tuning == "full" and model.attention is None and not own_ways
     if not plain or saved != [known] or config.get_text_config() is not config:
         return None
-    place = locate(model.path)
+    place = converted(locate(model.path))
     if not place.local or place.gguf:
         return None
     sizes: dict[str, int] = {}
