@@ -27,6 +27,9 @@ app = typer.Typer(
 recipes_app = typer.Typer(rich_markup_mode=None)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that models and recipes bring.")
+]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
 
@@ -75,6 +78,7 @@ def demo(
         Path | None,
         typer.Option(metavar="DIR", help="Must not exist.  [default: runs/demo-TIME]"),
     ] = None,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Teach a small model three tasks in turn, with each method, and show what was forgotten."""
@@ -102,6 +106,7 @@ def run(
         bool,
         typer.Option("--check", help="Validate recipe and data, estimate time; load no weights."),
     ] = False,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Learn RECIPE's tasks in order; scores and checkpoints go to a new run directory."""
@@ -114,7 +119,7 @@ def run(
     epilog="Example: perdure resume runs/shop", short_help="Go on with a run that was interrupted"
 )
 @handle_errors
-def resume(run: RunPath, as_json: Json = False) -> None:
+def resume(run: RunPath, trust_remote_code: Trust = False, as_json: Json = False) -> None:
     """Go on with a run that was interrupted, with the same result as if it had not been."""
     from perdure.commands import learn
 
@@ -137,6 +142,7 @@ def evaluate(
         int | None,
         typer.Option(metavar="I", min=0, help="After I tasks; 0: base model.  [default: last]"),
     ] = None,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Score RUN's model again, also on tasks it never saw; new scores join the run's."""
@@ -160,6 +166,7 @@ def compare(
         Path | None,
         typer.Option(metavar="FILE", help="Also a picture: .png, .svg or .pdf; must not exist."),
     ] = None,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Show runs side by side: a table, an HTML page with figures, and a picture if asked for."""
@@ -178,6 +185,7 @@ def report(
         Path | None,
         typer.Option(metavar="FILE", help="Must not exist.  [default: RUN/report.html, renewed]"),
     ] = None,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Write RUN's HTML report again, for a run in progress too."""
@@ -278,6 +286,7 @@ def audit(
     junit: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write JUnit XML for a CI.")
     ] = None,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Test whether TUNED still can what BASE could: exit 0 kept, 1 lost, 3 undecided."""
@@ -332,6 +341,7 @@ def diagnose(
         int, typer.Option(min=0, help="Train rows as examples in the prompt; 0: none.")
     ] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Tell what TUNED lost on each task: knowledge, alignment, the answers' format, or nothing."""
@@ -385,6 +395,7 @@ def repair(
     ] = 64,
     precision: Annotated[str, typer.Option(help="fp32 or bf16, to compute in.")] = "fp32",
     seed: Annotated[int, typer.Option(min=0, help="Of the halves, and of the training.")] = 0,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Search weights between BASE and TUNED that lose less in general: exit 0 written, 1 none."""

@@ -15,7 +15,26 @@ and what to write instead. The command line prints `str(error)` after "error: " 
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
+
+
+def printable(text: str) -> str:
+    """Text without what steers a terminal: each such character is shown as \ufffd.
+
+    These are control characters but newline and tab, halves of surrogate pairs, and marks that
+    reorder what is read; what joins emoji or letters stays.
+    """
+    return "".join("\ufffd" if _steers(c) else c for c in text)
+
+
+def _steers(c: str) -> bool:
+    if c in "\n\t" or c.isprintable():
+        return False
+    return unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in _REORDERING
+
+
+_REORDERING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 class PerdureError(Exception):
@@ -34,7 +53,7 @@ class PerdureError(Exception):
         super().__init__(what)
 
     def __str__(self) -> str:
-        return "\n".join([self.what, *(f"  {line}" for line in self.remedy)])
+        return printable("\n".join([self.what, *(f"  {line}" for line in self.remedy)]))
 
 
 class UsageError(PerdureError):

@@ -8,6 +8,7 @@ sealed checkpoint stands; what is scored already is not scored again.
 
 from __future__ import annotations
 
+from perdure.consent import trusting
 from perdure.prepare import Prepared, prepare
 from perdure.recipe.schema import Recipe
 from perdure.reports.terminal import Display, NullDisplay
@@ -42,7 +43,7 @@ def learn(
 
     ready = prepared or prepare(recipe, stream=stream)
     record = Recorder(run, display or NullDisplay())
-    with run.lock():
+    with trusting(recipe.trust_remote_code), run.lock():
         run.pin_stream(ready.stream)
         # Measured once: a resumed run must compute as it began.
         precision = run.decide("precision", lambda: ready.precision)

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from perdure.consent import trusting
 from perdure.errors import UsageError
 from perdure.recipe import load
 from perdure.recipe.mistakes import Mistake
@@ -151,7 +152,14 @@ def prepare(
         ModelError: the base model cannot be used.
         UsageError: methods that clash or lack what they need, a batch that cannot be split over
             the processes, or an lm-eval task that cannot be read.
+        ConsentError: code that the recipe or its model brings would have to run, and
+            `recipe.trust_remote_code` is false.
     """
+    with trusting(recipe.trust_remote_code):
+        return _prepare(recipe, stream, display, training)
+
+
+def _prepare(recipe: Recipe, stream: TaskStream | None, display: Any, training: bool) -> Prepared:
     from perdure import models
     from perdure.engine.batching import split_batch
     from perdure.engine.rows import encode_stream

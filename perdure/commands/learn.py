@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perdure.errors import RunError, UsageError
+from perdure.errors import RunError, UsageError, printable
 from perdure.prepare import load_recipe
 from perdure.recipe.schema import Recipe
 from perdure.reports.output import emit, first_process, summary, working
@@ -123,13 +123,15 @@ def show(plan: Plan) -> None:
         return
     console = Console()
     title = f"{plan.recipe}: {', '.join(plan.methods)}"
-    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=Text(printable(title)), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     table.add_column("task", overflow="fold")
     for heading in ("rows*", "longest", "tokens", "steps", "time", "memory"):
         table.add_column(heading, justify="right")
     for t in plan.tasks:
         table.add_row(
-            Text(t.task),
+            Text(printable(t.task)),
             f"{t.train_rows:,}/{t.validation_rows:,}/{t.test_rows:,}",
             f"{t.longest:,}",
             f"{t.train_tokens:,}",
@@ -154,4 +156,4 @@ def show(plan: Plan) -> None:
         *(f"  {cost}" for cost in plan.costs),
         "recipe and data are valid; no weight was loaded, nothing was written",
     ):
-        console.print(Text(line), soft_wrap=True)
+        console.print(Text(printable(line)), soft_wrap=True)

@@ -44,7 +44,13 @@ from perdure.learners.freezing import frozen_parameters
 from perdure.learners.kind import KindHooks, drawn
 from perdure.learners.listener import Fitted, Folders, Listener, Silent
 from perdure.learners.scores import Key, Line, score_routed, scored
-from perdure.learners.training import PhaseTrainer, arguments, forget_trainer, step_of
+from perdure.learners.training import (
+    PhaseTrainer,
+    arguments,
+    forget_trainer,
+    pickles_refused,
+    step_of,
+)
 from perdure.models.random_state import seed_of
 from perdure.models.weights import is_sharded, put
 from perdure.processes import barrier, processes, rank
@@ -183,7 +189,8 @@ class Learner(KindHooks):
                 # Resuming a finished training makes one more step: take its result as it is.
                 trainer._load_from_checkpoint(str(found))
             else:
-                trainer.train(resume_from_checkpoint=str(found) if found else None)
+                with pickles_refused(found):
+                    trainer.train(resume_from_checkpoint=str(found) if found else None)
             self.trackers.task_done(trainer.args.max_steps)
         barrier()
         # What comes after (Fisher values, interpolation) must not pay for the optimizer's moments.

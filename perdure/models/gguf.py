@@ -68,7 +68,7 @@ def _convert(place: Place, folder: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    with loading(place, "model", trust_remote_code=False):
+    with loading(place, "model"):
         config = AutoConfig.from_pretrained(place.name, gguf_file=place.gguf)
         tokenizer = AutoTokenizer.from_pretrained(place.name, gguf_file=place.gguf)
         model = AutoModelForCausalLM.from_pretrained(

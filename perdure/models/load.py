@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from perdure.consent import by_argument, given
 from perdure.errors import ModelError
 from perdure.models.adapters import attach_lora, load_adapter, reading, saved_base
-from perdure.models.configuration import read_config
+from perdure.models.configuration import attention_of, read_config
 from perdure.models.gguf import converted, plain
 from perdure.models.locate import Place, loading, locate
 
@@ -31,6 +32,7 @@ def load_base(model: ModelConfig, *, precision: str = "fp32") -> tuple[Any, Any]
 
     Raises:
         ModelError: see `perdure.models.locate`; and LoRA targets that no module has.
+        ConsentError: code of the model's own would have to run (`perdure.consent`).
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -41,16 +43,15 @@ def load_base(model: ModelConfig, *, precision: str = "fp32") -> tuple[Any, Any]
     source = converted(place)
     options: dict[str, Any] = {"config": config} if source.gguf else {}
     options |= source.arguments
-    if model.attention is not None:
-        options["attn_implementation"] = model.attention
+    options |= attention_of(model)
     if model.fsdp_size > 1:
         options["distributed_config"] = _sharding(model.fsdp_size)
     frozen_bf16 = model.tuning == "lora" and precision == "bf16"
-    with loading(place, "model", model.trust_remote_code):
+    with loading(place, "model"):
         loaded = AutoModelForCausalLM.from_pretrained(
             source.name,
             revision=model.revision,
-            trust_remote_code=model.trust_remote_code,
+            trust_remote_code=given(),
             dtype=torch.bfloat16 if frozen_bf16 else torch.float32,
             **options,
         )
@@ -107,12 +108,12 @@ def load_tokenizer(model: ModelConfig, config: Any = None) -> Any:
     from transformers import AutoTokenizer
 
     place = locate(model.path)
-    with loading(place, "tokenizer", model.trust_remote_code):
+    with loading(place, "tokenizer"):
         source = converted(place)
         tokenizer = AutoTokenizer.from_pretrained(
             source.name,
             revision=model.revision,
-            trust_remote_code=model.trust_remote_code,
+            trust_remote_code=given(),
             **source.arguments,
         )
     if model.chat_template not in ("auto", "none"):
@@ -165,8 +166,13 @@ def _read_template(file: Path) -> str:
     return template
 
 
+@by_argument
 def load_saved(
-    path: str | Path, *, precision: str = "fp32", trainable: bool = False
+    path: str | Path,
+    *,
+    precision: str = "fp32",
+    trainable: bool = False,
+    trust_remote_code: bool = False,
 ) -> tuple[Any, Any]:
     """Load any model to score or train on: what Perdure saved, or what anyone else did.
 
@@ -175,9 +181,12 @@ def load_saved(
             full model or a `peft` adapter, a GGUF file, or a hub id.
         precision: type of weights that are not trained.
         trainable: for an adapter: go on training it.
+        trust_remote_code: code that the model brings may run.
 
     Raises:
         ModelError: nothing there that can be loaded; an adapter whose base is not found.
+        ConsentError: code of the model's own would have to run; no file beside the weights, only
+            the user can say that it may (`perdure.consent`).
     """
     folder = resolve_saved(Path(path).expanduser())
     if folder is None:
@@ -188,7 +197,6 @@ def load_saved(
         if base is not None:
             here = here.model_copy(
                 update={
-                    "trust_remote_code": base.trust_remote_code,
                     "attention": base.attention,
                     **reading(base),
                 }

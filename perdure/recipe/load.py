@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from perdure.consent import given, trusting
 from perdure.errors import RecipeError
 from perdure.recipe.data import FILE_ENDINGS, SPLITS, is_task_file, located
 from perdure.recipe.mistakes import Key, Mistake, near
@@ -35,7 +36,8 @@ def load(
 
     Args:
         judge: knows formats, metrics, streams and methods; None: names are taken as they are.
-        renew: rewrites the data of an older recipe in place, before anything else looks at it.
+        renew: rewrites the data of a run's recorded recipe in place, before anything else looks
+            at it; such a recipe's own `trust_remote_code` does not count.
 
     Raises:
         RecipeError: all mistakes, each with its line.
@@ -54,20 +56,34 @@ def load(
     data.setdefault("name", re.sub(r"[^\w.+-]+", "-", path.stem).strip("-.+") or "recipe")
     folder = path.resolve().parent
     missing = list(_resolve_paths(document, folder))
-    if check_files:
-        found += [*missing, *_missing_trackers(data)]
-        if judge is not None:
-            found += judge.of_data(data)
-    recipe, wrong = validate(data, judge)
+    found += _former(data)
+    # A run directory's own recipe is no word for its code: it may come from anywhere.
+    with trusting(data.get("trust_remote_code") is True and renew is None):
+        if check_files:
+            found += [*missing, *_missing_trackers(data)]
+            if judge is not None:
+                found += judge.of_data(data)
+        recipe, wrong = validate(data, judge)
+        trusted = given()
     told = {mistake.key for mistake in found}
     found += [mistake for mistake in wrong if mistake.key not in told]
     if found or recipe is None:
         raise RecipeError(document.errors(found))
+    recipe = recipe.model_copy(update={"trust_remote_code": trusted})
     recipe._folder = folder
     recipe._places = partial(_place, document, ())
     for i, task in enumerate(recipe.stream.tasks):
         task._places = partial(_place, document, ("stream", "tasks", i))
     return recipe
+
+
+def _former(data: dict[str, Any]) -> Iterator[Mistake]:
+    """Keys that were moved to another section."""
+    model = data.get("model")
+    if isinstance(model, dict) and "trust_remote_code" in model:
+        what = "is a key of the recipe now, for all code that it names"
+        remedy = f"write trust_remote_code: {str(model['trust_remote_code']).lower()} at the top"
+        yield Mistake(("model", "trust_remote_code"), what, remedy)
 
 
 def _place(document: Document, section: Key, key: str) -> str:

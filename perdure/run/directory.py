@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from perdure.consent import trusting
 from perdure.errors import RunError
 from perdure.files import (
     append_line,
@@ -77,8 +78,13 @@ class Run:
         return cls(path, recipe)
 
     @classmethod
-    def open(cls, path: Path | str) -> Run:
-        """Read a run directory.
+    def open(cls, path: Path | str, *, trust_remote_code: bool = False) -> Run:
+        """Read a run directory; that runs no code of its own.
+
+        Its recipe's `trust_remote_code` is the user's word of now, not the recorded one: a run
+        directory may come from anywhere.
+
+        Args: trust_remote_code: code that the run needs may run when it is resumed or scored.
 
         Raises:
             RunError: it does not exist, or is no run directory.
@@ -91,7 +97,8 @@ class Run:
             what = "is no run directory: it has no recipe.yaml" if path.exists() else "not found"
             raise RunError(f"{path}: {what}", "give the folder that perdure run printed")
         # The data may have moved since; a resume reads it again and tells.
-        return cls(path, load(path / "recipe.yaml", check_files=False, renew=renew))
+        with trusting(trust_remote_code):
+            return cls(path, load(path / "recipe.yaml", check_files=False, renew=renew))
 
     # --- reading
 

@@ -13,6 +13,7 @@ import pytest
 from families import FAMILIES, family
 from tiny_runs import finish, start_call
 
+from perdure.consent import ConsentError
 from perdure.errors import ModelError
 from perdure.models import (
     attach_lora,
@@ -408,9 +409,10 @@ def test_own_code_is_not_run_unasked(tmp_path: Path) -> None:
     config = {"model_type": "mine", "auto_map": {"AutoConfig": "evil.Config"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
-    text = message(tmp_path)
-    assert "comes with its own Python code, which was not run" in text
-    assert "model.trust_remote_code: true" in text
+    with pytest.raises(ConsentError) as error:
+        message(tmp_path)
+    assert "comes with its own Python code, which was not run" in str(error.value)
+    assert "trust_remote_code: true at the top of your recipe" in str(error.value)
 
 
 def test_hub_not_reachable() -> None:
