@@ -293,21 +293,10 @@ def audit(
     from perdure.commands import audit as command
 
     code = command.audit(
-        base,
-        tuned,
-        tasks,
-        junit,
-        undecided,
-        as_json,
-        rows,
-        max_drop=max_drop,
-        max_loss_rise=max_loss_rise,
-        max_kl=max_kl,
-        alpha=alpha,
-        precision=precision,
-        fail_fast=fail_fast,
-        seed=seed,
-    )
+        base, tuned, tasks, junit, undecided, as_json, rows, max_drop=max_drop,
+        max_loss_rise=max_loss_rise, max_kl=max_kl, alpha=alpha, precision=precision,
+        fail_fast=fail_fast, seed=seed,
+    )  # fmt: skip
     raise typer.Exit(code)
 
 
@@ -348,18 +337,9 @@ def diagnose(
     from perdure.commands import diagnose as command
 
     command.diagnose(
-        base,
-        tuned,
-        tasks,
-        as_json,
-        max_drop=max_drop,
-        alpha=alpha,
-        rows=rows,
-        relearn=relearn,
-        learning_rate=learning_rate,
-        shots=shots,
-        seed=seed,
-    )
+        base, tuned, tasks, as_json, max_drop=max_drop, alpha=alpha, rows=rows, relearn=relearn,
+        learning_rate=learning_rate, shots=shots, seed=seed,
+    )  # fmt: skip
 
 
 @app.command(
