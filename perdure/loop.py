@@ -43,7 +43,8 @@ def learn(
 
     ready = prepared or prepare(recipe, stream=stream)
     record = Recorder(run, display or NullDisplay())
-    with trusting(recipe.trust_remote_code), run.lock():
+    with trusting(recipe.trust_remote_code), run.lock(), record:
+        run.verify()
         run.pin_stream(ready.stream)
         # Measured once: a resumed run must compute as it began.
         precision = run.decide("precision", lambda: ready.precision)

@@ -13,8 +13,9 @@ import pytest
 from tiny_runs import Started, finish, scores, start, write_recipe
 
 from perdure.errors import RunError
-from perdure.files import append_line, is_sealed, newest_sealed, read_lines, seal, write_atomic
+from perdure.files import append_line, read_lines, write_atomic
 from perdure.run import Run
+from perdure.seals import is_sealed, newest_sealed, seal
 
 pytestmark = pytest.mark.process
 

@@ -14,11 +14,12 @@ a manifest that is written last, and a torn last line of a JSON Lines file is sk
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,15 +27,14 @@ from perdure.consent import trusting
 from perdure.errors import RunError
 from perdure.files import (
     append_line,
-    is_sealed,
     now,
     read_lines,
-    seal,
     sync_folder,
     write_atomic,
 )
 from perdure.processes import barrier, broadcast, rank
 from perdure.run.environment import environment
+from perdure.seals import facts_of, is_sealed, seal, verify
 
 if TYPE_CHECKING:
     from perdure.recipe.schema import Recipe
@@ -47,6 +47,7 @@ class Run:
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
         self.path, self.recipe = path, recipe
+        self._scores_then: dict[str, Any] = {}
 
     @classmethod
     def create(cls, path: Path | str, recipe: Recipe) -> Run:
@@ -246,25 +247,61 @@ class Run:
         barrier()
 
     def finish(self) -> None:
-        write_atomic(self.path / "finished", now() + "\n")
+        shutil.rmtree(self.path / "work", ignore_errors=True)
+        said = {"time": now(), "scores": self._scores_mark()}
+        write_atomic(self.path / "finished", json.dumps(said) + "\n")
 
-    @contextmanager
-    def sealing(self, after: int) -> Iterator[Path]:
-        """A folder for the checkpoint of `after` tasks; it appears whole or not at all."""
-        final = self.path / "checkpoints" / f"task-{after}"
-        draft = final.with_name(final.name + ".part")
+    def _scores_mark(self) -> dict[str, Any]:
+        """How long scores.jsonl is now, and its sha256: lines are only ever added."""
+        file = self.path / "scores.jsonl"
+        text = file.read_bytes() if file.exists() else b""
+        return {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+
+    def verify(self) -> None:
+        """Read again what this run goes on from: its newest checkpoint and the scores before it.
+
+        Raises:
+            RunError: a file is not as it was written, or scores are gone.
+        """
+        learned, folder = self.last_checkpoint()
+        marks = []
+        if folder is not None:
+            older = f"the run then goes on after {learned - 1} tasks"
+            verify(folder, f"put it back from a copy, or delete the folder {folder}: {older}")
+            marks.append(facts_of(folder).get("scores"))
+        with suppress(OSError, ValueError):  # of older runs it holds the time alone
+            marks.append(json.loads((self.path / "finished").read_text("utf-8"))["scores"])
+        file = self.path / "scores.jsonl"
+        text = file.read_bytes() if file.exists() else b""
+        for mark in filter(None, marks):
+            if hashlib.sha256(text[: mark["bytes"]]).hexdigest() != mark["sha256"]:
+                raise RunError(
+                    f"{file}: damaged: lines that were written are gone or changed",
+                    "put it back from a copy; what is missing in it cannot be measured again",
+                )
+
+    def draft(self, after: int) -> Path:
+        """An empty folder to write the checkpoint of `after` tasks to, for `seal`."""
+        draft = self.path / "checkpoints" / f"task-{after}.part"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        yield draft
-        seal(draft, {"after": after})
+        self._scores_then = self._scores_mark()
+        return draft
+
+    def seal(self, after: int) -> None:
+        """Make the draft the checkpoint of `after` tasks; it appears whole or not at all."""
+        final = self.path / "checkpoints" / f"task-{after}"
+        draft = final.with_name(final.name + ".part")
+        seal(draft, {"after": after, "scores": self._scores_then})
         if final.exists():  # a torso: a sealed one would have been resumed from
             shutil.rmtree(final)
         os.replace(draft, final)
         sync_folder(final.parent)
+        sync_folder(self.path)
 
-    def drop_work(self) -> None:
+    def drop_work(self, after: int) -> None:
         """Remove checkpoints inside a task that is sealed by now."""
-        shutil.rmtree(self.path / "work", ignore_errors=True)
+        shutil.rmtree(self.path / "work" / f"task-{after}", ignore_errors=True)
 
     def drop_checkpoints_before(self, after: int) -> None:
         for folder in (self.path / "checkpoints").glob("task-*"):
