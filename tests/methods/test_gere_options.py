@@ -298,7 +298,7 @@ def test_damaged_files_of_a_cache_are_made_again(
     lines = samples.read_text().splitlines(keepends=True)
     samples.write_text("".join(lines[:4]))
     method.begin_task(ctx)
-    assert samples.read_text() == "".join(lines)
+    assert samples.read_text().splitlines(keepends=True)[1:] == lines[1:]
     assert f"{samples}: damaged, so the base model writes its texts again" in caplog.text
     manifest = method.states.folder / "manifest.json"
     whole = manifest.read_text()
