@@ -119,11 +119,18 @@ def run(
     epilog="Example: perdure resume runs/shop", short_help="Go on with a run that was interrupted"
 )
 @handle_errors
-def resume(run: RunPath, trust_remote_code: Trust = False, as_json: Json = False) -> None:
+def resume(
+    run: RunPath,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Also if recipe, rows or base have changed.")
+    ] = False,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
     """Go on with a run that was interrupted, with the same result as if it had not been."""
     from perdure.commands import learn
 
-    learn.resume(run, as_json)
+    learn.resume(run, as_json, accept_changes)
 
 
 @app.command(

@@ -13,6 +13,7 @@ from perdure.prepare import Prepared, prepare
 from perdure.recipe.schema import Recipe
 from perdure.reports.terminal import Display, NullDisplay
 from perdure.run import Run
+from perdure.run.pins import pin
 from perdure.run.recorder import Recorder
 from perdure.scoring import ScoreMatrix
 from perdure.streams import TaskStream
@@ -26,6 +27,7 @@ def learn(
     stream: TaskStream | None = None,
     base_scores: Run | None = None,
     prepared: Prepared | None = None,
+    accept_changes: bool = False,
 ) -> ScoreMatrix:
     """Learn the tasks of `recipe` in order; everything goes to `run`.
 
@@ -34,6 +36,7 @@ def learn(
         stream: the tasks, where the caller has built them already.
         base_scores: another run on the same base and tasks whose row 0 is taken over.
         prepared: what `perdure.prepare.prepare` made of the recipe, where the caller did that.
+        accept_changes: go on although recipe, rows or base model have changed since the run began.
 
     Raises:
         PerdureError: one of `perdure.errors`, with a remedy; what was saved stays.
@@ -45,7 +48,7 @@ def learn(
     record = Recorder(run, display or NullDisplay())
     with trusting(recipe.trust_remote_code), run.lock(), record:
         run.verify()
-        run.pin_stream(ready.stream)
+        pin(run, recipe, ready.stream, accept_changes)
         # Measured once: a resumed run must compute as it began.
         precision = run.decide("precision", lambda: ready.precision)
         learner = learners.build(

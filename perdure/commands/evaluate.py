@@ -28,6 +28,7 @@ def evaluate(path: Path, tasks: Path | None, after: int | None, as_json: bool) -
     from perdure.reports import make_display
 
     run = Run.open(path)
+    run.verify_scores()
     recipe = run.recipe if tasks is None else load_recipe(tasks, tasks_only=True)
     stream = stream_of(recipe)
     if tasks is not None:

@@ -72,7 +72,7 @@ def _placed(recipe: Recipe) -> Iterator[None]:
         raise type(error)(f"{recipe.place(key)}: {rest}", remedy) from error
 
 
-def resume(path: Path, as_json: bool) -> None:
+def resume(path: Path, as_json: bool, accept_changes: bool = False) -> None:
     """Go on with a run that was interrupted; a finished one is only shown."""
     from perdure.reports import make_display
 
@@ -83,7 +83,7 @@ def resume(path: Path, as_json: bool) -> None:
 
             display: Any = make_display(json=as_json)
             with display:
-                learn(made.recipe, made, display=display)
+                learn(made.recipe, made, display=display, accept_changes=accept_changes)
     _finish(made, as_json)
 
 

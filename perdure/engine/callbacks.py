@@ -121,7 +121,7 @@ class ProgressCallback(TrainerCallback):
                 seal(folder / f"checkpoint-{step}", {"step": step})
                 rotate(folder, keep=2)
 
-            self.sealer.begin(settle)
+            self.sealer.begin(folder / f"checkpoint-{step}", settle)
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         self.sealer.wait()

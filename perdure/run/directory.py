@@ -2,6 +2,7 @@
 
     recipe.yaml        the resolved recipe          environment.json   versions, hardware, commit
     stream.json        the tasks and their versions
+    pinned.json        the recipe's values, and the base model's files by sha256
     scores.jsonl       one line a score             log.jsonl          one line a logged step
     facts.jsonl        one line a figure of a task's end
     items/             the scored rows              checkpoints/       one sealed folder a task
@@ -39,7 +40,6 @@ from perdure.seals import facts_of, is_sealed, seal, verify
 if TYPE_CHECKING:
     from perdure.recipe.schema import Recipe
     from perdure.scoring import ScoreMatrix
-    from perdure.streams.task import TaskStream
 
 
 class Run:
@@ -112,6 +112,7 @@ class Run:
         """Lines of scores.jsonl; a score written again after a resume counts once, the last."""
         last: dict[tuple[Any, ...], dict[str, Any]] = {}
         for line in read_lines(self.path / "scores.jsonl"):
+            line.pop("check", None)
             last[(line["kind"], line["after"], line.get("task"))] = line
         return list(last.values())
 
@@ -148,11 +149,12 @@ class Run:
         """The score matrix of the run's own tasks, as far as it has been scored."""
         from perdure.scoring import ScoreMatrix
 
-        names = [task["name"] for task in self._stream()]
+        names = [task["name"] for task in self.stream_facts()]
         rows = [r for r in self.scores() if r["kind"] == "task" and r["task"] in names]
         return ScoreMatrix.from_rows(rows, names)
 
-    def _stream(self) -> list[dict[str, str]]:
+    def stream_facts(self) -> list[dict[str, str]]:
+        """Name and version of each task that the run learns; empty before it began."""
         path = self.path / "stream.json"
         found: list[dict[str, str]] = json.loads(path.read_text("utf-8")) if path.exists() else []
         return found
@@ -181,7 +183,7 @@ class Run:
         if items and line["kind"] == "task":
             text = "".join(json.dumps(i, ensure_ascii=False) + "\n" for i in items)
             write_atomic(self._items_path(line["after"], line["task"]), text)
-        append_line(self.path / "scores.jsonl", line)
+        append_line(self.path / "scores.jsonl", {**line, "check": _check(line)})
 
     def log(self, line: Mapping[str, Any]) -> None:
         append_line(self.path / "log.jsonl", {"time": now(), **line}, sync=False)
@@ -201,41 +203,13 @@ class Run:
         found = self.environment()
         value = broadcast(str(found[name] if name in found else choose()))
         if rank() == 0 and name not in found:
-            write_atomic(
-                self.path / "environment.json", json.dumps({**found, name: value}, indent=2)
-            )
+            self.set_facts({name: value})
         return value
 
-    def pin_stream(self, stream: TaskStream) -> None:
-        """Keep which rows and general texts this run uses; a resumed run must use the same.
-
-        Raises:
-            RunError: the data has changed since the run began.
-        """
-        facts = [{"name": task.name, "version": task.version} for task in stream]
-        if before := self._stream():
-            if len(before) != len(facts):
-                raise RunError(
-                    f"{self.path}: began with {len(before)} tasks, now there are {len(facts)}",
-                    "put the old data back, or begin a new run",
-                )
-            for old, new in zip(before, facts, strict=True):
-                if old != new:
-                    raise RunError(
-                        f"{self.path}: the rows of task {old['name']} have changed since this run "
-                        f"began (version {old['version']}, now {new['version']})",
-                        "put the old data back, or begin a new run",
-                    )
-        elif rank() == 0:
-            write_atomic(self.path / "stream.json", json.dumps(facts, indent=1))
-        general = stream.general.version
-        if (found := self.decide("general_text", lambda: general)) != general:
-            raise RunError(
-                f"{self.path}: the general text has changed since this run began "
-                f"(version {found}, now {general})",
-                "put the old text back, or begin a new run",
-            )
-        barrier()
+    def set_facts(self, facts: Mapping[str, Any]) -> None:
+        """Put facts into environment.json."""
+        text = json.dumps({**self.environment(), **facts}, indent=2)
+        write_atomic(self.path / "environment.json", text)
 
     def take_over(self, source: Run) -> None:
         """Copy the base model's scores (row 0) from another run on the same base and tasks."""
@@ -264,21 +238,34 @@ class Run:
             RunError: a file is not as it was written, or scores are gone.
         """
         learned, folder = self.last_checkpoint()
-        marks = []
         if folder is not None:
             older = f"the run then goes on after {learned - 1} tasks"
             verify(folder, f"put it back from a copy, or delete the folder {folder}: {older}")
-            marks.append(facts_of(folder).get("scores"))
+        self.verify_scores()
+
+    def verify_scores(self) -> None:
+        """Check each line of scores.jsonl, and that none is gone that a checkpoint came after.
+
+        Raises:
+            RunError: a line is gone or not as it was written.
+        """
+        _, folder = self.last_checkpoint()
+        marks = [facts_of(folder).get("scores")] if folder is not None else []
         with suppress(OSError, ValueError):  # of older runs it holds the time alone
             marks.append(json.loads((self.path / "finished").read_text("utf-8"))["scores"])
         file = self.path / "scores.jsonl"
         text = file.read_bytes() if file.exists() else b""
+        lines = read_lines(file)
+        old = next((i for i, line in enumerate(lines) if "check" in line), len(lines))
+        # Lines of an older Perdure, which come first, bear no check.
+        changed = any(line.get("check") != _check(line) for line in lines[old:])
         for mark in filter(None, marks):
-            if hashlib.sha256(text[: mark["bytes"]]).hexdigest() != mark["sha256"]:
-                raise RunError(
-                    f"{file}: damaged: lines that were written are gone or changed",
-                    "put it back from a copy; what is missing in it cannot be measured again",
-                )
+            changed |= hashlib.sha256(text[: mark["bytes"]]).hexdigest() != mark["sha256"]
+        if changed:
+            raise RunError(
+                f"{file}: damaged: lines that were written are gone or changed",
+                "put it back from a copy; what is missing in it cannot be measured again",
+            )
 
     def draft(self, after: int) -> Path:
         """An empty folder to write the checkpoint of `after` tasks to, for `seal`."""
@@ -357,6 +344,12 @@ class Run:
     def _items_path(self, after: int, task: str) -> Path:
         safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in task)
         return self.path / "items" / f"after-{after}-{safe}.jsonl"
+
+
+def _check(line: Mapping[str, Any]) -> str:
+    """What a line of scores.jsonl bears, so that a changed one is noticed."""
+    text = json.dumps({k: v for k, v in line.items() if k != "check"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _text_of(path: Path) -> str:

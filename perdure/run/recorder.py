@@ -103,10 +103,11 @@ class Recorder:
         It is synced and hashed while scoring and training go on.
         """
         self.sealer.wait()
-        yield self.run.draft(after) if rank() == 0 else Path()
+        draft = self.run.draft(after) if rank() == 0 else Path()
+        yield draft
         barrier()
         if rank() == 0:
-            self.sealer.begin(partial(self._settle, after))
+            self.sealer.begin(draft, partial(self._settle, after))
 
     def _settle(self, after: int) -> None:
         self.run.seal(after)
