@@ -57,6 +57,7 @@ from perdure.protocol.method import Method
 from perdure.protocol.step import Phase
 from perdure.scoring.gauges import exceeded, rewound
 from perdure.seals import newest_sealed, verify
+from perdure.streams.task import Gone
 
 if TYPE_CHECKING:
     from perdure.recipe.schema import Recipe
@@ -249,7 +250,11 @@ class Learner(KindHooks):
             self.stream.tasks[index],
             methods=self.methods,
             task_index=index,
-            tasks_seen=[t for t in self.stream.tasks[:index] if t.learn != "none"],
+            tasks_seen=[
+                t if t.train_kept else replace(t, train=Gone(t.name))
+                for t in self.stream.tasks[:index]
+                if t.learn != "none"
+            ],
             general=self.stream.general,
             seed=self.recipe.seed,
             batch_size=self.recipe.train.batch_size,

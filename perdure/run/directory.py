@@ -50,8 +50,12 @@ class Run:
         self._scores_then: dict[str, Any] = {}
 
     @classmethod
-    def create(cls, path: Path | str, recipe: Recipe) -> Run:
+    def create(
+        cls, path: Path | str, recipe: Recipe, fill: Callable[[Path], None] | None = None
+    ) -> Run:
         """Make a new run directory; all processes call it, the first one makes it.
+
+        Args: fill: puts more into the folder before it appears.
 
         Raises:
             RunError: the directory exists. An existing run is never overwritten.
@@ -74,6 +78,8 @@ class Run:
                 raise OSError(error.errno, error.strerror, str(path)) from None
             write_atomic(draft / "environment.json", json.dumps(environment(), indent=2))
             write_atomic(draft / "recipe.yaml", dump_recipe(recipe))
+            if fill is not None:
+                fill(draft)
             os.rename(draft, path)
         barrier()
         return cls(path, recipe)

@@ -87,13 +87,13 @@ def _changes(run: Run, wanted: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"the general text has changed {since} (version {text}, now {wanted['general_text']})"
         )
-    pinned = _read(run)
+    noted = pinned(run)
     # A key that a later Perdure has and the pinned recipe has not is no change of the user's.
-    for key, old in pinned.get("recipe", {}).items():
+    for key, old in noted.get("recipe", {}).items():
         new = wanted["recipe"].get(key)
         if new != old:
             yield f"recipe: {key} was {json.dumps(old)} when this run began, now {json.dumps(new)}"
-    files = pinned.get("files", {})
+    files = noted.get("files", {})
     for name in sorted(files.keys() | wanted["files"].keys()) if files else ():
         if name not in wanted["files"]:
             yield f"{name}: is gone {since}"
@@ -103,7 +103,12 @@ def _changes(run: Run, wanted: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name}: has other bytes {since}"
 
 
-def _read(run: Run) -> dict[str, Any]:
+def pinned(run: Run) -> dict[str, Any]:
+    """What was noted when the run began: `recipe` and `files`; empty of an older Perdure's.
+
+    Raises:
+        RunError: it is damaged.
+    """
     path = run.path / FILE
     try:
         found = json.loads(path.read_text("utf-8"))
