@@ -22,6 +22,8 @@ from perdure.streams.cells import CellError, answer_of, as_text, cell_text, one_
 from perdure.streams.kinds.base import Format, Kind, Metric, Row
 from perdure.streams.sources import choices
 
+_NOT_READ = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+"""Parts of a message beside its content; a conversation that has them is refused."""
 ROLES = ("system", "user", "assistant", "tool")
 
 LABEL_LIKELIHOOD = Metric("label_likelihood", "label accuracy", needs="labels")
@@ -55,6 +57,11 @@ def _of_prompt(values: Mapping[str, Any], task: TaskConfig) -> Row:
 
 def _of_messages(values: Mapping[str, Any], task: TaskConfig) -> Row:
     column = task.column("messages")
+    if values.get("tools"):
+        raise CellError(
+            'has "tools", which are not shown to the model',
+            "leave such rows out, or write the tools into a system message",
+        )
     return _row(*_conversation(values[column], column), task)
 
 
@@ -103,6 +110,11 @@ def _conversation(value: Any, column: str) -> tuple[list[dict[str, str]], str]:
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
             raise CellError(
                 f'"{column}": message {number} has no role and content', f"write {shape}"
+            )
+        if dropped := [key for key in _NOT_READ if message.get(key)]:
+            raise CellError(
+                f'"{column}": message {number} has {" and ".join(dropped)}, which is not trained on',
+                "leave such conversations out, or write it into the message's content",
             )
         if message["role"] not in ROLES:
             raise CellError(
