@@ -112,7 +112,7 @@ class ChatTemplate:
         shown = {role for role in ROLES if role != "system" and self._shows_role(role)}
         if not folds:
             shown.add("system")
-        end = self._first_special(after.lstrip(" ") if trims[1] else after)
+        end = self._first_special(after)
         return Known(folds, trims, frozenset(shown), opens, blanks, end, header)
 
     def _opens(self, before: str, sent: str) -> bool:

@@ -113,7 +113,7 @@ def _conversation(value: Any, column: str) -> tuple[list[dict[str, str]], str]:
             )
         if dropped := [key for key in _NOT_READ if message.get(key)]:
             raise CellError(
-                f'"{column}": message {number} has {" and ".join(dropped)}, which is not trained on',
+                f'"{column}": message {number} has {dropped[0]}, which is not trained on',
                 "leave such conversations out, or write it into the message's content",
             )
         if message["role"] not in ROLES:
