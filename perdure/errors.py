@@ -17,6 +17,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+SHOWN = 10
+"""So many mistakes of one file are written out; of the rest only the number is."""
+_QUOTED = 80
+
+
+def brief(text: object, most: int = _QUOTED) -> str:
+    """What was found in data or a recipe, fit to be quoted in a message.
+
+    A long text is cut, and signs that no screen shows as they are (escape sequences, line ends,
+    half characters) are written as Python writes them.
+    """
+    said = str(text)
+    cut = said[:most]
+    if not cut.isprintable():
+        cut = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+    return cut if len(said) <= most else f"{cut}... ({len(said):,} characters)"
+
 
 class PerdureError(Exception):
     """Base of all errors that are a message to the user, not a defect.
@@ -24,12 +41,13 @@ class PerdureError(Exception):
     Args:
         what: what was wrong, one line, with the place in front (`file:line: key: ...`).
         remedy: what to do instead; printed indented under it.
+        source: the file it is about; a long list of mistakes is cut short for each.
     """
 
     exit_code = 1
 
-    def __init__(self, what: str, remedy: str | Sequence[str] = ()) -> None:
-        self.what = what
+    def __init__(self, what: str, remedy: str | Sequence[str] = (), source: str = "") -> None:
+        self.what, self.source = what, source
         self.remedy = (remedy,) if isinstance(remedy, str) else tuple(remedy)
         super().__init__(what)
 
@@ -44,11 +62,19 @@ class UsageError(PerdureError):
 
 
 class RecipeError(UsageError):
-    """A recipe's mistakes, all of them, each as one `PerdureError` with its own line."""
+    """A recipe's mistakes, all of them, each as one `PerdureError` with its own line.
 
-    def __init__(self, mistakes: Sequence[PerdureError]) -> None:
+    Args: most: so many of one file are written out; None writes out all.
+    """
+
+    def __init__(self, mistakes: Sequence[PerdureError], most: int | None = SHOWN) -> None:
         self.mistakes = tuple(mistakes)
-        super().__init__("\n".join(str(m) for m in mistakes), "nothing was loaded or written")
+        text = "\n".join(map(str, _shortened(self.mistakes, most)))
+        super().__init__(text, "nothing was loaded or written")
+
+    def whole(self) -> RecipeError:
+        """The same error with every mistake written out."""
+        return RecipeError(self.mistakes, None)
 
 
 class DataError(UsageError):
@@ -69,3 +95,17 @@ class TrainingError(PerdureError):
     """Training stopped: a loss that is not finite, a full disk. What was saved stays."""
 
     exit_code = 5
+
+
+def _shortened(mistakes: Sequence[PerdureError], most: int | None) -> list[PerdureError]:
+    """The first `most` mistakes of each file, and how many more there are."""
+    files: dict[str, list[PerdureError]] = {}
+    for mistake in mistakes:
+        files.setdefault(mistake.source, []).append(mistake)
+    shown: list[PerdureError] = []
+    for source, found in files.items():
+        shown += found[:most]
+        if most is not None and len(found) > most:
+            what = f"{source or 'here'}: and {len(found) - most:,} more mistakes"
+            shown.append(PerdureError(what, "to list them all: perdure run RECIPE --all-mistakes"))
+    return shown

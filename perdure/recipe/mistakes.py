@@ -11,7 +11,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from perdure.errors import brief
+
 Key = tuple[str | int, ...]
+_COMPARED = 200
+"""Signs of a name that are compared with others."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +29,10 @@ class Mistake:
 
 def near(word: str, known: Sequence[str]) -> str:
     """A 'did you mean' for a misspelt name, or nothing if no known name is near."""
-    lower = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(str(word).lower(), list(lower), n=1, cutoff=0.55)
-    return f'did you mean "{lower[close[0]]}"?' if close else ""
+    lower = {name[:_COMPARED].lower(): name for name in known}
+    # Whoever mistyped a name wrote about as much; comparing a whole text would take minutes.
+    close = difflib.get_close_matches(str(word)[:_COMPARED].lower(), list(lower), n=1, cutoff=0.55)
+    return f'did you mean "{brief(lower[close[0]])}"?' if close else ""
 
 
 def mistakes_in(error: ValidationError, data: Any, model: type[BaseModel]) -> list[Mistake]:
@@ -90,10 +95,10 @@ def _quoted(hint: str) -> str:
 
 def _show(value: Any) -> str:
     if isinstance(value, str):
-        return f'"{value}"'
+        return f'"{brief(value)}"'
     if value is None or isinstance(value, bool):
         return {None: "nothing", True: "true", False: "false"}[value]
-    return repr(value)
+    return brief(repr(value))
 
 
 def _existing(loc: Key, data: Any) -> Key:

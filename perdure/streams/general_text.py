@@ -15,7 +15,7 @@ from perdure.recipe.data import TEXT_FILES
 from perdure.streams.cells import one_spaced
 from perdure.streams.named.demo import pydoc_texts
 from perdure.streams.rows import shuffle_key
-from perdure.streams.sources import Reader, choices, shown
+from perdure.streams.sources import Reader, Reading, choices, shown
 from perdure.streams.task import GeneralText
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def file_texts(
             return None
         texts = [block.strip() for block in re.split(r"\n\s*\n", content)]
     else:
-        table = reader.file(source)
+        table = reader.file(source, Reading(needed=(column,)))
         if table is None:
             return None
         if column not in table.columns:
