@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 
-from perdure.errors import DataError, PerdureError, RecipeError
+from perdure.errors import DataError, PerdureError, RecipeError, brief
 from perdure.models.chat import IGNORE, Encoder
-from perdure.streams.task import TaskStream
+from perdure.streams.task import Task, TaskStream, place_of
 
 logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
-_SHOWN = 10
 
 
 def encode_stream(stream: TaskStream, encoder: Encoder, context_length: int | None) -> None:
@@ -19,11 +18,12 @@ def encode_stream(stream: TaskStream, encoder: Encoder, context_length: int | No
     How many prompts lose their middle is told as a warning.
 
     Raises:
-        RecipeError: rows longer than `train.max_length` or than the model's context; up to ten
-            are named.
+        RecipeError: rows longer than `train.max_length` or than the model's context, each with its
+            file and line; or labels that the tokenizer cannot tell apart.
     """
     mistakes: list[PerdureError] = []
     for task in stream:
+        mistakes += same_tokens(task, encoder)
         for split in SPLITS:
             rows, cut = getattr(task, split), 0
             kept = []
@@ -41,8 +41,9 @@ def encode_stream(stream: TaskStream, encoder: Encoder, context_length: int | No
                         )
                     kept.append((row, encoded))
                 except DataError as error:
-                    what = f"task {task.name}: {split} row {number}: {error.what}"
-                    mistakes.append(DataError(what, error.remedy))
+                    place = place_of(row) or f"task {task.name}: {split} row {number}"
+                    source = place.rpartition(":")[0]
+                    mistakes.append(DataError(f"{place}: {error.what}", error.remedy, source))
             encoder.remember((task.name, split), kept)
             if cut:
                 logger.warning(
@@ -51,7 +52,20 @@ def encode_stream(stream: TaskStream, encoder: Encoder, context_length: int | No
                     task.name, cut, len(rows), split, encoder.max_prompt_length,
                 )  # fmt: skip
     if mistakes:
-        shown = mistakes[:_SHOWN]
-        if len(mistakes) > _SHOWN:
-            shown.append(DataError(f"... and {len(mistakes) - _SHOWN} more rows"))
-        raise RecipeError(shown)
+        raise RecipeError(mistakes)
+
+
+def same_tokens(task: Task, encoder: Encoder) -> list[PerdureError]:
+    """Labels that the tokenizer writes with the same tokens: no model can choose between them."""
+    first: dict[tuple[int, ...], str] = {}
+    found: list[PerdureError] = []
+    for label in task.labels:
+        ids = tuple(encoder.answer_ids(label))
+        if (other := first.setdefault(ids, label)) != label:
+            what = (
+                f'task {task.name}: labels "{brief(other)}" and "{brief(label)}" are the same '
+                f"tokens in the model's tokenizer: {brief(list(ids))}"
+            )
+            remedy = "give them other names by label_names, or take another model"
+            found.append(DataError(what, remedy, f"task {task.name}"))
+    return found

@@ -121,8 +121,9 @@ class TaskConfig(Section):
     instruction: str | None = Field(None, description="what to do, put before each text")
     labels: list[str] | None = Field(None, description="all allowed answers")
     label_names: dict[str, str] | None = Field(
-        None, description="value in the data, or number of a hub data set's class: answer; what "
-        "is a label already need not be listed"
+        None,
+        description="value in the data, or number of a hub data set's class: answer; what "
+        "is a label already need not be listed",
     )
     metric: str | None = Field(None, description="how answers are scored")
     max_new_tokens: int = Field(32, gt=0, description="longest answer that is generated")

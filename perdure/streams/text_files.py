@@ -30,7 +30,9 @@ _MARKS = (
 _LOOKED_AT = 100_000
 """Bytes of a file that its encoding is recognised by, of the lines that are not plain ASCII."""
 _SNIFFED = 20_000
-_LETTERS = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
+_LETTERS = re.compile(
+    rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}"
+)
 _SEPARATED_BY = re.compile(r'"?sep=(.)"?\r?\n')
 """The first line by which Excel is told the delimiter of a file."""
 
@@ -115,9 +117,7 @@ def _recognised(raw: bytes) -> list[str]:
     lines = (line for line in raw.split(b"\n") if not line.isascii())
     sample = b"\n".join(lines)[:_LOOKED_AT]
     # Short texts with many names or signs look chaotic in their own encoding too.
-    matches = from_bytes(
-        sample, cp_isolation=list(ENCODINGS), threshold=0.4, enable_fallback=False
-    )
+    matches = from_bytes(sample, cp_isolation=list(ENCODINGS), threshold=0.4, enable_fallback=False)
     ranked: list[tuple[float, float, int, str]] = []
     for match in matches:
         for name in {match.encoding, *match.could_be_from_charset} & set(ENCODINGS):
