@@ -13,7 +13,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from perdure.errors import TrainingError
-from perdure.files import seal, unseal
+from perdure.files import numbered, seal, unseal
 from perdure.models.weights import is_sharded
 
 if TYPE_CHECKING:
@@ -126,8 +126,7 @@ def rotate(folder: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints; each is unsealed before it goes."""
     import shutil
 
-    found = [p for p in folder.glob("checkpoint-*") if p.name[11:].isdigit()]
-    for old in sorted(found, key=lambda p: int(p.name[11:]))[:-keep]:
+    for _, old in numbered(folder, "checkpoint-")[:-keep]:
         unseal(old)
         shutil.rmtree(old)
 

@@ -14,6 +14,7 @@ a manifest that is written last, and a torn last line of a JSON Lines file is sk
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ from perdure.files import (
     append_line,
     is_sealed,
     now,
+    numbered,
     read_lines,
     seal,
     sync_folder,
@@ -126,7 +128,13 @@ class Run:
 
     def items(self, after: int, task: str) -> list[dict[str, Any]]:
         """The scored rows of one cell of the score matrix."""
-        return read_lines(self._items_path(after, task))
+        path = self._items_path(after, task)
+        if path.exists():
+            return read_lines(path)
+        # Older runs named files by what is plain in a name, in which two tasks may be alike: then
+        # nobody knows whose rows they are.
+        alike = {name for name in self._tasks() if _former(name) == _former(task)}
+        return [] if alike - {task} else read_lines(path.with_name(_former(task, after)))
 
     def environment(self) -> dict[str, Any]:
         path = self.path / "environment.json"
@@ -156,9 +164,17 @@ class Run:
 
     def last_checkpoint(self) -> tuple[int, Path | None]:
         """How many tasks have been learned and sealed, and the newest sealed folder."""
-        found = [int(p.name[5:]) for p in (self.path / "checkpoints").glob("task-*[0-9]")]
-        sealed = [n for n in found if self.checkpoint(n)]
-        return (max(sealed), self.checkpoint(max(sealed))) if sealed else (0, None)
+        sealed = self.checkpoints()
+        return (sealed[-1], self.checkpoint(sealed[-1])) if sealed else (0, None)
+
+    def checkpoints(self) -> list[int]:
+        """After how many tasks there is a sealed folder, the fewest first.
+
+        One of more tasks than the run has was not left by it.
+        """
+        tasks = len(self._stream())
+        found = numbered(self.path / "checkpoints", "task-")
+        return [n for n, _ in found if self.checkpoint(n) and (n <= tasks or not tasks)]
 
     @property
     def state(self) -> Literal["running", "finished", "interrupted"]:
@@ -260,9 +276,9 @@ class Run:
         shutil.rmtree(self.path / "work", ignore_errors=True)
 
     def drop_checkpoints_before(self, after: int) -> None:
-        for folder in (self.path / "checkpoints").glob("task-*"):
-            number = folder.name[5:].split(".")[0]
-            if number.isdigit() and int(number) < after:
+        place = self.path / "checkpoints"
+        for number, folder in (*numbered(place, "task-"), *numbered(place, "task-", ".part")):
+            if number < after:
                 shutil.rmtree(folder)
 
     @contextmanager
@@ -311,8 +327,30 @@ class Run:
             return pid.isdigit() and psutil.pid_exists(int(pid))
 
     def _items_path(self, after: int, task: str) -> Path:
-        safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in task)
-        return self.path / "items" / f"after-{after}-{safe}.jsonl"
+        return self.path / "items" / f"after-{after}-{_file_name(task)}.jsonl"
+
+    def _tasks(self) -> set[str]:
+        """Names of all tasks that the run has scored."""
+        return {line["task"] for line in self.scores() if "task" in line}
+
+
+def _file_name(task: str) -> str:
+    """A name for a task's files, which no other task shares.
+
+    File systems may take upper and lower case, or two ways to write an accent, for the same; so a
+    name that is more than plain small letters and digits gets a hash, behind a sign that no task's
+    name has.
+    """
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in task)
+    if plain == task == task.lower():
+        return task
+    return f"{plain[:40]}~{hashlib.sha256(task.encode()).hexdigest()[:10]}"
+
+
+def _former(task: str, after: int | None = None) -> str:
+    """The name of a task's file in runs of earlier versions; without `after`, its part of it."""
+    plain = "".join(c if c.isalnum() or c in "-_." else "_" for c in task)
+    return plain if after is None else f"after-{after}-{plain}.jsonl"
 
 
 def _text_of(path: Path) -> str:
