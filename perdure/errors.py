@@ -15,6 +15,7 @@ and what to write instead. The command line prints `str(error)` after "error: " 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 SHOWN = 10
@@ -41,13 +42,16 @@ class PerdureError(Exception):
     Args:
         what: what was wrong, one line, with the place in front (`file:line: key: ...`).
         remedy: what to do instead; printed indented under it.
-        source: the file it is about; a long list of mistakes is cut short for each.
+        source: the file it is about, and `kind`, what sort of mistake it is: a long list of
+            mistakes is cut short for each.
     """
 
     exit_code = 1
 
-    def __init__(self, what: str, remedy: str | Sequence[str] = (), source: str = "") -> None:
-        self.what, self.source = what, source
+    def __init__(
+        self, what: str, remedy: str | Sequence[str] = (), source: str = "", kind: str = ""
+    ) -> None:
+        self.what, self.source, self.kind = what, source, kind
         self.remedy = (remedy,) if isinstance(remedy, str) else tuple(remedy)
         super().__init__(what)
 
@@ -98,14 +102,19 @@ class TrainingError(PerdureError):
 
 
 def _shortened(mistakes: Sequence[PerdureError], most: int | None) -> list[PerdureError]:
-    """The first `most` mistakes of each file, and how many more there are."""
-    files: dict[str, list[PerdureError]] = {}
-    for mistake in mistakes:
-        files.setdefault(mistake.source, []).append(mistake)
+    """The first `most` mistakes of each file and kind, and how many more there are."""
+    if most is None:
+        return list(mistakes)
+    total = Counter((mistake.source, mistake.kind) for mistake in mistakes)
+    seen: Counter[tuple[str, str]] = Counter()
     shown: list[PerdureError] = []
-    for source, found in files.items():
-        shown += found[:most]
-        if most is not None and len(found) > most:
-            what = f"{source or 'here'}: and {len(found) - most:,} more mistakes"
+    for mistake in mistakes:
+        group = (mistake.source, mistake.kind)
+        if seen[group] < most:
+            shown.append(mistake)
+        elif seen[group] == most:
+            like = " like these" if mistake.kind else ""
+            what = f"{mistake.source or 'here'}: and {total[group] - most:,} more mistakes{like}"
             shown.append(PerdureError(what, "to list them all: perdure run RECIPE --all-mistakes"))
+        seen[group] += 1
     return shown

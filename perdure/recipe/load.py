@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from perdure.errors import RecipeError
+from perdure.errors import RecipeError, brief
 from perdure.recipe.data import FILE_ENDINGS, SPLITS, is_task_file, located
-from perdure.recipe.mistakes import Key, Mistake, near
+from perdure.recipe.mistakes import QUOTE, Key, Mistake, is_text, near, show
 from perdure.recipe.schema import Recipe, Tracker
 from perdure.recipe.section import Judge
 from perdure.recipe.validate import validate
@@ -58,9 +58,20 @@ def load(
         found += [*missing, *_missing_trackers(data)]
         if judge is not None:
             found += judge.of_data(data)
+    found += _changed_by_yaml(document)
     recipe, wrong = validate(data, judge)
-    told = {mistake.key for mistake in found}
-    found += [mistake for mistake in wrong if mistake.key not in told]
+    told = {_spelt(mistake.key) for mistake in found}
+    texts = {_spelt(key): text for key, text in document.written.items()}
+    renamed = {_spelt(key[:-1]) for key in document.written_keys}  # pydantic names their keys anew
+    for mistake in wrong:
+        key, remedy = _spelt(mistake.key), mistake.remedy
+        text = texts.get(key, "")
+        if text and (remedy == QUOTE or mistake.what.endswith("not nothing")):
+            remedy = _in_quotes(text)
+        elif remedy == QUOTE and renamed & {key, key[:-1]}:
+            continue
+        if key not in told:
+            found.append(Mistake(mistake.key, mistake.what, remedy))
     if found or recipe is None:
         raise RecipeError(document.errors(found))
     recipe._folder = folder
@@ -68,6 +79,31 @@ def load(
     for i, task in enumerate(recipe.stream.tasks):
         task._places = partial(_place, document, ("stream", "tasks", i))
     return recipe
+
+
+def _changed_by_yaml(document: Document) -> Iterator[Mistake]:
+    """Numbers and dates where text belongs, which would not come out as they were written."""
+    for key, text in document.written.items():
+        value: Any = document.data
+        try:
+            for part in key:
+                value = value[part]
+        except (LookupError, TypeError):
+            continue  # it has been replaced since
+        if isinstance(value, int | float) and not isinstance(value, bool) and is_text(Recipe, key):
+            what = f"YAML reads {brief(text)} as the number {value}"
+            yield Mistake(key, what, _in_quotes(text))
+    for key, text in document.written_keys.items():
+        if len(key) > 1 and is_text(Recipe, key[:-1]):
+            yield Mistake(key, f"YAML reads {brief(text)} as {show(key[-1])}", _in_quotes(text))
+
+
+def _spelt(key: Key) -> tuple[str, ...]:
+    return tuple(part for part in map(str, key) if part != "[key]")
+
+
+def _in_quotes(text: str) -> str:
+    return f'{QUOTE}: "{brief(text)}"'
 
 
 def _place(document: Document, section: Key, key: str) -> str:

@@ -22,7 +22,8 @@ from perdure.streams.rows import (
     hold_out,
     to_rows,
 )
-from perdure.streams.sources import Mistakes, Reader, Reading, choices
+from perdure.streams.sources import Reader, Reading
+from perdure.streams.tables import Mistakes, choices
 from perdure.streams.task import GeneralText, PlacedRow, Row, Task, TaskStream
 
 if TYPE_CHECKING:

@@ -15,7 +15,6 @@ from typing import Any
 from perdure.errors import brief
 from perdure.recipe.columns import columns_in, parse_template
 
-
 NO_WIDTH = frozenset("\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufe0e\ufe0f\ufeff")
 """Signs that are not seen: soft hyphen, zero-width blanks and joiners, marks of direction, etc."""
 
@@ -104,9 +103,9 @@ def answer_of(
 
     Args: value: the cell; label: its text; labels: those that the task declares.
     """
-    if isinstance(value, ClassName) and not names.keys() <= set(value.classes):
-        if (found := names.get(str(value.number))) is not None:
-            return found
+    numbered = isinstance(value, ClassName) and not names.keys() <= set(value.classes)
+    if numbered and (found := names.get(str(value.number))) is not None:
+        return found
     if (found := names.get(label)) is not None:
         return found
     known = {one: one for one in (*labels, *names.values())}

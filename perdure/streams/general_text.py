@@ -15,7 +15,8 @@ from perdure.recipe.data import TEXT_FILES
 from perdure.streams.cells import one_spaced
 from perdure.streams.named.demo import pydoc_texts
 from perdure.streams.rows import shuffle_key
-from perdure.streams.sources import Reader, Reading, choices, shown
+from perdure.streams.sources import Reader, Reading
+from perdure.streams.tables import choices, shown
 from perdure.streams.task import GeneralText
 
 if TYPE_CHECKING:

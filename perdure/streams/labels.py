@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from perdure.errors import brief
 from perdure.streams.cells import folded
 from perdure.streams.kinds import Format
-from perdure.streams.sources import Mistakes, choices
+from perdure.streams.tables import Mistakes, choices
 
 if TYPE_CHECKING:
     from perdure.recipe.data import TaskConfig

@@ -12,7 +12,7 @@ from perdure.errors import brief
 from perdure.recipe.columns import columns_in
 from perdure.streams.cells import CellError, EmptyCell, is_empty
 from perdure.streams.kinds import Row, format_of
-from perdure.streams.sources import Mistakes, Record, Table, choices
+from perdure.streams.tables import Mistakes, Record, Table, choices, listed
 
 if TYPE_CHECKING:
     from perdure.recipe.data import TaskConfig
@@ -103,7 +103,7 @@ def _check_values(record: Record, needed: Sequence[str]) -> None:
                 raise EmptyCell("the row is empty")
             raise CellError(
                 f'no "{brief(theirs)}", which other rows have',
-                f"has: {', '.join(map(brief, record.values))}",
+                f"has: {listed(record.values)}",
             )
 
 

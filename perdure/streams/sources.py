@@ -16,63 +16,20 @@ import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from perdure.errors import SHOWN as SHOWN
-from perdure.errors import DataError, PerdureError, brief
+from perdure.errors import brief
 from perdure.files import cache_folder, read_lines, write_atomic
 from perdure.recipe.mistakes import near
 from perdure.streams.cells import ClassName, one_spaced
+from perdure.streams.tables import Mistakes, Record, Table, choices, listed, shown
 from perdure.streams.text_files import DecodingError, decode, find_delimiter, told
 
 logger = logging.getLogger("perdure")
 DRAWN_FROM = 10_000
 """Rows of a streamed data set that texts are drawn from at a time."""
 ROWS_AT_A_TIME = 10_000
-
-
-class Record(NamedTuple):
-    """One row as it stands in its source; `place` is "file:line" or "source: row N"."""
-
-    place: str
-    values: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Records of one source, in its order; `columns` are all that any record has."""
-
-    name: str
-    columns: tuple[str, ...]
-    records: list[Record]
-
-
-class Mistakes:
-    """Collects what is wrong, each mistake once, by its source."""
-
-    def __init__(self) -> None:
-        self._all: dict[str, dict[str, PerdureError]] = {}
-
-    def add(self, source: str, what: str, remedy: str | Sequence[str] = ()) -> None:
-        """Note one mistake; `what` begins with the place, `source` only groups."""
-        found = self._all.setdefault(source, {})
-        found.setdefault(what, DataError(what, remedy, source))
-
-    def __len__(self) -> int:
-        return sum(map(len, self._all.values()))
-
-    def listed(self) -> list[PerdureError]:
-        """Return all errors in the order of their sources."""
-        return [error for found in self._all.values() for error in found.values()]
-
-
-def choices(name: str, known: Iterable[object], what: str) -> list[str]:
-    """Return remedy lines: the one probably meant, if any is near, then those there are."""
-    names = [brief(k) for k in known]
-    listed = ", ".join(names[:20]) + (f", ... ({len(names)} in all)" if len(names) > 20 else "")
-    return [*filter(None, [near(name, names)]), f"{what}: {listed}"]
 
 
 class Reading(NamedTuple):
@@ -97,7 +54,7 @@ class Reader:
         self._told: set[str] = set()
         self._unreachable = ""  # the hub's answer; retrying takes half a minute each time
 
-    def file(self, path: str, how: Reading = Reading()) -> Table | None:  # noqa: B008
+    def file(self, path: str, how: Reading = Reading()) -> Table | None:
         """Return the table in a local file, None if a mistake was noted."""
         key = (self.folder / path, how)
         if key not in self._files:
@@ -215,8 +172,7 @@ class Reader:
             if header is None:
                 header = cells
                 if twice := sorted({c for c in cells if c.strip() and cells.count(c) > 1}):
-                    names = ", ".join(map(brief, twice))
-                    what = f"{name}:{start}: column twice in the header: {names}"
+                    what = f"{name}:{start}: column twice in the header: {listed(twice)}"
                     self.mistakes.add(name, what, "rename one of them")
             elif len(cells) == len(header) or not any(map(str.strip, cells)):
                 # Cells below no name are left out: spreadsheets write whole empty columns.
@@ -346,14 +302,14 @@ class Reader:
         try:
             yield
         except ConnectionError as error:
-            self._unreachable = str(error).splitlines()[0]
+            self._unreachable = brief(str(error).splitlines()[0], 300)
             self._hub_down(name, place, instead)
         except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
             if isinstance(error, datasets.exceptions.DatasetNotFoundError):
                 remedy = ["check the name; for a private one, log in: hf auth login"]
             else:
                 remedy = ["`train`, `validation` and `test` are names of its splits"]
-            why = str(error).splitlines()[0] if str(error) else type(error).__name__
+            why = brief(str(error).splitlines()[0] if str(error) else type(error).__name__, 300)
             self.mistakes.add(name, f"{place}: {name}, split {split}: {why}", remedy)
 
     def _hub_down(self, name: str, place: str, instead: str) -> None:
@@ -380,14 +336,6 @@ FORMATS: dict[str, Callable[[Reader, Path, Reading], Iterator[Record]]] = {
     ".tsv": lambda reader, path, how: reader._delimited(path, how, "\t"),
     ".parquet": Reader._parquet,
 }
-
-
-def shown(path: Path) -> str:
-    """Return the path as people know it: relative where it lies below the working folder."""
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
 
 
 def _kind(value: object) -> str:

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from perdure.errors import DataError, RecipeError
+from perdure.errors import SHOWN, DataError, RecipeError
 from perdure.prepare import load_recipe
 from perdure.recipe.data import FILE_TYPES, GeneralConfig, StreamConfig, TaskConfig
 from perdure.streams import STREAMS, Sizes, TaskStream, build_stream, cells, rows, sources
 from perdure.streams import build as build_module
 from perdure.streams.named import demo
+from perdure.streams.tables import shown
 
 pytestmark = pytest.mark.unit
 
@@ -454,7 +455,7 @@ def test_too_few_rows_to_split(tmp_path: Path) -> None:
 def test_many_mistakes_of_one_file_are_counted(tmp_path: Path) -> None:
     write(tmp_path / "t.jsonl", [{"prompt": ["a"], "answer": "b"}] * 25)
     text = mistakes(tmp_path, train="t.jsonl")
-    assert text.count('"prompt" is a list') == sources.SHOWN
+    assert text.count('"prompt" is a list') == SHOWN
     assert text.endswith(
         "t.jsonl: and 15 more mistakes\n  to list them all: perdure run RECIPE --all-mistakes"
     )
@@ -532,7 +533,7 @@ def test_general_text_is_measured_on_another_source(tmp_path: Path) -> None:
     text = general_of(tmp_path, source="mine.txt", replay_rows=6, **sizes)
     assert sorted(text.replay) == mine  # what is measured on is not replayed
     assert sorted(text.held_out) == theirs
-    assert text.source.endswith("mine.txt; measured on " + sources.shown(tmp_path / "theirs.txt"))
+    assert text.source.endswith("mine.txt; measured on " + shown(tmp_path / "theirs.txt"))
     only = general_of(tmp_path, source="none", **sizes)
     assert (only.replay, sorted(only.held_out)) == ((), theirs)
     with pytest.raises(RecipeError, match=r"held_out_rows: 5 texts wanted, but .* has 4 for it"):

@@ -30,7 +30,7 @@ from perdure.streams.cells import (
     one_spaced,
 )
 from perdure.streams.kinds.base import Format, Kind, Metric, Row
-from perdure.streams.sources import choices
+from perdure.streams.tables import choices
 
 ROLES = ("system", "user", "assistant", "tool")
 
