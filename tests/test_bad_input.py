@@ -174,9 +174,9 @@ def test_label_outside_the_declared_set(shop: Path) -> None:
 
 def test_zero_length_answers(shop: Path) -> None:
     for name in ("train", "validation", "test"):
-        records = [json.loads(line) for line in Path(f"colour-{name}.jsonl").open()]
-        lines = (json.dumps({**record, "label": ""}) + "\n" for record in records)
-        Path(f"colour-{name}.jsonl").write_text("".join(lines))
+        file = Path(f"colour-{name}.jsonl")
+        records = map(json.loads, file.read_text().splitlines())
+        file.write_text("".join(json.dumps({**r, "label": ""}) + "\n" for r in records))
     assert (
         refused()
         == "error: "
@@ -223,7 +223,8 @@ def test_labels_that_the_tokenizer_cannot_tell_apart(
     monkeypatch.setattr(Encoder, "answer_ids", lambda self, a: tokens(self, unknown.get(a, a)))
     message = refused()
     assert message.startswith(
-        'error: task colour: labels "blue" and "red" are the same tokens in the model\'s tokenizer: '
+        'error: task colour: labels "blue" and "red" are the same tokens in the '
+        "model's tokenizer: "
     )
     assert "\n  give them other names by label_names, or take another model\n" in message
     assert "task count" not in message

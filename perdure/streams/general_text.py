@@ -7,6 +7,7 @@ is not praised for having learned that source.
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ from perdure.streams.task import GeneralText
 
 if TYPE_CHECKING:
     from perdure.recipe.data import GeneralConfig
+
+logger = logging.getLogger("perdure")
 
 
 def general_text(config: GeneralConfig, reader: Reader, seed: int) -> GeneralText:
@@ -92,6 +95,9 @@ def file_texts(
             reader.mistakes.add(name, what, choices(column, table.columns, "columns there are"))
             return None
         texts = [str(r.values.get(column) or "").strip() for r in table.records]
+        if any(texts) and not all(texts):
+            told = "%s: %d of %d rows are left out, as there is nothing in them"
+            logger.warning(told, name, texts.count(""), len(texts))
     if not any(texts):
         reader.mistakes.add(name, f"{name}: empty: no text")
         return None

@@ -17,7 +17,7 @@ from typing import NamedTuple
 DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 ENCODINGS = (
     "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1257", "cp1255", "cp1256", "cp932",
-    "gb18030", "big5", "cp949", "euc_jp", "mac_roman",
+    "gb18030", "big5", "euc_kr", "euc_jp", "mac_roman",
 )  # fmt: skip
 """What is looked for besides Unicode, the likelier first: texts of few letters fit several."""
 _MARKS = (
@@ -78,17 +78,20 @@ def decode(raw: bytes, encoding: str | None = None) -> tuple[str, str]:
     if not found:
         raise wrong
     text = raw.decode(found[0])
-    sample = _odd_word(text)
+    sample = _odd_word(text, raw.decode(found[1]) if found[1:] else "")
     others = f"{' and '.join(found[1:3])} would fit as well" if found[1:] else ""
     seen = "; ".join(filter(None, [f'"{sample[:20]}"' * bool(sample), others]))
     return text, f"read as {found[0]}{f' ({seen})' if seen else ''}"
 
 
-def _odd_word(text: str) -> str:
-    """A word by which people see whether the encoding is right."""
-    odd = [word for word in re.findall(r"[^\s,;|\"]+", text) if not word.isascii()]
-    letters = (word for word in odd if any(c.isalpha() and not c.isascii() for c in word))
-    return next(letters, odd[0] if odd else "")
+def _odd_word(text: str, other: str) -> str:
+    """A word by which people see whether it is the right encoding, and not the `other` text's."""
+    split = re.compile(r"[^\s,;|\"]+")
+    odd = [word for word in split.findall(text) if not word.isascii()]
+    others = set(split.findall(other))
+    told_apart = [word for word in odd if word not in others] or odd
+    letters = (w for w in told_apart if any(c.isalpha() and not c.isascii() for c in w))
+    return next(letters, told_apart[0] if odd else "")
 
 
 def _without_mark(raw: bytes) -> list[str]:
@@ -122,7 +125,7 @@ def _recognised(raw: bytes) -> list[str]:
     for match in matches:
         for name in {match.encoding, *match.could_be_from_charset} & set(ENCODINGS):
             rank = ENCODINGS.index(name)
-            ranked.append((round(match.chaos, 2), -round(match.coherence, 1), rank, name))
+            ranked.append((round(match.chaos, 2), -round(match.coherence, 2), rank, name))
     texts: dict[str, tuple[float, float, str]] = {}
     for chaos, coherence, _, name in sorted(ranked):
         try:
