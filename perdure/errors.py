@@ -21,6 +21,8 @@ from collections.abc import Sequence
 SHOWN = 10
 """So many mistakes of one file are written out; of the rest only the number is."""
 _QUOTED = 80
+_LINE = 2_000
+"""No line of a message is longer: whatever is quoted in it, its beginning and end are seen."""
 
 
 def brief(text: object, most: int = _QUOTED) -> str:
@@ -56,7 +58,8 @@ class PerdureError(Exception):
         super().__init__(what)
 
     def __str__(self) -> str:
-        return "\n".join([self.what, *(f"  {line}" for line in self.remedy)])
+        text = "\n".join([self.what, *(f"  {line}" for line in self.remedy)])
+        return text if len(text) <= _LINE else "\n".join(map(_cut_line, text.split("\n")))
 
 
 class UsageError(PerdureError):
@@ -99,6 +102,12 @@ class TrainingError(PerdureError):
     """Training stopped: a loss that is not finite, a full disk. What was saved stays."""
 
     exit_code = 5
+
+
+def _cut_line(line: str) -> str:
+    if len(line) <= _LINE:
+        return line
+    return f"{line[: _LINE // 2]} ... ({len(line):,} characters) ... {line[-_LINE // 4 :]}"
 
 
 def _shortened(mistakes: Sequence[PerdureError], most: int | None) -> list[PerdureError]:

@@ -177,8 +177,9 @@ def _read_value(text: str, key: Key, written: dict[Key, str], written_keys: dict
 
 
 def _is_changed(value: Any, text: str) -> bool:
-    """Whether a value would come out as another text; a date is none at all."""
-    return text != str(value) or not isinstance(value, int | float)
+    """Whether a value would come out as another text; true, nothing and dates are none at all."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return not number or text != str(value)
 
 
 class _HalfCharacterError(Exception):
