@@ -30,23 +30,26 @@ _PAIRS = (
 
 
 def warn_of_repeats(task: str, splits: Mapping[str, Sequence[Placed]]) -> None:
-    """Tell how many rows of a split repeat another one of it, or have a prompt of another split.
+    """Tell how many rows of a split have a prompt of another one of it, or of another split.
 
     A prompt is the same as its kind's `question` says; a row, if it is the same in everything.
     """
     wholes = {split: [whole_row(placed.row) for placed in rows] for split, rows in splits.items()}
     for split, rows in splits.items():
         first: dict[str, Placed] = {}
-        again = []
+        known: set[str] = set()
+        again, equal = [], 0
         for placed, whole in zip(rows, wholes[split], strict=True):
-            earlier = first.setdefault(whole, placed)
-            if earlier is not placed:
-                again.append((placed, earlier))
+            if first.setdefault(placed.question, placed) is not placed:
+                again.append(placed)
+                equal += whole in known
+            known.add(whole)
         if again:
             logger.warning(
-                "task %s: %d of %d %s rows repeat another one of them (the first: %s, as %s); "
-                "each is used as often as it is there",
-                task, len(again), len(rows), split, again[0][0].place, again[0][1].place,
+                "task %s: %d of %d %s rows have the prompt of an earlier one (the first: %s, as "
+                "%s), %d of them equal in everything; each is used as often as it is there",
+                task, len(again), len(rows), split, again[0].place,
+                first[again[0].question].place, equal,
             )  # fmt: skip
     for one, other, which, so in _PAIRS:
         seen = {placed.question: placed.place for placed in reversed(splits[other])}
@@ -57,7 +60,7 @@ def warn_of_repeats(task: str, splits: Mapping[str, Sequence[Placed]]) -> None:
             at = splits[one][both[0]]
             logger.warning(
                 "task %s: %d of %d %s rows have a prompt %s (the first: %s, as %s), %d of them "
-                "with the same answer; %s",
+                "equal in everything; %s",
                 task, len(both), len(splits[one]), one, which, at.place, seen[at.question],
                 whole_rows, so,
             )  # fmt: skip

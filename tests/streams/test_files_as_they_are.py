@@ -286,12 +286,12 @@ def test_rows_that_are_there_twice_are_counted(told: pytest.LogCaptureFixture) -
     Path("test.csv").write_text("text,label\nb,y\na,z\nc,x\nc,x\n")
     build(test="test.csv", validation_share=0, labels=["x", "y", "z"])
     assert told.messages == [
-        "task a: 2 of 6 train rows repeat another one of them (the first: train.csv:4, as "
-        "train.csv:2); each is used as often as it is there",
-        "task a: 1 of 4 test rows repeat another one of them (the first: test.csv:5, as "
-        "test.csv:4); each is used as often as it is there",
+        "task a: 4 of 6 train rows have the prompt of an earlier one (the first: train.csv:4, as "
+        "train.csv:2), 2 of them equal in everything; each is used as often as it is there",
+        "task a: 1 of 4 test rows have the prompt of an earlier one (the first: test.csv:5, as "
+        "test.csv:4), 1 of them equal in everything; each is used as often as it is there",
         "task a: 2 of 4 test rows have a prompt that is trained on (the first: test.csv:2, as "
-        "train.csv:3), 1 of them with the same answer; the score of these rows shows memory, "
+        "train.csv:3), 1 of them equal in everything; the score of these rows shows memory, "
         "not skill",
     ]
 

@@ -250,13 +250,13 @@ def test_a_test_row_that_is_trained_on_is_warned_about(
         build(tmp_path, format="labels", test="test.csv", validation="test.csv")
     assert caplog.messages == [
         "task animal: 1 of 2 test rows have a prompt that is trained on (the first: test.csv:3, "
-        "as train.csv:6), 1 of them with the same answer; the score of these rows shows memory, "
+        "as train.csv:6), 1 of them equal in everything; the score of these rows shows memory, "
         "not skill",
         "task animal: 1 of 2 validation rows have a prompt that is trained on (the first: "
-        "test.csv:3, as train.csv:6), 1 of them with the same answer; what methods measure on "
+        "test.csv:3, as train.csv:6), 1 of them equal in everything; what methods measure on "
         "these rows shows memory, not skill",
         "task animal: 2 of 2 test rows have a prompt of the validation rows (the first: "
-        "test.csv:2, as test.csv:2), 2 of them with the same answer; what a method chooses by "
+        "test.csv:2, as test.csv:2), 2 of them equal in everything; what a method chooses by "
         "these rows is not judged by others",
     ]
 
