@@ -16,6 +16,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from perdure.errors import PerdureError, RecipeError, brief
 from perdure.recipe.mistakes import Key, Mistake, near
@@ -156,8 +157,18 @@ def write(data: Any) -> str:
     yaml = YAML(typ="rt")
     yaml.width, yaml.allow_unicode = 10_000, True
     stream = StringIO()
-    yaml.dump(data, stream)
+    yaml.dump(_quoted(data), stream)
     return stream.getvalue()
+
+
+def _quoted(data: Any) -> Any:
+    """Texts with other line ends than "\\n" and signs of control in quotes, which keep them."""
+    if isinstance(data, dict):
+        return {_quoted(key): _quoted(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_quoted(value) for value in data]
+    odd = isinstance(data, str) and not data.replace("\n", "").isprintable()
+    return DoubleQuotedScalarString(data) if odd else data
 
 
 def parse_value(text: str) -> Any:

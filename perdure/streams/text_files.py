@@ -11,7 +11,7 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
@@ -77,14 +77,14 @@ def decode(raw: bytes, encoding: str | None = None) -> tuple[str, str]:
     found = _without_mark(raw) or _recognised(raw)
     if not found:
         raise wrong
-    text = raw.decode(found[0])
-    sample = _odd_word(text, raw.decode(found[1]) if found[1:] else "")
-    others = f"{' and '.join(found[1:3])} would fit as well" if found[1:] else ""
+    names = [name for name, _ in found]
+    sample = _odd_word(*(text for _, text in found[:2]))
+    others = f"{' and '.join(names[1:3])} would fit as well" if names[1:] else ""
     seen = "; ".join(filter(None, [f'"{sample[:20]}"' * bool(sample), others]))
-    return text, f"read as {found[0]}{f' ({seen})' if seen else ''}"
+    return raw.decode(names[0]), f"read as {names[0]}{f' ({seen})' if seen else ''}"
 
 
-def _odd_word(text: str, other: str) -> str:
+def _odd_word(text: str, other: str = "") -> str:
     """A word by which people see whether it is the right encoding, and not the `other` text's."""
     split = re.compile(r"[^\s,;|\"]+")
     odd = [word for word in split.findall(text) if not word.isascii()]
@@ -94,46 +94,57 @@ def _odd_word(text: str, other: str) -> str:
     return next(letters, told_apart[0] if odd else "")
 
 
-def _without_mark(raw: bytes) -> list[str]:
+def _without_mark(raw: bytes) -> list[tuple[str, str]]:
     """UTF-16 without a byte order mark, where every second byte of plain letters is zero."""
     for name, zeros in (("utf-16-le", raw[1:2000:2]), ("utf-16-be", raw[0:2000:2])):
         if zeros.count(0) > 0.4 * len(zeros):
             try:
-                raw.decode(name)
+                return [(name, raw.decode(name)[:_LOOKED_AT])]
             except UnicodeError:
                 continue
-            return [name]
     return []
 
 
-def _recognised(raw: bytes) -> list[str]:
-    """Encodings that a file may be in, the likeliest first; none if it is no text, or broken UTF-8.
+def _recognised(raw: bytes) -> list[tuple[str, str]]:
+    """Encodings that a file may be in, the likeliest first, each with a part of its text.
 
-    Those behind the first give another text and fit it no worse.
+    Those behind the first give another text and fit it no worse. None if it is no text, or UTF-8
+    in which little is damaged.
     """
-    whole = b"".join(_LETTERS.findall(raw))
-    high = len(raw.translate(None, bytes(range(128))))
-    if b"\0" in raw or len(whole) >= high / 2:  # most of it is UTF-8: a few bytes are damaged
+    good = len(b"".join(_LETTERS.findall(raw)))
+    if b"\0" in raw or good >= len(raw.translate(None, bytes(range(128)))) / 2:
         return []
     from charset_normalizer import from_bytes
 
     lines = (line for line in raw.split(b"\n") if not line.isascii())
-    sample = b"\n".join(lines)[:_LOOKED_AT]
+    sample = b"\n".join(_up_to(lines, _LOOKED_AT))
     # Short texts with many names or signs look chaotic in their own encoding too.
     matches = from_bytes(sample, cp_isolation=list(ENCODINGS), threshold=0.4, enable_fallback=False)
-    ranked: list[tuple[float, float, int, str]] = []
-    for match in matches:
-        for name in {match.encoding, *match.could_be_from_charset} & set(ENCODINGS):
-            rank = ENCODINGS.index(name)
-            ranked.append((round(match.chaos, 2), -round(match.coherence, 2), rank, name))
-    texts: dict[str, tuple[float, float, str]] = {}
-    for chaos, coherence, _, name in sorted(ranked):
+    ranked = [
+        (round(match.chaos, 2), -round(match.coherence, 2), ENCODINGS.index(name))
+        for match in matches
+        for name in {match.encoding, *match.could_be_from_charset} & set(ENCODINGS)
+    ]
+    found: dict[str, tuple[float, float, str]] = {}  # each text once
+    for chaos, coherence, rank in sorted(ranked):
+        name = ENCODINGS[rank]
         try:
-            texts.setdefault(raw.decode(name), (chaos, coherence, name))
+            if not found:
+                raw.decode(name)  # the sample alone may be right by chance
+            found.setdefault(sample.decode(name), (chaos, coherence, name))
         except UnicodeError:
             continue
-    found = list(texts.values())
-    return [name for *fit, name in found if fit == list(found[0][:2])]
+    best = next(iter(found.values()), (0.0, 0.0, ""))
+    return [(name, text) for text, (*fit, name) in found.items() if fit == list(best[:2])]
+
+
+def _up_to(lines: Iterable[bytes], most: int) -> Iterator[bytes]:
+    """The first lines, of so many bytes together; at least one."""
+    for line in lines:
+        yield line
+        most -= len(line)
+        if most <= 0:
+            return
 
 
 def _no_text(raw: bytes, encoding: str, error: UnicodeError, remedy: str) -> DecodingError:

@@ -14,8 +14,10 @@ from perdure.methods import registry
 from perdure.prepare import load_recipe
 from perdure.protocol.method import MethodConfig
 from perdure.recipe import data, schema
+from perdure.recipe.load import dump_recipe
 from perdure.recipe.mistakes import leaves_of
 from perdure.recipe.schema import Recipe
+from perdure.recipe.yaml import write
 
 pytestmark = pytest.mark.unit
 
@@ -229,3 +231,27 @@ def test_sections_know_what_is_text() -> None:
         assert is_text(schema.Recipe, key), key
     for key in (("seed",), ("train", "epochs"), ("train",), ("nothing",), ("method", "weight")):
         assert not is_text(schema.Recipe, key), key
+
+
+def test_a_run_reads_every_label_back_as_it_was() -> None:
+    """What a run writes of its recipe: words that YAML reads as something else, odd line ends."""
+    labels = [
+        "007", "1_000", "1.50", "true", "yes", "2024-01-01", "~", "null", "1e3", "0x1F", "+5",
+        "12:30", "😀", "a\u2028b", "c\u2029", "\x85x", "d\x0bv", "\x1c1", "e\rf", "g\x07",
+        "\u200bz", "\ufeffq", " h", "#x", "- y", "&a", "*b", "!c", "%d", "@e", "'q'", "a: b", "{x}",
+        "i\nj", ".inf", "1.", "-",
+    ]  # fmt: skip
+    task: dict[str, Any] = {
+        "name": "007",
+        "format": "labels",
+        "train": "colours.csv",
+        "labels": labels,
+    }
+    task["label_names"] = {label: label for label in labels}
+    recipe = {"model": {"path": "org/x"}, "method": "sequential", "stream": {"tasks": [task]}}
+    Path("r.yaml").write_text(write(recipe), "utf-8")
+    first = load_recipe("r.yaml")
+    found = first.stream.tasks[0]
+    assert (found.name, found.labels, found.label_names) == ("007", labels, task["label_names"])
+    Path("again.yaml").write_text(dump_recipe(first), "utf-8")
+    assert load_recipe("again.yaml") == first

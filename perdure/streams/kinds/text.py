@@ -18,7 +18,7 @@ from typing import Any
 
 from perdure.errors import brief
 from perdure.recipe.data import TaskConfig
-from perdure.recipe.mistakes import Mistake, near
+from perdure.recipe.mistakes import Key, Mistake, near
 from perdure.streams.cells import (
     CellError,
     EmptyCell,
@@ -149,20 +149,24 @@ def _free(task: TaskConfig) -> Iterator[Mistake]:
 
 
 def _labelled(task: TaskConfig) -> Iterator[Mistake]:
-    labels = task.labels
-    if labels is None:
-        return
+    labels, names = task.labels, task.label_names or {}
+    written: list[tuple[Key, str]] = [
+        (("labels", i), label) for i, label in enumerate(labels or ())
+    ]
+    written += [(("label_names", value), label) for value, label in names.items()]
     forms: dict[str, str] = {}
-    for i, label in enumerate(labels):
+    for key, label in written:
         other = forms.setdefault(folded(label), label)
         if other != label:
-            what = f'"{brief(label)}" looks the same as another label: {ascii(other)[:80]}'
-            yield Mistake(("labels", i), what, "one label is enough: its forms are read as one")
+            what = f'"{brief(label)}" looks the same as another label: {brief(ascii(other))}'
+            yield Mistake(key, what, "write one label in one way: its forms are read as one")
+    if labels is None:
+        return
     if len(set(labels)) < max(2, len(labels)) or not all(map(folded, labels)):
         what = "must be at least two different texts, none of them empty"
         yield Mistake(("labels",), what)
-    for value, name in (task.label_names or {}).items():
-        if name not in labels:
+    for value, name in names.items():
+        if folded(name) not in set(map(folded, labels)):
             what = f'"{brief(name)}" is none of the task\'s labels'
             yield Mistake(("label_names", value), what, near(name, labels))
 
