@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 
-from perdure.errors import DataError, PerdureError, RecipeError, brief
+from perdure.errors import DataError, PerdureError, RecipeError
 from perdure.models.chat import IGNORE, Encoder
-from perdure.streams.task import Task, TaskStream, place_of
+from perdure.streams.labels import same_tokens
+from perdure.streams.task import TaskStream, place_of
 
 logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
@@ -23,7 +24,7 @@ def encode_stream(stream: TaskStream, encoder: Encoder, context_length: int | No
     """
     mistakes: list[PerdureError] = []
     for task in stream:
-        mistakes += same_tokens(task, encoder)
+        mistakes += same_tokens(task.name, task.labels, encoder.answer_ids)
         for split in SPLITS:
             rows, cut = getattr(task, split), 0
             kept = []
@@ -53,19 +54,3 @@ def encode_stream(stream: TaskStream, encoder: Encoder, context_length: int | No
                 )  # fmt: skip
     if mistakes:
         raise RecipeError(mistakes)
-
-
-def same_tokens(task: Task, encoder: Encoder) -> list[PerdureError]:
-    """Labels that the tokenizer writes with the same tokens: no model can choose between them."""
-    first: dict[tuple[int, ...], str] = {}
-    found: list[PerdureError] = []
-    for label in task.labels:
-        ids = tuple(encoder.answer_ids(label))
-        if (other := first.setdefault(ids, label)) != label:
-            what = (
-                f'task {task.name}: labels "{brief(other)}" and "{brief(label)}" are the same '
-                f"tokens in the model's tokenizer: {brief(list(ids))}"
-            )
-            remedy = "give them other names by label_names, or take another model"
-            found.append(DataError(what, remedy, f"task {task.name}"))
-    return found

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from perdure.errors import brief
+from perdure.errors import DataError, brief
 from perdure.streams.cells import folded
 from perdure.streams.kinds import Format
 from perdure.streams.tables import Mistakes, choices
@@ -54,6 +54,27 @@ def settle_labels(
                 ]
             mistakes.add(placed.source, what, remedy)
     return labels
+
+
+def same_tokens(
+    task: str, labels: Iterable[str], tokens: Callable[[str], Sequence[int]]
+) -> list[DataError]:
+    """Labels that a tokenizer writes with the same tokens: no model can choose between them.
+
+    Args: tokens: gives the token ids of a label.
+    """
+    first: dict[tuple[int, ...], str] = {}
+    found: list[DataError] = []
+    for label in labels:
+        ids = tuple(tokens(label))
+        if (other := first.setdefault(ids, label)) != label:
+            what = (
+                f'task {task}: labels "{brief(other)}" and "{brief(label)}" are the same tokens in '
+                f"the model's tokenizer: {brief(list(ids))}"
+            )
+            remedy = "give them other names by label_names, or take another model"
+            found.append(DataError(what, remedy, f"task {task}"))
+    return found
 
 
 def _found(train: list[Placed], key: str, task: str) -> tuple[str, ...]:
