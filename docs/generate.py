@@ -51,8 +51,8 @@ DATA_FILES = [
     "`encoding` of the task settles it. UTF-8 in which a few bytes are damaged is a mistake with "
     "its line, not another encoding.",
     "- **Delimiter.** Cells of .csv are separated by commas and of .tsv by tabs, if the header "
-    "then has the task's columns. Else a semicolon, tab, bar or comma is recognised by the header and "
-    "told; `delimiter` of the task settles it. A first line `sep=;` counts.",
+    "then has the task's columns. Else a semicolon, tab, bar or comma is recognised by the header "
+    "and told; `delimiter` of the task settles it. A first line `sep=;` counts.",
     "- **Empty rows.** A row with nothing in a cell that is needed is left out, whatever the "
     "source, and how many were is told. It is a mistake if all are.",
     "- **Rows that are there twice** stay, and how many there are is told: within a split, and "

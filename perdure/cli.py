@@ -28,6 +28,9 @@ recipes_app = typer.Typer(rich_markup_mode=None)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Every = Annotated[bool, typer.Option("--all-mistakes", help="List all mistakes, not ten a file.")]
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that models and recipes bring.")
+]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
 
@@ -76,6 +79,7 @@ def demo(
         Path | None,
         typer.Option(metavar="DIR", help="Must not exist.  [default: runs/demo-TIME]"),
     ] = None,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Teach a small model three tasks in turn, with each method, and show what was forgotten."""
@@ -104,6 +108,7 @@ def run(
         typer.Option("--check", help="Validate recipe and data, estimate time; load no weights."),
     ] = False,
     all_mistakes: Every = False,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Learn RECIPE's tasks in order; scores and checkpoints go to a new run directory."""
@@ -116,11 +121,52 @@ def run(
     epilog="Example: perdure resume runs/shop", short_help="Go on with a run that was interrupted"
 )
 @handle_errors
-def resume(run: RunPath, as_json: Json = False) -> None:
+def resume(
+    run: RunPath,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Also if recipe, rows or base have changed.")
+    ] = False,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
     """Go on with a run that was interrupted, with the same result as if it had not been."""
     from perdure.commands import learn
 
-    learn.resume(run, as_json)
+    learn.resume(run, as_json, accept_changes)
+
+
+@app.command(
+    epilog="Example: perdure extend runs/shop --data may.csv",
+    short_help="Learn more tasks where a finished run ended",
+)
+@handle_errors
+def extend(
+    run: RunPath,
+    recipe: Annotated[
+        Path | None,
+        typer.Argument(metavar="[RECIPE]", help="Holds only what is new: the new tasks."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="As in `perdure run`.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Instead of RECIPE: rows shaped like the last task's."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Must not exist.  [default: runs/NAME-TIME]"),
+    ] = None,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Also if the base model has changed.")
+    ] = False,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Learn more tasks where RUN ended; old data are not needed, and RUN stays as it is."""
+    from perdure.commands import learn
+
+    learn.extend(run, recipe, overrides or [], data, out, as_json, accept_changes)
 
 
 @app.command(
@@ -139,6 +185,7 @@ def evaluate(
         int | None,
         typer.Option(metavar="I", min=0, help="After I tasks; 0: base model.  [default: last]"),
     ] = None,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Score RUN's model again, also on tasks it never saw; new scores join the run's."""
@@ -162,6 +209,7 @@ def compare(
         Path | None,
         typer.Option(metavar="FILE", help="Also a picture: .png, .svg or .pdf; must not exist."),
     ] = None,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Show runs side by side: a table, an HTML page with figures, and a picture if asked for."""
@@ -180,6 +228,7 @@ def report(
         Path | None,
         typer.Option(metavar="FILE", help="Must not exist.  [default: RUN/report.html, renewed]"),
     ] = None,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Write RUN's HTML report again, for a run in progress too."""
@@ -280,27 +329,17 @@ def audit(
     junit: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write JUnit XML for a CI.")
     ] = None,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Test whether TUNED still can what BASE could: exit 0 kept, 1 lost, 3 undecided."""
     from perdure.commands import audit as command
 
     code = command.audit(
-        base,
-        tuned,
-        tasks,
-        junit,
-        undecided,
-        as_json,
-        rows,
-        max_drop=max_drop,
-        max_loss_rise=max_loss_rise,
-        max_kl=max_kl,
-        alpha=alpha,
-        precision=precision,
-        fail_fast=fail_fast,
-        seed=seed,
-    )
+        base, tuned, tasks, junit, undecided, as_json, rows, max_drop=max_drop,
+        max_loss_rise=max_loss_rise, max_kl=max_kl, alpha=alpha, precision=precision,
+        fail_fast=fail_fast, seed=seed,
+    )  # fmt: skip
     raise typer.Exit(code)
 
 
@@ -334,24 +373,16 @@ def diagnose(
         int, typer.Option(min=0, help="Train rows as examples in the prompt; 0: none.")
     ] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Tell what TUNED lost on each task: knowledge, alignment, the answers' format, or nothing."""
     from perdure.commands import diagnose as command
 
     command.diagnose(
-        base,
-        tuned,
-        tasks,
-        as_json,
-        max_drop=max_drop,
-        alpha=alpha,
-        rows=rows,
-        relearn=relearn,
-        learning_rate=learning_rate,
-        shots=shots,
-        seed=seed,
-    )
+        base, tuned, tasks, as_json, max_drop=max_drop, alpha=alpha, rows=rows, relearn=relearn,
+        learning_rate=learning_rate, shots=shots, seed=seed,
+    )  # fmt: skip
 
 
 @app.command(
@@ -387,6 +418,7 @@ def repair(
     ] = 64,
     precision: Annotated[str, typer.Option(help="fp32 or bf16, to compute in.")] = "fp32",
     seed: Annotated[int, typer.Option(min=0, help="Of the halves, and of the training.")] = 0,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Search weights between BASE and TUNED that lose less in general: exit 0 written, 1 none."""

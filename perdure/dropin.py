@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
+from perdure.consent import trusting
 from perdure.engine.attach import attach as put_on
 from perdure.engine.method_state import give_weights
 from perdure.engine.session import TaskSession
@@ -126,7 +127,8 @@ def _built(method: str | Mapping[str, Any]) -> Method:
             f"attach: {method!r} names no method",
             'write "gere", or {"name": "gere", "insert": 2}; several are arguments of their own',
         )
-    return build(specs)[0]
+    with trusting(True):  # the file's name stands in the user's own program
+        return build(specs)[0]
 
 
 def _frozen_names(session: TaskSession, methods: Sequence[Method]) -> list[str]:

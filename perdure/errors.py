@@ -15,6 +15,7 @@ and what to write instead. The command line prints `str(error)` after "error: " 
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
@@ -38,6 +39,24 @@ def brief(text: object, most: int = _QUOTED) -> str:
     return cut if len(said) <= most else f"{cut}... ({len(said):,} characters)"
 
 
+def printable(text: str) -> str:
+    """Text without what steers a terminal: each such character is shown as \ufffd.
+
+    These are control characters but newline and tab, halves of surrogate pairs, and marks that
+    reorder what is read; what joins emoji or letters stays.
+    """
+    return "".join("\ufffd" if _steers(c) else c for c in text)
+
+
+def _steers(c: str) -> bool:
+    if c in "\n\t" or c.isprintable():
+        return False
+    return unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in _REORDERING
+
+
+_REORDERING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
 class PerdureError(Exception):
     """Base of all errors that are a message to the user, not a defect.
 
@@ -58,7 +77,7 @@ class PerdureError(Exception):
         super().__init__(what)
 
     def __str__(self) -> str:
-        text = "\n".join([self.what, *(f"  {line}" for line in self.remedy)])
+        text = printable("\n".join([self.what, *(f"  {line}" for line in self.remedy)]))
         return text if len(text) <= _LINE else "\n".join(map(_cut_line, text.split("\n")))
 
 

@@ -23,6 +23,7 @@ import torch
 from perdure.audit.measure import Measure
 from perdure.audit.plan import MEASURES, Margins, Part, Plan, general_texts, plan_measures
 from perdure.audit.result import AuditResult, flips, judge
+from perdure.consent import by_argument
 from perdure.errors import ModelError, UsageError
 from perdure.models.chat import Encoder
 from perdure.models.generate import sample_texts
@@ -54,6 +55,7 @@ class Sizes:
     batch: int = 16
 
 
+@by_argument
 def audit(
     base: Model,
     tuned: Model,
@@ -71,6 +73,7 @@ def audit(
     device: torch.device | str | None = None,
     fail_fast: bool = False,
     seed: int = 0,
+    trust_remote_code: bool = False,
     on_progress: Progress | None = None,
 ) -> AuditResult:
     """Test whether `tuned` kept what `base` could do. Both models are in memory at once.
@@ -91,9 +94,11 @@ def audit(
         device: where both models go; None: a GPU if there is one, for models given by path.
         fail_fast: stop at the first measure that is lost.
         seed: of the sampled texts and of the bootstrap.
+        trust_remote_code: code that the models, or a metric of your own, bring may run.
     Raises:
         UsageError: a margin or option out of range, or nothing to measure.
         ModelError: a model cannot be loaded, or the two cannot be compared token by token.
+        ConsentError: a model brings code, and nobody said that it may run.
     """
     started = time.perf_counter()
     tasks, texts = tuple(stream or ()), general_texts(stream, general)

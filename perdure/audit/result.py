@@ -11,6 +11,7 @@ import numpy as np
 
 from perdure.audit.junit import junit_xml
 from perdure.audit.measure import Kind, Measure, explain
+from perdure.reports.format import from_outside
 from perdure.scoring.intervals import (
     DRAWS,
     Array,
@@ -177,10 +178,9 @@ class AuditResult:
 
     def table(self) -> Table:
         """Return the measures as a `rich` table."""
-        from rich.markup import escape
         from rich.table import Table
 
-        title = f"{escape(self.tuned)} against {escape(self.base)}: {self.verdict}"
+        title = f"{from_outside(self.tuned)} against {from_outside(self.base)}: {self.verdict}"
         caption = (
             f"change in brackets: each end errs with probability at most {self.alpha:g} / "
             f"{max(self.judged, 1)}; any verdict wrong: at most {self.alpha:g}"
@@ -193,7 +193,7 @@ class AuditResult:
         table.add_column("why", overflow="fold")
         for m in self.measures:
             table.add_row(
-                escape(f"{m.name} ({m.metric})"),
+                from_outside(f"{m.name} ({m.metric})"),
                 str(m.items),
                 f"{m.base:.3f}",
                 f"{m.tuned:.3f}",
@@ -204,13 +204,12 @@ class AuditResult:
             )
         for name in self.skipped:
             table.add_row(
-                escape(name), "", "", "", "", "", "[dim]skipped[/]", "an earlier one is lost"
+                from_outside(name), "", "", "", "", "", "[dim]skipped[/]", "an earlier one is lost"
             )
         return table
 
     def flips_table(self, most: int = 20) -> Table:
         """Return the items that flipped as a `rich` table, at most `most` of them."""
-        from rich.markup import escape
         from rich.table import Table
 
         shown = self.flips[:most]
@@ -229,7 +228,7 @@ class AuditResult:
                 flip["base_prediction"],
                 flip["tuned_prediction"],
             )
-            table.add_row(*(escape(str(cell)) for cell in cells))
+            table.add_row(*(from_outside(str(cell)) for cell in cells))
         return table
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from perdure.errors import UsageError
 from perdure.prepare import load_recipe
-from perdure.reports.output import first_process, working
+from perdure.reports.output import escaped, first_process, working
 
 if TYPE_CHECKING:
     from perdure.streams import Task, TaskStream
@@ -59,7 +59,7 @@ def audit(
         write_atomic(junit, result.junit(undecided))
     if as_json:
         if first_process():
-            print(result.to_json())
+            print(escaped(result.to_json()))
     else:
         from rich.console import Console
 

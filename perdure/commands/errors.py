@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, ParamSpec, TypeVar
 
+from perdure.consent import FLAG, ConsentError, by_argument
 from perdure.errors import PerdureError, RunError, TrainingError, UsageError
 
 P = ParamSpec("P")
@@ -18,14 +20,22 @@ R = TypeVar("R")
 
 
 def handle_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """End a command's errors in a message on stderr and an exit code, without a traceback."""
+    """End a command's errors in a message on stderr and an exit code, without a traceback.
+
+    The option `trust_remote_code`, where a command has it, is the user's word for all it does.
+    """
+
+    trusted = by_argument(command)
 
     @functools.wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return command(*args, **kwargs)
+            return trusted(*args, **kwargs)
         except KeyboardInterrupt as stop:
             _fail("\n".join(["interrupted", *(f"  {line}" for line in stop.args)]), 130)
+        except ConsentError as error:
+            line = shlex.join(["perdure", *sys.argv[1:], FLAG])
+            _fail(f"error: {error}\n  {line}", error.exit_code)
         except PerdureError as error:
             _fail(f"error: {error}", error.exit_code, every=not isinstance(error, _SHARED))
         except OSError as error:

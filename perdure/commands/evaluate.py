@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perdure.errors import RunError, UsageError
-from perdure.prepare import Prepared, load_recipe, prepare, stream_of
+from perdure.errors import RunError, UsageError, printable
+from perdure.prepare import Prepared, load_recipe, prepare, run_stream, stream_of
 from perdure.recipe.schema import Recipe
 from perdure.reports.output import emit, first_process, working
 from perdure.run import Run
@@ -28,8 +28,9 @@ def evaluate(path: Path, tasks: Path | None, after: int | None, as_json: bool) -
     from perdure.reports import make_display
 
     run = Run.open(path)
+    run.verify_scores()
     recipe = run.recipe if tasks is None else load_recipe(tasks, tasks_only=True)
-    stream = stream_of(recipe)
+    stream = run_stream(run) if tasks is None else stream_of(recipe)
     if tasks is not None:
         _refuse_names(run, stream)
         _refuse_settings(run, recipe)
@@ -37,7 +38,9 @@ def evaluate(path: Path, tasks: Path | None, after: int | None, as_json: bool) -
     after = learned if after is None else after
     display = make_display(json=as_json)
     with working(), display:
-        scored = run.recipe.model_copy(update={"general": recipe.general})
+        # Each recipe's word covers what that recipe names.
+        of_general = {"general": recipe.general, "trust_remote_code": recipe.trust_remote_code}
+        scored = run.recipe.model_copy(update=of_general)
         found = _score(run, prepare(scored, stream=stream, training=False), after, display)
     recorded = {(s["kind"], s.get("task")): s["score"] for s in run.scores()
                 if s["after"] == after}  # fmt: skip
@@ -122,8 +125,7 @@ def _score(
 
 def _refuse_names(run: Run, stream: TaskStream) -> None:
     """A task of another recipe under a name that the run knows would spoil its scores."""
-    mine = run.recipe.stream.tasks or stream_of(run.recipe).tasks
-    own = {task.name for task in mine}
+    own = {task["name"] for task in run.stream_facts()}
     if both := sorted(own & {task.name for task in stream}):
         raise UsageError(
             f"task {both[0]}: the run has a task of this name already",
@@ -150,11 +152,11 @@ def _table(run: Run, after: int, rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=f"{run.path} after {after} tasks", title_justify="left")
+    table = Table(title=f"{printable(str(run.path))} after {after} tasks", title_justify="left")
     for heading in ("task", "metric", "score", "as recorded", "rows"):
         table.add_column(heading)
     for row in rows:
         before = "" if row["recorded"] is None else f"{row['recorded']:.4f}"
         cells = (row["task"], row["metric"], f"{row['score']:.4f}", before, str(row["rows"]))
-        table.add_row(*map(Text, cells))
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     Console().print(table)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perdure.errors import RecipeError, RunError, UsageError
+from perdure.errors import RecipeError, RunError, UsageError, printable
 from perdure.prepare import load_recipe
 from perdure.recipe.schema import Recipe
 from perdure.reports.output import emit, first_process, summary, working
@@ -90,7 +90,7 @@ def _placed(recipe: Recipe) -> Iterator[None]:
         raise type(error)(f"{recipe.place(key)}: {rest}", remedy) from error
 
 
-def resume(path: Path, as_json: bool) -> None:
+def resume(path: Path, as_json: bool, accept_changes: bool = False) -> None:
     """Go on with a run that was interrupted; a finished one is only shown."""
     from perdure.reports import make_display
 
@@ -101,7 +101,35 @@ def resume(path: Path, as_json: bool) -> None:
 
             display: Any = make_display(json=as_json)
             with display:
-                learn(made.recipe, made, display=display)
+                learn(made.recipe, made, display=display, accept_changes=accept_changes)
+    _finish(made, as_json)
+
+
+def extend(
+    path: Path,
+    recipe: Path | None,
+    overrides: Sequence[str],
+    data: Path | None,
+    out: Path | None,
+    as_json: bool,
+    accept_changes: bool,
+) -> None:
+    """Learn more tasks where a finished run ended, in a run directory of their own."""
+    from perdure.extension import extend as begin
+    from perdure.extension import extension_recipe
+    from perdure.loop import learn
+    from perdure.reports import make_display
+
+    if recipe is not None and "=" in str(recipe):  # --data, then KEY=VALUE
+        recipe, overrides = None, [str(recipe), *overrides]
+    old = Run.open(path)
+    new = extension_recipe(old, recipe, overrides, data=data)
+    made = begin(old, new, out or _free(new), accept_changes=accept_changes)
+    display: Any = make_display(json=as_json)
+    if first_process() and not as_json:
+        display.message(f"run directory: {made.path}")
+    with working(made.path), display:
+        learn(new, made, display=display)
     _finish(made, as_json)
 
 
@@ -141,13 +169,15 @@ def show(plan: Plan) -> None:
         return
     console = Console()
     title = f"{plan.recipe}: {', '.join(plan.methods)}"
-    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=Text(printable(title)), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     table.add_column("task", overflow="fold")
     for heading in ("rows*", "longest", "tokens", "steps", "time", "memory"):
         table.add_column(heading, justify="right")
     for t in plan.tasks:
         table.add_row(
-            Text(t.task),
+            Text(printable(t.task)),
             f"{t.train_rows:,}/{t.validation_rows:,}/{t.test_rows:,}",
             f"{t.longest:,}",
             f"{t.train_tokens:,}",
@@ -172,4 +202,4 @@ def show(plan: Plan) -> None:
         *(f"  {cost}" for cost in plan.costs),
         "recipe and data are valid; no weight was loaded, nothing was written",
     ):
-        console.print(Text(line), soft_wrap=True)
+        console.print(Text(printable(line)), soft_wrap=True)

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perdure.errors import RunError
+from perdure.errors import RunError, printable
 from perdure.reports.output import emit, first_process, working
 
 if TYPE_CHECKING:
@@ -70,9 +70,9 @@ def _show(found: Repair, folder: Path) -> None:
     for table in found.tables():
         console.print(table)
     for note in found.notes:
-        print(f"note: {note}")
+        print(printable(f"note: {note}"))
     if found.chosen is None:
-        print(f"nothing was repaired: {found.reason}")
+        print(printable(f"nothing was repaired: {found.reason}"))
     else:
         print(f"model: {folder / 'model'}")
     print(f"curve: {folder / 'curve.svg'}")

@@ -17,6 +17,7 @@ from dataclasses import replace
 import torch
 
 from perdure.audit.audit import Model, load_model, name_of, reading_of
+from perdure.consent import by_argument
 from perdure.diagnose.case import Case
 from perdure.diagnose.measurements import Measured, Progress, Sizes
 from perdure.diagnose.result import Diagnosis, TaskDiagnosis, evidence
@@ -27,6 +28,7 @@ from perdure.streams.rows import each_once
 from perdure.streams.task import Task, TaskStream
 
 
+@by_argument
 def diagnose(
     base: Model,
     tuned: Model,
@@ -39,6 +41,7 @@ def diagnose(
     chat_template: str | None = None,
     device: torch.device | str | None = None,
     seed: int = 0,
+    trust_remote_code: bool = False,
     on_progress: Progress | None = None,
 ) -> Diagnosis:
     """Tell for each task what `tuned` lost against `base`. Both models are in memory at once.
@@ -58,9 +61,11 @@ def diagnose(
         chat_template: as in `Encoder`; None is the one that `tuned` was trained with.
         device: where both models go; None: a GPU if there is one, for models given by path.
         seed: of the bootstrap.
+        trust_remote_code: code that the models, or a metric of your own, bring may run.
     Raises:
         UsageError: an option out of range, no task, or one whose metric is perplexity.
         ModelError: a model cannot be loaded.
+        ConsentError: a model brings code, and nobody said that it may run.
         TrainingError: a model gives NaN.
     """
     started = time.perf_counter()

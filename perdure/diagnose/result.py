@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from perdure.diagnose.rule import Decision, Figure, Loss
+from perdure.reports.format import from_outside
 from perdure.scoring.intervals import Array
 
 if TYPE_CHECKING:
@@ -64,10 +65,9 @@ class Diagnosis:
 
     def table(self) -> Table:
         """Return the verdicts and the measures behind them as a `rich` table."""
-        from rich.markup import escape
         from rich.table import Table
 
-        table = Table(title=f"{escape(self.tuned)} against {escape(self.base)}")
+        table = Table(title=f"{from_outside(self.tuned)} against {from_outside(self.base)}")
         table.add_column("task", overflow="fold")
         table.add_column("lost", no_wrap=True)
         table.add_column("measures, base -> tuned", no_wrap=True)
@@ -75,12 +75,13 @@ class Diagnosis:
         for one in self.tasks:
             measures = [f"{_NAMES.get(n, n)} {_means(m)}" for n, m in one.means.items()]
             lost = f"[{_COLOURS[one.loss]}]{one.loss}[/]"
-            table.add_row(escape(one.task), lost, "\n".join(measures), escape(one.why()))
+            table.add_row(
+                from_outside(one.task), lost, "\n".join(measures), from_outside(one.why())
+            )
         return table
 
     def evidence_table(self, most: int = SHOWN) -> Table:
         """Return up to `most` rows of evidence a task as a `rich` table."""
-        from rich.markup import escape
         from rich.table import Table
 
         rest = sum(max(0, len(one.evidence) - most) for one in self.tasks)
@@ -95,7 +96,7 @@ class Diagnosis:
                 shown = (
                     f"{_NAMES.get(row['by'], row['by'])}: {row['found']}" if row["found"] else ""
                 )
-                table.add_row(*(escape(cell) for cell in (one.task, *cells, shown)))
+                table.add_row(*(from_outside(cell) for cell in (one.task, *cells, shown)))
         return table
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +15,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from perdure.engine.trainer import PerdureTrainer
+from perdure.errors import RunError
 
 if TYPE_CHECKING:
     from perdure.engine.packing import EncodedRow, Packed
@@ -105,3 +108,20 @@ def forget_trainer(model: nn.Module) -> None:
 def step_of(checkpoint: Path) -> int:
     """The optimizer steps that a checkpoint inside a task stands for, by its folder's name."""
     return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+@contextmanager
+def pickles_refused(folder: Path | None) -> Iterator[None]:
+    """Tell of a file in a checkpoint that would run code; torch reads plain values alone.
+
+    Raises:
+        RunError: there is one. Nothing of it was run.
+    """
+    try:
+        yield
+    except UnpicklingError as error:
+        raise RunError(
+            f"{folder}: holds a pickle with more than tensors in it, which is not read, as it "
+            "could run code",
+            f"delete the folder {folder}: the run goes on from the checkpoint before it",
+        ) from error

@@ -28,6 +28,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from perdure.consent import demand
 from perdure.errors import PerdureError, UsageError
 from perdure.protocol.method import Method, MethodConfig
 from perdure.recipe.former import moved_options, what_to_write
@@ -97,10 +98,12 @@ def load_file(path: str | Path) -> type[Method]:
 
     Raises:
         UsageError: no such file, it cannot be imported, or there is not just one `Method` in it.
+        ConsentError: the user has not said that its code may run.
     """
     path = Path(path).expanduser().resolve()
     if not path.is_file():
         raise UsageError(f"no such file: {path}", "give the path of a Python file with a method")
+    demand(f"{path}: is Python code")
     version = hashlib.sha256(f"{path} {path.stat().st_mtime_ns}".encode()).hexdigest()[:12]
     name = f"perdure_file_{version}.{path.stem}"  # ends in the method's name: see `name_of`
     if name not in sys.modules:

@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from perdure.consent import demand
 from perdure.errors import ModelError
+from perdure.models.locate import holds_pickle
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,7 +110,11 @@ def saved_base(folder: Path) -> ModelConfig | None:
     if not file.is_file():
         return None
     try:
-        return ModelConfig.model_validate_json(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
+        # What lies beside weights never says whose code may run; older files still try to.
+        if isinstance(found, dict):
+            found.pop("trust_remote_code", None)
+        return ModelConfig.model_validate(found)
     except ValueError as error:
         raise ModelError(
             f"{file}: is damaged: {str(error).splitlines()[0]}", "restore it from a copy"
@@ -130,12 +136,20 @@ def load_adapter(folder: Path, model: Any, *, trainable: bool = False) -> Any:
     """Put the adapter in `folder` on its base model.
 
     Raises:
-        ModelError: the adapter's shapes or names do not fit the model.
+        ModelError: the adapter's shapes or names do not fit the model, or it holds a pickle.
+        ConsentError: it names code to import.
     """
-    from peft import PeftModel
+    import pickle
+
+    from peft import PeftConfig, PeftModel
 
     try:
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        config = PeftConfig.from_pretrained(str(folder))
+        if getattr(config, "megatron_config", None):  # peft imports the module that it names
+            demand(f"{folder}: names Python code to import ({config.megatron_core})")
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, config=config)
+    except pickle.UnpicklingError as error:
+        raise holds_pickle(folder) from error
     except (RuntimeError, ValueError, OSError) as error:
         reason = next((t for t in str(error).splitlines() if t.strip()), type(error).__name__)
         raise ModelError(

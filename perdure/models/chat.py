@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perdure.errors import DataError
+from perdure.errors import DataError, ModelError
+from perdure.models.limits import limited
 from perdure.recipe.schema import Recipe
 from perdure.streams.task import Row
 
@@ -160,6 +161,8 @@ class Encoder:
         turns = [dict(turn) for turn in messages]
         try:
             text = self._apply(turns, **options)
+        except ModelError:
+            raise
         except Exception:  # templates raise their own errors, e.g. "System role not supported"
             text = ""
         if turns[0]["role"] == "system" and turns[0]["content"] not in text and len(turns) > 1:
@@ -171,11 +174,14 @@ class Encoder:
         return text or self._apply(turns, **options)
 
     def _apply(self, turns: list[dict[str, str]], **options: Any) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(
-                turns, tokenize=False, chat_template=self.template, **options
+        def render() -> str:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    turns, tokenize=False, chat_template=self.template, **options
+                )
             )
-        )
+
+        return limited(render, "the model's chat template")
 
     def _end_of_answer(self) -> str:
         eos = self.tokenizer.eos_token or ""

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from perdure.consent import demand, given
 from perdure.errors import ModelError
 from perdure.models.gguf import converted
 from perdure.models.locate import loading, locate
@@ -18,8 +19,8 @@ def read_config(model: ModelConfig) -> Any:
     """Read and check a base model's `PretrainedConfig`; no weights.
 
     Raises:
-        ModelError: not found, not reachable, own code without `trust_remote_code`, or no causal
-            language model.
+        ModelError: not found, not reachable, or no causal language model.
+        ConsentError: it brings code of its own, and the user has not said that it may run.
     """
     from transformers import AutoConfig
 
@@ -31,12 +32,12 @@ def read_config(model: ModelConfig) -> Any:
         )
     if place.local and not place.gguf:
         _check_json(Path(place.name) / "config.json")
-    with loading(place, "configuration", model.trust_remote_code):
+    with loading(place, "configuration"):
         source = converted(place)
         config = AutoConfig.from_pretrained(
             source.name,
             revision=model.revision,
-            trust_remote_code=model.trust_remote_code,
+            trust_remote_code=given(),
             **source.arguments,
         )
     if why := why_not_causal(config):
@@ -45,6 +46,19 @@ def read_config(model: ModelConfig) -> Any:
             "give a decoder model that predicts the next token, such as Llama, Qwen or SmolLM",
         )
     return config
+
+
+def attention_of(model: ModelConfig) -> dict[str, str]:
+    """The argument of `from_pretrained` for a recipe's attention kernel.
+
+    Raises:
+        ConsentError: the kernel is a hub repository's ("OWNER/NAME"), which is code.
+    """
+    if model.attention is None:
+        return {}
+    if "/" in model.attention:
+        demand(f"model.attention: {model.attention}: is code of a hub repository")
+    return {"attn_implementation": model.attention}
 
 
 def _check_json(file: Path) -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perdure.models.configuration import read_config
+from perdure.consent import given
+from perdure.models.configuration import attention_of, read_config
 from perdure.models.gguf import converted
 from perdure.models.locate import locate
 
@@ -113,11 +114,9 @@ def build_empty(model: ModelConfig, config: Any) -> Any:
 
     from perdure.models.locate import loading
 
-    options = {} if model.attention is None else {"attn_implementation": model.attention}
-    reading = loading(locate(model.path), "configuration", model.trust_remote_code)
+    options = attention_of(model)
+    reading = loading(locate(model.path), "configuration")
     with reading, torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(
-            config, trust_remote_code=model.trust_remote_code, **options
-        )
+        empty = AutoModelForCausalLM.from_config(config, trust_remote_code=given(), **options)
     empty.tie_weights()
     return empty

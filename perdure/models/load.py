@@ -7,11 +7,13 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from perdure.consent import by_argument, given
 from perdure.errors import ModelError
 from perdure.models.adapters import attach_lora, load_adapter, reading, saved_base
-from perdure.models.configuration import read_config
+from perdure.models.configuration import attention_of, read_config
 from perdure.models.gguf import converted, plain
 from perdure.models.locate import Place, loading, locate
+from perdure.seals import is_sealed, verify
 
 if TYPE_CHECKING:
     from perdure.recipe.schema import ModelConfig
@@ -31,6 +33,7 @@ def load_base(model: ModelConfig, *, precision: str = "fp32") -> tuple[Any, Any]
 
     Raises:
         ModelError: see `perdure.models.locate`; and LoRA targets that no module has.
+        ConsentError: code of the model's own would have to run (`perdure.consent`).
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -38,19 +41,18 @@ def load_base(model: ModelConfig, *, precision: str = "fp32") -> tuple[Any, Any]
     config = read_config(model)
     tokenizer = load_tokenizer(model, config)
     place = locate(model.path)
-    source = converted(place)
+    source = converted(place, weights=True)
     options: dict[str, Any] = {"config": config} if source.gguf else {}
     options |= source.arguments
-    if model.attention is not None:
-        options["attn_implementation"] = model.attention
+    options |= attention_of(model)
     if model.fsdp_size > 1:
         options["distributed_config"] = _sharding(model.fsdp_size)
     frozen_bf16 = model.tuning == "lora" and precision == "bf16"
-    with loading(place, "model", model.trust_remote_code):
+    with loading(place, "model"):
         loaded = AutoModelForCausalLM.from_pretrained(
             source.name,
             revision=model.revision,
-            trust_remote_code=model.trust_remote_code,
+            trust_remote_code=given(),
             dtype=torch.bfloat16 if frozen_bf16 else torch.float32,
             **options,
         )
@@ -107,12 +109,12 @@ def load_tokenizer(model: ModelConfig, config: Any = None) -> Any:
     from transformers import AutoTokenizer
 
     place = locate(model.path)
-    with loading(place, "tokenizer", model.trust_remote_code):
+    with loading(place, "tokenizer"):
         source = converted(place)
         tokenizer = AutoTokenizer.from_pretrained(
             source.name,
             revision=model.revision,
-            trust_remote_code=model.trust_remote_code,
+            trust_remote_code=given(),
             **source.arguments,
         )
     if model.chat_template not in ("auto", "none"):
@@ -165,8 +167,13 @@ def _read_template(file: Path) -> str:
     return template
 
 
+@by_argument
 def load_saved(
-    path: str | Path, *, precision: str = "fp32", trainable: bool = False
+    path: str | Path,
+    *,
+    precision: str = "fp32",
+    trainable: bool = False,
+    trust_remote_code: bool = False,
 ) -> tuple[Any, Any]:
     """Load any model to score or train on: what Perdure saved, or what anyone else did.
 
@@ -175,20 +182,25 @@ def load_saved(
             full model or a `peft` adapter, a GGUF file, or a hub id.
         precision: type of weights that are not trained.
         trainable: for an adapter: go on training it.
+        trust_remote_code: code that the model brings may run.
 
     Raises:
         ModelError: nothing there that can be loaded; an adapter whose base is not found.
+        RunError: a run's checkpoint is not as it was written.
+        ConsentError: code of the model's own would have to run; no file beside the weights, only
+            the user can say that it may (`perdure.consent`).
     """
     folder = resolve_saved(Path(path).expanduser())
     if folder is None:
         return load_base(_plain(str(path)), precision=precision)
+    if is_sealed(folder.parent):  # a run's checkpoint
+        verify(folder.parent, "put it back from a copy, or take another checkpoint")
     base = saved_base(folder)
     if not (folder / "adapter_config.json").is_file():
         here = _plain(str(folder))
         if base is not None:
             here = here.model_copy(
                 update={
-                    "trust_remote_code": base.trust_remote_code,
                     "attention": base.attention,
                     **reading(base),
                 }

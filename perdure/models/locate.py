@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perdure.errors import ModelError
+from perdure.consent import demand
+from perdure.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     pass
@@ -95,23 +96,28 @@ def _near(path: Path, suffix: str = "") -> str:
 
 
 @contextmanager
-def loading(place: Place, what: str, trust_remote_code: bool) -> Iterator[None]:
-    """Turn what `from_pretrained` raises for wrong input into a `ModelError`."""
+def loading(place: Place, what: str) -> Iterator[None]:
+    """Turn what `from_pretrained` raises for wrong input into a `ModelError`.
+
+    Raises:
+        ConsentError: the model brings code, and the user has not said that it may run.
+    """
+    import pickle
+
     from huggingface_hub import errors as hub
 
     try:
         yield
-    except ModelError:
+    except UsageError:
         raise
+    except pickle.UnpicklingError as error:
+        raise holds_pickle(place.name) from error
     except (OSError, ValueError, KeyError, ImportError, hub.HFValidationError) as error:
         chain = list(_causes(error))
         text = " ".join(str(e) for e in chain)
         name = place.shown
-        if "trust_remote_code" in text and not trust_remote_code:
-            raise ModelError(
-                f"model.path: {name}: comes with its own Python code, which was not run",
-                "read that code; if you trust it, set model.trust_remote_code: true",
-            ) from error
+        if "trust_remote_code" in text:
+            demand(f"model.path: {name}: comes with its own Python code")
         if "attn_implementation" in text or "flash_attn" in text or "FlashAttention" in text:
             raise ModelError(
                 f"model.attention: {_first_line(chain)}", "leave it out, or use sdpa or eager"
@@ -134,6 +140,15 @@ def loading(place: Place, what: str, trust_remote_code: bool) -> Iterator[None]:
             f"model.path: {place.shown}: the {what} is damaged: {_first_line([error])}",
             "copy or download it again",
         ) from error
+
+
+def holds_pickle(place: str | Path) -> ModelError:
+    """The error for a file that would run code while it is read, and was not read to its end."""
+    return ModelError(
+        f"{place}: holds a pickle with more than tensors in it, which is not read, as it could "
+        "run code",
+        "ask for the weights as safetensors",
+    )
 
 
 def _hub_error(name: str, chain: list[BaseException]) -> ModelError:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.util
 import re
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from perdure.consent import given, trusting
 from perdure.errors import RecipeError, brief
 from perdure.recipe.data import FILE_ENDINGS, SPLITS, is_task_file, located
 from perdure.recipe.mistakes import QUOTE, Key, Mistake, is_text, near, show
@@ -30,12 +31,15 @@ def load(
     tasks_only: bool = False,
     judge: Judge | None = None,
     renew: Callable[[dict[str, Any]], None] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Recipe:
     """Read a recipe and validate it; see `perdure.load_recipe`.
 
     Args:
         judge: knows formats, metrics, streams and methods; None: names are taken as they are.
-        renew: rewrites the data of an older recipe in place, before anything else looks at it.
+        renew: rewrites the data of a run's recorded recipe in place, before anything else looks
+            at it; such a recipe's own `trust_remote_code` does not count.
+        defaults: values of keys that the recipe leaves out.
 
     Raises:
         RecipeError: all mistakes, each with its line.
@@ -45,6 +49,7 @@ def load(
     data = document.data
     if renew is not None:
         renew(data)
+    _fill(data, defaults or {})
     _name_general_tasks(document)
     found = list(_override(document, overrides))
     _name_general_tasks(document)
@@ -54,31 +59,43 @@ def load(
     data.setdefault("name", re.sub(r"[^\w.+-]+", "-", path.stem).strip("-.+") or "recipe")
     folder = path.resolve().parent
     missing = list(_resolve_paths(document, folder))
-    if check_files:
-        found += [*missing, *_missing_trackers(data)]
-        if judge is not None:
-            found += judge.of_data(data)
+    found += _former(data)
+    # A run directory's own recipe is no word for its code: it may come from anywhere.
+    with trusting(data.get("trust_remote_code") is True and renew is None):
+        if check_files:
+            found += [*missing, *_missing_trackers(data)]
+            if judge is not None:
+                found += judge.of_data(data)
+        recipe, wrong = validate(data, judge)
+        trusted = given()
     found += _changed_by_yaml(document)
-    recipe, wrong = validate(data, judge)
-    told = {_spelt(mistake.key) for mistake in found}
-    texts = {_spelt(key): text for key, text in document.written.items()}
-    renamed = {_spelt(key[:-1]) for key in document.written_keys}  # pydantic names their keys anew
-    for mistake in wrong:
-        key, remedy = _spelt(mistake.key), mistake.remedy
-        text = texts.get(key, "")
-        if text and (remedy == QUOTE or mistake.what.endswith("not nothing")):
-            remedy = _in_quotes(text)
-        elif remedy == QUOTE and renamed & {key, key[:-1]}:
-            continue
-        if key not in told:
-            found.append(Mistake(mistake.key, mistake.what, remedy))
+    found += list(_not_told(found, wrong, document))
     if found or recipe is None:
         raise RecipeError(document.errors(found))
+    recipe = recipe.model_copy(update={"trust_remote_code": trusted})
     recipe._folder = folder
     recipe._places = partial(_place, document, ())
     for i, task in enumerate(recipe.stream.tasks):
         task._places = partial(_place, document, ("stream", "tasks", i))
     return recipe
+
+
+def _fill(data: dict[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Put in what is missing, also inside a section that is there in part."""
+    for key, value in defaults.items():
+        if isinstance(data.get(key), dict) and isinstance(value, Mapping):
+            _fill(data[key], value)
+        else:
+            data.setdefault(key, value)
+
+
+def _former(data: dict[str, Any]) -> Iterator[Mistake]:
+    """Keys that were moved to another section."""
+    model = data.get("model")
+    if isinstance(model, dict) and "trust_remote_code" in model:
+        what = "is a key of the recipe now, for all code that it names"
+        remedy = f"write trust_remote_code: {str(model['trust_remote_code']).lower()} at the top"
+        yield Mistake(("model", "trust_remote_code"), what, remedy)
 
 
 def _changed_by_yaml(document: Document) -> Iterator[Mistake]:
@@ -96,6 +113,24 @@ def _changed_by_yaml(document: Document) -> Iterator[Mistake]:
     for key, text in document.written_keys.items():
         if len(key) > 1 and is_text(Recipe, key[:-1]):
             yield Mistake(key, f"YAML reads {brief(text)} as {show(key[-1])}", _in_quotes(text))
+
+
+def _not_told(
+    found: Sequence[Mistake], wrong: Sequence[Mistake], document: Document
+) -> Iterator[Mistake]:
+    """Mistakes of pydantic's at keys of which nothing is told yet, with values as written."""
+    told = {_spelt(mistake.key) for mistake in found}
+    texts = {_spelt(key): text for key, text in document.written.items()}
+    renamed = {_spelt(key[:-1]) for key in document.written_keys}  # pydantic names their keys anew
+    for mistake in wrong:
+        key, remedy = _spelt(mistake.key), mistake.remedy
+        text = texts.get(key, "")
+        if text and (remedy == QUOTE or mistake.what.endswith("not nothing")):
+            remedy = _in_quotes(text)
+        elif remedy == QUOTE and renamed & {key, key[:-1]}:
+            continue
+        if key not in told:
+            yield Mistake(mistake.key, mistake.what, remedy)
 
 
 def _spelt(key: Key) -> tuple[str, ...]:
@@ -248,6 +283,11 @@ def _missing_trackers(data: dict[str, Any]) -> Iterator[Mistake]:
 
 def dump_recipe(recipe: Recipe) -> str:
     """YAML that `load_recipe` reads back equal; every value is written, defaults too."""
+    return write(recipe_data(recipe))
+
+
+def recipe_data(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as it would be written: plain data with every value, defaults too."""
     data = recipe.model_dump(mode="json", exclude_none=True)
     if recipe.model.tuning == "full":
         del data["model"]["lora"]
@@ -256,4 +296,4 @@ def dump_recipe(recipe: Recipe) -> str:
         for spec, options in ((s, s.model_dump(mode="json")["options"]) for s in recipe.method)
     ]
     data["method"] = methods[0] if len(methods) == 1 else methods
-    return write(data)
+    return data

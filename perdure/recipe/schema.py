@@ -43,7 +43,6 @@ class LoraConfig(Section):
 class ModelConfig(Section):
     path: str = Field(description="hub id, folder, .gguf file, or package:NAME that brings one")
     revision: str | None = Field(None, description="branch, tag or commit of a hub model")
-    trust_remote_code: bool = Field(False, description="run Python code that the model brings")
     tuning: Literal["full", "lora"] = Field("full", description="train all weights or adapters")
     lora: LoraConfig = Field(default_factory=LoraConfig, description="the adapters' settings")
     attention: str | None = Field(None, description="attention kernel, as transformers names it")
@@ -179,6 +178,9 @@ class Recipe(Section):
     seed: int = Field(0, ge=0, lt=2**32, description="same seed, same scores")
     order_matters: bool = Field(
         False, description="allow two methods that replace the same thing, in the order listed"
+    )
+    trust_remote_code: bool = Field(
+        False, description="run Python code that a model or the recipe brings; see security"
     )
     model: ModelConfig = Field(description="the base model and how it is trained")
     stream: StreamConfig = Field(description="the tasks, in order")

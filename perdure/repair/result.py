@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from perdure.errors import printable
 from perdure.repair.candidates import Candidate
 from perdure.streams import kinds
 
@@ -198,7 +199,7 @@ def _reported(found: Repair, report: Report) -> Table:
     table.add_row("loss on general texts", *general, f"{percent(report.regained)} regained")
     for task, kept in report.kept.items():
         scores = (f"{one.scores[task]:.3f}" for one in sides)
-        name = Text(f"{task} ({kinds.metric(found.metrics[task]).name})")
+        name = Text(printable(f"{task} ({kinds.metric(found.metrics[task]).name})"))
         base, tuned = (
             goodness(found.metrics[task], one.scores[task]) for one in (report.base, report.tuned)
         )

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from perdure.consent import by_argument
 from perdure.errors import UsageError
 from perdure.repair.candidates import BASE, TUNED
 from perdure.repair.choice import Grid, contenders, find, notes, reason
@@ -27,6 +28,7 @@ from perdure.repair.result import Point, Repair, Report, shares
 from perdure.streams.task import Task
 
 
+@by_argument
 def repair(
     base: str | Path,
     tuned: str | Path,
@@ -41,6 +43,7 @@ def repair(
     precision: str = "fp32",
     seed: int = 0,
     device: torch.device | str | None = None,
+    trust_remote_code: bool = False,
     on_progress: Progress | None = None,
 ) -> Repair:
     """Take back as much of a fine-tuning as its tasks allow.
@@ -57,10 +60,12 @@ def repair(
         precision: "bf16" computes in bf16; the weights that are mixed stay fp32.
         seed: of the halves, and of the training.
         device: None is a GPU if there is one.
+        trust_remote_code: code that the models, or a metric of your own, bring may run.
     Raises:
         UsageError: an option out of range, no task, or two models with the same weights.
         DataError: a half would have no text or no rows.
         ModelError: a model cannot be loaded, or the two do not belong together.
+        ConsentError: a model brings code, and nobody said that it may run.
         RunError: `out` exists.
     """
     started = time.perf_counter()

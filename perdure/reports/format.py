@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from perdure.errors import printable
 from perdure.reports.data import RunView, TaskFacts, comparable
 from perdure.scoring.intervals import noise
 
@@ -23,6 +24,13 @@ UNBOUNDED_CHANGE = 0.05
 def digits_for(rows: int) -> int:
     """Decimals worth printing for a mean over `rows` items (standard error up to 0.5/sqrt(n))."""
     return 3 if rows >= 500 else 2
+
+
+def from_outside(text: str) -> str:
+    """Text from outside as `rich` shows it: no markup, and nothing that steers a terminal."""
+    from rich.markup import escape
+
+    return escape(printable(text))
 
 
 def number(value: float | None, digits: int = 2) -> str:

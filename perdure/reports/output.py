@@ -14,6 +14,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from perdure.errors import printable
 from perdure.files import finite
 
 if TYPE_CHECKING:
@@ -51,7 +52,12 @@ def working(run: Path | None = None) -> Iterator[None]:
 def emit(data: Any) -> None:
     """Print one JSON value; what is not a finite number is null."""
     if first_process():
-        print(json.dumps(finite(data), indent=2, ensure_ascii=False, default=str))
+        print(escaped(json.dumps(finite(data), indent=2, ensure_ascii=False, default=str)))
+
+
+def escaped(text: str) -> str:
+    """JSON whose strings hold no character that steers a terminal: \\u009b in its place."""
+    return "".join(c if c == "\n" or printable(c) == c else f"\\u{ord(c):04x}" for c in text)
 
 
 def lines(pairs: list[tuple[str, str]]) -> None:

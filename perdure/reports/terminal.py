@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from perdure.errors import printable
 from perdure.reports import format, general
 from perdure.reports.data import SUMMARY, RunData, RunView, TaskFacts, comparable, views
 
@@ -185,7 +186,7 @@ def _plain(text: str, style: str = "") -> Text:
     """Text that shows what is written: no markup, and no control character reaches a terminal."""
     from rich.text import Text
 
-    return Text("".join(c if c.isprintable() else "�" for c in text), style)
+    return Text(printable(text).replace("\t", " "), style)
 
 
 def score_table(runs: Sequence[RunData], console: Console | None = None) -> None:

@@ -2,6 +2,7 @@
 
     recipe.yaml        the resolved recipe          environment.json   versions, hardware, commit
     stream.json        the tasks and their versions
+    pinned.json        the recipe's values, and the base model's files by sha256
     scores.jsonl       one line a score             log.jsonl          one line a logged step
     facts.jsonl        one line a figure of a task's end
     items/             the scored rows              checkpoints/       one sealed folder a task
@@ -19,28 +20,28 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from perdure.consent import trusting
 from perdure.errors import RunError
 from perdure.files import (
     append_line,
-    is_sealed,
     now,
     numbered,
     read_lines,
-    seal,
     sync_folder,
     write_atomic,
 )
 from perdure.processes import barrier, broadcast, rank
+from perdure.run import item_files
 from perdure.run.environment import environment
+from perdure.seals import facts_of, is_sealed, seal, verify
 
 if TYPE_CHECKING:
     from perdure.recipe.schema import Recipe
     from perdure.scoring import ScoreMatrix
-    from perdure.streams.task import TaskStream
 
 
 class Run:
@@ -48,10 +49,15 @@ class Run:
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
         self.path, self.recipe = path, recipe
+        self._scores_then: dict[str, Any] = {}
 
     @classmethod
-    def create(cls, path: Path | str, recipe: Recipe) -> Run:
+    def create(
+        cls, path: Path | str, recipe: Recipe, fill: Callable[[Path], None] | None = None
+    ) -> Run:
         """Make a new run directory; all processes call it, the first one makes it.
+
+        Args: fill: puts more into the folder before it appears.
 
         Raises:
             RunError: the directory exists. An existing run is never overwritten.
@@ -74,13 +80,20 @@ class Run:
                 raise OSError(error.errno, error.strerror, str(path)) from None
             write_atomic(draft / "environment.json", json.dumps(environment(), indent=2))
             write_atomic(draft / "recipe.yaml", dump_recipe(recipe))
+            if fill is not None:
+                fill(draft)
             os.rename(draft, path)
         barrier()
         return cls(path, recipe)
 
     @classmethod
-    def open(cls, path: Path | str) -> Run:
-        """Read a run directory.
+    def open(cls, path: Path | str, *, trust_remote_code: bool = False) -> Run:
+        """Read a run directory; that runs no code of its own.
+
+        Its recipe's `trust_remote_code` is the user's word of now, not the recorded one: a run
+        directory may come from anywhere.
+
+        Args: trust_remote_code: code that the run needs may run when it is resumed or scored.
 
         Raises:
             RunError: it does not exist, or is no run directory.
@@ -93,7 +106,8 @@ class Run:
             what = "is no run directory: it has no recipe.yaml" if path.exists() else "not found"
             raise RunError(f"{path}: {what}", "give the folder that perdure run printed")
         # The data may have moved since; a resume reads it again and tells.
-        return cls(path, load(path / "recipe.yaml", check_files=False, renew=renew))
+        with trusting(trust_remote_code):
+            return cls(path, load(path / "recipe.yaml", check_files=False, renew=renew))
 
     # --- reading
 
@@ -106,6 +120,7 @@ class Run:
         """Lines of scores.jsonl; a score written again after a resume counts once, the last."""
         last: dict[tuple[Any, ...], dict[str, Any]] = {}
         for line in read_lines(self.path / "scores.jsonl"):
+            line.pop("check", None)
             last[(line["kind"], line["after"], line.get("task"))] = line
         return list(last.values())
 
@@ -128,13 +143,7 @@ class Run:
 
     def items(self, after: int, task: str) -> list[dict[str, Any]]:
         """The scored rows of one cell of the score matrix."""
-        path = self._items_path(after, task)
-        if path.exists():
-            return read_lines(path)
-        # Older runs named files by what is plain in a name, in which two tasks may be alike: then
-        # nobody knows whose rows they are.
-        alike = {name for name in self._tasks() if _former(name) == _former(task)}
-        return [] if alike - {task} else read_lines(path.with_name(_former(task, after)))
+        return read_lines(item_files.to_read(self.path, after, task, self._scored()))
 
     def environment(self) -> dict[str, Any]:
         path = self.path / "environment.json"
@@ -148,11 +157,12 @@ class Run:
         """The score matrix of the run's own tasks, as far as it has been scored."""
         from perdure.scoring import ScoreMatrix
 
-        names = [task["name"] for task in self._stream()]
+        names = [task["name"] for task in self.stream_facts()]
         rows = [r for r in self.scores() if r["kind"] == "task" and r["task"] in names]
         return ScoreMatrix.from_rows(rows, names)
 
-    def _stream(self) -> list[dict[str, str]]:
+    def stream_facts(self) -> list[dict[str, str]]:
+        """Name and version of each task that the run learns; empty before it began."""
         path = self.path / "stream.json"
         found: list[dict[str, str]] = json.loads(path.read_text("utf-8")) if path.exists() else []
         return found
@@ -172,7 +182,7 @@ class Run:
 
         One of more tasks than the run has was not left by it.
         """
-        tasks = len(self._stream())
+        tasks = len(self.stream_facts())
         found = numbered(self.path / "checkpoints", "task-")
         return [n for n, _ in found if self.checkpoint(n) and (n <= tasks or not tasks)]
 
@@ -188,8 +198,8 @@ class Run:
         """Append one score, after the rows that it was made of."""
         if items and line["kind"] == "task":
             text = "".join(json.dumps(i, ensure_ascii=False) + "\n" for i in items)
-            write_atomic(self._items_path(line["after"], line["task"]), text)
-        append_line(self.path / "scores.jsonl", line)
+            write_atomic(item_files.path(self.path, line["after"], line["task"]), text)
+        append_line(self.path / "scores.jsonl", {**line, "check": _check(line)})
 
     def log(self, line: Mapping[str, Any]) -> None:
         append_line(self.path / "log.jsonl", {"time": now(), **line}, sync=False)
@@ -209,41 +219,13 @@ class Run:
         found = self.environment()
         value = broadcast(str(found[name] if name in found else choose()))
         if rank() == 0 and name not in found:
-            write_atomic(
-                self.path / "environment.json", json.dumps({**found, name: value}, indent=2)
-            )
+            self.set_facts({name: value})
         return value
 
-    def pin_stream(self, stream: TaskStream) -> None:
-        """Keep which rows and general texts this run uses; a resumed run must use the same.
-
-        Raises:
-            RunError: the data has changed since the run began.
-        """
-        facts = [{"name": task.name, "version": task.version} for task in stream]
-        if before := self._stream():
-            if len(before) != len(facts):
-                raise RunError(
-                    f"{self.path}: began with {len(before)} tasks, now there are {len(facts)}",
-                    "put the old data back, or begin a new run",
-                )
-            for old, new in zip(before, facts, strict=True):
-                if old != new:
-                    raise RunError(
-                        f"{self.path}: the rows of task {old['name']} have changed since this run "
-                        f"began (version {old['version']}, now {new['version']})",
-                        "put the old data back, or begin a new run",
-                    )
-        elif rank() == 0:
-            write_atomic(self.path / "stream.json", json.dumps(facts, indent=1))
-        general = stream.general.version
-        if (found := self.decide("general_text", lambda: general)) != general:
-            raise RunError(
-                f"{self.path}: the general text has changed since this run began "
-                f"(version {found}, now {general})",
-                "put the old text back, or begin a new run",
-            )
-        barrier()
+    def set_facts(self, facts: Mapping[str, Any]) -> None:
+        """Put facts into environment.json."""
+        text = json.dumps({**self.environment(), **facts}, indent=2)
+        write_atomic(self.path / "environment.json", text)
 
     def take_over(self, source: Run) -> None:
         """Copy the base model's scores (row 0) from another run on the same base and tasks."""
@@ -255,25 +237,74 @@ class Run:
         barrier()
 
     def finish(self) -> None:
-        write_atomic(self.path / "finished", now() + "\n")
+        shutil.rmtree(self.path / "work", ignore_errors=True)
+        said = {"time": now(), "scores": self._scores_mark()}
+        write_atomic(self.path / "finished", json.dumps(said) + "\n")
 
-    @contextmanager
-    def sealing(self, after: int) -> Iterator[Path]:
-        """A folder for the checkpoint of `after` tasks; it appears whole or not at all."""
-        final = self.path / "checkpoints" / f"task-{after}"
-        draft = final.with_name(final.name + ".part")
+    def _scores_mark(self) -> dict[str, Any]:
+        """How long scores.jsonl is now, and its sha256: lines are only ever added."""
+        file = self.path / "scores.jsonl"
+        text = file.read_bytes() if file.exists() else b""
+        return {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+
+    def verify(self) -> None:
+        """Read again what this run goes on from: its newest checkpoint and the scores before it.
+
+        Raises:
+            RunError: a file is not as it was written, or scores are gone.
+        """
+        learned, folder = self.last_checkpoint()
+        if folder is not None:
+            older = f"the run then goes on after {learned - 1} tasks"
+            verify(folder, f"put it back from a copy, or delete the folder {folder}: {older}")
+        self.verify_scores()
+
+    def verify_scores(self) -> None:
+        """Check each line of scores.jsonl, and that none is gone that a checkpoint came after.
+
+        Raises:
+            RunError: a line is gone or not as it was written.
+        """
+        _, folder = self.last_checkpoint()
+        marks = [facts_of(folder).get("scores")] if folder is not None else []
+        with suppress(OSError, ValueError):  # of older runs it holds the time alone
+            marks.append(json.loads((self.path / "finished").read_text("utf-8"))["scores"])
+        file = self.path / "scores.jsonl"
+        text = file.read_bytes() if file.exists() else b""
+        lines = read_lines(file)
+        old = next((i for i, line in enumerate(lines) if "check" in line), len(lines))
+        # Lines of an older Perdure, which come first, bear no check.
+        changed = any(line.get("check") != _check(line) for line in lines[old:])
+        for mark in filter(None, marks):
+            changed |= hashlib.sha256(text[: mark["bytes"]]).hexdigest() != mark["sha256"]
+        if changed:
+            raise RunError(
+                f"{file}: damaged: lines that were written are gone or changed",
+                "put it back from a copy; what is missing in it cannot be measured again",
+            )
+
+    def draft(self, after: int) -> Path:
+        """An empty folder to write the checkpoint of `after` tasks to, for `seal`."""
+        draft = self.path / "checkpoints" / f"task-{after}.part"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        yield draft
-        seal(draft, {"after": after})
+        self._scores_then = self._scores_mark()
+        return draft
+
+    def seal(self, after: int) -> None:
+        """Make the draft the checkpoint of `after` tasks; it appears whole or not at all."""
+        final = self.path / "checkpoints" / f"task-{after}"
+        draft = final.with_name(final.name + ".part")
+        seal(draft, {"after": after, "scores": self._scores_then})
         if final.exists():  # a torso: a sealed one would have been resumed from
             shutil.rmtree(final)
         os.replace(draft, final)
         sync_folder(final.parent)
+        sync_folder(self.path)
 
-    def drop_work(self) -> None:
+    def drop_work(self, after: int) -> None:
         """Remove checkpoints inside a task that is sealed by now."""
-        shutil.rmtree(self.path / "work", ignore_errors=True)
+        shutil.rmtree(self.path / "work" / f"task-{after}", ignore_errors=True)
 
     def drop_checkpoints_before(self, after: int) -> None:
         place = self.path / "checkpoints"
@@ -326,31 +357,15 @@ class Run:
             pid = _text_of(self.path / "lock.pid")
             return pid.isdigit() and psutil.pid_exists(int(pid))
 
-    def _items_path(self, after: int, task: str) -> Path:
-        return self.path / "items" / f"after-{after}-{_file_name(task)}.jsonl"
-
-    def _tasks(self) -> set[str]:
+    def _scored(self) -> Iterator[str]:
         """Names of all tasks that the run has scored."""
-        return {line["task"] for line in self.scores() if "task" in line}
+        return (line["task"] for line in self.scores() if "task" in line)
 
 
-def _file_name(task: str) -> str:
-    """A name for a task's files, which no other task shares.
-
-    File systems may take upper and lower case, or two ways to write an accent, for the same; so a
-    name that is more than plain small letters and digits gets a hash, behind a sign that no task's
-    name has.
-    """
-    plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in task)
-    if plain == task == task.lower():
-        return task
-    return f"{plain[:40]}~{hashlib.sha256(task.encode()).hexdigest()[:10]}"
-
-
-def _former(task: str, after: int | None = None) -> str:
-    """The name of a task's file in runs of earlier versions; without `after`, its part of it."""
-    plain = "".join(c if c.isalnum() or c in "-_." else "_" for c in task)
-    return plain if after is None else f"after-{after}-{plain}.jsonl"
+def _check(line: Mapping[str, Any]) -> str:
+    """What a line of scores.jsonl bears, so that a changed one is noticed."""
+    text = json.dumps({k: v for k, v in line.items() if k != "check"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _text_of(path: Path) -> str:

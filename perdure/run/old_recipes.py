@@ -10,6 +10,9 @@ from perdure.recipe.former import of_today
 
 def renew(data: dict[str, Any]) -> None:
     """Rewrite a recorded recipe's data in place."""
+    model = data.get("model")
+    if isinstance(model, dict) and "trust_remote_code" in model:
+        data["trust_remote_code"] = model.pop("trust_remote_code")
     methods = data.get("method")
     if isinstance(methods, list):
         data["method"] = [renewed(m) if isinstance(m, Mapping) else m for m in methods]

@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from perdure.consent import ConsentError, demand
 from perdure.errors import UsageError
 from perdure.recipe.data import is_task_file
 from perdure.recipe.mistakes import Mistake, near
@@ -43,7 +44,11 @@ def mistakes(tasks: Sequence[Any]) -> Iterator[Mistake]:
         if isinstance(entry, dict | list) or (is_task_file(task) and not Path(task).is_file()):
             continue
         try:
+            _demand(task)
             name = _config(task).get("task")
+        except ConsentError as error:
+            yield Mistake((i,), error.what, " ".join(error.remedy))
+            continue
         except Exception as error:  # whatever lm-eval's reader of YAML raises
             yield Mistake((i,), f"the task file is broken: {_line(error)}", "see lm-eval's guide")
             continue
@@ -65,11 +70,14 @@ def load(general: GeneralConfig | None) -> dict[str, Any]:
     the cache are downloaded from the hub.
 
     Raises:
+        ConsentError: a task file, where the user has not said that code may run.
         UsageError: one of `mistakes`; a task or its data cannot be read, or the task needs what is
             not there: pictures or sound, or leave to run code that the model writes.
     """
     if general is None or not general.tasks:
         return {}
+    for task in general.tasks:
+        _demand(task)
     for mistake in mistakes(general.tasks):
         place = ".".join(map(str, ("general.tasks", *mistake.key)))
         raise UsageError(f"{place}: {mistake.what}", mistake.remedy)
@@ -100,6 +108,16 @@ def _load(tasks: tuple[str, ...], num_fewshot: int | None) -> dict[str, Any]:
             _check(name, task)
             _set_examples(task, num_fewshot)
     return found
+
+
+def _demand(task: str) -> None:
+    """A task file runs code in more ways than can be told by looking at it.
+
+    Besides `!function` and `class` there are metrics, which `evaluate` downloads as Python, and
+    templates, which lm-eval renders without a sandbox. Its own tasks are installed code.
+    """
+    if is_task_file(task):
+        demand(f"{task}: a task file of lm-eval's is code")
 
 
 def _scored(parts: Sequence[Any]) -> Iterator[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,19 @@ from tiny_runs import write_recipe
 
 import perdure
 from perdure import Run, learn, load_recipe
+from perdure.consent import trusting
 from perdure.errors import RecipeError, UsageError
 
 pytestmark = pytest.mark.train
+
+
+@pytest.fixture(autouse=True)
+def the_users_word() -> Iterator[None]:
+    """These tests run code of their own; `tests/test_consent.py` asks what happens without."""
+    with trusting(True):
+        yield
+
+
 METHOD = '''"""Pull all weights towards 0."""
 from pydantic import Field
 from perdure import Method, MethodConfig

@@ -13,6 +13,7 @@ import pytest
 from families import FAMILIES, family
 from tiny_runs import finish, start_call
 
+from perdure.consent import ConsentError
 from perdure.errors import ModelError
 from perdure.models import (
     attach_lora,
@@ -193,6 +194,30 @@ def test_gguf_gives_the_weights_it_was_made_of(
     chat = [{"role": "user", "content": "Grüezi"}]
     assert tokenizer.apply_chat_template(chat) == tiny[1].apply_chat_template(chat)
     assert cache.is_dir() == (way == "converted")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "manifest.json"])
+def test_a_damaged_conversion_is_made_again(
+    tiny_gguf: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    import torch
+
+    from perdure.models import gguf
+
+    model = load_base(ModelConfig(path=str(tiny_gguf)))[0]
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}  # the file is mapped
+    (folder,) = (tiny_gguf.parent / "cache" / "gguf").iterdir()
+    whole = bytearray((folder / name).read_bytes())
+    (folder / name).write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    gguf._known.clear()
+    again = load_base(ModelConfig(path=str(tiny_gguf)))[0]
+    assert f"{folder}: " in caplog.text
+    assert "so it is made again" in caplog.text
+    assert all(torch.equal(before[n], p) for n, p in again.named_parameters())
+    caplog.clear()
+    gguf._known.clear()
+    load_base(ModelConfig(path=str(tiny_gguf)))
+    assert not caplog.text
 
 
 def test_gguf_is_converted_once_and_found_by_content(tiny_gguf: Path) -> None:
@@ -408,9 +433,10 @@ def test_own_code_is_not_run_unasked(tmp_path: Path) -> None:
     config = {"model_type": "mine", "auto_map": {"AutoConfig": "evil.Config"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
-    text = message(tmp_path)
-    assert "comes with its own Python code, which was not run" in text
-    assert "model.trust_remote_code: true" in text
+    with pytest.raises(ConsentError) as error:
+        message(tmp_path)
+    assert "comes with its own Python code, which was not run" in str(error.value)
+    assert "trust_remote_code: true at the top of your recipe" in str(error.value)
 
 
 def test_hub_not_reachable() -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from synthetic_runs import TASKS, make_run
 
-from perdure.files import newest_sealed, numbered, read_lines, seal
+from perdure.files import numbered, read_lines
 from perdure.run import Run
+from perdure.seals import newest_sealed, seal
 
 pytestmark = pytest.mark.unit
 
@@ -93,6 +94,7 @@ def test_numbered_folders(tmp_path: Path) -> None:
     names: list[Any] = ["checkpoint-2", "checkpoint-10", "checkpoint-²", "checkpoint-3-copy1"]
     for name in names:
         (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text("w")
         seal(tmp_path / name, {})
     assert numbered(tmp_path, "checkpoint-") == [
         (2, tmp_path / "checkpoint-2"),

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import math
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tiny_runs import scores, write_recipe
 from typer.testing import CliRunner
 
 from perdure.cli import app
+from perdure.consent import trusting
 from perdure.errors import RecipeError, UsageError
 from perdure.loop import learn
 from perdure.prepare import load_recipe
@@ -38,6 +40,14 @@ from perdure.scoring import lm_eval
 from perdure.streams import build_stream, lm_eval_tasks
 
 pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(autouse=True)
+def the_users_word() -> Iterator[None]:
+    """These tests run code of their own; `tests/test_consent.py` asks what happens without."""
+    with trusting(True):
+        yield
+
 
 ROWS = [
     {"question": "What is red?", "choices": ["blood", "the deep blue sea", "snow"], "gold": 0},
@@ -593,7 +603,9 @@ def test_two_processes_get_the_scores_of_one(folder: Path, tiny_model_dir: Path)
                   scoring__batch_size=1)  # fmt: skip
     read = load_recipe(path)
     learn(read, Run.create(folder / "alone", read))
-    run_command(["run", str(path), "--out", str(folder / "together")], processes=2)
+    run_command(
+        ["run", str(path), "--out", str(folder / "together"), "--trust-remote-code"], processes=2
+    )
     one, two = scores(folder / "alone"), scores(folder / "together")
     assert one[0, "quiz"] == two[0, "quiz"]
     assert set(one) == set(two)

@@ -8,6 +8,7 @@ import math
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import perdure
 from perdure import load_recipe
 from perdure.audit.plan import plan_measures
 from perdure.audit.result import judge
+from perdure.consent import trusting
 from perdure.errors import RecipeError, UsageError
 from perdure.repair.result import goodness
 from perdure.reports.data import RunView, views
@@ -32,6 +34,14 @@ from perdure.streams.kinds import find
 from perdure.streams.task import Task
 
 pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(autouse=True)
+def the_users_word() -> Iterator[None]:
+    """These tests run code of their own; `tests/test_consent.py` asks what happens without."""
+    with trusting(True):
+        yield
+
 
 PACKAGE = Path(perdure.__file__).parent
 HOME = "streams/kinds/text.py"

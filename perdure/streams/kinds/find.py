@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from perdure.consent import demand
 from perdure.errors import PerdureError, UsageError
 from perdure.recipe.columns import check_cell
 from perdure.recipe.data import TaskConfig
@@ -65,6 +66,7 @@ def metric(name: str) -> Metric:
 
     Raises:
         UsageError: no metric has this name, two have it, or there is no such function.
+        ConsentError: a metric of the user's own, whose code may not run.
     """
     if ":" in name:
         return _own(name)
@@ -231,6 +233,7 @@ def _twice(what: str, name: str, owners: list[str]) -> UsageError:
 
 def _own(name: str) -> Metric:
     place, _, attribute = name.rpartition(":")
+    demand(f"{place}: is Python code")
     module = _file(Path(place)) if place.endswith(".py") else _module(place)
     short = f"{Path(place).stem}:{attribute}" if place.endswith(".py") else name
     functions = [n for n, v in vars(module).items() if inspect.isfunction(v) and n[0] != "_"]
