@@ -27,6 +27,7 @@ app = typer.Typer(
 recipes_app = typer.Typer(rich_markup_mode=None)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Every = Annotated[bool, typer.Option("--all-mistakes", help="List all mistakes, not ten a file.")]
 Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that models and recipes bring.")
 ]
@@ -106,13 +107,14 @@ def run(
         bool,
         typer.Option("--check", help="Validate recipe and data, estimate time; load no weights."),
     ] = False,
+    all_mistakes: Every = False,
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Learn RECIPE's tasks in order; scores and checkpoints go to a new run directory."""
     from perdure.commands import learn
 
-    learn.run(recipe, overrides or [], out, check, as_json)
+    learn.run(recipe, overrides or [], out, check, as_json, all_mistakes)
 
 
 @app.command(
