@@ -158,9 +158,17 @@ def _free(task: TaskConfig) -> Iterator[Mistake]:
             yield Mistake((key,), what, "write format: labels")
     if task.metric == LABEL_LIKELIHOOD.name:
         yield Mistake(("metric",), f"{task.metric} needs format: labels")
+    yield from _one_turn(task)
+
+
+def _one_turn(task: TaskConfig) -> Iterator[Mistake]:
+    """What a task says about turns although its rows have one."""
+    if task.train_on == "all" and task.format != "chat":
+        yield Mistake(("train_on",), f"has no effect with format: {task.format}", "leave it out")
 
 
 def _labelled(task: TaskConfig) -> Iterator[Mistake]:
+    yield from _one_turn(task)
     labels, names = task.labels, task.label_names or {}
     written: list[tuple[Key, str]] = [
         (("labels", i), label) for i, label in enumerate(labels or ())
