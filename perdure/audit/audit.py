@@ -109,13 +109,9 @@ def audit(
         raise UsageError(f"audit: --alpha {alpha:g}: must be between 0 and 0.5", "0.05 is usual")
     plan = plan_measures(measures, tasks, texts, max_kl)
     names = (name_of(base), name_of(tuned))
-    reading = reading_of(tuned, chat_template)
-    pair = _Pair(
-        *load_model(base, precision, device),
-        *load_model(tuned, precision, device),
-        reading,
-        sizes or Sizes(),
-    )
+    ours, theirs = (load_model(model, precision, device) for model in (base, tuned))
+    reading = reading_of(tuned, theirs[1], chat_template)
+    pair = _Pair(*ours, *theirs, reading, sizes or Sizes())
     share = shared_alpha(alpha, plan.judged)
     identical = same_weights(pair.base, pair.tuned)
     found: list[Measure] = []
@@ -181,11 +177,12 @@ class _Pair:
         sizes: Sizes,
     ) -> None:
         self.base, self.tuned, self.sizes = base, tuned, sizes
-        self.base_encoder = Encoder(base_tokenizer, **reading)
+        self.base_tokenizer = base_tokenizer
+        self.base_encoder = Encoder(one_of(base_tokenizer, tuned_tokenizer), **reading)
         self.tuned_encoder = Encoder(tuned_tokenizer, **reading)
 
     def check_vocabularies(self) -> None:
-        ours = self.base_encoder.tokenizer.get_vocab()
+        ours = self.base_tokenizer.get_vocab()
         theirs = self.tuned_encoder.tokenizer.get_vocab()
         strange = sorted(token for token, at in ours.items() if theirs.get(token) != at)
         if strange:
@@ -310,10 +307,21 @@ def load_model(model: Model, precision: str, device: torch.device | str | None) 
     return (loaded if device is None else loaded.to(device)), tokenizer
 
 
-def reading_of(tuned: Model, chat_template: str | None) -> dict[str, Any]:
-    """Options of `Encoder`: how the rows that Perdure trained the model on were read.
+def one_of(base_tokenizer: Any, tuned_tokenizer: Any) -> Any:
+    """The tokenizer that reads rows for the base: the tuned model's, where they agree on tokens."""
+    same = base_tokenizer.get_vocab() == tuned_tokenizer.get_vocab()
+    return tuned_tokenizer if same else base_tokenizer
 
-    Args: chat_template: None is "none" if that was plain text, else "auto".
+
+def reading_of(tuned: Model, tokenizer: Any, chat_template: str | None) -> dict[str, Any]:
+    """Options of `Encoder` for both models: how the tuned one's rows were read in training.
+
+    Both get one template, whatever each brings along; otherwise a change of the prompt would look
+    like one of the model.
+
+    Args:
+        tokenizer: of the tuned model.
+        chat_template: None and "auto" are that model's own, "none" is plain text, else a path.
     """
     found: dict[str, Any] = {"chat_template": "auto"}
     if not isinstance(tuned, tuple):
@@ -323,7 +331,10 @@ def reading_of(tuned: Model, chat_template: str | None) -> dict[str, Any]:
         folder = resolve_saved(Path(tuned).expanduser())
         config = saved_base(folder) if folder is not None else None
         found = reading(config) if config is not None else found
-    return found | ({"chat_template": chat_template} if chat_template else {})
+    found |= {"chat_template": chat_template} if chat_template else {}
+    if found["chat_template"] == "auto":
+        found["chat_template"] = tokenizer.chat_template or "none"
+    return found
 
 
 def name_of(model: Model) -> str:

@@ -89,6 +89,8 @@ def _score(
     if torch.cuda.is_available():
         model.to(state.device)
     encoder = recipe_encoder(tokenizer, recipe)
+    if run.today is not None:
+        encoder.pin(run.today)
     found = []
     for task in ready.stream:
         started = time.monotonic()

@@ -46,6 +46,13 @@ def encode_stream(stream: TaskStream, encoder: Encoder, context_length: int | No
                     source = place.rpartition(":")[0]
                     mistakes.append(DataError(f"{place}: {error.what}", error.remedy, source))
             encoder.remember((task.name, split), kept)
+            special = [found for row, _ in kept if (found := encoder.special_in(row))]
+            if special:
+                logger.warning(
+                    "task %s: %d of %d %s rows hold special tokens in their own text (the first: "
+                    "%s), which the model reads as such: a turn may end there",
+                    task.name, len(special), len(rows), split, special[0],
+                )  # fmt: skip
             if cut:
                 logger.warning(
                     "task %s: %d of %d %s rows have a prompt of more than %s tokens: its middle "

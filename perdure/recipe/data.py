@@ -136,6 +136,11 @@ class TaskConfig(Section):
     test_share: float = Field(
         0.2, gt=0, lt=1, description="share of train set aside where there is no test"
     )
+    train_on: Literal["last", "all"] = Field(
+        "last",
+        description="turns of the assistant in a conversation that are learned; all: each of them "
+        "after what came before it; the last alone is scored",
+    )
     _places: Callable[[str], str] | None = PrivateAttr(None)
 
     def place(self, key: str = "") -> str:

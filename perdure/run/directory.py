@@ -21,6 +21,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -152,6 +153,12 @@ class Run:
         except (OSError, ValueError) as error:
             raise RunError(f"{path}: damaged or gone: {error}", "begin a new run") from error
         return found
+
+    @property
+    def today(self) -> date | None:
+        """The day on which learning began, whose date chat templates write; None before that."""
+        found = self.environment().get("template_date")
+        return date.fromisoformat(found) if found else None
 
     def matrix(self) -> ScoreMatrix:
         """The score matrix of the run's own tasks, as far as it has been scored."""

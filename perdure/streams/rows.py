@@ -141,6 +141,18 @@ def capped(rows: list[Placed], most: int | None, seed: int) -> list[Placed]:
     return [rows[i] for i in sorted(order[:most])]
 
 
+def each_turn(placed: Placed) -> list[Placed]:
+    """A row for each turn of the assistant in a conversation, the prompt being all before it."""
+    prompt = placed.row["prompt"]
+    turns = [i for i, turn in enumerate(prompt) if turn["role"] == "assistant" and i]
+    earlier = [
+        placed._replace(row={**placed.row, "prompt": prompt[:i], "answer": prompt[i]["content"]})
+        for i in turns
+        if any(turn["role"] == "user" for turn in prompt[:i])
+    ]
+    return [*earlier, placed]
+
+
 def each_once(rows: Sequence[Row], most: int | None = None) -> list[Row]:
     """Rows without repeats, the first `most`: a row counted twice would look like more evidence."""
     once = {repr((row["prompt"], row["answer"])): row for row in rows}

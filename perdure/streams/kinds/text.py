@@ -32,6 +32,8 @@ from perdure.streams.cells import (
 from perdure.streams.kinds.base import Format, Kind, Metric, Row
 from perdure.streams.tables import choices
 
+_NOT_READ = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+"""Parts of a message beside its content; a conversation that has them is refused."""
 ROLES = ("system", "user", "assistant", "tool")
 
 LABEL_LIKELIHOOD = Metric("label_likelihood", "label accuracy", needs="labels")
@@ -65,6 +67,11 @@ def _of_prompt(values: Mapping[str, Any], task: TaskConfig) -> Row:
 
 def _of_messages(values: Mapping[str, Any], task: TaskConfig) -> Row:
     column = task.column("messages")
+    if values.get("tools"):
+        raise CellError(
+            'has "tools", which are not shown to the model',
+            "leave such rows out, or write the tools into a system message",
+        )
     return _row(*_conversation(values[column], column), task)
 
 
@@ -123,6 +130,11 @@ def _conversation(value: Any, column: str) -> tuple[list[dict[str, str]], str]:
             raise CellError(
                 f'"{column}": message {number} has no role and content', f"write {shape}"
             )
+        if dropped := [key for key in _NOT_READ if message.get(key)]:
+            raise CellError(
+                f'"{column}": message {number} has {dropped[0]}, which is not trained on',
+                "leave such conversations out, or write it into the message's content",
+            )
         if message["role"] not in ROLES:
             raise CellError(
                 f'"{column}": message {number}: role "{brief(message["role"])}" is unknown',
@@ -146,9 +158,17 @@ def _free(task: TaskConfig) -> Iterator[Mistake]:
             yield Mistake((key,), what, "write format: labels")
     if task.metric == LABEL_LIKELIHOOD.name:
         yield Mistake(("metric",), f"{task.metric} needs format: labels")
+    yield from _one_turn(task)
+
+
+def _one_turn(task: TaskConfig) -> Iterator[Mistake]:
+    """What a task says about turns although its rows have one."""
+    if task.train_on == "all" and task.format != "chat":
+        yield Mistake(("train_on",), f"has no effect with format: {task.format}", "leave it out")
 
 
 def _labelled(task: TaskConfig) -> Iterator[Mistake]:
+    yield from _one_turn(task)
     labels, names = task.labels, task.label_names or {}
     written: list[tuple[Key, str]] = [
         (("labels", i), label) for i, label in enumerate(labels or ())
