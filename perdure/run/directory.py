@@ -4,7 +4,7 @@
     stream.json        the tasks and their versions
     scores.jsonl       one line a score             log.jsonl          one line a logged step
     facts.jsonl        one line a figure of a task's end
-    items/             the scored rows              checkpoints/       one sealed folder a task
+    items/             scored rows and texts        checkpoints/       one sealed folder a task
     work/              checkpoints inside a task    cache/             what methods computed once
     lock, lock.pid     held by the process that learns, and its number
 
@@ -135,6 +135,10 @@ class Run:
         """The scored rows of one cell of the score matrix."""
         return read_lines(self._items_path(after, task))
 
+    def general_items(self, after: int) -> list[dict[str, Any]]:
+        """The general texts that were measured after `after` tasks: each one's loss and tokens."""
+        return read_lines(self._items_path(after, None))
+
     def environment(self) -> dict[str, Any]:
         path = self.path / "environment.json"
         try:
@@ -177,9 +181,9 @@ class Run:
 
     def record(self, line: Mapping[str, Any], items: Sequence[Mapping[str, Any]] = ()) -> None:
         """Append one score, after the rows that it was made of."""
-        if items and line["kind"] == "task":
+        if items:
             text = "".join(json.dumps(i, ensure_ascii=False) + "\n" for i in items)
-            write_atomic(self._items_path(line["after"], line["task"]), text)
+            write_atomic(self._items_path(line["after"], line.get("task")), text)
         append_line(self.path / "scores.jsonl", line)
 
     def log(self, line: Mapping[str, Any]) -> None:
@@ -242,7 +246,9 @@ class Run:
             have = {(s["kind"], s.get("task")) for s in self.scores()}
             for line in source.scores():
                 if line["after"] == 0 and (line["kind"], line.get("task")) not in have:
-                    self.record(line, source.items(0, line["task"]) if "task" in line else ())
+                    task = line["kind"] == "task"
+                    items = source.items(0, line["task"]) if task else source.general_items(0)
+                    self.record(line, items if task or "task" not in line else ())
         barrier()
 
     def finish(self) -> None:
@@ -317,7 +323,10 @@ class Run:
             pid = _text_of(self.path / "lock.pid")
             return pid.isdigit() and psutil.pid_exists(int(pid))
 
-    def _items_path(self, after: int, task: str) -> Path:
+    def _items_path(self, after: int, task: str | None) -> Path:
+        """Where a cell's rows are; without a task, where the general texts are."""
+        if task is None:
+            return self.path / "items" / f"general-{after}.jsonl"
         safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in task)
         return self.path / "items" / f"after-{after}-{safe}.jsonl"
 
