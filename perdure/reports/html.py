@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure.errors import UsageError
-from perdure.reports import colours, format, general, provenance, sections
+from perdure.reports import colours, format, general, provenance, ranking, sections, words
 from perdure.reports.charts import COLOURS, DASHES, MARKERS
 from perdure.reports.data import RunData, RunView, comparable, views
 
@@ -70,17 +70,17 @@ def page(runs: Sequence[RunView]) -> dict[str, Any]:
     names = list(dict.fromkeys(run.name for run in runs))
     return {
         "title": " vs ".join(names[:3]) + (" …" if len(names) > 3 else ""),
-        "headline": format.headline(runs),
+        "headline": ranking.headline(runs),
         "several": len(runs) > 1,
         "comparable": comparable(runs),
-        "resolution": format.resolution([t for run in runs for t in run.tasks]),
+        "resolution": words.resolution([t for run in runs for t in run.tasks]),
         "facts": sections.facts(runs),
         "methods": [
             {
                 "label": run.label,
                 "slot": slot,
-                "story": format.story(run),
-                "general": format.general_story(run),
+                "story": words.story(run),
+                "general": words.general_story(run),
                 "state": run.state,
             }
             for slot, run in enumerate(runs)
