@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from perdure.reports import charts, format, ranking, words
+from perdure.reports import charts, format, glossary, ranking, words
 from perdure.reports.colours import STEPS
 from perdure.reports.data import SUMMARY, RunView, TaskFacts, task_order
 from perdure.reports.format import number, percent, signed, significant
@@ -288,8 +288,26 @@ def general(runs: Sequence[RunView]) -> charts.Chart | None:
 
 
 def losses(runs: Sequence[RunView]) -> list[charts.Chart]:
-    """Training loss of each run on one shared axis."""
-    return _step_charts(runs, "loss", [run.label for run in runs])
+    """The tasks' own loss of each run on one shared axis; of older runs the whole loss."""
+    own = all(run.logged("task_loss") for run in runs if run.log)
+    return _step_charts(runs, "task_loss" if own else "loss", [run.label for run in runs])
+
+
+def sums(runs: Sequence[RunView]) -> list[charts.Chart]:
+    """What was trained on, where methods add terms: the task's own loss and all of them."""
+    adding = [run for run in runs if run.logged("task_loss") != run.logged("loss")]
+    adding = [run for run in adding if run.logged("task_loss")]
+    shown = {run.label for run in adding}
+    every = _step_charts(runs, "loss", [run.label for run in runs])
+    return [chart for chart in every if chart.title in shown]
+
+
+def logged_words(runs: Sequence[RunView]) -> list[tuple[str, str]]:
+    """What the figures are that these runs logged."""
+    keys = [key for run in runs for key in ("task_loss", "loss", *run.method_keys, *run.gauge_keys)]
+    return glossary.explained(
+        key for key in dict.fromkeys(keys) if any(run.logged(key) for run in runs)
+    )
 
 
 def method_losses(runs: Sequence[RunView]) -> list[charts.Chart]:
@@ -307,7 +325,10 @@ def method_losses(runs: Sequence[RunView]) -> list[charts.Chart]:
 def gauges(runs: Sequence[RunView]) -> list[charts.Chart]:
     """How far the model moved from its base, each gauge on an axis of its own."""
     keys = dict.fromkeys(key for run in runs for key in run.gauge_keys)
-    format = {"gauge/flip_share": "states that left their interval", "gauge/kl": "KL, nats a token"}
+    format = {
+        "gauge/flip_share": "share of states that moved",
+        "gauge/kl": "KL from the base model",
+    }
     return [
         chart
         for key in keys

@@ -16,7 +16,16 @@ from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
-from synthetic_runs import FORGETS, KEEPS, NAN, TASKS, make_run, three_methods, write_lines
+from synthetic_runs import (
+    ENVIRONMENT,
+    FORGETS,
+    KEEPS,
+    NAN,
+    TASKS,
+    make_run,
+    three_methods,
+    write_lines,
+)
 from tiny_runs import write_recipe
 
 from perdure.errors import UsageError
@@ -607,6 +616,35 @@ def test_many_tasks_and_methods(tmp_path: Path) -> None:
     assert text.count('<table class="heat many">') == 10
 
 
+def test_a_tasks_own_loss_is_drawn_apart_from_the_sum(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "gere", "gere", KEEPS, own_losses={"method/gere_label": 1.4})
+    plain = make_run(tmp_path / "plain", "sequential", KEEPS)
+    for one, extra in ((run, 2.0), (plain, 0.0)):
+        rows = [json.loads(line) for line in (one.path / "log.jsonl").read_text().splitlines()]
+        rows = [row | {"task_loss": row["loss"], "loss": row["loss"] + extra} for row in rows]
+        write_lines(one.path / "log.jsonl", rows)
+    found = views([Run.open(run.path), Run.open(plain.path)])
+    assert [chart.title for chart in sections.losses(found)] == ["gere", "sequential"]
+    assert [chart.title for chart in sections.sums(found)] == ["gere"]
+    first, second = sections.losses(found)
+    assert first.table == second.table
+    page = render([Run.open(run.path), Run.open(plain.path)])
+    assert "What was trained on" in page
+    assert "<dt>gere_label</dt>" in page
+
+
+def test_what_is_logged_is_explained() -> None:
+    """Every figure that Perdure's methods log by name has its sentence."""
+    from perdure.reports.glossary import EXPLAINED
+
+    folder = Path(charts.__file__).parents[1]
+    text = "\n".join(p.read_text(encoding="utf-8") for p in (folder / "methods").glob("*.py"))
+    names = set(re.findall(r"ctx\.log\(\"(\w+)\"", text))
+    names |= set(re.findall(r"(?:return \{|losses\[)\"(\w+)\"", text))
+    assert {"gere_label", "gere_term", "replay", "lwf", "rewind_factor"} <= names
+    assert {f"method/{name}" for name in names} <= set(EXPLAINED)
+
+
 # --- provenance
 
 
@@ -619,7 +657,10 @@ def test_differences_between_recipes(tmp_path: Path) -> None:
 
 def test_how_to_run_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    plain = make_run(tmp_path / "runs" / "one", "gere")
+    packages = {"torch": "2.9.1+cpu", "transformers": "5.24.0"}  # the index has no +cpu
+    plain = make_run(
+        tmp_path / "runs" / "one", "gere", environment=ENVIRONMENT | {"packages": packages}
+    )
     spaced = make_run(tmp_path / "my run", "gere", environment={"processes": 2})
     first, second = provenance.reproduce(views([plain, spaced]))
     assert first["install"] == "pip install perdure==0.1.0 torch==2.9.1 transformers==5.24.0"
