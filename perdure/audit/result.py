@@ -181,7 +181,7 @@ class AuditResult:
 
         title = f"{from_outside(self.tuned)} against {from_outside(self.base)}: {self.verdict}"
         caption = (
-            f"change in brackets: each end errs with probability at most {self.alpha:g} / "
+            f"in brackets the interval; each end errs in at most {self.alpha:g} / "
             f"{max(self.judged, 1)}; any verdict wrong: at most {self.alpha:g}"
         )
         table = Table(title=title, caption=caption)

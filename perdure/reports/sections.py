@@ -166,6 +166,8 @@ def metric_words(task: TaskFacts) -> str:
     names = {"acc": "accuracy", "acc_norm": "normalized accuracy"}  # lm-eval's
     plain = task.metric.rpartition(":")[2].replace("_", " ")
     name = task.label or names.get(task.metric, plain)
+    if task.label and task.metric == "label_likelihood":  # its name in a recipe is another one
+        name = f"{task.label} ({task.metric})"
     return name if task.higher_is_better else f"{name}, lower is better"
 
 
