@@ -113,7 +113,7 @@ class TrainerRows(Sequence[Row]):
         """Where rows begin in a line without its padding; None: nothing says so, it is one row."""
         positions = batch.get("position_ids")
         if torch.is_tensor(positions):
-            line = positions.flatten(0, -2)[0]
+            line = positions.view(-1, positions.size(-1))[0]
             mask = batch.get("attention_mask")
             if torch.is_tensor(mask) and mask.dim() == 2:
                 line = line[mask[0].bool()]

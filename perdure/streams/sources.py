@@ -14,7 +14,7 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from perdure.errors import DataError, PerdureError
 from perdure.files import cache_folder, read_lines, write_atomic
 from perdure.recipe.mistakes import near
 from perdure.streams.cells import ClassName, one_spaced
+from perdure.streams.hub import asked_once
 
 DRAWN_FROM = 10_000
 """Rows of a streamed data set that texts are drawn from at a time."""
@@ -230,10 +231,11 @@ class Reader:
         """
         import datasets
 
-        name = _hub_name(dataset, subset)
-        with self._hub_mistakes(name, split, place, "`dataset`: train: FILE.jsonl"):
+        where, name = self._where(dataset), _hub_name(dataset, subset)
+        far = where == dataset
+        with self._hub_mistakes(name, split, place, "`dataset`: train: FILE.jsonl", far):
             self._ask_hub()
-            data = datasets.load_dataset(self._where(dataset), subset, split=split)
+            data = datasets.load_dataset(where, subset, split=split)
             read = [name for name in data.column_names if name in needed] or data.column_names
             columns, data = tuple(data.column_names), data.select_columns(read)
             numbers: Sequence[int] = range(len(data))
@@ -276,7 +278,8 @@ class Reader:
         if where == dataset and kept.exists():
             return [line["text"] for line in read_lines(kept)]
         found: dict[str, str] = {}
-        with self._hub_mistakes(name, split, "general.source", "a hub data set: FILE.jsonl"):
+        far = where == dataset
+        with self._hub_mistakes(name, split, "general.source", "a hub data set: FILE.jsonl", far):
             self._ask_hub()
             data = datasets.load_dataset(where, subset, split=split, streaming=True)
             for row in data.shuffle(seed=seed, buffer_size=DRAWN_FROM) if count else ():
@@ -304,15 +307,20 @@ class Reader:
             raise ConnectionError(self._unreachable)
 
     @contextmanager
-    def _hub_mistakes(self, name: str, split: str, place: str, instead: str) -> Iterator[None]:
+    def _hub_mistakes(
+        self, name: str, split: str, place: str, instead: str, far: bool
+    ) -> Iterator[None]:
         """Note what `datasets` raises inside the block, which is left then.
 
-        Args: instead: "X: FILE" for the remedy to give a file instead of X.
+        Args:
+            instead: "X: FILE" for the remedy to give a file instead of X.
+            far: the set is the hub's, and no folder here.
         """
         import datasets
 
         try:
-            yield
+            with asked_once() if far else nullcontext():
+                yield
         except ConnectionError as error:
             self._unreachable = str(error).splitlines()[0]
             self._hub_down(name, place, instead)
