@@ -107,7 +107,9 @@ def run(
 ) -> None:
     """Learn RECIPE's tasks in order; scores and checkpoints go to a new run directory."""
     if not as_json:
-        say(f"{'checking' if check else 'reading'} {recipe}, its data and its model's configuration")
+        say(
+            f"{'checking' if check else 'reading'} {recipe}, its data and its model's configuration"
+        )
     from perdure.commands import learn
 
     learn.run(recipe, overrides or [], out, check, as_json)

@@ -8,8 +8,13 @@ sealed checkpoint stands; what is scored already is not scored again.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from perdure.prepare import Prepared, prepare
 from perdure.recipe.schema import Recipe
+from perdure.reports import write_report
+from perdure.reports.output import first_process
+from perdure.reports.silence import silent
 from perdure.reports.terminal import Display, NullDisplay
 from perdure.run import Run
 from perdure.run.recorder import Recorder
@@ -26,10 +31,10 @@ def learn(
     base_scores: Run | None = None,
     prepared: Prepared | None = None,
 ) -> ScoreMatrix:
-    """Learn the tasks of `recipe` in order; everything goes to `run`.
+    """Learn the tasks of `recipe` in order; everything goes to `run`, report.html at the end.
 
     Args:
-        display: tells the user how it goes; None is silent.
+        display: tells the user how it goes; None is silent: no bar, no line, no warning.
         stream: the tasks, where the caller has built them already.
         base_scores: another run on the same base and tasks whose row 0 is taken over.
         prepared: what `perdure.prepare.prepare` made of the recipe, where the caller did that.
@@ -37,11 +42,30 @@ def learn(
     Raises:
         PerdureError: one of `perdure.errors`, with a remedy; what was saved stays.
     """
+    with silent() if display is None else nullcontext():
+        _learn(
+            recipe,
+            run,
+            display or NullDisplay(),
+            base_scores,
+            prepared or prepare(recipe, stream=stream),
+        )
+        if first_process():
+            write_report([run], run.path / "report.html")
+    return run.matrix()
+
+
+def _learn(
+    recipe: Recipe,
+    run: Run,
+    display: Display | NullDisplay,
+    base_scores: Run | None,
+    ready: Prepared,
+) -> None:
     from perdure import learners
     from perdure.learners.listener import Folders
 
-    ready = prepared or prepare(recipe, stream=stream)
-    record = Recorder(run, display or NullDisplay())
+    record = Recorder(run, display)
     with run.lock():
         run.pin_stream(ready.stream)
         # Measured once: a resumed run must compute as it began.
@@ -70,4 +94,3 @@ def learn(
             record.scores(learner.scores(after, record.scored(after)))
         learner.finish()
         record.finish()
-    return run.matrix()
