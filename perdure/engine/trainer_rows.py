@@ -43,7 +43,8 @@ class TrainerRows(Sequence[Row]):
     def __init__(
         self, trainer: Trainer, rows: Any, *, look: bool = True, alone: bool = True
     ) -> None:
-        self.rows, self._alone = () if rows is None else rows, alone
+        self.rows: Any = () if rows is None else rows
+        self._alone = alone
         # As the trainer's own loader does: columns that the model does not take are left out.
         self.collate = trainer._get_collator_with_removed_columns(trainer.data_collator)
         self._places: list[tuple[int, int]] | None = None

@@ -78,7 +78,9 @@ def sample_texts(
 
     every = [list(start) for start in starts] or [start_of_user_turn(encoder)]
     inner = unwrapped(model)
-    batch_size = batch_size if batches_alike(model, encoder, every) else 1
+    batch_size = min(batch_size, texts)
+    if batch_size > 1 and not batches_alike(model, encoder, every):
+        batch_size = 1
     stops = stop_ids(inner, encoder)
     settings = GenerationConfig(
         do_sample=True,

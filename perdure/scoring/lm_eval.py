@@ -171,7 +171,7 @@ def _answering(
             prompts = [encoder.encode_text(str(r.args[0]))["input_ids"] for r in requests[:2]]
             prompts = [ids for ids in prompts if ids]
             synced = sharded and world_size() > 1
-            alike = not prompts or batches_alike(model, encoder, prompts, synced=synced)
+            alike = len(prompts) < 2 or batches_alike(model, encoder, prompts, synced=synced)
             with without_router_losses(unwrapped(model)):
                 return share(answer, requests, even=False, size=size if alike else 1)
 

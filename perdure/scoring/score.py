@@ -178,8 +178,9 @@ def _by_generation(run: _Run, rows: Sequence[Row]) -> list[dict[str, Any]]:
     order = sorted(range(len(rows)), key=lambda i: -len(prompts[i]))  # like lengths together
     synced = is_sharded(run.model) and world_size() > 1
     # All processes have the same prompts here, and make the same trial.
-    alike = batches_alike(run.model, run.encoder, prompts, synced=synced)
-    size = run.batch_size if alike else 1
+    size = min(run.batch_size, len(prompts))
+    if size > 1 and not batches_alike(run.model, run.encoder, prompts, synced=synced):
+        size = 1
     batches = [order[k : k + size] for k in range(0, len(order), size)]
 
     def work(batch: list[int]) -> list[str]:
