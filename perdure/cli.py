@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from perdure.commands.begin import say
+from perdure.commands.begin import say_what
 from perdure.commands.errors import handle_errors
 
 app = typer.Typer(
@@ -106,10 +106,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Learn RECIPE's tasks in order; scores and checkpoints go to a new run directory."""
-    if not as_json:
-        say(
-            f"{'checking' if check else 'reading'} {recipe}, its data and its model's configuration"
-        )
+    say_what(recipe, check, as_json)
     from perdure.commands import learn
 
     learn.run(recipe, overrides or [], out, check, as_json)

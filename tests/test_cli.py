@@ -99,10 +99,10 @@ def test_answers_at_once_without_torch(args: list[str]) -> None:
 def test_a_check_says_what_it_does_before_it_imports_anything_slow(inside: Path) -> None:
     program = (
         "import sys, time; from perdure import cli; from perdure.commands import begin\n"
-        "write = begin.say\n"
-        "def say(text):\n"
-        "    write(text); print(time.process_time(), *sys.modules); sys.exit(0)\n"
-        "cli.say = say\n"
+        "write = begin.say_what\n"
+        "def say(*how):\n"
+        "    write(*how); print(time.process_time(), *sys.modules); sys.exit(0)\n"
+        "cli.say_what = say\n"
         "sys.argv = ['perdure', 'run', 'recipe.yaml', '--check']; cli.main()"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

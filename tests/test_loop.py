@@ -46,4 +46,5 @@ def test_an_adapter_is_put_on_without_a_warning(tiny_model_dir: Path) -> None:
     model = ModelConfig(path=str(tiny_model_dir), tuning="lora", lora=LoraConfig(r=2))
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)
-        load_base(model)
+        loaded, _ = load_base(model)
+    assert loaded.peft_config
