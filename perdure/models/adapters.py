@@ -119,14 +119,21 @@ def save_model(
     Args:
         state: full weights by parameter name, where the model's own are sharded over processes.
     """
+    save_plain(model, tokenizer, folder, state)
+    text = json.dumps(base.model_dump(mode="json"), indent=1) + "\n"
+    (folder / BASE_FILE).write_text(text, encoding="utf-8")
+
+
+def save_plain(
+    model: Any, tokenizer: Any, folder: Path, state: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write weights and tokenizer as transformers does, with the base's generation settings."""
     options: dict[str, Any] = {} if state is None else {"state_dict": dict(state)}
     model.save_pretrained(folder, **options)
     settings, file = getattr(unwrapped(model), _SETTINGS, None), folder / "generation_config.json"
     if settings is not None and file.exists():
         file.write_text(settings, encoding="utf-8")
     tokenizer.save_pretrained(folder)
-    text = json.dumps(base.model_dump(mode="json"), indent=1) + "\n"
-    (folder / BASE_FILE).write_text(text, encoding="utf-8")
 
 
 def saved_base(folder: Path) -> ModelConfig | None:
