@@ -16,17 +16,19 @@ from perdure.scoring.intervals import (
     DRAWS,
     Array,
     Verdict,
-    bootstrap_bounds,
+    group_sums,
     imagined_limit,
     is_binary,
     items_needed,
     mcnemar_exact,
+    ratio_bounds,
     verdict_of,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from numpy.typing import NDArray
     from rich.table import Table
 
 
@@ -42,6 +44,8 @@ def judge(
     higher_is_better: bool | None = None,
     identical: bool = False,
     note: str = "",
+    groups: NDArray[np.int_] | None = None,
+    noise_floor: float | None = None,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Measure:
@@ -55,12 +59,15 @@ def judge(
         margin: allowed change for the worse, above 0; None gives no verdict.
         alpha: of each bound, already shared among the measures.
         identical: the models have the same weights; if the scores agree too, nothing is uncertain.
+        groups: (items,), which group each item is in (`group_numbers`): the interval is over these.
+        noise_floor: how far the base's mean moves by itself, in nats or points, for the record.
     """
     higher = kind == "task" if higher_is_better is None else higher_is_better
     better = 1.0 if higher else -1.0
     gain = better * (tuned - base)
     mean = float(gain.mean())
-    limit = 1.0 if kind == "task" else float(imagined_limit(gain, margin or 0.0))
+    sums, sizes = group_sums(gain, groups)
+    limit = 1.0 if kind == "task" else float(imagined_limit(sums / sizes, margin or 0.0))
     worst, best = -limit, 0.0 if kind == "kl" else limit
     binary = kind == "task" and is_binary(base, tuned)
     if identical and not gain.any():
@@ -68,13 +75,14 @@ def judge(
         note = "weights are identical"
     else:
         draws = max(draws, math.ceil(20 / alpha))  # so that the tail holds some of them
-        bounds = bootstrap_bounds(gain, alpha, worst, best, draws=draws, seed=seed)
+        bounds = ratio_bounds(sums, sizes, alpha, worst, best, draws=draws, seed=seed)
         low, high = float(bounds[0]), float(bounds[1])
     verdict = None if margin is None else verdict_of(low, high, margin)
     more = None
     if verdict == "undecided" and margin is not None:
-        wanted = items_needed(gain, margin, alpha, worst, best)
+        wanted = items_needed(gain, margin, alpha, worst, best, groups)
         more = None if wanted is None else max(1, wanted - len(gain))
+    tenth = -(-len(gain) // 10)
     ends = sorted((better * low, better * high))
     return Measure(
         name=name,
@@ -92,10 +100,14 @@ def judge(
         margin=margin,
         verdict=verdict,
         more_items=more,
-        mcnemar_p=mcnemar_exact(base, tuned) if binary else None,
+        mcnemar_p=mcnemar_exact(base, tuned) if binary and groups is None else None,
         broken=int((gain == -1).sum()) if binary else None,
         mended=int((gain == 1).sum()) if binary else None,
         note=note,
+        groups=None if groups is None else len(sizes),
+        worst_tenth=None if kind == "task" else better * float(np.sort(gain)[:tenth].mean()) + 0.0,
+        worst_items=None if kind == "task" else tenth,
+        noise_floor=noise_floor,
     )
 
 
