@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from perdure.recipe.columns import columns_in
-from perdure.streams.cells import CellError, EmptyCell
+from perdure.streams.cells import CellError, EmptyCell, cell_text
 from perdure.streams.kinds import Row, format_of
 from perdure.streams.sources import Mistakes, Record, Table, choices
 
@@ -28,12 +28,15 @@ class Placed(NamedTuple):
     place: str
     source: str
     question: str
+    group: str = ""
+    """What its task's `group` says; rows of a group stay in one split, as those of a question."""
 
 
 def columns_read(task: TaskConfig) -> tuple[str, ...]:
     """Return the data's columns that a task's rows are made of."""
     columns = format_of(task.format)[1].columns
-    return tuple(name for ours in columns for name in columns_in(task.column(ours)))
+    sources = [task.column(ours) for ours in columns] + ([task.group] if task.group else [])
+    return tuple(name for source in sources for name in columns_in(source))
 
 
 def enough_rows(task: TaskConfig, split: str) -> int | None:
@@ -73,6 +76,11 @@ def to_rows(table: Table, task: TaskConfig, mistakes: Mistakes) -> list[Placed]:
             remedy.append(f"name it in the recipe: columns: {{{ours}: your-column}}")
         where = task.place(f"columns.{ours}")
         mistakes.add(table.name, f'{where}: {table.name} has no column "{theirs}"', remedy)
+    for theirs in columns_in(task.group) if task.group else ():
+        if theirs not in table.columns:
+            missing.append(("group", theirs))
+            what = f'{task.place("group")}: {table.name} has no column "{theirs}"'
+            mistakes.add(table.name, what, choices(theirs, table.columns, "columns there are"))
     if missing:
         return []
     rows: list[Placed] = []
@@ -82,7 +90,10 @@ def to_rows(table: Table, task: TaskConfig, mistakes: Mistakes) -> list[Placed]:
         try:
             _check_values(record, needed)
             row = form.row(record.values, task)
-            rows.append(Placed(row, record.place, table.name, kind.question(row)))
+            group = cell_text(record.values, task.group).strip() if task.group else ""
+            if group:
+                row["group"] = group
+            rows.append(Placed(row, record.place, table.name, kind.question(row), group))
         except CellError as wrong:
             if task.dataset is not None and isinstance(wrong, EmptyCell):
                 empty.append(f"{record.place}: {wrong.what}")
@@ -115,11 +126,12 @@ def shuffle_key(seed: int, text: str) -> bytes:
 def hold_out(rows: list[Placed], share: float, seed: int) -> tuple[list[Placed], list[Placed]]:
     """Return (rows kept, rows held out), both in file order; held out: `share`, at least one.
 
-    Rows of the same question stay on one side, so a little more than `share` may be held out.
+    Rows of the same question, or of one declared group, stay on one side, so a little more than
+    `share` may be held out.
     """
     groups: dict[str, list[int]] = {}
     for index, placed in enumerate(rows):
-        groups.setdefault(placed.question, []).append(index)
+        groups.setdefault(placed.group or placed.question, []).append(index)
     wanted = max(1, round(share * len(rows)))
     out: set[int] = set()
     for name in sorted(groups, key=lambda name: shuffle_key(seed, name)):
