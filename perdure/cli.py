@@ -119,11 +119,52 @@ def run(
     epilog="Example: perdure resume runs/shop", short_help="Go on with a run that was interrupted"
 )
 @handle_errors
-def resume(run: RunPath, trust_remote_code: Trust = False, as_json: Json = False) -> None:
+def resume(
+    run: RunPath,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Also if recipe, rows or base have changed.")
+    ] = False,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
     """Go on with a run that was interrupted, with the same result as if it had not been."""
     from perdure.commands import learn
 
-    learn.resume(run, as_json)
+    learn.resume(run, as_json, accept_changes)
+
+
+@app.command(
+    epilog="Example: perdure extend runs/shop --data may.csv",
+    short_help="Learn more tasks where a finished run ended",
+)
+@handle_errors
+def extend(
+    run: RunPath,
+    recipe: Annotated[
+        Path | None,
+        typer.Argument(metavar="[RECIPE]", help="Holds only what is new: the new tasks."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="As in `perdure run`.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Instead of RECIPE: rows shaped like the last task's."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Must not exist.  [default: runs/NAME-TIME]"),
+    ] = None,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Also if the base model has changed.")
+    ] = False,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Learn more tasks where RUN ended; old data are not needed, and RUN stays as it is."""
+    from perdure.commands import learn
+
+    learn.extend(run, recipe, overrides or [], data, out, as_json, accept_changes)
 
 
 @app.command(

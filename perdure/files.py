@@ -1,4 +1,4 @@
-"""Files that are never seen half-written, and folders that count only once they are sealed."""
+"""Files that are never seen half-written."""
 
 from __future__ import annotations
 
@@ -9,39 +9,6 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
-
-MANIFEST = "manifest.json"
-
-
-def seal(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write the manifest, last of all: the names and sizes of all files in `folder`."""
-    files = {
-        str(p.relative_to(folder)): p.stat().st_size
-        for p in sorted(folder.rglob("*"))
-        if p.is_file() and p.name != MANIFEST
-    }
-    write_atomic(folder / MANIFEST, json.dumps({**facts, "files": files}, indent=1))
-
-
-def unseal(folder: Path) -> None:
-    """Say that the folder is about to change: it no longer counts until sealed again."""
-    (folder / MANIFEST).unlink(missing_ok=True)
-
-
-def is_sealed(folder: Path) -> bool:
-    """Whether all files that the manifest names are there in full size."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-        return all((folder / n).stat().st_size == s for n, s in manifest["files"].items())
-    except (OSError, ValueError, KeyError):
-        return False
-
-
-def newest_sealed(folder: Path) -> Path | None:
-    """The newest sealed `checkpoint-N` folder under `folder`, or None."""
-    found = [p for p in folder.glob("checkpoint-*") if p.name[11:].isdigit()]
-    sealed = [p for p in sorted(found, key=lambda p: int(p.name[11:])) if is_sealed(p)]
-    return sealed[-1] if sealed else None
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -9,10 +9,12 @@ sealed checkpoint stands; what is scored already is not scored again.
 from __future__ import annotations
 
 from perdure.consent import trusting
-from perdure.prepare import Prepared, prepare
+from perdure.prepare import Prepared, prepare, run_stream
 from perdure.recipe.schema import Recipe
 from perdure.reports.terminal import Display, NullDisplay
 from perdure.run import Run
+from perdure.run.kept import keep
+from perdure.run.pins import pin
 from perdure.run.recorder import Recorder
 from perdure.scoring import ScoreMatrix
 from perdure.streams import TaskStream
@@ -26,6 +28,7 @@ def learn(
     stream: TaskStream | None = None,
     base_scores: Run | None = None,
     prepared: Prepared | None = None,
+    accept_changes: bool = False,
 ) -> ScoreMatrix:
     """Learn the tasks of `recipe` in order; everything goes to `run`.
 
@@ -34,6 +37,7 @@ def learn(
         stream: the tasks, where the caller has built them already.
         base_scores: another run on the same base and tasks whose row 0 is taken over.
         prepared: what `perdure.prepare.prepare` made of the recipe, where the caller did that.
+        accept_changes: go on although recipe, rows or base model have changed since the run began.
 
     Raises:
         PerdureError: one of `perdure.errors`, with a remedy; what was saved stays.
@@ -41,10 +45,12 @@ def learn(
     from perdure import learners
     from perdure.learners.listener import Folders
 
-    ready = prepared or prepare(recipe, stream=stream)
+    ready = prepared or prepare(recipe, stream=stream or run_stream(run))
     record = Recorder(run, display or NullDisplay())
-    with trusting(recipe.trust_remote_code), run.lock():
-        run.pin_stream(ready.stream)
+    with trusting(recipe.trust_remote_code), run.lock(), record:
+        run.verify()
+        pin(run, recipe, ready.stream, accept_changes)
+        keep(run, ready.stream)
         # Measured once: a resumed run must compute as it began.
         precision = run.decide("precision", lambda: ready.precision)
         learner = learners.build(
@@ -58,10 +64,12 @@ def learn(
         )
         if base_scores is not None:
             run.take_over(base_scores)
+        # The base model's scores; also on tasks that an extension adds to learned ones.
+        record.scores(learner.scores(0, record.scored(0)))
         learned, folder = run.last_checkpoint()  # tasks learned before a crash; 0 for a new run
         if folder is not None:
             learner.restore(folder, learned, record.steps_of(learned))
-        record.scores(learner.scores(learned, record.scored(learned)))
+            record.scores(learner.scores(learned, record.scored(learned)))
         for after, task in enumerate(ready.stream.tasks[learned:], learned + 1):
             with record.disk_watched():
                 fitted = learner.fit(after - 1)

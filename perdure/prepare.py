@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from perdure.models.chat import Encoder
     from perdure.models.inspect import ModelFacts
     from perdure.protocol.method import Method
+    from perdure.run import Run
     from perdure.streams.task import TaskStream
 
 
@@ -95,6 +96,29 @@ def stream_of(recipe: Recipe) -> TaskStream:
     from perdure.streams import build_stream
 
     return build_stream(recipe.stream, recipe.general, recipe.folder, recipe.seed)
+
+
+def run_stream(run: Run) -> TaskStream:
+    """All tasks of a run: of an extension also those that it learned before, as it kept them.
+
+    Raises:
+        RecipeError: all mistakes in the data, each with its file and line.
+        RunError: what the run kept is damaged, or a method needs rows that are gone.
+    """
+    from perdure.methods import registry
+    from perdure.run.kept import whole_stream
+
+    recipe = run.recipe
+    new = stream_of(recipe)
+    with trusting(recipe.trust_remote_code):
+        old = any(registry.kind_of(spec).needs_old_rows for spec in recipe.methods)
+    return whole_stream(run, new, _recorded_stream if old else None)
+
+
+def _recorded_stream(path: Path) -> TaskStream:
+    from perdure.run.old_recipes import renew
+
+    return stream_of(load.load(path, check_files=False, renew=renew))
 
 
 @dataclass(frozen=True)
@@ -196,7 +220,8 @@ def chosen_methods(recipe: Recipe, stream: TaskStream) -> list[Method]:
 
     chosen = registry.build(recipe.methods)
     refuse_clashes(chosen, recipe.order_matters)
-    bare = [task.name for task in stream if task.learn != "none" and not task.validation]
+    learned = [task for task in stream if task.learn != "none" and task.train_kept]
+    bare = [task.name for task in learned if not task.validation]
     for method, spec in zip(chosen, recipe.methods, strict=True):
         if method.needs_validation and bare:
             raise UsageError(

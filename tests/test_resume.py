@@ -13,8 +13,10 @@ import pytest
 from tiny_runs import Started, finish, scores, start, write_recipe
 
 from perdure.errors import RunError
-from perdure.files import append_line, is_sealed, newest_sealed, read_lines, seal, write_atomic
+from perdure.files import append_line, read_lines, write_atomic
 from perdure.run import Run
+from perdure.run.pins import pin
+from perdure.seals import is_sealed, newest_sealed, seal
 
 pytestmark = pytest.mark.process
 
@@ -145,11 +147,11 @@ def test_general_text_that_changed_is_told(recipe: Path, tmp_path: Path) -> None
     read = load_recipe(recipe)
     run = Run.create(tmp_path / "run", read)
     stream = build_stream(read.stream, read.general, read.folder, read.seed)
-    run.pin_stream(stream)
-    run.pin_stream(stream)
+    pin(run, run.recipe, stream)
+    pin(run, run.recipe, stream)
     changed = replace(stream, general=GeneralText(("other",), stream.general.held_out))
     with pytest.raises(RunError, match="the general text has changed since this run began"):
-        run.pin_stream(changed)
+        pin(run, run.recipe, changed)
 
 
 def test_a_run_waits_for_a_reader_of_its_lock(recipe: Path, tmp_path: Path) -> None:

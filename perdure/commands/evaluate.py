@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.errors import RunError, UsageError, printable
-from perdure.prepare import Prepared, load_recipe, prepare, stream_of
+from perdure.prepare import Prepared, load_recipe, prepare, run_stream, stream_of
 from perdure.recipe.schema import Recipe
 from perdure.reports.output import emit, first_process, working
 from perdure.run import Run
@@ -28,8 +28,9 @@ def evaluate(path: Path, tasks: Path | None, after: int | None, as_json: bool) -
     from perdure.reports import make_display
 
     run = Run.open(path)
+    run.verify_scores()
     recipe = run.recipe if tasks is None else load_recipe(tasks, tasks_only=True)
-    stream = stream_of(recipe)
+    stream = run_stream(run) if tasks is None else stream_of(recipe)
     if tasks is not None:
         _refuse_names(run, stream)
         _refuse_settings(run, recipe)
@@ -124,8 +125,7 @@ def _score(
 
 def _refuse_names(run: Run, stream: TaskStream) -> None:
     """A task of another recipe under a name that the run knows would spoil its scores."""
-    mine = run.recipe.stream.tasks or stream_of(run.recipe).tasks
-    own = {task.name for task in mine}
+    own = {task["name"] for task in run.stream_facts()}
     if both := sorted(own & {task.name for task in stream}):
         raise UsageError(
             f"task {both[0]}: the run has a task of this name already",

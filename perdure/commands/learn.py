@@ -72,7 +72,7 @@ def _placed(recipe: Recipe) -> Iterator[None]:
         raise type(error)(f"{recipe.place(key)}: {rest}", remedy) from error
 
 
-def resume(path: Path, as_json: bool) -> None:
+def resume(path: Path, as_json: bool, accept_changes: bool = False) -> None:
     """Go on with a run that was interrupted; a finished one is only shown."""
     from perdure.reports import make_display
 
@@ -83,7 +83,35 @@ def resume(path: Path, as_json: bool) -> None:
 
             display: Any = make_display(json=as_json)
             with display:
-                learn(made.recipe, made, display=display)
+                learn(made.recipe, made, display=display, accept_changes=accept_changes)
+    _finish(made, as_json)
+
+
+def extend(
+    path: Path,
+    recipe: Path | None,
+    overrides: Sequence[str],
+    data: Path | None,
+    out: Path | None,
+    as_json: bool,
+    accept_changes: bool,
+) -> None:
+    """Learn more tasks where a finished run ended, in a run directory of their own."""
+    from perdure.extension import extend as begin
+    from perdure.extension import extension_recipe
+    from perdure.loop import learn
+    from perdure.reports import make_display
+
+    if recipe is not None and "=" in str(recipe):  # --data, then KEY=VALUE
+        recipe, overrides = None, [str(recipe), *overrides]
+    old = Run.open(path)
+    new = extension_recipe(old, recipe, overrides, data=data)
+    made = begin(old, new, out or _free(new), accept_changes=accept_changes)
+    display: Any = make_display(json=as_json)
+    if first_process() and not as_json:
+        display.message(f"run directory: {made.path}")
+    with working(made.path), display:
+        learn(new, made, display=display)
     _finish(made, as_json)
 
 

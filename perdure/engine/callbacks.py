@@ -13,8 +13,8 @@ from torch import nn
 from transformers import TrainerCallback
 
 from perdure.errors import TrainingError
-from perdure.files import seal, unseal
 from perdure.models.weights import is_sharded
+from perdure.seals import Sealer, seal, unseal
 
 if TYPE_CHECKING:
     from perdure.engine.session import TaskSession
@@ -74,6 +74,7 @@ class ProgressCallback(TrainerCallback):
         self.trainer, self.on_row, self.facts = trainer, on_row, facts
         self.started = self.seen_at_start = 0.0
         self.first_step = 0
+        self.sealer = Sealer()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.started, self.first_step = time.monotonic(), state.global_step
@@ -114,11 +115,16 @@ class ProgressCallback(TrainerCallback):
         host = self.trainer
         host.accelerator.wait_for_everyone()  # the other processes' random states are in it too
         if host.is_world_process_zero():
-            folder = Path(args.output_dir)
-            seal(folder / f"checkpoint-{state.global_step}", {"step": state.global_step})
-            rotate(folder, keep=2)
+            folder, step = Path(args.output_dir), state.global_step
+
+            def settle() -> None:
+                seal(folder / f"checkpoint-{step}", {"step": step})
+                rotate(folder, keep=2)
+
+            self.sealer.begin(folder / f"checkpoint-{step}", settle)
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
+        self.sealer.wait()
         self.trainer.refuse_nan()
 
 

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.errors import RunError, UsageError
-from perdure.files import read_lines, write_atomic
+from perdure.files import read_lines
 from perdure.models.chat import IGNORE
 from perdure.processes import barrier
+from perdure.seals import is_whole, write_sealed
 
 if TYPE_CHECKING:
     from perdure.engine.runtime import TaskRuntime
@@ -94,7 +97,7 @@ def sampled_rows(
     Returns: rows whose given start is no label, and the file's name.
 
     Raises:
-        RunError: `kept` is gone, and the model that wrote the texts has changed since.
+        RunError: `kept` is gone, and so is the model that wrote the texts.
     """
     length = _within_context(session, min(max_tokens, SAMPLE_TOKENS))
     about: dict[str, Any] = {
@@ -110,7 +113,7 @@ def sampled_rows(
         key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
         kept = f"samples-{key}.jsonl"
     path = session.cache / kept
-    if "model" not in about and not path.exists():
+    if "model" not in about and not path.exists() and not session.has_base:
         raise RunError(
             f"{path}: the texts that the base model wrote are gone",
             "a trained model cannot write them again: put the file back, or start a new run",
@@ -127,19 +130,22 @@ def written_rows(
     Returns: rows whose given start is no label.
     """
     there = path.exists()
+    whole = there and is_whole(path)
     barrier()  # all have looked before one writes
-    if not there:
-        found = _sample(session, about["texts"], about["tokens"])
+    if there and not whole:
+        if session.task_index and not session.has_base:
+            raise RunError(f"{path}: damaged", "put the file back as it was, or start a new run")
+        if session.rank == 0:
+            what = "%s: damaged, so the base model writes its texts again"
+            logging.getLogger("perdure").warning(what, path)
+    if not whole:
+        with session.as_base() if session.task_index else nullcontext():
+            found = _sample(session, about["texts"], about["tokens"])
         if session.rank == 0:
             lines = [about, *found]
-            write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))
+            write_sealed(path, "".join(json.dumps(line) + "\n" for line in lines))
         barrier()
-    first, *rows = read_lines(path)
-    if len(rows) != first["texts"]:
-        raise RunError(
-            f"{path}: damaged: {len(rows)} texts of {first['texts']}",
-            "put the file back as it was, or start a new run",
-        )
+    _, *rows = read_lines(path)
     return [{"input_ids": r["ids"], "labels": _labels(r["ids"], r["given"])} for r in rows]
 
 

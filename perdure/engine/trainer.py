@@ -27,12 +27,12 @@ from perdure.engine.rowwise_attention import attends_by_rows, takes_rows
 from perdure.engine.sampler import EpochSampler
 from perdure.engine.session import TaskSession
 from perdure.errors import TrainingError
-from perdure.files import unseal
 from perdure.models.anatomy import takes_positions
 from perdure.models.chat import IGNORE
 from perdure.models.restore import load_weights
 from perdure.models.weights import is_sharded, put
 from perdure.protocol.batch import ROWS, label_places
+from perdure.seals import unseal
 
 
 class PerdureTrainer(Trainer):

@@ -39,7 +39,6 @@ from perdure.engine.sampler import EpochSampler
 from perdure.engine.session import TaskSession
 from perdure.engine.trackers import Trackers
 from perdure.errors import UsageError
-from perdure.files import newest_sealed
 from perdure.learners.freezing import frozen_parameters
 from perdure.learners.kind import KindHooks, drawn
 from perdure.learners.listener import Fitted, Folders, Listener, Silent
@@ -57,6 +56,8 @@ from perdure.processes import barrier, processes, rank
 from perdure.protocol.method import Method
 from perdure.protocol.step import Phase
 from perdure.scoring.gauges import exceeded, rewound
+from perdure.seals import newest_sealed, verify
+from perdure.streams.task import Gone
 
 if TYPE_CHECKING:
     from perdure.recipe.schema import Recipe
@@ -181,6 +182,8 @@ class Learner(KindHooks):
         with frozen_parameters(self.model, phase.freeze):
             trainer = self._trainer(session, phase, encoded, folder)
             found = newest_sealed(folder)
+            if found is not None:
+                verify(found, f"delete the folder {found}: the run goes on from before it")
             self.listener.note(
                 f"task {session.task.name}, phase {phase.name}: {len(encoded)} rows, "
                 f"{trainer.args.max_steps} steps" + (f", from {found.name}" if found else "")
@@ -247,7 +250,11 @@ class Learner(KindHooks):
             self.stream.tasks[index],
             methods=self.methods,
             task_index=index,
-            tasks_seen=[t for t in self.stream.tasks[:index] if t.learn != "none"],
+            tasks_seen=[
+                t if t.train_kept else replace(t, train=Gone(t.name))
+                for t in self.stream.tasks[:index]
+                if t.learn != "none"
+            ],
             general=self.stream.general,
             seed=self.recipe.seed,
             batch_size=self.recipe.train.batch_size,

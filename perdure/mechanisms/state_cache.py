@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -28,9 +29,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from perdure.errors import RunError
-from perdure.files import is_sealed, seal
 from perdure.mechanisms.margin import excess, flags, pack, unpack
 from perdure.protocol.batch import ForwardOutput, labels_of
+from perdure.seals import damaged, facts_of, is_sealed, seal
 
 Kind = Literal["codes", "states", "logits"]
 Raw = dict[str, Tensor]
@@ -113,19 +114,23 @@ class StateCache:
         self._open: dict[int, Any] = {}
 
     def ready(self) -> bool:
-        """Whether it was built.
-
-        Raises:
-            RunError: it was, and then changed.
-        """
+        """Whether it was built and is as it was built; a damaged one is removed, with a warning."""
         if not self.folder.exists():
             return False
-        found = self.facts["about"]
-        wrong = sorted(k for k, v in self.about.items() if found.get(k) != v)
-        if wrong or not is_sealed(self.folder):
-            what = f"made with another {', '.join(wrong)}" if wrong else "damaged: files differ"
-            raise RunError(f"{self.folder}: {what}", "remove the folder, and begin a new run")
-        return True
+        if self._whole():
+            return True
+        rank, _, meet = _processes()
+        meet()  # all have looked before it goes
+        if rank == 0:
+            logging.getLogger("perdure").warning("%s: damaged, so it is made again", self.folder)
+            shutil.rmtree(self.folder)
+        meet()
+        self._facts = {}
+        return False
+
+    def _whole(self) -> bool:
+        found = facts_of(self.folder).get("about")
+        return is_sealed(self.folder) and found == self.about and not damaged(self.folder)
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class JointConfig(MethodConfig):
 class Joint(Method):
     Config = JointConfig
     config: JointConfig
+    needs_old_rows = True
 
     def phases(self, ctx: Context) -> Sequence[Phase]:
         return (Phase(start=self.config.start),)

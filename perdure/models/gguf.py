@@ -9,6 +9,7 @@ content, never by its name. Larger files, and those that the cache cannot hold, 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
@@ -17,16 +18,22 @@ from typing import Any
 
 from perdure.files import cache_folder
 from perdure.models.locate import Place, loading
+from perdure.seals import damaged, is_sealed, seal
 
 LARGEST = 1 << 30
 """Bytes of a GGUF file that is still converted; as fp32 it takes some six times that."""
 _FP32 = 7
+_known: set[tuple[Path, bool]] = set()
+"""Folders that this process has read and found whole."""
 
 
-def converted(place: Place) -> Place:
+def converted(place: Place, *, weights: bool = False) -> Place:
     """The model folder that stands for a GGUF file, made now if need be; else `place` itself.
 
     Processes may convert the same file at the same time; the folder appears whole or not at all.
+    A damaged one is made again.
+
+    Args: weights: they are about to be read, so they are checked too, which reads them once more.
 
     Raises:
         ModelError: the file is damaged or of an architecture that transformers cannot read.
@@ -35,7 +42,7 @@ def converted(place: Place) -> Place:
     if not place.gguf or file.stat().st_size > LARGEST:
         return place
     folder = cache_folder() / "gguf" / f"{file.stem}-{_fingerprint(file)}"
-    if folder.is_dir():
+    if folder.is_dir() and _whole(folder, weights):
         return Place(str(folder))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -46,12 +53,30 @@ def converted(place: Place) -> Place:
         return place
     try:
         _convert(place, new)
+        seal(new, {"made_from": file.name})
+        if folder.is_dir() and not _whole(folder, weights):
+            shutil.rmtree(folder)
         os.rename(new, folder)
     except OSError:  # another process was first, or the disk is full
-        return Place(str(folder)) if folder.is_dir() else place
+        return Place(str(folder)) if folder.is_dir() and _whole(folder, weights) else place
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return Place(str(folder))
+
+
+def _whole(folder: Path, weights: bool) -> bool:
+    """Whether a converted model is as it was written; read once a process."""
+    if (folder, weights) in _known:
+        return True
+    if not is_sealed(folder):  # also one from before there were checksums
+        why = "without checksums, or incomplete"
+    elif file := damaged(folder, skip=() if weights else (".safetensors",)):
+        why = f"damaged in {Path(file).name}"
+    else:
+        _known.add((folder, weights))
+        return True
+    logging.getLogger("perdure").warning("%s: %s, so it is made again", folder, why)
+    return False
 
 
 def _fingerprint(file: Path) -> str:

@@ -13,6 +13,7 @@ from perdure.models.adapters import attach_lora, load_adapter, reading, saved_ba
 from perdure.models.configuration import attention_of, read_config
 from perdure.models.gguf import converted, plain
 from perdure.models.locate import Place, loading, locate
+from perdure.seals import is_sealed, verify
 
 if TYPE_CHECKING:
     from perdure.recipe.schema import ModelConfig
@@ -40,7 +41,7 @@ def load_base(model: ModelConfig, *, precision: str = "fp32") -> tuple[Any, Any]
     config = read_config(model)
     tokenizer = load_tokenizer(model, config)
     place = locate(model.path)
-    source = converted(place)
+    source = converted(place, weights=True)
     options: dict[str, Any] = {"config": config} if source.gguf else {}
     options |= source.arguments
     options |= attention_of(model)
@@ -185,12 +186,15 @@ def load_saved(
 
     Raises:
         ModelError: nothing there that can be loaded; an adapter whose base is not found.
+        RunError: a run's checkpoint is not as it was written.
         ConsentError: code of the model's own would have to run; no file beside the weights, only
             the user can say that it may (`perdure.consent`).
     """
     folder = resolve_saved(Path(path).expanduser())
     if folder is None:
         return load_base(_plain(str(path)), precision=precision)
+    if is_sealed(folder.parent):  # a run's checkpoint
+        verify(folder.parent, "put it back from a copy, or take another checkpoint")
     base = saved_base(folder)
     if not (folder / "adapter_config.json").is_file():
         here = _plain(str(folder))

@@ -89,6 +89,9 @@ class Method:
     needs_validation: bool = False
     """True if the method measures on each task's validation rows; told before weights
     are loaded."""
+    needs_old_rows: bool = False
+    """True if the method trains on the rows of earlier tasks themselves: a run that was extended
+    then reads the old files again."""
     grows: bool = False
     """True if `begin_task` adds modules: a resumed run then calls it for each task learned before,
     in order, so that their weights find their place."""

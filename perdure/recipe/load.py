@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ def load(
     tasks_only: bool = False,
     judge: Judge | None = None,
     renew: Callable[[dict[str, Any]], None] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Recipe:
     """Read a recipe and validate it; see `perdure.load_recipe`.
 
@@ -38,6 +39,7 @@ def load(
         judge: knows formats, metrics, streams and methods; None: names are taken as they are.
         renew: rewrites the data of a run's recorded recipe in place, before anything else looks
             at it; such a recipe's own `trust_remote_code` does not count.
+        defaults: values of keys that the recipe leaves out.
 
     Raises:
         RecipeError: all mistakes, each with its line.
@@ -47,6 +49,7 @@ def load(
     data = document.data
     if renew is not None:
         renew(data)
+    _fill(data, defaults or {})
     _name_general_tasks(document)
     found = list(_override(document, overrides))
     _name_general_tasks(document)
@@ -75,6 +78,15 @@ def load(
     for i, task in enumerate(recipe.stream.tasks):
         task._places = partial(_place, document, ("stream", "tasks", i))
     return recipe
+
+
+def _fill(data: dict[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Put in what is missing, also inside a section that is there in part."""
+    for key, value in defaults.items():
+        if isinstance(data.get(key), dict) and isinstance(value, Mapping):
+            _fill(data[key], value)
+        else:
+            data.setdefault(key, value)
 
 
 def _former(data: dict[str, Any]) -> Iterator[Mistake]:
@@ -228,6 +240,11 @@ def _missing_trackers(data: dict[str, Any]) -> Iterator[Mistake]:
 
 def dump_recipe(recipe: Recipe) -> str:
     """YAML that `load_recipe` reads back equal; every value is written, defaults too."""
+    return write(recipe_data(recipe))
+
+
+def recipe_data(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as it would be written: plain data with every value, defaults too."""
     data = recipe.model_dump(mode="json", exclude_none=True)
     if recipe.model.tuning == "full":
         del data["model"]["lora"]
@@ -236,4 +253,4 @@ def dump_recipe(recipe: Recipe) -> str:
         for spec, options in ((s, s.model_dump(mode="json")["options"]) for s in recipe.method)
     ]
     data["method"] = methods[0] if len(methods) == 1 else methods
-    return write(data)
+    return data

@@ -2,6 +2,7 @@
 
     recipe.yaml        the resolved recipe          environment.json   versions, hardware, commit
     stream.json        the tasks and their versions
+    pinned.json        the recipe's values, and the base model's files by sha256
     scores.jsonl       one line a score             log.jsonl          one line a logged step
     facts.jsonl        one line a figure of a task's end
     items/             the scored rows              checkpoints/       one sealed folder a task
@@ -14,11 +15,12 @@ a manifest that is written last, and a torn last line of a JSON Lines file is sk
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,20 +28,18 @@ from perdure.consent import trusting
 from perdure.errors import RunError
 from perdure.files import (
     append_line,
-    is_sealed,
     now,
     read_lines,
-    seal,
     sync_folder,
     write_atomic,
 )
 from perdure.processes import barrier, broadcast, rank
 from perdure.run.environment import environment
+from perdure.seals import facts_of, is_sealed, seal, verify
 
 if TYPE_CHECKING:
     from perdure.recipe.schema import Recipe
     from perdure.scoring import ScoreMatrix
-    from perdure.streams.task import TaskStream
 
 
 class Run:
@@ -47,10 +47,15 @@ class Run:
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
         self.path, self.recipe = path, recipe
+        self._scores_then: dict[str, Any] = {}
 
     @classmethod
-    def create(cls, path: Path | str, recipe: Recipe) -> Run:
+    def create(
+        cls, path: Path | str, recipe: Recipe, fill: Callable[[Path], None] | None = None
+    ) -> Run:
         """Make a new run directory; all processes call it, the first one makes it.
+
+        Args: fill: puts more into the folder before it appears.
 
         Raises:
             RunError: the directory exists. An existing run is never overwritten.
@@ -73,6 +78,8 @@ class Run:
                 raise OSError(error.errno, error.strerror, str(path)) from None
             write_atomic(draft / "environment.json", json.dumps(environment(), indent=2))
             write_atomic(draft / "recipe.yaml", dump_recipe(recipe))
+            if fill is not None:
+                fill(draft)
             os.rename(draft, path)
         barrier()
         return cls(path, recipe)
@@ -111,6 +118,7 @@ class Run:
         """Lines of scores.jsonl; a score written again after a resume counts once, the last."""
         last: dict[tuple[Any, ...], dict[str, Any]] = {}
         for line in read_lines(self.path / "scores.jsonl"):
+            line.pop("check", None)
             last[(line["kind"], line["after"], line.get("task"))] = line
         return list(last.values())
 
@@ -147,11 +155,12 @@ class Run:
         """The score matrix of the run's own tasks, as far as it has been scored."""
         from perdure.scoring import ScoreMatrix
 
-        names = [task["name"] for task in self._stream()]
+        names = [task["name"] for task in self.stream_facts()]
         rows = [r for r in self.scores() if r["kind"] == "task" and r["task"] in names]
         return ScoreMatrix.from_rows(rows, names)
 
-    def _stream(self) -> list[dict[str, str]]:
+    def stream_facts(self) -> list[dict[str, str]]:
+        """Name and version of each task that the run learns; empty before it began."""
         path = self.path / "stream.json"
         found: list[dict[str, str]] = json.loads(path.read_text("utf-8")) if path.exists() else []
         return found
@@ -180,7 +189,7 @@ class Run:
         if items and line["kind"] == "task":
             text = "".join(json.dumps(i, ensure_ascii=False) + "\n" for i in items)
             write_atomic(self._items_path(line["after"], line["task"]), text)
-        append_line(self.path / "scores.jsonl", line)
+        append_line(self.path / "scores.jsonl", {**line, "check": _check(line)})
 
     def log(self, line: Mapping[str, Any]) -> None:
         append_line(self.path / "log.jsonl", {"time": now(), **line}, sync=False)
@@ -200,41 +209,13 @@ class Run:
         found = self.environment()
         value = broadcast(str(found[name] if name in found else choose()))
         if rank() == 0 and name not in found:
-            write_atomic(
-                self.path / "environment.json", json.dumps({**found, name: value}, indent=2)
-            )
+            self.set_facts({name: value})
         return value
 
-    def pin_stream(self, stream: TaskStream) -> None:
-        """Keep which rows and general texts this run uses; a resumed run must use the same.
-
-        Raises:
-            RunError: the data has changed since the run began.
-        """
-        facts = [{"name": task.name, "version": task.version} for task in stream]
-        if before := self._stream():
-            if len(before) != len(facts):
-                raise RunError(
-                    f"{self.path}: began with {len(before)} tasks, now there are {len(facts)}",
-                    "put the old data back, or begin a new run",
-                )
-            for old, new in zip(before, facts, strict=True):
-                if old != new:
-                    raise RunError(
-                        f"{self.path}: the rows of task {old['name']} have changed since this run "
-                        f"began (version {old['version']}, now {new['version']})",
-                        "put the old data back, or begin a new run",
-                    )
-        elif rank() == 0:
-            write_atomic(self.path / "stream.json", json.dumps(facts, indent=1))
-        general = stream.general.version
-        if (found := self.decide("general_text", lambda: general)) != general:
-            raise RunError(
-                f"{self.path}: the general text has changed since this run began "
-                f"(version {found}, now {general})",
-                "put the old text back, or begin a new run",
-            )
-        barrier()
+    def set_facts(self, facts: Mapping[str, Any]) -> None:
+        """Put facts into environment.json."""
+        text = json.dumps({**self.environment(), **facts}, indent=2)
+        write_atomic(self.path / "environment.json", text)
 
     def take_over(self, source: Run) -> None:
         """Copy the base model's scores (row 0) from another run on the same base and tasks."""
@@ -246,25 +227,74 @@ class Run:
         barrier()
 
     def finish(self) -> None:
-        write_atomic(self.path / "finished", now() + "\n")
+        shutil.rmtree(self.path / "work", ignore_errors=True)
+        said = {"time": now(), "scores": self._scores_mark()}
+        write_atomic(self.path / "finished", json.dumps(said) + "\n")
 
-    @contextmanager
-    def sealing(self, after: int) -> Iterator[Path]:
-        """A folder for the checkpoint of `after` tasks; it appears whole or not at all."""
-        final = self.path / "checkpoints" / f"task-{after}"
-        draft = final.with_name(final.name + ".part")
+    def _scores_mark(self) -> dict[str, Any]:
+        """How long scores.jsonl is now, and its sha256: lines are only ever added."""
+        file = self.path / "scores.jsonl"
+        text = file.read_bytes() if file.exists() else b""
+        return {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+
+    def verify(self) -> None:
+        """Read again what this run goes on from: its newest checkpoint and the scores before it.
+
+        Raises:
+            RunError: a file is not as it was written, or scores are gone.
+        """
+        learned, folder = self.last_checkpoint()
+        if folder is not None:
+            older = f"the run then goes on after {learned - 1} tasks"
+            verify(folder, f"put it back from a copy, or delete the folder {folder}: {older}")
+        self.verify_scores()
+
+    def verify_scores(self) -> None:
+        """Check each line of scores.jsonl, and that none is gone that a checkpoint came after.
+
+        Raises:
+            RunError: a line is gone or not as it was written.
+        """
+        _, folder = self.last_checkpoint()
+        marks = [facts_of(folder).get("scores")] if folder is not None else []
+        with suppress(OSError, ValueError):  # of older runs it holds the time alone
+            marks.append(json.loads((self.path / "finished").read_text("utf-8"))["scores"])
+        file = self.path / "scores.jsonl"
+        text = file.read_bytes() if file.exists() else b""
+        lines = read_lines(file)
+        old = next((i for i, line in enumerate(lines) if "check" in line), len(lines))
+        # Lines of an older Perdure, which come first, bear no check.
+        changed = any(line.get("check") != _check(line) for line in lines[old:])
+        for mark in filter(None, marks):
+            changed |= hashlib.sha256(text[: mark["bytes"]]).hexdigest() != mark["sha256"]
+        if changed:
+            raise RunError(
+                f"{file}: damaged: lines that were written are gone or changed",
+                "put it back from a copy; what is missing in it cannot be measured again",
+            )
+
+    def draft(self, after: int) -> Path:
+        """An empty folder to write the checkpoint of `after` tasks to, for `seal`."""
+        draft = self.path / "checkpoints" / f"task-{after}.part"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        yield draft
-        seal(draft, {"after": after})
+        self._scores_then = self._scores_mark()
+        return draft
+
+    def seal(self, after: int) -> None:
+        """Make the draft the checkpoint of `after` tasks; it appears whole or not at all."""
+        final = self.path / "checkpoints" / f"task-{after}"
+        draft = final.with_name(final.name + ".part")
+        seal(draft, {"after": after, "scores": self._scores_then})
         if final.exists():  # a torso: a sealed one would have been resumed from
             shutil.rmtree(final)
         os.replace(draft, final)
         sync_folder(final.parent)
+        sync_folder(self.path)
 
-    def drop_work(self) -> None:
+    def drop_work(self, after: int) -> None:
         """Remove checkpoints inside a task that is sealed by now."""
-        shutil.rmtree(self.path / "work", ignore_errors=True)
+        shutil.rmtree(self.path / "work" / f"task-{after}", ignore_errors=True)
 
     def drop_checkpoints_before(self, after: int) -> None:
         for folder in (self.path / "checkpoints").glob("task-*"):
@@ -320,6 +350,12 @@ class Run:
     def _items_path(self, after: int, task: str) -> Path:
         safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in task)
         return self.path / "items" / f"after-{after}-{safe}.jsonl"
+
+
+def _check(line: Mapping[str, Any]) -> str:
+    """What a line of scores.jsonl bears, so that a changed one is noticed."""
+    text = json.dumps({k: v for k, v in line.items() if k != "check"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _text_of(path: Path) -> str:

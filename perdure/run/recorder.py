@@ -7,12 +7,14 @@ import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from perdure.errors import TrainingError
 from perdure.processes import barrier, rank
 from perdure.run.directory import Run
+from perdure.seals import Sealer
 
 
 class Shows(Protocol):
@@ -37,6 +39,7 @@ class Recorder:
 
     def __init__(self, run: Run, display: Shows) -> None:
         self.run, self.display = run, display
+        self.sealer = Sealer()
 
     # --- while a learner works
 
@@ -95,22 +98,39 @@ class Recorder:
 
     @contextmanager
     def sealing(self, after: int) -> Iterator[Path]:
-        """A folder for the checkpoint of `after` tasks, which then replaces what came before it."""
-        if rank() == 0:
-            with self.run.sealing(after) as folder:
-                yield folder
-        else:
-            yield Path()
+        """A folder for the checkpoint of `after` tasks, which then replaces what came before it.
+
+        It is synced and hashed while scoring and training go on.
+        """
+        self.sealer.wait()
+        draft = self.run.draft(after) if rank() == 0 else Path()
+        yield draft
         barrier()
         if rank() == 0:
-            self.run.drop_work()
-            if self.run.recipe.save.tasks == "last":
-                self.run.drop_checkpoints_before(after)
+            self.sealer.begin(draft, partial(self._settle, after))
+
+    def _settle(self, after: int) -> None:
+        self.run.seal(after)
+        self.run.drop_work(after)
+        if self.run.recipe.save.tasks == "last":
+            self.run.drop_checkpoints_before(after)
 
     def finish(self) -> None:
         """Mark the run as finished."""
+        self.sealer.wait()
         if rank() == 0:
             self.run.finish()
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        """Whatever ended the run: a checkpoint that is whole gets its seal."""
+        try:
+            self.sealer.wait()
+        except Exception:
+            if error is None:
+                raise
 
     @contextmanager
     def disk_watched(self) -> Iterator[None]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,7 @@ class Gauges:
         self.texts = [row for row in encoded if len(row["input_ids"]) > 1]
         if config.texts and not self.texts:
             path = session.cache / OWN_TEXTS
-            if session.task_index and not path.exists():
+            if session.task_index and not path.exists() and not session.has_base:
                 raise _gone(path)
             about = {"texts": config.texts, "tokens": TEXT_TOKENS, "seed": session.seed}
             self.texts = written_rows(session, path, about)
@@ -82,7 +83,7 @@ class Gauges:
         cache = StateCache(session.cache, about, kind)
         if cache.ready():
             return cache
-        if session.task_index:
+        if session.task_index and not session.has_base:
             raise _gone(cache.folder)
 
         @torch.no_grad()
@@ -93,7 +94,8 @@ class Gauges:
             return raws(seen, some, (-1,), kind, _TOP, 1.0)
 
         lengths = [len(row["input_ids"]) for row in rows]
-        cache.build(alike(lengths, session.device, kind), raws_of, lambda _: {})
+        with session.as_base() if session.task_index else nullcontext():
+            cache.build(alike(lengths, session.device, kind), raws_of, lambda _: {})
         return cache
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from perdure.errors import UsageError
 from perdure.recipe.data import Scenario
@@ -27,7 +28,8 @@ class Task:
     `metric` is a metric's name, or a user's own as "module:function"; its record
     (`perdure.streams.kinds.metric`) says the range of scores and which direction is better.
     `learn` is how it is learned: "sft" (supervised, on its rows' answers), or "none": it is only
-    scored.
+    scored. `train_kept` is False for a task that a run learned before it was extended: its training
+    rows may be gone, and `train` is empty.
     """
 
     name: str
@@ -41,10 +43,30 @@ class Task:
     max_new_tokens: int = 32
     source: str = ""
     learn: str = "sft"
+    train_kept: bool = True
 
     @property
     def higher_is_better(self) -> bool:
         return metric(self.metric).higher_is_better
+
+
+class Gone(Sequence[Row]):
+    """In place of rows that a run no longer has: whoever looks at them is told."""
+
+    def __init__(self, task: str) -> None:
+        self.task = task
+
+    def _told(self) -> UsageError:
+        return UsageError(
+            f"method: the training rows of task {self.task} are not kept",
+            "a method that trains on earlier tasks' rows says so: needs_old_rows = True",
+        )
+
+    def __len__(self) -> int:
+        raise self._told()
+
+    def __getitem__(self, index: Any) -> Any:
+        raise self._told()
 
 
 @dataclass(frozen=True)

@@ -711,12 +711,18 @@ def test_the_cache_is_read_row_by_row_whatever_the_shards(made: Any, monkeypatch
     assert found[0].any()
 
 
-def test_a_damaged_cache_is_refused(made: Any) -> None:
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_damaged_cache_is_made_again(
+    made: Any, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     method, _ = made()
     file = method.states.folder / "00000.safetensors"
-    file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(RunError, match="damaged"):
-        made()
+    whole = file.read_bytes()
+    last = bytes([whole[-1] ^ 1])
+    file.write_bytes(whole[:-1] + (last if damage == "flipped" else b""))
+    made()
+    assert file.read_bytes() == whole
+    assert f"{file.parent}: damaged, so it is made again" in caplog.text
 
 
 def test_where_rows_lie_does_not_matter(made: Any) -> None:

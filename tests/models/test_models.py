@@ -196,6 +196,30 @@ def test_gguf_gives_the_weights_it_was_made_of(
     assert cache.is_dir() == (way == "converted")
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "manifest.json"])
+def test_a_damaged_conversion_is_made_again(
+    tiny_gguf: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    import torch
+
+    from perdure.models import gguf
+
+    model = load_base(ModelConfig(path=str(tiny_gguf)))[0]
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}  # the file is mapped
+    (folder,) = (tiny_gguf.parent / "cache" / "gguf").iterdir()
+    whole = bytearray((folder / name).read_bytes())
+    (folder / name).write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    gguf._known.clear()
+    again = load_base(ModelConfig(path=str(tiny_gguf)))[0]
+    assert f"{folder}: " in caplog.text
+    assert "so it is made again" in caplog.text
+    assert all(torch.equal(before[n], p) for n, p in again.named_parameters())
+    caplog.clear()
+    gguf._known.clear()
+    load_base(ModelConfig(path=str(tiny_gguf)))
+    assert not caplog.text
+
+
 def test_gguf_is_converted_once_and_found_by_content(tiny_gguf: Path) -> None:
     load_base(ModelConfig(path=str(tiny_gguf)))
     (folder,) = (tiny_gguf.parent / "cache" / "gguf").iterdir()

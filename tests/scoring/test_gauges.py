@@ -79,17 +79,25 @@ def test_figures_equal_a_plain_recomputation(learner: Any, monkeypatch: Any) -> 
     assert found["kl"] == pytest.approx(torch.cat(kl).mean().item(), rel=1e-4)
 
 
-def test_the_base_is_read_once_and_cannot_be_read_later(learner: Any, tmp_path: Path) -> None:
+def test_the_base_is_read_once_and_read_again_if_need_be(learner: Any, tmp_path: Path) -> None:
     import shutil
 
     config, stream = learner.recipe.gauges, learner.stream
     Gauges(config, stream, learner._session_of(0))
     moved(learner.model, 0.05)
     again = Gauges(config, stream, learner._session_of(1))  # as after a resume
-    assert again.read(learner._session_of(1))["kl"] > 0
+    read = again.read(learner._session_of(1))
+    assert read["kl"] > 0
     shutil.rmtree(tmp_path / "run" / "cache")
+    weights = {n: p.clone() for n, p in learner.model.named_parameters()}
+    anew = Gauges(config, stream, learner._session_of(1))
+    assert anew.read(learner._session_of(1)) == read
+    assert all(torch.equal(weights[n], p) for n, p in learner.model.named_parameters())
+    shutil.rmtree(tmp_path / "run" / "cache")
+    no_base = learner._session_of(1)
+    no_base._base = None
     with pytest.raises(RunError, match="the base model's gauge values are missing"):
-        Gauges(config, stream, learner._session_of(1))
+        Gauges(config, stream, no_base)
 
 
 def test_budgets() -> None:
@@ -144,7 +152,7 @@ def test_without_general_text_the_base_writes_what_flips_are_counted_on(
     assert "stopped at step 4 of 12: flip_share" in (run.path / "perdure.log").read_text()
 
 
-def test_texts_that_the_base_wrote_cannot_be_written_later(learner: Any) -> None:
+def test_texts_that_the_base_wrote_are_written_again_if_need_be(learner: Any) -> None:
     config, session = learner.recipe.gauges, learner._session_of(0)
     stream = replace(learner.stream, general=GeneralText())
     first = Gauges(config, stream, session)
@@ -156,6 +164,9 @@ def test_texts_that_the_base_wrote_cannot_be_written_later(learner: Any) -> None
     assert again.texts == first.texts
     assert again.read(later)["flip_share"] > 0
     (session.cache / gauges_module.OWN_TEXTS).unlink()
+    assert Gauges(config, stream, later).texts == first.texts
+    (session.cache / gauges_module.OWN_TEXTS).unlink()
+    later._base = None
     with pytest.raises(RunError, match=r"gauge-texts\.jsonl: the base model's gauge values"):
         Gauges(config, stream, later)
 

@@ -1,0 +1,165 @@
+"""A finished run goes on: a new run directory that begins where the old one ended.
+
+    recipe = extension_recipe(run, "next.yaml")        # or data="may.csv"
+    longer = extend(run, recipe, "runs/shop-may")
+    learn(recipe, longer)
+
+The new run holds the old one's last checkpoint with all that its methods remember, its scores and
+test rows, and what was computed once; task numbers go on. The old run stays as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from perdure.errors import RecipeError, RunError, UsageError
+from perdure.files import write_atomic
+from perdure.models.pin import files_of
+from perdure.prepare import recipe_judge
+from perdure.recipe import load
+from perdure.recipe.load import recipe_data
+from perdure.recipe.schema import Recipe
+from perdure.run.directory import Run
+from perdure.run.old_recipes import renew
+from perdure.run.pins import pinned
+
+SAME = ("model", "method", "general", "seed", "order_matters")
+"""Keys that an extension takes from its run; the rest of a recipe may be new."""
+
+
+def extension_recipe(
+    run: Run,
+    path: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    data: str | Path | None = None,
+) -> Recipe:
+    """The recipe of an extension: that of the run with other tasks.
+
+    Args:
+        path: a recipe that holds only what is new, the `stream` above all.
+        data: in its place a file shaped like the run's last task, whose rows are then set aside
+            for scores and validation by the run's shares.
+
+    Raises:
+        RecipeError: all mistakes, each with its line.
+        UsageError: neither or both are given, or the run's last task has no section to copy.
+    """
+    if (path is None) == (data is None):
+        raise UsageError(
+            "extend: give either a recipe with the new tasks or --data FILE",
+            f"perdure extend {run.path} next.yaml",
+        )
+    if path is None:
+        new = _shaped_like_the_last(run, Path(str(data)))
+
+        def with_it(recorded: dict[str, Any]) -> None:
+            renew(recorded)
+            recorded.update(new)
+
+        path, judge = run.path / "recipe.yaml", recipe_judge()
+        found = load.load(path, overrides, judge=judge, renew=with_it)
+    else:
+        recorded = recipe_data(run.recipe)
+        for key in ("stream", "name", "trust_remote_code"):
+            recorded.pop(key, None)
+        found = load.load(path, overrides, judge=recipe_judge(), defaults=recorded)
+    return _same_in(found, run, path)
+
+
+def _same_in(recipe: Recipe, run: Run, path: str | Path) -> Recipe:
+    wrong = [
+        UsageError(
+            f"{recipe.place(key)}: an extension keeps the run's own {key}",
+            f"leave it out of {path}: it is taken from {run.path}",
+        )
+        for key in SAME
+        if getattr(recipe, key) != getattr(run.recipe, key)
+    ]
+    if wrong:
+        raise RecipeError(wrong)
+    return recipe
+
+
+def _shaped_like_the_last(run: Run, data: Path) -> dict[str, Any]:
+    stream = run.recipe.stream
+    if not stream.tasks:
+        raise UsageError(
+            f"extend: {run.path} learned a built-in stream, so --data has no task to be like",
+            "write a recipe with the new task: perdure extend RUN next.yaml",
+        )
+    order = stream.order or [task.name for task in stream.tasks]
+    last = next(task for task in stream.tasks if task.name == order[-1])
+    if last.dataset is not None:
+        raise UsageError(
+            f"extend: the last task of {run.path} is a hub data set, and {data} is a file",
+            "write a recipe with the new task: perdure extend RUN next.yaml",
+        )
+    section = last.model_dump(mode="json", exclude_none=True)
+    for split in ("validation", "test"):
+        section.pop(split, None)
+    section |= {"name": data.stem, "train": str(data.expanduser().resolve())}
+    return {"name": f"{run.recipe.name}-{data.stem}", "stream": {"tasks": [section]}}
+
+
+def extend(run: Run, recipe: Recipe, out: str | Path, *, accept_changes: bool = False) -> Run:
+    """Make the run directory of an extension; nothing is learned yet, and `run` stays as it is.
+
+    Raises:
+        RunError: the run is not finished, damaged, or rests on a base model that has changed since;
+            or `out` exists.
+        UsageError: a new task has the name of an old one.
+    """
+    if run.state != "finished":
+        raise RunError(
+            f"{run.path}: is {run.state}, and only a finished run can be extended",
+            f"perdure resume {run.path}",
+        )
+    run.verify()
+    old = [task["name"] for task in run.stream_facts()]
+    for task in recipe.stream.tasks:
+        if task.name in old:
+            raise UsageError(
+                f"{task.place('name')}: the run has learned a task {task.name} already",
+                "give the new task another name",
+            )
+    before = pinned(run).get("files", {})
+    now = files_of(recipe.model) if before else {}
+    names = sorted(before.keys() | now.keys())
+    changed = [name for name in names if before.get(name) != now.get(name)]
+    if changed and not accept_changes:
+        raise RunError(
+            "\n".join(f"{run.path}: {name}: has other bytes since it began" for name in changed),
+            "put the old file back, or go on all the same: --accept-changes",
+        )
+    facts = {"extends": {"run": str(run.path.resolve()), "tasks": len(old), "names": old}}
+    return Run.create(out, recipe, lambda draft: _fill(run, draft, len(old), facts))
+
+
+def _fill(run: Run, draft: Path, learned: int, facts: Mapping[str, Any]) -> None:
+    """Copy what an extension goes on from; large files that never change are linked."""
+    environment = json.loads((draft / "environment.json").read_text("utf-8"))
+    known = run.environment()
+    kept = {k: known[k] for k in ("precision", "general_text", "started_text") if k in known}
+    write_atomic(draft / "environment.json", json.dumps({**environment, **kept, **facts}, indent=2))
+    for name in ("scores.jsonl", "log.jsonl", "facts.jsonl"):
+        if (run.path / name).exists():
+            shutil.copy2(run.path / name, draft / name)
+    for name in ("items", "data", "cache"):
+        if (run.path / name).exists():
+            shutil.copytree(run.path / name, draft / name, copy_function=_linked)
+    shutil.copy2(run.path / "recipe.yaml", draft / "data" / f"recipe-{learned:03}.yaml")
+    last = f"checkpoints/task-{learned}"
+    shutil.copytree(run.path / last, draft / last, copy_function=_linked)
+
+
+def _linked(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)

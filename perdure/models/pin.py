@@ -1,0 +1,48 @@
+"""Which files a base model was read from, so that a run that goes on reads the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from perdure.errors import ModelError
+from perdure.models.locate import locate
+from perdure.seals import sha256
+
+if TYPE_CHECKING:
+    from perdure.recipe.schema import ModelConfig
+
+ENDINGS = (".json", ".safetensors", ".bin", ".gguf", ".model", ".txt", ".jinja", ".py")
+
+
+def files_of(model: ModelConfig) -> dict[str, str]:
+    """File name -> sha256 of all that a base model is read from: weights, tokenizer, template.
+
+    Reads every byte, about a second for each GB. Empty where the model is no place of files.
+    """
+    found = {f"base model, {path.name}": sha256(path) for path in _weights(model)}
+    template = model.chat_template
+    if template not in ("auto", "none") and (file := Path(template).expanduser()).is_file():
+        found[f"chat template, {file.name}"] = sha256(file)
+    return found
+
+
+def _weights(model: ModelConfig) -> list[Path]:
+    try:
+        place = locate(model.path)
+    except ModelError:
+        return []
+    if place.gguf:
+        return [Path(place.name) / place.gguf]
+    folder = Path(place.name) if place.local else _snapshot(place.name, model.revision)
+    if folder is None:
+        return []
+    return sorted(p for p in folder.iterdir() if p.suffix in ENDINGS and p.is_file())
+
+
+def _snapshot(name: str, revision: str | None) -> Path | None:
+    """The folder in the hub's cache that a model was read from; None if it is not there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(found).parent if isinstance(found, str) else None

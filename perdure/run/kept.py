@@ -1,0 +1,114 @@
+"""What a run keeps of its data, so that it can go on when the files are gone.
+
+data/task-1.json     test and validation rows of the first task, and what is known of it
+data/general.json    general texts
+data/recipe-2.yaml   the recipe by which the first two tasks were learned; of extensions alone
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perdure.errors import RunError
+from perdure.processes import barrier, rank
+from perdure.seals import is_whole, write_sealed
+from perdure.streams.task import GeneralText, Task, TaskStream
+
+if TYPE_CHECKING:
+    from perdure.run.directory import Run
+
+_FACTS = ("name", "metric", "kind", "version", "max_new_tokens", "source", "learn")
+
+
+def keep(run: Run, stream: TaskStream) -> None:
+    """Write what is not there yet; all processes call it."""
+    folder = run.path / "data"
+    if rank() == 0:
+        texts = stream.general
+        _write(folder / "general.json", {"replay": [*texts.replay], "held_out": [*texts.held_out],
+                                         "source": texts.source})  # fmt: skip
+        for number, task in enumerate(stream, 1):
+            facts = {name: getattr(task, name) for name in _FACTS}
+            rows = {"validation": [*task.validation], "test": [*task.test]}
+            _write(folder / f"task-{number}.json", {**facts, "labels": [*task.labels], **rows})
+    barrier()
+
+
+def kept_tasks(run: Run, count: int) -> list[Task]:
+    """The first `count` tasks of a run, without training rows.
+
+    Raises:
+        RunError: one is damaged or gone.
+    """
+    found = []
+    for number in range(1, count + 1):
+        said = _read(run.path / "data" / f"task-{number}.json")
+        found.append(Task(**{**said, "labels": tuple(said["labels"])}, train=(), train_kept=False))
+    return found
+
+
+def kept_general(run: Run) -> GeneralText:
+    """The general texts of a run."""
+    said = _read(run.path / "data" / "general.json")
+    return GeneralText(tuple(said["replay"]), tuple(said["held_out"]), said["source"])
+
+
+def whole_stream(
+    run: Run, new: TaskStream, old: Callable[[Path], TaskStream] | None = None
+) -> TaskStream:
+    """The tasks that a run learned before it was extended, and the new ones after them.
+
+    Args:
+        new: what the run's own recipe names; of a run that extends none it is the whole.
+        old: reads the stream of an earlier recipe, where a method trains on the old rows too.
+
+    Raises:
+        RunError: the old files are gone or have changed since they were learned.
+    """
+    count = int(run.environment().get("extends", {}).get("tasks", 0))
+    if not count:
+        return new
+    tasks = kept_tasks(run, count)
+    if old is not None:
+        rows = {t.name: t for file in sorted((run.path / "data").glob("recipe-*.yaml"))
+                for t in _told(run, file, old)}  # fmt: skip
+        for number, task in enumerate(tasks):
+            read = rows.get(task.name)
+            if read is None or read.version != task.version:
+                raise RunError(
+                    f"{run.path}: the rows of task {task.name} have changed since it was learned",
+                    "this method trains on them: put the old files back",
+                )
+            tasks[number] = replace(task, train=read.train, train_kept=True)
+    return TaskStream((*tasks, *new.tasks), kept_general(run), new.scenario, new.name)
+
+
+def _told(run: Run, file: Path, old: Callable[[Path], TaskStream]) -> TaskStream:
+    try:
+        return old(file)
+    except Exception as error:
+        raise RunError(
+            f"{run.path}: the old tasks' files cannot be read any more: "
+            f"{str(error).splitlines()[0]}",
+            "this method trains on them: put them back, or take a method that does not",
+        ) from error
+
+
+def _write(path: Path, data: dict[str, Any]) -> None:
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        write_sealed(path, json.dumps(data, ensure_ascii=False))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        if not is_whole(path):
+            raise RunError(f"{path}: damaged or gone", "put it back from a copy")
+        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: damaged: {error}", "put it back from a copy") from error
+    return found

@@ -1,0 +1,307 @@
+"""Damage is noticed: one flipped byte, lost lines, a changed recipe or base, and a power cut."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import write_recipe
+from typer.testing import CliRunner
+
+import perdure
+from perdure import seals
+from perdure.cli import app
+from perdure.errors import RunError
+from perdure.run import Run
+from perdure.seals import Sealer, damaged, is_sealed, is_whole, seal, sha256, write_sealed
+
+pytestmark = pytest.mark.train
+
+
+def flip(file: Path) -> None:
+    """Change one bit in the middle of a file, which keeps its size."""
+    found = bytearray(file.read_bytes())
+    found[len(found) // 2] ^= 1
+    file.write_bytes(found)
+
+
+# --- seals
+
+
+def test_a_manifest_names_sizes_and_checksums(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "a").write_bytes(b"abc")
+    (tmp_path / "below" / "b").write_bytes(b"")
+    seal(tmp_path, {"step": 3})
+    # FIPS 180-2, appendix B.1: the digest of "abc"; and that of nothing.
+    abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    nothing = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    assert json.loads((tmp_path / "manifest.json").read_text()) == {
+        "step": 3,
+        "files": {"a": {"bytes": 3, "sha256": abc}, "below/b": {"bytes": 0, "sha256": nothing}},
+    }
+    assert damaged(tmp_path) == ""
+    flip(tmp_path / "a")
+    assert is_sealed(tmp_path)  # sizes alone do not tell
+    assert damaged(tmp_path) == str(tmp_path / "a")
+
+
+def test_a_manifest_of_sizes_alone_is_still_read(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    (tmp_path / "manifest.json").write_text('{"files": {"a": 3}}')
+    assert is_sealed(tmp_path)
+    assert damaged(tmp_path) == ""
+    (tmp_path / "a").write_bytes(b"ab")
+    assert not is_sealed(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", '{"files": 3}', "{}", "", "\x00", '{"files": []}'])
+def test_what_is_no_manifest_seals_nothing(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    assert not is_sealed(tmp_path)
+
+
+def test_a_checksum_is_that_of_hashlib(tmp_path: Path) -> None:
+    for size in (0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1):
+        (tmp_path / "a").write_bytes(bytes(i % 251 for i in range(size)))
+        assert sha256(tmp_path / "a") == hashlib.sha256((tmp_path / "a").read_bytes()).hexdigest()
+
+
+def test_a_sealed_text(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    assert not is_whole(path)
+    path.write_text("by hand\n")
+    assert is_whole(path)  # nothing says otherwise
+    write_sealed(path, "caf\u00e9\n")
+    assert is_whole(path)
+    flip(path)
+    assert not is_whole(path)
+
+
+def test_large_folders_are_sealed_while_work_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import threading
+
+    monkeypatch.setattr(seals, "AT_ONCE", 0)
+    go, done = threading.Event(), []
+    sealer = Sealer()
+    sealer.begin(tmp_path, lambda: (go.wait(10), done.append(1))[1])
+    assert done == []
+    go.set()
+    sealer.wait()
+    assert done == [1]
+
+    def fails() -> None:
+        raise OSError("no space")
+
+    sealer.begin(tmp_path, fails)
+    with pytest.raises(OSError, match="no space"):
+        sealer.wait()
+    sealer.wait()
+
+
+# --- runs
+
+
+@pytest.fixture(scope="module")
+def stopped(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run that stopped within task 2, and one of the same recipe that went through."""
+    folder = tmp_path_factory.mktemp("damage")
+    model = folder / "model"
+    shutil.copytree(tiny_model_dir, model)
+    path = write_recipe(
+        folder, model, method={"name": "gere", "max_tokens": 16, "insert": 2}, save__steps=2
+    )
+    recipe = perdure.load_recipe(path)
+    perdure.learn(recipe, Run.create(folder / "whole", recipe))
+    run = Run.create(folder / "stopped", recipe)
+
+    class Stop(Exception):
+        pass
+
+    class Stops(perdure.reports.NullDisplay):  # type: ignore[name-defined, misc]
+        def training(self, method: str, task: str, step: int, *rest: Any, **more: Any) -> None:
+            if task == "count" and step == 5:
+                raise Stop
+
+    with pytest.raises(Stop):
+        perdure.learn(recipe, run, display=Stops())
+    return run.path, folder / "whole"
+
+
+@pytest.fixture
+def torn(stopped: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    """A copy of the stopped run; the model and the data that it names are its own copies too."""
+    home = stopped[0].parent
+    copy = tmp_path / "home"
+    shutil.copytree(home, copy)
+    recipe = copy / "stopped" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace(str(home), str(copy)))
+    pinned = copy / "stopped" / "pinned.json"
+    pinned.write_text(pinned.read_text().replace(str(home), str(copy)))
+    return copy / "stopped", stopped[1]
+
+
+def same_end(run: Path, other: Path) -> None:
+    last = "checkpoints/task-2/model/model.safetensors"
+    assert (run / last).read_bytes() == (other / last).read_bytes()
+    scores = [[(s["after"], s.get("task"), s["score"]) for s in Run.open(p).scores()]
+              for p in (run, other)]  # fmt: skip
+    assert scores[0] == scores[1]
+
+
+def resume(run: Path, *more: str) -> Any:
+    return CliRunner().invoke(app, ["resume", str(run), *more])
+
+
+def test_without_damage_it_ends_as_the_other(torn: tuple[Path, Path]) -> None:
+    run, whole = torn
+    assert resume(run).exit_code == 0
+    same_end(run, whole)
+
+
+DAMAGED: dict[str, Callable[[Path], Path]] = {
+    "weights inside the task": lambda run: newest(run) / "model.safetensors",
+    "optimizer": lambda run: newest(run) / "optimizer.pt",
+    "trainer's state": lambda run: newest(run) / "trainer_state.json",
+}
+
+
+def newest(run: Path) -> Path:
+    found = seals.newest_sealed(run / "work" / "task-2" / "main")
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_one_flipped_bit_is_named(torn: tuple[Path, Path], what: str) -> None:
+    run, _ = torn
+    file = DAMAGED[what](run)
+    flip(file)
+    told = resume(run)
+    assert told.exit_code == 4, told.output
+    assert f"error: {file}: damaged: " in told.stderr
+
+
+def test_the_older_checkpoint_is_gone_on_from(torn: tuple[Path, Path]) -> None:
+    run, whole = torn
+    flip(newest(run) / "optimizer.pt")
+    told = resume(run).stderr
+    folder = newest(run)
+    assert f"delete the folder {folder}: the run goes on from before it" in told
+    shutil.rmtree(folder)
+    assert resume(run).exit_code == 0
+    same_end(run, whole)
+
+
+def test_a_damaged_checkpoint_between_tasks(torn: tuple[Path, Path]) -> None:
+    run, whole = torn
+    file = run / "checkpoints" / "task-1" / "model" / "model.safetensors"
+    flip(file)
+    told = resume(run)
+    assert told.exit_code == 4
+    assert f"error: {file}: damaged: " in told.stderr
+    shutil.rmtree(run / "checkpoints" / "task-1")
+    shutil.rmtree(run / "work")
+    assert resume(run).exit_code == 0
+    same_end(run, whole)
+
+
+def test_a_damaged_cache_is_made_again(
+    torn: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    run, whole = torn
+    for file in sorted((run / "cache").glob("states-*/00000.safetensors")):
+        flip(file)
+    assert resume(run).exit_code == 0
+    assert caplog.text.count("damaged, so it is made again") >= 2  # the method's and the gauges'
+    same_end(run, whole)
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_a_changed_score_is_noticed(torn: tuple[Path, Path], number: int) -> None:
+    run, _ = torn
+    file = run / "scores.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    score = json.loads(lines[number])["score"]
+    lines[number] = lines[number].replace(f'"score": {score}', f'"score": {score + 0.25}')
+    file.write_text("".join(lines))
+    told = resume(run)
+    assert told.exit_code == 4
+    assert "scores.jsonl: damaged: lines that were written are gone or changed" in told.stderr
+
+
+def test_lost_scores_are_noticed(torn: tuple[Path, Path]) -> None:
+    run, _ = torn
+    file = run / "scores.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    for left in (lines[1:], [*lines[:1], *lines[2:]], []):
+        file.write_text("".join(left))
+        told = resume(run)
+        assert told.exit_code == 4
+        assert "scores.jsonl: damaged: lines that were written are gone or changed" in told.stderr
+    file.unlink()
+    assert resume(run).exit_code == 4
+
+
+# --- what a run rests on
+
+
+def test_a_changed_recipe_is_refused_with_what_differs(torn: tuple[Path, Path]) -> None:
+    run, _ = torn
+    recipe = run / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("learning_rate: 0.005", "learning_rate: 0.5"))
+    told = resume(run)
+    assert told.exit_code == 4
+    assert "recipe: train.learning_rate was 0.005 when this run began, now 0.5" in told.stderr
+    assert f"perdure resume {run} --accept-changes" in told.stderr
+    assert resume(run, "--accept-changes").exit_code == 0
+    noted = Run.open(run).environment()["accepted_changes"]
+    assert noted[0]["changes"] == [
+        "recipe: train.learning_rate was 0.005 when this run began, now 0.5"
+    ]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_changed_base_is_refused(torn: tuple[Path, Path], name: str) -> None:
+    run, _ = torn
+    file = run.parent / "model" / name
+    if name.endswith(".json"):
+        file.write_text(json.dumps(json.loads(file.read_text())))  # the same, other bytes
+    else:
+        flip(file)
+    told = resume(run)
+    assert told.exit_code == 4
+    assert f"base model, {name}: has other bytes since this run began" in told.stderr
+
+
+def test_a_finished_run_is_read_again_before_it_is_scored(torn: tuple[Path, Path]) -> None:
+    run, _ = torn
+    assert resume(run).exit_code == 0
+    assert CliRunner().invoke(app, ["eval", str(run)]).exit_code == 0
+    for file in (run / "checkpoints/task-2/model/model.safetensors", run / "scores.jsonl"):
+        flip(file)
+        told = CliRunner().invoke(app, ["eval", str(run)])
+        assert told.exit_code == 4
+        assert f"error: {file}: damaged: " in told.stderr
+        flip(file)
+    flip(run / "checkpoints/task-2/model/model.safetensors")
+    told = CliRunner().invoke(app, ["audit", str(run.parent / "model"), str(run)])
+    assert told.exit_code == 4, told.output
+
+
+def test_two_changes_are_told_at_once(torn: tuple[Path, Path]) -> None:
+    run, _ = torn
+    flip(run.parent / "model" / "model.safetensors")
+    recipe = run / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("batch_size: 4", "batch_size: 2"))
+    opened = Run.open(run)
+    with pytest.raises(RunError) as error:
+        perdure.learn(opened.recipe, opened)
+    assert str(error.value).count(str(run) + ": ") == 2

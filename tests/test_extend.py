@@ -1,0 +1,251 @@
+"""`perdure extend`: a finished run goes on, as if all its tasks had been one stream."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_runs import write_recipe
+from typer.testing import CliRunner
+
+import perdure
+from perdure.cli import app
+from perdure.errors import PerdureError, RecipeError, RunError, UsageError
+from perdure.extension import extend, extension_recipe
+from perdure.methods import registry
+from perdure.run import Run
+from perdure.streams.task import Gone
+
+pytestmark = pytest.mark.train
+SHAPE = {
+    "name": "shape", "format": "labels",
+    **{split: f"shape-{split}.jsonl" for split in ("train", "validation", "test")},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with dropout."""
+    folder = tmp_path_factory.mktemp("extend") / "model"
+    shutil.copytree(tiny_model_dir, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.1}))
+    return folder
+
+
+def written(folder: Path, model: Path, **changes: Any) -> tuple[Path, Path, Path]:
+    """Recipes of the first two tasks, of all three, and of the third alone."""
+    changes = {"train__max_steps": 3, "gauges": {"every": 2, "texts": 2, "rows": 2}, **changes}
+    two = write_recipe(folder, model, **changes)
+    for split in ("train", "validation", "test"):
+        text = (folder / f"colour-{split}.jsonl").read_text()
+        text = text.replace("colour", "shape").replace('"red"', '"round"').replace("blue", "flat")
+        (folder / f"shape-{split}.jsonl").write_text(text)
+    whole = json.loads(two.read_text())
+    whole["stream"]["tasks"].append(SHAPE)
+    three, last = folder / "three.yaml", folder / "last.yaml"
+    three.write_text(json.dumps(whole))
+    last.write_text(yaml.safe_dump({"stream": {"tasks": [SHAPE]}}))
+    return two, three, last
+
+
+def learned(path: Path, out: Path) -> Run:
+    recipe = perdure.load_recipe(path)
+    run = Run.create(out, recipe)
+    perdure.learn(recipe, run)
+    return run
+
+
+def cells(run: Run) -> dict[Any, float]:
+    return {(s["kind"], s["after"], s.get("task")): s["score"] for s in run.scores()}
+
+
+def weights(run: Run) -> dict[str, bytes]:
+    folder = run.path / "checkpoints" / "task-3"
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.safetensors"))
+    }
+
+
+def method_of(name: str) -> dict[str, Any]:
+    return {"name": name, **registry.load(name).example_options}
+
+
+CASES = [(name, "full") for name in registry.names()]
+CASES += [(name, "lora") for name in ("sequential", "replay", "ewc", "lwf", "gere", "joint")]
+
+
+@pytest.mark.parametrize(("name", "tuning"), CASES)
+def test_it_ends_as_one_run_of_all_tasks(
+    model: Path, tmp_path: Path, name: str, tuning: str
+) -> None:
+    lora = {"model__tuning": "lora", "model__lora": {"r": 4, "dropout": 0.1}}
+    changes = lora if tuning == "lora" else {}
+    two, three, last = written(tmp_path / "data", model, method=method_of(name), **changes)
+    old = learned(two, tmp_path / "old")
+    before = {str(p): p.read_bytes() for p in sorted(old.path.rglob("*")) if p.is_file()}
+    if name != "joint":  # it trains on all rows
+        for file in (tmp_path / "data").glob("co*.jsonl"):
+            file.rename(file.with_suffix(".gone"))
+    recipe = extension_recipe(old, last)
+    longer = extend(old, recipe, tmp_path / "longer")
+    perdure.learn(recipe, longer)
+    for file in (tmp_path / "data").glob("*.gone"):
+        file.rename(file.with_suffix(".jsonl"))
+    whole = learned(three, tmp_path / "whole")
+    assert weights(longer) == weights(whole)
+    found, wanted = cells(longer), cells(whole)
+    assert found == {key: wanted[key] for key in found}
+    assert wanted.keys() - found.keys() == {("task", 1, "shape")}  # before it was known
+    matrix, same = longer.matrix(), whole.matrix()
+    assert matrix.tasks == ("colour", "count", "shape")
+    for figure in ("average_accuracy", "backward_transfer", "forward_transfer"):
+        assert getattr(matrix, figure)() == getattr(same, figure)()
+    assert math.isnan(matrix.array()[1, 2])
+    after = {str(p): p.read_bytes() for p in sorted(old.path.rglob("*")) if p.is_file()}
+    assert after == before
+
+
+# --- the command line
+
+
+@pytest.fixture(scope="module")
+def home(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the data and a finished run, old, of two tasks."""
+    folder = tmp_path_factory.mktemp("home")
+    two, _, _ = written(folder / "data", model, method=method_of("replay"))
+    learned(two, folder / "old")
+    return folder
+
+
+def typed(*words: Any) -> Any:
+    return CliRunner().invoke(app, ["extend", *map(str, words)])
+
+
+def test_a_file_is_enough_and_extensions_are_extended(home: Path, tmp_path: Path) -> None:
+    lines = (home / "data" / "count-train.jsonl").read_text().splitlines(keepends=True)
+    for month in ("may", "june"):
+        (tmp_path / f"{month}.jsonl").write_text("".join(lines))
+    first = typed(home / "old", "--data", tmp_path / "may.jsonl", "--out", tmp_path / "may")
+    assert first.exit_code == 0, first.output
+    more = typed(
+        tmp_path / "may", "--data", tmp_path / "june.jsonl", "--out", tmp_path / "june",
+        "train.max_steps=2",
+    )  # fmt: skip
+    assert more.exit_code == 0, more.output
+    run = Run.open(tmp_path / "june")
+    assert run.matrix().tasks == ("colour", "count", "may", "june")
+    assert run.recipe.train.max_steps == 2
+    shares = [len(json.loads((run.path / "data" / "task-4.json").read_text())[s])
+              for s in ("validation", "test")]  # fmt: skip
+    assert shares == [2, 5]  # a tenth and a fifth of 24
+    rows = {(s["after"], s.get("task")) for s in run.scores() if s["kind"] == "task"}
+    assert rows >= {(0, "june"), (3, "june"), (4, "june"), (0, "may"), (2, "may"), (4, "colour")}
+    assert not rows & {(1, "may"), (1, "june"), (2, "june")}
+    assert math.isfinite(run.matrix().forward_transfer())
+    assert CliRunner().invoke(app, ["eval", str(run.path)]).exit_code == 0
+    assert CliRunner().invoke(app, ["report", str(run.path)]).exit_code == 0
+
+
+def test_one_that_was_killed_resumes(home: Path, tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    class Stops(perdure.reports.NullDisplay):  # type: ignore[name-defined, misc]
+        def training(self, method: str, task: str, step: int, *rest: Any, **more: Any) -> None:
+            if step == 2:
+                raise Stop
+
+    old = Run.open(home / "old")
+    recipe = extension_recipe(old, home / "data" / "last.yaml")
+    killed = extend(old, recipe, tmp_path / "killed")
+    with pytest.raises(Stop):
+        perdure.learn(recipe, killed, display=Stops())
+    assert CliRunner().invoke(app, ["resume", str(killed.path)]).exit_code == 0
+    straight = extend(old, recipe, tmp_path / "straight")
+    perdure.learn(recipe, straight)
+    assert weights(straight) == weights(Run.open(killed.path))
+    assert cells(straight) == cells(Run.open(killed.path))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("method", "ewc"), ("seed", 3), ("model", {"tuning": "lora"}),
+     ("general", {"source": "none"})],
+)  # fmt: skip
+def test_what_an_extension_keeps_is_refused_with_its_line(
+    home: Path, tmp_path: Path, key: str, value: Any
+) -> None:
+    said = {key: value, "stream": {"tasks": [SHAPE]}}
+    for name in ("shape-train.jsonl", "shape-test.jsonl", "shape-validation.jsonl"):
+        shutil.copy(home / "data" / name, tmp_path / name)
+    path = tmp_path / "next.yaml"
+    path.write_text(yaml.safe_dump(said, sort_keys=False))
+    told = typed(home / "old", path, "--out", tmp_path / "new")
+    assert told.exit_code == 2, told.output
+    assert f"error: {path}:1: {key}: an extension keeps the run's own {key}" in told.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_name_that_is_taken_is_told_with_its_line(home: Path, tmp_path: Path) -> None:
+    shutil.copy(home / "data" / "count-train.jsonl", tmp_path / "count.jsonl")
+    told = typed(home / "old", "--data", tmp_path / "count.jsonl", "--out", tmp_path / "new")
+    assert told.exit_code == 2
+    assert "the run has learned a task count already" in told.stderr
+
+
+def test_a_run_that_is_not_finished_cannot_go_on(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "old", tmp_path / "torso")
+    (tmp_path / "torso" / "finished").unlink()
+    told = typed(tmp_path / "torso", home / "data" / "last.yaml", "--out", tmp_path / "new")
+    assert told.exit_code == 4
+    assert f"perdure resume {tmp_path / 'torso'}" in told.stderr
+
+
+def test_a_changed_base_is_refused(home: Path, model: Path, tmp_path: Path) -> None:
+    config = model / "config.json"
+    before = config.read_text()
+    config.write_text(before + " ")
+    try:
+        told = typed(home / "old", home / "data" / "last.yaml", "--out", tmp_path / "new")
+    finally:
+        config.write_text(before)
+    assert told.exit_code == 4
+    assert "base model, config.json: has other bytes since it began" in told.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_joint_names_the_old_files_that_are_gone(model: Path, tmp_path: Path) -> None:
+    two, _, last = written(tmp_path / "data", model, method=method_of("joint"))
+    old = learned(two, tmp_path / "old")
+    (tmp_path / "data" / "colour-train.jsonl").unlink()
+    recipe = extension_recipe(old, last)
+    longer = extend(old, recipe, tmp_path / "longer")
+    with pytest.raises(RunError, match=r"the old tasks' files cannot be read .*colour-train"):
+        perdure.learn(recipe, longer)
+
+
+def test_neither_or_both_is_refused(home: Path) -> None:
+    old = Run.open(home / "old")
+    for words in ((None, None), ("next.yaml", "may.csv")):
+        with pytest.raises(UsageError, match="give either a recipe"):
+            extension_recipe(old, words[0], data=words[1])
+
+
+def test_mistakes_of_the_new_recipe_have_their_lines(home: Path, tmp_path: Path) -> None:
+    path = tmp_path / "next.yaml"
+    path.write_text("stream:\n  tasks:\n    - {name: a, train: gone.csv}\n")
+    with pytest.raises(RecipeError, match=r"next\.yaml:3: stream\.tasks\.0\.train: no such file"):
+        extension_recipe(Run.open(home / "old"), path)
+
+
+def test_rows_that_are_gone_are_never_taken_for_none() -> None:
+    rows = Gone("colour")
+    for look in (len, list, lambda found: found[0], lambda found: found[:2]):
+        with pytest.raises(PerdureError, match="the training rows of task colour are not kept"):
+            look(rows)
