@@ -90,8 +90,7 @@ def to_rows(table: Table, task: TaskConfig, mistakes: Mistakes) -> list[Placed]:
         try:
             _check_values(record, needed)
             row = form.row(record.values, task)
-            group = cell_text(record.values, task.group).strip() if task.group else ""
-            if group:
+            if group := _group_of(record, task):
                 row["group"] = group
             rows.append(Placed(row, record.place, table.name, kind.question(row), group))
         except CellError as wrong:
@@ -105,6 +104,14 @@ def to_rows(table: Table, task: TaskConfig, mistakes: Mistakes) -> list[Placed]:
         told = "task %s: %d of %d rows are left out, as there is nothing in them (the first: %s)"
         logger.warning(told, task.name, len(empty), len(table.records), empty[0])
     return rows
+
+
+def _group_of(record: Record, task: TaskConfig) -> str:
+    """What the task's `group` makes of a record; an empty cell belongs to no other row."""
+    try:
+        return cell_text(record.values, task.group).strip() if task.group else ""
+    except EmptyCell:
+        return ""
 
 
 def _check_values(record: Record, needed: Sequence[str]) -> None:
