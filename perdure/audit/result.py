@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from perdure.audit.junit import junit_xml
-from perdure.audit.measure import Kind, Measure, explain
-from perdure.reports.format import from_outside
+from perdure.audit.measure import Kind, Measure
+from perdure.audit.terminal import WIDTH, closing, flips_list, table
 from perdure.scoring.intervals import (
     DRAWS,
     Array,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
-    from rich.table import Table
+    from rich.text import Text
 
 
 def judge(
@@ -188,67 +188,17 @@ class AuditResult:
         """Return JUnit XML, a test case a measure (`perdure.audit.junit`)."""
         return junit_xml(self, undecided=undecided)
 
-    def table(self) -> Table:
-        """Return the measures as a `rich` table."""
-        from rich.table import Table
+    def table(self, width: int = WIDTH) -> Text:
+        """Return the measures as a `rich` text of so many columns; print it with soft_wrap."""
+        return table(self, width)
 
-        title = f"{from_outside(self.tuned)} against {from_outside(self.base)}: {self.verdict}"
-        caption = (
-            f"change in brackets: each end errs with probability at most {self.alpha:g} / "
-            f"{max(self.judged, 1)}; any verdict wrong: at most {self.alpha:g}"
-        )
-        table = Table(title=title, caption=caption)
-        table.add_column("measure", overflow="fold")
-        for heading in ("items", "base", "tuned", "change", "allowed"):
-            table.add_column(heading, justify="right")
-        table.add_column("verdict")
-        table.add_column("why", overflow="fold")
-        for m in self.measures:
-            table.add_row(
-                from_outside(f"{m.name} ({m.metric})"),
-                str(m.items),
-                f"{m.base:.3f}",
-                f"{m.tuned:.3f}",
-                f"{_signed(m.change)} [{_signed(m.low)}, {_signed(m.high)}]",
-                "" if m.margin is None else _signed(-m.margin if m.higher_is_better else m.margin),
-                f"[{_COLOURS[m.verdict]}]{m.verdict or 'reported'}[/]",
-                explain(m),
-            )
-        for name in self.skipped:
-            table.add_row(
-                from_outside(name), "", "", "", "", "", "[dim]skipped[/]", "an earlier one is lost"
-            )
-        return table
+    def flips_table(self, width: int = WIDTH) -> Text:
+        """Return the items that flipped as a `rich` text."""
+        return flips_list(self.flips, width)
 
-    def flips_table(self, most: int = 20) -> Table:
-        """Return the items that flipped as a `rich` table, at most `most` of them."""
-        from rich.table import Table
-
-        shown = self.flips[:most]
-        rest = len(self.flips) - len(shown)
-        table = Table(title=f"{len(self.flips)} items flipped", caption=f"{rest} more in the JSON")
-        if not rest:
-            table.caption = None
-        for heading in ("task", "change", "prompt", "answer", "base", "tuned"):
-            table.add_column(heading, overflow="fold")
-        for flip in shown:
-            cells = (
-                flip["task"],
-                flip["change"],
-                flip["prompt"][-120:],
-                flip["answer"],
-                flip["base_prediction"],
-                flip["tuned_prediction"],
-            )
-            table.add_row(*(from_outside(str(cell)) for cell in cells))
-        return table
-
-
-_COLOURS = {"kept": "green", "lost": "bold red", "undecided": "yellow", None: "dim"}
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.4f}" if abs(value) < 0.01 else f"{value:+.3f}"
+    def closing(self, undecided: int = 3, *, flips_shown: bool = False) -> str:
+        """Return the last lines, which say the verdict and the exit code."""
+        return "\n".join(closing(self, undecided, flips_shown))
 
 
 def _finite(value: Any) -> Any:
