@@ -246,8 +246,8 @@ def larger_worse(rng: np.random.Generator, sizes: Array, drop: float) -> Array:
 
 def grouped(audits: int, out: Callable[[str], None]) -> list[tuple[str, float]]:
     """The promise for items that belong together, true drop = margin; the false rates above it."""
-    out(f"\nItems in groups, {GROUPED} items, true drop = margin = 0.05, false `kept` / `lost`, and "
-        "power:\n")  # fmt: skip
+    out(f"\nItems in groups, {GROUPED} items, true drop = margin = 0.05, false `kept` / `lost`, "
+        "and power:\n")  # fmt: skip
     out("| population | items a group | over groups | as if items were alone | `kept` if nothing "
         "is lost | `lost` at twice the margin |")  # fmt: skip
     out("|---|---|---|---|---|---|")
