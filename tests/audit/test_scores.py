@@ -359,3 +359,15 @@ def test_no_torch_is_imported_for_scores_in_files(tmp_path):
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     assert json.loads(found.stdout)["verdict"] == "kept"
+
+
+def test_the_guides_command(tmp_path, monkeypatch):
+    text = (Path(__file__).parents[2] / "docs" / "audit.md").read_text(encoding="utf-8")
+    (command,) = [part.split("```")[0].strip() for part in text.split("```sh\n")[1:]]
+    monkeypatch.chdir(tmp_path)
+    for name, right in (("base-scores", 1.0), ("tuned-scores", 0.0)):
+        lines(tmp_path / name / "samples_boolq.jsonl", [logged(i, right) for i in range(100)])
+    program, audit, *arguments = command.split()
+    assert (program, audit) == ("perdure", "audit")
+    assert invoke(*arguments).exit_code == 1
+    assert "boolq" in (tmp_path / "audit.xml").read_text()
