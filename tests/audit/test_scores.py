@@ -363,7 +363,8 @@ def test_no_torch_is_imported_for_scores_in_files(tmp_path):
 
 def test_the_guides_command(tmp_path, monkeypatch):
     text = (Path(__file__).parents[2] / "docs" / "audit.md").read_text(encoding="utf-8")
-    (command,) = [part.split("```")[0].strip() for part in text.split("```sh\n")[1:]]
+    blocks = [part.split("```")[0].strip() for part in text.split("```bash\n")[1:]]
+    (command,) = [block for block in blocks if "--scores" in block]
     monkeypatch.chdir(tmp_path)
     for name, right in (("base-scores", 1.0), ("tuned-scores", 0.0)):
         lines(tmp_path / name / "samples_boolq.jsonl", [logged(i, right) for i in range(100)])
