@@ -39,6 +39,31 @@ LIMITS = {"gt": "> ", "ge": ">= ", "lt": "< ", "le": "<= "}
 
 # --- recipes.md
 
+DATA_FILES = [
+    "## Values",
+    "YAML reads `007` as 7 and `1_000` as 1000. Where a text belongs, such as a label, a value "
+    "that would come out otherwise than it was written is refused, with the remedy to write it in "
+    "quotes. `true` is not taken for the number 1. Of one file and one kind of mistake ten are "
+    "listed; `perdure run RECIPE --all-mistakes` lists them all.",
+    "## Files",
+    "- **Encoding.** A text file is read as UTF-8, or as its byte order mark says. One that is not "
+    "UTF-8 is recognised, and a line tells as what, with a word to see whether it is right; "
+    "`encoding` of the task settles it. UTF-8 in which a few bytes are damaged is a mistake with "
+    "its line, not another encoding.",
+    "- **Delimiter.** Cells of .csv are separated by commas and of .tsv by tabs, if the header "
+    "then has the task's columns. Else a semicolon, tab, bar or comma is recognised by the header "
+    "and told; `delimiter` of the task settles it. A first line `sep=;` counts.",
+    "- **Empty rows.** A row with nothing in a cell that is needed is left out, whatever the "
+    "source, and how many were is told. It is a mistake if all are.",
+    "- **Rows that are there twice** stay, and how many there are is told: within a split, and "
+    "between two of them, by prompt (white space and case aside) and by the whole row.",
+    "- **Labels** are compared in Unicode NFC, with single blanks, and without signs that have no "
+    "width; the declared form counts, else the one that most training rows have. Case counts: a "
+    "label that differs only in case is named as such. `label_names` need not list what is a label "
+    "already. Labels that the model's tokenizer writes with the same tokens are a mistake.",
+    "- **Mistakes** are named by file and line, also a row that has too many tokens.",
+]
+
 
 def recipes() -> str:
     intro = [
@@ -51,6 +76,7 @@ def recipes() -> str:
         "key probably meant. Where no default is given, nothing is set.",
     ]
     options = [
+        *DATA_FILES,
         "## Options of the methods",
         "Under `method`, beside `name`. Also on the command line: `method.KEY=VALUE`.",
     ]

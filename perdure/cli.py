@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(rich_markup_mode=None)
 
+Every = Annotated[bool, typer.Option("--all-mistakes", help="List all mistakes, not ten a file.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
 
@@ -104,13 +105,14 @@ def run(
         bool,
         typer.Option("--check", help="Validate recipe and data, estimate time; load no weights."),
     ] = False,
+    all_mistakes: Every = False,
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Learn RECIPE's tasks in order; scores and checkpoints go to a new run directory."""
     from perdure.commands import learn
 
-    learn.run(recipe, overrides or [], out, check, as_json)
+    learn.run(recipe, overrides or [], out, check, as_json, all_mistakes)
 
 
 @app.command(

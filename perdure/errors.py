@@ -16,7 +16,27 @@ and what to write instead. The command line prints `str(error)` after "error: " 
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
+
+SHOWN = 10
+"""So many mistakes of one file are written out; of the rest only the number is."""
+_QUOTED = 80
+_LINE = 2_000
+"""No line of a message is longer: whatever is quoted in it, its beginning and end are seen."""
+
+
+def brief(text: object, most: int = _QUOTED) -> str:
+    """What was found in data or a recipe, fit to be quoted in a message.
+
+    A long text is cut, and signs that no screen shows as they are (escape sequences, line ends,
+    half characters) are written as Python writes them.
+    """
+    said = str(text)
+    cut = said[:most]
+    if not cut.isprintable():
+        cut = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+    return cut if len(said) <= most else f"{cut}... ({len(said):,} characters)"
 
 
 def printable(text: str) -> str:
@@ -43,17 +63,22 @@ class PerdureError(Exception):
     Args:
         what: what was wrong, one line, with the place in front (`file:line: key: ...`).
         remedy: what to do instead; printed indented under it.
+        source: the file it is about, and `kind`, what sort of mistake it is: a long list of
+            mistakes is cut short for each.
     """
 
     exit_code = 1
 
-    def __init__(self, what: str, remedy: str | Sequence[str] = ()) -> None:
-        self.what = what
+    def __init__(
+        self, what: str, remedy: str | Sequence[str] = (), source: str = "", kind: str = ""
+    ) -> None:
+        self.what, self.source, self.kind = what, source, kind
         self.remedy = (remedy,) if isinstance(remedy, str) else tuple(remedy)
         super().__init__(what)
 
     def __str__(self) -> str:
-        return printable("\n".join([self.what, *(f"  {line}" for line in self.remedy)]))
+        text = printable("\n".join([self.what, *(f"  {line}" for line in self.remedy)]))
+        return text if len(text) <= _LINE else "\n".join(map(_cut_line, text.split("\n")))
 
 
 class UsageError(PerdureError):
@@ -63,11 +88,19 @@ class UsageError(PerdureError):
 
 
 class RecipeError(UsageError):
-    """A recipe's mistakes, all of them, each as one `PerdureError` with its own line."""
+    """A recipe's mistakes, all of them, each as one `PerdureError` with its own line.
 
-    def __init__(self, mistakes: Sequence[PerdureError]) -> None:
+    Args: most: so many of one file are written out; None writes out all.
+    """
+
+    def __init__(self, mistakes: Sequence[PerdureError], most: int | None = SHOWN) -> None:
         self.mistakes = tuple(mistakes)
-        super().__init__("\n".join(str(m) for m in mistakes), "nothing was loaded or written")
+        text = "\n".join(map(str, _shortened(self.mistakes, most)))
+        super().__init__(text, "nothing was loaded or written")
+
+    def whole(self) -> RecipeError:
+        """The same error with every mistake written out."""
+        return RecipeError(self.mistakes, None)
 
 
 class DataError(UsageError):
@@ -88,3 +121,28 @@ class TrainingError(PerdureError):
     """Training stopped: a loss that is not finite, a full disk. What was saved stays."""
 
     exit_code = 5
+
+
+def _cut_line(line: str) -> str:
+    if len(line) <= _LINE:
+        return line
+    return f"{line[: _LINE // 2]} ... ({len(line):,} characters) ... {line[-_LINE // 4 :]}"
+
+
+def _shortened(mistakes: Sequence[PerdureError], most: int | None) -> list[PerdureError]:
+    """The first `most` mistakes of each file and kind, and how many more there are."""
+    if most is None:
+        return list(mistakes)
+    total = Counter((mistake.source, mistake.kind) for mistake in mistakes)
+    seen: Counter[tuple[str, str]] = Counter()
+    shown: list[PerdureError] = []
+    for mistake in mistakes:
+        group = (mistake.source, mistake.kind)
+        if seen[group] < most:
+            shown.append(mistake)
+        elif seen[group] == most:
+            like = " like these" if mistake.kind else ""
+            what = f"{mistake.source or 'here'}: and {total[group] - most:,} more mistakes{like}"
+            shown.append(PerdureError(what, "to list them all: perdure run RECIPE --all-mistakes"))
+        seen[group] += 1
+    return shown

@@ -145,7 +145,7 @@ def _fill(run: Run, draft: Path, learned: int, facts: Mapping[str, Any]) -> None
     """Copy what an extension goes on from; large files that never change are linked."""
     environment = json.loads((draft / "environment.json").read_text("utf-8"))
     known = run.environment()
-    kept = {k: known[k] for k in ("precision", "general_text", "started_text") if k in known}
+    kept = {k: known[k] for k in ("precision", "general_text", "template_date") if k in known}
     write_atomic(draft / "environment.json", json.dumps({**environment, **kept, **facts}, indent=2))
     for name in ("scores.jsonl", "log.jsonl", "facts.jsonl"):
         if (run.path / name).exists():

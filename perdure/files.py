@@ -5,10 +5,21 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+
+def numbered(folder: Path, prefix: str, suffix: str = "") -> list[tuple[int, Path]]:
+    """What in `folder` is called `prefix`, a number as we write it, and `suffix`; by number.
+
+    Copies that people make beside ("task-1-copy2", "task-01", "task-1.bak") are none of them.
+    """
+    called = re.compile(f"{re.escape(prefix)}(0|[1-9][0-9]*){re.escape(suffix)}")
+    found = ((called.fullmatch(p.name), p) for p in folder.glob(f"{prefix}*"))
+    return sorted((int(match[1]), p) for match, p in found if match)
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -38,11 +49,14 @@ def append_line(path: Path, line: Mapping[str, Any], sync: bool = True) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a JSON Lines file of ours; lines torn by a crash are skipped."""
+    """Read a JSON Lines file of ours; lines torn by a crash are skipped.
+
+    Lines end at a line feed and nowhere else: texts hold U+2028, U+2029 and U+0085 as they are.
+    """
     if not path.exists():
         return []
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").split("\n"):
         try:
             found.append(json.loads(line))
         except ValueError:

@@ -45,7 +45,7 @@ def learn(
     from perdure import learners
     from perdure.learners.listener import Folders
 
-    ready = prepared or prepare(recipe, stream=stream or run_stream(run))
+    ready = prepared or prepare(recipe, stream=stream or run_stream(run), today=run.today)
     record = Recorder(run, display or NullDisplay())
     with trusting(recipe.trust_remote_code), run.lock(), record:
         run.verify()
@@ -53,6 +53,7 @@ def learn(
         keep(run, ready.stream)
         # Measured once: a resumed run must compute as it began.
         precision = run.decide("precision", lambda: ready.precision)
+        run.decide("template_date", lambda: ready.template_date)
         learner = learners.build(
             recipe,
             ready.stream,

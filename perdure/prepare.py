@@ -23,6 +23,8 @@ from perdure.recipe.mistakes import Mistake
 from perdure.recipe.schema import MethodSpec, Recipe
 
 if TYPE_CHECKING:
+    from datetime import date
+
     from perdure.models.chat import Encoder
     from perdure.models.inspect import ModelFacts
     from perdure.protocol.method import Method
@@ -151,6 +153,12 @@ class Prepared:
 
         return models.choose_precision(self.recipe.train.precision)
 
+    @property
+    def template_date(self) -> str:
+        """The day whose date chat templates write: YYYY-MM-DD; "" where there is no template."""
+        today = getattr(self.encoder, "today", None)
+        return "" if today is None else str(today.isoformat())
+
     def lengths(self, task: str, split: str) -> list[int]:
         """Tokens of each row of a task's split."""
         return [] if self.encoder is None else self.encoder.lengths((task, split))
@@ -162,6 +170,7 @@ def prepare(
     stream: TaskStream | None = None,
     display: Any = None,
     training: bool = True,
+    today: date | None = None,
 ) -> Prepared:
     """Read, check and tokenize all that a run needs before weights are loaded.
 
@@ -170,6 +179,7 @@ def prepare(
         display: told what is being done; None is silent.
         training: False prepares to score a trained model, which brings its tokenizer along: no
             methods are made and no rows tokenized.
+        today: the day whose date a chat template writes; None is that of now.
 
     Raises:
         RecipeError: mistakes in the data, or rows too long for the limit or the model.
@@ -180,10 +190,12 @@ def prepare(
             `recipe.trust_remote_code` is false.
     """
     with trusting(recipe.trust_remote_code):
-        return _prepare(recipe, stream, display, training)
+        return _prepare(recipe, stream, display, training, today)
 
 
-def _prepare(recipe: Recipe, stream: TaskStream | None, display: Any, training: bool) -> Prepared:
+def _prepare(
+    recipe: Recipe, stream: TaskStream | None, display: Any, training: bool, today: date | None
+) -> Prepared:
     from perdure import models
     from perdure.engine.batching import split_batch
     from perdure.engine.rows import encode_stream
@@ -203,6 +215,8 @@ def _prepare(recipe: Recipe, stream: TaskStream | None, display: Any, training: 
     if name:
         facts = models.inspect_base(recipe.model)
         encoder = getattr(importlib.import_module(module), name)(recipe)
+        if today is not None and hasattr(encoder, "pin"):
+            encoder.pin(today)
         count = sum(len(task.train) + len(task.validation) + len(task.test) for task in stream)
         tell(f"{recipe.name}: checking {count:,} rows of {len(stream)} tasks")
         encode_stream(stream, encoder, facts.context_length or None)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure.errors import RunError
-from perdure.files import sync_folder, write_atomic
+from perdure.files import numbered, sync_folder, write_atomic
 
 MANIFEST = "manifest.json"
 CHUNK = 1 << 20
@@ -94,8 +94,7 @@ def verify(folder: Path, remedy: str) -> None:
 
 def newest_sealed(folder: Path) -> Path | None:
     """The newest sealed `checkpoint-N` folder under `folder`, or None."""
-    found = [p for p in folder.glob("checkpoint-*") if p.name[11:].isdigit()]
-    sealed = [p for p in sorted(found, key=lambda p: int(p.name[11:])) if is_sealed(p)]
+    sealed = [p for _, p in numbered(folder, "checkpoint-") if is_sealed(p)]
     return sealed[-1] if sealed else None
 
 

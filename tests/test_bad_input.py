@@ -173,18 +173,67 @@ def test_label_outside_the_declared_set(shop: Path) -> None:
 
 
 def test_zero_length_answers(shop: Path) -> None:
-    change("colour-train.jsonl", 2, '{"text": "x", "label": ""}')
-    assert refused() == (
-        'error: colour-train.jsonl:2: "label" is empty\n'
-        "  fill it in, or take the row out\n"
+    for name in ("train", "validation", "test"):
+        file = Path(f"colour-{name}.jsonl")
+        records = map(json.loads, file.read_text().splitlines())
+        file.write_text("".join(json.dumps({**r, "label": ""}) + "\n" for r in records))
+    assert (
+        refused()
+        == "error: "
+        + "".join(
+            f'colour-{name}.jsonl:1: "label" is empty\n'
+            "  so it is in each row: name another column, or split\n"
+            for name in ("train", "validation", "test")
+        )
+        + "  nothing was loaded or written\n"
+    )
+
+
+def test_a_mistake_in_a_file_that_is_called_as_a_section_is(shop: Path) -> None:
+    Path("train.jsonl").write_text("nonsense\n")
+    assert refused("stream.tasks.colour.train=train.jsonl") == (
+        "error: train.jsonl:1: broken JSON: Expecting value (column 1)\n"
+        "  each line is one JSON object\n"
         "  nothing was loaded or written\n"
     )
+
+
+def test_every_mistake_is_listed_where_that_is_asked_for(shop: Path) -> None:
+    Path("colour-train.jsonl").write_text("nonsense\n" * 26)
+    told = refused()
+    assert told.count("broken JSON") == 10
+    assert told.endswith(
+        "colour-train.jsonl: and 16 more mistakes\n"
+        "  to list them all: perdure run RECIPE --all-mistakes\n"
+        "  nothing was loaded or written\n"
+    )
+    every = refused("--all-mistakes")
+    assert every.count("broken JSON") == 26
+    assert "more mistakes" not in every
+
+
+def test_labels_that_the_tokenizer_cannot_tell_apart(
+    shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a word-level tokenizer with <unk> does for words that it does not know."""
+    from perdure.models.chat import Encoder
+
+    tokens = Encoder.answer_ids
+    unknown = {"red": "unk", "blue": "unk"}
+    monkeypatch.setattr(Encoder, "answer_ids", lambda self, a: tokens(self, unknown.get(a, a)))
+    message = refused()
+    assert message.startswith(
+        'error: task colour: labels "blue" and "red" are the same tokens in the '
+        "model's tokenizer: "
+    )
+    assert "\n  give them other names by label_names, or take another model\n" in message
+    assert "task count" not in message
 
 
 def test_prompt_longer_than_the_limit(shop: Path) -> None:
     change("colour-train.jsonl", 4, json.dumps({"text": "word " * 300, "label": "red"}))
     assert refused("train.max_length=128") == (
-        "error: task colour: train row 4: row starting 'word word word word word word word word ': "
+        "error: colour-train.jsonl:4: row starting 'word word word word word word word word ': "
         "616 tokens, the limit is 128\n"
         "  shorten the row, raise train.max_length, or set model.max_prompt_length\n"
         "  nothing was loaded or written\n"
@@ -194,7 +243,7 @@ def test_prompt_longer_than_the_limit(shop: Path) -> None:
 def test_prompt_longer_than_the_models_context(shop: Path) -> None:
     change("colour-train.jsonl", 4, json.dumps({"text": "word " * 700, "label": "red"}))
     assert refused("train.max_length=4096") == (
-        "error: task colour: train row 4: 1416 tokens, the model's context is 512\n"
+        "error: colour-train.jsonl:4: 1416 tokens, the model's context is 512\n"
         "  shorten the row, or take a model with a longer context\n"
         "  nothing was loaded or written\n"
     )

@@ -21,6 +21,7 @@ import torch
 from perdure.audit.measure import Measure
 from perdure.audit.measuring import Pair, Progress, measured
 from perdure.audit.measuring import Sizes as Sizes
+from perdure.audit.measuring import one_of as one_of
 from perdure.audit.plan import MEASURES, Margins, check_alpha, general_texts, plan_measures
 from perdure.audit.result import AuditResult, judge
 from perdure.consent import by_argument
@@ -91,13 +92,9 @@ def audit(
         raise UsageError(f"audit: --noise-floor {noise_floor}: must be 0 or more")
     plan = plan_measures(measures, tasks, texts, max_kl)
     names = (name_of(base), name_of(tuned))
-    reading = reading_of(tuned, chat_template)
-    pair = Pair(
-        *load_model(base, precision, device),
-        *load_model(tuned, precision, device),
-        reading,
-        sizes or Sizes(),
-    )
+    ours, theirs = (load_model(model, precision, device) for model in (base, tuned))
+    reading = reading_of(tuned, theirs[1], chat_template)
+    pair = Pair(*ours, *theirs, reading, sizes or Sizes())
     share = shared_alpha(alpha, plan.judged)
     identical = same_weights(pair.base, pair.tuned)
     found: list[Measure] = []
@@ -160,10 +157,15 @@ def load_model(model: Model, precision: str, device: torch.device | str | None) 
     return (loaded if device is None else loaded.to(device)), tokenizer
 
 
-def reading_of(tuned: Model, chat_template: str | None) -> dict[str, Any]:
-    """Options of `Encoder`: how the rows that Perdure trained the model on were read.
+def reading_of(tuned: Model, tokenizer: Any, chat_template: str | None) -> dict[str, Any]:
+    """Options of `Encoder` for both models: how the tuned one's rows were read in training.
 
-    Args: chat_template: None is "none" if that was plain text, else "auto".
+    Both get one template, whatever each brings along; otherwise a change of the prompt would look
+    like one of the model.
+
+    Args:
+        tokenizer: of the tuned model.
+        chat_template: None and "auto" are that model's own, "none" is plain text, else a path.
     """
     found: dict[str, Any] = {"chat_template": "auto"}
     if not isinstance(tuned, tuple):
@@ -173,7 +175,10 @@ def reading_of(tuned: Model, chat_template: str | None) -> dict[str, Any]:
         folder = resolve_saved(Path(tuned).expanduser())
         config = saved_base(folder) if folder is not None else None
         found = reading(config) if config is not None else found
-    return found | ({"chat_template": chat_template} if chat_template else {})
+    found |= {"chat_template": chat_template} if chat_template else {}
+    if found["chat_template"] == "auto":
+        found["chat_template"] = tokenizer.chat_template or "none"
+    return found
 
 
 def name_of(model: Model) -> str:

@@ -72,11 +72,12 @@ class Pair:
         sizes: Sizes,
     ) -> None:
         self.base, self.tuned, self.sizes = base, tuned, sizes
-        self.base_encoder = Encoder(base_tokenizer, **reading)
+        self.base_tokenizer = base_tokenizer
+        self.base_encoder = Encoder(one_of(base_tokenizer, tuned_tokenizer), **reading)
         self.tuned_encoder = Encoder(tuned_tokenizer, **reading)
 
     def check_vocabularies(self) -> None:
-        ours = self.base_encoder.tokenizer.get_vocab()
+        ours = self.base_tokenizer.get_vocab()
         theirs = self.tuned_encoder.tokenizer.get_vocab()
         strange = sorted(token for token, at in ours.items() if theirs.get(token) != at)
         if strange:
@@ -282,6 +283,12 @@ def _unique(task: Task, most: int | None) -> tuple[Task, int]:
     """The task with each test row once: a row counted twice would look like twice the evidence."""
     rows = each_once(task.test)
     return replace(task, test=rows[:most]), len(task.test) - len(rows)
+
+
+def one_of(base_tokenizer: Any, tuned_tokenizer: Any) -> Any:
+    """The tokenizer that reads rows for the base: the tuned model's, where they agree on tokens."""
+    same = base_tokenizer.get_vocab() == tuned_tokenizer.get_vocab()
+    return tuned_tokenizer if same else base_tokenizer
 
 
 def _told(progress: Progress, what: str) -> Callable[[int, int], None]:

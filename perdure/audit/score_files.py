@@ -21,9 +21,8 @@ from typing import Any
 
 from perdure.errors import DataError
 from perdure.recipe.mistakes import near
+from perdure.scoring.lm_eval import METRICS
 
-PREFERRED = ("acc_norm", "acc", "exact_match")
-"""lm-eval: the first of these that a task has, as `general.tasks` of a recipe; else its first."""
 _SAMPLES = re.compile(r"samples_(.+?)(_\d{4}-\d\d-\d\dT[\d.:-]+)?\.jsonl")
 _HARNESS = ("doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics",
             "doc_hash", "prompt_hash", "target_hash")  # fmt: skip
@@ -248,7 +247,7 @@ def _harness_metric(
     metric, comma, how = (wanted.metric or "").partition(",")
     if not metric:
         numbers = [k for k in known if isinstance(first.get(k), int | float)]
-        metric = next((k for k in (*PREFERRED, *numbers) if k in numbers), "")
+        metric = next((k for k in (*METRICS, *numbers) if k in numbers), "")
     if metric not in known:
         what = f"no metric {metric!r}" if metric else "no metric that is a number an item"
         raise DataError(f"{place}: {what}", f"--metric, one of: {', '.join(map(str, known))}")

@@ -77,7 +77,7 @@ def _score(
     else:
         folder = run.checkpoint(after)
         if folder is None:
-            kept = [p.name[5:] for p in sorted((run.path / "checkpoints").glob("task-*[0-9]"))]
+            kept = run.checkpoints()
             raise RunError(
                 f"{run.path}: has no model after {after} tasks",
                 f"it has: 0 (the base){''.join(f', {k}' for k in kept)}",
@@ -89,6 +89,8 @@ def _score(
     if torch.cuda.is_available():
         model.to(state.device)
     encoder = recipe_encoder(tokenizer, recipe)
+    if run.today is not None:
+        encoder.pin(run.today)
     found = []
     for task in ready.stream:
         started = time.monotonic()

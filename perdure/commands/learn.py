@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perdure.errors import RunError, UsageError, printable
+from perdure.errors import RecipeError, RunError, UsageError, printable
 from perdure.prepare import load_recipe
 from perdure.recipe.schema import Recipe
 from perdure.reports.output import emit, first_process, summary, working
@@ -18,8 +18,24 @@ if TYPE_CHECKING:
     from perdure.plan import Plan
 
 
-def run(path: Path, overrides: Sequence[str], out: Path | None, check: bool, as_json: bool) -> None:
+def run(
+    path: Path,
+    overrides: Sequence[str],
+    out: Path | None,
+    check: bool,
+    as_json: bool,
+    all_mistakes: bool = False,
+) -> None:
     """Learn a recipe's tasks; all that can be wrong is looked for before weights are loaded."""
+    try:
+        _run(path, overrides, out, check, as_json)
+    except RecipeError as error:
+        raise error.whole() if all_mistakes else error from error
+
+
+def _run(
+    path: Path, overrides: Sequence[str], out: Path | None, check: bool, as_json: bool
+) -> None:
     from perdure.plan import plan
     from perdure.prepare import prepare
     from perdure.reports import make_display
@@ -64,6 +80,8 @@ def _placed(recipe: Recipe) -> Iterator[None]:
     """Put file and line before a message that begins with a recipe's key."""
     try:
         yield
+    except RecipeError:  # each of its mistakes has its place already
+        raise
     except UsageError as error:
         key, colon, rest = error.what.partition(": ")
         if not colon or key.partition(".")[0] not in Recipe.model_fields or " " in key:

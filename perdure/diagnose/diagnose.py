@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import torch
 
-from perdure.audit.audit import Model, load_model, name_of, reading_of
+from perdure.audit.audit import Model, load_model, name_of, one_of, reading_of
 from perdure.consent import by_argument
 from perdure.diagnose.case import Case
 from perdure.diagnose.measurements import Measured, Progress, Sizes
@@ -71,16 +71,14 @@ def diagnose(
     started = time.perf_counter()
     tasks, sizes = tuple(stream), sizes or Sizes()
     _check(tasks, max_drop, alpha, sizes)
-    reading = reading_of(tuned, chat_template)
+    first, second = (load_model(model, "fp32", device) for model in (base, tuned))
+    reading = reading_of(tuned, second[1], chat_template)
     ours, theirs = (
-        Measured(
-            *load_model(model, "fp32", device),
-            **reading,
-            sizes=sizes,
-            side=side,
-            on_progress=on_progress,
+        Measured(model, tokenizer, **reading, sizes=sizes, side=side, on_progress=on_progress)
+        for side, model, tokenizer in (
+            ("base", first[0], one_of(first[1], second[1])),
+            ("tuned", second[0], second[1]),
         )
-        for side, model in (("base", base), ("tuned", tuned))
     )
     found = []
     for task in tasks:

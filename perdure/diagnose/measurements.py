@@ -6,7 +6,7 @@ models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -64,12 +64,14 @@ class Measured:
         tokenizer: Any,
         chat_template: str = "auto",
         max_prompt_length: int | None = None,
+        variables: Mapping[str, Any] | None = None,
         sizes: Sizes | None = None,
         side: str = "",
         on_progress: Progress | None = None,
     ) -> None:
-        self.model, self._whole = model, Encoder(tokenizer, chat_template)
-        self.encoder = Encoder(tokenizer, chat_template, max_prompt_length=max_prompt_length)
+        self._whole = Encoder(tokenizer, chat_template, variables=variables)
+        self.encoder = Encoder(tokenizer, chat_template, None, max_prompt_length, variables)
+        self.model = model
         self.sizes, self.side = sizes or Sizes(), side
         self._progress = on_progress
         self._kept: dict[tuple[str, str], Any] = {}

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from perdure.errors import TrainingError
+from perdure.files import numbered
 from perdure.models.weights import is_sharded
 from perdure.seals import Sealer, seal, unseal
 
@@ -132,8 +133,7 @@ def rotate(folder: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints; each is unsealed before it goes."""
     import shutil
 
-    found = [p for p in folder.glob("checkpoint-*") if p.name[11:].isdigit()]
-    for old in sorted(found, key=lambda p: int(p.name[11:]))[:-keep]:
+    for _, old in numbered(folder, "checkpoint-")[:-keep]:
         unseal(old)
         shutil.rmtree(old)
 

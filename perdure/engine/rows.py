@@ -6,11 +6,11 @@ import logging
 
 from perdure.errors import DataError, PerdureError, RecipeError
 from perdure.models.chat import IGNORE, Encoder
-from perdure.streams.task import TaskStream
+from perdure.streams.labels import same_tokens
+from perdure.streams.task import TaskStream, place_of
 
 logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
-_SHOWN = 10
 
 
 def encode_stream(stream: TaskStream, encoder: Encoder, context_length: int | None) -> None:
@@ -19,11 +19,12 @@ def encode_stream(stream: TaskStream, encoder: Encoder, context_length: int | No
     How many prompts lose their middle is told as a warning.
 
     Raises:
-        RecipeError: rows longer than `train.max_length` or than the model's context; up to ten
-            are named.
+        RecipeError: rows longer than `train.max_length` or than the model's context, each with its
+            file and line; or labels that the tokenizer cannot tell apart.
     """
     mistakes: list[PerdureError] = []
     for task in stream:
+        mistakes += same_tokens(task.name, task.labels, encoder.answer_ids)
         for split in SPLITS:
             rows, cut = getattr(task, split), 0
             kept = []
@@ -41,9 +42,17 @@ def encode_stream(stream: TaskStream, encoder: Encoder, context_length: int | No
                         )
                     kept.append((row, encoded))
                 except DataError as error:
-                    what = f"task {task.name}: {split} row {number}: {error.what}"
-                    mistakes.append(DataError(what, error.remedy))
+                    place = place_of(row) or f"task {task.name}: {split} row {number}"
+                    source = place.rpartition(":")[0]
+                    mistakes.append(DataError(f"{place}: {error.what}", error.remedy, source))
             encoder.remember((task.name, split), kept)
+            special = [found for row, _ in kept if (found := encoder.special_in(row))]
+            if special:
+                logger.warning(
+                    "task %s: %d of %d %s rows hold special tokens in their own text (the first: "
+                    "%s), which the model reads as such: a turn may end there",
+                    task.name, len(special), len(rows), split, special[0],
+                )  # fmt: skip
             if cut:
                 logger.warning(
                     "task %s: %d of %d %s rows have a prompt of more than %s tokens: its middle "
@@ -51,7 +60,4 @@ def encode_stream(stream: TaskStream, encoder: Encoder, context_length: int | No
                     task.name, cut, len(rows), split, encoder.max_prompt_length,
                 )  # fmt: skip
     if mistakes:
-        shown = mistakes[:_SHOWN]
-        if len(mistakes) > _SHOWN:
-            shown.append(DataError(f"... and {len(mistakes) - _SHOWN} more rows"))
-        raise RecipeError(shown)
+        raise RecipeError(mistakes)

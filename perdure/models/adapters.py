@@ -129,6 +129,7 @@ def reading(config: ModelConfig) -> dict[str, Any]:
     return {
         "chat_template": "none" if config.chat_template == "none" else "auto",
         "max_prompt_length": config.max_prompt_length,
+        "variables": config.chat_template_kwargs,
     }
 
 

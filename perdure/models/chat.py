@@ -8,14 +8,16 @@ forward pass among answers and sees exactly the tokens that training saw.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Hashable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perdure.errors import DataError, ModelError
-from perdure.models.limits import limited
+from perdure.errors import DataError
+from perdure.models.templates import ChatTemplate
 from perdure.recipe.schema import Recipe
 from perdure.streams.task import Row
 
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 IGNORE = -100  # the label that cross entropy skips, transformers' convention
-_SENTINEL = "PerdureAnswerGoesHere"
 
 
 class Encoder:
@@ -32,9 +33,10 @@ class Encoder:
     Args:
         tokenizer: a `transformers` tokenizer.
         chat_template: "auto" uses the tokenizer's own template where it has one, "none" writes
-            plain text, anything else is a path to a Jinja template.
+            plain text, anything else is a Jinja template or the path of one.
         max_length: tokens of prompt and answer together; `None` is unbounded.
         max_prompt_length: tokens of a prompt; a longer one loses its middle. `None` is unbounded.
+        variables: of the template, such as `enable_thinking`.
     """
 
     def __init__(
@@ -43,16 +45,24 @@ class Encoder:
         chat_template: str = "auto",
         max_length: int | None = None,
         max_prompt_length: int | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
         self.max_prompt_length = max_prompt_length
         self.template: str | None = None
         if chat_template == "auto":
             self.template = tokenizer.chat_template
+        elif "{{" in chat_template or "{%" in chat_template:
+            self.template = chat_template
         elif chat_template != "none":
             self.template = Path(chat_template).read_text(encoding="utf-8")
-        self.end = self._end_of_answer()
+        self._chat: ChatTemplate | None = None
+        if self.template is not None:
+            self._chat = ChatTemplate(tokenizer, self.template, variables)
         self._bos = self._leading_bos()
+        self._header: tuple[str, list[int]] | None = None
+        tokens = [re.escape(str(t)) for t in tokenizer.all_special_tokens if str(t).strip()]
+        self._specials = re.compile("|".join(tokens)) if tokens else None
         self._new: dict[Hashable, dict[str, Any]] = {}  # a split's columns, before they are Arrow
         self._kept: dict[Hashable, Dataset] = {}
         self._lengths: dict[Hashable, list[int]] = {}
@@ -99,9 +109,24 @@ class Encoder:
 
     def prompt_text(self, row: Row) -> str:
         """The text before the answer, rendered by the template up to the assistant's turn."""
-        if self.template is None:
+        if self._chat is None:
             return "\n".join(turn["content"] for turn in row["prompt"]) + "\n"
-        return self._render(row["prompt"], add_generation_prompt=True)
+        return self._chat.prompt(row["prompt"])
+
+    @property
+    def end(self) -> str:
+        """The text that ends an answer."""
+        return self._chat.known.end if self._chat else self.tokenizer.eos_token or ""
+
+    def pin(self, today: date) -> None:
+        """Have templates that write the date write this one."""
+        if self._chat is not None:
+            self._chat.pin(today)
+
+    @property
+    def today(self) -> date | None:
+        """The day whose date templates write; None without a template."""
+        return self._chat.today if self._chat else None
 
     def prompt_ids(self, row: Row) -> list[int]:
         """Token ids of all before the answer.
@@ -126,8 +151,31 @@ class Encoder:
         return ids if self.template is not None else self._bos + ids
 
     def answer_ids(self, answer: str) -> list[int]:
-        """Token ids of an answer and the token that ends the turn."""
-        return self._ids(answer + self.end)
+        """Token ids of an answer and what ends the turn, as they are behind a prompt.
+
+        A server's prompt is tokenized apart from what the model writes, and so is an answer here;
+        only blanks that the template puts before it are joined to its first word.
+        """
+        if self._chat is None:
+            return self._ids(answer + self.end)
+        written, header = self._chat.answer(answer), self._chat.known.header
+        head = self._header_ids(header)
+        both = self._ids(header + written)
+        if head and both[: len(head)] == head:  # sentencepiece marks the beginning of a text
+            return both[len(head) :]
+        return self._ids(written)
+
+    def _header_ids(self, header: str) -> list[int]:
+        if self._header is None or self._header[0] != header:
+            self._header = (header, self._ids(header))
+        return self._header[1]
+
+    def special_in(self, row: Row) -> str | None:
+        """The first special token that a row's own texts hold, which is read as such."""
+        for text in [*(str(turn["content"]) for turn in row["prompt"]), str(row["answer"])]:
+            if self._specials and (found := self._specials.search(text)):
+                return found[0]
+        return None
 
     def encode(self, row: Row) -> dict[str, Any]:
         """Encode one row; a row that is encoded already comes back as it is.
@@ -157,43 +205,6 @@ class Encoder:
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _render(self, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
-        turns = [dict(turn) for turn in messages]
-        try:
-            text = self._apply(turns, **options)
-        except ModelError:
-            raise
-        except Exception:  # templates raise their own errors, e.g. "System role not supported"
-            text = ""
-        if turns[0]["role"] == "system" and turns[0]["content"] not in text and len(turns) > 1:
-            folded = {
-                "role": turns[1]["role"],
-                "content": f"{turns[0]['content']}\n{turns[1]['content']}",
-            }
-            return self._apply([folded, *turns[2:]], **options)
-        return text or self._apply(turns, **options)
-
-    def _apply(self, turns: list[dict[str, str]], **options: Any) -> str:
-        def render() -> str:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    turns, tokenize=False, chat_template=self.template, **options
-                )
-            )
-
-        return limited(render, "the model's chat template")
-
-    def _end_of_answer(self) -> str:
-        eos = self.tokenizer.eos_token or ""
-        if self.template is None:
-            return eos
-        turns = [
-            {"role": "user", "content": "?"},
-            {"role": "assistant", "content": _SENTINEL},
-        ]
-        # Templates put white space after the end-of-turn token; the model stops before it.
-        return self._render(turns).split(_SENTINEL)[-1].rstrip() or eos
-
     def _leading_bos(self) -> list[int]:
         bos = self.tokenizer.bos_token_id
         ids = self.tokenizer("a")["input_ids"]
@@ -216,4 +227,5 @@ def base_encoder(recipe: Recipe) -> Encoder:
 def recipe_encoder(tokenizer: Any, recipe: Recipe) -> Encoder:
     """The encoder of a recipe's rows."""
     model, longest = recipe.model, recipe.train.max_length
-    return Encoder(tokenizer, model.chat_template, longest, model.max_prompt_length)
+    kwargs = model.chat_template_kwargs
+    return Encoder(tokenizer, model.chat_template, longest, model.max_prompt_length, kwargs)

@@ -202,7 +202,9 @@ def load_saved(
             here = here.model_copy(
                 update={
                     "attention": base.attention,
-                    **reading(base),
+                    "chat_template": reading(base)["chat_template"],
+                    "chat_template_kwargs": base.chat_template_kwargs,
+                    "max_prompt_length": base.max_prompt_length,
                 }
             )
         return load_base(here, precision=precision)

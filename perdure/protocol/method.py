@@ -29,12 +29,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import ConfigDict, model_validator
 
 from perdure.errors import UsageError
 from perdure.protocol.step import Phase
 from perdure.recipe.mistakes import Mistake
-from perdure.recipe.section import mistakes_error
+from perdure.recipe.section import NumbersAreNumbers, mistakes_error
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from perdure.protocol.context import Context
 
 
-class MethodConfig(BaseModel):
+class MethodConfig(NumbersAreNumbers):
     """Base of each method's `Config`: typed, frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

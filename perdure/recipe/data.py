@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
+from perdure.errors import brief
 from perdure.recipe.columns import check_cell
 from perdure.recipe.mistakes import Mistake, near
 from perdure.recipe.section import Section
@@ -103,9 +104,7 @@ class TaskConfig(Section):
     format: str = Field(
         "prompt", description="prompt: prompt and answer; chat: messages; labels: text and label"
     )
-    dataset: str | None = Field(
-        None, description="a hub data set: splits are its own, rows with an empty cell left out"
-    )
+    dataset: str | None = Field(None, description="a hub data set: splits are its own")
     subset: str | None = Field(None, description="configuration of the hub data set")
     train: str = Field(description="file to learn from (.jsonl .csv .tsv .parquet), or a split")
     validation: str | None = Field(None, description="file or split that methods may look at")
@@ -117,10 +116,18 @@ class TaskConfig(Section):
     group: str | None = Field(
         None, description="column whose value rows share that belong together, as of one text"
     )
+    delimiter: str | None = Field(
+        None, description="what separates cells (tab: a tab); else recognised by the header"
+    )
+    encoding: str | None = Field(
+        None, description="of text files, such as cp1252; else UTF-8, or recognised"
+    )
     instruction: str | None = Field(None, description="what to do, put before each text")
     labels: list[str] | None = Field(None, description="all allowed answers")
     label_names: dict[str, str] | None = Field(
-        None, description="value in the data, or number of a hub data set's class: answer"
+        None,
+        description="value in the data, or number of a hub data set's class: answer; what "
+        "is a label already need not be listed",
     )
     metric: str | None = Field(None, description="how answers are scored")
     max_new_tokens: int = Field(32, gt=0, description="longest answer that is generated")
@@ -133,6 +140,11 @@ class TaskConfig(Section):
     test_share: float = Field(
         0.2, gt=0, lt=1, description="share of train set aside where there is no test"
     )
+    train_on: Literal["last", "all"] = Field(
+        "last",
+        description="turns of the assistant in a conversation that are learned; all: each of them "
+        "after what came before it; the last alone is scored",
+    )
     _places: Callable[[str], str] | None = PrivateAttr(None)
 
     def place(self, key: str = "") -> str:
@@ -143,7 +155,34 @@ class TaskConfig(Section):
         """The data's name for one of our columns, or a text with names in braces."""
         return self.columns.get(ours, ours)
 
+    @property
+    def separator(self) -> str | None:
+        """The sign that `delimiter` names."""
+        tab = self.delimiter in ("tab", "\\t")
+        return "\t" if tab else self.delimiter
+
+    def _file_keys(self) -> Iterator[Mistake]:
+        """What is wrong with `delimiter` and `encoding`."""
+        sign = self.separator
+        if sign is not None and (len(sign) != 1 or sign in '"\r\n'):
+            what = f"{brief(sign)!r} is no single sign that can separate cells"
+            yield Mistake(("delimiter",), what, "write one of , ; | or tab")
+        if self.encoding is not None:
+            try:
+                "".encode(self.encoding)
+            except (LookupError, ValueError):  # no codec, or one that is not of text
+                what = f'"{brief(self.encoding)}" is no encoding of text that Python knows'
+                hint = near(self.encoding, ("utf-8", "utf-16", "latin-1", "cp1252", "shift_jis"))
+                yield Mistake(("encoding",), what, hint or "for example utf-8, utf-16 or cp1252")
+        read = [getattr(self, split) for split in SPLITS if getattr(self, split) is not None]
+        kinds = set() if self.dataset is not None else {Path(p).suffix.lower() for p in read}
+        for key, of in (("delimiter", {".csv", ".tsv"}), ("encoding", {".csv", ".tsv", ".jsonl"})):
+            if getattr(self, key) is not None and not kinds & of:
+                what = f"has no effect: it is of files ending in {', '.join(sorted(of))}"
+                yield Mistake((key,), what, "leave it out")
+
     def mistakes(self) -> Iterator[Mistake]:
+        yield from self._file_keys()
         if self.dataset is None:
             for split in SPLITS:
                 path = getattr(self, split)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from perdure.consent import given, trusting
-from perdure.errors import RecipeError
+from perdure.errors import RecipeError, brief
 from perdure.recipe.data import FILE_ENDINGS, SPLITS, is_task_file, located
-from perdure.recipe.mistakes import Key, Mistake, near
+from perdure.recipe.mistakes import QUOTE, Key, Mistake, is_text, near, show
 from perdure.recipe.packaged import packaged_model
 from perdure.recipe.schema import Recipe, Tracker
 from perdure.recipe.section import Judge
@@ -69,8 +69,8 @@ def load(
                 found += judge.of_data(data)
         recipe, wrong = validate(data, judge)
         trusted = given()
-    told = {mistake.key for mistake in found}
-    found += [mistake for mistake in wrong if mistake.key not in told]
+    found += _changed_by_yaml(document)
+    found += list(_not_told(found, wrong, document))
     if found or recipe is None:
         raise RecipeError(document.errors(found))
     recipe = recipe.model_copy(update={"trust_remote_code": trusted})
@@ -97,6 +97,49 @@ def _former(data: dict[str, Any]) -> Iterator[Mistake]:
         what = "is a key of the recipe now, for all code that it names"
         remedy = f"write trust_remote_code: {str(model['trust_remote_code']).lower()} at the top"
         yield Mistake(("model", "trust_remote_code"), what, remedy)
+
+
+def _changed_by_yaml(document: Document) -> Iterator[Mistake]:
+    """Numbers and dates where text belongs, which would not come out as they were written."""
+    for key, text in document.written.items():
+        value: Any = document.data
+        try:
+            for part in key:
+                value = value[part]
+        except (LookupError, TypeError):
+            continue  # it has been replaced since
+        if isinstance(value, int | float) and not isinstance(value, bool) and is_text(Recipe, key):
+            what = f"YAML reads {brief(text)} as the number {value}"
+            yield Mistake(key, what, _in_quotes(text))
+    for key, text in document.written_keys.items():
+        if len(key) > 1 and is_text(Recipe, key[:-1]):
+            yield Mistake(key, f"YAML reads {brief(text)} as {show(key[-1])}", _in_quotes(text))
+
+
+def _not_told(
+    found: Sequence[Mistake], wrong: Sequence[Mistake], document: Document
+) -> Iterator[Mistake]:
+    """Mistakes of pydantic's at keys of which nothing is told yet, with values as written."""
+    told = {_spelt(mistake.key) for mistake in found}
+    texts = {_spelt(key): text for key, text in document.written.items()}
+    renamed = {_spelt(key[:-1]) for key in document.written_keys}  # pydantic names their keys anew
+    for mistake in wrong:
+        key, remedy = _spelt(mistake.key), mistake.remedy
+        text = texts.get(key, "")
+        if text and (remedy == QUOTE or mistake.what.endswith("not nothing")):
+            remedy = _in_quotes(text)
+        elif remedy == QUOTE and renamed & {key, key[:-1]}:
+            continue
+        if key not in told:
+            yield Mistake(mistake.key, mistake.what, remedy)
+
+
+def _spelt(key: Key) -> tuple[str, ...]:
+    return tuple(part for part in map(str, key) if part != "[key]")
+
+
+def _in_quotes(text: str) -> str:
+    return f'{QUOTE}: "{brief(text)}"'
 
 
 def _place(document: Document, section: Key, key: str) -> str:

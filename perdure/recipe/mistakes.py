@@ -7,11 +7,17 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from perdure.errors import brief
+
 Key = tuple[str | int, ...]
+QUOTE = "write it in quotes"
+_COMPARED = 200
+"""Signs of a name that are compared with others."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +31,10 @@ class Mistake:
 
 def near(word: str, known: Sequence[str]) -> str:
     """A 'did you mean' for a misspelt name, or nothing if no known name is near."""
-    lower = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(str(word).lower(), list(lower), n=1, cutoff=0.55)
-    return f'did you mean "{lower[close[0]]}"?' if close else ""
+    lower = {name[:_COMPARED].lower(): name for name in known}
+    # Whoever mistyped a name wrote about as much; comparing a whole text would take minutes.
+    close = difflib.get_close_matches(str(word)[:_COMPARED].lower(), list(lower), n=1, cutoff=0.55)
+    return f'did you mean "{brief(lower[close[0]])}"?' if close else ""
 
 
 def mistakes_in(error: ValidationError, data: Any, model: type[BaseModel]) -> list[Mistake]:
@@ -65,22 +72,45 @@ def mistakes_in(error: ValidationError, data: Any, model: type[BaseModel]) -> li
         elif kind == "literal_error":
             expected = problem["ctx"]["expected"].replace(" or ", ", ")
             choices = [choice.strip("' ") for choice in expected.split(",")]
-            what = f"{_show(value)} is none of {', '.join(choices)}"
+            what = f"{show(value)} is none of {', '.join(choices)}"
             found.append(Mistake(key, what, near(str(value), choices)))
         elif kind in ("model_type", "model_attributes_type", "dict_type"):
             found.append(Mistake(key, "must be a section of `key: value` lines", about))
         elif kind == "string_pattern_mismatch":
-            what = f"{_show(value)} must be letters, digits, spaces and . + - _ only"
+            what = f"{show(value)} must be letters, digits, spaces and . + - _ only"
             found.append(Mistake(key, what))
         else:
             what = problem["msg"].partition(", unable")[0]
             what = what.replace("Input should be", "must be").replace("a valid ", "a ")
             what = what.removeprefix("Value error, ")
-            quote = kind == "string_type" and isinstance(value, bool | int | float)
+            quote = kind == "string_type" and isinstance(value, bool | int | float | date)
             if kind != "value_error":
-                what = f"{what}, not {_show(value)}"
-            found.append(Mistake(key, what, "write it in quotes" if quote else about))
+                what = f"{what}, not {show(value)}"
+            found.append(Mistake(key, what, QUOTE if quote else about))
     return found
+
+
+def leaves_of(annotation: Any) -> set[Any]:
+    """The plain types in an annotation: `list[int] | None` has int and NoneType."""
+    inner = typing.get_args(annotation)
+    if typing.get_origin(annotation) is typing.Literal:
+        return {type(value) for value in inner}
+    return set().union(*map(leaves_of, inner)) if inner else {annotation}
+
+
+def is_text(model: type[BaseModel], key: Key) -> bool:
+    """Whether a recipe's key, or what a list or mapping at it holds, is text and nothing else."""
+    here: Any = model
+    for depth, part in enumerate(key):
+        if isinstance(part, int):
+            continue
+        if (field := here.model_fields.get(part)) is None:
+            return False
+        if (inner := _section_in(field.annotation)) is None or depth == len(key) - 1:
+            leaves = leaves_of(field.annotation)
+            return str in leaves and not leaves & {int, float, bool}
+        here = inner
+    return False
 
 
 def _quoted(hint: str) -> str:
@@ -88,12 +118,15 @@ def _quoted(hint: str) -> str:
     return hint.split('"')[1] if hint.startswith("did you mean") else ""
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
+    """A value as a message shows it, cut if it is long."""
     if isinstance(value, str):
-        return f'"{value}"'
+        return f'"{brief(value)}"'
+    if isinstance(value, date):
+        return f"the date {value}"
     if value is None or isinstance(value, bool):
         return {None: "nothing", True: "true", False: "false"}[value]
-    return repr(value)
+    return brief(repr(value))
 
 
 def _existing(loc: Key, data: Any) -> Key:

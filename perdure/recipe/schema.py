@@ -51,6 +51,9 @@ class ModelConfig(Section):
     chat_template: str = Field(
         "auto", description="auto: the model's own; none: plain text; or a Jinja file"
     )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="variables of the template, as enable_thinking: false"
+    )
     max_prompt_length: int | None = Field(
         None, gt=1, description="tokens; a longer prompt loses its middle, also when scored"
     )
@@ -59,6 +62,9 @@ class ModelConfig(Section):
     def mistakes(self) -> Iterator[Mistake]:
         if self.tuning == "full" and self.lora != LoraConfig():
             yield Mistake(("lora",), "has no effect with tuning: full", "write tuning: lora")
+        if self.chat_template_kwargs and self.chat_template == "none":
+            what = "has no effect with chat_template: none"
+            yield Mistake(("chat_template_kwargs",), what, "leave it out")
         if self.revision is not None and Path(self.path).is_absolute():
             yield Mistake(("revision",), "has no effect on a local model", "leave it out")
 

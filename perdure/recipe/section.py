@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from perdure.recipe.mistakes import Mistake
+from perdure.recipe.mistakes import Key, Mistake, leaves_of
 
 
 class Judge(Protocol):
@@ -27,7 +27,34 @@ class Judge(Protocol):
         """What is wrong in a recipe's whole data, whatever is in it: what is not installed."""
 
 
-class Section(BaseModel):
+class NumbersAreNumbers(BaseModel):
+    """Base of all that is read from a recipe: true is not taken for the number 1.
+
+    Python and pydantic take it, so `learning_rate: true` would be a rate of 1.0.
+    """
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_booleans(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields[info.field_name or ""]
+        leaves = leaves_of(field.annotation)
+        if bool not in leaves and leaves & {int, float}:
+            about = field.description or ""
+            found = [Mistake(m.key, m.what, about) for m in _booleans(value, ())]
+            if found:
+                raise mistakes_error(found)
+        return value
+
+
+def _booleans(value: Any, key: Key) -> Iterator[Mistake]:
+    if isinstance(value, bool):
+        yield Mistake(key, f"must be a number, not {str(value).lower()}")
+    elif isinstance(value, list | tuple | dict):
+        for part, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _booleans(item, (*key, part))
+
+
+class Section(NumbersAreNumbers):
     """Base of all sections: typed, frozen, an unknown key is an error.
 
     `mistakes` yields what is wrong between keys, each at its own key; the judge in pydantic's

@@ -6,6 +6,7 @@ dicts and lists beside a map from each key's path to where it was written.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
@@ -15,21 +16,35 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
-from perdure.errors import PerdureError, RecipeError
+from perdure.errors import PerdureError, RecipeError, brief
 from perdure.recipe.mistakes import Key, Mistake, near
 
+_LINE_END = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
+"""Where YAML begins a new line."""
+_SCALAR = re.compile(r"[^\s,\[\]{}#&*!|>'\"%@`][^\s,\[\]{}#]*?(?=:?(?:[\s,\[\]{}#]|$))")
+"""A plain value without blanks, as numbers, dates and words like true are."""
+_QUOTED = re.compile(r'".*"|\d+')
+"""What differs between mistakes of one kind."""
 COMMAND_LINE = 0
 """Stands for a line number where a value was given as KEY=VALUE."""
 
 
 @dataclass
 class Document:
-    """Plain data and the line (from 1) on which each key was written."""
+    """Plain data and the line (from 1) on which each key was written.
+
+    `written` has the text of each value that YAML reads as something else than text and that does
+    not come out as it was written (007, 1_000, true, a date); `written_keys` of each
+    such name of a key.
+    """
 
     path: Path
     data: dict[str, Any]
     lines: dict[Key, int] = field(default_factory=dict)
+    written: dict[Key, str] = field(default_factory=dict)
+    written_keys: dict[Key, str] = field(default_factory=dict)
 
     def line(self, key: Key) -> int:
         """Line of `key`, or of the nearest section around it."""
@@ -40,7 +55,7 @@ class Document:
 
     def place(self, key: Key) -> str:
         """`file:line: key`, or `command line: key` for an override."""
-        line, name = self.line(key), ".".join(str(part) for part in key)
+        line, name = self.line(key), ".".join(brief(part) for part in key)
         where = "command line" if line == COMMAND_LINE else f"{self.path}:{line}"
         return f"{where}: {name}" if name else where
 
@@ -48,7 +63,15 @@ class Document:
         """The mistakes in the order of their lines, those of the command line last."""
         last = max(self.lines.values(), default=0) + 1
         inside = sorted(mistakes, key=lambda m: self.line(m.key) or last)
-        return [PerdureError(f"{self.place(m.key)}: {m.what}", m.remedy or ()) for m in inside]
+        return [
+            PerdureError(
+                f"{self.place(m.key)}: {m.what}",
+                m.remedy or (),
+                str(self.path),
+                _QUOTED.sub("", m.what).partition(":")[0],
+            )
+            for m in inside
+        ]
 
     def override(self, text: str) -> Mistake | None:
         """Apply `section.key=value`; the value is read as YAML, list items go by number or name."""
@@ -74,11 +97,16 @@ class Document:
                 self.lines[tuple(key[: depth + 1])] = COMMAND_LINE
             if not last:
                 node = node[part]
-        node[key[-1]] = parse_value(value)
         whole = tuple(key)
-        for known in [k for k in self.lines if k[: len(whole)] == whole]:
-            del self.lines[known]
+        for known in (self.lines, self.written, self.written_keys):
+            for old in [k for k in known if k[: len(whole)] == whole]:
+                del known[old]
         self.lines[whole] = COMMAND_LINE
+        try:
+            node[key[-1]] = _read_value(value, whole, self.written, self.written_keys)
+        except _HalfCharacterError as error:
+            node[key[-1]] = ""
+            return Mistake(error.key, error.what)
         return None
 
     def _refuse(self, key: Sequence[str | int], what: str) -> Mistake:
@@ -107,15 +135,21 @@ def read(path: Path) -> Document:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
-        what = (error.problem or "broken YAML").partition(" with value")[0]
+        what = brief((error.problem or "broken YAML").partition(" with value")[0], 200)
         raise RecipeError([PerdureError(f"{path}:{line}: {what}", _syntax_hint(what))]) from None
     except YAMLError as error:
         raise RecipeError([PerdureError(f"{path}: broken YAML: {error}")]) from None
     if not isinstance(tree, CommentedMap):
         what = "is empty" if tree is None else "must be lines of `key: value`"
         raise RecipeError([PerdureError(f"{path}:1: {what}", "see perdure recipes")])
-    lines: dict[Key, int] = {}
-    return Document(path, _plain(tree, (), lines), lines)
+    document = Document(path, {})
+    try:
+        document.data = _Plain(text, document.written, document.written_keys, document.lines).of(
+            tree, ()
+        )
+    except _HalfCharacterError as error:
+        raise RecipeError([PerdureError(f"{document.place(error.key)}: {error.what}")]) from None
+    return document
 
 
 def write(data: Any) -> str:
@@ -123,40 +157,114 @@ def write(data: Any) -> str:
     yaml = YAML(typ="rt")
     yaml.width, yaml.allow_unicode = 10_000, True
     stream = StringIO()
-    yaml.dump(data, stream)
+    yaml.dump(_quoted(data), stream)
     return stream.getvalue()
+
+
+def _quoted(data: Any) -> Any:
+    """Texts with other line ends than "\\n" and signs of control in quotes, which keep them."""
+    if isinstance(data, dict):
+        return {_quoted(key): _quoted(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_quoted(value) for value in data]
+    odd = isinstance(data, str) and not data.replace("\n", "").isprintable()
+    return DoubleQuotedScalarString(data) if odd else data
 
 
 def parse_value(text: str) -> Any:
     """A value of the command line: a number, true, null, [list], {mapping}, or else text."""
+    return _read_value(text, (), {}, {})
+
+
+def _read_value(text: str, key: Key, written: dict[Key, str], written_keys: dict[Key, str]) -> Any:
     try:
-        value = YAML(typ="safe", pure=True).load(text)
+        value = _Plain(text, written, written_keys).of(YAML(typ="rt").load(text), key)
     except YAMLError:
         return text
     loose = isinstance(value, dict | list) and not text.lstrip().startswith(("{", "["))
+    if not isinstance(value, dict | list | str) and _is_changed(value, text.strip()):
+        written[key] = text.strip()
     return text if loose else value
 
 
-def _plain(node: Any, key: Key, lines: dict[Key, int]) -> Any:
-    """Plain dicts, lists, numbers and text; fills `lines`."""
-    if isinstance(node, CommentedMap):
-        for name in node:
-            if name in (node.lc.data or {}):  # a key merged from an anchor has no line of its own
-                lines[(*key, name)] = node.lc.key(name)[0] + 1
-        return {name: _plain(value, (*key, name), lines) for name, value in node.items()}
-    if isinstance(node, CommentedSeq):
-        for i in range(len(node)):
-            lines[(*key, i)] = node.lc.item(i)[0] + 1
-        return [_plain(value, (*key, i), lines) for i, value in enumerate(node)]
-    for kind in (bool, int, float, str):
-        if isinstance(node, kind):
-            return kind(node)
-    return node
+def _is_changed(value: Any, text: str) -> bool:
+    """Whether a value would come out as another text; true, nothing and dates are none at all."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return not number or text != str(value)
+
+
+class _HalfCharacterError(Exception):
+    what = "has half a character (a lone surrogate): write the character itself"
+
+    def __init__(self, key: Key) -> None:
+        self.key = key
+
+
+class _Plain:
+    """Plain dicts, lists, numbers and text; fills what `Document` knows of each key.
+
+    Args: source: what the tree was read from.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        written: dict[Key, str],
+        written_keys: dict[Key, str],
+        lines: dict[Key, int] | None = None,
+    ) -> None:
+        self.lines = {} if lines is None else lines
+        self.written, self.written_keys = written, written_keys
+        self._source = _LINE_END.split(source)
+
+    def of(self, node: Any, key: Key) -> Any:
+        if isinstance(node, CommentedMap):
+            found = {}
+            for name, value in node.items():
+                inner = (*key, self._scalar(name, key))
+                if name in (node.lc.data or {}):  # one merged from an anchor has no line of its own
+                    at, value_at = node.lc.key(name), node.lc.value(name)
+                    self.lines[inner] = at[0] + 1
+                    self._note(name, at, inner, self.written_keys)
+                    self._note(value, value_at, inner, self.written)
+                found[inner[-1]] = self.of(value, inner)
+            return found
+        if isinstance(node, CommentedSeq):
+            for i, value in enumerate(node):
+                self.lines[(*key, i)] = node.lc.item(i)[0] + 1
+                self._note(value, node.lc.item(i), (*key, i), self.written)
+            return [self.of(value, (*key, i)) for i, value in enumerate(node)]
+        return self._scalar(node, key)
+
+    def _note(self, value: Any, at: tuple[int, int], key: Key, written: dict[Key, str]) -> None:
+        """Keep the text of a value that was not meant as text, where it would come out otherwise.
+
+        An alias, and a value behind an anchor or a tag, are left out.
+        """
+        if isinstance(value, str | CommentedMap | CommentedSeq) or at[0] >= len(self._source):
+            return
+        text = _SCALAR.match(self._source[at[0]], at[1])
+        if text is not None and _is_changed(value, text[0]):
+            written[key] = text[0]
+
+    def _scalar(self, node: Any, key: Key) -> Any:
+        if isinstance(node, str):
+            text = str(node)
+            if text.isascii():
+                return text
+            try:  # JSON writes an emoji as two halves
+                return text.encode("utf-16", "surrogatepass").decode("utf-16")
+            except UnicodeDecodeError:
+                raise _HalfCharacterError(key) from None
+        for kind in (bool, int, float):
+            if isinstance(node, kind):
+                return kind(node)
+        return node
 
 
 def _item(items: list[Any], part: str) -> int | str:
     """Index of a list's item, given its number or its `name`; or what is wrong with that."""
-    names = [str(item.get("name")) if isinstance(item, dict) else str(item) for item in items]
+    names = [brief(item.get("name") if isinstance(item, dict) else item) for item in items]
     if part in names:
         return names.index(part)
     if part.isdecimal() and int(part) < len(items):

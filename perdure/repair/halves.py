@@ -17,7 +17,8 @@ from perdure.streams.judge import StreamJudge
 from perdure.streams.kinds import kind
 from perdure.streams.named.demo import pydoc_texts
 from perdure.streams.rows import shuffle_key
-from perdure.streams.sources import Mistakes, Reader
+from perdure.streams.sources import Reader
+from perdure.streams.tables import Mistakes
 from perdure.streams.task import Task
 
 T = TypeVar("T", bound=Hashable)

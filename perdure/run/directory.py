@@ -21,6 +21,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,11 +30,13 @@ from perdure.errors import RunError
 from perdure.files import (
     append_line,
     now,
+    numbered,
     read_lines,
     sync_folder,
     write_atomic,
 )
 from perdure.processes import barrier, broadcast, rank
+from perdure.run import item_files
 from perdure.run.environment import environment
 from perdure.seals import facts_of, is_sealed, seal, verify
 
@@ -141,7 +144,7 @@ class Run:
 
     def items(self, after: int, task: str) -> list[dict[str, Any]]:
         """The scored rows of one cell of the score matrix."""
-        return read_lines(self._items_path(after, task))
+        return read_lines(item_files.to_read(self.path, after, task, self._scored()))
 
     def environment(self) -> dict[str, Any]:
         path = self.path / "environment.json"
@@ -150,6 +153,12 @@ class Run:
         except (OSError, ValueError) as error:
             raise RunError(f"{path}: damaged or gone: {error}", "begin a new run") from error
         return found
+
+    @property
+    def today(self) -> date | None:
+        """The day on which learning began, whose date chat templates write; None before that."""
+        found = self.environment().get("template_date")
+        return date.fromisoformat(found) if found else None
 
     def matrix(self) -> ScoreMatrix:
         """The score matrix of the run's own tasks, as far as it has been scored."""
@@ -172,9 +181,17 @@ class Run:
 
     def last_checkpoint(self) -> tuple[int, Path | None]:
         """How many tasks have been learned and sealed, and the newest sealed folder."""
-        found = [int(p.name[5:]) for p in (self.path / "checkpoints").glob("task-*[0-9]")]
-        sealed = [n for n in found if self.checkpoint(n)]
-        return (max(sealed), self.checkpoint(max(sealed))) if sealed else (0, None)
+        sealed = self.checkpoints()
+        return (sealed[-1], self.checkpoint(sealed[-1])) if sealed else (0, None)
+
+    def checkpoints(self) -> list[int]:
+        """After how many tasks there is a sealed folder, the fewest first.
+
+        One of more tasks than the run has was not left by it.
+        """
+        tasks = len(self.stream_facts())
+        found = numbered(self.path / "checkpoints", "task-")
+        return [n for n, _ in found if self.checkpoint(n) and (n <= tasks or not tasks)]
 
     @property
     def state(self) -> Literal["running", "finished", "interrupted"]:
@@ -188,7 +205,7 @@ class Run:
         """Append one score, after the rows that it was made of."""
         if items and line["kind"] == "task":
             text = "".join(json.dumps(i, ensure_ascii=False) + "\n" for i in items)
-            write_atomic(self._items_path(line["after"], line["task"]), text)
+            write_atomic(item_files.path(self.path, line["after"], line["task"]), text)
         append_line(self.path / "scores.jsonl", {**line, "check": _check(line)})
 
     def log(self, line: Mapping[str, Any]) -> None:
@@ -297,9 +314,9 @@ class Run:
         shutil.rmtree(self.path / "work" / f"task-{after}", ignore_errors=True)
 
     def drop_checkpoints_before(self, after: int) -> None:
-        for folder in (self.path / "checkpoints").glob("task-*"):
-            number = folder.name[5:].split(".")[0]
-            if number.isdigit() and int(number) < after:
+        place = self.path / "checkpoints"
+        for number, folder in (*numbered(place, "task-"), *numbered(place, "task-", ".part")):
+            if number < after:
                 shutil.rmtree(folder)
 
     @contextmanager
@@ -347,9 +364,9 @@ class Run:
             pid = _text_of(self.path / "lock.pid")
             return pid.isdigit() and psutil.pid_exists(int(pid))
 
-    def _items_path(self, after: int, task: str) -> Path:
-        safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in task)
-        return self.path / "items" / f"after-{after}-{safe}.jsonl"
+    def _scored(self) -> Iterator[str]:
+        """Names of all tasks that the run has scored."""
+        return (line["task"] for line in self.scores() if "task" in line)
 
 
 def _check(line: Mapping[str, Any]) -> str:

@@ -32,8 +32,11 @@ def rouge_l(prediction: str, answer: str) -> float:
     """Return the ROUGE-L F-measure: F1 of the longest common subsequence of words.
 
     Computed by `rouge_score`, without stemming, over `words`; equal to its own tokens on ASCII
-    text, which drop every other letter. Source: Lin 2004.
+    text, which drop every other letter. Texts that are equal after `normalise` are 1.0, also those
+    without any word, such as an operator or an emoji. Source: Lin 2004.
     """
+    if normalise(prediction) == normalise(answer):
+        return 1.0
     return float(_rouge().score(answer, prediction)["rougeL"].fmeasure)
 
 

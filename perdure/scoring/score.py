@@ -30,6 +30,7 @@ from perdure.processes import Progress, over_ranks, world_size
 from perdure.scoring.likelihood import Pair, score_pairs
 from perdure.scoring.metrics import mean
 from perdure.streams.kinds import Metric, is_perdures, metric
+from perdure.streams.labels import same_tokens
 from perdure.streams.rows import row_key
 from perdure.streams.task import Row, Task
 
@@ -141,6 +142,8 @@ def _by_labels(run: _Run, rows: Sequence[Row]) -> list[dict[str, Any]]:
     labels = run.task.labels
     _check_labels(run.task, rows)
     answers = [run.encoder.answer_ids(label) for label in labels]
+    for same in same_tokens(run.task.name, labels, run.encoder.answer_ids):
+        raise same  # an audited model may have another tokenizer than the one that was checked
     prompts = [run.encoder.prompt_ids(row) for row in rows]
     pairs: list[Pair] = [(prompt, answer) for prompt in prompts for answer in answers]
     sums = [float(found.sum()) for found in _pairs(run, pairs)]

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perdure.errors import RecipeError
 from perdure.streams.general_text import general_text
-from perdure.streams.kinds import Format, format_of, metric_mistakes, metric_of
+from perdure.streams.kinds import format_of, metric_mistakes, metric_of
+from perdure.streams.labels import settle_labels
 from perdure.streams.named.demo import STREAMS
+from perdure.streams.repeats import warn_of_repeats
 from perdure.streams.rows import (
     Placed,
     capped,
     columns_read,
+    each_turn,
     enough_rows,
     hold_out,
     to_rows,
 )
-from perdure.streams.sources import Mistakes, Reader, choices
-from perdure.streams.task import GeneralText, Task, TaskStream
+from perdure.streams.sources import Reader, Reading
+from perdure.streams.tables import Mistakes, choices
+from perdure.streams.task import GeneralText, PlacedRow, Row, Task, TaskStream
 
 if TYPE_CHECKING:
     from perdure.recipe.data import GeneralConfig, StreamConfig, TaskConfig
-
-logger = logging.getLogger("perdure")
 
 
 def build_stream(
@@ -100,27 +102,23 @@ def _task(config: TaskConfig, reader: Reader, seed: int) -> Task | None:
                 seed,
             )
         else:
-            table = reader.file(source)
+            how = Reading(config.separator, config.encoding, columns_read(config))
+            table = reader.file(source, how)
         splits[split] = to_rows(table, config, mistakes) if table else []
-    labels = tuple(config.labels or dict.fromkeys((config.label_names or {}).values()))
-    if splits["train"] and form.label and not labels:
-        labels = tuple(sorted({placed.row[form.label] for placed in splits["train"]}))
-        if len(labels) == 1:
-            what = f'{config.place("train")}: "{labels[0]}" is the only label'
-            mistakes.add(config.name, what, "there is nothing to tell apart")
-    if labels:
-        _check_labels(splits, labels, form, config, mistakes)
+    labels = settle_labels(splits, form, config, mistakes) if form.label else ()
     if len(mistakes) > before:
         return None
     _derive(splits, config, seed, mistakes)
     if len(mistakes) > before:
         return None
     most = (config.max_train_rows, config.max_validation_rows, config.max_test_rows)
-    train, validation, test = (
-        capped(splits[split], count, seed) for split, count in zip(given, most, strict=True)
-    )
-    _warn_of_overlap(config.name, train, test)
-    kept = [[placed.row for placed in rows] for rows in (train, validation, test)]
+    used = {
+        split: capped(splits[split], count, seed) for split, count in zip(given, most, strict=True)
+    }
+    warn_of_repeats(config.name, used)
+    if config.train_on == "all":
+        used["train"] = [one for placed in used["train"] for one in each_turn(placed)]
+    kept = [[PlacedRow(placed.row, placed.place) for placed in rows] for rows in used.values()]
     return Task(
         name=config.name,
         train=kept[0],
@@ -133,24 +131,6 @@ def _task(config: TaskConfig, reader: Reader, seed: int) -> Task | None:
         max_new_tokens=config.max_new_tokens,
         source=f"data set {config.dataset}" if config.dataset else config.train,
     )
-
-
-def _check_labels(
-    splits: dict[str, list[Placed]],
-    labels: tuple[str, ...],
-    form: Format,
-    config: TaskConfig,
-    mistakes: Mistakes,
-) -> None:
-    declared = config.labels is not None or config.label_names is not None
-    whose = "declared labels" if declared else "labels of the training split"
-    known = set(labels)
-    for rows in splits.values():
-        for placed in rows:
-            if (label := placed.row[form.label]) not in known:
-                what = f'{placed.place}: label "{label}" is not one of the {whose}'
-                remedy = choices(label, labels, whose)
-                mistakes.add(placed.source, what, remedy)
 
 
 def _derive(
@@ -171,22 +151,7 @@ def _derive(
         mistakes.add(config.name, what, "give `test` and `validation`, or more training rows")
 
 
-def _warn_of_overlap(task: str, train: list[Placed], test: list[Placed]) -> None:
-    seen = {placed.question: placed.place for placed in reversed(train)}
-    both = [placed for placed in test if placed.question in seen]
-    if both:
-        logger.warning(
-            "task %s: %d of %d test rows have a prompt that is trained on (the first: %s, as %s); "
-            "the score of these rows shows memory, not skill",
-            task,
-            len(both),
-            len(test),
-            both[0].place,
-            seen[both[0].question],
-        )
-
-
-def _version(splits: list[list[dict[str, object]]]) -> str:
+def _version(splits: Sequence[Sequence[Row]]) -> str:
     """Return a short hash of the rows, so that a run notices that its data was changed."""
     text = json.dumps(splits, ensure_ascii=False, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -7,10 +7,16 @@ label_names: {0: bad, 1: good}                      a value, or the number of a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
+from perdure.errors import brief
 from perdure.recipe.columns import columns_in, parse_template
+
+NO_WIDTH = frozenset("\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufe0e\ufe0f\ufeff")
+"""Signs that are not seen: soft hyphen, zero-width blanks and joiners, marks of direction, etc."""
 
 
 class CellError(Exception):
@@ -51,11 +57,11 @@ def cell_text(values: Mapping[str, Any], source: str) -> str:
         return as_text(values[source], source)
     if len(names) == 1:
         as_text(values[names[0]], names[0])
-    if all(_is_empty(values[name]) for name in names):
+    if all(is_empty(values[name]) for name in names):
         listed = " and ".join(f'"{name}"' for name in names)
         raise EmptyCell(f"{listed} are empty", "fill one in, or take the row out")
     parts = [
-        before + ("" if name is None or _is_empty(values[name]) else as_text(values[name], name))
+        before + ("" if name is None or is_empty(values[name]) else as_text(values[name], name))
         for before, name, _, _ in parse_template(source)
     ]
     return "".join(parts)
@@ -66,7 +72,7 @@ def as_text(value: Any, column: str) -> str:
 
     Raises: CellError: it is empty, or no text.
     """
-    if _is_empty(value):
+    if is_empty(value):
         raise EmptyCell(f'"{column}" is empty', "fill it in, or take the row out")
     if isinstance(value, bool):
         value = str(value).lower()
@@ -76,7 +82,7 @@ def as_text(value: Any, column: str) -> str:
         value = str(value)
     if not isinstance(value, str):
         raise CellError(
-            f'"{column}" is a {type(value).__name__}, not text',
+            f'"{brief(column)}" is a {type(value).__name__}, not text',
             "lists of messages are read with format: chat",
         )
     try:
@@ -86,17 +92,44 @@ def as_text(value: Any, column: str) -> str:
     return str(value)
 
 
-def answer_of(value: Any, label: str, names: Mapping[str, str]) -> str | None:
+def answer_of(
+    value: Any, label: str, names: Mapping[str, str], labels: Iterable[str] = ()
+) -> str | None:
     """Return what `label_names` calls a label; None if it does not know it.
 
     Its keys are names of classes where all of them are one, else numbers first: classes may be
-    called "1" to "5" and be numbered from 0.
+    called "1" to "5" and be numbered from 0. A label that is one of the task's already, or one of
+    the names, need not be among the keys. Keys and labels are compared as `folded` writes them.
 
-    Args: value: the cell; label: its text.
+    Args: value: the cell; label: its text; labels: those that the task declares.
     """
-    if isinstance(value, ClassName) and not names.keys() <= set(value.classes):
-        return names.get(str(value.number), names.get(label))
-    return names.get(label)
+    numbered = isinstance(value, ClassName) and not names.keys() <= set(value.classes)
+    if numbered and (found := names.get(str(value.number))) is not None:
+        return found
+    if (found := names.get(label)) is not None:
+        return found
+    known = {one: one for one in (*labels, *names.values())}
+    if label in known:
+        return label
+    wanted = folded(label)
+    for keys in (names, known):
+        for key, answer in keys.items():
+            if folded(key) == wanted:
+                return answer
+    return None
+
+
+@lru_cache(maxsize=1 << 16)
+def folded(label: str) -> str:
+    """A label as it is compared: in Unicode NFC, with single blanks and without what has no width.
+
+    So "café" is one label, whether its é is one sign or two, and so is one with a byte order mark
+    or a zero-width space in it.
+    """
+    if label.isascii():
+        return one_spaced(label)
+    seen = "".join(c for c in label if c not in NO_WIDTH)
+    return one_spaced(unicodedata.normalize("NFC", seen))
 
 
 def one_spaced(text: str) -> str:
@@ -104,7 +137,8 @@ def one_spaced(text: str) -> str:
     return " ".join(text.split())
 
 
-def _is_empty(value: Any) -> bool:
+def is_empty(value: Any) -> bool:
+    """Whether there is nothing in a cell; 0 and false are something."""
     if isinstance(value, float):
         return value != value  # not a number: how many programs write an empty cell
     return value is None or (isinstance(value, str) and not value.strip())

@@ -7,6 +7,7 @@ is not praised for having learned that source.
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +16,14 @@ from perdure.recipe.data import TEXT_FILES
 from perdure.streams.cells import one_spaced
 from perdure.streams.named.demo import pydoc_texts
 from perdure.streams.rows import shuffle_key
-from perdure.streams.sources import Reader, choices, shown
+from perdure.streams.sources import Reader, Reading
+from perdure.streams.tables import choices, shown
 from perdure.streams.task import GeneralText
 
 if TYPE_CHECKING:
     from perdure.recipe.data import GeneralConfig
+
+logger = logging.getLogger("perdure")
 
 
 def general_text(config: GeneralConfig, reader: Reader, seed: int) -> GeneralText:
@@ -83,7 +87,7 @@ def file_texts(
             return None
         texts = [block.strip() for block in re.split(r"\n\s*\n", content)]
     else:
-        table = reader.file(source)
+        table = reader.file(source, Reading(needed=(column,)))
         if table is None:
             return None
         if column not in table.columns:
@@ -91,6 +95,9 @@ def file_texts(
             reader.mistakes.add(name, what, choices(column, table.columns, "columns there are"))
             return None
         texts = [str(r.values.get(column) or "").strip() for r in table.records]
+        if any(texts) and not all(texts):
+            told = "%s: %d of %d rows are left out, as there is nothing in them"
+            logger.warning(told, name, texts.count(""), len(texts))
     if not any(texts):
         reader.mistakes.add(name, f"{name}: empty: no text")
         return None

@@ -8,10 +8,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from perdure.errors import brief
 from perdure.recipe.columns import columns_in
-from perdure.streams.cells import CellError, EmptyCell, cell_text
+from perdure.streams.cells import CellError, EmptyCell, cell_text, is_empty
 from perdure.streams.kinds import Row, format_of
-from perdure.streams.sources import Mistakes, Record, Table, choices
+from perdure.streams.tables import Mistakes, Record, Table, choices, listed
 
 if TYPE_CHECKING:
     from perdure.recipe.data import TaskConfig
@@ -57,8 +58,8 @@ def enough_rows(task: TaskConfig, split: str) -> int | None:
 def to_rows(table: Table, task: TaskConfig, mistakes: Mistakes) -> list[Placed]:
     """Return a row for each record that has no mistake; mistakes are noted with their place.
 
-    An empty cell is one, except in a hub data set, which its user cannot mend: there the row is
-    left out, and how many are is told.
+    A row with nothing in a cell that is needed is left out, whatever the source, and how many are
+    is told; it is a mistake if all of them are.
     """
     kind, form = format_of(task.format)
     columns = {ours: task.column(ours) for ours in form.columns}
@@ -70,8 +71,8 @@ def to_rows(table: Table, task: TaskConfig, mistakes: Mistakes) -> list[Placed]:
     ]
     for ours, theirs in missing:
         remedy = choices(theirs, table.columns, "columns there are")
-        if len(table.columns) == 1 and any(sign in table.columns[0] for sign in ",;\t"):
-            remedy.append("the header is one cell: .csv is separated by commas, .tsv by tabs")
+        if len(table.columns) == 1 and task.dataset is None:
+            remedy.append("the header is one cell: name what separates the cells, `delimiter`")
         if ours not in task.columns:
             remedy.append(f"name it in the recipe: columns: {{{ours}: your-column}}")
         where = task.place(f"columns.{ours}")
@@ -93,11 +94,10 @@ def to_rows(table: Table, task: TaskConfig, mistakes: Mistakes) -> list[Placed]:
             if group := _group_of(record, task):
                 row["group"] = group
             rows.append(Placed(row, record.place, table.name, kind.question(row), group))
+        except EmptyCell as nothing:
+            empty.append(f"{record.place}: {nothing.what}")
         except CellError as wrong:
-            if task.dataset is not None and isinstance(wrong, EmptyCell):
-                empty.append(f"{record.place}: {wrong.what}")
-            else:
-                mistakes.add(table.name, f"{record.place}: {wrong.what}", wrong.remedy)
+            mistakes.add(table.name, f"{record.place}: {wrong.what}", wrong.remedy)
     if empty and len(empty) == len(table.records):
         mistakes.add(table.name, empty[0], "so it is in each row: name another column, or split")
     elif empty:
@@ -117,8 +117,11 @@ def _group_of(record: Record, task: TaskConfig) -> str:
 def _check_values(record: Record, needed: Sequence[str]) -> None:
     for theirs in needed:
         if theirs not in record.values:
+            if all(map(is_empty, record.values.values())):
+                raise EmptyCell("the row is empty")
             raise CellError(
-                f'no "{theirs}", which other rows have', f"has: {', '.join(record.values)}"
+                f'no "{brief(theirs)}", which other rows have',
+                f"has: {listed(record.values)}",
             )
 
 
@@ -155,6 +158,18 @@ def capped(rows: list[Placed], most: int | None, seed: int) -> list[Placed]:
         return rows
     order = sorted(range(len(rows)), key=lambda i: (shuffle_key(seed, rows[i].question), i))
     return [rows[i] for i in sorted(order[:most])]
+
+
+def each_turn(placed: Placed) -> list[Placed]:
+    """A row for each turn of the assistant in a conversation, the prompt being all before it."""
+    prompt = placed.row["prompt"]
+    turns = [i for i, turn in enumerate(prompt) if turn["role"] == "assistant" and i]
+    earlier = [
+        placed._replace(row={**placed.row, "prompt": prompt[:i], "answer": prompt[i]["content"]})
+        for i in turns
+        if any(turn["role"] == "user" for turn in prompt[:i])
+    ]
+    return [*earlier, placed]
 
 
 def each_once(rows: Sequence[Row], most: int | None = None) -> list[Row]:

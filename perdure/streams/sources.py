@@ -11,70 +11,37 @@ import csv
 import hashlib
 import io
 import json
+import logging
 import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from perdure.errors import DataError, PerdureError
+from perdure.errors import brief
 from perdure.files import cache_folder, read_lines, write_atomic
 from perdure.recipe.mistakes import near
 from perdure.streams.cells import ClassName, one_spaced
+from perdure.streams.tables import Mistakes, Record, Table, choices, listed, shown
+from perdure.streams.text_files import DecodingError, decode, find_delimiter, told
 
+logger = logging.getLogger("perdure")
 DRAWN_FROM = 10_000
 """Rows of a streamed data set that texts are drawn from at a time."""
 ROWS_AT_A_TIME = 10_000
-SHOWN = 10
-"""So many mistakes of one file are written out; of the rest only the number is."""
 
 
-class Record(NamedTuple):
-    """One row as it stands in its source; `place` is "file:line" or "source: row N"."""
+class Reading(NamedTuple):
+    """How a file is read.
 
-    place: str
-    values: dict[str, Any]
+    `delimiter` and `encoding` are as the user names them, None where they are to be recognised;
+    `needed` are columns that a right delimiter shows in the header.
+    """
 
-
-@dataclass(frozen=True)
-class Table:
-    """Records of one source, in its order; `columns` are all that any record has."""
-
-    name: str
-    columns: tuple[str, ...]
-    records: list[Record]
-
-
-class Mistakes:
-    """Collects what is wrong, at most `SHOWN` of each source written out."""
-
-    def __init__(self) -> None:
-        self._all: dict[str, list[PerdureError]] = {}
-
-    def add(self, source: str, what: str, remedy: str | Sequence[str] = ()) -> None:
-        """Note one mistake; `what` begins with the place, `source` only groups."""
-        self._all.setdefault(source, []).append(DataError(what, remedy))
-
-    def __len__(self) -> int:
-        return sum(map(len, self._all.values()))
-
-    def listed(self) -> list[PerdureError]:
-        """Return the errors in the order of their sources, long lists cut short."""
-        errors: list[PerdureError] = []
-        for source, found in self._all.items():
-            errors += found[:SHOWN]
-            if len(found) > SHOWN:
-                errors.append(DataError(f"{source}: and {len(found) - SHOWN} more mistakes"))
-        return errors
-
-
-def choices(name: str, known: Iterable[object], what: str) -> list[str]:
-    """Return remedy lines: the one probably meant, if any is near, then those there are."""
-    names = [str(k) for k in known]
-    listed = ", ".join(names[:20]) + (f", ... ({len(names)} in all)" if len(names) > 20 else "")
-    return [*filter(None, [near(name, names)]), f"{what}: {listed}"]
+    delimiter: str | None = None
+    encoding: str | None = None
+    needed: tuple[str, ...] = ()
 
 
 class Reader:
@@ -83,21 +50,26 @@ class Reader:
     def __init__(self, folder: Path, mistakes: Mistakes) -> None:
         self.folder = folder
         self.mistakes = mistakes
-        self._files: dict[Path, Table | None] = {}
+        self._files: dict[tuple[Path, Reading], Table | None] = {}
+        self._told: set[str] = set()
         self._unreachable = ""  # the hub's answer; retrying takes half a minute each time
 
-    def file(self, path: str) -> Table | None:
+    def file(self, path: str, how: Reading = Reading()) -> Table | None:
         """Return the table in a local file, None if a mistake was noted."""
-        full = self.folder / path
-        if full not in self._files:
-            self._files[full] = self._read(full)
-        return self._files[full]
+        key = (self.folder / path, how)
+        if key not in self._files:
+            self._files[key] = self._read(*key)
+        return self._files[key]
 
     def text(self, path: str) -> str | None:
-        """Return a text file's content (UTF-8), None if a mistake was noted."""
-        return self._decoded(self.folder / path)
+        """Return a text file's content, None if a mistake was noted."""
+        found = self._decoded(self.folder / path, Reading())
+        if found is None:
+            return None
+        self._tell(shown(self.folder / path), found[1])
+        return found[0]
 
-    def _read(self, path: Path) -> Table | None:
+    def _read(self, path: Path, how: Reading) -> Table | None:
         read = FORMATS.get(path.suffix.lower())
         name = shown(path)
         if not self._is_file(path):
@@ -107,7 +79,7 @@ class Reader:
             self.mistakes.add(name, what, choices(path.suffix, FORMATS, "endings that are"))
             return None
         before = len(self.mistakes)
-        records = list(read(self, path))
+        records = list(read(self, path, how))
         if len(self.mistakes) > before:
             return None
         if not records:
@@ -115,6 +87,12 @@ class Reader:
             return None
         columns = dict.fromkeys(key for record in records for key in record.values)
         return Table(name, tuple(columns), records)
+
+    def _tell(self, name: str, *found: str) -> None:
+        """Say once what was recognised in a file."""
+        if (line := told(name, *found)) and line not in self._told:
+            self._told.add(line)
+            logger.warning("%s", line)
 
     def _is_file(self, path: Path) -> bool:
         if path.is_file():
@@ -126,25 +104,24 @@ class Reader:
         self.mistakes.add(name, f"{name}: {what}", remedy)
         return False
 
-    def _decoded(self, path: Path) -> str | None:
-        """Return a text file's content, without a byte order mark."""
+    def _decoded(self, path: Path, how: Reading) -> tuple[str, str] | None:
+        """Return a text file's content without a byte order mark, and what was recognised."""
         if not self._is_file(path):
             return None
         name = shown(path)
         try:
-            raw = path.read_bytes()
-            return raw.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            line = raw.count(b"\n", 0, error.start) + 1
-            what = f"{name}:{line}: not UTF-8: byte 0x{raw[error.start]:02x}"
-            self.mistakes.add(name, what, "save the file as UTF-8")
+            return decode(path.read_bytes(), how.encoding)
+        except DecodingError as error:
+            self.mistakes.add(name, f"{name}:{error.line}: {error}", error.remedy)
         except OSError as error:
             self.mistakes.add(name, f"{name}: cannot be read: {error.strerror}")
         return None
 
-    def _json_lines(self, path: Path) -> Iterator[Record]:
+    def _json_lines(self, path: Path, how: Reading) -> Iterator[Record]:
         name = shown(path)
-        for number, line in enumerate((self._decoded(path) or "").split("\n"), start=1):
+        text, encoding = self._decoded(path, how) or ("", "")
+        self._tell(name, encoding)
+        for number, line in enumerate(text.split("\n"), start=1):
             if not line.strip():
                 continue
             place = f"{name}:{number}"
@@ -165,15 +142,21 @@ class Reader:
                 what = f"{place}: not a JSON object but a {_kind(values)}"
                 self.mistakes.add(name, what, 'each line is one object, {"prompt": ..., ...}')
 
-    def _delimited(self, path: Path, delimiter: str) -> Iterator[Record]:
+    def _delimited(self, path: Path, how: Reading, usual: str) -> Iterator[Record]:
         name = shown(path)
-        text = self._decoded(path)
-        if text is None:
+        if (decoded := self._decoded(path, how)) is None:
             return
-        lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        text, encoding = decoded
+        found = find_delimiter(text, usual, how.needed)
+        delimiter = how.delimiter or found.delimiter
+        self._tell(name, encoding, "" if how.delimiter or delimiter == usual else delimiter)
+        lines = csv.reader(
+            io.StringIO(text[found.begins :], newline=""), delimiter=delimiter, strict=True
+        )
         header: list[str] | None = None
+        first = 2 if found.begins else 1
         while True:
-            start = lines.line_num + 1  # a quoted cell may go over many lines: name the first
+            start = lines.line_num + first  # a quoted cell may go over many lines: name the first
             try:
                 cells = next(lines)
             except StopIteration:
@@ -188,16 +171,21 @@ class Reader:
                 continue
             if header is None:
                 header = cells
-                if twice := sorted({c for c in cells if cells.count(c) > 1}):
-                    what = f"{name}:{start}: column twice in the header: {', '.join(twice)}"
+                if twice := sorted({c for c in cells if c.strip() and cells.count(c) > 1}):
+                    what = f"{name}:{start}: column twice in the header: {listed(twice)}"
                     self.mistakes.add(name, what, "rename one of them")
-            elif len(cells) == len(header):
-                yield Record(f"{name}:{start}", dict(zip(header, cells, strict=True)))
+            elif len(cells) == len(header) or not any(map(str.strip, cells)):
+                # Cells below no name are left out: spreadsheets write whole empty columns.
+                there = zip(header, cells + [""] * len(header), strict=False)
+                yield Record(f"{name}:{start}", {key: cell for key, cell in there if key.strip()})
             else:
                 what = f"{name}:{start}: {len(cells)} cells, but the header has {len(header)}"
-                self.mistakes.add(name, what, f'put cells with "{delimiter}" in quotes')
+                remedy = [f'put cells with "{delimiter}" in quotes']
+                if len(header) == 1:
+                    remedy = [*remedy, "or name what separates the cells: delimiter: ;"]
+                self.mistakes.add(name, what, remedy)
 
-    def _parquet(self, path: Path) -> Iterator[Record]:
+    def _parquet(self, path: Path, how: Reading) -> Iterator[Record]:
         import pyarrow
         from pyarrow import parquet
 
@@ -314,14 +302,14 @@ class Reader:
         try:
             yield
         except ConnectionError as error:
-            self._unreachable = str(error).splitlines()[0]
+            self._unreachable = brief(str(error).splitlines()[0], 300)
             self._hub_down(name, place, instead)
         except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
             if isinstance(error, datasets.exceptions.DatasetNotFoundError):
                 remedy = ["check the name; for a private one, log in: hf auth login"]
             else:
                 remedy = ["`train`, `validation` and `test` are names of its splits"]
-            why = str(error).splitlines()[0] if str(error) else type(error).__name__
+            why = brief(str(error).splitlines()[0] if str(error) else type(error).__name__, 300)
             self.mistakes.add(name, f"{place}: {name}, split {split}: {why}", remedy)
 
     def _hub_down(self, name: str, place: str, instead: str) -> None:
@@ -342,20 +330,12 @@ def _hub_name(dataset: str, subset: str | None) -> str:
     return f'data set "{dataset}"' + (f", subset {subset}" if subset else "")
 
 
-FORMATS: dict[str, Callable[[Reader, Path], Iterator[Record]]] = {
+FORMATS: dict[str, Callable[[Reader, Path, Reading], Iterator[Record]]] = {
     ".jsonl": Reader._json_lines,
-    ".csv": lambda reader, path: reader._delimited(path, ","),
-    ".tsv": lambda reader, path: reader._delimited(path, "\t"),
+    ".csv": lambda reader, path, how: reader._delimited(path, how, ","),
+    ".tsv": lambda reader, path, how: reader._delimited(path, how, "\t"),
     ".parquet": Reader._parquet,
 }
-
-
-def shown(path: Path) -> str:
-    """Return the path as people know it: relative where it lies below the working folder."""
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
 
 
 def _kind(value: object) -> str:

@@ -20,6 +20,28 @@ from perdure.streams.kinds import Row as Row
 from perdure.streams.kinds import metric
 
 
+class PlacedRow(Row):
+    """A row that knows where it was read, "file:line"; equal to the same row without it.
+
+    It keeps its place through shuffles, splits and caps; nothing that is made of a row's content
+    (hashes, tokens, files) shows it.
+    """
+
+    __slots__ = ("place",)
+
+    def __init__(self, row: Row, place: str) -> None:
+        super().__init__(row)
+        self.place = place
+
+    def __reduce__(self) -> Any:
+        return PlacedRow, (dict(self), self.place)
+
+
+def place_of(row: Row) -> str:
+    """Where a row was read, "" where that is not known."""
+    return row.place if isinstance(row, PlacedRow) else ""
+
+
 @dataclass(frozen=True)
 class Task:
     """One thing to learn.

@@ -357,7 +357,8 @@ def column(entry: str, task: str = "") -> str:
          ["1: stream.tasks.0.name: is required and missing", "  unique; names files"]),
         ("stream: {tasks: [{name: a, train: colours.csv, format: labels, labels: [1, true]}]}\n"
          + REST,
-         ["1: stream.tasks.0.labels.1: must be a string, not true", "  write it in quotes"]),
+         ["1: stream.tasks.0.labels.1: must be a string, not true",
+          '  write it in quotes: "true"']),
         ("stream: {tasks: [{name: a, train: colours.csv, labels: [x, y]}]}\n" + REST,
          ["1: stream.tasks.0.labels: has no effect with format: prompt", "  write format: labels"]),
         ("stream: {tasks: [{name: a, train: colours.csv, metric: label_likelihood}]}\n" + REST,

@@ -54,6 +54,20 @@ def test_rouge_l_by_hand():
     assert rouge_l("", "cat") == 0.0
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["?", "+", "!=", "->", "&", "...", "😀", "🇩🇪", "a + b", "x != y", "", "…", "caf\u00e9 !"],
+)
+def test_the_right_answer_is_one_for_every_metric(text):
+    """Also where there is no letter or digit in it; forms of one text are the same text."""
+    assert rouge_l(text, text) == exact_match(text, text) == 1.0
+    assert rouge_l(f" {text}\n", text) == 1.0
+    assert not text or chrf(text, text) == pytest.approx(1.0)
+    assert rouge_l("cafe\u0301 !", "caf\u00e9 !") == 1.0
+    if not any(map(str.isalnum, text)):
+        assert rouge_l(text + "%", text) == 0.0
+
+
 def test_rouge_l_sees_letters_of_every_script():
     assert words("Grüße, Łódź_2!") == ["grüße", "łódź", "2"]
     assert words("हिन्दी भाषा") == ["हिन्दी", "भाषा"]

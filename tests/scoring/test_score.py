@@ -310,3 +310,22 @@ def test_two_processes_score_as_one(strong, tmp_path):
         found = json.loads((tmp_path / f"found-{rank}.json").read_text())
         _assert_near(found["replicated"], expected)
         _assert_near(found["fsdp2"], expected)
+
+
+def test_labels_that_a_tokenizer_cannot_tell_apart_are_not_scored(strong):
+    """A tokenizer of whole words knows neither of two labels, and writes both as <unk>."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    known = {"<unk>": 0, "</s>": 1, "good": 2, "bad": 3}
+    words = Tokenizer(WordLevel(known, unk_token="<unk>"))
+    words.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="</s>")
+    encoder = Encoder(tokenizer, "none")
+    mine = {"labels": ("großartig", "furchtbar"), "test": (row("red", "furchtbar"),)}
+    with pytest.raises(DataError, match='"großartig" and "furchtbar" are the same tokens in'):
+        score_task(strong[0], encoder, task("label_likelihood", **mine))
+    mine = {"labels": ("good", "bad"), "test": (row("red", "bad"),)}
+    assert score_task(strong[0], encoder, task("label_likelihood", **mine)).score in (0.0, 1.0)

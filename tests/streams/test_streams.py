@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from perdure.errors import DataError, RecipeError
+from perdure.errors import SHOWN, DataError, RecipeError
 from perdure.prepare import load_recipe
 from perdure.recipe.data import FILE_TYPES, GeneralConfig, StreamConfig, TaskConfig
 from perdure.streams import STREAMS, Sizes, TaskStream, build_stream, cells, rows, sources
 from perdure.streams import build as build_module
 from perdure.streams.named import demo
+from perdure.streams.tables import shown
 
 pytestmark = pytest.mark.unit
 
@@ -130,6 +131,31 @@ def test_chat_takes_the_last_assistant_message_as_answer(tmp_path: Path) -> None
     first = {"role": "system", "content": "Talk.\n\nBe kind."}
     assert task.train == [{"prompt": [first, *turns[1:4]], "answer": "Ada"}]
     assert task.test == [{"prompt": [first, turns[1]], "answer": "Hello"}]
+    (every,) = build(tmp_path, format="chat", train="train.jsonl", test="test.csv",
+                     validation="test.csv", instruction="Talk.", train_on="all")  # fmt: skip
+    assert every.train == [{"prompt": [first, turns[1]], "answer": "Hello"}, *task.train]
+    assert every.test == task.test
+
+
+@pytest.mark.parametrize("form", ["prompt", "labels"])
+def test_train_on_all_needs_a_conversation(form: str) -> None:
+    from perdure.streams import kinds
+
+    (found,) = kinds.mistakes(TaskConfig(name="a", format=form, train="a.csv", train_on="all"))
+    assert (found.key, found.what) == (("train_on",), f"has no effect with format: {form}")
+
+
+@pytest.mark.parametrize("key", ["tool_calls", "reasoning_content"])
+def test_what_is_not_trained_on_is_refused_not_dropped(tmp_path: Path, key: str) -> None:
+    turns: list[dict[str, Any]] = [
+        {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "ok", key: [{"a": 1}]}
+    ]  # fmt: skip
+    write(tmp_path / "a.jsonl", [{"messages": turns}, {"messages": turns[:1], "tools": [1]}])
+    with pytest.raises(RecipeError) as error:
+        build(tmp_path, format="chat", train="a.jsonl", test="a.jsonl")
+    told = str(error.value)
+    assert f'a.jsonl:1: "messages": message 2 has {key}, which is not trained on' in told
+    assert 'a.jsonl:2: has "tools", which are not shown to the model' in told
 
 
 def test_label_names_replace_what_the_data_says(tmp_path: Path) -> None:
@@ -163,12 +189,10 @@ def test_mistakes_of_a_text_made_of_several_columns(tmp_path: Path) -> None:
     write(tmp_path / "train.csv", [{"a": "x", "b": "y", "label": "1"},
                                    {"a": " ", "b": "", "label": "2"},
                                    {"a": "", "b": "z", "label": "2"}])  # fmt: skip
-    assert mistakes(tmp_path, format="labels", columns={"text": "{a} {b}"}) == (
-        'train.csv:3: "a" and "b" are empty\n  fill one in, or take the row out'
-    )
+    two = {"format": "labels", "test": "train.csv", "validation": "train.csv"}
+    (task,) = build(tmp_path, columns={"text": "{a} {b}"}, **two)
+    assert [said(row) for row in task.train] == ["x y", " z"]
     assert mistakes(tmp_path, format="labels", columns={"text": "It says {a}"}) == (
-        'train.csv:3: "a" is empty\n  fill it in, or take the row out\n'
-        'train.csv:4: "a" is empty\n  fill it in, or take the row out\n'
         'task animal: train: "1" is the only label\n  there is nothing to tell apart'
     )
     assert mistakes(tmp_path, format="labels", columns={"text": "{a} {bb} {c}"}) == (
@@ -251,7 +275,14 @@ def test_a_test_row_that_is_trained_on_is_warned_about(
         build(tmp_path, format="labels", test="test.csv", validation="test.csv")
     assert caplog.messages == [
         "task animal: 1 of 2 test rows have a prompt that is trained on (the first: test.csv:3, "
-        "as train.csv:6); the score of these rows shows memory, not skill"
+        "as train.csv:6), 1 of them equal in everything; the score of these rows shows memory, "
+        "not skill",
+        "task animal: 1 of 2 validation rows have a prompt that is trained on (the first: "
+        "test.csv:3, as train.csv:6), 1 of them equal in everything; what methods measure on "
+        "these rows shows memory, not skill",
+        "task animal: 2 of 2 test rows have a prompt of the validation rows (the first: "
+        "test.csv:2, as test.csv:2), 2 of them equal in everything; what a method chooses by "
+        "these rows is not judged by others",
     ]
 
 
@@ -308,8 +339,10 @@ def test_csv_mistakes_name_the_line(tmp_path: Path) -> None:
 
 
 def test_not_utf_8_names_the_line(tmp_path: Path) -> None:
-    (tmp_path / "train.csv").write_bytes(b"prompt,answer\na,b\ngr\xfc\xdfe,c\n")
-    assert mistakes(tmp_path) == "train.csv:3: not UTF-8: byte 0xfc\n  save the file as UTF-8"
+    remedy = "save the file as UTF-8, or name the task's `encoding`"
+    broken = "prompt,answer\nä,b\ngrüße,c\n".encode() + b"gr\xfcn,d\n"
+    (tmp_path / "train.csv").write_bytes(broken)
+    assert mistakes(tmp_path) == f"train.csv:4: not UTF-8: byte 0xfc\n  {remedy}"
 
 
 def test_no_parquet_file(tmp_path: Path) -> None:
@@ -345,11 +378,6 @@ def test_missing_column_lists_those_there_are(tmp_path: Path) -> None:
     assert mistakes(tmp_path, format="labels", columns={"label": "topic"}).endswith(
         "\n  name it in the recipe: columns: {text: your-column}"
     )
-
-
-def test_wrong_delimiter_is_guessed(tmp_path: Path) -> None:
-    (tmp_path / "train.csv").write_text("prompt;answer\na;b\n")
-    assert "the header is one cell: .csv is separated by commas" in mistakes(tmp_path)
 
 
 def test_column_missing_in_one_row(tmp_path: Path) -> None:
@@ -391,7 +419,9 @@ def test_a_single_label(tmp_path: Path) -> None:
     )
 
 
-def test_empty_prompts_and_answers_name_file_and_line(tmp_path: Path) -> None:
+def test_empty_prompts_and_answers_name_file_and_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     records = [
         {"prompt": " ", "answer": "a"},
         {"prompt": "b", "answer": ""},
@@ -401,13 +431,15 @@ def test_empty_prompts_and_answers_name_file_and_line(tmp_path: Path) -> None:
         {"prompt": "\ud800", "answer": "g"},
     ]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    assert [line for line in mistakes(tmp_path, train="t.jsonl").split("\n") if line[0] != " "] == [
-        't.jsonl:1: "prompt" is empty',
-        't.jsonl:2: "answer" is empty',
-        't.jsonl:3: "answer" is empty',
+    with caplog.at_level(logging.WARNING, logger="perdure"):
+        found = mistakes(tmp_path, train="t.jsonl").split("\n")
+    assert [line for line in found if line[0] != " "] == [
         't.jsonl:4: "prompt" is a list, not text',
-        't.jsonl:5: "answer" is empty',
         't.jsonl:6: "prompt" has half a character (a lone surrogate)',
+    ]
+    assert caplog.messages == [
+        "task animal: 4 of 6 rows are left out, as there is nothing in them "
+        '(the first: t.jsonl:1: "prompt" is empty)'
     ]
 
 
@@ -446,10 +478,15 @@ def test_too_few_rows_to_split(tmp_path: Path) -> None:
 
 
 def test_many_mistakes_of_one_file_are_counted(tmp_path: Path) -> None:
-    write(tmp_path / "train.csv", [{"prompt": "a", "answer": ""}] * 25)
-    text = mistakes(tmp_path)
-    assert text.count('"answer" is empty') == sources.SHOWN
-    assert text.endswith("train.csv: and 15 more mistakes")
+    write(tmp_path / "t.jsonl", [{"prompt": ["a"], "answer": "b"}] * 25)
+    text = mistakes(tmp_path, train="t.jsonl")
+    assert text.count('"prompt" is a list') == SHOWN
+    assert text.endswith(
+        "t.jsonl: and 15 more mistakes\n  to list them all: perdure run RECIPE --all-mistakes"
+    )
+    with pytest.raises(RecipeError) as caught:
+        build(tmp_path, train="t.jsonl")
+    assert str(caught.value.whole()).count('"prompt" is a list') == 25
 
 
 def test_all_mistakes_of_all_files_at_once_with_the_recipes_lines(tmp_path: Path) -> None:
@@ -521,7 +558,7 @@ def test_general_text_is_measured_on_another_source(tmp_path: Path) -> None:
     text = general_of(tmp_path, source="mine.txt", replay_rows=6, **sizes)
     assert sorted(text.replay) == mine  # what is measured on is not replayed
     assert sorted(text.held_out) == theirs
-    assert text.source.endswith("mine.txt; measured on " + sources.shown(tmp_path / "theirs.txt"))
+    assert text.source.endswith("mine.txt; measured on " + shown(tmp_path / "theirs.txt"))
     only = general_of(tmp_path, source="none", **sizes)
     assert (only.replay, sorted(only.held_out)) == ((), theirs)
     with pytest.raises(RecipeError, match=r"held_out_rows: 5 texts wanted, but .* has 4 for it"):

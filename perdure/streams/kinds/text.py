@@ -16,12 +16,24 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from perdure.errors import brief
 from perdure.recipe.data import TaskConfig
-from perdure.recipe.mistakes import Mistake, near
-from perdure.streams.cells import CellError, answer_of, as_text, cell_text, one_spaced
+from perdure.recipe.mistakes import Key, Mistake, near
+from perdure.streams.cells import (
+    CellError,
+    EmptyCell,
+    answer_of,
+    as_text,
+    cell_text,
+    folded,
+    is_empty,
+    one_spaced,
+)
 from perdure.streams.kinds.base import Format, Kind, Metric, Row
-from perdure.streams.sources import choices
+from perdure.streams.tables import choices
 
+_NOT_READ = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+"""Parts of a message beside its content; a conversation that has them is refused."""
 ROLES = ("system", "user", "assistant", "tool")
 
 LABEL_LIKELIHOOD = Metric("label_likelihood", "label accuracy", needs="labels")
@@ -55,6 +67,11 @@ def _of_prompt(values: Mapping[str, Any], task: TaskConfig) -> Row:
 
 def _of_messages(values: Mapping[str, Any], task: TaskConfig) -> Row:
     column = task.column("messages")
+    if values.get("tools"):
+        raise CellError(
+            'has "tools", which are not shown to the model',
+            "leave such rows out, or write the tools into a system message",
+        )
     return _row(*_conversation(values[column], column), task)
 
 
@@ -62,13 +79,20 @@ def _of_labelled(values: Mapping[str, Any], task: TaskConfig) -> Row:
     prompt = _asked(values, task.column("text"))
     column = task.column("label")
     answer = cell_text(values, column).strip()
+    if not folded(answer):
+        raise EmptyCell(f'"{brief(column)}" is empty but for signs that are not seen')
     if task.label_names is not None:
-        named = answer_of(values.get(column), answer, task.label_names)
+        names = task.label_names
+        named = answer_of(values.get(column), answer, names, task.labels or ())
         if named is None:
-            raise CellError(
-                f'label "{answer}" is not in label_names',
-                *choices(answer, task.label_names, "those there are"),
-            )
+            what = f'label "{brief(answer)}" is not in label_names'
+            lower = {folded(one).casefold(): one for one in (*(task.labels or ()), *names)}
+            if (other := lower.get(folded(answer).casefold())) is not None:
+                raise CellError(
+                    f'{what}: it differs only in case from "{brief(other)}"',
+                    "write both alike, or list it in label_names too",
+                )
+            raise CellError(what, *choices(answer, names, "those there are"))
         answer = named
     return _row(prompt, answer, task)
 
@@ -96,6 +120,8 @@ def _conversation(value: Any, column: str) -> tuple[list[dict[str, str]], str]:
             value = json.loads(value)
         except ValueError as error:
             raise CellError(f'"{column}" is no JSON: {error}', f"write {shape}") from None
+    elif is_empty(value):
+        raise EmptyCell(f'"{column}" is empty', "fill it in, or take the row out")
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         raise CellError(f'"{column}" is no list of messages', f"write {shape}")
     messages: list[dict[str, str]] = []
@@ -104,9 +130,14 @@ def _conversation(value: Any, column: str) -> tuple[list[dict[str, str]], str]:
             raise CellError(
                 f'"{column}": message {number} has no role and content', f"write {shape}"
             )
+        if dropped := [key for key in _NOT_READ if message.get(key)]:
+            raise CellError(
+                f'"{column}": message {number} has {dropped[0]}, which is not trained on',
+                "leave such conversations out, or write it into the message's content",
+            )
         if message["role"] not in ROLES:
             raise CellError(
-                f'"{column}": message {number}: role "{message["role"]}" is unknown',
+                f'"{column}": message {number}: role "{brief(message["role"])}" is unknown',
                 *choices(str(message["role"]), ROLES, "roles there are"),
             )
         content = as_text(message["content"], f"{column}, message {number}")
@@ -127,18 +158,36 @@ def _free(task: TaskConfig) -> Iterator[Mistake]:
             yield Mistake((key,), what, "write format: labels")
     if task.metric == LABEL_LIKELIHOOD.name:
         yield Mistake(("metric",), f"{task.metric} needs format: labels")
+    yield from _one_turn(task)
+
+
+def _one_turn(task: TaskConfig) -> Iterator[Mistake]:
+    """What a task says about turns although its rows have one."""
+    if task.train_on == "all" and task.format != "chat":
+        yield Mistake(("train_on",), f"has no effect with format: {task.format}", "leave it out")
 
 
 def _labelled(task: TaskConfig) -> Iterator[Mistake]:
-    labels = task.labels
+    yield from _one_turn(task)
+    labels, names = task.labels, task.label_names or {}
+    written: list[tuple[Key, str]] = [
+        (("labels", i), label) for i, label in enumerate(labels or ())
+    ]
+    written += [(("label_names", value), label) for value, label in names.items()]
+    forms: dict[str, str] = {}
+    for key, label in written:
+        other = forms.setdefault(folded(label), label)
+        if other != label:
+            what = f'"{brief(label)}" looks the same as another label: {brief(ascii(other))}'
+            yield Mistake(key, what, "write one label in one way: its forms are read as one")
     if labels is None:
         return
-    if len(set(labels)) < max(2, len(labels)) or not all(x.strip() for x in labels):
+    if len(set(labels)) < max(2, len(labels)) or not all(map(folded, labels)):
         what = "must be at least two different texts, none of them empty"
         yield Mistake(("labels",), what)
-    for value, name in (task.label_names or {}).items():
-        if name not in labels:
-            what = f'"{name}" is none of the task\'s labels'
+    for value, name in names.items():
+        if folded(name) not in set(map(folded, labels)):
+            what = f'"{brief(name)}" is none of the task\'s labels'
             yield Mistake(("label_names", value), what, near(name, labels))
 
 

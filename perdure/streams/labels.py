@@ -1,0 +1,119 @@
+"""One label for all its written forms: which labels a task has, and which one a row bears."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from perdure.errors import DataError, brief
+from perdure.streams.cells import folded
+from perdure.streams.kinds import Format
+from perdure.streams.tables import Mistakes, choices
+
+if TYPE_CHECKING:
+    from perdure.recipe.data import TaskConfig
+    from perdure.streams.rows import Placed
+
+logger = logging.getLogger("perdure")
+
+
+def settle_labels(
+    splits: Mapping[str, list[Placed]], form: Format, config: TaskConfig, mistakes: Mistakes
+) -> tuple[str, ...]:
+    """Return a task's labels, and give each row the form of its label that is among them.
+
+    Forms of a label are equal as `folded` writes them. The declared one counts; where labels are
+    not declared, the one that most training rows have. A label that is not among them, or no other
+    label beside it, is noted as a mistake.
+    """
+    declared = tuple(config.labels or dict.fromkeys((config.label_names or {}).values()))
+    whose = "declared labels" if declared else "labels of the training split"
+    labels = declared or _found(splits["train"], form.label, config.name)
+    if not labels:
+        return ()
+    if len(labels) == 1 and not declared:
+        what = f'{config.place("train")}: "{brief(labels[0])}" is the only label'
+        mistakes.add(config.name, what, "there is nothing to tell apart")
+    known, forms = set(labels), {_form(label): label for label in labels}
+    lower = {_form(label, True): label for label in labels}
+    for rows in splits.values():
+        for number, placed in enumerate(rows):
+            if (label := placed.row[form.label]) in known:
+                continue
+            if (meant := forms.get(_form(label))) is not None:
+                rows[number] = placed._replace(row={**placed.row, form.label: meant})
+                continue
+            what = f'{placed.place}: label "{brief(label)}" is not one of the {whose}'
+            remedy = choices(label, labels, whose)
+            if (other := lower.get(_form(label, True))) is not None:
+                what = f'{what}: it differs only in case from "{brief(other)}"'
+                remedy = [
+                    f"write both alike, or map it: label_names: {{{brief(label)}: {brief(other)}}}"
+                ]
+            mistakes.add(placed.source, what, remedy)
+    return labels
+
+
+def same_tokens(
+    task: str, labels: Iterable[str], tokens: Callable[[str], Sequence[int]]
+) -> list[DataError]:
+    """Labels that a tokenizer writes with the same tokens: no model can choose between them.
+
+    Args: tokens: gives the token ids of a label.
+    """
+    first: dict[tuple[int, ...], str] = {}
+    found: list[DataError] = []
+    for label in labels:
+        ids = tuple(tokens(label))
+        if (other := first.setdefault(ids, label)) != label:
+            what = (
+                f'task {task}: labels "{brief(other)}" and "{brief(label)}" are the same tokens in '
+                f"the model's tokenizer: {brief(list(ids))}"
+            )
+            remedy = "give them other names by label_names, or take another model"
+            found.append(DataError(what, remedy, f"task {task}"))
+    return found
+
+
+def _found(train: list[Placed], key: str, task: str) -> tuple[str, ...]:
+    """The labels of the training rows, each in its most frequent form, sorted."""
+    counts = Counter(placed.row[key] for placed in train)
+    forms: dict[Hashable, list[Any]] = {}
+    for label in sorted(counts, key=lambda label: (-counts[label], len(label), label)):
+        forms.setdefault(_form(label), []).append(label)
+    several = [f'"{same[0]}" ({len(same)})' for same in forms.values() if len(same) > 1]
+    if several:
+        logger.warning(
+            "task %s: labels that are written in several ways, which look alike, are read as one: "
+            "%s",
+            task,
+            ", ".join(map(brief, several[:5])),
+        )
+    labels = sorted(same[0] for same in forms.values())
+    for pair in _alike_but_for_case(labels):
+        logger.warning(
+            'task %s: the labels "%s" and "%s" differ only in case and count as two; if they are '
+            "one, map one to the other in label_names",
+            task,
+            *map(brief, pair),
+        )
+    return tuple(labels)
+
+
+def _alike_but_for_case(labels: Iterable[str]) -> list[tuple[str, str]]:
+    first: dict[Hashable, str] = {}
+    pairs = []
+    for label in labels:
+        other = first.setdefault(_form(label, True), label)
+        if other is not label:
+            pairs.append((other, label))
+    return pairs
+
+
+def _form(label: Any, any_case: bool = False) -> Hashable:
+    """What equal labels have in common; labels of other packages' kinds may be no text."""
+    if not isinstance(label, str):
+        return label
+    return folded(label).casefold() if any_case else folded(label)

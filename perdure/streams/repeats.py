@@ -1,0 +1,66 @@
+"""Rows that are there twice, in one split or in two, are counted and told: nothing is taken out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from perdure.streams.kinds.base import whole_row
+
+if TYPE_CHECKING:
+    from perdure.streams.rows import Placed
+
+logger = logging.getLogger("perdure")
+_PAIRS = (
+    ("test", "train", "that is trained on", "the score of these rows shows memory, not skill"),
+    (
+        "validation",
+        "train",
+        "that is trained on",
+        "what methods measure on these rows shows memory, not skill",
+    ),
+    (
+        "test",
+        "validation",
+        "of the validation rows",
+        "what a method chooses by these rows is not judged by others",
+    ),
+)
+
+
+def warn_of_repeats(task: str, splits: Mapping[str, Sequence[Placed]]) -> None:
+    """Tell how many rows of a split have a prompt of another one of it, or of another split.
+
+    A prompt is the same as its kind's `question` says; a row, if it is the same in everything.
+    """
+    wholes = {split: [whole_row(placed.row) for placed in rows] for split, rows in splits.items()}
+    for split, rows in splits.items():
+        first: dict[str, Placed] = {}
+        known: set[str] = set()
+        again, equal = [], 0
+        for placed, whole in zip(rows, wholes[split], strict=True):
+            if first.setdefault(placed.question, placed) is not placed:
+                again.append(placed)
+                equal += whole in known
+            known.add(whole)
+        if again:
+            logger.warning(
+                "task %s: %d of %d %s rows have the prompt of an earlier one (the first: %s, as "
+                "%s), %d of them equal in everything; each is used as often as it is there",
+                task, len(again), len(rows), split, again[0].place,
+                first[again[0].question].place, equal,
+            )  # fmt: skip
+    for one, other, which, so in _PAIRS:
+        seen = {placed.question: placed.place for placed in reversed(splits[other])}
+        both = [n for n, placed in enumerate(splits[one]) if placed.question in seen]
+        if both:
+            same = set(wholes[other])
+            whole_rows = sum(wholes[one][n] in same for n in both)
+            at = splits[one][both[0]]
+            logger.warning(
+                "task %s: %d of %d %s rows have a prompt %s (the first: %s, as %s), %d of them "
+                "equal in everything; %s",
+                task, len(both), len(splits[one]), one, which, at.place, seen[at.question],
+                whole_rows, so,
+            )  # fmt: skip

@@ -1,0 +1,85 @@
+"""Both models of an audit are read with one template: that of the tuned model's training."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from perdure.audit.audit import audit
+from perdure.diagnose.diagnose import diagnose
+from perdure.streams.task import Task
+
+pytestmark = pytest.mark.train
+OWN = (
+    "{% for m in messages %}{{ '[' + m.role + '] ' + m.content + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[assistant] ' }}{% endif %}"
+)
+ROWS = [{"prompt": [{"role": "user", "content": f"word {i}"}], "answer": f"good {i}"}
+        for i in range(6)]  # fmt: skip
+TASK = Task("faq", ROWS, (), ROWS, "perplexity")
+
+
+def with_template(model: Path, folder: Path, template: str | None) -> Path:
+    from transformers import AutoTokenizer
+
+    shutil.copytree(model, folder)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = template
+    for name in ("chat_template.jinja", "tokenizer_config.json"):
+        (folder / name).unlink(missing_ok=True)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def by_hand(model: Path) -> float:
+    """Mean loss of the answers' tokens behind the prompts of `OWN`, with transformers alone."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    network = AutoModelForCausalLM.from_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    total, count = 0.0, 0
+    for row in ROWS:
+        ids = tokenizer.apply_chat_template(
+            row["prompt"], chat_template=OWN, add_generation_prompt=True, tokenize=False
+        )
+        given = tokenizer(ids, add_special_tokens=False)["input_ids"]
+        answer = tokenizer(row["answer"] + "<|im_end|>", add_special_tokens=False)["input_ids"]
+        labels = [-100] * len(given) + answer
+        with torch.no_grad():
+            loss = network(
+                input_ids=torch.tensor([given + answer]), labels=torch.tensor([labels])
+            ).loss
+        total, count = total + float(loss) * len(answer), count + len(answer)
+    return total / count
+
+
+@pytest.mark.parametrize("base_template", [None, "{{ 'x' }}" + OWN])
+def test_equal_weights_differ_by_nothing(
+    tiny_model_dir: Path, tmp_path: Path, base_template: str | None
+) -> None:
+    base = with_template(tiny_model_dir, tmp_path / "base", base_template)
+    tuned = with_template(tiny_model_dir, tmp_path / "tuned", OWN)
+    result = audit(base, tuned, [TASK], measures=("tasks",))
+    (measure,) = result.measures
+    assert measure.change == 0.0
+    assert (measure.low, measure.high) == (0.0, 0.0) or measure.base == measure.tuned
+    wanted = by_hand(tiny_model_dir)
+
+    assert measure.base == pytest.approx(wanted, rel=1e-5)
+
+
+def test_diagnose_reads_both_alike(tiny_model_dir: Path, tmp_path: Path) -> None:
+    base = with_template(tiny_model_dir, tmp_path / "base", None)
+    tuned = with_template(tiny_model_dir, tmp_path / "tuned", OWN)
+    labels = ("good", "bad")
+    rows: list[Any] = [
+        {"prompt": [{"role": "user", "content": f"word {i}"}], "answer": labels[i % 2]}
+        for i in range(12)
+    ]
+    task = Task("mood", rows, (), rows, "label_likelihood", labels=labels)
+    (found,) = diagnose(base, tuned, [task]).tasks
+    assert found.loss == "nothing"

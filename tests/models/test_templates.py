@@ -1,0 +1,270 @@
+"""Prompt and answer are what a chat template gives for the whole conversation, token by token."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_templates import FAMILIES, Family
+
+from perdure.engine.rows import encode_stream
+from perdure.errors import DataError, ModelError, RecipeError
+from perdure.models.chat import IGNORE, Encoder
+from perdure.streams.task import Task, TaskStream
+from perdure.testing import make_tokenizer
+
+pytestmark = pytest.mark.unit
+TEXTS = {"plain": ("Judge it.", "Is it fine?", "good"),
+         "padded": ("Judge it.\n", " Is it fine? \n", " good \n")}  # fmt: skip
+EARLIER = ({"role": "user", "content": "And the sea?"}, {"role": "assistant", "content": "deep"})
+
+
+@pytest.fixture
+def tokenizer() -> Any:
+    return copy.deepcopy(trained())
+
+
+@functools.cache
+def trained() -> Any:
+    return make_tokenizer()
+
+
+def of_family(family: Family) -> Any:
+    """A tokenizer with the family's special tokens."""
+    found = copy.deepcopy(trained())
+    eos = family.eos or "<|im_end|>"
+    names = [*family.special, eos, family.end.strip()]
+    found.add_special_tokens({"additional_special_tokens": list(dict.fromkeys(names))})
+    found.eos_token = eos
+    if family.special:
+        found.bos_token = family.special[0]
+    found.chat_template = family.text
+    return found
+
+
+def conversation(system: bool, turns: int, texts: str) -> tuple[list[dict[str, str]], str]:
+    instruction, question, answer = TEXTS[texts]
+    prompt = [{"role": "system", "content": instruction}] if system else []
+    prompt += [dict(turn) for _ in range(turns - 1) for turn in EARLIER]
+    return [*prompt, {"role": "user", "content": question}], answer
+
+
+@pytest.mark.parametrize("texts", TEXTS)
+@pytest.mark.parametrize("turns", [1, 3])
+@pytest.mark.parametrize("system", [False, True])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_tokens_are_those_of_the_template(name: str, system: bool, turns: int, texts: str) -> None:
+    family = FAMILIES[name]
+    tokenizer = of_family(family)
+    encoder = Encoder(tokenizer)
+    prompt, answer = conversation(system, turns, texts)
+    asked = prompt
+    if system and not family.system:
+        text = f"{prompt[0]['content'].strip()}\n{prompt[1]['content']}"
+        asked = [{"role": "user", "content": text}, *prompt[2:]]
+    whole = tokenizer.apply_chat_template(
+        [*asked, {"role": "assistant", "content": answer}], tokenize=False
+    )
+    if family.header is not None:  # what a server sends, and the answer behind it
+        sent = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        assert sent.endswith(family.header)
+        whole = sent + answer + family.end
+    row = encoder.encode({"prompt": prompt, "answer": answer})
+    wanted = tokenizer(whole, add_special_tokens=False)["input_ids"]
+    end = tokenizer(family.end, add_special_tokens=False)["input_ids"]
+    # The template may write more behind the end of the turn, which the model never writes.
+    assert row["input_ids"] == wanted[: len(row["input_ids"])]
+    assert row["input_ids"][-1] == end[-1]
+    assert end[-1] not in wanted[len(row["input_ids"]) :]
+    learned = [i for i, label in zip(row["input_ids"], row["labels"], strict=True)
+               if label != IGNORE]  # fmt: skip
+    trimmed, whole_answer = answer.strip() + family.end, answer + family.end
+    assert tokenizer.decode(learned).strip() in (trimmed.strip(), whole_answer.strip())
+    assert row["labels"][-1] == end[-1]  # the end of the turn is trained
+
+
+def test_there_are_twenty() -> None:
+    assert len(FAMILIES) >= 20
+
+
+# --- the cases that failed
+
+
+def text_of(tokenizer: Any, encoder: Encoder, row: dict[str, Any]) -> tuple[str, str]:
+    encoded = encoder.encode(row)
+    count = encoded["labels"].count(IGNORE)
+    ids = encoded["input_ids"]
+    return tokenizer.decode(ids[:count]), tokenizer.decode(ids[count:])
+
+
+def asked(*turns: tuple[str, str], answer: str = "good") -> dict[str, Any]:
+    return {"prompt": [{"role": r, "content": c} for r, c in turns], "answer": answer}
+
+
+FINE = asked(("user", "Is it fine?"))
+
+
+def test_f2_a_trimmed_system_turn_stays_one(tokenizer: Any) -> None:
+    trims = (
+        "{% for m in messages %}{{ '<h>' + m.role + '</h>' + m.content | trim + '<end>' }}"
+        "{% endfor %}{% if add_generation_prompt %}<h>assistant</h>{% endif %}"
+    )
+    row = asked(("system", "Judge it.\n"), ("user", "It works."))
+    assert text_of(tokenizer, Encoder(tokenizer, trims), row) == (
+        "<h>system</h>Judge it.<end><h>user</h>It works.<end><h>assistant</h>", "good<end>",
+    )  # fmt: skip
+
+
+def test_f2_a_dropped_system_turn_is_kept_though_the_user_says_its_words(tokenizer: Any) -> None:
+    drops = FAMILIES["a template that drops the system turn"].text
+    row = asked(("system", "Judge it."), ("user", "Judge it. Now."))
+    prompt, _ = text_of(tokenizer, Encoder(tokenizer, drops), row)
+    assert (
+        prompt == "<|im_start|>user\nJudge it.\nJudge it. Now.<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_f3_a_template_without_a_generation_prompt(tokenizer: Any) -> None:
+    bare = FAMILIES["chatml without a generation prompt"].text
+    assert text_of(tokenizer, Encoder(tokenizer, bare), FINE) == (
+        "<|im_start|>user\nIs it fine?<|im_end|>\n<|im_start|>assistant\n", "good<|im_end|>",
+    )  # fmt: skip
+
+
+def test_f4_a_blank_before_the_answer_belongs_to_it() -> None:
+    family = FAMILIES["deepseek v2"]
+    tokenizer = of_family(family)
+    assert text_of(tokenizer, Encoder(tokenizer), FINE) == (
+        "<|bos|>User: Is it fine?\n\nAssistant:", " good<|eos|>",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("thinking", [None, True, False])
+def test_f5_an_empty_think_block_is_in_the_prompt(tokenizer: Any, thinking: bool | None) -> None:
+    variables = {} if thinking is None else {"enable_thinking": thinking}
+    encoder = Encoder(tokenizer, FAMILIES["qwen 3"].text, variables=variables)
+    row = asked(("user", "Hi"), ("assistant", "<think>\nso\n</think>\n\nhey"), ("user", "Fine?"))
+    assert text_of(tokenizer, encoder, row) == (
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nhey<|im_end|>\n"
+        "<|im_start|>user\nFine?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        "good<|im_end|>",
+    )
+
+
+def test_f5_an_open_think_block_is_what_a_server_sends(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = of_family(FAMILIES["deepseek r1"])
+    encoder = Encoder(tokenizer)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            assert text_of(tokenizer, encoder, FINE) == (
+                "<|bos|><|User|>Is it fine?<|Assistant|><think>\n", "good<|eos|>",
+            )  # fmt: skip
+    (told,) = [r.getMessage() for r in caplog.records]
+    assert "begins an answer by '<|Assistant|>' in a finished conversation" in told
+    assert "by '<|Assistant|><think>\\n' where an answer is asked for" in told
+
+
+def stream_of(**rows: Any) -> TaskStream:
+    return TaskStream((Task("faq", rows["train"], (), rows.get("test", ()), "exact_match"),))
+
+
+def test_f7_a_conversation_that_is_refused_is_named() -> None:
+    tokenizer = of_family(FAMILIES["mistral"])
+    twice = asked(("user", "a"), ("user", "b"))
+    with pytest.raises(RecipeError) as error:
+        encode_stream(stream_of(train=[FINE, twice, FINE], test=[twice]), Encoder(tokenizer), None)
+    first, second = (str(m) for m in error.value.mistakes)
+    assert first.startswith(
+        "task faq: train row 2: the model's chat template refuses this conversation: "
+        "Conversation roles must alternate"
+    )
+    assert second.startswith("task faq: test row 1: ")
+
+
+def test_a_role_that_is_left_out_is_refused(tokenizer: Any) -> None:
+    only = (
+        "{% for m in messages %}{% if m.role in ('user', 'assistant') %}{{ m.role + ': ' + "
+        "m.content + '\\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}assistant: "
+        "{% endif %}"
+    )
+    row = asked(("user", "a"), ("tool", "42"), ("user", "b"))
+    with pytest.raises(DataError, match="a turn of the role tool is left out by"):
+        Encoder(tokenizer, only).encode(row)
+
+
+def test_a_template_that_shows_no_answer_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(ModelError, match="does not show an answer"):
+        Encoder(tokenizer, "{{ messages[0].content }}").encode(FINE)
+
+
+def test_g3_a_date_is_pinned() -> None:
+    tokenizer = of_family(FAMILIES["llama 3.1 with a date"])
+    encoder = Encoder(tokenizer)
+    encoder.pin(date(2024, 7, 26))
+    assert "Today Date: 26 Jul 2024" in encoder.prompt_text(FINE)
+    assert encoder.today == date(2024, 7, 26)
+    encoder.pin(date(2025, 1, 2))
+    assert "Today Date: 02 Jan 2025" in encoder.prompt_text(FINE)
+
+
+def test_g4_special_tokens_in_data_are_told(
+    tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    strange = asked(("user", "<|im_end|>\n<|im_start|>assistant\nX"))
+    with caplog.at_level(logging.WARNING):
+        encode_stream(stream_of(train=[FINE, strange, strange]), Encoder(tokenizer), None)
+    (told,) = [r.getMessage() for r in caplog.records]
+    assert told.startswith("task faq: 2 of 3 train rows hold special tokens in their own text")
+    assert "<|im_end|>" in told
+
+
+def test_the_answers_of_labels_are_those_of_rows() -> None:
+    """Scoring shares a prompt among labels; the tokens are those that training saw."""
+    for family in FAMILIES.values():
+        encoder = Encoder(of_family(family))
+        row = encoder.encode(FINE)
+        assert encoder.prompt_ids(FINE) + encoder.answer_ids("good") == row["input_ids"]
+
+
+def test_a_tokenizer_that_marks_the_beginning_of_a_text() -> None:
+    """Sentencepiece puts a mark before the first word of a text, also of an answer alone."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = ["<unk>", "</s>", "<s>", "\u2581", "\u2581good", "good", "[", "I", "N", "S", "T", "]",
+              "/", "\u2581[", "a", "\u2581a"]  # fmt: skip
+    bpe = Tokenizer(models.Unigram([(p, -float(i)) for i, p in enumerate(pieces)], unk_id=0))
+    bpe.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    bpe.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token="</s>", bos_token="<s>", unk_token="<unk>"
+    )
+    tokenizer.chat_template = FAMILIES["llama 2"].text
+    encoder = Encoder(tokenizer)
+    ids = encoder.answer_ids("good")
+    assert tokenizer.convert_ids_to_tokens(ids) == ["\u2581good", "\u2581", "</s>"]
+
+
+def test_a_recipe_gives_the_template_its_variables(tmp_path: Path, tiny_model_dir: Path) -> None:
+    from tiny_runs import write_recipe
+
+    from perdure.models.chat import base_encoder
+    from perdure.prepare import load_recipe
+
+    template = tmp_path / "own.jinja"
+    template.write_text(FAMILIES["qwen 3"].text)
+    path = write_recipe(
+        tmp_path, tiny_model_dir, model__chat_template=str(template),
+        model__chat_template_kwargs={"enable_thinking": False},
+    )  # fmt: skip
+    recipe = load_recipe(path)
+    assert base_encoder(recipe).prompt_text(FINE).endswith("<think>\n\n</think>\n\n")
+    with pytest.raises(RecipeError, match=r"chat_template_kwargs: has no effect with"):
+        load_recipe(path, ["model.chat_template=none"])
