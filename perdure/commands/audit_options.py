@@ -50,7 +50,9 @@ def audit(
     noise_floor: Annotated[
         int,
         typer.Option(
-            metavar="N", min=0, help="Score BASE N times more, in other ways; refuse less."
+            metavar="N",
+            min=0,
+            help="Score BASE N times more, in other ways; no margin below that noise.",
         ),
     ] = 0,
     fail_fast: Annotated[

@@ -86,7 +86,7 @@ def to_rows(table: Table, task: TaskConfig, mistakes: Mistakes) -> list[Placed]:
         return []
     rows: list[Placed] = []
     empty: list[str] = []
-    needed = columns_read(task)
+    needed = [name for source in columns.values() for name in columns_in(source)]
     for record in table.records:
         try:
             _check_values(record, needed)
@@ -108,8 +108,11 @@ def to_rows(table: Table, task: TaskConfig, mistakes: Mistakes) -> list[Placed]:
 
 def _group_of(record: Record, task: TaskConfig) -> str:
     """What the task's `group` makes of a record; an empty cell belongs to no other row."""
+    if task.group is None:
+        return ""
+    values = {name: record.values.get(name) for name in columns_in(task.group)}
     try:
-        return cell_text(record.values, task.group).strip() if task.group else ""
+        return cell_text(values, task.group).strip()
     except EmptyCell:
         return ""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from perdure.audit.measure import explain
-from perdure.audit.result import judge
+from perdure.audit.result import AuditResult, judge
 from perdure.scoring.intervals import (
     bootstrap_bounds,
     group_numbers,
@@ -147,6 +149,16 @@ def test_a_loss_prints_the_worst_tenth_of_its_texts():
     assert "about the typical text; worst tenth (4 of 32 texts) +0.400" in told
     score = judge("t", "task", "acc", base, tuned, margin=0.5, alpha=0.05)
     assert score.worst_tenth is None  # scores have limits: the promise holds for any of them
+
+
+def test_the_worst_tenth_is_in_json_and_junit():
+    tuned = np.zeros(32)
+    tuned[5] = 1.0
+    found = judge("loss", "loss", "nats a token", np.zeros(32), tuned, margin=0.5, alpha=0.05)
+    result = AuditResult("b", "t", 0.05, 1, 0, False, (found,))
+    written = json.loads(result.to_json())["measures"][0]
+    assert (written["worst_tenth"], written["worst_items"]) == (0.25, 4)
+    assert "worst tenth (4 of 32 texts) +0.250" in result.junit()
 
 
 def test_the_imagined_text_of_groups_is_measured_by_their_means():

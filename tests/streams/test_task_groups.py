@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,17 @@ def test_an_empty_cell_belongs_to_no_other_row(tmp_path):
     table(tmp_path / "test.csv", 10, lambda i: "" if i < 4 else "p")
     task = built(tmp_path, test="test.csv", group="passage")
     assert [row.get("group") for row in task.test] == [None] * 4 + ["p"] * 6
+
+
+def test_a_line_without_the_key_belongs_to_no_other_row(tmp_path):
+    lines = [
+        {"text": f"question {i}", "label": "ab"[i % 2]} | ({"passage": 7} if i % 3 else {})
+        for i in range(12)
+    ]
+    table(tmp_path / "train.csv", 60)
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    task = built(tmp_path, test="test.jsonl", group="passage")
+    assert [row.get("group") for row in task.test] == [None, "7", "7"] * 4
 
 
 def test_a_column_that_is_not_there_is_told_with_those_that_are(tmp_path):
