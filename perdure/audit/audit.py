@@ -26,6 +26,7 @@ from perdure.audit.plan import MEASURES, Margins, check_alpha, general_texts, pl
 from perdure.audit.result import AuditResult, judge
 from perdure.consent import by_argument
 from perdure.errors import UsageError
+from perdure.recipe.schema import MAX_DROP, MAX_LOSS_RISE
 from perdure.scoring.intervals import shared_alpha
 from perdure.streams.task import GeneralText, Task, TaskStream
 
@@ -40,8 +41,8 @@ def audit(
     stream: TaskStream | Sequence[Task] | None = None,
     general: GeneralText | Sequence[str] | None = None,
     *,
-    max_drop: float = 0.02,
-    max_loss_rise: float = 0.05,
+    max_drop: float = MAX_DROP,
+    max_loss_rise: float = MAX_LOSS_RISE,
     max_kl: float | None = None,
     alpha: float = 0.05,
     measures: Sequence[str] = MEASURES,

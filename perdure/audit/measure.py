@@ -68,7 +68,7 @@ def explain(measure: Measure) -> str:
     if measure.groups is not None:
         words.append(f"in {measure.groups:,} groups, which are what counts as evidence")
     if measure.broken is not None and measure.mended is not None:
-        words.append(f"{measure.broken} broken, {measure.mended} mended")
+        words.append(f"{measure.broken} rows became wrong, {measure.mended} right")
     if measure.mcnemar_p is not None:
         words.append(f"McNemar p {measure.mcnemar_p:.2g}")
     if measure.worst_tenth is not None and measure.worst_items is not None:

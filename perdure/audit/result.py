@@ -12,6 +12,7 @@ import numpy as np
 from perdure.audit.junit import junit_xml
 from perdure.audit.measure import Kind, Measure
 from perdure.audit.terminal import WIDTH, closing, flips_list, table
+from perdure.scoring.change import Change, of_items
 from perdure.scoring.intervals import (
     DRAWS,
     Array,
@@ -19,10 +20,7 @@ from perdure.scoring.intervals import (
     group_sums,
     imagined_limit,
     is_binary,
-    items_needed,
     mcnemar_exact,
-    ratio_bounds,
-    verdict_of,
 )
 
 if TYPE_CHECKING:
@@ -71,19 +69,27 @@ def judge(
     worst, best = -limit, 0.0 if kind == "kl" else limit
     binary = kind == "task" and is_binary(base, tuned)
     if identical and not gain.any():
-        low = high = 0.0
+        found = Change(0.0, 0.0, 0.0, margin or 0.0, len(gain))
         note = "weights are identical"
     else:
-        draws = max(draws, math.ceil(20 / alpha))  # so that the tail holds some of them
-        bounds = ratio_bounds(sums, sizes, alpha, worst, best, draws=draws, seed=seed)
-        low, high = float(bounds[0]), float(bounds[1])
-    verdict = None if margin is None else verdict_of(low, high, margin)
+        found = of_items(
+            gain,
+            margin or 0.0,
+            alpha=alpha,
+            worst=worst,
+            best=best,
+            groups=groups,
+            draws=draws,
+            seed=seed,
+        )
+    verdict: Verdict | None = None
+    if margin is not None:
+        verdict = "undecided" if found.outcome == "open" else found.outcome
     more = None
-    if verdict == "undecided" and margin is not None:
-        wanted = items_needed(gain, margin, alpha, worst, best, groups)
-        more = None if wanted is None else max(1, wanted - len(gain))
+    if verdict == "undecided" and found.needed is not None:
+        more = found.needed - len(gain)
     tenth = -(-len(gain) // 10)
-    ends = sorted((better * low, better * high))
+    ends = sorted((better * found.low, better * found.high))
     return Measure(
         name=name,
         kind=kind,

@@ -22,6 +22,7 @@ from perdure.audit.result import AuditResult, flips, judge
 from perdure.audit.score_files import Item, TaskItems, Wanted, read_scores
 from perdure.errors import DataError
 from perdure.recipe.mistakes import near
+from perdure.recipe.schema import MAX_DROP
 from perdure.scoring.intervals import group_numbers, shared_alpha
 
 MISSING = 0.1
@@ -32,7 +33,7 @@ def audit_scores(
     base: str | Path,
     tuned: str | Path,
     *,
-    max_drop: float = 0.02,
+    max_drop: float = MAX_DROP,
     alpha: float = 0.05,
     metric: str | None = None,
     group: str | None = None,
