@@ -129,6 +129,7 @@ def extend(run: Run, recipe: Recipe, out: str | Path, *, accept_changes: bool = 
                 "give the new task another name",
             )
     before = pinned(run).get("files", {})
+    before = {name: said for name, said in before.items() if not name.startswith("own code")}
     now = files_of(recipe.model) if before else {}
     names = sorted(before.keys() | now.keys())
     changed = [name for name in names if before.get(name) != now.get(name)]

@@ -219,6 +219,11 @@ def shop(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture
 def inside(shop: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(shop)
+    rows = next(shop.rglob("count-train.jsonl")).read_text()
+    (shop / "may.csv").write_text(
+        "text,label\n"
+        + "".join(f"{r['text']},{r['label']}\n" for r in map(json.loads, rows.splitlines()))
+    )
     return shop
 
 

@@ -305,3 +305,25 @@ def test_two_changes_are_told_at_once(torn: tuple[Path, Path]) -> None:
     with pytest.raises(RunError) as error:
         perdure.learn(opened.recipe, opened)
     assert str(error.value).count(str(run) + ": ") == 2
+
+
+def test_a_changed_method_file_is_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
+    source = (
+        "from perdure import Method, MethodConfig\n"
+        "class Mine(Method):\n    Config = MethodConfig\n    def after_step(self, ctx):\n"
+        "        ctx.log('seen', 1.0)\n"
+    )
+    own = tmp_path / "mine.py"
+    own.write_text(source)
+    path = write_recipe(
+        tmp_path / "data", tiny_model_dir, method={"file": str(own)}, train__max_steps=1,
+        trust_remote_code=True,
+    )  # fmt: skip
+    recipe = perdure.load_recipe(path)
+    run = Run.create(tmp_path / "run", recipe)
+    perdure.learn(recipe, run)
+    (run.path / "finished").unlink()
+    own.write_text(source.replace("1.0", "2.0"))
+    told = resume(run.path, "--trust-remote-code")
+    assert told.exit_code == 4, told.output
+    assert "own code, mine.py: has other bytes since this run began" in told.stderr

@@ -284,7 +284,10 @@ class Learner(KindHooks):
         """Score a task's test rows with the weights as they are, or by the adapters that a method
         routes to; None where the kind has no score for it yet."""
         shown = list(task.test)[: self.recipe.scoring.max_test_rows]
-        task = replace(task, test=shown)
+        return self._score_all(replace(task, test=shown))
+
+    def _score_all(self, task: Task) -> TaskScore | None:
+        shown = list(task.test)
         for method in self.methods:
             if (adapters := method.route(self._session.context, shown)) is not None:
                 return score_routed(self, task, adapters)
@@ -297,7 +300,8 @@ class Learner(KindHooks):
         return scored(self, after, done)
 
     def _score_for_methods(self, task: Task, rows: Sequence[Row]) -> float:
-        found = self.score(replace(task, test=rows))
+        # How many rows a method looks at is its own option, not that of the scores.
+        found = self._score_all(replace(task, test=rows))
         if found is None:
             raise UsageError(f"method: task {task.name} has no score before it was learned")
         return found.score

@@ -69,22 +69,33 @@ def scored(learner: Scores, after: int, done: Collection[Key]) -> Iterator[Line]
 
 
 def score_routed(learner: Scores, task: Task, adapters: Sequence[str]) -> TaskScore | None:
-    """Score each row of `task.test` with the adapter chosen for it, by name in `adapters`."""
-    from perdure.scoring.score import pooled
+    """Score each row of `task.test` with the adapter chosen for it, by name in `adapters`.
+
+    Items come back in the order of the rows; a measure beside the task's metric is the mean over
+    all rows.
+    """
+    from perdure.scoring.score import numbered_copies, pooled
 
     model: Any = learner.model
     active = model.active_adapter
     parts: list[TaskScore] = []
+    items: dict[int, dict[str, Any]] = {}
+    measures: dict[str, float] = {}
     try:
         for name in sorted(set(adapters)):
             model.set_adapter(name)
-            rows = [r for r, a in zip(task.test, adapters, strict=True) if a == name]
+            at = [i for i, adapter in enumerate(adapters) if adapter == name]
+            rows = [task.test[i] for i in at]
             with learner.autocast():
                 found = learner.score_task(replace(task, test=rows), None)
             if found is None:
                 return None
             parts.append(found)
+            items |= dict(zip(at, found.items, strict=True))
+            for measure, value in found.measures.items():
+                measures[measure] = measures.get(measure, 0.0) + value * len(at) / len(adapters)
     finally:
         model.set_adapter(active)
-    items = [item for part in parts for item in part.items]
-    return replace(parts[0], score=pooled(task.metric, items), items=items)
+    ordered = numbered_copies([items[i] for i in range(len(adapters))])
+    score = pooled(task.metric, ordered)
+    return replace(parts[0], score=score, items=ordered, measures=measures)

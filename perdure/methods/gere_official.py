@@ -141,7 +141,7 @@ class GeReOfficial(GeneralReplay):
         self, ctx: Context, main: ForwardOutput, extra: ForwardOutput | None
     ) -> dict[str, Tensor]:
         """The code's loss of a micro-batch of several task rows, and the held part of it."""
-        c, ce_task = self.config, main.nll.mean()  # ()
+        ce_task = main.nll.mean()  # ()
         if extra is None:
             return {"gere_scope": ce_task}
         ce = extra.nll.mean()  # ()
@@ -149,13 +149,13 @@ class GeReOfficial(GeneralReplay):
         held = weight * term  # ()
         ctx.log("gere_label", (ce / 2).detach())
         whole = micro_loss(ce_task, ce, term, weight)  # ()
-        return {"gere_scope": whole - held, f"gere_{c.loss}": held}
+        return {"gere_scope": whole - held} | self._named(held)
 
     def _alone(
         self, ctx: Context, main: ForwardOutput, extra: ForwardOutput | None
     ) -> dict[str, Tensor]:
         """The same with one task row: each general row is a micro-batch too, all count alike."""
-        c, ce_task = self.config, main.nll.mean()  # ()
+        ce_task = main.nll.mean()  # ()
         tasks, (first, last) = ctx.step.micro_batches, self.drawn(ctx)
         share = tasks / (tasks + last - first)
         if extra is None:
@@ -165,7 +165,11 @@ class GeReOfficial(GeneralReplay):
         held = (weight * term).sum()  # ()
         whole = micro_loss(None, ce, term, weight).sum() + ce_task  # ()
         ctx.log("gere_label", share * (whole - held - ce_task).detach())
-        return {"gere_scope": share * (whole - held), f"gere_{c.loss}": share * held}
+        return {"gere_scope": share * (whole - held)} | self._named(share * held)
+
+    def _named(self, held: Tensor) -> dict[str, Tensor]:
+        """What is held on the texts; with their labels alone nothing is."""
+        return {} if self.config.loss == "label" else {f"gere_{self.config.loss}": held}
 
     def _term_and_weight(
         self, ctx: Context, extra: ForwardOutput, ce: Tensor, pooled: bool

@@ -306,6 +306,12 @@ def task_order(runs: Sequence[RunView]) -> list[TaskFacts]:
     return list(tasks.values())
 
 
+def left_out_of_means(runs: Sequence[RunView]) -> list[str]:
+    """Tasks that the summary figures do not count; see `ScoreMatrix.left_out`."""
+    out = {name for run in runs for name in run.matrix.left_out}
+    return [task.name for task in task_order(runs) if task.name in out]
+
+
 def comparable(runs: Sequence[RunView]) -> bool:
     """True if all runs learned the same tasks, so that their averages mean the same."""
     return len({frozenset((t.name, t.metric) for t in run.tasks) for run in runs}) <= 1

@@ -8,7 +8,7 @@ from typing import Any
 
 from perdure.reports import charts, format, glossary, ranking, words
 from perdure.reports.colours import STEPS
-from perdure.reports.data import SUMMARY, RunView, TaskFacts, task_order
+from perdure.reports.data import SUMMARY, RunView, TaskFacts, left_out_of_means, task_order
 from perdure.reports.format import number, percent, signed, significant
 
 MANY = 8
@@ -123,7 +123,7 @@ def summary(runs: Sequence[RunView]) -> dict[str, Any]:
                 "best": best[ranking.GENERAL] == slot,
             }
         )
-    left_out = [t.name for t in task_order(runs) if not t.higher_is_better]
+    left_out = left_out_of_means(runs)
     return {"columns": columns, "rows": rows, "general": general_columns, "left_out": left_out}
 
 
@@ -166,8 +166,11 @@ def metric_words(task: TaskFacts) -> str:
     names = {"acc": "accuracy", "acc_norm": "normalized accuracy"}  # lm-eval's
     plain = task.metric.rpartition(":")[2].replace("_", " ")
     name = task.label or names.get(task.metric, plain)
-    if task.label and task.metric == "label_likelihood":  # its name in a recipe is another one
-        name = f"{task.label} ({task.metric})"
+    if task.label and task.label.casefold().replace("-", " ").replace(" ", "_") not in (
+        plain.casefold().replace(" ", "_"),
+        task.metric,
+    ):
+        name = f"{task.label} ({task.metric.rpartition(':')[2]})"  # as a recipe has it
     return name if task.higher_is_better else f"{name}, lower is better"
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from perdure.errors import printable
 from perdure.reports import format, general, ranking, words
-from perdure.reports.data import SUMMARY, RunData, RunView, TaskFacts, views
+from perdure.reports.data import SUMMARY, RunData, RunView, TaskFacts, left_out_of_means, views
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -205,6 +205,8 @@ def score_table(runs: Sequence[RunData], console: Console | None = None) -> None
             fits = 16 + sum(_least(task) + 3 for task in run.tasks) <= target.width
             target.print(_matrix_table(run) if fits else _task_table(run))
     target.print(_summary_table(digested))
+    if left_out := left_out_of_means(digested):
+        target.print(_plain(f"not in these means, as in another unit: {', '.join(left_out)}"))
     if any(run.general_tasks for run in digested):
         target.print(_general_table(digested))
     for run in digested:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.errors import RunError
 from perdure.files import now, write_atomic
 from perdure.models.pin import files_of
 from perdure.processes import barrier, broadcast, rank
+from perdure.seals import sha256
 
 if TYPE_CHECKING:
     from perdure.recipe.schema import Recipe
@@ -63,10 +65,18 @@ def _facts(run: Run, recipe: Recipe, stream: TaskStream) -> dict[str, Any]:
     said = recipe.model_dump(mode="json", exclude={"trust_remote_code"})
     return {
         "recipe": _flat(said),
-        "files": files_of(recipe.model),
+        "files": files_of(recipe.model) | _own_code(recipe),
         "stream": [{"name": task.name, "version": task.version} for task in stream],
         "general_text": stream.general.version,
     }
+
+
+def _own_code(recipe: Recipe) -> dict[str, str]:
+    """Files of the user's own methods and metrics, which decide the result as the recipe does."""
+    places = [spec.file for spec in recipe.methods if spec.file]
+    places += [task.metric.rpartition(":")[0] for task in recipe.stream.tasks if task.metric]
+    files = sorted({Path(place) for place in places if place.endswith(".py")})
+    return {f"own code, {file.name}": sha256(file) for file in files if file.is_file()}
 
 
 def _changes(run: Run, wanted: Mapping[str, Any]) -> Iterator[str]:

@@ -4,8 +4,9 @@
 
 A cell that was never scored is missing: `value` and every figure that needs it raise
 `ScoreMissing`, nothing takes it for zero. All summary figures of Perdure are derived here and
-nowhere else. They average over the tasks whose score is higher for better; the others, such as
-those measured by perplexity, have another unit, so they are left out (`left_out` names them).
+nowhere else. They average over the tasks whose score runs from 0 to 1, higher for better; the
+others, such as those measured by perplexity, have another unit, so they are left out (`left_out`
+names them).
 Formulas below count tasks j from 0, so task j is learned between row j and row j+1.
 """
 
@@ -46,6 +47,7 @@ class ScoreMatrix:
     Args:
         tasks: names in the order they are learned, each once.
         higher_is_better: one flag a task; None means True for all.
+        in_shares: one flag a task: its scores run from 0 to 1; None means True for all.
     """
 
     FIGURES = (
@@ -57,7 +59,10 @@ class ScoreMatrix:
     )
 
     def __init__(
-        self, tasks: Sequence[str], higher_is_better: Sequence[bool] | None = None
+        self,
+        tasks: Sequence[str],
+        higher_is_better: Sequence[bool] | None = None,
+        in_shares: Sequence[bool] | None = None,
     ) -> None:
         if higher_is_better is None:
             higher_is_better = [True] * len(tasks)
@@ -69,6 +74,8 @@ class ScoreMatrix:
             )
         self.tasks = tuple(tasks)
         self.higher_is_better = tuple(bool(flag) for flag in higher_is_better)
+        shares = [True] * len(tasks) if in_shares is None else in_shares
+        self.in_shares = tuple(bool(flag) for flag in shares)
         self._scores = np.full((len(self.tasks) + 1, len(self.tasks)), np.nan)
 
     def record(self, after: int, task: str, score: float) -> None:
@@ -97,9 +104,9 @@ class ScoreMatrix:
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """Tasks that no summary figure counts: a lower score is better there."""
-        pairs = zip(self.tasks, self.higher_is_better, strict=True)
-        return tuple(task for task, higher in pairs if not higher)
+        """Tasks that no summary figure counts: a lower score is better, or none is a share."""
+        counted = self._counted()
+        return tuple(task for j, task in enumerate(self.tasks) if j not in counted)
 
     def average_accuracy(self, after: int | None = None) -> float:
         """Mean score on the tasks learned so far, after learning `after` of them (None: all T).
@@ -217,6 +224,7 @@ class ScoreMatrix:
         return {
             "tasks": list(self.tasks),
             "higher_is_better": list(self.higher_is_better),
+            "in_shares": list(self.in_shares),
             "scores": [[None if np.isnan(x) else float(x) for x in row] for row in self._scores],
             "summary": self.summary(),
         }
@@ -229,7 +237,7 @@ class ScoreMatrix:
     def from_json(cls, text: str) -> ScoreMatrix:
         """Read what `to_json` wrote; the summary in it is derived again, not read."""
         data = json.loads(text)
-        matrix = cls(data["tasks"], data["higher_is_better"])
+        matrix = cls(data["tasks"], data["higher_is_better"], data.get("in_shares"))
         for after, row in enumerate(data["scores"]):
             for task, score in zip(data["tasks"], row, strict=True):
                 if score is not None:
@@ -244,22 +252,24 @@ class ScoreMatrix:
 
         Args:
             rows: mappings with `kind`, and for kind "task": `after`, `task`, `score` and
-                `higher_is_better`. Other kinds are skipped. Of two rows for a cell the later
-                one counts.
+                `higher_is_better`; of a metric that is not Perdure's also `low` and `high`.
+                Other kinds are skipped. Of two rows for a cell the later one counts.
             tasks: names of the learned tasks in order; rows of other tasks are skipped. None
                 takes the names in the order in which they appear.
         """
         scored = [row for row in rows if row["kind"] == "task"]
         names = list(tasks) if tasks is not None else list(dict.fromkeys(r["task"] for r in scored))
         higher = {row["task"]: bool(row.get("higher_is_better", True)) for row in scored}
-        matrix = cls(names, [higher.get(name, True) for name in names])
+        wide = {r["task"] for r in scored if (r.get("low", 0), r.get("high", 1)) != (0, 1)}
+        matrix = cls(names, [higher.get(n, True) for n in names], [n not in wide for n in names])
         for row in scored:
             if row["task"] in names:
                 matrix.record(row["after"], row["task"], row["score"])
         return matrix
 
     def _counted(self) -> list[int]:
-        return [j for j, higher in enumerate(self.higher_is_better) if higher]
+        pairs = zip(self.higher_is_better, self.in_shares, strict=True)
+        return [j for j, (higher, share) in enumerate(pairs) if higher and share]
 
     def _earlier(self) -> list[int]:
         """Counted tasks after which at least one more was learned."""

@@ -259,6 +259,17 @@ def _check_labels(task: Task, rows: Iterable[Row]) -> None:
         )
 
 
+def numbered_copies(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Items of several calls as of one: the n-th copy of a row ends in "-n" over all of them."""
+    seen: dict[str, int] = {}
+    found = []
+    for item in items:
+        key = str(item["id"]).partition("-")[0]
+        seen[key] = copy = seen.get(key, 0) + 1
+        found.append({**item, "id": key if copy == 1 else f"{key}-{copy}"})
+    return found
+
+
 def _items(
     rows: Sequence[Row], predictions: Sequence[str], scores: Sequence[float]
 ) -> list[dict[str, Any]]:

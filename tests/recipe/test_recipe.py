@@ -627,6 +627,8 @@ def test_every_accepted_key_is_read_by_a_run(
     elsewhere = {"TaskConfig.subset", "TaskConfig.test_share"}
     elsewhere |= {f"GeneralConfig.{k}" for k in ("subset", "split", "limit", "num_fewshot")}
     elsewhere |= {"TaskConfig.validation_share"}
+    # A report reads them in the run's own recipe.yaml (tests/reports).
+    elsewhere |= {"ScoringConfig.max_drop", "ScoringConfig.max_loss_rise"}
     assert known - read == elsewhere
 
 

@@ -178,3 +178,22 @@ def test_forgetting_misses_a_score_after_the_task_was_learned():
                 gap.record(after, task, matrix.value(after, task))
     with pytest.raises(ScoreMissing, match="'t0' was never scored after 2 learned tasks"):
         gap.forgetting()
+
+
+def test_scores_of_another_range_are_in_no_mean() -> None:
+    """Accuracy 0.5 and a length of 7 of 10 have no mean: 3.75 would be none of both."""
+    facts = {"kind": "task", "higher_is_better": True}
+    rows = [
+        {**facts, "after": after, "task": task, "score": score, **more}
+        for after in range(3)
+        for task, score, more in (
+            ("a", 0.25 * after, {}), ("wide", 5.0 + after, {"low": 0.0, "high": 10.0}),
+        )
+    ]  # fmt: skip
+    matrix = ScoreMatrix.from_rows(rows)
+    assert matrix.left_out == ("wide",)
+    assert matrix.average_accuracy() == 0.5
+    assert matrix.backward_transfer() == 0.25  # a: 0.25 just learned, 0.5 at the end
+    again = ScoreMatrix.from_json(matrix.to_json())
+    assert again.left_out == ("wide",)
+    assert again.summary() == matrix.summary()
