@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from perdure.errors import DataError, PerdureError, RecipeError
-from perdure.models.chat import IGNORE, Encoder
+from perdure.models.chat import Encoder, prompt_length
 from perdure.streams.labels import same_tokens
 from perdure.streams.task import TaskStream, place_of
 
@@ -33,7 +33,7 @@ def encode_stream(stream: TaskStream, encoder: Encoder, context_length: int | No
                     encoded = encoder.encode(row)
                     width = len(encoded["input_ids"])
                     # Only a prompt of just the most tokens can be one that was cut.
-                    full = encoded["labels"].count(IGNORE) == encoder.max_prompt_length
+                    full = prompt_length(encoded["labels"]) == encoder.max_prompt_length
                     cut += full and encoder.is_cut(row)
                     if context_length is not None and width > context_length:
                         raise DataError(

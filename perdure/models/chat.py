@@ -111,7 +111,7 @@ class Encoder:
         """The text before the answer, rendered by the template up to the assistant's turn."""
         if self._chat is None:
             return "\n".join(turn["content"] for turn in row["prompt"]) + "\n"
-        return self._chat.prompt(row["prompt"])
+        return self._chat.prompt(row)
 
     @property
     def end(self) -> str:
@@ -134,8 +134,10 @@ class Encoder:
         What is cut is the middle: the instruction stands in front, the sign to answer at the end.
         """
         if (kept := self._remembered(row)) is not None:
-            return list(kept["input_ids"][: kept["labels"].count(IGNORE)])
-        ids = self._whole_prompt(row)
+            return list(kept["input_ids"][: prompt_length(kept["labels"])])
+        return self._cut(self._whole_prompt(row))
+
+    def _cut(self, ids: list[int]) -> list[int]:
         most = self.max_prompt_length
         if most is None or len(ids) <= most:
             return ids
@@ -156,9 +158,29 @@ class Encoder:
         A server's prompt is tokenized apart from what the model writes, and so is an answer here;
         only blanks that the template puts before it are joined to its first word.
         """
+        return self._written_ids(
+            answer + self.end if self._chat is None else self._chat.answer(answer)
+        )
+
+    def answer_ids_of(self, row: Row) -> list[int]:
+        """`answer_ids` of a row's answer, with the tools that it calls and what it thinks first."""
         if self._chat is None:
-            return self._ids(answer + self.end)
-        written, header = self._chat.answer(answer), self._chat.known.header
+            _refuse_parts(row)
+            return self.answer_ids(row["answer"])
+        return self._written_ids(self._chat.answer_of(row))
+
+    def answer_text(self, row: Row) -> str:
+        """A row's answer as `perdure.models.generate.generate` would return it."""
+        if not row.get("turn"):
+            return str(row["answer"])
+        ids = self.answer_ids_of(row)
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return (text.split(self.end)[0] if self.end else text).strip()
+
+    def _written_ids(self, written: str) -> list[int]:
+        if self._chat is None:
+            return self._ids(written)
+        header = self._chat.known.header
         head = self._header_ids(header)
         both = self._ids(header + written)
         if head and both[: len(head)] == head:  # sentencepiece marks the beginning of a text
@@ -187,7 +209,7 @@ class Encoder:
             return row
         if (kept := self._remembered(row)) is not None:
             return kept
-        prompt, answer = self.prompt_ids(row), self.answer_ids(row["answer"])
+        prompt, answer = self.prompt_ids(row), self.answer_ids_of(row)
         if self.max_length is not None and len(prompt) + len(answer) > self.max_length:
             raise DataError(
                 f"row starting {row['prompt'][-1]['content'][:40]!r}: "
@@ -195,7 +217,24 @@ class Encoder:
                 "shorten the row, raise train.max_length, or "
                 f"{'lower' if self.max_prompt_length else 'set'} model.max_prompt_length",
             )
-        return {"input_ids": prompt + answer, "labels": [IGNORE] * len(prompt) + answer}
+        return {"input_ids": prompt + answer, "labels": self._earlier(row, prompt) + answer}
+
+    def _earlier(self, row: Row, prompt: list[int]) -> list[int]:
+        """Labels of a prompt: -100, but for the assistant's turns in it with `train_on: all`."""
+        if row.get("train_on") != "all":
+            return [IGNORE] * len(prompt)
+        if self._chat is None or not self.tokenizer.is_fast:
+            what = "a chat template" if self._chat is None else "a fast tokenizer (tokenizer.json)"
+            raise DataError(f"train_on: all needs {what}", "write train_on: last for this task")
+        spans = self._chat.turns(row)
+        found = self.tokenizer(
+            self._chat.prompt(row), add_special_tokens=False, return_offsets_mapping=True
+        )
+        labels = [
+            token if any(begin <= start < end for begin, end in spans) else IGNORE
+            for token, (start, _) in zip(found["input_ids"], found["offset_mapping"], strict=True)
+        ]
+        return self._cut(labels)
 
     def encode_text(self, text: str, max_tokens: int | None = None) -> dict[str, Any]:
         """Encode plain text, without special tokens; every position is a label."""
@@ -211,9 +250,29 @@ class Encoder:
         return [bos] if bos is not None and ids and ids[0] == bos else []
 
 
+def prompt_length(labels: Sequence[int]) -> int:
+    """How many of an encoded row's tokens stand before its last answer."""
+    at = len(labels)
+    while at and labels[at - 1] != IGNORE:
+        at -= 1
+    return at
+
+
+def _refuse_parts(row: Row) -> None:
+    """What only a chat template can render must not be dropped without one."""
+    beside = [*row.get("turn", ()), *(["tools"] if row.get("tools") else [])]
+    for turn in row["prompt"]:
+        beside += [key for key in ("tool_calls", "reasoning_content") if turn.get(key)]
+    if beside:
+        raise DataError(
+            f"{beside[0]}: without a chat template it would be left out",
+            "take such rows out, or give a template: model.chat_template: FILE",
+        )
+
+
 def _content(row: Row) -> bytes:
     """A hash of what decides a row's tokens: rows that are equal in it are encoded alike."""
-    text = repr((row.get("prompt"), row.get("answer")))
+    text = repr([row.get(key) for key in ("prompt", "answer", "turn", "tools", "train_on")])
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 

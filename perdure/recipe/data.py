@@ -126,6 +126,9 @@ class TaskConfig(Section):
         "is a label already need not be listed",
     )
     metric: str | None = Field(None, description="how answers are scored")
+    train_on: Literal["last", "all"] = Field(
+        "last", description="of format: chat: the last answer, or all of the assistant's turns"
+    )
     max_new_tokens: int = Field(32, gt=0, description="longest answer that is generated")
     max_train_rows: int | None = Field(None, gt=0, description="use this many rows at most")
     max_validation_rows: int | None = Field(None, gt=0, description="use this many rows at most")

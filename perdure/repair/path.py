@@ -140,7 +140,7 @@ def _of_adapter(base: str, folder: Path, precision: str) -> Line:
     noted, path = saved_base(folder), _absolute(base)
     config = ModelConfig(path=path)
     if noted is not None:
-        keep = ["attention", "chat_template", "max_prompt_length"]
+        keep = ["attention", "chat_template", "chat_template_kwargs", "max_prompt_length"]
         keep += ["revision"] if noted.path == path else []
         config = config.model_copy(update={name: getattr(noted, name) for name in keep})
     model, tokenizer = load_base(config)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from perdure.recipe.data import TaskConfig
 
 logger = logging.getLogger("perdure")
+ASKED = ("prompt", "answer", "turn", "tools")
+"""What of a row decides which question it is and what the right answer is."""
 LOOKED_AT = 20
 """Rows of a hub data set that are read for each that its caps keep."""
 
@@ -143,7 +145,7 @@ def capped(rows: list[Placed], most: int | None, seed: int) -> list[Placed]:
 
 def each_once(rows: Sequence[Row], most: int | None = None) -> list[Row]:
     """Rows without repeats, the first `most`: a row counted twice would look like more evidence."""
-    once = {repr((row["prompt"], row["answer"])): row for row in rows}
+    once = {repr([row.get(part) for part in ASKED]): row for row in rows}
     return list(once.values())[:most]
 
 

@@ -2,8 +2,9 @@
 
     format   columns               row
     prompt   prompt, answer        the prompt as user message
-    chat     messages              the last assistant message is the answer, what is before it
-                                   the prompt; what follows it is left out
+    chat     messages (tools)      the last assistant message is the answer, what is before it
+                                   the prompt; what follows it is left out. With train_on: all
+                                   the assistant's earlier messages are trained on too
     labels   text, label           the text as user message, the label as answer
 
 An instruction goes in front as a system message, before one that the data brings along.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from perdure.errors import brief
@@ -23,18 +24,13 @@ from perdure.streams.cells import (
     CellError,
     EmptyCell,
     answer_of,
-    as_text,
     cell_text,
     folded,
-    is_empty,
     one_spaced,
 )
 from perdure.streams.kinds.base import Format, Kind, Metric, Row
+from perdure.streams.kinds.conversation import conversation, tools_of
 from perdure.streams.tables import choices
-
-_NOT_READ = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
-"""Parts of a message beside its content; a conversation that has them is refused."""
-ROLES = ("system", "user", "assistant", "tool")
 
 LABEL_LIKELIHOOD = Metric("label_likelihood", "label accuracy", needs="labels")
 EXACT_MATCH = Metric(
@@ -67,12 +63,15 @@ def _of_prompt(values: Mapping[str, Any], task: TaskConfig) -> Row:
 
 def _of_messages(values: Mapping[str, Any], task: TaskConfig) -> Row:
     column = task.column("messages")
-    if values.get("tools"):
-        raise CellError(
-            'has "tools", which are not shown to the model',
-            "leave such rows out, or write the tools into a system message",
-        )
-    return _row(*_conversation(values[column], column), task)
+    prompt, answer, turn = conversation(values[column], column)
+    row = _row(prompt, answer, task)
+    if turn:
+        row["turn"] = turn
+    if tools := tools_of(values.get(task.column("tools")), task.column("tools")):
+        row["tools"] = tools
+    if task.train_on == "all":
+        row["train_on"] = "all"
+    return row
 
 
 def _of_labelled(values: Mapping[str, Any], task: TaskConfig) -> Row:
@@ -112,44 +111,6 @@ def _row(prompt: list[dict[str, str]], answer: str, task: TaskConfig) -> Row:
     return {"prompt": prompt, "answer": answer}
 
 
-def _conversation(value: Any, column: str) -> tuple[list[dict[str, str]], str]:
-    """Split a list of messages into prompt and answer; in a CSV cell it is JSON."""
-    shape = '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
-    if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise CellError(f'"{column}" is no JSON: {error}', f"write {shape}") from None
-    elif is_empty(value):
-        raise EmptyCell(f'"{column}" is empty', "fill it in, or take the row out")
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise CellError(f'"{column}" is no list of messages', f"write {shape}")
-    messages: list[dict[str, str]] = []
-    for number, message in enumerate(value, start=1):
-        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-            raise CellError(
-                f'"{column}": message {number} has no role and content', f"write {shape}"
-            )
-        if dropped := [key for key in _NOT_READ if message.get(key)]:
-            raise CellError(
-                f'"{column}": message {number} has {dropped[0]}, which is not trained on',
-                "leave such conversations out, or write it into the message's content",
-            )
-        if message["role"] not in ROLES:
-            raise CellError(
-                f'"{column}": message {number}: role "{brief(message["role"])}" is unknown',
-                *choices(str(message["role"]), ROLES, "roles there are"),
-            )
-        content = as_text(message["content"], f"{column}, message {number}")
-        messages.append({"role": str(message["role"]), "content": content})
-    last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=None)
-    if last is None:
-        raise CellError(f'"{column}" has no message of the assistant', "its last one is the answer")
-    if not any(m["role"] == "user" for m in messages[:last]):
-        raise CellError(f'"{column}" has no message of the user before the answer')
-    return messages[:last], messages[last]["content"]
-
-
 def _free(task: TaskConfig) -> Iterator[Mistake]:
     """What a task says about labels although its answers are free."""
     for key in ("labels", "label_names"):
@@ -158,9 +119,18 @@ def _free(task: TaskConfig) -> Iterator[Mistake]:
             yield Mistake((key,), what, "write format: labels")
     if task.metric == LABEL_LIKELIHOOD.name:
         yield Mistake(("metric",), f"{task.metric} needs format: labels")
+    if task.format != "chat":
+        yield from _one_answer(task)
+
+
+def _one_answer(task: TaskConfig) -> Iterator[Mistake]:
+    if task.train_on != "last":
+        what = f"has no effect with format: {task.format}, whose rows have one answer"
+        yield Mistake(("train_on",), what, "leave it out")
 
 
 def _labelled(task: TaskConfig) -> Iterator[Mistake]:
+    yield from _one_answer(task)
     labels, names = task.labels, task.label_names or {}
     written: list[tuple[Key, str]] = [
         (("labels", i), label) for i, label in enumerate(labels or ())
@@ -188,12 +158,15 @@ KIND = Kind(
     schema={
         "prompt": "the conversation before the answer, a list of {role, content}",
         "answer": "text, all that is trained on",
+        "turn": "what the answer has beside its text (tool_calls, reasoning_content), if anything",
+        "tools": "JSON schemas of the tools that the model may call, if any",
+        "train_on": "all, where the assistant's earlier turns are trained on too",
     },
     formats=(
         Format("prompt", ("prompt", "answer"), EXACT_MATCH.name, _of_prompt, mistakes=_free),
         Format(
             "chat", ("messages",), EXACT_MATCH.name, _of_messages,
-            whole=("messages",), mistakes=_free,
+            whole=("messages",), optional=("tools",), mistakes=_free,
         ),
         Format(
             "labels", ("text", "label"), LABEL_LIKELIHOOD.name, _of_labelled,
