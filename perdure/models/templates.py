@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from perdure.errors import DataError, ModelError
-from perdure.models.limits import limited
+from perdure.models.rendering import Renderer
 from perdure.streams.task import Row
 
 logger = logging.getLogger("perdure")
+_TOLD: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
+"""Of which templates of a tokenizer it was told that they begin answers in two ways: once each."""
 Messages = Sequence[Mapping[str, Any]]
 ROLES = ("system", "user", "assistant", "tool")
 _S, _U, _A, _U2, _A2, _T, _V = (f"Perdure{name}Goes{name}Here" for name in "SUAVBTW")
@@ -35,8 +36,6 @@ _TOOL = {
         "parameters": {"type": "object", "properties": {"at": {"type": "string"}}},
     },
 }
-_CODES = "aAwdbBmyYHIpMSfzZjUWcxXGuV"
-"""The letters of strftime's formats; a macro of the same name writes the pinned day's."""
 _REMEDY = (
     "give a template that does, model.chat_template: FILE (a Jinja file), or none for plain text"
 )
@@ -73,50 +72,12 @@ class Known:
     thinks: bool
 
 
-class ChatTemplate:
-    """A template of a tokenizer, with the variables that a recipe gives it.
-
-    Args:
-        text: the Jinja template.
-        variables: `model.chat_template_kwargs`, such as `enable_thinking`.
-        today: what `strftime_now` gives, so that a run that goes on next month has the prompts that
-            it began with; None is the day of now.
+class ChatTemplate(Renderer):
+    """What a template does with conversations, learned once.
 
     Raises:
         ModelError: the template shows no answer, or takes more than `perdure.models.limits`.
     """
-
-    def __init__(
-        self,
-        tokenizer: Any,
-        text: str,
-        variables: Mapping[str, Any] | None = None,
-        today: date | None = None,
-    ) -> None:
-        self.tokenizer, self.text, self.variables = tokenizer, text, dict(variables or {})
-        self.today = today or datetime.now().date()
-
-    def pin(self, today: date) -> None:
-        """Render the date of another day from now on."""
-        if today != self.today:
-            self.today = today
-            for name in ("_dated", "known", "_shows_tools", "_shows_thoughts", "_arguments"):
-                self.__dict__.pop(name, None)
-
-    @cached_property
-    def _dated(self) -> str:
-        """The template, with a macro in front that hides the library's `strftime_now`."""
-        if "strftime_now" not in self.text:
-            return self.text
-        written = "".join(
-            f"|replace({mark + code!r}, {self.today.strftime(mark + code)!r})"
-            for mark in ("%-", "%")
-            for code in _CODES
-        )
-        return (
-            f"{{%- macro strftime_now(format) -%}}{{{{ format{written} }}}}{{%- endmacro %}}"
-            f"{{{{ '' }}}}{self.text}"
-        )
 
     @cached_property
     def known(self) -> Known:
@@ -125,14 +86,14 @@ class ChatTemplate:
             [_turn("system", _S), _turn("user", _U), _turn("assistant", _A)], _S
         )
         asked = [_turn("user", _U)]
-        whole = self._tried([*asked, _turn("assistant", _A)])
+        whole = self.tried([*asked, _turn("assistant", _A)])
         if whole is None or whole.count(_A) != 1:
             raise ModelError("the model's chat template does not show an answer", _REMEDY)
         before, after = whole.split(_A)
-        sent = self._tried(asked, add_generation_prompt=True) or ""
+        sent = self.tried(asked, add_generation_prompt=True) or ""
         blanks = before[len(before.rstrip(" \t")) :]
         opens = self._opens(before, sent)
-        padded = self._tried([*asked, _turn("assistant", f"  {_A}  ")]) or ""
+        padded = self.tried([*asked, _turn("assistant", f"  {_A}  ")]) or ""
         left, _, right = padded.partition(_A)
         trims = (not left.endswith("  "), not right.startswith("  "))
         header = (sent if opens else before).rpartition(_U)[2]
@@ -146,7 +107,7 @@ class ChatTemplate:
         end = self._first_special(after)
         begun = sent if opens else before[: len(before) - len(blanks)]
         odd, thought = (
-            self._tried([*asked, _turn("assistant", text)]) == before + text + after
+            self.tried([*asked, _turn("assistant", text)]) == before + text + after
             for text in (_ODD, _THOUGHT)
         )
         return Known(
@@ -159,6 +120,10 @@ class ChatTemplate:
             return _U in sent
         if before.startswith(sent):  # no generation prompt, or more before the answer than it gives
             return False
+        told = _TOLD.setdefault(self.tokenizer, set())
+        if self.text in told:
+            return True
+        told.add(self.text)
         logger.warning(
             "the model's chat template begins an answer by %r in a finished conversation, and "
             "by %r where an answer is asked for: answers are trained and scored after the latter, "
@@ -187,7 +152,7 @@ class ChatTemplate:
     def answer(self, text: str) -> str:
         """The text of an answer as the template writes it, with blanks before it and its end."""
         if not self.known.verbatim:
-            whole = self._rendered([_turn("user", _U), _turn("assistant", text)])
+            whole = self.rendered([_turn("user", _U), _turn("assistant", text)])
             if whole.startswith(self.known.before):
                 return self._ended(whole[len(self.known.before) :])
         left, right = self.known.trims
@@ -239,8 +204,8 @@ class ChatTemplate:
     def _prompt(self, row: Row) -> str:
         turns, tools = self._ready(row["prompt"]), self._tools(row)
         if self.known.opens:
-            return self._rendered(turns, tools, add_generation_prompt=True)
-        whole = self._rendered([*turns, _turn("assistant", _A)], tools)
+            return self.rendered(turns, tools, add_generation_prompt=True)
+        whole = self.rendered([*turns, _turn("assistant", _A)], tools)
         before, found, _ = whole.rpartition(_A)
         if not found:
             raise DataError("the model's chat template leaves out the answer", _REMEDY)
@@ -251,13 +216,13 @@ class ChatTemplate:
         answer = {**_turn("assistant", row["answer"]), **row.get("turn", {})}
         *turns, answer = self._ready([*row["prompt"], answer])
         tools = self._tools(row)
-        whole = self._rendered([*turns, answer], tools)
+        whole = self.rendered([*turns, answer], tools)
         begun = self._prompt(row)
         if whole.startswith(begun):
             return begun, self._ended(whole[len(begun) :])
         # No empty think block then: the model thinks behind what a server sends.
-        sent = self._rendered(turns, tools, add_generation_prompt=True)
-        if whole.startswith(sent) and sent != self._rendered(turns, tools):
+        sent = self.rendered(turns, tools, add_generation_prompt=True)
+        if whole.startswith(sent) and sent != self.rendered(turns, tools):
             return sent, self._ended(whole[len(sent) :])
         if row.get("turn"):
             raise DataError(
@@ -286,7 +251,7 @@ class ChatTemplate:
     @cached_property
     def _shows_tools(self) -> bool:
         turns = [_turn("user", _U), _turn("assistant", _A)]
-        return _T in (self._tried(turns, tools=[_TOOL]) or "")
+        return _T in (self.tried(turns, tools=[_TOOL]) or "")
 
     @cached_property
     def _shows_thoughts(self) -> bool:
@@ -297,7 +262,7 @@ class ChatTemplate:
     def _arguments(self) -> str:
         """How the template takes the arguments of a call: "object", "text", or "" not at all."""
         for name, arguments in (("object", {"at": _V}), ("text", json.dumps({"at": _V}))):
-            text = self._tried([_turn("user", _U), _calling(arguments)], tools=[_TOOL]) or ""
+            text = self.tried([_turn("user", _U), _calling(arguments)], tools=[_TOOL]) or ""
             if _T in text and _V in text:
                 return name
         return ""
@@ -353,23 +318,7 @@ class ChatTemplate:
         return self._shows([*turns, _turn("user", _U2), _turn("assistant", _A)], _A2)
 
     def _shows(self, turns: list[dict[str, Any]], text: str) -> bool:
-        return text in (self._tried(turns) or "")
-
-    def _rendered(self, turns: list[dict[str, Any]], tools: Any = None, **options: Any) -> str:
-        try:
-            return self._apply(turns, tools, **options)
-        except ModelError:
-            raise
-        except Exception as error:  # whatever templates and jinja2 raise
-            raise _refused(error) from error
-
-    def _tried(self, turns: list[dict[str, Any]], **options: Any) -> str | None:
-        try:
-            return self._apply(turns, **options)
-        except ModelError:
-            raise
-        except Exception:  # templates raise their own errors, e.g. "System role not supported"
-            return None
+        return text in (self.tried(turns) or "")
 
     def _first_special(self, after: str) -> str:
         """What ends an answer: up to the first special token, behind which models do not write."""
@@ -382,20 +331,6 @@ class ChatTemplate:
             return after[: min(ends)]
         # Templates put white space after the end-of-turn mark; the model stops before it.
         return after.rstrip() or (self.tokenizer.eos_token or "")
-
-    def _apply(self, turns: list[dict[str, Any]], tools: Any = None, **options: Any) -> str:
-        def render() -> str:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    turns,
-                    tokenize=False,
-                    chat_template=self._dated,
-                    tools=tools,
-                    **{**self.variables, **options},
-                )
-            )
-
-        return limited(render, "the model's chat template")
 
 
 _ID = "perdure01"  # some templates want nine letters and digits
@@ -422,11 +357,3 @@ def _untold() -> DataError:
 
 def _turn(role: str, content: str) -> dict[str, Any]:
     return {"role": role, "content": content}
-
-
-def _refused(error: Exception) -> DataError:
-    why = str(error).strip().partition("\n")[0] or type(error).__name__
-    return DataError(
-        f"the model's chat template refuses this conversation: {why}",
-        "change its turns, leave it out, or take another template: model.chat_template",
-    )
