@@ -134,10 +134,8 @@ class Encoder:
         What is cut is the middle: the instruction stands in front, the sign to answer at the end.
         """
         if (kept := self._remembered(row)) is not None:
-            return list(kept["input_ids"][: prompt_length(kept["labels"])])
-        return self._cut(self._whole_prompt(row))
-
-    def _cut(self, ids: list[int]) -> list[int]:
+            return list(kept["input_ids"][: kept["labels"].count(IGNORE)])
+        ids = self._whole_prompt(row)
         most = self.max_prompt_length
         if most is None or len(ids) <= most:
             return ids
@@ -192,11 +190,18 @@ class Encoder:
             self._header = (header, self._ids(header))
         return self._header[1]
 
-    def special_in(self, row: Row) -> str | None:
-        """The first special token that a row's own texts hold, which is read as such."""
-        for text in [*(str(turn["content"]) for turn in row["prompt"]), str(row["answer"])]:
-            if self._specials and (found := self._specials.search(text)):
-                return found[0]
+    def special_in(self, row: Row) -> tuple[str, bool] | None:
+        """A special token that a row's own texts hold, which is read as such.
+
+        Returns: the first one, and whether it stands in the answer; None if there is none.
+        """
+        if self._specials is None:
+            return None
+        if found := self._specials.search(str(row["answer"])):
+            return found[0], True
+        for turn in row["prompt"]:
+            if found := self._specials.search(str(turn["content"])):
+                return found[0], False
         return None
 
     def encode(self, row: Row) -> dict[str, Any]:
@@ -217,24 +222,7 @@ class Encoder:
                 "shorten the row, raise train.max_length, or "
                 f"{'lower' if self.max_prompt_length else 'set'} model.max_prompt_length",
             )
-        return {"input_ids": prompt + answer, "labels": self._earlier(row, prompt) + answer}
-
-    def _earlier(self, row: Row, prompt: list[int]) -> list[int]:
-        """Labels of a prompt: -100, but for the assistant's turns in it with `train_on: all`."""
-        if row.get("train_on") != "all":
-            return [IGNORE] * len(prompt)
-        if self._chat is None or not self.tokenizer.is_fast:
-            what = "a chat template" if self._chat is None else "a fast tokenizer (tokenizer.json)"
-            raise DataError(f"train_on: all needs {what}", "write train_on: last for this task")
-        spans = self._chat.turns(row)
-        found = self.tokenizer(
-            self._chat.prompt(row), add_special_tokens=False, return_offsets_mapping=True
-        )
-        labels = [
-            token if any(begin <= start < end for begin, end in spans) else IGNORE
-            for token, (start, _) in zip(found["input_ids"], found["offset_mapping"], strict=True)
-        ]
-        return self._cut(labels)
+        return {"input_ids": prompt + answer, "labels": [IGNORE] * len(prompt) + answer}
 
     def encode_text(self, text: str, max_tokens: int | None = None) -> dict[str, Any]:
         """Encode plain text, without special tokens; every position is a label."""
@@ -248,14 +236,6 @@ class Encoder:
         bos = self.tokenizer.bos_token_id
         ids = self.tokenizer("a")["input_ids"]
         return [bos] if bos is not None and ids and ids[0] == bos else []
-
-
-def prompt_length(labels: Sequence[int]) -> int:
-    """How many of an encoded row's tokens stand before its last answer."""
-    at = len(labels)
-    while at and labels[at - 1] != IGNORE:
-        at -= 1
-    return at
 
 
 def _refuse_parts(row: Row) -> None:
@@ -272,7 +252,7 @@ def _refuse_parts(row: Row) -> None:
 
 def _content(row: Row) -> bytes:
     """A hash of what decides a row's tokens: rows that are equal in it are encoded alike."""
-    text = repr([row.get(key) for key in ("prompt", "answer", "turn", "tools", "train_on")])
+    text = repr([row.get(key) for key in ("prompt", "answer", "turn", "tools")])
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 

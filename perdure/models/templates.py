@@ -160,43 +160,6 @@ class ChatTemplate(Renderer):
         text = text.rstrip() if right else text
         return self.known.blanks + text + self.known.end
 
-    def turns(self, row: Row) -> list[tuple[int, int]]:
-        """Where the assistant's turns before the answer stand in `prompt(row)`, with their ends.
-
-        Each is from the first character to behind the last one, in order; found by rendering the
-        conversation with a sentinel in place of each of them.
-
-        Raises:
-            DataError: that cannot be told.
-        """
-        marks: list[str] = []
-        marked: list[dict[str, Any]] = []
-        for turn in row["prompt"]:
-            if turn["role"] == "assistant":
-                marks.append(f"Perdure{len(marks)}Turn{len(marks)}Here")
-                turn = _turn("assistant", marks[-1])
-            marked.append(turn)
-        whole, rest = self.prompt(row), self.prompt({**row, "prompt": marked})
-        spans, at, end = [], 0, self.known.end
-        for mark in marks:
-            piece, found, rest = rest.partition(mark)
-            at = whole.find(piece, at) if spans else (0 if whole.startswith(piece) else -1)
-            if not found or at < 0:
-                raise _untold()
-            if spans:  # this piece ends the turn before it
-                begin = spans.pop()[0]
-                spans.append((begin, at + len(end) if piece.startswith(end) else at))
-            at += len(piece)
-            blanks = self.known.blanks if whole[:at].endswith(self.known.blanks) else ""
-            spans.append((at - len(blanks), at))
-        if spans:
-            stop = len(whole) - len(rest)
-            if stop < at or not whole.endswith(rest):
-                raise _untold()
-            stop += len(end) if rest.startswith(end) else 0
-            spans.append((spans.pop()[0], stop))
-        return spans
-
     def _is_plain(self, row: Row) -> bool:
         """Whether an answer is its text alone, so that the prompt does not depend on it."""
         return not row.get("turn") and not (self.known.thinks and "</think>" in row["answer"])
@@ -345,13 +308,6 @@ def _left_out(what: str) -> DataError:
     return DataError(
         f"{what}: the model's chat template leaves them out",
         "take such rows out, or give a template that renders them: model.chat_template: FILE",
-    )
-
-
-def _untold() -> DataError:
-    return DataError(
-        "where the assistant's turns stand cannot be told from the model's chat template",
-        "write train_on: last for this task",
     )
 
 

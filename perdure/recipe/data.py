@@ -126,9 +126,6 @@ class TaskConfig(Section):
         "is a label already need not be listed",
     )
     metric: str | None = Field(None, description="how answers are scored")
-    train_on: Literal["last", "all"] = Field(
-        "last", description="of format: chat: the last answer, or all of the assistant's turns"
-    )
     max_new_tokens: int = Field(32, gt=0, description="longest answer that is generated")
     max_train_rows: int | None = Field(None, gt=0, description="use this many rows at most")
     max_validation_rows: int | None = Field(None, gt=0, description="use this many rows at most")
@@ -138,6 +135,11 @@ class TaskConfig(Section):
     )
     test_share: float = Field(
         0.2, gt=0, lt=1, description="share of train set aside where there is no test"
+    )
+    train_on: Literal["last", "all"] = Field(
+        "last",
+        description="turns of the assistant in a conversation that are learned; all: each of them "
+        "after what came before it; the last alone is scored",
     )
     _places: Callable[[str], str] | None = PrivateAttr(None)
 

@@ -18,6 +18,7 @@ from perdure.streams.rows import (
     Placed,
     capped,
     columns_read,
+    each_turn,
     enough_rows,
     hold_out,
     to_rows,
@@ -115,6 +116,8 @@ def _task(config: TaskConfig, reader: Reader, seed: int) -> Task | None:
         split: capped(splits[split], count, seed) for split, count in zip(given, most, strict=True)
     }
     warn_of_repeats(config.name, used)
+    if config.train_on == "all":
+        used["train"] = [one for placed in used["train"] for one in each_turn(placed)]
     kept = [[PlacedRow(placed.row, placed.place) for placed in rows] for rows in used.values()]
     return Task(
         name=config.name,

@@ -143,6 +143,19 @@ def capped(rows: list[Placed], most: int | None, seed: int) -> list[Placed]:
     return [rows[i] for i in sorted(order[:most])]
 
 
+def each_turn(placed: Placed) -> list[Placed]:
+    """A row for each turn of the assistant in a conversation, the prompt being all before it."""
+    whole = {key: part for key, part in placed.row.items() if key != "turn"}
+    prompt, found = placed.row["prompt"], []
+    for i, turn in enumerate(prompt):
+        if turn["role"] == "assistant" and any(one["role"] == "user" for one in prompt[:i]):
+            row = {**whole, "prompt": prompt[:i], "answer": turn["content"]}
+            if beside := {k: part for k, part in turn.items() if k not in ("role", "content")}:
+                row["turn"] = beside
+            found.append(placed._replace(row=row))
+    return [*found, placed]
+
+
 def each_once(rows: Sequence[Row], most: int | None = None) -> list[Row]:
     """Rows without repeats, the first `most`: a row counted twice would look like more evidence."""
     once = {repr([row.get(part) for part in ASKED]): row for row in rows}

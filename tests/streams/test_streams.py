@@ -131,6 +131,31 @@ def test_chat_takes_the_last_assistant_message_as_answer(tmp_path: Path) -> None
     first = {"role": "system", "content": "Talk.\n\nBe kind."}
     assert task.train == [{"prompt": [first, *turns[1:4]], "answer": "Ada"}]
     assert task.test == [{"prompt": [first, turns[1]], "answer": "Hello"}]
+    (every,) = build(tmp_path, format="chat", train="train.jsonl", test="test.csv",
+                     validation="test.csv", instruction="Talk.", train_on="all")  # fmt: skip
+    assert every.train == [{"prompt": [first, turns[1]], "answer": "Hello"}, *task.train]
+    assert every.test == task.test
+
+
+@pytest.mark.parametrize("form", ["prompt", "labels"])
+def test_train_on_all_needs_a_conversation(form: str) -> None:
+    from perdure.streams import kinds
+
+    (found,) = kinds.mistakes(TaskConfig(name="a", format=form, train="a.csv", train_on="all"))
+    assert (found.key, found.what) == (("train_on",), f"has no effect with format: {form}")
+
+
+@pytest.mark.parametrize("key", ["tool_calls", "reasoning_content"])
+def test_what_is_not_trained_on_is_refused_not_dropped(tmp_path: Path, key: str) -> None:
+    turns: list[dict[str, Any]] = [
+        {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "ok", key: [{"a": 1}]}
+    ]  # fmt: skip
+    write(tmp_path / "a.jsonl", [{"messages": turns}, {"messages": turns[:1], "tools": [1]}])
+    with pytest.raises(RecipeError) as error:
+        build(tmp_path, format="chat", train="a.jsonl", test="a.jsonl")
+    told = str(error.value)
+    assert f'a.jsonl:1: "messages": message 2 has {key}, which is not trained on' in told
+    assert 'a.jsonl:2: has "tools", which are not shown to the model' in told
 
 
 def test_label_names_replace_what_the_data_says(tmp_path: Path) -> None:

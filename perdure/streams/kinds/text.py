@@ -3,8 +3,7 @@
     format   columns               row
     prompt   prompt, answer        the prompt as user message
     chat     messages (tools)      the last assistant message is the answer, what is before it
-                                   the prompt; what follows it is left out. With train_on: all
-                                   the assistant's earlier messages are trained on too
+                                   the prompt; what follows it is left out
     labels   text, label           the text as user message, the label as answer
 
 An instruction goes in front as a system message, before one that the data brings along.
@@ -69,8 +68,6 @@ def _of_messages(values: Mapping[str, Any], task: TaskConfig) -> Row:
         row["turn"] = turn
     if tools := tools_of(values.get(task.column("tools")), task.column("tools")):
         row["tools"] = tools
-    if task.train_on == "all":
-        row["train_on"] = "all"
     return row
 
 
@@ -119,18 +116,17 @@ def _free(task: TaskConfig) -> Iterator[Mistake]:
             yield Mistake((key,), what, "write format: labels")
     if task.metric == LABEL_LIKELIHOOD.name:
         yield Mistake(("metric",), f"{task.metric} needs format: labels")
-    if task.format != "chat":
-        yield from _one_answer(task)
+    yield from _one_turn(task)
 
 
-def _one_answer(task: TaskConfig) -> Iterator[Mistake]:
-    if task.train_on != "last":
-        what = f"has no effect with format: {task.format}, whose rows have one answer"
-        yield Mistake(("train_on",), what, "leave it out")
+def _one_turn(task: TaskConfig) -> Iterator[Mistake]:
+    """What a task says about turns although its rows have one."""
+    if task.train_on == "all" and task.format != "chat":
+        yield Mistake(("train_on",), f"has no effect with format: {task.format}", "leave it out")
 
 
 def _labelled(task: TaskConfig) -> Iterator[Mistake]:
-    yield from _one_answer(task)
+    yield from _one_turn(task)
     labels, names = task.labels, task.label_names or {}
     written: list[tuple[Key, str]] = [
         (("labels", i), label) for i, label in enumerate(labels or ())
@@ -160,7 +156,6 @@ KIND = Kind(
         "answer": "text, all that is trained on",
         "turn": "what the answer has beside its text (tool_calls, reasoning_content), if anything",
         "tools": "JSON schemas of the tools that the model may call, if any",
-        "train_on": "all, where the assistant's earlier turns are trained on too",
     },
     formats=(
         Format("prompt", ("prompt", "answer"), EXACT_MATCH.name, _of_prompt, mistakes=_free),
