@@ -53,6 +53,7 @@ def audit(
             on_progress=partial(display.scoring, "audit"),
             **settings,
         )
+        display.message(f"both models are read with {result.template}")
     if junit is not None:
         from perdure.files import write_atomic
 

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from perdure.consent import by_argument, given
 from perdure.errors import ModelError
-from perdure.models.adapters import attach_lora, load_adapter, reading, saved_base
+from perdure.models.adapters import (
+    attach_lora,
+    load_adapter,
+    reading,
+    saved_base,
+    saved_template,
+    without_file,
+)
 from perdure.models.configuration import attention_of, read_config
 from perdure.models.gguf import converted, plain
 from perdure.models.locate import Place, loading, locate
@@ -212,7 +219,7 @@ def load_saved(
         base = _plain(_noted_base(folder))
     try:
         model, tokenizer = load_base(
-            base.model_copy(update={"tuning": "full", "fsdp_size": 0}),
+            without_file(base).model_copy(update={"tuning": "full", "fsdp_size": 0}),
             precision=precision,
         )
     except ModelError as error:
@@ -224,6 +231,7 @@ def load_saved(
 
         model = model.to(torch.bfloat16)
     model = load_adapter(folder, model, trainable=trainable)
+    tokenizer.chat_template = saved_template(folder) or tokenizer.chat_template
     return model, tokenizer
 
 
