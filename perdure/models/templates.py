@@ -276,7 +276,7 @@ class ChatTemplate(Renderer):
             told = {"role": "tool", "name": _T, "tool_call_id": _ID, "content": _U2}
             way = {"object": {"at": _V}, "text": json.dumps({"at": _V})}.get(self._arguments)
             calls = [_turn("assistant", _A2)] + ([] if way is None else [_calling(way)])
-            ends = ([], [_turn("assistant", _A)])
+            ends: tuple[list[dict[str, Any]], ...] = ([], [_turn("assistant", _A)])
             return any(self._shows([turns[0], c, told, *e], _U2) for c in calls for e in ends)
         return self._shows([*turns, _turn("user", _U2), _turn("assistant", _A)], _A2)
 
