@@ -7,8 +7,13 @@ none, exactly the margin, twice the margin. Each draw goes through the functions
 uses (`bootstrap_bounds`, `imagined_limit`, `shared_alpha`), and what they say is compared with the
 truth. With several tasks an audit is wrong if any one of its verdicts is.
 
-It exits with 1 if a rate of false verdicts is above 5% by more than chance.
-Two minutes on one core; `--quick` half a minute.
+It exits with 1 if a rate of false verdicts is above 5%, or a coverage below 95%, by more than
+chance.
+
+The intervals of a report's summary figures are measured likewise (`perdure.scoring.resampling`):
+matrices of known true scores are drawn row by row, and it is counted how often an interval that
+aims at 95% holds the true figure. `--coverage` prints these alone.
+Three minutes on one core; `--quick` three quarters of a minute; `--coverage` one.
 """
 
 from __future__ import annotations
@@ -25,6 +30,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from perdure.scoring.intervals import bootstrap_bounds, imagined_limit, items_needed, shared_alpha
+from perdure.scoring.matrix import ScoreMatrix
+from perdure.scoring.resampling import Column, resample
 
 Array = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, tuple[int, ...], float], Array]
@@ -291,6 +298,78 @@ def planned(audits: int, out: Callable[[str], None]) -> None:
         )
 
 
+TRUTHS = {
+    # True scores: a row for the base model and after each of three tasks.
+    "forgets much": ((0.3, 0.2, 0.1), (0.8, 0.2, 0.1), (0.4, 0.9, 0.2), (0.3, 0.5, 0.8)),
+    "forgets little": ((0.3, 0.2, 0.1), (0.8, 0.25, 0.1), (0.78, 0.9, 0.1), (0.76, 0.87, 0.8)),
+    "forgets nothing": ((0.5, 0.5, 0.5), (0.7, 0.5, 0.5), (0.7, 0.7, 0.5), (0.7, 0.7, 0.7)),
+    "all rows alike": ((0.6, 0.6, 0.6),) * 4,
+    "nearly perfect": ((0.5, 0.5, 0.5), (0.99, 0.5, 0.5), (0.99, 0.98, 0.5), (0.98, 0.97, 0.99)),
+}
+FIGURES = ("average_accuracy", "forgetting", "backward_transfer")
+SHARED = 0.7  # of the rows, the share whose difficulty is the same after each task
+
+
+def drawn_items(rng: np.random.Generator, truth: Array, n: int, dense: bool) -> Array:
+    """Items of one task, (rows of the matrix, n), whose means are `truth` in expectation."""
+    same = rng.random(n) < SHARED
+    u = np.where(same, rng.random(n), rng.random((len(truth), n)))
+    if not dense:
+        return (u < truth[:, None]).astype(float)
+    return np.stack(
+        [stats.beta.ppf(one, 4 * p, 4 * (1 - p)) for one, p in zip(u, truth, strict=True)]
+    )
+
+
+def coverage(repeats: int, out: Callable[[str], None]) -> list[tuple[str, float]]:
+    """How often a figure's interval holds the true figure; return those below by over chance."""
+    out("\nIntervals of summary figures, aimed at 95%: how often they hold the true figure, and "
+        f"their mean width ({repeats} matrices a row):\n")  # fmt: skip
+    names = [name.replace("_", " ") for name in FIGURES]
+    out(f"| true scores | rows a task | {' | '.join(names)} | widths | bias of forgetting |")
+    out("|---|---|---|---|---|---|---|")
+    bad, allowed = [], stats.binom.ppf(0.001, repeats, 0.95) / repeats
+    cases = [(name, False) for name in TRUTHS] + [("forgets little", True)]
+    for number, (name, dense) in enumerate(cases):
+        truth = np.array(TRUTHS[name])
+        right = _matrix(truth)
+        for n in (50, 500):
+            rng = np.random.default_rng([number, n])
+            held, width, bias = np.zeros(3), np.zeros(3), 0.0
+            for _ in range(repeats):
+                items = [drawn_items(rng, truth[:, j], n, dense) for j in range(3)]
+                seen = _matrix(np.stack([one.mean(1) for one in items], axis=1))
+                columns = [
+                    Column(one.mean(1), n, one, key=int(rng.integers(1 << 30))) for one in items
+                ]
+                found = resample(seen, columns, draws=1000).figures
+                for k, figure in enumerate(FIGURES):
+                    ends = found[figure].interval()
+                    held[k] += ends.low <= getattr(right, figure)() <= ends.high
+                    width[k] += ends.high - ends.low
+                bias += seen.forgetting() - right.forgetting()
+            rates = held / repeats
+            shown = f"{name}{', scores between 0 and 1' if dense else ''}"
+            widths = " / ".join(f"{one:.3f}" for one in width / repeats)
+            cells = [f"{rate:.1%}" for rate in rates] + [widths, f"{bias / repeats:+.3f}"]
+            out(f"| {shown} | {n} | {' | '.join(cells)} |")
+            bad += [
+                (f"{figure} of {shown}, {n} rows", rate)
+                for figure, rate in zip(FIGURES, rates, strict=True)
+                if rate < allowed
+            ]
+    return bad
+
+
+def _matrix(scores: Array) -> ScoreMatrix:
+    names = [f"t{j}" for j in range(scores.shape[1])]
+    found = ScoreMatrix(names)
+    for after, row in enumerate(scores):
+        for name, score in zip(names, row, strict=True):
+            found.record(after, name, float(score))
+    return found
+
+
 def _asked(population: Population, change: Array) -> int | None:
     if population.limits is not None:
         worst, best = population.limits
@@ -303,6 +382,7 @@ def _asked(population: Population, change: Array) -> int | None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="400 audits a row instead of 2,000")
+    parser.add_argument("--coverage", action="store_true", help="only that of summary figures")
     parser.add_argument("--out", type=Path, help="also write the tables to this file")
     arguments = parser.parse_args()
     lines: list[str] = []
@@ -313,16 +393,21 @@ def main() -> int:
 
     started = time.process_time()
     audits = 400 if arguments.quick else 2000
-    bad = table(audits, out)
-    others(audits, out)
-    enumerated(out)
-    planned(audits, out)
+    bad: list[tuple[str, float]] = []
+    if not arguments.coverage:
+        bad = table(audits, out)
+        others(audits, out)
+        enumerated(out)
+        planned(audits, out)
+    missed = coverage(100 if arguments.quick else 400, out)
     out(f"\n{time.process_time() - started:.0f} s of processor time")
     if arguments.out:
         arguments.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
     for name, rate in bad:
         print(f"false verdicts: {rate:.1%}: {name}", file=sys.stderr)
-    return 1 if bad else 0
+    for name, rate in missed:
+        print(f"coverage: {rate:.1%}: {name}", file=sys.stderr)
+    return 1 if bad or missed else 0
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from typing import Annotated
 import typer
 
 from perdure.commands.errors import handle_errors
+from perdure.commands.export import export
+from perdure.commands.extend import extend
 
 app = typer.Typer(
     name="perdure",
@@ -135,38 +137,17 @@ def resume(
     learn.resume(run, as_json, accept_changes)
 
 
-@app.command(
+app.command(
     epilog="Example: perdure extend runs/shop --data may.csv",
     short_help="Learn more tasks where a finished run ended",
-)
-@handle_errors
-def extend(
-    run: RunPath,
-    recipe: Annotated[
-        Path | None,
-        typer.Argument(metavar="[RECIPE]", help="Holds only what is new: the new tasks."),
-    ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="As in `perdure run`.")
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Instead of RECIPE: rows shaped like the last task's."),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Must not exist.  [default: runs/NAME-TIME]"),
-    ] = None,
-    accept_changes: Annotated[
-        bool, typer.Option("--accept-changes", help="Also if the base model has changed.")
-    ] = False,
-    trust_remote_code: Trust = False,
-    as_json: Json = False,
-) -> None:
-    """Learn more tasks where RUN ended; old data are not needed, and RUN stays as it is."""
-    from perdure.commands import learn
+)(extend)
 
-    learn.extend(run, recipe, overrides or [], data, out, as_json, accept_changes)
+
+app.command(
+    name="export",
+    epilog="Example: perdure export runs/shop --to merged --out shop-model",
+    short_help="Write a run's model as a folder for other programs",
+)(export)
 
 
 @app.command(

@@ -54,8 +54,14 @@ def make_run(
     speed: float = 130.0,
     finished: bool = True,
     seed: int = 0,
+    items: bool = False,
+    texts: int = 32,
 ) -> Run:
-    """Write a run directory: row i of `matrix` is what was scored after i tasks, nan is missing."""
+    """Write a run directory: row i of `matrix` is what was scored after i tasks, nan is missing.
+
+    With `items` it also holds the scored rows, of which the first ones are right (so many that
+    their share is next to the score, which becomes their mean), and each general text's loss.
+    """
     folder.mkdir(parents=True)
     methods = method.split("+")
     listed = methods[0] if len(methods) == 1 else methods
@@ -71,12 +77,28 @@ def make_run(
     for after, line in enumerate(matrix):
         for task, score in zip(tasks, line, strict=True):
             metric = (metrics or {}).get(task, "label_likelihood")
+            if items and not math.isnan(score):
+                right = round(score * rows)
+                score = right / rows
+                (folder / "items").mkdir(exist_ok=True)
+                write_lines(folder / "items" / f"after-{after}-{task}.jsonl", [
+                    {"id": f"{task}-{k}", "score": float(k < right), "prediction": "",
+                     "answer": "", "prompt": ""} for k in range(rows)
+                ])  # fmt: skip
             if not math.isnan(score):
                 scores.append(
                     {"kind": "task", "after": after, "task": task, "metric": metric,
                      "higher_is_better": metric != "perplexity", "score": score, "rows": rows,
                      "seconds": 3.2}
                 )  # fmt: skip
+        if items and after < len(general) and not math.isnan(general[after]):
+            # Texts differ by much, each one's change by little: pairing is what shows it.
+            losses = [math.log(general[after]) + 0.5 * (-1) ** k + 0.004 * after * (-1) ** (k // 2)
+                      for k in range(texts)]  # fmt: skip
+            (folder / "items").mkdir(exist_ok=True)
+            write_lines(folder / "items" / f"general-{after}.jsonl", [
+                {"id": f"text-{k}", "loss": loss, "tokens": 64} for k, loss in enumerate(losses)
+            ])  # fmt: skip
         if after < len(general) and not math.isnan(general[after]):
             scores.append(
                 {"kind": "general", "after": after, "metric": "perplexity",
@@ -107,17 +129,21 @@ def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
-def three_methods(folder: Path) -> list[Run]:
+def three_methods(folder: Path, *, items: bool = False, rows: int = 80) -> list[Run]:
     """One method that forgets, two that keep."""
     almost = [[0.31, 0.20, 0.02], [0.77, 0.23, 0.03], [0.70, 0.95, 0.04], [0.69, 0.90, 0.81]]
     return [
-        make_run(folder / "sequential", "sequential", FORGETS, general=(23.4, 27.1, 30.2, 33.8)),
+        make_run(
+            folder / "sequential", "sequential", FORGETS, general=(23.4, 27.1, 30.2, 33.8),
+            items=items, rows=rows,
+        ),
         make_run(
             folder / "replay", "replay", almost, general=(23.4, 26.0, 27.3, 29.1),
-            own_losses={"method/replay_kept": 1.1}, speed=96.0,
+            own_losses={"method/replay_kept": 1.1}, speed=96.0, items=items, rows=rows,
         ),
         make_run(
             folder / "gere", "gere", KEEPS, general=(23.4, 23.9, 24.4, 24.9),
             own_losses={"method/gere_label": 1.4, "method/gere_margin": 0.6}, speed=88.0,
+            items=items, rows=rows,
         ),
     ]  # fmt: skip

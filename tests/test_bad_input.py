@@ -7,6 +7,7 @@ word by word, and nothing may have been written.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,33 @@ def test_zero_length_answers(shop: Path) -> None:
         )
         + "  nothing was loaded or written\n"
     )
+
+
+def test_a_file_as_excel_writes_it_passes_the_check(
+    shop: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Semicolons, cp1252, empty rows, rows twice, and labels of which some are right already."""
+    words = ("Cards", "cards", "Travel", "travel")
+    lines = [f"Größe {i % 50} – schön, gut;{words[i % 4 // 2 * 2 + i % 50 % 2]}" for i in range(60)]
+    text = "\r\n".join(["Review;Rating", *lines[:9], ";", *lines[9:], "nothing;", ""])
+    Path("desk.csv").write_bytes(text.encode("cp1252"))
+    task = (
+        "{name: desk, format: labels, train: desk.csv, columns: {text: Review, label: Rating}, "
+        "label_names: {Cards: cards, Travel: travel}}"
+    )
+    with caplog.at_level(logging.WARNING, logger="perdure"):
+        result = CliRunner().invoke(
+            app, ["run", "recipe.yaml", f"stream.tasks=[{task}]", "--check"]
+        )
+    assert result.exit_code == 0, result.output
+    assert "recipe and data are valid" in result.stdout
+    assert caplog.messages[:2] == [
+        'desk.csv: read as cp1252 ("Größe"), cells separated by a semicolon, as recognised; if '
+        "that is wrong, give the task's `encoding` and `delimiter`",
+        "task desk: 2 of 62 rows are left out, as there is nothing in them (the first: "
+        'desk.csv:11: "Review" is empty)',
+    ]
+    assert "rows have the prompt of an earlier one" in caplog.messages[2]
 
 
 def test_a_mistake_in_a_file_that_is_called_as_a_section_is(shop: Path) -> None:

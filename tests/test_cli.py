@@ -24,8 +24,8 @@ from perdure.methods import registry
 
 pytestmark = pytest.mark.unit
 
-COMMANDS = ["demo", "run", "resume", "eval", "compare", "report", "methods", "streams", "recipes",
-            "recipes copy", "audit", "diagnose", "repair"]  # fmt: skip
+COMMANDS = ["demo", "run", "resume", "extend", "export", "eval", "compare", "report", "methods",
+            "streams", "recipes", "recipes copy", "audit", "diagnose", "repair"]  # fmt: skip
 HEAVY = {"torch", "transformers", "datasets", "trl", "peft", "accelerate", "matplotlib", "scipy",
          "rich", "jinja2", "numpy"}  # fmt: skip
 

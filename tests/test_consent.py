@@ -119,6 +119,18 @@ class Strange:
         self.model().rename(place)
         return folder
 
+    def finished(self) -> Path:
+        """A run of somebody else that has ended, with a method in a file."""
+        recipe = write_recipe(self.folder / "clean-data", self.tiny, train__max_steps=1)
+        loaded = perdure.load_recipe(recipe)
+        run = perdure.Run.create(self.folder / "ended", loaded)
+        perdure.learn(loaded, run)
+        said = yaml.safe_load((run.path / "recipe.yaml").read_text())
+        said |= {"method": {"file": str(self.code("evil_method.py"))}, "trust_remote_code": True}
+        (run.path / "recipe.yaml").write_text(yaml.safe_dump(said))
+        shutil.copy(self.folder / "clean-data" / "count-train.jsonl", self.folder / "may.jsonl")
+        return run.path
+
 
 @pytest.fixture
 def strange(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Strange:
@@ -146,6 +158,9 @@ def cases() -> list[tuple[str, str, list[str]]]:
             if (command, what) != ("repair", "adapter"):
                 found.append((command, what, list(arguments)))
     found += [("audit", "metric", ["tiny", "tiny", "--tasks", "RECIPE"])]
+    found += [("export", what, ["X", "--out", "new"]) for what in ("model", "adapter", "learned")]
+    # A run that is extended needs its method's code; it must have finished.
+    found += [("extend", "finished", ["X", "--data", "may.jsonl", "--out", "new"])]
     return found
 
 

@@ -28,6 +28,7 @@ from perdure.errors import ModelError, UsageError
 from perdure.models.chat import Encoder
 from perdure.models.generate import sample_texts
 from perdure.models.told import other_template, template_told
+from perdure.recipe.schema import MAX_DROP, MAX_LOSS_RISE
 from perdure.scoring.intervals import Array, shared_alpha
 from perdure.scoring.kl import sampled_kl
 from perdure.scoring.perplexity import general_loss
@@ -63,8 +64,8 @@ def audit(
     stream: TaskStream | Sequence[Task] | None = None,
     general: GeneralText | Sequence[str] | None = None,
     *,
-    max_drop: float = 0.02,
-    max_loss_rise: float = 0.05,
+    max_drop: float = MAX_DROP,
+    max_loss_rise: float = MAX_LOSS_RISE,
     max_kl: float | None = None,
     alpha: float = 0.05,
     measures: Sequence[str] = MEASURES,

@@ -59,7 +59,7 @@ def explain(measure: Measure) -> str:
         else:
             words.append(f"about {measure.more_items:,} more items would decide")
     if measure.broken is not None and measure.mended is not None:
-        words.append(f"{measure.broken} broken, {measure.mended} mended")
+        words.append(f"{measure.broken} rows became wrong, {measure.mended} right")
     if measure.mcnemar_p is not None:
         words.append(f"McNemar p {measure.mcnemar_p:.2g}")
     if measure.note:

@@ -12,16 +12,14 @@ import numpy as np
 from perdure.audit.junit import junit_xml
 from perdure.audit.measure import Kind, Measure, explain
 from perdure.reports.format import from_outside
+from perdure.scoring.change import Change, of_items
 from perdure.scoring.intervals import (
     DRAWS,
     Array,
     Verdict,
-    bootstrap_bounds,
     imagined_limit,
     is_binary,
-    items_needed,
     mcnemar_exact,
-    verdict_of,
 )
 
 if TYPE_CHECKING:
@@ -64,18 +62,19 @@ def judge(
     worst, best = -limit, 0.0 if kind == "kl" else limit
     binary = kind == "task" and is_binary(base, tuned)
     if identical and not gain.any():
-        low = high = 0.0
+        found = Change(0.0, 0.0, 0.0, margin or 0.0, len(gain))
         note = "weights are identical"
     else:
-        draws = max(draws, math.ceil(20 / alpha))  # so that the tail holds some of them
-        bounds = bootstrap_bounds(gain, alpha, worst, best, draws=draws, seed=seed)
-        low, high = float(bounds[0]), float(bounds[1])
-    verdict = None if margin is None else verdict_of(low, high, margin)
+        found = of_items(
+            gain, margin or 0.0, alpha=alpha, worst=worst, best=best, draws=draws, seed=seed
+        )
+    verdict: Verdict | None = None
+    if margin is not None:
+        verdict = "undecided" if found.outcome == "open" else found.outcome
     more = None
-    if verdict == "undecided" and margin is not None:
-        wanted = items_needed(gain, margin, alpha, worst, best)
-        more = None if wanted is None else max(1, wanted - len(gain))
-    ends = sorted((better * low, better * high))
+    if verdict == "undecided" and found.needed is not None:
+        more = found.needed - len(gain)
+    ends = sorted((better * found.low, better * found.high))
     return Measure(
         name=name,
         kind=kind,
@@ -184,7 +183,7 @@ class AuditResult:
 
         title = f"{from_outside(self.tuned)} against {from_outside(self.base)}: {self.verdict}"
         caption = (
-            f"change in brackets: each end errs with probability at most {self.alpha:g} / "
+            f"in brackets the interval; each end errs in at most {self.alpha:g} / "
             f"{max(self.judged, 1)}; any verdict wrong: at most {self.alpha:g}"
         )
         table = Table(title=title, caption=caption)

@@ -41,7 +41,7 @@ def _run(
     from perdure.reports import make_display
 
     recipe = load_recipe(path, overrides)
-    target = out or _free(recipe)
+    target = out or free_name(recipe)
     if not check and first_process() and target.exists():
         raise RunError(
             f"{target}: exists already, and a run is never overwritten",
@@ -72,7 +72,7 @@ def _run(
 
         with display:
             learn(recipe, made, display=display, prepared=ready)
-    _finish(made, as_json)
+    finish(made, as_json)
 
 
 @contextmanager
@@ -102,38 +102,10 @@ def resume(path: Path, as_json: bool, accept_changes: bool = False) -> None:
             display: Any = make_display(json=as_json)
             with display:
                 learn(made.recipe, made, display=display, accept_changes=accept_changes)
-    _finish(made, as_json)
+    finish(made, as_json)
 
 
-def extend(
-    path: Path,
-    recipe: Path | None,
-    overrides: Sequence[str],
-    data: Path | None,
-    out: Path | None,
-    as_json: bool,
-    accept_changes: bool,
-) -> None:
-    """Learn more tasks where a finished run ended, in a run directory of their own."""
-    from perdure.extension import extend as begin
-    from perdure.extension import extension_recipe
-    from perdure.loop import learn
-    from perdure.reports import make_display
-
-    if recipe is not None and "=" in str(recipe):  # --data, then KEY=VALUE
-        recipe, overrides = None, [str(recipe), *overrides]
-    old = Run.open(path)
-    new = extension_recipe(old, recipe, overrides, data=data)
-    made = begin(old, new, out or _free(new), accept_changes=accept_changes)
-    display: Any = make_display(json=as_json)
-    if first_process() and not as_json:
-        display.message(f"run directory: {made.path}")
-    with working(made.path), display:
-        learn(new, made, display=display)
-    _finish(made, as_json)
-
-
-def _finish(made: Run, as_json: bool) -> None:
+def finish(made: Run, as_json: bool) -> None:
     from perdure.reports import score_table, write_report
 
     if not first_process():
@@ -146,7 +118,7 @@ def _finish(made: Run, as_json: bool) -> None:
     print(f"report: {page}")
 
 
-def _free(recipe: Recipe) -> Path:
+def free_name(recipe: Recipe) -> Path:
     """runs/NAME-TIME, with a number behind it if two begin in the same second."""
     name = f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}".replace(" ", "-")
     path, number = Path("runs") / name, 2

@@ -33,7 +33,8 @@ from typing import Literal
 
 import numpy as np
 
-from perdure.scoring.intervals import Array, bootstrap_bounds, items_needed
+from perdure.scoring.change import of_items
+from perdure.scoring.intervals import Array
 
 Loss = Literal["nothing", "format", "knowledge", "alignment", "undecided"]
 Side = Literal["above", "below", "around"]
@@ -222,11 +223,7 @@ def probe_figure(base: Array, tuned: Array, chance: float, alpha: float, seed: i
 
 
 def _figure(values: Array, border: float, alpha: float, limit: float, seed: int) -> Figure:
-    low, high = (float(one) for one in bootstrap_bounds(values, alpha, -limit, limit, seed=seed))
-    more = None
-    if low <= border <= high:
-        wanted = items_needed(values, -border, alpha, -limit, limit)
-        more = None if wanted is None else max(1, wanted - len(values))
-    return Figure(
-        float(values.mean()) - border + 0.0, low - border, high - border, len(values), more
-    )
+    found = of_items(values, -border, alpha=alpha, worst=-limit, best=limit, seed=seed)
+    more = None if found.needed is None else found.needed - len(values)
+    mean, low, high = found.mean - border + 0.0, found.low - border, found.high - border
+    return Figure(mean, low, high, len(values), more)

@@ -65,7 +65,7 @@ def attach(trainer: Trainer, *methods: Method, session: TaskSession) -> Trainer:
     trainer.__class__ = type(type(trainer).__name__, (Attached, type(trainer)), {})
     host: Any = trainer
     host.methods, host.session, host.term_sums, host.passes_noted = methods, session, {}, 0
-    host.step_sums = {}
+    host.step_sums, host.task_sum = {}, 0.0
     session.join(trainer.accelerator)
     if any(m.requires.attentions for m in methods):
         model: Any = session.model
@@ -82,6 +82,7 @@ class Attached:
     term_sums: dict[str, Any]
     passes_noted: int
     step_sums: dict[str, tuple[Any, int]]
+    task_sum: Any
     model: nn.Module
     accelerator: Any
     state: Any
@@ -126,6 +127,7 @@ class Attached:
         packed = None if maps else self._packed(inputs, drawn)
         if packed is not None:
             loss, main, extras = self._one_pass(model, packed, drawn, num_items_in_batch)
+            self._note_task(loss, num_items_in_batch)
             main.batch = {k: v for k, v in inputs.items() if torch.is_tensor(v)}
             loss = loss + self._terms(active, main, extras, num_items_in_batch)
             return (loss, None) if return_outputs else loss
@@ -141,6 +143,7 @@ class Attached:
             )
         outputs: Any
         loss, outputs = result if wanted else (result, None)
+        self._note_task(loss, num_items_in_batch)
         if main.exact and self._extra_logits():  # with all that a family does after its head
             main.head, main.final = outputs.logits, True
         main.attentions = outputs.attentions if outputs is not None and maps else None
@@ -244,6 +247,14 @@ class Attached:
         counted = host.model_accepts_loss_kwargs and items is not None
         return counted or host.compute_loss_func is not None
 
+    def _note_task(self, loss: Tensor, items: Any) -> None:
+        """Keep the task's own loss, which the trainer logs only with all terms added to it.
+
+        As the terms are: the mean over micro-batches of what each would be if it were the step.
+        """
+        scale = self.session.accumulation if self._scaled_for_accumulation(items) else 1
+        self.task_sum = self.task_sum + loss.detach() * scale
+
     def _note(self, terms: Mapping[str, Tensor]) -> None:
         self.passes_noted += 1
         seen = {**self.session.take_watched(), **terms}
@@ -269,6 +280,7 @@ class Attached:
             ):
                 logs.update(self._mean_terms())
                 self.term_sums, self.passes_noted, self.step_sums = {}, 0, {}
+                self.task_sum = 0.0
             logs.update(self.session.take_logged())
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
@@ -277,6 +289,8 @@ class Attached:
         logged once a step, mean over steps and processes."""
         mine = {f"method/{n}": float(v) / self.passes_noted for n, v in self.term_sums.items()}
         mine |= {f"method/{n}": float(v) / count for n, (v, count) in self.step_sums.items()}
+        if self.passes_noted:
+            mine["task_loss"] = float(self.task_sum) / self.passes_noted
         if self.accelerator.num_processes == 1:
             return mine
         everyone = gather_object([mine])

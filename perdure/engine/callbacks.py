@@ -103,6 +103,8 @@ class ProgressCallback(TrainerCallback):
                 "step": state.global_step,
                 "steps": state.max_steps,
                 "loss": logs["loss"],
+                # Without a method's term the trained loss is the task's own.
+                "task_loss": logs.get("task_loss", logs["loss"]),
                 "learning_rate": logs.get("learning_rate"),
                 "gradient_norm": logs.get("grad_norm"),
                 "tokens_per_second": round(tokens / spent, 1),

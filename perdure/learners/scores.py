@@ -60,9 +60,11 @@ def scored(learner: Scores, after: int, done: Collection[Key]) -> Iterator[Line]
             if ("general", name) in done:
                 continue
             started = time.monotonic()
-            line = general_line(after, name, measure(), time.monotonic() - started)
+            whole = measure()
+            line = general_line(after, name, whole, time.monotonic() - started)
             figures[f"score/general_{name or line['metric']}"] = line["score"]
-            yield line, ()
+            # Each text's own loss: a change of the mean is judged text by text.
+            yield line, getattr(whole, "items", ())
     learner.track(figures)
 
 

@@ -150,9 +150,20 @@ class SaveConfig(Section):
     steps: int | None = Field(None, gt=0, description="also save within a task, each N steps")
 
 
+MAX_DROP, MAX_LOSS_RISE = 0.02, 0.05
+"""Changes for the worse that are allowed, unless the user says another: of a score from 0 to 1, and
+of a loss in nats a token."""
+
+
 class ScoringConfig(Section):
     batch_size: int = Field(16, gt=0, description="rows scored at once per process")
     max_test_rows: int | None = Field(None, gt=0, description="score this many rows a task at most")
+    max_drop: float = Field(
+        MAX_DROP, gt=0, lt=1, description="a task is kept if shown to drop by less, as a share"
+    )
+    max_loss_rise: float = Field(
+        MAX_LOSS_RISE, gt=0, description="general text is kept if shown to rise by less, in nats"
+    )
 
 
 class GaugesConfig(Section):

@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
 
+from perdure.reports.evidence import Evidence, Margins
+from perdure.reports.facts import MISSING, TaskFacts, facts_of
 from perdure.scoring.matrix import ScoreMatrix, ScoreMissing
-from perdure.streams.kinds import known_metric
 
-MISSING = math.nan
 SUMMARY: tuple[tuple[str, str, bool, str], ...] = (
     # attribute of ScoreMatrix, heading, higher is better, what it is
     (
@@ -53,6 +53,18 @@ SUMMARY: tuple[tuple[str, str, bool, str], ...] = (
 )
 
 
+__all__ = [
+    "MISSING",
+    "SUMMARY",
+    "RunData",
+    "RunView",
+    "TaskFacts",
+    "comparable",
+    "task_order",
+    "views",
+]
+
+
 class RunData(Protocol):
     """The part of `perdure.run.Run` that reports read; the formats are those of its files."""
 
@@ -65,36 +77,8 @@ class RunData(Protocol):
     def scores(self) -> list[dict[str, Any]]: ...
     def log_rows(self) -> list[dict[str, Any]]: ...
     def environment(self) -> dict[str, Any]: ...
-
-
-@dataclass(frozen=True)
-class TaskFacts:
-    """How one task is scored. `rows` is the size of its test set, 0 where not recorded.
-
-    `label` is the metric as people read it, `low` to `high` the range of its scores.
-    """
-
-    name: str
-    metric: str
-    higher_is_better: bool
-    rows: int
-    label: str = ""
-    low: float = 0.0
-    high: float | None = None
-    """None: 1 where higher is better, else without an end."""
-
-    @property
-    def bounded(self) -> bool:
-        """Whether scores have a highest and a lowest value, so that the noise of one is known."""
-        if self.high is None:
-            return self.higher_is_better
-        return math.isfinite(self.low) and math.isfinite(self.high)
-
-    def share(self, score: float) -> float:
-        """Where a score lies from the worst (0) to the best (1); only where they are known."""
-        high = 1.0 if self.high is None else self.high
-        part = min(max((score - self.low) / (high - self.low), 0.0), 1.0)
-        return part if self.higher_is_better else 1.0 - part
+    def items(self, after: int, task: str) -> list[dict[str, Any]]: ...
+    def general_items(self, after: int) -> list[dict[str, Any]]: ...
 
 
 @dataclass(frozen=True)
@@ -120,6 +104,8 @@ class RunView:
     recipe: dict[str, Any]
     recipe_text: str
     scoring_seconds: float
+    evidence: Evidence
+    """Intervals of all of it; computed when asked for."""
 
     def score(self, after: int, task: str) -> float:
         """Score on `task` after `after` tasks were learned; nan where it was never measured."""
@@ -234,21 +220,27 @@ def _view(run: RunData, label: str) -> RunView:
     ]
     measured = [row for row in rows if row.get("kind") == "general"]
     general = {r["after"]: float(r["score"]) for r in measured if "task" not in r}
+    tasks = tuple(facts_of(scored, name) for name in stream)
+    matrix = ScoreMatrix.from_rows(known, stream)
+    texts = tuple(general.get(i, MISSING) for i in range(len(stream) + 1)) if general else ()
     return RunView(
         label=label,
         method=run.methods_name,
         path=run.path,
         state=run.state,
-        tasks=tuple(_facts(scored, name) for name in stream),
+        tasks=tasks,
         unseen=tuple(unseen),
-        matrix=ScoreMatrix.from_rows(known, stream),
-        general=tuple(general.get(i, MISSING) for i in range(len(stream) + 1)) if general else (),
+        matrix=matrix,
+        general=texts,
         general_tasks=_general_tasks([r for r in measured if "task" in r], len(stream) + 1),
         log=tuple(run.log_rows()),
         environment=run.environment(),
         recipe=recipe,
         recipe_text=text,
         scoring_seconds=sum(float(row.get("seconds") or 0) for row in rows),
+        evidence=Evidence(
+            tasks, matrix, run.items, texts, run.general_items, Margins.of(recipe), str(run.path)
+        ),
     )
 
 
@@ -276,23 +268,6 @@ def _stream(path: Path, recipe: Mapping[str, Any], rows: Sequence[Mapping[str, A
     return list(first)
 
 
-def _facts(scored: Sequence[Mapping[str, Any]], name: str) -> TaskFacts:
-    row: Mapping[str, Any] = next((row for row in scored if row["task"] == name), {})
-    metric = str(row.get("metric", "not scored yet"))
-    facts = TaskFacts(
-        name=name,
-        metric=metric,
-        higher_is_better=bool(row.get("higher_is_better", True)),
-        rows=int(row.get("rows") or 0),
-    )
-    if "high" in row:  # of a metric that is not Perdure's, the line itself says all
-        return replace(facts, label=row["label"], low=float(row["low"]), high=float(row["high"]))
-    # lm-eval's metrics are its own, whatever they are called.
-    if row.get("kind") == "task" and (known := known_metric(metric)) is not None:
-        return replace(facts, label=known.label, low=known.low, high=known.high)
-    return facts
-
-
 def _general_tasks(
     rows: Sequence[Mapping[str, Any]], count: int
 ) -> tuple[tuple[TaskFacts, tuple[float, ...]], ...]:
@@ -301,7 +276,7 @@ def _general_tasks(
     for row in rows:
         scores.setdefault(row["task"], {})[row["after"]] = float(row["score"])
     return tuple(
-        (_facts(rows, name), tuple(found.get(i, MISSING) for i in range(count)))
+        (facts_of(rows, name), tuple(found.get(i, MISSING) for i in range(count)))
         for name, found in scores.items()
     )
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from statistics import fmean, harmonic_mean
 from typing import Any
 
-from perdure.reports import charts, format
+from perdure.reports import charts, format, words
 from perdure.reports.data import MISSING, RunView, TaskFacts
+from perdure.reports.evidence import Margins, of_scores
 from perdure.reports.sections import metric_words
 
 F1, F1_WORDS, DIGITS = "F1 Avg", "harmonic mean of general and downstream", 2
@@ -106,7 +107,7 @@ def changes(runs: Sequence[RunView]) -> list[dict[str, Any]]:
                     "before": show(before),
                     "after": show(after),
                     "change": change,
-                    "kept": _verdict(task, before, after),
+                    **_verdict(task, before, after, run.evidence.margins),
                 }
             )
         groups.append(
@@ -128,6 +129,8 @@ def _f1_rows(runs: Sequence[RunView]) -> list[dict[str, Any]]:
             "after": format.number(pair[1], DIGITS),
             "change": format.signed(pair[1] - pair[0], DIGITS),
             "kept": "unknown",
+            "kept_words": "",
+            "interval": "",
         }
         for label, slot, pair in pairs
         if pair is not None
@@ -139,9 +142,15 @@ def _is_share(task: TaskFacts, values: Sequence[float]) -> bool:
     return task.higher_is_better and all(0 <= v <= 1 for v in values if not math.isnan(v))
 
 
-def _verdict(task: TaskFacts, before: float, after: float) -> str:
-    """kept | forgotten | improved, by the rule of `words.change`; unknown where it has no bound."""
+def _verdict(task: TaskFacts, before: float, after: float, margins: Margins) -> dict[str, str]:
+    """lost | kept | improved | open and its words; unknown where the scores are on no scale.
+
+    lm-eval's rows are not kept, so that two scores are compared as of two samples.
+    """
     positive = not task.higher_is_better and min(before, after) > 0
     if math.isnan(before + after) or not (positive or _is_share(task, (before, after))):
-        return "unknown"
-    return {1: "improved", 0: "kept", -1: "forgotten"}[format.change(task, before, after)]
+        return {"kept": "unknown", "kept_words": "", "interval": ""}
+    change = of_scores(task, before, after, margins)
+    kept = "improved" if change.gain == "learned" else change.outcome
+    interval = words.interval_words(task, change)
+    return {"kept": kept, "kept_words": words.outcome_words(change), "interval": interval}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure.errors import UsageError
-from perdure.reports import colours, format, general, provenance, sections
+from perdure.reports import colours, format, general, provenance, ranking, sections, words
 from perdure.reports.charts import COLOURS, DASHES, MARKERS
 from perdure.reports.data import RunData, RunView, comparable, views
 
@@ -70,17 +70,17 @@ def page(runs: Sequence[RunView]) -> dict[str, Any]:
     names = list(dict.fromkeys(run.name for run in runs))
     return {
         "title": " vs ".join(names[:3]) + (" …" if len(names) > 3 else ""),
-        "headline": format.headline(runs),
+        "headline": ranking.headline(runs),
         "several": len(runs) > 1,
         "comparable": comparable(runs),
-        "resolution": format.resolution([t for run in runs for t in run.tasks]),
+        "resolution": words.resolution([t for run in runs for t in run.tasks]),
         "facts": sections.facts(runs),
         "methods": [
             {
                 "label": run.label,
                 "slot": slot,
-                "story": format.story(run),
-                "general": format.general_story(run),
+                "story": words.story(run),
+                "general": words.general_story(run),
                 "state": run.state,
             }
             for slot, run in enumerate(runs)
@@ -101,6 +101,9 @@ def page(runs: Sequence[RunView]) -> dict[str, Any]:
         "general_tasks": general.task_charts(runs),
         "general_changes": general.changes(runs),
         "losses": sections.losses(runs),
+        "own_losses": bool(sections.sums(runs)) or any(r.logged("task_loss") for r in runs),
+        "sums": sections.sums(runs),
+        "logged": sections.logged_words(runs),
         "method_losses": sections.method_losses(runs),
         "gauges": sections.gauges(runs),
         "cost": provenance.cost(runs),

@@ -128,7 +128,9 @@ def reproduce(runs: Sequence[RunView]) -> list[dict[str, str]]:
 
 def _install(environment: Mapping[str, Any]) -> str:
     versions = {"perdure": environment.get("perdure"), **(environment.get("packages") or {})}
-    wanted = [shlex.quote(f"{n}=={v}") for n, v in versions.items() if v]
+    # A build's own suffix (2.9.1+cpu) is no version that the package index has.
+    public = {n: str(v).partition("+")[0] for n, v in versions.items() if v}
+    wanted = [shlex.quote(f"{n}=={v}") for n, v in public.items()]
     return f"pip install {' '.join(wanted)}" if wanted else ""
 
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from perdure.reports import charts, format
+from perdure.reports import charts, format, glossary, ranking, words
 from perdure.reports.colours import STEPS
-from perdure.reports.data import SUMMARY, RunView, TaskFacts, comparable, task_order
+from perdure.reports.data import SUMMARY, RunView, TaskFacts, task_order
 from perdure.reports.format import number, percent, signed, significant
 
 MANY = 8
@@ -89,7 +89,7 @@ def _digits(runs: Sequence[RunView]) -> int:
 def summary(runs: Sequence[RunView]) -> dict[str, Any]:
     """The table of methods: the figures of `SUMMARY`, then general ability before and after."""
     digits = _digits(runs) + 1
-    values = [[run.summary(key) for key, _, _, _ in SUMMARY] for run in runs]
+    best = {key: ranking.best(runs, key) for key in (*(row[0] for row in SUMMARY), ranking.GENERAL)}
     columns = [
         {"title": title, "better": "higher is better" if up else "lower is better", "what": what}
         for _, title, up, what in SUMMARY
@@ -98,13 +98,15 @@ def summary(runs: Sequence[RunView]) -> dict[str, Any]:
     rows = []
     for slot, run in enumerate(runs):
         cells = []
-        for column, (key, _, higher, _) in enumerate(SUMMARY):
-            value = values[slot][column]
-            show = signed if key in ("backward_transfer", "forward_transfer") else number
+        for key, _, _, _ in SUMMARY:
+            change = key != "average_accuracy" and key != "learning_accuracy"
+            show = signed if change and key != "forgetting" else number
             cells.append(
                 {
-                    "text": show(value, digits),
-                    "best": comparable(runs) and _best(value, values, column, higher, digits),
+                    "text": show(run.summary(key), digits),
+                    "interval": words.figure_interval(run, key, digits, sign=change),
+                    "parts": words.mixed_parts(run, key, digits - 1),
+                    "best": best[key] == slot,
                 }
             )
         before, after = run.general_before, run.general_after
@@ -116,21 +118,13 @@ def summary(runs: Sequence[RunView]) -> dict[str, Any]:
                 "before": significant(before),
                 "after": significant(after),
                 "change": percent(after / before - 1) if before > 0 else format.DASH,
+                "interval": words.general_interval(run),
+                "verdict": words.general_verdict(run),
+                "best": best[ranking.GENERAL] == slot,
             }
         )
     left_out = [t.name for t in task_order(runs) if not t.higher_is_better]
     return {"columns": columns, "rows": rows, "general": general_columns, "left_out": left_out}
-
-
-def _best(
-    value: float | None, rows: Sequence[Sequence[float | None]], column: int, up: bool, digits: int
-) -> bool:
-    """True if no other run prints a better value here; with one run nothing is best."""
-    others = [row[column] for row in rows if row[column] is not None]
-    if value is None or len(rows) < 2 or len(others) < 2:
-        return False
-    rounded = [round(v, digits) for v in others if v is not None]
-    return round(value, digits) == (max(rounded) if up else min(rounded))
 
 
 def heatmaps(runs: Sequence[RunView]) -> list[dict[str, Any]]:
@@ -172,6 +166,8 @@ def metric_words(task: TaskFacts) -> str:
     names = {"acc": "accuracy", "acc_norm": "normalized accuracy"}  # lm-eval's
     plain = task.metric.rpartition(":")[2].replace("_", " ")
     name = task.label or names.get(task.metric, plain)
+    if task.label and task.metric == "label_likelihood":  # its name in a recipe is another one
+        name = f"{task.label} ({task.metric})"
     return name if task.higher_is_better else f"{name}, lower is better"
 
 
@@ -194,9 +190,12 @@ def _cell(run: RunView, after: int, position: int, task: TaskFacts, share: Any) 
     value = run.score(after, task.name)
     kind = "learned" if after == position else ("before" if after < position else "after")
     if math.isnan(value):
-        return {"text": format.DASH, "kind": kind, "missing": True, "step": 0}
+        return {"text": format.DASH, "kind": kind, "missing": True, "step": 0, "interval": ""}
+    ends = run.evidence.cell(after, task.name)
+    digits = format.digits_for(task.rows)
     return {
         "text": format.printer(task)(value),
+        "interval": "" if ends is None else format.between(ends.low, ends.high, digits),
         "kind": kind,
         "missing": False,
         "step": round(share(value) * (STEPS - 1)),
@@ -246,11 +245,11 @@ def changes(runs: Sequence[RunView]) -> list[dict[str, Any]]:
     for task in task_order(runs):
         rows = []
         for slot, run in enumerate(runs):
-            found = next((f for f in format.findings(run) if f.task.name == task.name), None)
+            found = next((f for f in words.findings(run) if f.task.name == task.name), None)
             if found is None:
                 continue
             show = format.printer(task)
-            lost = found.final - found.learned
+            last = found.kept == "last"
             rows.append(
                 {
                     "label": run.label,
@@ -258,15 +257,14 @@ def changes(runs: Sequence[RunView]) -> list[dict[str, Any]]:
                     "base": show(found.base),
                     "learned": show(found.learned),
                     "final": show(found.final),
-                    "change": format.DASH
-                    if found.kept == "last"
-                    else (
-                        signed(lost, format.digits_for(task.rows))
-                        if task.bounded
-                        else percent(found.final / found.learned - 1 if found.learned else None)
-                    ),
-                    "gained": found.gained,
+                    "change": format.DASH if last else words.change_words(task, found.since),
+                    "interval": words.interval_words(task, found.since),
+                    "against": words.change_words(task, found.against),
+                    "against_interval": words.interval_words(task, found.against),
+                    "gained": "" if found.gain is None else words.gain_words(found.gain),
                     "kept": found.kept,
+                    "kept_words": "" if found.since is None else words.outcome_words(found.since),
+                    "below": found.against is not None and found.against.outcome == "lost",
                     "complete": run.complete,
                 }
             )
@@ -292,8 +290,26 @@ def general(runs: Sequence[RunView]) -> charts.Chart | None:
 
 
 def losses(runs: Sequence[RunView]) -> list[charts.Chart]:
-    """Training loss of each run on one shared axis."""
-    return _step_charts(runs, "loss", [run.label for run in runs])
+    """The tasks' own loss of each run on one shared axis; of older runs the whole loss."""
+    own = all(run.logged("task_loss") for run in runs if run.log)
+    return _step_charts(runs, "task_loss" if own else "loss", [run.label for run in runs])
+
+
+def sums(runs: Sequence[RunView]) -> list[charts.Chart]:
+    """What was trained on, where methods add terms: the task's own loss and all of them."""
+    adding = [run for run in runs if run.logged("task_loss") != run.logged("loss")]
+    adding = [run for run in adding if run.logged("task_loss")]
+    shown = {run.label for run in adding}
+    every = _step_charts(runs, "loss", [run.label for run in runs])
+    return [chart for chart in every if chart.title in shown]
+
+
+def logged_words(runs: Sequence[RunView]) -> list[tuple[str, str]]:
+    """What the figures are that these runs logged."""
+    keys = [key for run in runs for key in ("task_loss", "loss", *run.method_keys, *run.gauge_keys)]
+    return glossary.explained(
+        key for key in dict.fromkeys(keys) if any(run.logged(key) for run in runs)
+    )
 
 
 def method_losses(runs: Sequence[RunView]) -> list[charts.Chart]:
@@ -311,7 +327,10 @@ def method_losses(runs: Sequence[RunView]) -> list[charts.Chart]:
 def gauges(runs: Sequence[RunView]) -> list[charts.Chart]:
     """How far the model moved from its base, each gauge on an axis of its own."""
     keys = dict.fromkeys(key for run in runs for key in run.gauge_keys)
-    format = {"gauge/flip_share": "states that left their interval", "gauge/kl": "KL, nats a token"}
+    format = {
+        "gauge/flip_share": "share of states that moved",
+        "gauge/kl": "KL from the base model",
+    }
     return [
         chart
         for key in keys

@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from perdure.errors import printable
-from perdure.reports import format, general
-from perdure.reports.data import SUMMARY, RunData, RunView, TaskFacts, comparable, views
+from perdure.reports import format, general, ranking, words
+from perdure.reports.data import SUMMARY, RunData, RunView, TaskFacts, views
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -208,6 +208,11 @@ def score_table(runs: Sequence[RunData], console: Console | None = None) -> None
     if any(run.general_tasks for run in digested):
         target.print(_general_table(digested))
     for run in digested:
+        if run.tasks:
+            target.print(_plain(f"{run.label} {words.story(run)}"))
+        if said := words.general_story(run):
+            target.print(_plain(f"{run.label}: {said}"))
+    for run in digested:
         if not run.complete:
             target.print(_plain(f"{run.label}: not finished; {format.DASH} is not scored yet"))
 
@@ -235,7 +240,7 @@ def _task_table(run: RunView) -> Table:
     table.add_column("task", overflow="fold")
     for heading in ("base model", "just learned", "at the end"):
         table.add_column(heading, justify="right")
-    for found in format.findings(run):
+    for found in words.findings(run):
         show = format.printer(found.task)
         scores = (found.base, found.learned, found.final)
         table.add_row(_plain(_heading(found.task)), *(_plain(show(score)) for score in scores))
@@ -261,25 +266,34 @@ def _summary_table(runs: Sequence[RunView]) -> Table:
         table.add_column(f"{title.lower()} {'↑' if higher else '↓'}", justify="right")
     table.add_column("general perplexity ↓", justify="right")
     digits = 1 + format.digits_for(min((t.rows for r in runs for t in r.tasks), default=0))
-    best: dict[str, float] = {}
-    if len(runs) > 1 and comparable(runs):
-        for key, _, higher, _ in wanted:
-            values = [v for run in runs if (v := run.summary(key)) is not None]
-            if values:
-                best[key] = round(max(values) if higher else min(values), digits)
-    for run in runs:
+    keys = (*(row[0] for row in wanted), ranking.GENERAL)
+    best = {key: ranking.best(runs, key) for key in keys}
+    for slot, run in enumerate(runs):
         cells = []
         for key, _, _, _ in wanted:
-            value = run.summary(key)
             show = format.signed if key == "backward_transfer" else format.number
-            is_best = value is not None and best.get(key) == round(value, digits)
-            cells.append(_plain(show(value, digits), "bold green" if is_best else ""))
+            lines = [
+                show(run.summary(key), digits),
+                words.figure_interval(run, key, digits - 1, sign=key != "average_accuracy"),
+                words.mixed_parts(run, key, digits - 1),
+            ]
+            cells.append(_lines(lines, best[key] == slot))
         before, after = run.general_before, run.general_after
-        general = format.DASH
+        shown = format.DASH
         if not (math.isnan(before) and math.isnan(after)):
-            general = f"{format.significant(before)} → {format.significant(after)}"
-        table.add_row(_plain(run.label), *cells, _plain(general))
+            shown = f"{format.significant(before)} → {format.significant(after)}"
+        cells.append(_lines([shown, words.general_interval(run)], best[ranking.GENERAL] == slot))
+        table.add_row(_plain(run.label), *cells)
     return table
+
+
+def _lines(lines: Sequence[str], best: bool) -> Text:
+    """A figure, in bold if it is the best, above its interval."""
+    found = _plain(lines[0], "bold green" if best else "")
+    for line in lines[1:]:
+        if line:
+            found.append_text(_plain(f"\n{line}", "dim"))
+    return found
 
 
 def _general_table(runs: Sequence[RunView]) -> Table:

@@ -5,7 +5,7 @@
     pinned.json        the recipe's values, and the base model's files by sha256
     scores.jsonl       one line a score             log.jsonl          one line a logged step
     facts.jsonl        one line a figure of a task's end
-    items/             the scored rows              checkpoints/       one sealed folder a task
+    items/             scored rows and texts        checkpoints/       one sealed folder a task
     work/              checkpoints inside a task    cache/             what methods computed once
     lock, lock.pid     held by the process that learns, and its number
 
@@ -146,6 +146,10 @@ class Run:
         """The scored rows of one cell of the score matrix."""
         return read_lines(item_files.to_read(self.path, after, task, self._scored()))
 
+    def general_items(self, after: int) -> list[dict[str, Any]]:
+        """The general texts that were measured after `after` tasks: each one's loss and tokens."""
+        return read_lines(self._general_items(after))
+
     def environment(self) -> dict[str, Any]:
         path = self.path / "environment.json"
         try:
@@ -203,9 +207,11 @@ class Run:
 
     def record(self, line: Mapping[str, Any], items: Sequence[Mapping[str, Any]] = ()) -> None:
         """Append one score, after the rows that it was made of."""
-        if items and line["kind"] == "task":
+        if items:
             text = "".join(json.dumps(i, ensure_ascii=False) + "\n" for i in items)
-            write_atomic(item_files.path(self.path, line["after"], line["task"]), text)
+            task = line.get("task")
+            general = self._general_items(line["after"])
+            write_atomic(item_files.path(self.path, line["after"], task) if task else general, text)
         append_line(self.path / "scores.jsonl", {**line, "check": _check(line)})
 
     def log(self, line: Mapping[str, Any]) -> None:
@@ -240,7 +246,9 @@ class Run:
             have = {(s["kind"], s.get("task")) for s in self.scores()}
             for line in source.scores():
                 if line["after"] == 0 and (line["kind"], line.get("task")) not in have:
-                    self.record(line, source.items(0, line["task"]) if "task" in line else ())
+                    task = line["kind"] == "task"
+                    items = source.items(0, line["task"]) if task else source.general_items(0)
+                    self.record(line, items if task or "task" not in line else ())
         barrier()
 
     def finish(self) -> None:
@@ -363,6 +371,9 @@ class Run:
 
             pid = _text_of(self.path / "lock.pid")
             return pid.isdigit() and psutil.pid_exists(int(pid))
+
+    def _general_items(self, after: int) -> Path:
+        return self.path / "items" / f"general-{after}.jsonl"
 
     def _scored(self) -> Iterator[str]:
         """Names of all tasks that the run has scored."""

@@ -212,6 +212,15 @@ def noise(first: float, second: float, rows: int) -> float:
     """
     if rows <= 0:
         return 0.0
-    shrunk = [(p * rows + 2) / (rows + 4) for p in (first, second)]
-    error = math.sqrt(sum(p * (1 - p) / (rows + 4) for p in shrunk))
-    return 1.96 * error * (rows + 4) / rows
+    errors = standard_error(np.array([first, second]), rows)
+    return 1.96 * math.hypot(*errors)
+
+
+def standard_error(shares: Array, rows: int) -> Array:
+    """The largest standard error that a mean of `rows` shares of 0 to 1 can have; (...) both.
+
+    As `noise` shrinks each mean and scales its error back.
+    """
+    shrunk = (shares * rows + 2) / (rows + 4)
+    found: Array = np.sqrt(shrunk * (1 - shrunk) / (rows + 4)) * (rows + 4) / rows
+    return found

@@ -38,7 +38,10 @@ def task_line(after: int, task: str, found: TaskScore, seconds: float) -> dict[s
 def general_line(
     after: int, task: str | None, found: GeneralScore | HarnessScore, seconds: float
 ) -> dict[str, Any]:
-    """A score of general ability: of an lm-eval task, or, without `task`, of ordinary text."""
+    """A score of general ability: of an lm-eval task, or, without `task`, of ordinary text.
+
+    The texts' own losses are not in it; a run keeps them beside the scored rows of tasks.
+    """
     line: dict[str, Any] = {"kind": "general", "after": after}
     figures: dict[str, Any]
     if task is not None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,19 @@ from perdure.errors import PerdureError, UsageError
 
 class ScoreMissing(PerdureError):
     """A score that a figure needs was never recorded, or the figure is not defined."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One task's part of a figure: the highest of its scores in `rows`, minus that in row `less`.
+
+    Every summary figure is the mean of such terms, so that intervals need no second formula.
+    """
+
+    task: int
+    """Column of the task, from 0."""
+    rows: tuple[int, ...]
+    less: int | None = None
 
 
 class ScoreMatrix:
@@ -95,9 +109,7 @@ class ScoreMatrix:
         Raises: ScoreMissing, naming the cell.
         Source: Lopez-Paz and Ranzato 2017 (GEM), section 2.
         """
-        last = len(self.tasks) if after is None else self._row(after)
-        counted = [j for j in self._counted() if j < last or last == 0]
-        return _mean("average accuracy", [self._at(last, j) for j in counted])
+        return self._figure("average_accuracy", self._averaged(after))
 
     def backward_transfer(self) -> float:
         """Mean change on earlier tasks, from just learned to the end of the stream.
@@ -107,9 +119,7 @@ class ScoreMatrix:
         Raises: ScoreMissing, naming the cell; or there is no earlier task.
         Source: Lopez-Paz and Ranzato 2017 (GEM), section 2.
         """
-        last = len(self.tasks)
-        changes = [self._at(last, j) - self._at(j + 1, j) for j in self._earlier()]
-        return _mean("backward transfer", changes)
+        return self._figure("backward_transfer", self.terms("backward_transfer"))
 
     def forgetting(self, *, from_base: bool = False) -> float:
         """Mean drop on earlier tasks, from the best they ever scored before the end to the end.
@@ -124,14 +134,7 @@ class ScoreMatrix:
         Raises: ScoreMissing, naming the cell; or there is no earlier task.
         Source: Chaudhry et al. 2018 (Riemannian walk), section 3.1.
         """
-        last = len(self.tasks)
-        first = 0 if from_base else 1
-        drops = []
-        for j in self._earlier():
-            # Rows 1 to j came before task j was learned, where there may be nothing to score.
-            rows = [i for i in range(first, last) if not (1 <= i <= j and self._missing(i, j))]
-            drops.append(max(self._at(i, j) for i in rows) - self._at(last, j))
-        return _mean("forgetting", drops)
+        return self._figure("forgetting", self._drops(0 if from_base else 1))
 
     def forward_transfer(self) -> float:
         """Mean change on a task from the base model to the row just before it is learned.
@@ -142,8 +145,7 @@ class ScoreMatrix:
         Raises: ScoreMissing, naming the cell; or there is no later task.
         Source: Lopez-Paz and Ranzato 2017 (GEM), section 2.
         """
-        later = [j for j in self._counted() if j > 0]
-        return _mean("forward transfer", [self._at(j, j) - self._at(0, j) for j in later])
+        return self._figure("forward_transfer", self.terms("forward_transfer"))
 
     def learning_accuracy(self) -> float:
         """Mean score on each task just after it was learned.
@@ -152,7 +154,53 @@ class ScoreMatrix:
         Raises: ScoreMissing, naming the cell.
         Source: Riemer et al. 2019 (MER), section 5.
         """
-        return _mean("learning accuracy", [self._at(j + 1, j) for j in self._counted()])
+        return self._figure("learning_accuracy", self.terms("learning_accuracy"))
+
+    def terms(self, name: str) -> list[Term]:
+        """What a figure of `FIGURES` is the mean of, one term for each task that it counts."""
+        last = len(self.tasks)
+        if name == "average_accuracy":
+            return self._averaged(None)
+        if name == "forgetting":
+            return self._drops(1)
+        if name == "backward_transfer":
+            return [Term(j, (last,), j + 1) for j in self._earlier()]
+        if name == "forward_transfer":
+            return [Term(j, (j,), 0) for j in self._counted() if j > 0]
+        if name == "learning_accuracy":
+            return [Term(j, (j + 1,)) for j in self._counted()]
+        raise UsageError(f"score matrix: no figure {name!r}", f"one of: {', '.join(self.FIGURES)}")
+
+    def parts(self, name: str) -> dict[str, float]:
+        """Return each task's own part of a figure, whose mean is the figure.
+
+        Raises: ScoreMissing, naming the cell.
+        """
+        return {self.tasks[term.task]: self._value(term) for term in self.terms(name)}
+
+    def _averaged(self, after: int | None) -> list[Term]:
+        last = len(self.tasks) if after is None else self._row(after)
+        return [Term(j, (last,)) for j in self._counted() if j < last or last == 0]
+
+    def _drops(self, first: int) -> list[Term]:
+        """Terms of forgetting. Rows 1 to j came before task j was learned, where there may be
+        nothing to score: those that are missing are passed over."""
+        last = len(self.tasks)
+        return [
+            Term(
+                j,
+                tuple(i for i in range(first, last) if not (1 <= i <= j and self._missing(i, j))),
+                last,
+            )
+            for j in self._earlier()
+        ]
+
+    def _figure(self, name: str, terms: Sequence[Term]) -> float:
+        return _mean(name.replace("_", " "), [self._value(term) for term in terms])
+
+    def _value(self, term: Term) -> float:
+        highest = max(self._at(row, term.task) for row in term.rows)
+        return highest if term.less is None else highest - self._at(term.less, term.task)
 
     def summary(self) -> dict[str, float | None]:
         """Return every figure of `FIGURES` by name; None where it cannot be derived."""

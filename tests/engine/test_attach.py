@@ -146,7 +146,10 @@ def test_all_terms_equal_plain_torch_however_the_batch_is_split(
     same(model, twin)
     assert method.steps == STEPS
     last = trainer.state.log_history[-2]
-    assert {"method/replay", "method/states", "method/rows", "method/confidence"} <= set(last)
+    terms = {"method/replay", "method/states", "method/rows", "method/confidence"}
+    assert terms <= set(last)
+    # The task's own loss and its terms, logged apart, make up the loss that is trained on.
+    assert last["task_loss"] + sum(last[t] for t in terms) == pytest.approx(last["loss"], abs=2e-4)
 
 
 def test_sft_trainer_gets_the_same_numbers(tiny: Any, tmp_path: Path) -> None:

@@ -16,16 +16,27 @@ from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
-from synthetic_runs import FORGETS, KEEPS, NAN, TASKS, make_run, three_methods, write_lines
+from synthetic_runs import (
+    ENVIRONMENT,
+    FORGETS,
+    KEEPS,
+    NAN,
+    TASKS,
+    make_run,
+    three_methods,
+    write_lines,
+)
 from tiny_runs import write_recipe
 
 from perdure.errors import UsageError
-from perdure.reports import charts, colours, format, provenance, sections
+from perdure.reports import charts, colours, format, provenance, ranking, sections, words
 from perdure.reports.data import RunView, TaskFacts, views
+from perdure.reports.evidence import Margins, of_scores
 from perdure.reports.figures import write_figure
 from perdure.reports.html import render, write_report
 from perdure.reports.terminal import Display, NullDisplay, make_display, score_table
 from perdure.run import Run
+from perdure.scoring.intervals import noise
 
 pytestmark = pytest.mark.unit
 
@@ -137,11 +148,11 @@ def test_numbers_in_words(text: str, wanted: str) -> None:
 
 def test_noise_by_hand() -> None:
     # 96 rows: (0.5 * 96 + 2) / 100 = 0.5, and (96 + 2) / 100 = 0.98; scaled back by 100 / 96
-    assert format.noise(0.5, 0.5, 96) * 0.96 == pytest.approx(1.96 * math.sqrt(2 * 0.25 / 100))
-    assert format.noise(0.5, 1.0, 96) * 0.96 == pytest.approx(
+    assert noise(0.5, 0.5, 96) * 0.96 == pytest.approx(1.96 * math.sqrt(2 * 0.25 / 100))
+    assert noise(0.5, 1.0, 96) * 0.96 == pytest.approx(
         1.96 * math.sqrt((0.5 * 0.5 + 0.98 * 0.02) / 100)
     )
-    assert format.noise(0.5, 0.5, 0) == 0
+    assert noise(0.5, 0.5, 0) == 0
 
 
 def test_noise_covers_chance() -> None:
@@ -151,55 +162,165 @@ def test_noise_covers_chance() -> None:
     random = np.random.default_rng(0)
     for true, rows in [(0.5, 80), (0.95, 80), (0.05, 30), (0.5, 20), (0.3, 40), (0.5, 200)]:
         hits = random.binomial(rows, true, (20_000, 2)) / rows
-        beyond = sum(abs(a - b) > format.noise(a, b, rows) for a, b in hits.tolist())
+        beyond = sum(abs(a - b) > noise(a, b, rows) for a, b in hits.tolist())
         assert beyond / 20_000 <= 0.053, (true, rows)
 
 
 @pytest.mark.parametrize(
     ("before", "after", "metric", "wanted"),
     [
-        (0.30, 0.80, "exact_match", 1),
-        (0.80, 0.30, "exact_match", -1),
-        (0.50, 0.55, "exact_match", 0),
-        (20.0, 40.0, "perplexity", -1),
-        (40.0, 20.0, "perplexity", 1),
-        (20.0, 20.5, "perplexity", 0),
+        (0.30, 0.80, "exact_match", "kept learned"),
+        (0.80, 0.30, "exact_match", "lost not learned"),
+        (0.50, 0.55, "exact_match", "open open"),
+        # Of two perplexities alone nothing is known: no interval, so no word.
+        (20.0, 40.0, "perplexity", "open open"),
+        (40.0, 20.0, "perplexity", "open open"),
     ],
 )
-def test_change(before: float, after: float, metric: str, wanted: int) -> None:
+def test_change_of_two_scores(before: float, after: float, metric: str, wanted: str) -> None:
     task = TaskFacts("t", metric, metric != "perplexity", 80)
-    assert format.change(task, before, after) == wanted
+    found = of_scores(task, before, after, Margins())
+    assert f"{found.outcome} {found.gain}" == wanted
 
 
 def test_the_headline_of_one_run(tmp_path: Path) -> None:
-    forgets = view(make_run(tmp_path / "f", "sequential", FORGETS))
-    keeps = view(make_run(tmp_path / "k", "gere", KEEPS))
-    nothing = view(make_run(tmp_path / "n", "freeze", [KEEPS[0]] * 4))
     learned = "learned topic, language and german-names"
-    assert format.headline([forgets]) == f"sequential {learned}, and forgot topic and language"
-    assert format.headline([keeps]) == f"gere {learned}, and forgot nothing"
-    assert format.headline([nothing]) == "freeze learned none of 3 tasks"
-    assert format.story(forgets) == (
-        f"{learned}, but forgot topic (0.78 → 0.29) and language (0.95 → 0.41)"
+    open_words = "too few rows to tell whether it kept"
+    forgets = view(make_run(tmp_path / "f", "sequential", FORGETS, general=()))
+    assert words.headline(forgets) == f"sequential {learned}, and forgot topic and language"
+    assert words.story(forgets) == (
+        f"{learned}; forgot topic (0.78 → 0.29) and language (0.95 → 0.41)"
     )
-    assert format.story(keeps) == f"{learned}, and kept both earlier tasks"
-    assert format.general_story(keeps) == "perplexity on general text 23.4 → 24.9 (+6.4 %)"
+    # 80 rows cannot show that three points were kept.
+    few = view(make_run(tmp_path / "k", "gere", KEEPS))
+    assert words.headline(few) == (
+        f"gere {learned}; {open_words} topic, language and general ability"
+    )
+    assert words.story(few) == f"{learned}; {open_words} topic and language"
+    nothing = view(make_run(tmp_path / "n", "freeze", [KEEPS[0]] * 4, rows=2000, items=True))
+    assert words.headline(nothing).startswith("freeze learned none of 3 tasks")
+
+
+SAME = [[0.3, 0.2, 0.1], [0.8, 0.2, 0.1], [0.8, 0.9, 0.1], [0.8, 0.9, 0.8]]
+SAME_TEXT = (23.4, 23.4, 23.4, 23.4)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "general", "rows", "ending"),
+    [
+        (SAME, SAME_TEXT, 1000, ", and forgot nothing"),
+        (SAME, (), 1000, ", and forgot nothing"),
+        # 40 rows without a change leave room for a drop of 0.09.
+        (SAME, (), 40, "; too few rows to tell whether it kept a and b"),
+        (SAME, (23.4, 24.0, 30.0, 46.8), 1000, ", and lost general ability against the base model"),
+        ([*SAME[:3], [0.5, 0.9, 0.8]], SAME_TEXT, 1000, ", and forgot a"),
+        ([*SAME[:3], [0.1, 0.9, 0.8]], SAME_TEXT, 1000, ", and lost a against the base model"),
+        ([*SAME[:3], [0.1, 0.6, 0.8]], (23.4, 24.0, 30.0, 46.8), 1000,
+         ", and lost a and general ability against the base model and forgot b"),
+        ([*SAME[:3], [0.5, 0.9, 0.8]], (23.4, 23.4, 23.4, 24.9), 1000,
+         ", and forgot a; too few rows to tell whether it kept general ability"),
+    ],
+)  # fmt: skip
+def test_headlines_of_all_mixes(
+    tmp_path: Path, matrix: list[list[float]], general: tuple[float, ...], rows: int, ending: str
+) -> None:
+    run = make_run(tmp_path / "r", "gere", matrix, tasks=("a", "b", "c"), general=general,
+                   rows=rows, items=True, texts=300 if general == SAME_TEXT else 32)  # fmt: skip
+    assert words.headline(view(run)) == f"gere learned a, b and c{ending}"
+
+
+@pytest.mark.parametrize("items", [False, True])
+def test_sixteen_rows_are_never_said_to_keep(tmp_path: Path, items: bool) -> None:
+    """.62 with the base model, .25 at the end, of 16 rows: once "kept both earlier tasks"."""
+    matrix = [[0.62, 0.5, 0.5], [0.62, 0.5, 0.5], [0.62, 0.5, 0.5], [0.25, 0.5, 0.5]]
+    run = make_run(tmp_path / "r", "replay", matrix, rows=16, items=items)
+    found = view(run)
+    first, second, _ = words.findings(found)
+    # The rows themselves show it (six were broken, none mended); two scores alone do not.
+    assert first.kept == ("lost" if items else "open")
+    assert second.kept == "open"
+    target, file = console(force_terminal=False)
+    score_table([run], target)
+    for said in (words.headline(found), words.story(found), file.getvalue()):
+        assert not re.search(r"(?<!it )\bkept\b|forgot nothing", said), said
+    page = render([run])
+    assert "16 rows; they show a loss from" in page
+    assert 'class="verdict kept"' not in page
+
+
+def test_margins_stand_beside_the_word(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r", "gere", SAME, tasks=("a", "b", "c"), rows=1000, items=True)
+    page = render([run])
+    assert "learned (more than 0.02)" in page
+    assert "kept (within 0.02)" in page
+    recipe = run.path / "recipe.yaml"
+    recipe.write_text(recipe.read_text() + "scoring: {max_drop: 0.001}\n")
+    assert "kept (within" not in render([Run.open(run.path)])
+    assert "learned (more than 0.001)" in render([Run.open(run.path)])
+
+
+def test_rows_that_do_not_make_up_the_score_are_not_used(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r", "gere", SAME, tasks=("a", "b", "c"), rows=1000, items=True)
+    task = view(run).tasks[0]
+    paired = view(run).evidence.change(task, 0, 1)
+    assert paired is not None
+    assert paired.paired
+    path = run.path / "items" / "after-1-a.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))  # one row is gone
+    other = view(run).evidence.change(task, 0, 1)
+    assert other is not None
+    assert not other.paired
+
+
+def test_forgetting_that_is_a_rise_and_a_fall_says_so(tmp_path: Path) -> None:
+    matrix = [[0.5, 0.5, 0.5], [0.6, 0.5, 0.5], [0.6, 0.6, 0.5], [0.66, 0.54, 0.7]]
+    run = view(make_run(tmp_path / "r", "gere", matrix, rows=100))
+    assert run.summary("forgetting") == pytest.approx(0)
+    assert words.mixed_parts(run, "forgetting", 2) == "mean of −0.06 and +0.06"
+    assert words.mixed_parts(run, "backward_transfer", 2) == "mean of +0.06 and −0.06"
+    assert words.mixed_parts(run, "average_accuracy", 2) == ""
+    falls = view(make_run(tmp_path / "f", "gere", FORGETS))
+    assert words.mixed_parts(falls, "forgetting", 2) == ""
+
+
+def test_every_figure_and_cell_has_its_interval(tmp_path: Path) -> None:
+    for items in (False, True):
+        run = make_run(tmp_path / f"r{items}", "gere", KEEPS, items=items)
+        (row,) = sections.summary(views([run]))["rows"]
+        assert all(re.fullmatch(r"\S+ to \S+", cell["interval"]) for cell in row["cells"])
+        (heat,) = sections.heatmaps(views([run]))
+        assert all(cell["interval"] for line in heat["rows"] for cell in line["cells"])
+        assert 'title="95 % interval: ' in render([run])
+
+
+def test_general_ability_is_ranked_by_its_texts(tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path / "a", "sequential", KEEPS, general=(23.4, 30.0, 35.0, 40.0), items=True),
+        make_run(tmp_path / "b", "gere", KEEPS, general=(23.4, 23.4, 23.5, 23.6), items=True),
+    ]
+    found = views(runs)
+    assert ranking.best(found, ranking.GENERAL) == 1
+    assert ranking.best(found, "average_accuracy") is None
+    assert ranking.headline(found) == (
+        "gere has the best general ability; sequential lost general ability"
+    )
+    rows = sections.summary(found)["rows"]
+    assert [row["best"] for row in rows] == [False, True]
 
 
 def test_the_headline_of_several_runs(tmp_path: Path, three: list[Run]) -> None:
     runs = views(three)
-    assert format.headline(runs) == (
-        "gere and replay kept what they learned; sequential forgot topic and language"
+    assert ranking.headline(runs) == (
+        "replay and gere know the most at the end; sequential lost topic and language"
     )
-    assert format.headline(runs[1:]) == "No method is clearly ahead at the end"
-    # The best forgot as well: then only that it is best.
+    assert ranking.headline(runs[1:]) == "No method is clearly ahead at the end"
     worse = [KEEPS[0], KEEPS[1], [0.40, 0.94, 0.04], [0.10, 0.30, 0.80]]
     pair = views([three[0], make_run(tmp_path / "w", "lwf", worse)])
-    assert format.headline(pair) == "sequential knows more at the end than lwf"
+    assert ranking.headline(pair) == "sequential knows more at the end than lwf"
     other = view(make_run(tmp_path / "o", "gere", KEEPS, tasks=("a", "b", "c")))
-    assert format.headline([runs[0], other]) == "2 runs over different tasks"
+    assert ranking.headline([runs[0], other]) == "2 runs over different tasks"
     begun = view(make_run(tmp_path / "b", "ewc", KEEPS[:2], finished=False))
-    assert "not all of them finished" in format.headline([runs[0], begun])
+    assert "not all of them finished" in ranking.headline([runs[0], begun])
 
 
 # --- charts and colours
@@ -372,7 +493,7 @@ def test_page_is_well_formed_and_stands_alone(three: list[Run]) -> None:
 
 def test_every_section_is_there(three: list[Run]) -> None:
     text = render(three)
-    for heading in ("What was learned, what was forgotten", "Learned, kept and lost",
+    for heading in ("What was learned, what was forgotten", "From base model to end",
                     "Methods side by side", "Score matrix", "Task by task", "General ability",
                     "Training", "The methods’ own losses", "Cost", "Reproduce",
                     "What differs between the recipes", "Run it again", "Recipe",
@@ -404,7 +525,7 @@ def test_matrix_cells_are_a_table(tmp_path: Path) -> None:
     text = render([make_run(tmp_path / "run", "gere", [KEEPS[0], [0.76, NAN, 0.03]])])
     heat = re.search(r'<table class="heat">.*?</table>', text, re.S)
     assert heat is not None
-    cells = re.findall(r"<td class=\"([^\"]*)\">(.*?)</td>", heat.group(), re.S)
+    cells = re.findall(r"<td class=\"([^\"]*)\"[^>]*>(.*?)</td>", heat.group(), re.S)
     assert [c for c, _ in cells].count("empty learned") == 2
     shown = [re.sub(r"<[^>]+>", "", cell) for _, cell in cells]
     assert shown[:6] == ["0.31", "0.20", "0.02", "0.76 just learned", "–missing", "0.03"]
@@ -435,18 +556,20 @@ def test_perplexity_tasks_are_told_apart(tmp_path: Path) -> None:
     assert "perplexity, lower is better" in text
     assert "Tasks measured by perplexity (verse)" in text
     assert view(run).summary("average_accuracy") == 0.70
-    heat = re.findall(r'<td class="h(\d+) [a-z]+">([\d.]+)', text)
+    heat = re.findall(r'<td class="h(\d+) [a-z]+"[^>]*>([\d.]+)', text)
     assert ("0", "80.0") in heat  # the worst
     assert ("50", "12.0") in heat  # the best
 
 
 def test_best_is_marked_only_where_runs_compare(tmp_path: Path, three: list[Run]) -> None:
     rows = sections.summary(views(three))["rows"]
+    # gere and replay are ahead of sequential, and not of one another.
+    assert not any(c["best"] for row in rows for c in row["cells"])
+    many = views(three_methods(tmp_path / "many", items=True, rows=400))
+    rows = sections.summary(many)["rows"]
     assert [[c["best"] for c in row["cells"]] for row in rows] == [
-        [False, False, False, True, True],
-        [False, False, False, True, False],
-        [True, True, True, False, False],
-    ]
+        [False] * 5, [False] * 5, [True, True, True, False, False],
+    ]  # fmt: skip
     other = make_run(tmp_path / "o", "ewc", KEEPS, tasks=("a", "b", "c"))
     rows = sections.summary(views([three[0], other]))["rows"]
     assert not any(c["best"] for row in rows for c in row["cells"])
@@ -493,6 +616,37 @@ def test_many_tasks_and_methods(tmp_path: Path) -> None:
     assert text.count('<table class="heat many">') == 10
 
 
+def test_a_tasks_own_loss_is_drawn_apart_from_the_sum(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "gere", "gere", KEEPS, own_losses={"method/gere_label": 1.4})
+    plain = make_run(tmp_path / "plain", "sequential", KEEPS)
+    for one, extra in ((run, 2.0), (plain, 0.0)):
+        rows = [json.loads(line) for line in (one.path / "log.jsonl").read_text().splitlines()]
+        rows = [row | {"task_loss": row["loss"], "loss": row["loss"] + extra} for row in rows]
+        write_lines(one.path / "log.jsonl", rows)
+    found = views([Run.open(run.path), Run.open(plain.path)])
+    assert [chart.title for chart in sections.losses(found)] == ["gere", "sequential"]
+    assert [chart.title for chart in sections.sums(found)] == ["gere"]
+    first, second = sections.losses(found)
+    assert first.table == second.table
+    page = render([Run.open(run.path), Run.open(plain.path)])
+    assert "What was trained on" in page
+    assert "<dt>gere_label</dt>" in page
+
+
+def test_what_is_logged_is_explained() -> None:
+    """Every figure that Perdure's methods log by name has its sentence."""
+    from perdure.reports.glossary import EXPLAINED
+
+    folder = Path(charts.__file__).parents[1]
+    text = "\n".join(p.read_text(encoding="utf-8") for p in (folder / "methods").glob("*.py"))
+    names = set(re.findall(r"ctx\.log\(\"(\w+)\"", text))
+    names |= set(re.findall(r"(?:return \{|losses\[)\"(\w+)\"", text))
+    assert {"gere_label", "gere_term", "replay", "lwf", "rewind_factor"} <= names
+    # GeRe's family gives its held term a short name, before which "gere_" is put.
+    known = {key.removeprefix("method/").removeprefix("gere_") for key in EXPLAINED}
+    assert {name.removeprefix("gere_") for name in names} <= known
+
+
 # --- provenance
 
 
@@ -505,7 +659,10 @@ def test_differences_between_recipes(tmp_path: Path) -> None:
 
 def test_how_to_run_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    plain = make_run(tmp_path / "runs" / "one", "gere")
+    packages = {"torch": "2.9.1+cpu", "transformers": "5.24.0"}  # the index has no +cpu
+    plain = make_run(
+        tmp_path / "runs" / "one", "gere", environment=ENVIRONMENT | {"packages": packages}
+    )
     spaced = make_run(tmp_path / "my run", "gere", environment={"processes": 2})
     first, second = provenance.reproduce(views([plain, spaced]))
     assert first["install"] == "pip install perdure==0.1.0 torch==2.9.1 transformers==5.24.0"

@@ -1,0 +1,37 @@
+"""`perdure export`: a run's model as a folder that other programs take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from perdure.commands.errors import handle_errors
+
+
+@handle_errors
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run, checkpoint or model folder.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Must not exist.", show_default=False)],
+    to: Annotated[
+        str, typer.Option(help="merged: a whole model; peft: the adapter alone.")
+    ] = "merged",
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, float16; auto: as the base is stored.")
+    ] = "auto",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that models and recipes bring.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Write RUN's model to a new folder, for transformers, vLLM and others."""
+    from perdure.models.export import export as write
+    from perdure.reports.output import emit, first_process, working
+
+    with working():
+        folder = write(run, out, to, dtype)
+    if as_json:
+        emit({"model": str(folder), "to": to})
+    elif first_process():
+        print(f"model: {folder}")

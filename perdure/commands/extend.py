@@ -1,0 +1,58 @@
+"""`perdure extend`: learn more tasks where a finished run ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from perdure.commands.errors import handle_errors
+
+
+@handle_errors
+def extend(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    recipe: Annotated[
+        Path | None,
+        typer.Argument(metavar="[RECIPE]", help="Holds only what is new: the new tasks."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="As in `perdure run`.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Instead of RECIPE: rows shaped like the last task's."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Must not exist.  [default: runs/NAME-TIME]"),
+    ] = None,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Also if the base model has changed.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that models and recipes bring.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Learn more tasks where RUN ended; old data are not needed, and RUN stays as it is."""
+    from perdure.commands.learn import finish, free_name
+    from perdure.extension import extend as begin
+    from perdure.extension import extension_recipe
+    from perdure.loop import learn
+    from perdure.reports import make_display
+    from perdure.reports.output import first_process, working
+    from perdure.run import Run
+
+    if recipe is not None and "=" in str(recipe):  # --data, then KEY=VALUE
+        recipe, overrides = None, [str(recipe), *(overrides or [])]
+    old = Run.open(run)
+    new = extension_recipe(old, recipe, overrides or [], data=data)
+    made = begin(old, new, out or free_name(new), accept_changes=accept_changes)
+    display: Any = make_display(json=as_json)
+    if first_process() and not as_json:
+        display.message(f"run directory: {made.path}")
+    with working(made.path), display:
+        learn(new, made, display=display)
+    finish(made, as_json)

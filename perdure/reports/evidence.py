@@ -1,0 +1,259 @@
+"""What a run's scored rows and texts show: changes with their intervals, and those of all figures.
+
+A run keeps the rows of each cell of its score matrix and the loss of each general text. They are
+read when a view first asks. Where a run has none (an older one), or they do not make up the score
+that is recorded, intervals are those of two test sets drawn apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from perdure.recipe.schema import MAX_DROP, MAX_LOSS_RISE
+from perdure.reports.facts import TaskFacts
+from perdure.scoring.change import Change, of_items, pooled_values, unknown, unpaired
+from perdure.scoring.intervals import Array
+from perdure.scoring.matrix import ScoreMatrix
+from perdure.scoring.resampling import Column, Drawn, Interval, Resampled, resample
+
+Items = Sequence[Mapping[str, Any]]
+DRAWS = 8_000
+SAME = 1e-6
+"""How far the mean of the rows may be from the recorded score, as a share of it."""
+
+
+@dataclass(frozen=True)
+class Margins:
+    """Changes for the worse that are allowed: of a score, and of a loss in nats a token."""
+
+    max_drop: float = MAX_DROP
+    max_loss_rise: float = MAX_LOSS_RISE
+
+    @classmethod
+    def of(cls, recipe: Mapping[str, Any]) -> Margins:
+        """Those of a recorded recipe; the defaults where it is older than they are, or damaged."""
+        found = recipe.get("scoring")
+        scoring = found if isinstance(found, Mapping) else {}
+
+        def value(key: str, default: float) -> float:
+            return float(given) if isinstance(given := scoring.get(key), int | float) else default
+
+        return cls(value("max_drop", MAX_DROP), value("max_loss_rise", MAX_LOSS_RISE))
+
+
+@dataclass(frozen=True)
+class Texts:
+    """General texts by id, in one order: loss in nats a token, and tokens, each (texts,)."""
+
+    ids: tuple[str, ...]
+    loss: Array
+    tokens: Array
+
+
+class Evidence:
+    """See the module.
+
+    Args:
+        tasks: of the matrix, in its order.
+        items: gives the rows of a cell: of (tasks learned, task).
+        general: perplexity on general text by `after`; nan where it was not measured.
+        general_items: gives the texts measured after so many tasks.
+        name: tells this run from all others.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[TaskFacts],
+        matrix: ScoreMatrix,
+        items: Callable[[int, str], Items],
+        general: Sequence[float],
+        general_items: Callable[[int], Items],
+        margins: Margins,
+        name: str,
+    ) -> None:
+        self.tasks, self.matrix, self.general = tuple(tasks), matrix, tuple(general)
+        self.margins, self._name = margins, name
+        self._items, self._general_items = items, general_items
+        self._rows: dict[str, tuple[Array, Array | None, int] | None] = {}
+        self._texts: dict[int, Texts | None] = {}
+
+    # --- figures and cells
+
+    @cached_property
+    def _resampled(self) -> Resampled:
+        return resample(self.matrix, [self._column(task) for task in self.tasks])
+
+    def figure(self, name: str) -> Drawn | None:
+        """A summary figure's draws; None where it is not defined or has no known spread."""
+        return self._resampled.figures.get(name)
+
+    def cell(self, after: int, task: str) -> Interval | None:
+        """A cell's interval; None where it is missing or has no known spread."""
+        j = self.matrix.tasks.index(task)
+        low, high = self._resampled.low[after, j], self._resampled.high[after, j]
+        if math.isnan(low):
+            return None
+        return Interval(float(self.matrix.array()[after, j]), float(low), float(high))
+
+    def _column(self, task: TaskFacts) -> Column:
+        scores = self.matrix.array()[:, self.matrix.tasks.index(task.name)]
+        if not task.bounded:
+            return Column(scores, 0, None, task.low, math.inf)
+        found = self._rows_of(task)
+        if found is None:
+            key = _key(self._name, task.name)
+            return Column(scores, task.rows, None, task.low, task.top, key)
+        values, _, key = found
+        return Column(scores, values.shape[1], values, task.low, task.top, key)
+
+    # --- changes
+
+    def change(self, task: TaskFacts, before: int, after: int) -> Change | None:
+        """The change of a task between two rows of the matrix; None where one is missing."""
+        scores = self.matrix.array()[:, self.matrix.tasks.index(task.name)]
+        first, second = float(scores[before]), float(scores[after])
+        if math.isnan(first + second):
+            return None
+        found = self._rows_of(task)
+        if found is None:
+            return of_scores(task, first, second, self.margins)
+        values, tokens, _ = found
+        gain = task.sign * (values[after] - values[before])
+        if tokens is not None:
+            gain, margin = pooled_values(gain, tokens), self.margins.max_loss_rise
+            return of_items(gain, margin, nats=True, draws=DRAWS)
+        if not task.bounded:
+            return of_items(gain, self.margins.max_loss_rise * abs(first), draws=DRAWS)
+        span = task.top - task.low
+        margin = self.margins.max_drop * span
+        return of_items(gain, margin, worst=-span, best=span, draws=DRAWS)
+
+    def _rows_of(self, task: TaskFacts) -> tuple[Array, Array | None, int] | None:
+        """Scores, or losses with tokens, of a task's rows in one order, (T+1, rows), and the key
+        of these rows; None where they are not all there."""
+        if task.name not in self._rows:
+            self._rows[task.name] = self._read_rows(task)
+        return self._rows[task.name]
+
+    def _read_rows(self, task: TaskFacts) -> tuple[Array, Array | None, int] | None:
+        scores = self.matrix.array()[:, self.matrix.tasks.index(task.name)]
+        cells = {
+            after: by_id(self._items(after, task.name))
+            for after, score in enumerate(scores)
+            if not math.isnan(score)
+        }
+        ids = tuple(next(iter(cells.values()), {}))
+        if not ids or any(set(rows) != set(ids) for rows in cells.values()):
+            return None
+        every = [row for rows in cells.values() for row in rows.values()]
+        lossy = not task.bounded and all("loss" in row and "tokens" in row for row in every)
+        values = np.full((len(scores), len(ids)), np.nan)
+        for after, rows in cells.items():
+            values[after] = [rows[i]["loss" if lossy else "score"] for i in ids]
+        rows = next(iter(cells.values()))
+        tokens = np.array([rows[i]["tokens"] for i in ids], np.float64) if lossy else None
+        key = _key(task.name, *ids)
+        if lossy:
+            assert tokens is not None
+            means = np.exp((values * tokens).sum(1) / tokens.sum())
+        else:
+            means = values.mean(1)
+        seen = ~np.isnan(scores)
+        if not np.allclose(means[seen], scores[seen], rtol=SAME, atol=SAME):
+            return None
+        return values, tokens, key
+
+    # --- general text
+
+    def texts(self, after: int) -> Texts | None:
+        """The general texts measured after so many tasks; None where a run kept none."""
+        if after not in self._texts:
+            rows = by_id(self._general_items(after))
+            found = None
+            if rows:
+                loss = np.array([row["loss"] for row in rows.values()], np.float64)
+                tokens = np.array([row["tokens"] for row in rows.values()], np.float64)
+                score = self.general[after] if after < len(self.general) else math.nan
+                mean = float((loss * tokens).sum() / tokens.sum())
+                if score > 0 and abs(mean - math.log(score)) <= SAME * max(1.0, abs(mean)):
+                    found = Texts(tuple(rows), loss, tokens)
+            self._texts[after] = found
+        return self._texts[after]
+
+    def general_gain(self, before: int, after: int) -> tuple[tuple[str, ...], Array] | None:
+        """Ids of the texts, and each one's fall of the loss, (texts,), as part of the mean over
+        tokens; None where the texts are not known or are not the same."""
+        first, second = self.texts(before), self.texts(after)
+        if first is None or second is None or first.ids != second.ids:
+            return None
+        if not np.array_equal(first.tokens, second.tokens):
+            return None
+        return first.ids, pooled_values(first.loss - second.loss, first.tokens)
+
+    @cached_property
+    def general_change(self) -> Change | None:
+        """The change on general text from the base model to the newest measurement, in nats; None
+        where one of them is missing."""
+        measured = [i for i, value in enumerate(self.general) if not math.isnan(value)]
+        if not measured or measured[0] != 0 or measured[-1] == 0:
+            return None
+        margin, last = self.margins.max_loss_rise, measured[-1]
+        found = self.general_gain(0, last)
+        if found is None:
+            first, second = self.general[0], self.general[last]
+            mean = math.log(first) - math.log(second) if min(first, second) > 0 else math.nan
+            return unknown(mean, margin, nats=True)
+        return of_items(found[1], margin, nats=True, draws=DRAWS)
+
+    @property
+    def general_last(self) -> int:
+        """After how many tasks general text was measured last; 0 if never or at the start only."""
+        return max((i for i, v in enumerate(self.general) if not math.isnan(v)), default=0)
+
+
+def of_scores(task: TaskFacts, before: float, after: float, margins: Margins) -> Change:
+    """A change of which the two scores are all that is known."""
+    if task.bounded:
+        span = task.top - task.low
+        margin = margins.max_drop * span
+        return unpaired(task.share(before), task.share(after), task.rows, margin, span)
+    if min(before, after) > 0:
+        nats = task.sign * (math.log(after) - math.log(before))
+        return unknown(nats, margins.max_loss_rise, task.rows, nats=True)
+    margin = margins.max_loss_rise * max(abs(before), abs(after))
+    return unknown(task.sign * (after - before), margin, task.rows)
+
+
+def general_difference(first: Evidence, second: Evidence) -> Interval | None:
+    """By how much more the first run gained on general text, in nats, each against its own base.
+
+    Paired where both measured the same texts, else as of two samples; None where not known.
+    """
+    ours, theirs = (e.general_gain(0, e.general_last) for e in (first, second))
+    if ours is None or theirs is None or not (first.general_last and second.general_last):
+        return None
+    if ours[0] == theirs[0]:
+        found = of_items(ours[1] - theirs[1], first.margins.max_loss_rise, draws=DRAWS)
+        return Interval(found.mean, found.low, found.high)
+    a, b = first.general_change, second.general_change
+    assert a is not None
+    assert b is not None
+    mean = a.mean - b.mean
+    low = mean - math.hypot(a.mean - a.low, b.high - b.mean)
+    return Interval(mean, low, mean + math.hypot(a.high - a.mean, b.mean - b.low))
+
+
+def by_id(rows: Items) -> dict[str, Mapping[str, Any]]:
+    return {str(row["id"]): row for row in rows if "id" in row}
+
+
+def _key(*parts: str) -> int:
+    """A number for a set of rows: the same rows of a task have the same one in every run."""
+    return int.from_bytes(hashlib.sha256("\n".join(parts).encode()).digest()[:6], "big")

@@ -1,0 +1,72 @@
+"""How one task is scored, as the lines of a run's scores.jsonl tell it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from perdure.streams.kinds import known_metric
+
+MISSING = math.nan
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """How one task is scored. `rows` is the size of its test set, 0 where not recorded.
+
+    `label` is the metric as people read it, `low` to `high` the range of its scores.
+    """
+
+    name: str
+    metric: str
+    higher_is_better: bool
+    rows: int
+    label: str = ""
+    low: float = 0.0
+    high: float | None = None
+    """None: 1 where higher is better, else without an end."""
+
+    @property
+    def bounded(self) -> bool:
+        """Whether scores have a highest and a lowest value, so that the noise of one is known."""
+        if self.high is None:
+            return self.higher_is_better
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+    @property
+    def top(self) -> float:
+        """The highest score, infinity where there is none."""
+        if self.high is None:
+            return 1.0 if self.higher_is_better else math.inf
+        return self.high
+
+    @property
+    def sign(self) -> float:
+        """What turns a change of the score so that more is better."""
+        return 1.0 if self.higher_is_better else -1.0
+
+    def share(self, score: float) -> float:
+        """Where a score lies from the worst (0) to the best (1); only where they are known."""
+        high = 1.0 if self.high is None else self.high
+        part = min(max((score - self.low) / (high - self.low), 0.0), 1.0)
+        return part if self.higher_is_better else 1.0 - part
+
+
+def facts_of(scored: Sequence[Mapping[str, Any]], name: str) -> TaskFacts:
+    """The facts of a task by the first of its lines."""
+    row: Mapping[str, Any] = next((row for row in scored if row["task"] == name), {})
+    metric = str(row.get("metric", "not scored yet"))
+    facts = TaskFacts(
+        name=name,
+        metric=metric,
+        higher_is_better=bool(row.get("higher_is_better", True)),
+        rows=int(row.get("rows") or 0),
+    )
+    if "high" in row:  # of a metric that is not Perdure's, the line itself says all
+        return replace(facts, label=row["label"], low=float(row["low"]), high=float(row["high"]))
+    # lm-eval's metrics are its own, whatever they are called.
+    if row.get("kind") == "task" and (known := known_metric(metric)) is not None:
+        return replace(facts, label=known.label, low=known.low, high=known.high)
+    return facts

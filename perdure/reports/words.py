@@ -1,0 +1,350 @@
+"""Findings in words: what a run learned, kept and lost, and what its rows cannot tell.
+
+The words are those of `perdure.scoring.change`, which decides; here they become sentences. Each is
+said of an interval of 95 %, by the rows themselves where a run kept them, with the margin beside it
+(`scoring.max_drop`, `scoring.max_loss_rise`). General ability is one of the things that can be
+lost, like a task. Nothing is called kept, or not forgotten, because no difference was seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from perdure.reports.data import RunView, TaskFacts
+from perdure.reports.format import (
+    DASH,
+    between,
+    digits_for,
+    listing,
+    number,
+    percent,
+    printer,
+    signed,
+    significant,
+)
+from perdure.scoring.change import OPEN, Change
+from perdure.scoring.intervals import noise
+
+GENERAL = "general ability"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What became of one task in one run. Scores are nan, changes None, where missing."""
+
+    task: TaskFacts
+    base: float
+    learned: float
+    final: float
+    gain: Change | None
+    """From the base model to just learned."""
+    since: Change | None
+    """From just learned to the end; None of the task that was learned last."""
+    against: Change | None
+    """From the base model to the end."""
+    last: bool = False
+
+    @property
+    def gained(self) -> str:
+        """learned | worse | not learned | open | unknown, from base to just learned."""
+        if self.gain is None:
+            return "unknown"
+        return "worse" if self.gain.outcome == "lost" else self.gain.gain
+
+    @property
+    def kept(self) -> str:
+        """kept | lost | improved | open | last | unknown, from just learned to the end."""
+        if self.since is None:
+            return "last" if self.last else "unknown"
+        return "improved" if self.since.gain == "learned" else self.since.outcome
+
+
+def findings(run: RunView) -> list[Finding]:
+    """One finding a task, in the order of the stream, as far as the run has come."""
+    found = []
+    for index, task in enumerate(run.tasks, start=1):
+        change, done = run.evidence.change, run.done
+        found.append(
+            Finding(
+                task,
+                run.score(0, task.name),
+                run.score(index, task.name),
+                run.score(done, task.name),
+                gain=change(task, 0, index),
+                since=change(task, index, done) if done > index else None,
+                against=change(task, 0, done) if done >= index else None,
+                last=done == index,
+            )
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Account:
+    """Names of tasks, and `GENERAL`, by what was shown of them."""
+
+    learned: tuple[str, ...]
+    not_learned: tuple[str, ...]
+    unclear: tuple[str, ...]
+    """Too few rows to tell whether they were learned."""
+    below: tuple[str, ...]
+    """Lost against the base model."""
+    forgotten: tuple[str, ...]
+    """Lost since they were learned, but not shown to be below the base model."""
+    kept: tuple[str, ...]
+    open: tuple[str, ...]
+    """Too few rows to tell whether they were kept."""
+    earlier: int
+    """Tasks that were learned before the last one."""
+
+    @property
+    def lost(self) -> tuple[str, ...]:
+        return (*self.below, *self.forgotten)
+
+    @property
+    def nothing_lost(self) -> bool:
+        """Whether it was shown that nothing was forgotten, which takes every word."""
+        return bool(self.kept) and not (self.lost or self.open)
+
+
+def account(run: RunView) -> Account:
+    """Sort a run's tasks and its general ability by what was shown."""
+    found = findings(run)
+    below = [f.task.name for f in found if f.against is not None and f.against.outcome == "lost"]
+    earlier = [f for f in found if f.kept not in ("unknown", "last")]
+    general = general_outcome(run)
+    texts = any(not math.isnan(value) for value in run.general)
+    return Account(
+        learned=tuple(f.task.name for f in found if f.gained == "learned"),
+        not_learned=tuple(f.task.name for f in found if f.gained in ("not learned", "worse")),
+        unclear=tuple(f.task.name for f in found if f.gained == "open"),
+        below=(*below, *((GENERAL,) if general == "lost" else ())),
+        forgotten=tuple(
+            f.task.name for f in earlier if f.kept == "lost" and f.task.name not in below
+        ),
+        kept=(
+            *(f.task.name for f in earlier if f.kept in ("kept", "improved")),
+            *((GENERAL,) if general == "kept" else ()),
+        ),
+        open=(
+            *(f.task.name for f in earlier if f.kept == "open" and f.task.name not in below),
+            *((GENERAL,) if texts and run.done and general == "open" else ()),
+        ),
+        earlier=len(earlier),
+    )
+
+
+def general_outcome(run: RunView) -> str:
+    """lost | kept | open, of general text since the base model; kept too where it improved."""
+    change = run.evidence.general_change
+    return "open" if change is None else change.outcome
+
+
+def story(run: RunView) -> str:
+    """What a run did, as clauses without their subject: "learned a and b; forgot a (0.7 → 0.3)"."""
+    if run.done == 0:
+        return "has learned no task yet"
+    what, found = account(run), findings(run)
+    reached = sum(f.gained != "unknown" for f in found)
+    clauses = [f"learned {some(what.learned, reached)}"] if what.learned else []
+    if what.not_learned:
+        clauses.append(f"did not learn {some(what.not_learned, reached)}")
+    if what.unclear:
+        clauses.append(f"{OPEN} whether it learned {some(what.unclear, reached)}")
+    scores = {f.task.name: f for f in found}
+    if what.below:
+        tasks = [scores[name] for name in what.below if name in scores]
+        names = [_moved(f.task, f.base, f.final) for f in tasks]
+        names += [name for name in what.below if name not in scores]
+        clauses.append(f"lost {some(names, len(names))} against the base model")
+    forgot = [f for f in found if f.kept == "lost"]
+    if forgot:
+        names = [_moved(f.task, f.learned, f.final) for f in forgot]
+        clauses.append(f"forgot {some(names, what.earlier)}")
+    if kept := [f.task.name for f in found if f.kept in ("kept", "improved")]:
+        clauses.append(f"kept {some(kept, what.earlier)}")
+    if unclear := [f.task.name for f in found if f.kept == "open"]:
+        clauses.append(f"{OPEN} whether it kept {some(unclear, what.earlier)}")
+    return "; ".join(clauses) or "nothing can be said of what it learned"
+
+
+def _moved(task: TaskFacts, before: float, after: float) -> str:
+    show = printer(task)
+    return f"{task.name} ({show(before)} → {show(after)})"
+
+
+def some(names: Sequence[str], total: int) -> str:
+    """The names, or, of more than three, how many of `total`."""
+    if len(names) <= 3:
+        return listing(names)
+    return f"all {total} tasks" if len(names) == total else f"{len(names)} of {total} tasks"
+
+
+def general_story(run: RunView) -> str:
+    """Perplexity on general text before and after; empty where it was not measured."""
+    series = [v for v in run.general if not math.isnan(v)]
+    if len(series) < 2 or math.isnan(run.general_before):
+        return ""
+    before, after = series[0], series[-1]
+    relative = percent(after / before - 1) if before > 0 else DASH
+    so_far = "" if run.complete else " so far"
+    change = run.evidence.general_change
+    word = "" if change is None else f": {outcome_words(change)}"
+    return (
+        f"perplexity on general text {significant(before)} → {significant(after)}{so_far} "
+        f"({relative}){word}"
+    )
+
+
+def headline(run: RunView) -> str:
+    """The finding of a report of one run in one line: losses first, the rest as it was shown."""
+    if run.done == 0:
+        return f"{run.label} has learned no task yet"
+    what = account(run)
+    reached = len(what.learned) + len(what.not_learned) + len(what.unclear)
+    if what.learned:
+        text = f"{run.label} learned {some(what.learned, reached)}"
+    elif what.not_learned and not what.unclear:
+        none = f"none of {reached} tasks" if reached > 1 else "nothing"
+        text = f"{run.label} learned {none}"
+    else:
+        text = f"{run.label}: {OPEN} what it learned"
+    losses = []
+    if what.below:
+        losses.append(f"lost {some(what.below, len(what.below))} against the base model")
+    if what.forgotten:
+        losses.append(f"forgot {some(what.forgotten, what.earlier)}")
+    if losses:
+        text += f", {'and' if what.learned else 'but'} {' and '.join(losses)}"
+    elif what.nothing_lost and what.learned and what.earlier:
+        return f"{text}, and forgot nothing"
+    if what.open:
+        rest = "the rest" if losses and len(what.open) > 3 else some(what.open, len(what.open))
+        text += f"; {OPEN} whether it kept {rest}"
+    return text
+
+
+# --- one change
+
+
+def outcome_words(change: Change) -> str:
+    """The outcome with its margin: "lost (more than 0.02)", "kept (within 0.02)", or the third."""
+    margin = margin_words(change)
+    if not change.known:
+        return "no interval is known, as the run did not keep what it was made of"
+    if change.gain == "learned":
+        return f"improved (by more than {margin})"
+    return {"lost": f"lost (more than {margin})", "kept": f"kept (within {margin})"}.get(
+        change.outcome, f"{OPEN} ({reach_words(change)})"
+    )
+
+
+def gain_words(change: Change) -> str:
+    """The same of a gain: "learned (more than 0.02)", "not learned (within 0.02)", "got worse"."""
+    margin = margin_words(change)
+    if not change.known:
+        return "no interval is known"
+    if change.outcome == "lost":
+        return f"got worse (by more than {margin})"
+    return {
+        "learned": f"learned (more than {margin})",
+        "not learned": f"not learned (less than {margin})",
+    }.get(change.gain, f"{OPEN} whether it was learned")
+
+
+def reach_words(change: Change) -> str:
+    """What these rows could show, and how many would tell: "80 rows; a drop of 0.15 would show"."""
+    unit = " nats" if change.nats else ""
+    things = "texts" if change.nats else "rows"
+    digits = 3 if change.smallest < 0.095 else 2
+    parts = [f"{change.rows} {things}; they show a loss from {change.smallest:.{digits}f}{unit} on"]
+    if change.needed is not None:
+        parts.append(f"about {change.needed:,} like these would say {change.would_be}")
+    else:
+        parts.append("more than 10,000,000 like these would be needed")
+    return "; ".join(parts)
+
+
+def margin_words(change: Change) -> str:
+    return f"{change.margin:g} nats" if change.nats else f"{change.margin:.3g}"
+
+
+def change_words(task: TaskFacts, change: Change | None) -> str:
+    """The change in the score's own direction: "+0.12", or of a perplexity "+6.4 %"."""
+    if change is None or math.isnan(change.mean):
+        return DASH
+    value = task.sign * change.mean
+    if change.nats:
+        return percent(math.expm1(value))
+    if not task.bounded:
+        return f"+{significant(value)}" if value > 0 else significant(value)
+    return signed(value, digits_for(task.rows))
+
+
+def interval_words(task: TaskFacts, change: Change | None) -> str:
+    """Its interval in the same unit: "−0.21 to +0.03"; empty where none is known."""
+    if change is None or not change.known:
+        return ""
+    ends = sorted(task.sign * end for end in (change.low, change.high))
+    if change.nats:
+        return " to ".join(percent(math.expm1(end)) for end in ends)
+    if not task.bounded:
+        return " to ".join(map(significant, ends))
+    return " to ".join(signed(end, digits_for(task.rows)) for end in ends)
+
+
+# --- figures of a run
+
+
+def figure_interval(run: RunView, key: str, digits: int, *, sign: bool) -> str:
+    """A summary figure's interval in words; empty where none is known."""
+    drawn = run.evidence.figure(key)
+    if drawn is None:
+        return ""
+    ends = drawn.interval()
+    return between(ends.low, ends.high, digits, sign=sign)
+
+
+def mixed_parts(run: RunView, key: str, digits: int) -> str:
+    """What a mean of rises and falls is made of: "mean of +0.06 and −0.06"; else empty."""
+    if key not in ("forgetting", "backward_transfer") or run.summary(key) is None:
+        return ""
+    parts = list(run.matrix.parts(key).values())
+    shown = [signed(part, digits) for part in parts]
+    if not (any(one[0] == "+" for one in shown) and any(one[0] == "−" for one in shown)):
+        return ""
+    if len(parts) <= 3:
+        return f"mean of {listing(shown)}"
+    up, down = sum(p for p in parts if p > 0), sum(p for p in parts if p < 0)
+    return f"{signed(up, digits)} and {signed(down, digits)} in all, over {len(parts)} tasks"
+
+
+def general_interval(run: RunView) -> str:
+    change = run.evidence.general_change
+    if change is None or not change.known:
+        return ""
+    ends = [percent(math.expm1(-end)) for end in (change.high, change.low)]
+    first, second = ends[0].removesuffix(" %") if ends[1].endswith(" %") else ends[0], ends[1]
+    return f"{first} to {second}"
+
+
+def general_verdict(run: RunView) -> str:
+    change = run.evidence.general_change
+    return "" if change is None else outcome_words(change)
+
+
+def resolution(tasks: Sequence[TaskFacts]) -> str:
+    """How fine the scores are, for the small print; empty if the test sets are not known."""
+    rows = [t.rows for t in tasks if t.higher_is_better and t.rows > 0]
+    if not rows:
+        return ""
+    span = str(min(rows)) if min(rows) == max(rows) else f"{min(rows)} to {max(rows)}"
+    bound = number(noise(0.5, 0.5, min(rows)), digits_for(min(rows)))
+    return (
+        f"Each score is a mean over {span} test rows. Intervals are of 95 %; a change counts as a "
+        f"loss where its interval lies beyond the margin, as kept where it lies within. (Two test "
+        f"sets of {min(rows)} rows drawn apart differ by up to {bound} at a score near one half; "
+        f"rows compared with themselves show less.)"
+    )

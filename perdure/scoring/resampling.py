@@ -1,0 +1,206 @@
+"""Intervals of a score matrix: of its cells, and of the figures that are derived from it.
+
+The same test rows are scored in every row of a task's column, so they are resampled together: one
+draw of weights for a task's rows holds for all of its cells, and what two cells have in common
+cancels in their difference. Rows of different tasks are drawn apart. Two runs that were scored on
+the same rows get the same weights too, so that their difference is paired.
+
+The weights are those of `intervals.bootstrap_bounds`, with its one imagined row more, as bad as a
+row can be for the lower end and as good for the upper. For a task whose rows were not kept, each
+cell is drawn from a normal distribution with the standard error that it can have at most.
+
+**Forgetting is a maximum** over several scores of a task, and a maximum of noisy scores is larger
+in the mean than that of the true ones. The figure stays the paper's; its interval is for the
+maximum of the *true* scores. Upper end: the quantile of the resampled figure, in which the maximum
+is taken anew (whichever row truly is the highest, its own draws are never above that). Lower end:
+a task's highest score counts as too high by as much as any of the rows that may be the highest
+could be, min over those of (draw - score), so the choice among them costs width. Rows that are
+clearly below the highest one are not among them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from perdure.scoring.change import ALPHA
+from perdure.scoring.intervals import Array, standard_error
+from perdure.scoring.matrix import ScoreMatrix, Term
+
+DRAWS = 4_000
+CLEARLY = 0.001
+"""A row is no candidate for the highest if a bound at this level puts it below the highest seen."""
+_BLOCK = 4_000_000  # random numbers at once: 32 MB
+
+
+@dataclass(frozen=True)
+class Column:
+    """One task's scores after 0, 1, ... T tasks, nan where missing; bounded by `low` and `high`.
+
+    `items` are the rows' scores, (T+1, rows), nan where a cell is missing; None: only their number
+    is known. Columns with the same `key` were scored on the same rows, all others on rows of
+    their own.
+    """
+
+    scores: Array
+    rows: int
+    items: Array | None = None
+    low: float = 0.0
+    high: float = 1.0
+    key: int = 0
+
+
+@dataclass(frozen=True)
+class Interval:
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure, and resampled values of it, (draws,), for its lower and its upper end."""
+
+    value: float
+    lower: Array
+    upper: Array
+
+    def interval(self, alpha: float = ALPHA) -> Interval:
+        """Both ends, each wrong with probability `alpha`; the order statistics round outwards."""
+        rank = max(1, math.floor(alpha * (len(self.lower) + 1)))
+        low = np.partition(self.lower, rank - 1)[rank - 1]
+        high = np.partition(self.upper, len(self.upper) - rank)[len(self.upper) - rank]
+        return Interval(self.value, float(low), float(high))
+
+    def minus(self, other: Drawn) -> Drawn:
+        """The difference of two runs' figures; their shared rows have the same weights."""
+        return Drawn(self.value - other.value, self.lower - other.upper, self.upper - other.lower)
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """Intervals of one run: of each cell, (T+1, T), nan where unknown; figures by name."""
+
+    low: Array
+    high: Array
+    figures: Mapping[str, Drawn]
+
+
+def resample(
+    matrix: ScoreMatrix, columns: Sequence[Column], *, alpha: float = ALPHA, draws: int = DRAWS
+) -> Resampled:
+    """Resample all cells and figures of a matrix.
+
+    Args:
+        columns: of its tasks, in their order. A figure is left out where it is not defined, or one
+            of its cells has no known spread (no rows, or a metric without limits).
+        alpha: of each end of a cell's interval.
+    """
+    shape = (len(matrix.tasks) + 1, len(matrix.tasks))
+    low, high = np.full(shape, np.nan), np.full(shape, np.nan)
+    terms = {name: _terms(matrix, name) for name in ScoreMatrix.FIGURES}
+    parts: dict[str, list[Drawn]] = {name: [] for name in terms}
+    for j, column in enumerate(columns):
+        if (drawn := _draw(column, draws)) is None:
+            continue
+        for i in range(shape[0]):
+            if not math.isnan(column.scores[i]):
+                cell = _part(Term(j, (i,)), column, *drawn).interval(alpha)
+                low[i, j], high[i, j] = max(cell.low, column.low), min(cell.high, column.high)
+        for name, wanted in terms.items():
+            parts[name] += [_part(term, column, *drawn) for term in wanted if term.task == j]
+    figures = {
+        name: _mean(found)
+        for name, found in parts.items()
+        if found and len(found) == len(terms[name])
+    }
+    return Resampled(low, high, figures)
+
+
+def _terms(matrix: ScoreMatrix, name: str) -> list[Term]:
+    """A figure's terms, none where one of its cells is missing."""
+    scores, terms = matrix.array(), matrix.terms(name)
+    cells = [
+        (row, term.task)
+        for term in terms
+        for row in (*term.rows, *(() if term.less is None else (term.less,)))
+    ]
+    whole = all(term.rows for term in terms) and not any(math.isnan(scores[c]) for c in cells)
+    return terms if whole else []
+
+
+def _mean(parts: Sequence[Drawn]) -> Drawn:
+    count = len(parts)
+    return Drawn(
+        math.fsum(p.value for p in parts) / count,
+        np.sum([p.lower for p in parts], axis=0) / count,
+        np.sum([p.upper for p in parts], axis=0) / count,
+    )
+
+
+def _draw(column: Column, draws: int) -> tuple[Array, Array] | None:
+    """Resampled means of each cell, (T+1, draws), and the imagined row's weight, (draws,)."""
+    rng = np.random.default_rng([column.key, 1])
+    if column.items is not None:
+        cells, n = column.items.shape
+        means, extra = np.empty((cells, draws)), np.empty(draws)
+        step = max(1, _BLOCK // (n + 1))
+        for at in range(0, draws, step):
+            weights = rng.standard_exponential((min(step, draws - at), n + 1))
+            weights /= weights.sum(axis=1, keepdims=True)
+            means[:, at : at + step] = column.items @ weights[:, :n].T
+            extra[at : at + step] = weights[:, n]
+        return means, extra
+    span = column.high - column.low
+    if column.rows <= 0 or not math.isfinite(span):
+        return None
+    shares = np.clip((column.scores - column.low) / span, 0.0, 1.0)
+    errors = span * standard_error(shares, column.rows)
+    normal = rng.standard_normal((len(column.scores), draws))
+    return column.scores[:, None] + errors[:, None] * normal, np.zeros(draws)
+
+
+def _part(term: Term, column: Column, means: Array, extra: Array) -> Drawn:
+    """A task's part of a figure."""
+    scores, best = column.scores, max(term.rows, key=lambda row: column.scores[row])
+    less = 0.0 if term.less is None else scores[term.less]
+    less_drawn = 0.0 if term.less is None else means[term.less]
+    span = column.high - column.low
+    worst, good = (column.low, column.high) if term.less is None else (-span, span)
+    rows = _candidates(term.rows, best, means, extra, span)
+    highest = means[list(term.rows)].max(axis=0)
+    off = np.stack([means[row] - scores[row] for row in rows]).min(axis=0)
+    value = float(scores[best] - less)
+    # Of a single row both are the draws themselves: scores[best] + off is means[best].
+    return Drawn(
+        value,
+        scores[best] + off - less_drawn + extra * worst,
+        highest - less_drawn + extra * good,
+    )
+
+
+def _candidates(
+    rows: Sequence[int], best: int, means: Array, extra: Array, span: float
+) -> list[int]:
+    """The rows whose true score may be the highest."""
+
+    def reaches(row: int) -> bool:
+        ahead = means[row] - means[best] + extra * span
+        return bool(np.quantile(ahead, 1 - CLEARLY) >= 0)
+
+    return [row for row in rows if row == best or reaches(row)]
+
+
+def normal_interval(values: Sequence[float], alpha: float = ALPHA) -> Interval:
+    """Mean of some values with Student's interval; of one value no interval is known."""
+    from scipy import stats
+
+    mean = math.fsum(values) / len(values)
+    if len(values) < 2:
+        return Interval(mean, math.nan, math.nan)
+    spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
+    reach = float(stats.t.ppf(1 - alpha, len(values) - 1)) * spread / math.sqrt(len(values))
+    return Interval(mean, mean - reach, mean + reach)

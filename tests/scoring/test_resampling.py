@@ -1,0 +1,177 @@
+"""Intervals of cells and figures: against a slow plain loop, by hand, and their coverage."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from perdure.scoring.intervals import bootstrap_bounds, noise
+from perdure.scoring.matrix import ScoreMatrix
+from perdure.scoring.resampling import Column, normal_interval, resample
+
+pytestmark = pytest.mark.unit
+
+TRUTH = np.array([[0.3, 0.2, 0.1], [0.8, 0.2, 0.1], [0.6, 0.9, 0.2], [0.5, 0.7, 0.8]])
+
+
+def matrix_of(scores: np.ndarray) -> ScoreMatrix:
+    found = ScoreMatrix([f"t{j}" for j in range(scores.shape[1])])
+    for after, row in enumerate(scores):
+        for name, score in zip(found.tasks, row, strict=True):
+            if not math.isnan(score):
+                found.record(after, name, float(score))
+    return found
+
+
+def drawn(seed: int, n: int = 60) -> tuple[ScoreMatrix, list[Column]]:
+    rng = np.random.default_rng(seed)
+    items = [(rng.random((4, n)) < TRUTH[:, j : j + 1]).astype(float) for j in range(3)]
+    matrix = matrix_of(np.stack([one.mean(1) for one in items], axis=1))
+    return matrix, [Column(one.mean(1), n, one, key=j + 1) for j, one in enumerate(items)]
+
+
+def slow_ends(columns: list[Column], draws: int) -> dict[str, tuple[float, float]]:
+    """Ends of three figures of three tasks, one draw and one row at a time."""
+    lower: dict[str, list[float]] = {"acc": [], "bwt": [], "forgetting": []}
+    upper: dict[str, list[float]] = {"acc": [], "bwt": [], "forgetting": []}
+    rngs = [np.random.default_rng([c.key, 1]) for c in columns]
+    for _ in range(draws):
+        means, extra = [], []
+        for column, rng in zip(columns, rngs, strict=True):
+            assert column.items is not None
+            weights = rng.standard_exponential(column.rows + 1)
+            weights = weights / weights.sum()
+            means.append(
+                [sum(w * x for w, x in zip(weights[:-1], row, strict=True)) for row in column.items]
+            )
+            extra.append(weights[-1])
+        lower["acc"].append(sum(m[3] for m in means) / 3)
+        upper["acc"].append(sum(m[3] + e for m, e in zip(means, extra, strict=True)) / 3)
+        changes = [means[j][3] - means[j][j + 1] for j in (0, 1)]
+        lower["bwt"].append((sum(changes) - extra[0] - extra[1]) / 2)
+        upper["bwt"].append((sum(changes) + extra[0] + extra[1]) / 2)
+        drops = [max(means[j][1:3]) - means[j][3] for j in (0, 1)]
+        upper["forgetting"].append((sum(drops) + extra[0] + extra[1]) / 2)
+    k = math.floor(0.025 * (draws + 1))
+    return {
+        name: (sorted(lower[name])[k - 1] if lower[name] else math.nan, sorted(upper[name])[-k])
+        for name in lower
+    }
+
+
+def test_figures_against_a_slow_plain_loop() -> None:
+    matrix, columns = drawn(3)
+    found = resample(matrix, columns, draws=400)
+    slow = slow_ends(columns, 400)
+    for name, short in (("average_accuracy", "acc"), ("backward_transfer", "bwt")):
+        ends = found.figures[name].interval()
+        assert (ends.low, ends.high) == pytest.approx(slow[short])
+        assert ends.value == pytest.approx(getattr(matrix, name)())
+        assert ends.low < ends.value < ends.high
+    assert found.figures["forgetting"].interval().high == pytest.approx(slow["forgetting"][1])
+
+
+def test_cells_are_those_of_the_audits_interval() -> None:
+    matrix, columns = drawn(5)
+    found = resample(matrix, columns)
+    items = columns[1].items
+    assert items is not None
+    low, high = bootstrap_bounds(items, 0.025, 0.0, 1.0)
+    assert found.low[:, 1] == pytest.approx(low, abs=0.012)  # other draws
+    assert found.high[:, 1] == pytest.approx(high, abs=0.012)
+
+
+def test_rows_are_resampled_together() -> None:
+    """What does not change between two rows of the matrix makes their difference no wider."""
+    same = (np.arange(200) % 2).astype(float)
+    items = np.stack([same, same, same])
+    other = np.stack([same, 1 - same, same])
+    scores = np.full((3, 2), 0.5)
+    paired = [Column(scores[:, 0], 200, items, key=1), Column(scores[:, 1], 200, items, key=2)]
+    ends = resample(matrix_of(scores), paired).figures["backward_transfer"].interval()
+    assert -0.03 < ends.low <= 0 <= ends.high < 0.03
+    alone = [Column(scores[:, 0], 200, None, key=1), paired[1]]
+    wide = resample(matrix_of(scores), alone).figures["backward_transfer"].interval()
+    assert wide.high == pytest.approx(noise(0.5, 0.5, 200), rel=0.1)
+    assert len({tuple(row) for row in other}) == 2
+
+
+def test_the_same_rows_of_two_runs_are_paired_and_others_are_not() -> None:
+    matrix, columns = drawn(7, 100)
+    first = resample(matrix, columns).figures["average_accuracy"]
+    again = first.minus(first).interval()
+    assert again.value == 0
+    assert again.high < 0.06  # the imagined rows alone
+    apart = [Column(c.scores, c.rows, c.items, key=c.key + 9) for c in columns]
+    other = resample(matrix, apart).figures["average_accuracy"]
+    assert first.minus(other).interval().high > 2 * again.high - 0.02
+
+
+def test_forgetting_allows_for_its_maximum() -> None:
+    """One row far above the others: no choice, so both ends are those of a plain difference."""
+    n = 80
+    items = np.zeros((4, n))
+    items[1, :70], items[2, :10], items[3, :30] = 1, 1, 1
+    rest = np.tile((np.arange(n) % 2).astype(float), (4, 1))
+    scores = np.stack([items.mean(1), rest.mean(1), rest.mean(1)], axis=1)
+    columns = [Column(items.mean(1), n, items, key=1)] + [
+        Column(rest.mean(1), n, rest, key=k) for k in (2, 3)
+    ]
+    found = resample(matrix_of(scores), columns).figures
+    drop, change = found["forgetting"].interval(), found["backward_transfer"].interval()
+    assert drop.value == pytest.approx(-change.value)
+    assert drop.low == pytest.approx(-change.high, abs=0.01)
+    assert drop.high == pytest.approx(-change.low, abs=0.01)
+    # Two rows alike and independent: the highest is above both truths in the mean.
+    rng = np.random.default_rng(0)
+    noisy = (rng.random((4, n)) < 0.5).astype(float)
+    columns[0] = Column(noisy.mean(1), n, noisy, key=1)
+    scores[:, 0] = noisy.mean(1)
+    found = resample(matrix_of(scores), columns).figures
+    drop, change = found["forgetting"].interval(), found["backward_transfer"].interval()
+    assert drop.high - drop.low > change.high - change.low
+
+
+def test_what_is_missing_has_no_interval() -> None:
+    matrix, columns = drawn(1)
+    scores = matrix.array()
+    scores[3, 2] = np.nan
+    gone = [Column(scores[:, j], c.rows, None, key=c.key) for j, c in enumerate(columns)]
+    found = resample(matrix_of(scores), gone)
+    assert math.isnan(found.low[3, 2])
+    assert "average_accuracy" not in found.figures
+    assert "backward_transfer" in found.figures
+    unknown = [Column(c.scores, 0, None, key=c.key) for c in columns]
+    assert resample(matrix, unknown).figures == {}
+    endless = [Column(c.scores, c.rows, None, high=math.inf, key=c.key) for c in columns]
+    assert resample(matrix, endless).figures == {}
+
+
+def test_cells_stay_within_the_metrics_range() -> None:
+    ones = np.ones((2, 20))
+    found = resample(matrix_of(np.ones((2, 1))), [Column(np.ones(2), 20, ones, key=1)])
+    assert found.high.max() == 1.0
+    # 20 of 20 right: Clopper and Pearson's lower end is 0.025 ^ (1 / 20)
+    assert found.low[0, 0] == pytest.approx(0.025 ** (1 / 20), abs=0.02)
+
+
+@pytest.mark.parametrize("figure", ["average_accuracy", "forgetting", "backward_transfer"])
+def test_intervals_hold_the_truth(figure: str) -> None:
+    right = getattr(matrix_of(TRUTH), figure)()
+    held = 0
+    for seed in range(150):
+        matrix, columns = drawn(1000 + seed, 50)
+        # Other weights for other rows, as a run's hash of its rows gives them.
+        columns = [Column(c.scores, c.rows, c.items, key=3 * seed + c.key) for c in columns]
+        ends = resample(matrix, columns, draws=500).figures[figure].interval()
+        held += ends.low <= right <= ends.high
+    assert held >= 134  # 95 % of 150 are 142.5; below 134 in one of a thousand
+
+
+def test_spread_over_seeds_by_hand() -> None:
+    found = normal_interval([0.4, 0.5, 0.6])
+    # t of 2 degrees of freedom at 97.5 %: 4.302653; the standard deviation is 0.1
+    assert found.high - found.value == pytest.approx(4.302653 * 0.1 / math.sqrt(3))
+    assert math.isnan(normal_interval([0.4]).low)
