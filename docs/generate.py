@@ -57,9 +57,9 @@ CONVERSATIONS = [
     "not have (DeepSeek R1), a line tells both, and answers are learned and scored behind what a "
     "server sends. An answer with a thought of its own (`<think>` in its text, or "
     "`reasoning_content`) is learned with it.",
-    "- **Tools.** `tool_calls` and `reasoning_content` of messages, messages of the role `tool` and "
-    "a column `tools` are handed to the template. A row that holds what the template does not show "
-    "is refused with its file and line, and so is a conversation that the template refuses. A "
+    "- **Tools.** `tool_calls` and `reasoning_content` of messages, messages of the role `tool` "
+    "and a column `tools` are handed to the template. A row that holds what the template does not "
+    "show is refused with its file and line, and so is a conversation that the template refuses. A "
     "generated answer is compared with the call as the template writes it.",
     "- **Which turns are learned.** Of a conversation the assistant's last message, unless the "
     "task says `train_on: all`: then each of the assistant's is a row of its own behind all that "
