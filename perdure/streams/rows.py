@@ -61,7 +61,8 @@ def to_rows(table: Table, task: TaskConfig, mistakes: Mistakes) -> list[Placed]:
     is told; it is a mistake if all of them are.
     """
     kind, form = format_of(task.format)
-    columns = {ours: task.column(ours) for ours in form.columns}
+    named = [ours for ours in form.optional if ours in task.columns]
+    columns = {ours: task.column(ours) for ours in (*form.columns, *named)}
     missing = [
         (ours, theirs)
         for ours, source in columns.items()

@@ -176,6 +176,15 @@ def test_calls_thoughts_and_tools_of_a_conversation_are_kept(tmp_path: Path) -> 
     assert every.test == task.test
 
 
+def test_a_column_of_tools_that_is_named_must_be_there(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", [{"messages": CALLING, "functions": [{"type": "function"}]}] * 4)
+    sources = {"format": "chat", "train": "a.jsonl", "test": "a.jsonl", "validation": "a.jsonl"}
+    (task,) = build(tmp_path, **sources, columns={"tools": "functions"})
+    assert task.train[0]["tools"] == [{"type": "function"}]
+    with pytest.raises(RecipeError, match='has no column "function"'):
+        build(tmp_path, **sources, columns={"tools": "function"})
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
