@@ -13,9 +13,12 @@ from typing import Annotated
 
 import typer
 
+from perdure.commands import audit_options
+from perdure.commands.begin import say_what
 from perdure.commands.errors import handle_errors
 from perdure.commands.export import export
 from perdure.commands.extend import extend
+from perdure.commands.options import Json, Trust
 
 app = typer.Typer(
     name="perdure",
@@ -28,11 +31,7 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(rich_markup_mode=None)
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Every = Annotated[bool, typer.Option("--all-mistakes", help="List all mistakes, not ten a file.")]
-Trust = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run code that models and recipes bring.")
-]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
 
@@ -114,6 +113,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Learn RECIPE's tasks in order; scores and checkpoints go to a new run directory."""
+    say_what(recipe, check, as_json)
     from perdure.commands import learn
 
     learn.run(recipe, overrides or [], out, check, as_json, all_mistakes)
@@ -276,52 +276,11 @@ def copy(
 app.add_typer(recipes_app, name="recipes")
 
 
-@app.command(
+app.command(
+    name="audit",
     epilog="Example: perdure audit base tuned --tasks recipe.yaml --junit audit.xml",
     short_help="Test whether a tuned model kept what it could",
-)
-@handle_errors
-def audit(
-    base: Annotated[str, typer.Argument(metavar="BASE", help="Model folder, run, .gguf, hub id.")],
-    tuned: Annotated[str, typer.Argument(metavar="TUNED", help="The model to test, likewise.")],
-    tasks: Annotated[
-        Path | None, typer.Option(metavar="RECIPE", help="Compare on its tasks and general text.")
-    ] = None,
-    max_drop: Annotated[float, typer.Option(help="Allowed drop of a task's score, 0 to 1.")] = 0.02,
-    max_loss_rise: Annotated[
-        float, typer.Option(help="Allowed rise of the loss on general text, nats a token.")
-    ] = 0.05,
-    max_kl: Annotated[
-        float | None,
-        typer.Option(help="Allowed KL from BASE, nats a token.  [default: only reported]"),
-    ] = None,
-    alpha: Annotated[float, typer.Option(help="Chance that any verdict is wrong.")] = 0.05,
-    rows: Annotated[
-        int | None, typer.Option(min=2, help="Test rows a task at most.  [default: all]")
-    ] = None,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
-    fail_fast: Annotated[
-        bool, typer.Option("--fail-fast", help="Stop at the first measure that is lost.")
-    ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of sampled texts and bootstrap.")] = 0,
-    undecided: Annotated[
-        int, typer.Option(metavar="CODE", help="Exit code if nothing is lost, something open.")
-    ] = 3,
-    junit: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write JUnit XML for a CI.")
-    ] = None,
-    trust_remote_code: Trust = False,
-    as_json: Json = False,
-) -> None:
-    """Test whether TUNED still can what BASE could: exit 0 kept, 1 lost, 3 undecided."""
-    from perdure.commands import audit as command
-
-    code = command.audit(
-        base, tuned, tasks, junit, undecided, as_json, rows, max_drop=max_drop,
-        max_loss_rise=max_loss_rise, max_kl=max_kl, alpha=alpha, precision=precision,
-        fail_fast=fail_fast, seed=seed,
-    )  # fmt: skip
-    raise typer.Exit(code)
+)(audit_options.audit)
 
 
 @app.command(

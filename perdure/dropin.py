@@ -24,11 +24,12 @@ from perdure.consent import trusting
 from perdure.engine.attach import attach as put_on
 from perdure.engine.method_state import give_weights
 from perdure.engine.session import TaskSession
-from perdure.errors import UsageError
+from perdure.engine.trainer_needs import check_trainer, eval_rows, train_rows, try_model
+from perdure.errors import TrainingError, UsageError
 from perdure.methods.registry import build
 from perdure.models.chat import Encoder
 from perdure.models.weights import trainable
-from perdure.protocol.method import Method, refuse_clashes
+from perdure.protocol.method import Method, name_of, refuse_clashes
 from perdure.streams.kinds import PERPLEXITY
 from perdure.streams.task import GeneralText, Row, Task
 
@@ -60,8 +61,9 @@ def attach(
             kept it before, else `perdure` in the output folder.
 
     Raises:
-        UsageError: no tokenizer on the trainer, no method, two that clash, no list of texts, or a
-            method that needs to change the rows or train in phases: that takes `perdure run`.
+        UsageError: no method, two that clash, no list of texts; a trainer that lacks what a method
+            needs (each is asked here, before it trains); or a method that needs to change the rows
+            or train in phases: that takes `perdure run`.
     """
     texts = [] if isinstance(general, str) else list(general)  # an open file gives them once
     if isinstance(general, str) or not all(isinstance(text, str) for text in texts):
@@ -73,48 +75,49 @@ def attach(
         raise UsageError("attach: no method is given", 'for example attach(trainer, "gere")')
     chosen = [m if isinstance(m, Method) else _built(m) for m in methods]
     refuse_clashes(chosen)
-    if trainer.processing_class is None:
-        raise UsageError(
-            "attach: the trainer has no tokenizer",
-            "give it one: Trainer(..., processing_class=...)",
-        )
-    found = trainer.eval_dataset  # a dict of several is no one set of rows
-    eval_rows = found if hasattr(found, "__getitem__") and not isinstance(found, Mapping) else ()
-    if not hasattr(trainer.train_dataset, "__len__"):
-        raise UsageError("attach: the trainer's rows have no length", "give it a datasets.Dataset")
+    check_trainer(trainer, chosen)
+    train, validation = train_rows(trainer, chosen), eval_rows(trainer, chosen)
     homes = [m.home for m in chosen if m.home is not None]
     home = Path(cache) if cache else (homes or [Path(str(trainer.args.output_dir)) / "perdure"])[0]
     learned = Task(
         task,
-        train=_EncodedRows(trainer, trainer.train_dataset),
-        validation=_EncodedRows(trainer, eval_rows),
+        train=train,
+        validation=validation,
         test=(),
         metric=PERPLEXITY.name,
     )
     model: Any = trainer.model
+    processing: Any = trainer.processing_class
+    lines = (
+        trainer.args.train_batch_size
+        * trainer.args.gradient_accumulation_steps
+        * trainer.args.world_size
+    )
     session = TaskSession(
         model,
-        Encoder(trainer.processing_class),
+        Encoder(getattr(processing, "tokenizer", processing)),
         learned,
         methods=chosen,
         task_index=task_index,
         general=GeneralText(replay=texts),
         seed=trainer.args.seed,
-        batch_size=trainer.args.train_batch_size
-        * trainer.args.gradient_accumulation_steps
-        * trainer.args.world_size,
+        batch_size=max(1, round(lines * len(train) / train.lines)),  # rows, also of packs
         cache=home,
         base=(lambda: dict(base)) if base is not None else None,
         score=lambda _, rows: _perplexity(session, rows),
         autocast=trainer.accelerator.autocast,
-        stream_tokens=lambda: _tokens(trainer, learned),
+        stream_tokens=lambda: _tokens(session, trainer),
     )
     frozen = _frozen_names(session, chosen)
+    try_model(session, train, chosen)
     put_on(trainer, *chosen, session=session)
+    params = trainable(model)
+    for name in frozen:
+        params[name].requires_grad_(False)
     for method in chosen:
         method.home = home
         method.begin_task(session.context)
-    trainer.add_callback(_Ending(session, frozen))
+    trainer.add_callback(_Ending(trainer, session, frozen))
     return trainer
 
 
@@ -132,61 +135,34 @@ def _built(method: str | Mapping[str, Any]) -> Method:
 
 
 def _frozen_names(session: TaskSession, methods: Sequence[Method]) -> list[str]:
-    """Freeze what the methods' only phase freezes; refuse what a foreign trainer cannot do."""
+    """Parameters that the methods' only phase freezes; refuses what a foreign trainer cannot do."""
     import re
 
     frozen = []
     for method in methods:
-        name = type(method).__name__
+        name = name_of(method)
         phases = method.phases(session.context)
         plain = len(phases) == 1 and phases[0].epochs is None and phases[0].start == "current"
         if not plain or type(method).train_data is not Method.train_data:
             raise UsageError(
-                f"attach: {name} chooses the rows or trains in phases, which a trainer of your "
+                f"attach: {name}: it chooses the rows or trains in phases, which a trainer of your "
                 "own cannot do",
                 "use perdure run, or perdure.learn",
             )
         if phases[0].freeze:
             params = trainable(session.model)
             frozen += [n for n in params if re.search(phases[0].freeze, n)]
-    for n, p in trainable(session.model).items():
-        if n in frozen:
-            p.requires_grad_(False)
     return frozen
 
 
-def _tokens(trainer: Trainer, task: Task) -> int:
+def _tokens(session: TaskSession, trainer: Trainer) -> int:
     """Tokens of the rows that the trainer will see, from the first rows' lengths."""
-    some = [len(row["input_ids"]) for row in task.train[:32]]
+    some = [len(row["input_ids"]) for row in session.task.train[:32]]
     args = trainer.args
-    seen = args.num_train_epochs * len(task.train)
+    seen = args.num_train_epochs * len(session.task.train)
     if args.max_steps > 0:
-        rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        seen = args.max_steps * rows
+        seen = args.max_steps * session.batch_size
     return round(seen * sum(some) / max(1, len(some)))
-
-
-class _EncodedRows(Sequence[Row]):
-    """A trainer's own rows as its collator makes them: `input_ids` and `labels`, no padding."""
-
-    def __init__(self, trainer: Trainer, rows: Any) -> None:
-        self.trainer, self.rows = trainer, rows
-
-    def __len__(self) -> int:
-        return 0 if self.rows is None else len(self.rows)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        batch = self.trainer.data_collator([self.rows[index]])
-        labels = batch["labels"][0]
-        real = batch["attention_mask"][0].bool() if "attention_mask" in batch else labels == labels
-        return {
-            "input_ids": batch["input_ids"][0][real].tolist(),
-            "labels": labels[real].tolist(),
-        }
 
 
 @torch.no_grad()
@@ -194,7 +170,8 @@ def _perplexity(session: TaskSession, rows: Sequence[Row], batch_size: int = 8) 
     """exp of the mean loss of a label token on `rows`."""
     if not rows:
         raise UsageError(
-            "attach: this method looks at held-out rows", "give the trainer eval_dataset"
+            "a method measured on held-out rows without saying that it needs them",
+            "set needs_validation = True on the method's class",
         )
     loss, count = 0.0, 0
     for start in range(0, len(rows), batch_size):
@@ -206,15 +183,37 @@ def _perplexity(session: TaskSession, rows: Sequence[Row], batch_size: int = 8) 
 
 
 class _Ending(TrainerCallback):
-    def __init__(self, session: TaskSession, frozen: Sequence[str]) -> None:
-        self.session, self.frozen = session, frozen
+    """The end of a task. What was trained is not lost, whatever a method's own code does there."""
+
+    def __init__(self, trainer: Trainer, session: TaskSession, frozen: Sequence[str]) -> None:
+        self.trainer, self.session, self.frozen = trainer, session, frozen
+        self.ended = False
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        if self.ended:
+            names = ", ".join(name_of(m) for m in self.session.methods)
+            raise UsageError(
+                f"attach: {names}: this trainer has learned its task already",
+                "make a trainer for the next task: attach(next_trainer, *trainer.methods)",
+            )
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         params = dict(self.session.model.named_parameters())
         for name in self.frozen:
             params[name].requires_grad_(True)
+        self.ended = True
         for method in self.session.methods:
-            give_weights(self.session.model, method.end_task(self.session.context))
+            try:
+                weights = method.end_task(self.session.context)
+            except Exception as error:
+                folder = Path(str(self.trainer.args.output_dir)) / "perdure-trained"
+                self.trainer.save_model(str(folder))
+                raise TrainingError(
+                    f"attach: {name_of(method)} failed after the training: "
+                    f"{type(error).__name__}: {error}",
+                    f"the trained weights are kept, as they were before it: {folder}",
+                ) from error
+            give_weights(self.session.model, weights)
 
 
 __all__ = ["attach"]

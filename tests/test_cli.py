@@ -95,6 +95,23 @@ def test_answers_at_once_without_torch(args: list[str]) -> None:
     assert float(seconds) < 2  # of this process; 0.2 on a machine that is not busy
 
 
+@pytest.mark.process
+def test_a_check_says_what_it_does_before_it_imports_anything_slow(inside: Path) -> None:
+    program = (
+        "import sys, time; from perdure import cli; from perdure.commands import begin\n"
+        "write = begin.say_what\n"
+        "def say(*how):\n"
+        "    write(*how); print(time.process_time(), *sys.modules); sys.exit(0)\n"
+        "cli.say_what = say\n"
+        "sys.argv = ['perdure', 'run', 'recipe.yaml', '--check']; cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr == "checking recipe.yaml, its data and its model's configuration\n"
+    seconds, *modules = done.stdout.split()
+    assert HEAVY & set(modules) == set()
+    assert float(seconds) < 1
+
+
 def test_wrong_usage_exits_with_2() -> None:
     assert "No such command" in perdure("lern", code=2).stderr
     assert "No such option" in perdure("run", "--chekc", code=2).stderr
@@ -244,6 +261,7 @@ def test_run_prints_json_alone_and_never_overwrites(inside: Path) -> None:
     assert "<html" in Path(found["report"]).read_text()
     before = sorted(p.name for p in Path("runs/json").iterdir())
     assert perdure("run", "recipe.yaml", "--out", "runs/json", code=4).stderr == (
+        "reading recipe.yaml, its data and its model's configuration\n"
         "error: runs/json: exists already, and a run is never overwritten\n"
         "  go on with it: perdure resume runs/json\n"
         "  or choose another --out\n"

@@ -12,49 +12,28 @@ means, and why all of them together are wrong with probability at most `alpha`:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from perdure.audit.measure import Measure
-from perdure.audit.plan import MEASURES, Margins, Part, Plan, general_texts, plan_measures
-from perdure.audit.result import AuditResult, flips, judge
+from perdure.audit.measuring import Pair, Progress, measured
+from perdure.audit.measuring import Sizes as Sizes
+from perdure.audit.measuring import one_of as one_of
+from perdure.audit.plan import MEASURES, Margins, check_alpha, general_texts, plan_measures
+from perdure.audit.result import AuditResult, judge
 from perdure.consent import by_argument
-from perdure.errors import ModelError, UsageError
+from perdure.errors import UsageError
 from perdure.models.chat import Encoder
-from perdure.models.generate import sample_texts
 from perdure.models.told import other_template, template_told
 from perdure.recipe.schema import MAX_DROP, MAX_LOSS_RISE
-from perdure.scoring.intervals import Array, shared_alpha
-from perdure.scoring.kl import sampled_kl
-from perdure.scoring.perplexity import general_loss
-from perdure.scoring.score import TaskScore, score_task
-from perdure.streams.kinds import metric
-from perdure.streams.rows import each_once
+from perdure.scoring.intervals import shared_alpha
 from perdure.streams.task import GeneralText, Task, TaskStream
 
 Model = str | Path | tuple[Any, Any]
 """A path (`perdure.models.load_saved`) or a loaded (model, tokenizer)."""
-Progress = Callable[[str, int, int], None]
-"""Called as progress(what, done, total): "general loss: base", 3, 32."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How much is measured; more items decide more and take longer."""
-
-    kl_texts: int = 32
-    kl_tokens: int = 64
-    """The most tokens of a sampled text."""
-    general_tokens: int = 128
-    """The most tokens of a general text."""
-    rows: int | None = None
-    """The most test rows of a task; None is all."""
-    batch: int = 16
 
 
 @by_argument
@@ -75,6 +54,7 @@ def audit(
     device: torch.device | str | None = None,
     fail_fast: bool = False,
     seed: int = 0,
+    noise_floor: int = 0,
     trust_remote_code: bool = False,
     on_progress: Progress | None = None,
 ) -> AuditResult:
@@ -83,7 +63,8 @@ def audit(
     Args:
         base, tuned: a model folder, an adapter folder, a run directory or a task checkpoint in it,
             a GGUF file; or a loaded (model, tokenizer).
-        stream: tasks; their test rows are scored, a repeated row counts once.
+        stream: tasks; their test rows are scored. A repeated row counts once; rows of one `group`
+            and rows with the same prompt count as one draw (`perdure.scoring.intervals`).
         general: texts for the loss; None takes `stream.general.held_out`.
         max_drop: allowed drop of a task's mean score, which is 0 to 1 (0.02: two points of a
             hundred).
@@ -96,6 +77,8 @@ def audit(
         device: where both models go; None: a GPU if there is one, for models given by path.
         fail_fast: stop at the first measure that is lost.
         seed: of the sampled texts and of the bootstrap.
+        noise_floor: score the base so many times more in other ways (`Ruler`), and refuse a margin
+            that is not above what it moves by itself.
         trust_remote_code: code that the models, or a metric of your own, bring may run.
     Raises:
         UsageError: a margin or option out of range, or nothing to measure.
@@ -107,18 +90,20 @@ def audit(
     margins = Margins(max_drop, max_loss_rise, max_kl)
     if precision not in ("fp32", "bf16"):
         raise UsageError(f"audit: --precision {precision}: unknown", "one of: fp32, bf16")
-    if not 0 < alpha < 0.5:
-        raise UsageError(f"audit: --alpha {alpha:g}: must be between 0 and 0.5", "0.05 is usual")
+    check_alpha(alpha)
+    if noise_floor < 0:
+        raise UsageError(f"audit: --noise-floor {noise_floor}: must be 0 or more")
     plan = plan_measures(measures, tasks, texts, max_kl)
     names = (name_of(base), name_of(tuned))
     ours, theirs = (load_model(model, precision, device) for model in (base, tuned))
     reading = reading_of(tuned, theirs[1], chat_template)
-    pair = _Pair(*ours, *theirs, reading, sizes or Sizes())
+    pair = Pair(*ours, *theirs, reading, sizes or Sizes())
     share = shared_alpha(alpha, plan.judged)
     identical = same_weights(pair.base, pair.tuned)
     found: list[Measure] = []
     flipped: list[dict[str, Any]] = []
-    for part, items in _measured(pair, plan, texts, seed, on_progress or _silent):
+    progress = on_progress or _silent
+    for part, items in measured(pair, plan, texts, seed, progress, margins.of, noise_floor):
         measure = judge(
             part.name,
             part.kind,
@@ -130,6 +115,8 @@ def audit(
             higher_is_better=part.higher_is_better,
             identical=identical,
             note=items.note,
+            groups=items.groups,
+            noise_floor=items.noise_floor,
             seed=seed,
         )
         found.append(measure)
@@ -159,142 +146,6 @@ def same_weights(base: torch.nn.Module, tuned: torch.nn.Module) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class _Items:
-    base: Array
-    tuned: Array
-    flips: tuple[dict[str, Any], ...] = ()
-    note: str = ""
-
-
-class _Pair:
-    """Two loaded models with an encoder each, and how much to measure."""
-
-    def __init__(
-        self,
-        base: Any,
-        base_tokenizer: Any,
-        tuned: Any,
-        tuned_tokenizer: Any,
-        reading: Mapping[str, Any],
-        sizes: Sizes,
-    ) -> None:
-        self.base, self.tuned, self.sizes = base, tuned, sizes
-        self.base_tokenizer = base_tokenizer
-        self.base_encoder = Encoder(one_of(base_tokenizer, tuned_tokenizer), **reading)
-        self.tuned_encoder = Encoder(tuned_tokenizer, **reading)
-
-    def check_vocabularies(self) -> None:
-        ours = self.base_tokenizer.get_vocab()
-        theirs = self.tuned_encoder.tokenizer.get_vocab()
-        strange = sorted(token for token, at in ours.items() if theirs.get(token) != at)
-        if strange:
-            raise ModelError(
-                f"the tokenizers differ: {len(strange)} tokens of the base, for example "
-                f"{strange[0]!r}, have another id or none in the tuned model",
-                "loss and KL a token do not compare then; measure the tasks only",
-            )
-
-
-def _measured(
-    pair: _Pair, plan: Plan, texts: Sequence[str], seed: int, progress: Progress
-) -> Iterator[tuple[Part, _Items]]:
-    """Make the measures of `plan` one by one, so that the caller may stop in between."""
-    if any(part.kind != "task" for part in plan.parts):
-        pair.check_vocabularies()
-    for part in plan.parts:
-        if part.kind == "loss" and part.task is None:
-            yield part, _loss(pair, texts, progress)
-        elif part.kind == "kl":
-            yield part, _kl(pair, seed, progress)
-        elif part.task is not None:
-            yield part, _task(pair, part.task, progress)
-
-
-def _loss(pair: _Pair, texts: Sequence[str], progress: Progress) -> _Items:
-    sides = []
-    for side, model, encoder in (
-        ("base", pair.base, pair.base_encoder),
-        ("tuned", pair.tuned, pair.tuned_encoder),
-    ):
-        score = general_loss(
-            model,
-            encoder.tokenizer,
-            texts,
-            max_tokens=pair.sizes.general_tokens,
-            batch_size=pair.sizes.batch,
-            on_progress=_told(progress, f"general loss: {side}"),
-        )
-        sides.append({item["id"]: item for item in score.items})
-    ours, theirs = sides
-    if {k: v["tokens"] for k, v in ours.items()} != {k: v["tokens"] for k, v in theirs.items()}:
-        raise ModelError(
-            "the tokenizers cut the general texts differently, so losses a token do not compare",
-            "measure the tasks only",
-        )
-    return _Items(
-        np.array([item["loss"] for item in ours.values()]),
-        np.array([theirs[key]["loss"] for key in ours]),
-    )
-
-
-def _kl(pair: _Pair, seed: int, progress: Progress) -> _Items:
-    samples = sample_texts(
-        pair.base,
-        pair.base_encoder,
-        texts=pair.sizes.kl_texts,
-        tokens=pair.sizes.kl_tokens,
-        seed=seed,
-        batch_size=pair.sizes.batch,
-        on_progress=_told(progress, "KL: sampling"),
-    )
-    values = sampled_kl(
-        pair.base,
-        pair.tuned,
-        samples,
-        pad_id=pair.base_encoder.pad_id,
-        vocabulary=len(pair.base_encoder.tokenizer),
-        batch_size=max(1, pair.sizes.batch // 2),  # two models' logits are kept
-        on_progress=_told(progress, "KL: comparing"),
-    )
-    tokens = sum(len(sample.ids) - sample.given for sample in samples)
-    return _Items(np.zeros(len(values)), np.array(values), note=f"{tokens} sampled tokens")
-
-
-def _task(pair: _Pair, task: Task, progress: Progress) -> _Items:
-    task, repeats = _unique(task)
-
-    def score(side: str, model: Any, encoder: Encoder) -> TaskScore:
-        return score_task(
-            model,
-            encoder,
-            task,
-            batch_size=pair.sizes.batch,
-            max_rows=pair.sizes.rows,
-            on_progress=_told(progress, f"{task.name}: {side}"),
-        )
-
-    ours = score("base", pair.base, pair.base_encoder)
-    theirs = score("tuned", pair.tuned, pair.tuned_encoder)
-    note = f"{repeats} repeated rows left out" if repeats else ""
-    of = metric(task.metric)
-    key = "score" if of.scores_items else "loss"
-    right = key == "score" and of.higher_is_better
-    found = flips(task.name, ours.items, theirs.items) if right else []
-    return _Items(
-        np.array([item[key] for item in ours.items], dtype=np.float64),
-        np.array([item[key] for item in theirs.items], dtype=np.float64),
-        tuple(found),
-        note,
-    )
-
-
-def _unique(task: Task) -> tuple[Task, int]:
-    """The task with each test row once: a row counted twice would look like twice the evidence."""
-    rows = each_once(task.test)
-    return replace(task, test=rows), len(task.test) - len(rows)
-
-
 def load_model(model: Model, precision: str, device: torch.device | str | None) -> tuple[Any, Any]:
     if isinstance(model, tuple):
         loaded, tokenizer = model
@@ -308,12 +159,6 @@ def load_model(model: Model, precision: str, device: torch.device | str | None) 
         if device is None and torch.cuda.is_available():
             device = "cuda"
     return (loaded if device is None else loaded.to(device)), tokenizer
-
-
-def one_of(base_tokenizer: Any, tuned_tokenizer: Any) -> Any:
-    """The tokenizer that reads rows for the base: the tuned model's, where they agree on tokens."""
-    same = base_tokenizer.get_vocab() == tuned_tokenizer.get_vocab()
-    return tuned_tokenizer if same else base_tokenizer
 
 
 def reading_of(tuned: Model, tokenizer: Any, chat_template: str | None) -> dict[str, Any]:
@@ -350,10 +195,6 @@ def name_of(model: Model) -> str:
     if isinstance(model, tuple):
         return str(getattr(model[0].config, "name_or_path", "") or type(model[0]).__name__)
     return str(model)
-
-
-def _told(progress: Progress, what: str) -> Callable[[int, int], None]:
-    return lambda done, total: progress(what, done, total)
 
 
 def _silent(what: str, done: int, total: int) -> None:

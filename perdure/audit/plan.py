@@ -61,6 +61,12 @@ class Margins:
         return {"loss": self.max_loss_rise, "kl": self.max_kl, "task": self.max_drop}[part.kind]
 
 
+def check_alpha(alpha: float) -> None:
+    """Raise UsageError if it is no probability of error."""
+    if not 0 < alpha < 0.5:
+        raise UsageError(f"audit: --alpha {alpha:g}: must be between 0 and 0.5", "0.05 is usual")
+
+
 def plan_measures(
     measures: Sequence[str], tasks: Sequence[Task], texts: Sequence[str], max_kl: float | None
 ) -> Plan:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from perdure.audit.junit import junit_xml
-from perdure.audit.measure import Kind, Measure, explain
-from perdure.reports.format import from_outside
+from perdure.audit.measure import Kind, Measure
+from perdure.audit.terminal import WIDTH, closing, flips_list, table
 from perdure.scoring.change import Change, of_items
 from perdure.scoring.intervals import (
     DRAWS,
     Array,
     Verdict,
+    group_sums,
     imagined_limit,
     is_binary,
     mcnemar_exact,
@@ -25,7 +26,8 @@ from perdure.scoring.intervals import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from rich.table import Table
+    from numpy.typing import NDArray
+    from rich.text import Text
 
 
 def judge(
@@ -40,6 +42,8 @@ def judge(
     higher_is_better: bool | None = None,
     identical: bool = False,
     note: str = "",
+    groups: NDArray[np.int_] | None = None,
+    noise_floor: float | None = None,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Measure:
@@ -53,12 +57,15 @@ def judge(
         margin: allowed change for the worse, above 0; None gives no verdict.
         alpha: of each bound, already shared among the measures.
         identical: the models have the same weights; if the scores agree too, nothing is uncertain.
+        groups: (items,), which group each item is in (`group_numbers`): the interval is over these.
+        noise_floor: how far the base's mean moves by itself, in nats or points, for the record.
     """
     higher = kind == "task" if higher_is_better is None else higher_is_better
     better = 1.0 if higher else -1.0
     gain = better * (tuned - base)
     mean = float(gain.mean())
-    limit = 1.0 if kind == "task" else float(imagined_limit(gain, margin or 0.0))
+    sums, sizes = group_sums(gain, groups)
+    limit = 1.0 if kind == "task" else float(imagined_limit(sums / sizes, margin or 0.0))
     worst, best = -limit, 0.0 if kind == "kl" else limit
     binary = kind == "task" and is_binary(base, tuned)
     if identical and not gain.any():
@@ -66,7 +73,14 @@ def judge(
         note = "weights are identical"
     else:
         found = of_items(
-            gain, margin or 0.0, alpha=alpha, worst=worst, best=best, draws=draws, seed=seed
+            gain,
+            margin or 0.0,
+            alpha=alpha,
+            worst=worst,
+            best=best,
+            groups=groups,
+            draws=draws,
+            seed=seed,
         )
     verdict: Verdict | None = None
     if margin is not None:
@@ -74,6 +88,7 @@ def judge(
     more = None
     if verdict == "undecided" and found.needed is not None:
         more = found.needed - len(gain)
+    tenth = -(-len(gain) // 10)
     ends = sorted((better * found.low, better * found.high))
     return Measure(
         name=name,
@@ -91,10 +106,14 @@ def judge(
         margin=margin,
         verdict=verdict,
         more_items=more,
-        mcnemar_p=mcnemar_exact(base, tuned) if binary else None,
+        mcnemar_p=mcnemar_exact(base, tuned) if binary and groups is None else None,
         broken=int((gain == -1).sum()) if binary else None,
         mended=int((gain == 1).sum()) if binary else None,
         note=note,
+        groups=None if groups is None else len(sizes),
+        worst_tenth=None if kind == "task" else better * float(np.sort(gain)[:tenth].mean()) + 0.0,
+        worst_items=None if kind == "task" else tenth,
+        noise_floor=noise_floor,
     )
 
 
@@ -177,67 +196,17 @@ class AuditResult:
         """Return JUnit XML, a test case a measure (`perdure.audit.junit`)."""
         return junit_xml(self, undecided=undecided)
 
-    def table(self) -> Table:
-        """Return the measures as a `rich` table."""
-        from rich.table import Table
+    def table(self, width: int = WIDTH) -> Text:
+        """Return the measures as a `rich` text of so many columns; print it with soft_wrap."""
+        return table(self, width)
 
-        title = f"{from_outside(self.tuned)} against {from_outside(self.base)}: {self.verdict}"
-        caption = (
-            f"in brackets the interval; each end errs in at most {self.alpha:g} / "
-            f"{max(self.judged, 1)}; any verdict wrong: at most {self.alpha:g}"
-        )
-        table = Table(title=title, caption=caption)
-        table.add_column("measure", overflow="fold")
-        for heading in ("items", "base", "tuned", "change", "allowed"):
-            table.add_column(heading, justify="right")
-        table.add_column("verdict")
-        table.add_column("why", overflow="fold")
-        for m in self.measures:
-            table.add_row(
-                from_outside(f"{m.name} ({m.metric})"),
-                str(m.items),
-                f"{m.base:.3f}",
-                f"{m.tuned:.3f}",
-                f"{_signed(m.change)} [{_signed(m.low)}, {_signed(m.high)}]",
-                "" if m.margin is None else _signed(-m.margin if m.higher_is_better else m.margin),
-                f"[{_COLOURS[m.verdict]}]{m.verdict or 'reported'}[/]",
-                explain(m),
-            )
-        for name in self.skipped:
-            table.add_row(
-                from_outside(name), "", "", "", "", "", "[dim]skipped[/]", "an earlier one is lost"
-            )
-        return table
+    def flips_table(self, width: int = WIDTH) -> Text:
+        """Return the items that flipped as a `rich` text."""
+        return flips_list(self.flips, width)
 
-    def flips_table(self, most: int = 20) -> Table:
-        """Return the items that flipped as a `rich` table, at most `most` of them."""
-        from rich.table import Table
-
-        shown = self.flips[:most]
-        rest = len(self.flips) - len(shown)
-        table = Table(title=f"{len(self.flips)} items flipped", caption=f"{rest} more in the JSON")
-        if not rest:
-            table.caption = None
-        for heading in ("task", "change", "prompt", "answer", "base", "tuned"):
-            table.add_column(heading, overflow="fold")
-        for flip in shown:
-            cells = (
-                flip["task"],
-                flip["change"],
-                flip["prompt"][-120:],
-                flip["answer"],
-                flip["base_prediction"],
-                flip["tuned_prediction"],
-            )
-            table.add_row(*(from_outside(str(cell)) for cell in cells))
-        return table
-
-
-_COLOURS = {"kept": "green", "lost": "bold red", "undecided": "yellow", None: "dim"}
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.4f}" if abs(value) < 0.01 else f"{value:+.3f}"
+    def closing(self, undecided: int = 3, *, flips_shown: bool = False) -> str:
+        """Return the last lines, which say the verdict and the exit code."""
+        return "\n".join(closing(self, undecided, flips_shown))
 
 
 def _finite(value: Any) -> Any:

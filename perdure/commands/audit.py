@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.errors import UsageError
-from perdure.prepare import load_recipe
 from perdure.reports.output import escaped, first_process, working
 
 if TYPE_CHECKING:
+    from perdure.audit.result import AuditResult
     from perdure.streams import Task, TaskStream
+
+_DEFAULTS = {"max_loss_rise": 0.05, "precision": "fp32", "noise_floor": 0}
+"""Of options that are not None by default."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How an audit's result is handed out."""
+
+    junit: Path | None
+    undecided: int
+    as_json: bool
+    flips: bool
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.undecided <= 255:
+            raise UsageError(f"--undecided {self.undecided}: must be an exit code, 0 to 255")
+
+
+def refuse_options(options: Mapping[str, Any], why: str, remedy: str = "leave it out") -> None:
+    """Raise UsageError for an option that was given and would do nothing."""
+    for name, value in options.items():
+        if value != _DEFAULTS.get(name):
+            raise UsageError(f"--{name.replace('_', '-')}: {why}", remedy)
 
 
 def audit(
     base: str,
     tuned: str,
+    shown: Shown,
+    *,
     tasks: Path | None,
-    junit: Path | None,
-    undecided: int,
-    as_json: bool,
     rows: int | None,
     **settings: Any,
 ) -> int:
@@ -30,19 +55,18 @@ def audit(
     """
     from perdure.audit.audit import Sizes
     from perdure.audit.audit import audit as compare
+    from perdure.prepare import load_recipe
     from perdure.reports import make_display
     from perdure.streams import build_stream
     from perdure.streams.named.demo import pydoc_texts
 
-    if not 0 <= undecided <= 255:
-        raise UsageError(f"--undecided {undecided}: must be an exit code, 0 to 255")
     recipe = None if tasks is None else load_recipe(tasks, tasks_only=True)
     stream: TaskStream | list[Task] = []
     if recipe is not None:
         stream = build_stream(recipe.stream, recipe.general, recipe.folder, recipe.seed)
     general = getattr(stream, "general", None)
     texts = general.held_out if general and general.held_out else pydoc_texts(0).held_out[:32]
-    display = make_display(json=as_json)
+    display = make_display(json=shown.as_json)
     with working(), display:
         result = compare(
             base,
@@ -54,18 +78,34 @@ def audit(
             **settings,
         )
         display.message(f"both models are read with {result.template}")
-    if junit is not None:
+    return _hand_out(result, shown)
+
+
+def scores(base: str, tuned: str, shown: Shown, **settings: Any) -> int:
+    """The same test on scores in files; no model is loaded. Returns the exit code."""
+    from perdure.audit.scores import audit_scores
+
+    return _hand_out(audit_scores(base, tuned, **settings), shown)
+
+
+def _hand_out(result: AuditResult, shown: Shown) -> int:
+    if shown.junit is not None:
         from perdure.files import write_atomic
 
-        write_atomic(junit, result.junit(undecided))
-    if as_json:
+        write_atomic(shown.junit, result.junit(shown.undecided))
+    if shown.as_json:
         if first_process():
             print(escaped(result.to_json()))
-    else:
+    elif first_process():
         from rich.console import Console
 
         console = Console()
-        console.print(result.table())
-        if result.flips:
-            console.print(result.flips_table())
-    return result.exit_code(undecided)
+        width = max(60, min(console.width, 120))
+        console.print(result.table(width), soft_wrap=True)
+        if shown.flips and result.flips:
+            console.print()
+            console.print(result.flips_table(width), soft_wrap=True)
+        console.print()
+        closing = result.closing(shown.undecided, flips_shown=shown.flips)
+        console.print(closing, soft_wrap=True, markup=False)
+    return result.exit_code(shown.undecided)

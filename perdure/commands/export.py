@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from perdure.commands.errors import handle_errors
+from perdure.commands.options import Json, Trust
 
 
 @handle_errors
@@ -20,10 +21,8 @@ def export(
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16, float16; auto: as the base is stored.")
     ] = "auto",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that models and recipes bring.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
 ) -> None:
     """Write RUN's model to a new folder, for transformers, vLLM and others."""
     from perdure.models.export import export as write

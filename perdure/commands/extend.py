@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from perdure.commands.errors import handle_errors
+from perdure.commands.options import Json, Trust
 
 
 @handle_errors
@@ -31,10 +32,8 @@ def extend(
     accept_changes: Annotated[
         bool, typer.Option("--accept-changes", help="Also if the base model has changed.")
     ] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that models and recipes bring.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
 ) -> None:
     """Learn more tasks where RUN ended; old data are not needed, and RUN stays as it is."""
     from perdure.commands.learn import finish, free_name

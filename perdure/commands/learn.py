@@ -92,10 +92,13 @@ def _placed(recipe: Recipe) -> Iterator[None]:
 
 def resume(path: Path, as_json: bool, accept_changes: bool = False) -> None:
     """Go on with a run that was interrupted; a finished one is only shown."""
-    from perdure.reports import make_display
+    from perdure.reports import make_display, write_report
 
     made = Run.open(path)
-    if made.state != "finished":
+    if made.state == "finished":
+        if first_process():
+            write_report([made], made.path / "report.html")
+    else:
         with working(path):
             from perdure.loop import learn
 
@@ -106,11 +109,11 @@ def resume(path: Path, as_json: bool, accept_changes: bool = False) -> None:
 
 
 def finish(made: Run, as_json: bool) -> None:
-    from perdure.reports import score_table, write_report
+    from perdure.reports import score_table
 
     if not first_process():
         return
-    page = write_report([made], made.path / "report.html")
+    page = made.path / "report.html"  # written by `learn`
     if as_json:
         emit({**summary(made), "report": str(page)})
         return

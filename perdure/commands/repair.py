@@ -58,7 +58,7 @@ def repair(
 
 def _beside(tuned: str) -> Path:
     """`TUNED-repaired` beside a local model, in the current folder for a hub id."""
-    path = Path(tuned).expanduser()
+    path = Path(tuned.removeprefix("package:")).expanduser()
     path = path.resolve() if path.name in ("", "..") else path
     name = f"{path.stem if path.suffix == '.gguf' else path.name}-repaired"
     return path.with_name(name) if path.exists() else Path(name)

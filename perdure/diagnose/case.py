@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from perdure.audit.audit import same_weights
+from perdure.audit.measuring import groups_of
 from perdure.diagnose.lenient import lenient_match, named_label
 from perdure.diagnose.measurements import Measured, in_front, spread
 from perdure.diagnose.rule import (
@@ -50,6 +51,7 @@ class Case:
         self.base, self.tuned, self.task, self.names = base, tuned, task, names
         self.max_drop, self.alpha, self.seed = max_drop, alpha, seed
         self.sizes = tuned.sizes
+        self.groups = groups_of(task)
         self.truth = [str(row["answer"]) for row in task.test]
         self.chance = chance_of(self.truth) if task.labels else 0.0
         self.identical = same_weights(base.model, tuned.model)
@@ -114,7 +116,12 @@ class Case:
             figure = Figure(self.max_drop, self.max_drop, self.max_drop, len(self.truth))
         else:
             figure = drop_figure(
-                self.before[name], self.after[name], self.max_drop, self.alpha, self.seed
+                self.before[name],
+                self.after[name],
+                self.max_drop,
+                self.alpha,
+                self.seed,
+                self.groups,
             )
         self._found(name, figure)
 
@@ -157,15 +164,16 @@ class Case:
             self.answers[f"{side}_probe"] = probed.predictions
         self._mean("probe", base=ours.correct, tuned=theirs.correct)
         lead = drop_figure(np.full(len(self.truth), self.chance), ours.correct, 0.0, self.alpha,
-                           self.seed)  # fmt: skip
+                           self.seed, self.groups)  # fmt: skip
         if lead.side != "above":
             self._not("probe", "in the base it is not surely above chance itself")
             return
-        plain = drop_figure(ours.correct, theirs.correct, 0.0, self.alpha, self.seed)
+        plain = drop_figure(ours.correct, theirs.correct, 0.0, self.alpha, self.seed, self.groups)
         self._found("probe_change", plain)
-        self._found(
-            "probe", probe_figure(ours.correct, theirs.correct, self.chance, self.alpha, self.seed)
+        probe = probe_figure(
+            ours.correct, theirs.correct, self.chance, self.alpha, self.seed, self.groups
         )
+        self._found("probe", probe)
 
     def _probed(self, side: Measured, rows: Sequence[Row], labels: Sequence[str]) -> Probed:
         train = side.states(self.task, rows, "train")
@@ -199,7 +207,10 @@ class Case:
     def _brought_back(self, name: str, measured: Array) -> None:
         before, after = self.before[self.fell], self.after[self.fell]
         self._found(
-            name, half_way_figure(measured, before, after, self.chance, self.alpha, self.seed)
+            name,
+            half_way_figure(
+                measured, before, after, self.chance, self.alpha, self.seed, self.groups
+            ),
         )
 
     def _keep(self, name: str, score: TaskScore) -> None:

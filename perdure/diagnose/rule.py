@@ -32,12 +32,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from perdure.scoring.change import of_items
 from perdure.scoring.intervals import Array
 
 Loss = Literal["nothing", "format", "knowledge", "alignment", "undecided"]
 Side = Literal["above", "below", "around"]
+Groups = NDArray[np.int_] | None
+"""(rows,), which group each row is in; None: each is its own."""
 
 HALF = 0.5
 PROBE_SHARE = 0.25
@@ -189,19 +192,28 @@ def _undecided(why: str, open_ones: Mapping[str, Figure]) -> Decision:
 # --- figures from rows
 
 
-def drop_figure(base: Array, tuned: Array, max_drop: float, alpha: float, seed: int = 0) -> Figure:
+def drop_figure(
+    base: Array, tuned: Array, max_drop: float, alpha: float, seed: int = 0, groups: Groups = None
+) -> Figure:
     """The change of the score plus the allowed drop; the sides are those of an audit.
 
     Args:
         base, tuned: (rows,), 0 to 1, in the same order.
         max_drop: 0 for the plain change.
         alpha: of each end of the interval.
+        groups: which rows belong together, as of `bootstrap_bounds`.
     """
-    return _figure(tuned - base, -max_drop, alpha, 1.0, seed)
+    return _figure(tuned - base, -max_drop, alpha, 1.0, seed, groups)
 
 
 def half_way_figure(
-    measured: Array, base: Array, tuned: Array, chance: float, alpha: float, seed: int = 0
+    measured: Array,
+    base: Array,
+    tuned: Array,
+    chance: float,
+    alpha: float,
+    seed: int = 0,
+    groups: Groups = None,
 ) -> Figure:
     """How far a measure of the tuned model is above the middle of both models' scores.
 
@@ -210,20 +222,26 @@ def half_way_figure(
         chance: the score of a constant answer; 0 where answers are free.
     """
     lower = tuned if float(tuned.mean()) >= chance else np.full(len(tuned), chance)
-    return _figure(measured - HALF * (base + lower), 0.0, alpha, 1.0, seed)
+    return _figure(measured - HALF * (base + lower), 0.0, alpha, 1.0, seed, groups)
 
 
-def probe_figure(base: Array, tuned: Array, chance: float, alpha: float, seed: int = 0) -> Figure:
+def probe_figure(
+    base: Array, tuned: Array, chance: float, alpha: float, seed: int = 0, groups: Groups = None
+) -> Figure:
     """How far the tuned model's probe is above the base's with `PROBE_SHARE` of its lead gone.
 
     Args: as of `half_way_figure`; the rows are 1 where the probe is right.
     """
     border = (1 - PROBE_SHARE) * base + PROBE_SHARE * chance
-    return _figure(tuned - border, 0.0, alpha, 1.0, seed)
+    return _figure(tuned - border, 0.0, alpha, 1.0, seed, groups)
 
 
-def _figure(values: Array, border: float, alpha: float, limit: float, seed: int) -> Figure:
-    found = of_items(values, -border, alpha=alpha, worst=-limit, best=limit, seed=seed)
+def _figure(
+    values: Array, border: float, alpha: float, limit: float, seed: int, groups: Groups
+) -> Figure:
+    found = of_items(
+        values, -border, alpha=alpha, worst=-limit, best=limit, groups=groups, seed=seed
+    )
     more = None if found.needed is None else found.needed - len(values)
     mean, low, high = found.mean - border + 0.0, found.low - border, found.high - border
     return Figure(mean, low, high, len(values), more)

@@ -62,6 +62,12 @@ def attach(trainer: Trainer, *methods: Method, session: TaskSession) -> Trainer:
             f"method: {name_of(touch[0])} changes gradients, which fp16 scales by its own factor",
             "train in bf16 or fp32",
         )
+    copies = [m for m in methods if m.requires.teacher and not _is_the_adapter_off(m, session)]
+    if copies and trainer.is_fsdp_enabled:
+        raise UsageError(
+            f"method: {name_of(copies[0])} compares with a copy of the model, which FSDP2 shards",
+            "use DDP instead",
+        )
     trainer.__class__ = type(type(trainer).__name__, (Attached, type(trainer)), {})
     host: Any = trainer
     host.methods, host.session, host.term_sums, host.passes_noted = methods, session, {}, 0
@@ -72,6 +78,10 @@ def attach(trainer: Trainer, *methods: Method, session: TaskSession) -> Trainer:
         model.set_attn_implementation("eager")  # the fused kernels keep no attention maps
     trainer.add_callback(_Events(host))
     return trainer
+
+
+def _is_the_adapter_off(method: Method, session: TaskSession) -> bool:
+    return method.requires.teacher == "base" and session.has_adapter
 
 
 class Attached:

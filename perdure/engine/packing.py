@@ -282,10 +282,10 @@ def keeps_rows_apart(
     by: By,
 ) -> bool:
     """Whether rows of a pack have the states they have alone, up to rounding."""
-    short = [
-        {"input_ids": row["input_ids"][:8], "labels": [IGNORE] * len(row["input_ids"][:8])}
-        for row in (rows[0], rows[-1])
-    ]
+    # Of unequal length: two lines would cost less than one for rows that are equally long.
+    cuts = ((rows[0], 8), (rows[-1], max(1, min(8, len(rows[0]["input_ids"])) - 1)))
+    some = [row["input_ids"][:most] for row, most in cuts]
+    short = [{"input_ids": ids, "labels": [IGNORE] * len(ids)} for ids in some]
     device = next(model.parameters()).device
     packed = pack(short, (), pad_id=pad_id, extra_logits=False, by=by, hidden=1000, device=device)
     batch = {k: v.to(device) for k, v in collate(short, pad_id).items() if k != "labels"}

@@ -298,6 +298,8 @@ class TaskRuntime:
             k: v for k, v in batch.items() if k in ("input_ids", "attention_mask", "position_ids")
         }
         reads = [Requires(hidden, logits=logits), *(m.requires for m in self.methods)]
+        if "position_ids" in inputs:
+            inputs["use_cache"] = False  # transformers looks for packed rows only without one
         # The precision of training: rounding must not look like a change of the model.
         inputs |= head_options(self.model, batch, logits)
         with self.autocast(), capture(self.model, reads, into):
@@ -323,7 +325,7 @@ class TaskRuntime:
         if self._score is None:
             raise ValueError("this trainer cannot score tasks: use Perdure's learner")
         rows: Sequence[Row] = getattr(task, split)
-        return self._score(task, list(rows)[:max_rows])
+        return self._score(task, rows[:max_rows])
 
     def log(self, name: str, value: float | Tensor, group: str = "method") -> None:
         """Add a figure to the trainer's next log line, as `<group>/<name>`: log and trackers.

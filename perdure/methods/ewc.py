@@ -24,7 +24,7 @@ import torch
 from pydantic import Field
 
 from perdure.protocol.batch import labels_of
-from perdure.protocol.method import Method, MethodConfig
+from perdure.protocol.method import Method, MethodConfig, Requires
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,6 +62,7 @@ def add_penalty(
 class EWC(Method):
     Config = EWCConfig
     config: EWCConfig
+    requires = Requires(rows=True)
     saved = ("fisher", "center", "constant")
     example_options: ClassVar = {"lam": 50, "rows": 4}
     noop_options: ClassVar = {"lam": 0, "rows": 2}
@@ -89,12 +90,13 @@ class EWC(Method):
             ctx.log("ewc_penalty", self.config.lam / 2 * value)
 
     def end_task(self, ctx: Context) -> None:
-        rng = random.Random(f"ewc/{ctx.seed}/{ctx.task_index}")
-        rows = rng.sample(list(ctx.task.train), min(self.config.rows, len(ctx.task.train)))
+        rng, train = random.Random(f"ewc/{ctx.seed}/{ctx.task_index}"), ctx.task.train
+        rows = [train[i] for i in rng.sample(range(len(train)), min(self.config.rows, len(train)))]
         weights = {n: p.float() for n, p in ctx.snapshot().items()}
         new = {n: torch.zeros_like(w) for n, w in weights.items()}
         for encoded in map(ctx.encode, rows):
-            tokens = labels_of(encoded)
+            if not (tokens := labels_of(encoded)):
+                continue  # a row without an answer says nothing; its mean would be no number
             # One row at a time: the square of a batch's mean is not the mean of squares.
             for name, mean in ctx.gradients_of([encoded]).items():
                 new[name] += (tokens * mean.float()).square() / len(rows)

@@ -43,7 +43,7 @@ class ReplayConfig(MethodConfig):
 class Replay(Method):
     Config = ReplayConfig
     config: ReplayConfig
-    requires = Requires(logits=True)
+    requires = Requires(logits=True, rows=True)
     saved = ("kept", "seen")
     example_options: ClassVar = {"buffer_size": 6, "ratio": 0.4}
     noop_options: ClassVar = {"weight": 0}

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.consent import demand
 from perdure.errors import ModelError
+from perdure.models.anatomy import unwrapped
 from perdure.models.locate import holds_pickle
 
 if TYPE_CHECKING:
@@ -39,22 +42,30 @@ def attach_lora(model: Any, lora: LoraConfig) -> Any:
     targets = lora.target_modules
     if targets != "all-linear":
         check_targets(model, [targets] if isinstance(targets, str) else targets)
+    config = PeftLoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        task_type="CAUSAL_LM",
+    )
     try:
-        return get_peft_model(
-            model,
-            PeftLoraConfig(
-                r=lora.r,
-                lora_alpha=lora.alpha,
-                lora_dropout=lora.dropout,
-                target_modules=targets if isinstance(targets, str) else list(targets),
-                task_type="CAUSAL_LM",
-            ),
-        )
+        with _old_name_unsaid():
+            return get_peft_model(model, config)
     except ValueError as error:
         raise ModelError(
             f"model.lora.target_modules: {str(error).splitlines()[0]}",
             'LoRA goes on linear layers; "all-linear" takes them all',
         ) from error
+
+
+@contextmanager
+def _old_name_unsaid() -> Iterator[None]:
+    """peft asks each model that it wraps for a property by its old name, of which transformers
+    warns; nobody who reads that warning could do anything about it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield
 
 
 def check_targets(model: Any, targets: list[str]) -> None:
@@ -83,6 +94,19 @@ def check_targets(model: Any, targets: list[str]) -> None:
         )
 
 
+_SETTINGS = "perdure_generation_settings"
+
+
+def keep_generation_settings(model: Any) -> None:
+    """Note a base's own generation settings, so that `save_model` writes them as they were.
+
+    On the model in memory they change: it is scored greedily, and a trainer adds token ids.
+    """
+    settings = getattr(model, "generation_config", None)
+    if settings is not None and not getattr(settings, "_from_model_config", False):
+        setattr(model, _SETTINGS, settings.to_json_string(use_diff=True))
+
+
 def save_model(
     model: Any,
     tokenizer: Any,
@@ -95,11 +119,21 @@ def save_model(
     Args:
         state: full weights by parameter name, where the model's own are sharded over processes.
     """
-    options: dict[str, Any] = {} if state is None else {"state_dict": dict(state)}
-    model.save_pretrained(folder, **options)
-    tokenizer.save_pretrained(folder)
+    save_plain(model, tokenizer, folder, state)
     text = json.dumps(base.model_dump(mode="json"), indent=1) + "\n"
     (folder / BASE_FILE).write_text(text, encoding="utf-8")
+
+
+def save_plain(
+    model: Any, tokenizer: Any, folder: Path, state: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write weights and tokenizer as transformers does, with the base's generation settings."""
+    options: dict[str, Any] = {} if state is None else {"state_dict": dict(state)}
+    model.save_pretrained(folder, **options)
+    settings, file = getattr(unwrapped(model), _SETTINGS, None), folder / "generation_config.json"
+    if settings is not None and file.exists():
+        file.write_text(settings, encoding="utf-8")
+    tokenizer.save_pretrained(folder)
 
 
 def saved_base(folder: Path) -> ModelConfig | None:
@@ -166,7 +200,10 @@ def load_adapter(folder: Path, model: Any, *, trainable: bool = False) -> Any:
         config = PeftConfig.from_pretrained(str(folder))
         if getattr(config, "megatron_config", None):  # peft imports the module that it names
             demand(f"{folder}: names Python code to import ({config.megatron_core})")
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, config=config)
+        with _old_name_unsaid():
+            return PeftModel.from_pretrained(
+                model, str(folder), is_trainable=trainable, config=config
+            )
     except pickle.UnpicklingError as error:
         raise holds_pickle(folder) from error
     except (RuntimeError, ValueError, OSError) as error:

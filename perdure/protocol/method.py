@@ -74,6 +74,9 @@ class Requires:
     """Attention maps; the learner then runs eager attention."""
     teacher: str | None = None
     """A frozen model for `ctx.frozen`: "base" or "previous" (as the last task left it)."""
+    rows: bool = False
+    """Rows of `ctx.task.train` are run again, each by itself: kept, replayed or measured.
+    `perdure.attach` then refuses a trainer of whose rows that cannot be."""
     step_gradients: bool = False
     """`p.grad` is read in `after_step`; refused under DeepSpeed, which frees it earlier."""
 

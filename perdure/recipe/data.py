@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from perdure.errors import brief
+from perdure.recipe.columns import check_cell
 from perdure.recipe.mistakes import Mistake, near
 from perdure.recipe.section import Section
 
@@ -112,6 +113,9 @@ class TaskConfig(Section):
         default_factory=dict,
         description="our column name: yours, or a text with {yours} in it, where they differ",
     )
+    group: str | None = Field(
+        None, description="column whose value rows share that belong together, as of one text"
+    )
     delimiter: str | None = Field(
         None, description="what separates cells (tab: a tab); else recognised by the header"
     )
@@ -187,6 +191,8 @@ class TaskConfig(Section):
                     yield Mistake((split,), what, "for a hub data set, also write dataset: NAME")
             if self.subset is not None:
                 yield Mistake(("subset",), "has no effect without dataset", "leave it out")
+        if self.group is not None and (wrong := check_cell(self.group, one_column=False)):
+            yield Mistake(("group",), *wrong)
         test, validation = self.test is None, self.validation is None
         if test * self.test_share + validation * self.validation_share >= 1:
             yield Mistake(("test_share",), "the shares set aside leave nothing to train on")

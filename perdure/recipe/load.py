@@ -14,6 +14,7 @@ from perdure.consent import given, trusting
 from perdure.errors import RecipeError, brief
 from perdure.recipe.data import FILE_ENDINGS, SPLITS, is_task_file, located
 from perdure.recipe.mistakes import QUOTE, Key, Mistake, is_text, near, show
+from perdure.recipe.packaged import packaged_model
 from perdure.recipe.schema import Recipe, Tracker
 from perdure.recipe.section import Judge
 from perdure.recipe.validate import validate
@@ -218,8 +219,8 @@ def _resolve_paths(document: Document, folder: Path) -> Iterator[Mistake]:
             continue
         path, nowhere = found
         section, text = key[0], nowhere.what.removeprefix("no such file: ")
-        if section == "model" and text.startswith("package:"):
-            path, wrong = _packaged(text.removeprefix("package:"))
+        if section == "model" and (packaged := packaged_model(text)):
+            path, wrong = packaged
             put(key, path)
             if wrong:
                 yield Mistake(key, *wrong)
@@ -240,17 +241,6 @@ def _resolve_paths(document: Document, folder: Path) -> Iterator[Mistake]:
             yield nowhere
         elif path.is_dir() and key[-1] != "path":
             yield Mistake(key, f"is a folder, not a file: {text}")
-
-
-def _packaged(package: str) -> tuple[Path, tuple[str, str] | None]:
-    """The GGUF file that an installed Python package brings; the package is not imported."""
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    folders = (spec.submodule_search_locations if spec else None) or ()
-    files = sorted(file for folder in folders for file in Path(folder).rglob("*.gguf"))
-    if len(files) == 1:
-        return files[0], None
-    what = f"package {package} has {len(files)} GGUF files" if spec else f"no package {package}"
-    return Path(f"{package}.gguf"), (what, f"pip install {package.replace('_', '-')}")
 
 
 def _is_local(text: str, path: Path) -> bool:

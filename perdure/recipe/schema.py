@@ -41,7 +41,9 @@ class LoraConfig(Section):
 
 
 class ModelConfig(Section):
-    path: str = Field(description="hub id, folder, .gguf file, or package:NAME that brings one")
+    path: str = Field(
+        description="hub id, folder, run of full weights, .gguf file, or package:NAME with one"
+    )
     revision: str | None = Field(None, description="branch, tag or commit of a hub model")
     tuning: Literal["full", "lora"] = Field("full", description="train all weights or adapters")
     lora: LoraConfig = Field(default_factory=LoraConfig, description="the adapters' settings")

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from perdure.scoring.intervals import (
     DRAWS,
@@ -98,6 +99,7 @@ def of_items(
     worst: float | None = None,
     best: float | None = None,
     nats: bool = False,
+    groups: NDArray[np.int_] | None = None,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Change:
@@ -108,6 +110,7 @@ def of_items(
         margin: the drop that is allowed, of the mean.
         alpha: of each end of the interval.
         worst, best: the limits of one row's change; None: it has none (`imagined_limit`).
+        groups: (rows,), which rows belong together, as of `bootstrap_bounds`.
         draws: of the bootstrap; more where `alpha` is small.
     Raises:
         ValueError: there is no row.
@@ -115,10 +118,10 @@ def of_items(
     limit = float(imagined_limit(change, margin)) if worst is None or best is None else 0.0
     ends = (-limit if worst is None else worst, limit if best is None else best)
     draws = max(draws, math.ceil(20 / alpha))  # so that the tail holds some of them
-    low, high = bootstrap_bounds(change, alpha, *ends, draws=draws, seed=seed)
+    low, high = bootstrap_bounds(change, alpha, *ends, groups=groups, draws=draws, seed=seed)
     needed = None
     if verdict_of(float(low), float(high), margin) == "undecided":
-        wanted = items_needed(change, margin, alpha, *ends)
+        wanted = items_needed(change, margin, alpha, *ends, groups)
         needed = None if wanted is None else max(len(change) + 1, wanted)
     return Change(
         float(np.mean(change)), float(low), float(high), margin, len(change), nats, True, needed

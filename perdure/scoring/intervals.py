@@ -21,6 +21,21 @@ that it errs with probability at most alpha for every distribution between `wors
 every n. A percentile bootstrap without the imagined item has no such property: five equal items
 give it an interval of width 0.
 
+**Items that belong together.** Five questions on one passage say less than five passages do, so
+the weights are then those of groups, and the mean over items is a ratio of weighted sums:
+
+    low  = alpha quantile of      (w_1 S_1 + ... + w_G S_G + w_0 M worst)
+                                / (w_1 m_1 + ... + w_G m_G + w_0 M),       w ~ Dirichlet(1, ..., 1)
+
+S_g is the sum of the changes of a group, m_g its number of items, and the imagined group has the
+size M of the largest group seen, each of its items as bad as an item can be. The promise is the
+same, as the question is: "is the mean change at most -margin?" is "is the mean of
+X_g = S_g + margin m_g at most 0?", the groups are independent draws, no X_g lies below
+M (worst + margin), and a draw's ratio is above -margin exactly if its weighted mean of X is above
+0. So the bound is Gaffke's for X, at every margin, whatever the correlation within a group, and
+also where large groups change more than small ones. What is assumed is that no group of the
+population is larger than the largest one seen. With groups of one item it is the interval above.
+
 **Several measures.** Bonferroni: each bound is taken at alpha / measures. Unless its true change is
 exactly -margin, a measure can be given only one false verdict (`kept` if the change is below,
 `lost` if it is above), with probability at most alpha / measures. So the probability of any false
@@ -35,6 +50,7 @@ No torch here; numpy and scipy only.
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -61,7 +77,8 @@ def imagined_limit(change: Array, margin: float) -> Array:
     """How far an unseen item may lie from 0 where the unit has no limits.
 
     An assumption, not a theorem: a larger change that hides in texts unlike all those seen is
-    missed.
+    missed. No bound of a mean without limits holds at every distribution, at any number of items
+    (Bahadur and Savage 1956), so a verdict in nats is one about texts like those measured.
 
     Args:
         change: (..., items), any unit.
@@ -76,6 +93,7 @@ def bootstrap_bounds(
     worst: float | Array,
     best: float | Array,
     *,
+    groups: NDArray[np.int_] | None = None,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> tuple[Array, Array]:
@@ -85,6 +103,8 @@ def bootstrap_bounds(
         change: (..., items); leading dimensions are separate samples, which share the weights.
         alpha: of each bound; together they are a (1 - 2 alpha) interval.
         worst, best: what one imagined item more is, (...) or a number.
+        groups: (items,), the number of each item's group, as `group_numbers` gives them; None: each
+            item is its own. The imagined group is as large as the largest.
         draws: bootstrap draws; the order statistics are rounded outwards.
     Returns: low and high, each (...), in the unit of `change`.
     Raises:
@@ -92,12 +112,41 @@ def bootstrap_bounds(
     Source: see the module's docstring.
     """
     change = np.asarray(change, dtype=np.float64)
-    n = change.shape[-1]
+    sums, sizes = group_sums(change, groups)
+    return ratio_bounds(sums, sizes, alpha, worst, best, draws=draws, seed=seed)
+
+
+def ratio_bounds(
+    sums: Array,
+    sizes: Array,
+    alpha: float,
+    worst: float | Array,
+    best: float | Array,
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> tuple[Array, Array]:
+    """`bootstrap_bounds` of groups that are summed already.
+
+    Args:
+        sums: (..., groups), the sum of the changes of each group's items.
+        sizes: (..., groups), the number of items of each, or its leading dimensions left out.
+    """
+    n = sums.shape[-1]
     rank = math.floor(alpha * (draws + 1))  # of the order statistic, counted from 1
     if n == 0 or rank < 1:
         raise ValueError(f"{n} items and {draws} draws at alpha {alpha}")
-    flat = change.reshape(-1, n)
-    means = np.empty((len(flat), draws))
+    shape = sums.shape[:-1]
+    flat = sums.reshape(-1, n)
+    largest = sizes.max(axis=-1, keepdims=True)
+    # Equal sizes are taken out of numerator and denominator; the weights then sum to 1.
+    equal = bool((sizes == largest).all())
+    counts = np.broadcast_to(sizes, sums.shape).reshape(-1, n)
+    most = np.broadcast_to(largest, (*shape, 1)).reshape(-1, 1)
+    if equal:
+        flat = flat / most
+    totals = np.empty((len(flat), draws))
+    weighed = np.empty((0 if equal else len(flat), draws))
     extra = np.empty(draws)
     rng = np.random.default_rng(seed)
     step = max(1, _BLOCK // (n + 1))
@@ -105,14 +154,62 @@ def bootstrap_bounds(
         # Exponentials over their sum are a draw from Dirichlet(1, ..., 1).
         weights = rng.standard_exponential((min(step, draws - at), n + 1))
         weights /= weights.sum(axis=1, keepdims=True)
-        means[:, at : at + step] = flat @ weights[:, :n].T
+        seen = weights[:, :n].T
+        totals[:, at : at + step] = flat @ seen
+        if not equal:
+            weighed[:, at : at + step] = counts @ seen
         extra[at : at + step] = weights[:, n]
-    shape = change.shape[:-1]
     lowest = np.broadcast_to(np.asarray(worst, dtype=np.float64), shape).reshape(-1, 1)
     highest = np.broadcast_to(np.asarray(best, dtype=np.float64), shape).reshape(-1, 1)
-    low = np.partition(means + lowest * extra, rank - 1, axis=1)[:, rank - 1]
-    high = np.partition(means + highest * extra, draws - rank, axis=1)[:, draws - rank]
+
+    def means(imagined: Array) -> Array:
+        if equal:
+            return np.asarray(totals + imagined * extra)
+        return np.asarray((totals + imagined * most * extra) / (weighed + most * extra))
+
+    low = np.partition(means(lowest), rank - 1, axis=1)[:, rank - 1]
+    high = np.partition(means(highest), draws - rank, axis=1)[:, draws - rank]
     return low.reshape(shape), high.reshape(shape)
+
+
+def group_sums(change: Array, groups: NDArray[np.int_] | None) -> tuple[Array, Array]:
+    """Sums, (..., groups), and sizes, (groups,), of the groups of the last dimension's items."""
+    n = change.shape[-1]
+    if groups is None or n == 0:
+        return change, np.ones(n, dtype=np.float64)
+    sizes: Array = np.bincount(groups).astype(np.float64)
+    flat = change.reshape(-1, n)
+    sums: Array = np.stack([np.bincount(groups, one, minlength=len(sizes)) for one in flat])
+    return sums.reshape(*change.shape[:-1], len(sizes)), sizes
+
+
+def group_numbers(*labels: Sequence[Hashable | None]) -> NDArray[np.int_] | None:
+    """Number the groups of items that share a label, in the order in which they come.
+
+    Args:
+        labels: one or more lists, (items,) each, such as the declared group and the prompt. Items
+            that are alike in any of them are in one group, and so are those that a third one
+            joins; None is like nothing else.
+    Returns: (items,) numbers from 0 without gaps; None if every item is alone.
+    """
+    count = len(labels[0])
+    root = list(range(count))
+
+    def find(i: int) -> int:
+        while root[i] != i:
+            root[i] = root[root[i]]
+            i = root[i]
+        return i
+
+    for one in labels:
+        first: dict[Hashable, int] = {}
+        for i, label in enumerate(one):
+            if label is not None:
+                ours, theirs = find(i), find(first.setdefault(label, i))
+                root[max(ours, theirs)] = min(ours, theirs)
+    numbers: dict[int, int] = {}
+    found = [numbers.setdefault(find(i), len(numbers)) for i in range(count)]
+    return None if len(numbers) == count else np.array(found)
 
 
 def verdict_of(low: float, high: float, margin: float) -> Verdict:
@@ -123,7 +220,12 @@ def verdict_of(low: float, high: float, margin: float) -> Verdict:
 
 
 def items_needed(
-    change: Array, margin: float, alpha: float, worst: float, best: float
+    change: Array,
+    margin: float,
+    alpha: float,
+    worst: float,
+    best: float,
+    groups: NDArray[np.int_] | None = None,
 ) -> int | None:
     """Items in all that would decide, if further ones were like those seen.
 
@@ -135,15 +237,18 @@ def items_needed(
 
     Args:
         change: (items,).
+        groups: as in `bootstrap_bounds`; further items then come in groups like those seen.
     Returns: the smallest such number, or None if it is above ten million, as it always is where
         the observed change is the margin itself.
     """
+    sums, sizes = group_sums(change, groups)
     towards_kept = bool(np.mean(change) > -margin)
-    side = worst if towards_kept else best
+    imagined = float(sizes.max()) * ((worst if towards_kept else best) + margin)
+    above = sums + margin * sizes  # the groups' shares of what is asked: is their mean above 0?
 
-    def decided(items: int) -> bool:
-        bound = _bound_at(change, items, alpha if towards_kept else 1 - alpha, side)
-        return bound > -margin if towards_kept else bound < -margin
+    def decided(count: int) -> bool:
+        bound = _bound_at(above, count, alpha if towards_kept else 1 - alpha, imagined)
+        return bound > 0 if towards_kept else bound < 0
 
     most = 1
     while not decided(most):
@@ -154,7 +259,7 @@ def items_needed(
     while most - least > 1:
         middle = (least + most) // 2
         least, most = (least, middle) if decided(middle) else (middle, most)
-    return most
+    return math.ceil(most * len(change) / len(sizes))
 
 
 def _bound_at(change: Array, items: int, quantile: float, imagined: float) -> float:

@@ -119,13 +119,18 @@ def _answering(
     """lm-eval's wrapper around the model, which shares requests over the processes."""
     from lm_eval.models.huggingface import HFLM
 
+    from perdure.models.anatomy import unwrapped
+    from perdure.models.chat import Encoder
+    from perdure.models.generate import batches_alike, without_router_losses
     from perdure.models.weights import is_sharded
-    from perdure.processes import over_ranks
+    from perdure.processes import over_ranks, world_size
 
     sharded = is_sharded(model)
     size = batch_size * (1 if sharded else BLOCK)
 
-    def share(answer: Callable[..., list[Any]], requests: list[Any], even: bool) -> list[Any]:
+    def share(
+        answer: Callable[..., list[Any]], requests: list[Any], even: bool, size: int = size
+    ) -> list[Any]:
         """Answers in the order of `requests`; `even`: every block takes one forward pass."""
 
         def length(i: int) -> tuple[int, str]:
@@ -161,7 +166,14 @@ def _answering(
             return share(answer, requests, even=False)
 
         def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
-            return share(partial(super().generate_until, disable_tqdm=True), requests, even=False)
+            answer = partial(super().generate_until, disable_tqdm=True)
+            encoder = Encoder(tokenizer)
+            prompts = [encoder.encode_text(str(r.args[0]))["input_ids"] for r in requests[:2]]
+            prompts = [ids for ids in prompts if ids]
+            synced = sharded and world_size() > 1
+            alike = len(prompts) < 2 or batches_alike(model, encoder, prompts, synced=synced)
+            with without_router_losses(unwrapped(model)):
+                return share(answer, requests, even=False, size=size if alike else 1)
 
         def _loglikelihood_tokens(self, *args: Any, **options: Any) -> list[Any]:
             # The rolling kind shows bars here whatever it was told.

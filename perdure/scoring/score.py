@@ -24,7 +24,7 @@ from torch import nn
 
 from perdure.errors import DataError, UsageError
 from perdure.models.chat import Encoder
-from perdure.models.generate import generate
+from perdure.models.generate import batches_alike, generate
 from perdure.models.weights import evaluating, is_sharded
 from perdure.processes import Progress, over_ranks, world_size
 from perdure.scoring.likelihood import Pair, score_pairs
@@ -179,8 +179,12 @@ def _pairs(run: _Run, pairs: Sequence[Pair]) -> list[torch.Tensor]:
 def _by_generation(run: _Run, rows: Sequence[Row]) -> list[dict[str, Any]]:
     prompts = [run.encoder.prompt_ids(row) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: -len(prompts[i]))  # like lengths together
-    batches = [order[k : k + run.batch_size] for k in range(0, len(order), run.batch_size)]
-    sharded = is_sharded(run.model)
+    synced = is_sharded(run.model) and world_size() > 1
+    # All processes have the same prompts here, and make the same trial.
+    size = min(run.batch_size, len(prompts))
+    if size > 1 and not batches_alike(run.model, run.encoder, prompts, synced=synced):
+        size = 1
+    batches = [order[k : k + size] for k in range(0, len(order), size)]
 
     def work(batch: list[int]) -> list[str]:
         return generate(
@@ -188,7 +192,7 @@ def _by_generation(run: _Run, rows: Sequence[Row]) -> list[dict[str, Any]]:
             run.encoder,
             [prompts[i] for i in batch],
             max_new_tokens=run.task.max_new_tokens,
-            synced=sharded and world_size() > 1,
+            synced=synced,
         )
 
     def done(count: int) -> None:

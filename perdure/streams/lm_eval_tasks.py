@@ -21,6 +21,7 @@ from perdure.consent import ConsentError, demand
 from perdure.errors import UsageError
 from perdure.recipe.data import is_task_file
 from perdure.recipe.mistakes import Mistake, near
+from perdure.streams.hub import asked_once
 
 if TYPE_CHECKING:
     from perdure.recipe.data import GeneralConfig
@@ -88,7 +89,7 @@ def load(general: GeneralConfig | None) -> dict[str, Any]:
 def _load(tasks: tuple[str, ...], num_fewshot: int | None) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for task in tasks:
-        with quiet(), seeded():
+        with quiet(), seeded(), asked_once():
             try:
                 manager = _manager(not is_task_file(task))
                 whole = _read(manager, task)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from perdure.errors import brief
 from perdure.recipe.columns import columns_in
-from perdure.streams.cells import CellError, EmptyCell, is_empty
+from perdure.streams.cells import CellError, EmptyCell, cell_text, is_empty
 from perdure.streams.kinds import Row, format_of
 from perdure.streams.tables import Mistakes, Record, Table, choices, listed
 
@@ -31,12 +31,15 @@ class Placed(NamedTuple):
     place: str
     source: str
     question: str
+    group: str = ""
+    """What its task's `group` says; rows of a group stay in one split, as those of a question."""
 
 
 def columns_read(task: TaskConfig) -> tuple[str, ...]:
     """Return the data's columns that a task's rows are made of."""
     columns = format_of(task.format)[1].columns
-    return tuple(name for ours in columns for name in columns_in(task.column(ours)))
+    sources = [task.column(ours) for ours in columns] + ([task.group] if task.group else [])
+    return tuple(name for source in sources for name in columns_in(source))
 
 
 def enough_rows(task: TaskConfig, split: str) -> int | None:
@@ -77,16 +80,23 @@ def to_rows(table: Table, task: TaskConfig, mistakes: Mistakes) -> list[Placed]:
             remedy.append(f"name it in the recipe: columns: {{{ours}: your-column}}")
         where = task.place(f"columns.{ours}")
         mistakes.add(table.name, f'{where}: {table.name} has no column "{theirs}"', remedy)
+    for theirs in columns_in(task.group) if task.group else ():
+        if theirs not in table.columns:
+            missing.append(("group", theirs))
+            what = f'{task.place("group")}: {table.name} has no column "{theirs}"'
+            mistakes.add(table.name, what, choices(theirs, table.columns, "columns there are"))
     if missing:
         return []
     rows: list[Placed] = []
     empty: list[str] = []
-    needed = columns_read(task)
+    needed = [name for source in columns.values() for name in columns_in(source)]
     for record in table.records:
         try:
             _check_values(record, needed)
             row = form.row(record.values, task)
-            rows.append(Placed(row, record.place, table.name, kind.question(row)))
+            if group := _group_of(record, task):
+                row["group"] = group
+            rows.append(Placed(row, record.place, table.name, kind.question(row), group))
         except EmptyCell as nothing:
             empty.append(f"{record.place}: {nothing.what}")
         except CellError as wrong:
@@ -97,6 +107,17 @@ def to_rows(table: Table, task: TaskConfig, mistakes: Mistakes) -> list[Placed]:
         told = "task %s: %d of %d rows are left out, as there is nothing in them (the first: %s)"
         logger.warning(told, task.name, len(empty), len(table.records), empty[0])
     return rows
+
+
+def _group_of(record: Record, task: TaskConfig) -> str:
+    """What the task's `group` makes of a record; an empty cell belongs to no other row."""
+    if task.group is None:
+        return ""
+    values = {name: record.values.get(name) for name in columns_in(task.group)}
+    try:
+        return cell_text(values, task.group).strip()
+    except EmptyCell:
+        return ""
 
 
 def _check_values(record: Record, needed: Sequence[str]) -> None:
@@ -121,11 +142,12 @@ def shuffle_key(seed: int, text: str) -> bytes:
 def hold_out(rows: list[Placed], share: float, seed: int) -> tuple[list[Placed], list[Placed]]:
     """Return (rows kept, rows held out), both in file order; held out: `share`, at least one.
 
-    Rows of the same question stay on one side, so a little more than `share` may be held out.
+    Rows of the same question, or of one declared group, stay on one side, so a little more than
+    `share` may be held out.
     """
     groups: dict[str, list[int]] = {}
     for index, placed in enumerate(rows):
-        groups.setdefault(placed.question, []).append(index)
+        groups.setdefault(placed.group or placed.question, []).append(index)
     wanted = max(1, round(share * len(rows)))
     out: set[int] = set()
     for name in sorted(groups, key=lambda name: shuffle_key(seed, name)):

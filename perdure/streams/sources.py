@@ -15,7 +15,7 @@ import logging
 import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from perdure.errors import brief
 from perdure.files import cache_folder, read_lines, write_atomic
 from perdure.recipe.mistakes import near
 from perdure.streams.cells import ClassName, one_spaced
+from perdure.streams.hub import asked_once
 from perdure.streams.tables import Mistakes, Record, Table, choices, listed, shown
 from perdure.streams.text_files import DecodingError, decode, find_delimiter, told
 
@@ -218,10 +219,11 @@ class Reader:
         """
         import datasets
 
-        name = _hub_name(dataset, subset)
-        with self._hub_mistakes(name, split, place, "`dataset`: train: FILE.jsonl"):
+        where, name = self._where(dataset), _hub_name(dataset, subset)
+        far = where == dataset
+        with self._hub_mistakes(name, split, place, "`dataset`: train: FILE.jsonl", far):
             self._ask_hub()
-            data = datasets.load_dataset(self._where(dataset), subset, split=split)
+            data = datasets.load_dataset(where, subset, split=split)
             read = [name for name in data.column_names if name in needed] or data.column_names
             columns, data = tuple(data.column_names), data.select_columns(read)
             numbers: Sequence[int] = range(len(data))
@@ -264,7 +266,8 @@ class Reader:
         if where == dataset and kept.exists():
             return [line["text"] for line in read_lines(kept)]
         found: dict[str, str] = {}
-        with self._hub_mistakes(name, split, "general.source", "a hub data set: FILE.jsonl"):
+        far = where == dataset
+        with self._hub_mistakes(name, split, "general.source", "a hub data set: FILE.jsonl", far):
             self._ask_hub()
             data = datasets.load_dataset(where, subset, split=split, streaming=True)
             for row in data.shuffle(seed=seed, buffer_size=DRAWN_FROM) if count else ():
@@ -292,15 +295,20 @@ class Reader:
             raise ConnectionError(self._unreachable)
 
     @contextmanager
-    def _hub_mistakes(self, name: str, split: str, place: str, instead: str) -> Iterator[None]:
+    def _hub_mistakes(
+        self, name: str, split: str, place: str, instead: str, far: bool
+    ) -> Iterator[None]:
         """Note what `datasets` raises inside the block, which is left then.
 
-        Args: instead: "X: FILE" for the remedy to give a file instead of X.
+        Args:
+            instead: "X: FILE" for the remedy to give a file instead of X.
+            far: the set is the hub's, and no folder here.
         """
         import datasets
 
         try:
-            yield
+            with asked_once() if far else nullcontext():
+                yield
         except ConnectionError as error:
             self._unreachable = brief(str(error).splitlines()[0], 300)
             self._hub_down(name, place, instead)

