@@ -39,6 +39,38 @@ LIMITS = {"gt": "> ", "ge": ">= ", "lt": "< ", "le": "<= "}
 
 # --- recipes.md
 
+CONVERSATIONS = [
+    "## Conversations and chat templates",
+    "The model's chat template writes every prompt and every answer, in training and in scoring: "
+    "both together are what `apply_chat_template` gives for the conversation, up to the end of the "
+    "answer's turn, which is learned too. What a template does is found out once, by rendering "
+    "conversations.",
+    "- **Which one.** `model.chat_template: auto` is the model's own; a Jinja file takes its "
+    "place. It gets `messages`, `add_generation_prompt` and `tools`, and the variables of "
+    "`chat_template_kwargs`; one that does not use `add_generation_prompt` works too. `audit`, "
+    "`diagnose`, `repair` and `eval` read all models with the one that the tuned model was trained "
+    "with, and say so.",
+    "- **System turns** go in front of the first user's text where the template refuses or drops "
+    "them.",
+    "- **Templates that think.** Where a finished answer has an empty think block (Qwen 3), it "
+    "belongs to the prompt. Where the prompt of a server opens a block that a finished answer does "
+    "not have (DeepSeek R1), a line tells both, and answers are learned and scored behind what a "
+    "server sends. An answer with a thought of its own (`<think>` in its text, or "
+    "`reasoning_content`) is learned with it.",
+    "- **Tools.** `tool_calls` and `reasoning_content` of messages, messages of the role `tool` "
+    "and a column `tools` are handed to the template. A row that holds what the template does not "
+    "show is refused with its file and line, and so is a conversation that the template refuses. A "
+    "generated answer is compared with the call as the template writes it.",
+    "- **Which turns are learned.** Of a conversation the assistant's last message, unless the "
+    "task says `train_on: all`: then each of the assistant's is a row of its own behind all that "
+    "comes before it, as a server would ask for it. What follows the last one is left out. The "
+    "last one alone is scored.",
+    "- **Dates.** A template that writes the date writes that of the run's start, also when the "
+    "run is resumed or scored later.",
+    "- **Special tokens in data**, such as `<|im_end|>` in a text, are read as such. A line names "
+    "the first row and how many there are.",
+]
+
 DATA_FILES = [
     "## Values",
     "YAML reads `007` as 7 and `1_000` as 1000. Where a text belongs, such as a label, a value "
@@ -77,6 +109,7 @@ def recipes() -> str:
     ]
     options = [
         *DATA_FILES,
+        *CONVERSATIONS,
         "## Options of the methods",
         "Under `method`, beside `name`. Also on the command line: `method.KEY=VALUE`.",
     ]

@@ -26,6 +26,8 @@ from perdure.audit.plan import MEASURES, Margins, check_alpha, general_texts, pl
 from perdure.audit.result import AuditResult, judge
 from perdure.consent import by_argument
 from perdure.errors import UsageError
+from perdure.models.chat import Encoder
+from perdure.models.told import other_template, template_told
 from perdure.recipe.schema import MAX_DROP, MAX_LOSS_RISE
 from perdure.scoring.intervals import shared_alpha
 from perdure.streams.task import GeneralText, Task, TaskStream
@@ -131,6 +133,7 @@ def audit(
         flips=tuple(flipped),
         skipped=tuple(part.name for part in plan.parts[len(found) :]),
         seconds=time.perf_counter() - started,
+        template=reading_told(pair.tuned_encoder, ours[1], theirs[1]),
     )
 
 
@@ -180,6 +183,12 @@ def reading_of(tuned: Model, tokenizer: Any, chat_template: str | None) -> dict[
     if found["chat_template"] == "auto":
         found["chat_template"] = tokenizer.chat_template or "none"
     return found
+
+
+def reading_told(encoder: Encoder, base_tokenizer: Any, tuned_tokenizer: Any) -> str:
+    """With which template both models are read, in words."""
+    told = template_told(encoder, tuned_tokenizer.chat_template)
+    return told + other_template(encoder, base_tokenizer.chat_template)
 
 
 def name_of(model: Model) -> str:

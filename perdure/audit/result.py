@@ -170,6 +170,8 @@ class AuditResult:
     skipped: tuple[str, ...] = ()
     """Measures left out: after a first `lost` with `fail_fast`."""
     seconds: float = 0.0
+    template: str = ""
+    """With which chat template the rows of both models were read, in words."""
 
     @property
     def verdict(self) -> Verdict:

@@ -77,6 +77,7 @@ def audit(
             on_progress=partial(display.scoring, "audit"),
             **settings,
         )
+        display.message(f"both models are read with {result.template}")
     return _hand_out(result, shown)
 
 

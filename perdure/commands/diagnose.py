@@ -45,6 +45,7 @@ def diagnose(
             seed=seed,
             on_progress=partial(display.scoring, "diagnose"),
         )
+        display.message(f"both models are read with {found.template}")
     if as_json:
         emit(found.to_dict())
     elif first_process():

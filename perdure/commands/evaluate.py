@@ -64,6 +64,7 @@ def _score(
 
     from perdure import models
     from perdure.models.chat import recipe_encoder
+    from perdure.models.told import template_told
     from perdure.processes import processes
     from perdure.scoring import lm_eval, score_task
     from perdure.scoring.lines import general_line, task_line
@@ -91,6 +92,8 @@ def _score(
     encoder = recipe_encoder(tokenizer, recipe)
     if run.today is not None:
         encoder.pin(run.today)
+    told = template_told(encoder, tokenizer.chat_template, "the run's")
+    display.message(f"{run.methods_name}: rows are read with {told}")
     found = []
     for task in ready.stream:
         started = time.monotonic()

@@ -48,6 +48,7 @@ def repair(
             on_progress=partial(display.scoring, "repair"),
             **settings,
         )
+        display.message(f"repair: rows are read with {found.template}")
     if as_json:
         emit(found.as_dict())
     elif first_process():

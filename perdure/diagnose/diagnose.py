@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import torch
 
-from perdure.audit.audit import Model, load_model, name_of, one_of, reading_of
+from perdure.audit.audit import Model, load_model, name_of, one_of, reading_of, reading_told
 from perdure.consent import by_argument
 from perdure.diagnose.case import Case
 from perdure.diagnose.measurements import Measured, Progress, Sizes
@@ -88,8 +88,9 @@ def diagnose(
                 ours, theirs, task, max_drop=max_drop, alpha=alpha, names=spelled, seed=seed
             )
         )
-    seconds = time.perf_counter() - started
-    return Diagnosis(name_of(base), name_of(tuned), max_drop, alpha, seed, tuple(found), seconds)
+    seconds, names_of = time.perf_counter() - started, (name_of(base), name_of(tuned))
+    told = reading_told(theirs.encoder, first[1], second[1])
+    return Diagnosis(*names_of, max_drop, alpha, seed, tuple(found), seconds, told)
 
 
 def diagnose_task(

@@ -192,7 +192,7 @@ def in_front(task: Task, rows: Sequence[Row]) -> Task:
         for row in rows
         for turn in (
             *(t for t in row["prompt"] if t["role"] != "system"),
-            {"role": "assistant", "content": row["answer"]},
+            {"role": "assistant", "content": row["answer"], **row.get("turn", {})},
         )
     ]
     test = []

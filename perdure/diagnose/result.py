@@ -59,6 +59,8 @@ class Diagnosis:
     seed: int
     tasks: tuple[TaskDiagnosis, ...]
     seconds: float = 0.0
+    template: str = ""
+    """With which chat template the rows of both models were read, in words."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -16,13 +16,15 @@ SPLITS = ("train", "validation", "test")
 def encode_stream(stream: TaskStream, encoder: Encoder, context_length: int | None) -> None:
     """Have `encoder` tokenize and remember all rows, so that one too long is told now.
 
-    How many prompts lose their middle is told as a warning.
+    How many prompts lose their middle, and rows whose texts hold special tokens, are told as
+    warnings.
 
     Raises:
         RecipeError: rows longer than `train.max_length` or than the model's context, each with its
             file and line; or labels that the tokenizer cannot tell apart.
     """
     mistakes: list[PerdureError] = []
+    special: list[tuple[str, str, bool]] = []
     for task in stream:
         mistakes += same_tokens(task.name, task.labels, encoder.answer_ids)
         for split in SPLITS:
@@ -46,18 +48,23 @@ def encode_stream(stream: TaskStream, encoder: Encoder, context_length: int | No
                     source = place.rpartition(":")[0]
                     mistakes.append(DataError(f"{place}: {error.what}", error.remedy, source))
             encoder.remember((task.name, split), kept)
-            special = [found for row, _ in kept if (found := encoder.special_in(row))]
-            if special:
-                logger.warning(
-                    "task %s: %d of %d %s rows hold special tokens in their own text (the first: "
-                    "%s), which the model reads as such: a turn may end there",
-                    task.name, len(special), len(rows), split, special[0],
-                )  # fmt: skip
+            for number, row in enumerate(rows, 1):
+                if found := encoder.special_in(row):
+                    place = place_of(row) or f"task {task.name}: {split} row {number}"
+                    special.append((place, *found))
             if cut:
                 logger.warning(
                     "task %s: %d of %d %s rows have a prompt of more than %s tokens: its middle "
                     "is left out",
                     task.name, cut, len(rows), split, encoder.max_prompt_length,
                 )  # fmt: skip
+    if special:
+        (place, token, _), answers = special[0], sum(in_answer for *_, in_answer in special)
+        logger.warning(
+            "%s: its own text holds the special token %r, which the model reads as such: a turn "
+            "may end or begin there; so do %d rows in all, %d of them in the prompt and %d in the "
+            "answer",
+            place, token, len(special), len(special) - answers, answers,
+        )  # fmt: skip
     if mistakes:
         raise RecipeError(mistakes)

@@ -167,6 +167,24 @@ def reading(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def saved_template(folder: Path) -> str | None:
+    """The chat template that was saved beside an adapter: the one that it was trained with."""
+    file = folder / "chat_template.jinja"
+    try:
+        return file.read_text(encoding="utf-8") if file.is_file() else None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file}: cannot be read: {error}", "restore it from a copy") from error
+
+
+def without_file(config: ModelConfig) -> ModelConfig:
+    """The configuration of an adapter's base without the recipe's template file.
+
+    That may be gone or changed; `saved_template` is the one that was trained with.
+    """
+    kept = "none" if config.chat_template == "none" else "auto"
+    return config.model_copy(update={"chat_template": kept})
+
+
 def load_adapter(folder: Path, model: Any, *, trainable: bool = False) -> Any:
     """Put the adapter in `folder` on its base model.
 

@@ -111,7 +111,7 @@ class Encoder:
         """The text before the answer, rendered by the template up to the assistant's turn."""
         if self._chat is None:
             return "\n".join(turn["content"] for turn in row["prompt"]) + "\n"
-        return self._chat.prompt(row["prompt"])
+        return self._chat.prompt(row)
 
     @property
     def end(self) -> str:
@@ -156,9 +156,29 @@ class Encoder:
         A server's prompt is tokenized apart from what the model writes, and so is an answer here;
         only blanks that the template puts before it are joined to its first word.
         """
+        return self._written_ids(
+            answer + self.end if self._chat is None else self._chat.answer(answer)
+        )
+
+    def answer_ids_of(self, row: Row) -> list[int]:
+        """`answer_ids` of a row's answer, with the tools that it calls and what it thinks first."""
         if self._chat is None:
-            return self._ids(answer + self.end)
-        written, header = self._chat.answer(answer), self._chat.known.header
+            _refuse_parts(row)
+            return self.answer_ids(row["answer"])
+        return self._written_ids(self._chat.answer_of(row))
+
+    def answer_text(self, row: Row) -> str:
+        """A row's answer as `perdure.models.generate.generate` would return it."""
+        if not row.get("turn"):
+            return str(row["answer"])
+        ids = self.answer_ids_of(row)
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return (text.split(self.end)[0] if self.end else text).strip()
+
+    def _written_ids(self, written: str) -> list[int]:
+        if self._chat is None:
+            return self._ids(written)
+        header = self._chat.known.header
         head = self._header_ids(header)
         both = self._ids(header + written)
         if head and both[: len(head)] == head:  # sentencepiece marks the beginning of a text
@@ -170,11 +190,18 @@ class Encoder:
             self._header = (header, self._ids(header))
         return self._header[1]
 
-    def special_in(self, row: Row) -> str | None:
-        """The first special token that a row's own texts hold, which is read as such."""
-        for text in [*(str(turn["content"]) for turn in row["prompt"]), str(row["answer"])]:
-            if self._specials and (found := self._specials.search(text)):
-                return found[0]
+    def special_in(self, row: Row) -> tuple[str, bool] | None:
+        """A special token that a row's own texts hold, which is read as such.
+
+        Returns: the first one, and whether it stands in the answer; None if there is none.
+        """
+        if self._specials is None:
+            return None
+        if found := self._specials.search(str(row["answer"])):
+            return found[0], True
+        for turn in row["prompt"]:
+            if found := self._specials.search(str(turn["content"])):
+                return found[0], False
         return None
 
     def encode(self, row: Row) -> dict[str, Any]:
@@ -187,7 +214,7 @@ class Encoder:
             return row
         if (kept := self._remembered(row)) is not None:
             return kept
-        prompt, answer = self.prompt_ids(row), self.answer_ids(row["answer"])
+        prompt, answer = self.prompt_ids(row), self.answer_ids_of(row)
         if self.max_length is not None and len(prompt) + len(answer) > self.max_length:
             raise DataError(
                 f"row starting {row['prompt'][-1]['content'][:40]!r}: "
@@ -211,9 +238,21 @@ class Encoder:
         return [bos] if bos is not None and ids and ids[0] == bos else []
 
 
+def _refuse_parts(row: Row) -> None:
+    """What only a chat template can render must not be dropped without one."""
+    beside = [*row.get("turn", ()), *(["tools"] if row.get("tools") else [])]
+    for turn in row["prompt"]:
+        beside += [key for key in ("tool_calls", "reasoning_content") if turn.get(key)]
+    if beside:
+        raise DataError(
+            f"{beside[0]}: without a chat template it would be left out",
+            "take such rows out, or give a template: model.chat_template: FILE",
+        )
+
+
 def _content(row: Row) -> bytes:
     """A hash of what decides a row's tokens: rows that are equal in it are encoded alike."""
-    text = repr((row.get("prompt"), row.get("answer")))
+    text = repr([row.get(key) for key in ("prompt", "answer", "turn", "tools")])
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 

@@ -14,6 +14,8 @@ from perdure.models.adapters import (
     load_adapter,
     reading,
     saved_base,
+    saved_template,
+    without_file,
 )
 from perdure.models.configuration import attention_of, read_config
 from perdure.models.gguf import converted, plain
@@ -220,7 +222,7 @@ def load_saved(
         base = _plain(_noted_base(folder))
     try:
         model, tokenizer = load_base(
-            base.model_copy(update={"tuning": "full", "fsdp_size": 0}),
+            without_file(base).model_copy(update={"tuning": "full", "fsdp_size": 0}),
             precision=precision,
         )
     except ModelError as error:
@@ -232,6 +234,7 @@ def load_saved(
 
         model = model.to(torch.bfloat16)
     model = load_adapter(folder, model, trainable=trainable)
+    tokenizer.chat_template = saved_template(folder) or tokenizer.chat_template
     return model, tokenizer
 
 

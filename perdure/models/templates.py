@@ -7,22 +7,35 @@ are sentinels, so that prompt + answer + end is what the template gives for the 
 
 from __future__ import annotations
 
+import json
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from perdure.errors import DataError, ModelError
-from perdure.models.limits import limited
+from perdure.models.rendering import Renderer
+from perdure.streams.task import Row
 
 logger = logging.getLogger("perdure")
+_TOLD: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
+"""Of which templates of a tokenizer it was told that they begin answers in two ways: once each."""
 Messages = Sequence[Mapping[str, Any]]
 ROLES = ("system", "user", "assistant", "tool")
-_S, _U, _A, _U2, _A2 = (f"Perdure{name}Goes{name}Here" for name in "SUAVB")
-_TODAY = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
+_S, _U, _A, _U2, _A2, _T, _V = (f"Perdure{name}Goes{name}Here" for name in "SUAVBTW")
+_ODD = f"{_A} <&\"'\\>\n  * a  b\n\n\tc {{}} {_A2}"
+"""An answer with signs that a template may write otherwise."""
+_THOUGHT = f"<think>\n{_U2}\n</think>\n\n{_A}"
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": _T,
+        "description": "Looks.",
+        "parameters": {"type": "object", "properties": {"at": {"type": "string"}}},
+    },
+}
 _REMEDY = (
     "give a template that does, model.chat_template: FILE (a Jinja file), or none for plain text"
 )
@@ -42,6 +55,9 @@ class Known:
             to its first word.
         end: the text that ends an answer.
         header: what stands between the user's text and the answer.
+        before: the text up to the answer in the conversation of one question.
+        verbatim: the text of an answer is written as it is, but for `trims`.
+        thinks: a thought in an answer (`<think>`) is written otherwise than it stands there.
     """
 
     folds: bool
@@ -51,41 +67,17 @@ class Known:
     blanks: str
     end: str
     header: str
+    before: str
+    verbatim: bool
+    thinks: bool
 
 
-class ChatTemplate:
-    """A template of a tokenizer, with the variables that a recipe gives it.
-
-    Args:
-        text: the Jinja template.
-        variables: `model.chat_template_kwargs`, such as `enable_thinking`.
-        today: what `strftime_now` gives, so that a run that goes on next month has the prompts that
-            it began with; None is the day of now.
+class ChatTemplate(Renderer):
+    """What a template does with conversations, learned once.
 
     Raises:
         ModelError: the template shows no answer, or takes more than `perdure.models.limits`.
     """
-
-    def __init__(
-        self,
-        tokenizer: Any,
-        text: str,
-        variables: Mapping[str, Any] | None = None,
-        today: date | None = None,
-    ) -> None:
-        self.tokenizer, self.text, self.variables = tokenizer, text, dict(variables or {})
-        self.today = today or datetime.now().date()
-
-    def pin(self, today: date) -> None:
-        """Render the date of another day from now on."""
-        if today != self.today:
-            self.today = today
-            self.__dict__.pop("_dated", None)
-            self.__dict__.pop("known", None)
-
-    @cached_property
-    def _dated(self) -> str:
-        return _TODAY.sub(lambda m: '"' + self.today.strftime(m[2]) + '"', self.text)
 
     @cached_property
     def known(self) -> Known:
@@ -94,14 +86,14 @@ class ChatTemplate:
             [_turn("system", _S), _turn("user", _U), _turn("assistant", _A)], _S
         )
         asked = [_turn("user", _U)]
-        whole = self._tried([*asked, _turn("assistant", _A)])
+        whole = self.tried([*asked, _turn("assistant", _A)])
         if whole is None or whole.count(_A) != 1:
             raise ModelError("the model's chat template does not show an answer", _REMEDY)
         before, after = whole.split(_A)
-        sent = self._tried(asked, add_generation_prompt=True) or ""
+        sent = self.tried(asked, add_generation_prompt=True) or ""
         blanks = before[len(before.rstrip(" \t")) :]
         opens = self._opens(before, sent)
-        padded = self._tried([*asked, _turn("assistant", f"  {_A}  ")]) or ""
+        padded = self.tried([*asked, _turn("assistant", f"  {_A}  ")]) or ""
         left, _, right = padded.partition(_A)
         trims = (not left.endswith("  "), not right.startswith("  "))
         header = (sent if opens else before).rpartition(_U)[2]
@@ -113,7 +105,14 @@ class ChatTemplate:
         if not folds:
             shown.add("system")
         end = self._first_special(after)
-        return Known(folds, trims, frozenset(shown), opens, blanks, end, header)
+        begun = sent if opens else before[: len(before) - len(blanks)]
+        odd, thought = (
+            self.tried([*asked, _turn("assistant", text)]) == before + text + after
+            for text in (_ODD, _THOUGHT)
+        )
+        return Known(
+            folds, trims, frozenset(shown), opens, blanks, end, header, begun, odd, not thought
+        )
 
     def _opens(self, before: str, sent: str) -> bool:
         """Whether the generation prompt is the prompt; told where both cannot be had."""
@@ -121,6 +120,10 @@ class ChatTemplate:
             return _U in sent
         if before.startswith(sent):  # no generation prompt, or more before the answer than it gives
             return False
+        told = _TOLD.setdefault(self.tokenizer, set())
+        if self.text in told:
+            return True
+        told.add(self.text)
         logger.warning(
             "the model's chat template begins an answer by %r in a finished conversation, and "
             "by %r where an answer is asked for: answers are trained and scored after the latter, "
@@ -130,32 +133,102 @@ class ChatTemplate:
         )
         return True
 
-    def prompt(self, messages: Messages, tools: Any = None) -> str:
-        """The text up to the answer to `messages`.
+    def prompt(self, row: Row) -> str:
+        """The text up to a row's answer.
 
         Raises:
-            DataError: the template refuses the conversation, or leaves out a turn.
+            DataError: the template refuses the conversation, or leaves out a part of it.
         """
-        turns = self._ready(messages)
-        try:
-            if self.known.opens:
-                return self._apply(turns, tools, add_generation_prompt=True)
-            whole = self._apply([*turns, _turn("assistant", _A)], tools)
-        except ModelError:
-            raise
-        except Exception as error:  # whatever templates and jinja2 raise
-            raise _refused(error) from error
+        return self._prompt(row) if self._is_plain(row) else self._split(row)[0]
+
+    def answer_of(self, row: Row) -> str:
+        """A row's answer as the template writes it, with all that belongs to its turn.
+
+        Raises:
+            DataError: as `prompt`.
+        """
+        return self.answer(row["answer"]) if self._is_plain(row) else self._split(row)[1]
+
+    def answer(self, text: str) -> str:
+        """The text of an answer as the template writes it, with blanks before it and its end."""
+        if not self.known.verbatim:
+            whole = self.rendered([_turn("user", _U), _turn("assistant", text)])
+            if whole.startswith(self.known.before):
+                return self._ended(whole[len(self.known.before) :])
+        left, right = self.known.trims
+        text = text.lstrip() if left else text
+        text = text.rstrip() if right else text
+        return self.known.blanks + text + self.known.end
+
+    def _is_plain(self, row: Row) -> bool:
+        """Whether an answer is its text alone, so that the prompt does not depend on it."""
+        return not row.get("turn") and not (self.known.thinks and "</think>" in row["answer"])
+
+    def _prompt(self, row: Row) -> str:
+        turns, tools = self._ready(row["prompt"]), self._tools(row)
+        if self.known.opens:
+            return self.rendered(turns, tools, add_generation_prompt=True)
+        whole = self.rendered([*turns, _turn("assistant", _A)], tools)
         before, found, _ = whole.rpartition(_A)
         if not found:
             raise DataError("the model's chat template leaves out the answer", _REMEDY)
         return before[: len(before) - len(self.known.blanks)]
 
-    def answer(self, text: str) -> str:
-        """An answer as the template writes it, with blanks before it and its end."""
-        left, right = self.known.trims
-        text = text.lstrip() if left else text
-        text = text.rstrip() if right else text
-        return self.known.blanks + text + self.known.end
+    def _split(self, row: Row) -> tuple[str, str]:
+        """Prompt and answer of a row whose answer has a thought or calls tools."""
+        answer = {**_turn("assistant", row["answer"]), **row.get("turn", {})}
+        *turns, answer = self._ready([*row["prompt"], answer])
+        tools = self._tools(row)
+        whole = self.rendered([*turns, answer], tools)
+        begun = self._prompt(row)
+        if whole.startswith(begun):
+            return begun, self._ended(whole[len(begun) :])
+        # No empty think block then: the model thinks behind what a server sends.
+        sent = self.rendered(turns, tools, add_generation_prompt=True)
+        if whole.startswith(sent) and sent != self.rendered(turns, tools):
+            return sent, self._ended(whole[len(sent) :])
+        if row.get("turn"):
+            raise DataError(
+                "the model's chat template begins this answer otherwise than a server asks for it",
+                _REMEDY,
+            )
+        # The template leaves the thought out of a finished conversation, and opens its block.
+        text = str(row["answer"]).lstrip()
+        opened = next(
+            (k for k in range(len(text), 0, -1) if begun.endswith(text[:k])),
+            len("<think>") if "<think>" in begun[-20:] and text.startswith("<think>") else 0,
+        )
+        return begun, text[opened:] + self.known.end
+
+    def _ended(self, text: str) -> str:
+        """An answer without what the template writes behind its end."""
+        at = text.rfind(self.known.end)
+        return text[: at + len(self.known.end)] if at >= 0 else text.rstrip()
+
+    def _tools(self, row: Row) -> list[Any] | None:
+        tools = row.get("tools") or None
+        if tools and not self._shows_tools:
+            raise _left_out("tools")
+        return tools
+
+    @cached_property
+    def _shows_tools(self) -> bool:
+        turns = [_turn("user", _U), _turn("assistant", _A)]
+        return _T in (self.tried(turns, tools=[_TOOL]) or "")
+
+    @cached_property
+    def _shows_thoughts(self) -> bool:
+        thought = {**_turn("assistant", _A), "reasoning_content": _U2}
+        return self._shows([_turn("user", _U), thought], _U2)
+
+    @cached_property
+    def _arguments(self) -> str:
+        """How the template takes the arguments of a call: "object", "text", or "" not at all."""
+        for name, arguments in (("object", {"at": _V}), ("text", json.dumps({"at": _V}))):
+            text = self.tried([_turn("user", _U), _calling(arguments)], tools=[_TOOL]) or ""
+            if _T in text and _V in text:
+                return name
+        return ""
 
     def _ready(self, messages: Messages) -> list[dict[str, Any]]:
         turns = [dict(turn) for turn in messages]
@@ -165,30 +238,50 @@ class ChatTemplate:
                 raise DataError(
                     f"a turn of the role {role} is left out by the model's chat template", _REMEDY
                 )
+            if turn.get("tool_calls"):
+                turn["tool_calls"] = [self._call(one) for one in turn["tool_calls"]]
+        # Templates leave out the thoughts of earlier turns, as servers do; not the answer's.
+        if turns[-1].get("reasoning_content") and not self._shows_thoughts:
+            raise _left_out("reasoning_content")
         if turns[0]["role"] == "system" and self.known.folds and len(turns) > 1:
             text = f"{turns[0]['content'].strip()}\n{turns[1]['content']}"
             turns = [{**turns[1], "content": text}, *turns[2:]]
         return turns
+
+    def _call(self, call: Any) -> Any:
+        """A call with its arguments as the template takes them; OpenAI writes them as a text."""
+        if not self._arguments:
+            raise _left_out("tool_calls")
+        inner = call.get("function", call) if isinstance(call, Mapping) else {}
+        if not isinstance(inner, Mapping) or "name" not in inner:
+            raise DataError("a call in tool_calls has no name", "write function: {name, arguments}")
+        given = inner.get("arguments", {})
+        if self._arguments == "text" and not isinstance(given, str):
+            given = json.dumps(given, ensure_ascii=False)
+        elif self._arguments == "object" and isinstance(given, str):
+            try:
+                given = json.loads(given)
+            except ValueError as error:
+                raise DataError(f"the arguments of {inner['name']} are no JSON: {error}") from None
+        function = {**inner, "arguments": given}
+        return (
+            {"type": "function", **call, "function": function} if "function" in call else function
+        )
 
     def _shows_role(self, role: str) -> bool:
         if role == "user":
             return True
         turns = [_turn("user", _U), _turn("assistant", _A2)]
         if role == "tool":
-            turns.append({"role": "tool", "name": "look", "content": _U2})
-            return self._shows([*turns, _turn("assistant", _A)], _U2)
+            told = {"role": "tool", "name": _T, "tool_call_id": _ID, "content": _U2}
+            way = {"object": {"at": _V}, "text": json.dumps({"at": _V})}.get(self._arguments)
+            calls = [_turn("assistant", _A2)] + ([] if way is None else [_calling(way)])
+            ends: tuple[list[dict[str, Any]], ...] = ([], [_turn("assistant", _A)])
+            return any(self._shows([turns[0], c, told, *e], _U2) for c in calls for e in ends)
         return self._shows([*turns, _turn("user", _U2), _turn("assistant", _A)], _A2)
 
     def _shows(self, turns: list[dict[str, Any]], text: str) -> bool:
-        return text in (self._tried(turns) or "")
-
-    def _tried(self, turns: list[dict[str, Any]], **options: Any) -> str | None:
-        try:
-            return self._apply(turns, None, **options)
-        except ModelError:
-            raise
-        except Exception:  # templates raise their own errors, e.g. "System role not supported"
-            return None
+        return text in (self.tried(turns) or "")
 
     def _first_special(self, after: str) -> str:
         """What ends an answer: up to the first special token, behind which models do not write."""
@@ -202,28 +295,21 @@ class ChatTemplate:
         # Templates put white space after the end-of-turn mark; the model stops before it.
         return after.rstrip() or (self.tokenizer.eos_token or "")
 
-    def _apply(self, turns: list[dict[str, Any]], tools: Any = None, **options: Any) -> str:
-        def render() -> str:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    turns,
-                    tokenize=False,
-                    chat_template=self._dated,
-                    tools=tools,
-                    **{**self.variables, **options},
-                )
-            )
 
-        return limited(render, "the model's chat template")
+_ID = "perdure01"  # some templates want nine letters and digits
+
+
+def _calling(arguments: Any) -> dict[str, Any]:
+    call = {"id": _ID, "type": "function", "function": {"name": _T, "arguments": arguments}}
+    return {**_turn("assistant", ""), "tool_calls": [call]}
+
+
+def _left_out(what: str) -> DataError:
+    return DataError(
+        f"{what}: the model's chat template leaves them out",
+        "take such rows out, or give a template that renders them: model.chat_template: FILE",
+    )
 
 
 def _turn(role: str, content: str) -> dict[str, Any]:
     return {"role": role, "content": content}
-
-
-def _refused(error: Exception) -> DataError:
-    why = str(error).strip().partition("\n")[0] or type(error).__name__
-    return DataError(
-        f"the model's chat template refuses this conversation: {why}",
-        "change its turns, leave it out, or take another template: model.chat_template",
-    )

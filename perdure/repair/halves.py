@@ -16,7 +16,7 @@ from perdure.streams.general_text import file_texts
 from perdure.streams.judge import StreamJudge
 from perdure.streams.kinds import kind
 from perdure.streams.named.demo import pydoc_texts
-from perdure.streams.rows import shuffle_key
+from perdure.streams.rows import ASKED, shuffle_key
 from perdure.streams.sources import Reader
 from perdure.streams.tables import Mistakes
 from perdure.streams.task import Task
@@ -105,7 +105,9 @@ def halve(
 
 def _halves_of(task: Task, seed: int, most: int) -> tuple[Task, Task]:
     rows = list(task.test)
-    once = list({repr((row["prompt"], row["answer"])): at for at, row in enumerate(rows)}.values())
+    once = list(
+        {repr([row.get(part) for part in ASKED]): at for at, row in enumerate(rows)}.values()
+    )
     question = kind(task.kind).question
     search, report = deal(once, lambda at: question(rows[at]), seed, most)
     if not search or not report:

@@ -18,7 +18,13 @@ from torch import Tensor
 
 from perdure.errors import ModelError, UsageError
 from perdure.models import load_base, load_saved, save_model
-from perdure.models.adapters import load_adapter, reading, saved_base
+from perdure.models.adapters import (
+    load_adapter,
+    reading,
+    saved_base,
+    saved_template,
+    without_file,
+)
 from perdure.models.chat import Encoder
 from perdure.models.load import resolve_saved
 from perdure.recipe.schema import ModelConfig
@@ -140,10 +146,11 @@ def _of_adapter(base: str, folder: Path, precision: str) -> Line:
     noted, path = saved_base(folder), _absolute(base)
     config = ModelConfig(path=path)
     if noted is not None:
-        keep = ["attention", "chat_template", "max_prompt_length"]
+        keep = ["attention", "chat_template", "chat_template_kwargs", "max_prompt_length"]
         keep += ["revision"] if noted.path == path else []
         config = config.model_copy(update={name: getattr(noted, name) for name in keep})
-    model, tokenizer = load_base(config)
+    model, tokenizer = load_base(without_file(config))
+    tokenizer.chat_template = saved_template(folder) or tokenizer.chat_template
     if precision == "bf16":
         model = model.to(torch.bfloat16)
     model = load_adapter(folder, model, trainable=True)

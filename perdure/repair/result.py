@@ -76,6 +76,8 @@ class Repair:
     metrics: Mapping[str, str]
     seconds: float
     folder: Path | None = None
+    template: str = ""
+    """With which chat template rows were read, in words."""
     model: Any = field(default=None, repr=False, compare=False)
     tokenizer: Any = field(default=None, repr=False, compare=False)
 
@@ -95,6 +97,7 @@ class Repair:
             "reason": self.reason,
             "report": None if self.report is None else _report(self.report),
             "notes": list(self.notes),
+            "template": self.template,
             "candidates": [_point(point) for point in self.points],
             "seconds": round(self.seconds, 2),
         }

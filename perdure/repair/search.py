@@ -18,6 +18,7 @@ import torch
 
 from perdure.consent import by_argument
 from perdure.errors import UsageError
+from perdure.models.told import template_told
 from perdure.repair.candidates import BASE, TUNED
 from perdure.repair.choice import Grid, contenders, find, notes, reason
 from perdure.repair.halves import halve
@@ -123,6 +124,7 @@ def repair(
             folder=None if out is None else Path(out),
             model=None if chosen is None else line.model,
             tokenizer=line.tokenizer,
+            template=template_told(line.encoder(), line.tokenizer.chat_template),
         )
         if draft is not None:
             write(found, line, draft)

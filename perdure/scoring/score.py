@@ -31,7 +31,7 @@ from perdure.scoring.likelihood import Pair, score_pairs
 from perdure.scoring.metrics import mean
 from perdure.streams.kinds import Metric, is_perdures, metric
 from perdure.streams.labels import same_tokens
-from perdure.streams.rows import row_key
+from perdure.streams.rows import ASKED, row_key
 from perdure.streams.task import Row, Task
 
 ROUNDING = 1e-9
@@ -158,7 +158,7 @@ def _by_labels(run: _Run, rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def _by_likelihood(run: _Run, rows: Sequence[Row]) -> list[dict[str, Any]]:
     encode = run.encoder
-    found = _pairs(run, [(encode.prompt_ids(r), encode.answer_ids(r["answer"])) for r in rows])
+    found = _pairs(run, [(encode.prompt_ids(r), encode.answer_ids_of(r)) for r in rows])
     losses = [-float(one.mean()) for one in found]
     items = _items(rows, [""] * len(rows), [perplexity(loss) for loss in losses])
     for item, one, loss in zip(items, found, losses, strict=True):
@@ -205,8 +205,10 @@ def _by_generation(run: _Run, rows: Sequence[Row]) -> list[dict[str, Any]]:
         for i, text in zip(batch, part, strict=True)
     }
     predictions = [written[i] for i in range(len(rows))]
-    scores = [_text_score(run, p, row["answer"]) for p, row in zip(predictions, rows, strict=True)]
-    return _items(rows, predictions, scores)
+    answers = [run.encoder.answer_text(row) for row in rows]
+    scores = [_text_score(run, p, a) for p, a in zip(predictions, answers, strict=True)]
+    return [{**item, "answer": answer} for item, answer in
+            zip(_items(rows, predictions, scores), answers, strict=True)]  # fmt: skip
 
 
 def _text_score(run: _Run, prediction: str, answer: str) -> float:
@@ -276,7 +278,7 @@ def _items(
     seen: dict[str, int] = {}
     items = []
     for row, prediction, score in zip(rows, predictions, scores, strict=True):
-        key = row_key({"prompt": row["prompt"], "answer": row["answer"]})
+        key = row_key({part: row[part] for part in ASKED if part in row})
         seen[key] = copy = seen.get(key, 0) + 1
         items.append(
             {

@@ -97,7 +97,7 @@ def _task(config: TaskConfig, reader: Reader, seed: int) -> Task | None:
                 config.subset,
                 source,
                 config.place(split),
-                columns_read(config),
+                (*columns_read(config), *map(config.column, form.optional)),
                 enough_rows(config, split),
                 seed,
             )

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from perdure.recipe.data import TaskConfig
 
 logger = logging.getLogger("perdure")
+ASKED = ("prompt", "answer", "turn", "tools")
+"""What of a row decides which question it is and what the right answer is."""
 LOOKED_AT = 20
 """Rows of a hub data set that are read for each that its caps keep."""
 
@@ -62,7 +64,8 @@ def to_rows(table: Table, task: TaskConfig, mistakes: Mistakes) -> list[Placed]:
     is told; it is a mistake if all of them are.
     """
     kind, form = format_of(task.format)
-    columns = {ours: task.column(ours) for ours in form.columns}
+    named = [ours for ours in form.optional if ours in task.columns]
+    columns = {ours: task.column(ours) for ours in (*form.columns, *named)}
     missing = [
         (ours, theirs)
         for ours, source in columns.items()
@@ -165,19 +168,20 @@ def capped(rows: list[Placed], most: int | None, seed: int) -> list[Placed]:
 
 def each_turn(placed: Placed) -> list[Placed]:
     """A row for each turn of the assistant in a conversation, the prompt being all before it."""
-    prompt = placed.row["prompt"]
-    turns = [i for i, turn in enumerate(prompt) if turn["role"] == "assistant" and i]
-    earlier = [
-        placed._replace(row={**placed.row, "prompt": prompt[:i], "answer": prompt[i]["content"]})
-        for i in turns
-        if any(turn["role"] == "user" for turn in prompt[:i])
-    ]
-    return [*earlier, placed]
+    whole = {key: part for key, part in placed.row.items() if key != "turn"}
+    prompt, found = placed.row["prompt"], []
+    for i, turn in enumerate(prompt):
+        if turn["role"] == "assistant" and any(one["role"] == "user" for one in prompt[:i]):
+            row = {**whole, "prompt": prompt[:i], "answer": turn["content"]}
+            if beside := {k: part for k, part in turn.items() if k not in ("role", "content")}:
+                row["turn"] = beside
+            found.append(placed._replace(row=row))
+    return [*found, placed]
 
 
 def each_once(rows: Sequence[Row], most: int | None = None) -> list[Row]:
     """Rows without repeats, the first `most`: a row counted twice would look like more evidence."""
-    once = {repr((row["prompt"], row["answer"])): row for row in rows}
+    once = {repr([row.get(part) for part in ASKED]): row for row in rows}
     return list(once.values())[:most]
 
 

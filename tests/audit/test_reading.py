@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,37 @@ def test_equal_weights_differ_by_nothing(
     wanted = by_hand(tiny_model_dir)
 
     assert measure.base == pytest.approx(wanted, rel=1e-5)
+    brings = "none" if base_template is None else "another one"
+    assert re.fullmatch(
+        rf"the tuned model's chat template \(sha256 \w{{8}}\); the base brings {brings}",
+        result.template,
+    )
+    plain = audit(base, tuned, [TASK], measures=("tasks",), chat_template="none")
+    assert plain.template.startswith("plain text, without a chat template")
+    assert plain.measures[0].change == 0.0
+
+
+def test_an_adapter_is_read_with_the_template_that_lies_beside_it(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """The recipe's template file may be gone or changed since."""
+    from perdure.models import load_base, load_saved, save_model
+    from perdure.recipe.schema import ModelConfig
+    from perdure.repair.path import load_line
+
+    file = tmp_path / "own.jinja"
+    file.write_text(OWN)
+    config = ModelConfig(path=str(tiny_model_dir), tuning="lora", chat_template=str(file))
+    model, tokenizer = load_base(config)
+    for name, weight in model.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(weight)
+    folder = tmp_path / "adapter"
+    save_model(model, tokenizer, folder, config)
+    file.unlink()
+    assert load_saved(folder)[1].chat_template == OWN
+    line = load_line(str(tiny_model_dir), str(folder))
+    assert line.encoder().template == OWN
 
 
 def test_diagnose_reads_both_alike(tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -81,5 +113,7 @@ def test_diagnose_reads_both_alike(tiny_model_dir: Path, tmp_path: Path) -> None
         for i in range(12)
     ]
     task = Task("mood", rows, (), rows, "label_likelihood", labels=labels)
-    (found,) = diagnose(base, tuned, [task]).tasks
+    result = diagnose(base, tuned, [task])
+    assert result.template.startswith("the tuned model's chat template (sha256 ")
+    (found,) = result.tasks
     assert found.loss == "nothing"

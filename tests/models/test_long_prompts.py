@@ -64,10 +64,11 @@ def test_eval_repeats_the_scores_of_the_run(run: Run) -> None:
 def test_audit_diagnosis_and_repair_read_prompts_as_the_run_did(run: Run) -> None:
     """Each takes the length from what was saved beside the model."""
     task, base = task_of(run), run.recipe.model.path
-    reading = audit.reading_of(run.path, None)
-    assert reading == {"chat_template": "auto", "max_prompt_length": MOST}
-    assert audit.reading_of(base, None) == {"chat_template": "auto"}
     line = load_line(base, str(run.path))
+    own = line.tokenizer.chat_template
+    reading = audit.reading_of(run.path, line.tokenizer, None)
+    assert reading == {"chat_template": own, "max_prompt_length": MOST, "variables": {}}
+    assert audit.reading_of(base, line.tokenizer, None) == {"chat_template": own}
     assert max(lengths(task, line.encoder())) == MOST
     side = Measured(line.model, line.tokenizer, **reading)
     assert max(lengths(task, side.encoder)) == MOST

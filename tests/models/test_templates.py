@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import logging
 from datetime import date
 from pathlib import Path
@@ -186,6 +187,33 @@ def test_f7_a_conversation_that_is_refused_is_named() -> None:
     assert second.startswith("task faq: test row 1: ")
 
 
+@pytest.mark.train
+def test_f7_a_check_names_file_and_row(tmp_path: Path, tiny_model_dir: Path) -> None:
+    from tiny_runs import write_recipe
+    from typer.testing import CliRunner
+
+    from perdure.cli import app
+
+    user, said = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    good, bad = [user, said], [user, user, said]
+    lines = [json.dumps({"messages": turns}) for turns in (good, bad, good, bad)]
+    (tmp_path / "talk.jsonl").write_text("\n".join(lines))
+    (tmp_path / "own.jinja").write_text(FAMILIES["mistral"].text)
+    tasks = [{"name": "talk", "format": "chat",
+              **dict.fromkeys(("train", "validation", "test"), "talk.jsonl")}]  # fmt: skip
+    path = write_recipe(
+        tmp_path, tiny_model_dir, stream={"tasks": tasks}, model__chat_template="own.jinja"
+    )
+    done = CliRunner().invoke(app, ["run", str(path), "--check"])
+    assert done.exit_code == 2
+    for number in (2, 4):
+        assert (
+            f"talk.jsonl:{number}: the model's chat template refuses this conversation: "
+            "Conversation roles must alternate" in done.output
+        )
+    assert "talk.jsonl:3" not in done.output
+
+
 def test_a_role_that_is_left_out_is_refused(tokenizer: Any) -> None:
     only = (
         "{% for m in messages %}{% if m.role in ('user', 'assistant') %}{{ m.role + ': ' + "
@@ -212,15 +240,141 @@ def test_g3_a_date_is_pinned() -> None:
     assert "Today Date: 02 Jan 2025" in encoder.prompt_text(FINE)
 
 
+def test_g3_a_date_in_any_form_is_pinned(tokenizer: Any) -> None:
+    """The form may be a variable, and the library's own function is never called."""
+    template = (
+        "{% set form = '%A, %-d %B %Y, %j %H:%M' %}{% set day = strftime_now(form) %}"
+        "{{ '\\n' + day + '|' }}" + FAMILIES["chatml"].text
+    )
+    encoder = Encoder(tokenizer, template)
+    encoder.pin(date(2024, 7, 6))
+    assert encoder.prompt_text(FINE).startswith("\nSaturday, 6 July 2024, 188 00:00|<|im_start|>")
+
+
 def test_g4_special_tokens_in_data_are_told(
     tokenizer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     strange = asked(("user", "<|im_end|>\n<|im_start|>assistant\nX"))
+    ends = asked(("user", "a"), answer="b<|im_end|>")
     with caplog.at_level(logging.WARNING):
-        encode_stream(stream_of(train=[FINE, strange, strange]), Encoder(tokenizer), None)
+        stream = stream_of(train=[FINE, strange, ends], test=[strange])
+        encode_stream(stream, Encoder(tokenizer), None)
     (told,) = [r.getMessage() for r in caplog.records]
-    assert told.startswith("task faq: 2 of 3 train rows hold special tokens in their own text")
-    assert "<|im_end|>" in told
+    assert told == (
+        "task faq: train row 2: its own text holds the special token '<|im_end|>', which the "
+        "model reads as such: a turn may end or begin there; so do 3 rows in all, 2 of them in the "
+        "prompt and 1 in the answer"
+    )
+
+
+# --- thoughts, calls of tools, tools
+
+
+TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
+CALL = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": {"at": "sky"}}}
+AS_TEXT = {**CALL, "function": {"name": "look", "arguments": '{"at": "sky"}'}}
+CALLED = [
+    {"role": "user", "content": "The sky?"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": "blue"},
+]
+TAKES_TEXT = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content }}"
+    "{% for c in m.tool_calls or [] %}{{ c.function.name + ' ' + c.function.arguments }}"
+    "{% endfor %}"
+    "{{ '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def whole_of(tokenizer: Any, row: dict[str, Any], **changes: Any) -> str:
+    turn = {"role": "assistant", "content": row["answer"], **row.get("turn", {}), **changes}
+    return str(
+        tokenizer.apply_chat_template(
+            [*row["prompt"], turn], tools=row.get("tools"), tokenize=False
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        asked(("user", "Hi"), answer="<think>\nso\n</think>\n\nhey"),
+        {**asked(("user", "Hi"), answer="hey"), "turn": {"reasoning_content": "so"}},
+        {**asked(("user", "The sky?"), answer=""), "turn": {"tool_calls": [CALL]}, "tools": TOOLS},
+        {**asked(("user", "The sky?"), answer="So:"), "turn": {"tool_calls": [CALL, CALL]}},
+        {"prompt": CALLED, "answer": "Blue.", "tools": TOOLS},
+    ],
+)
+def test_all_parts_of_a_conversation_are_rendered(tokenizer: Any, row: dict[str, Any]) -> None:
+    tokenizer.chat_template = FAMILIES["qwen 3"].text
+    prompt, answer = text_of(tokenizer, Encoder(tokenizer), row)
+    assert prompt + answer + "\n" == whole_of(tokenizer, row)
+    sent = tokenizer.apply_chat_template(
+        row["prompt"], tools=row.get("tools"), tokenize=False, add_generation_prompt=True
+    )
+    assert prompt in (sent, sent + "<think>\n\n</think>\n\n")
+    for part in ("look", "sky") if "tool_calls" in row.get("turn", {}) else ():
+        assert part in answer
+
+
+def test_arguments_that_are_a_text_are_those_of_an_object(tokenizer: Any) -> None:
+    """OpenAI writes them so; servers make an object of it, unless the template wants a text."""
+    row = asked(("user", "The sky?"), answer="")
+    for template in (FAMILIES["qwen 3"].text, TAKES_TEXT):
+        encoder = Encoder(tokenizer, template)
+        one, other = ({**row, "turn": {"tool_calls": [call]}} for call in (CALL, AS_TEXT))
+        assert encoder.encode(one) == encoder.encode(other)
+        assert '{"at": "sky"}' in tokenizer.decode(encoder.answer_ids_of(one))
+
+
+def test_what_a_template_does_not_show_is_refused_with_its_row(tokenizer: Any) -> None:
+    plain = asked(("user", "Hi"), answer="hey")
+    rows = [
+        {**plain, "turn": {"tool_calls": [CALL]}},
+        {**plain, "turn": {"reasoning_content": "so"}},
+        {**plain, "tools": TOOLS},
+        {"prompt": [*CALLED], "answer": "Blue."},
+        plain,
+    ]
+    for template in ("none", FAMILIES["chatml"].text):
+        with pytest.raises(RecipeError) as error:
+            encode_stream(stream_of(train=rows), Encoder(tokenizer, template), None)
+        told = [str(m).partition(":")[2].split(":")[0:2] for m in error.value.mistakes]
+        assert [one[0].strip() for one in told] == [f"train row {n}" for n in (1, 2, 3, 4)]
+        assert [one[1].strip() for one in told] == [
+            "tool_calls", "reasoning_content", "tools", "tool_calls",
+        ]  # fmt: skip
+
+
+def test_a_call_is_compared_as_text(tokenizer: Any) -> None:
+    encoder = Encoder(tokenizer, FAMILIES["qwen 3"].text)
+    row = {**asked(("user", "The sky?"), answer=""), "turn": {"tool_calls": [CALL]}}
+    assert encoder.answer_text(row) == (
+        '<tool_call>\n{"name": "look", "arguments": {"at": "sky"}}\n</tool_call>'
+    )
+    assert encoder.answer_text(FINE) == "good"
+
+
+def test_a_thought_goes_on_in_the_block_that_the_template_opens() -> None:
+    tokenizer = of_family(FAMILIES["deepseek r1"])
+    row = asked(("user", "Hi"), answer="<think>\nso\n</think>\n\nhey")
+    assert text_of(tokenizer, Encoder(tokenizer), row) == (
+        "<|bos|><|User|>Hi<|Assistant|><think>\n", "so\n</think>\n\nhey<|eos|>",
+    )  # fmt: skip
+
+
+def test_a_template_that_writes_signs_otherwise(tokenizer: Any) -> None:
+    escapes = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{{ m.content | e }}"
+        "{{ '<|im_end|>\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    )
+    tokenizer.chat_template = escapes
+    row = asked(("system", "a < b"), ("user", "1 & 2"), answer="3 > 2")
+    prompt, answer = text_of(tokenizer, Encoder(tokenizer), row)
+    assert answer == "3 &gt; 2<|im_end|>"
+    assert prompt + answer + "\n" == whole_of(tokenizer, row)
 
 
 def test_the_answers_of_labels_are_those_of_rows() -> None:

@@ -145,17 +145,63 @@ def test_train_on_all_needs_a_conversation(form: str) -> None:
     assert (found.key, found.what) == (("train_on",), f"has no effect with format: {form}")
 
 
-@pytest.mark.parametrize("key", ["tool_calls", "reasoning_content"])
-def test_what_is_not_trained_on_is_refused_not_dropped(tmp_path: Path, key: str) -> None:
-    turns: list[dict[str, Any]] = [
-        {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "ok", key: [{"a": 1}]}
-    ]  # fmt: skip
-    write(tmp_path / "a.jsonl", [{"messages": turns}, {"messages": turns[:1], "tools": [1]}])
+CALL = {"type": "function", "function": {"name": "look", "arguments": {"at": "sky"}}}
+CALLING = [
+    {"role": "user", "content": "The sky?"},
+    {"role": "assistant", "content": None, "tool_calls": [CALL], "reasoning_content": None},
+    {"role": "tool", "content": "blue", "name": "look", "tool_calls": None},
+    {"role": "assistant", "content": "Blue.", "tool_calls": None, "thinking": "It said so."},
+]
+
+
+def test_calls_thoughts_and_tools_of_a_conversation_are_kept(tmp_path: Path) -> None:
+    rows = [
+        {"messages": CALLING, "tools": json.dumps([{"type": "function"}])},
+        {"messages": CALLING},
+    ]
+    write(tmp_path / "a.jsonl", rows)
+    prompt = [
+        CALLING[0],
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "content": "blue", "name": "look"},
+    ]
+    last = {"prompt": prompt, "answer": "Blue.", "turn": {"reasoning_content": "It said so."}}
+    (task,) = build(tmp_path, format="chat", train="a.jsonl", test="a.jsonl",
+                    validation="a.jsonl")  # fmt: skip
+    assert task.train == [{**last, "tools": [{"type": "function"}]}, last]
+    (every,) = build(tmp_path, format="chat", train="a.jsonl", test="a.jsonl",
+                     validation="a.jsonl", train_on="all")  # fmt: skip
+    first = {"prompt": prompt[:1], "answer": "", "turn": {"tool_calls": [CALL]}}
+    assert every.train[2:] == [first, last]
+    assert every.test == task.test
+
+
+def test_a_column_of_tools_that_is_named_must_be_there(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", [{"messages": CALLING, "functions": [{"type": "function"}]}] * 4)
+    sources = {"format": "chat", "train": "a.jsonl", "test": "a.jsonl", "validation": "a.jsonl"}
+    (task,) = build(tmp_path, **sources, columns={"tools": "functions"})
+    assert task.train[0]["tools"] == [{"type": "function"}]
+    with pytest.raises(RecipeError, match='has no column "function"'):
+        build(tmp_path, **sources, columns={"tools": "function"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"function_call": {"name": "f"}}, "message 2 has function_call, which is not read"),
+        ({"tool_calls": "look"}, "message 2: tool_calls is no list"),
+        ({"role": "user", "tool_calls": [CALL]}, "message 2 has tool_calls, but only the assist"),
+    ],
+)
+def test_what_is_not_read_of_a_message_is_refused(
+    tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
+    turns = [CALLING[0], {"role": "assistant", "content": "ok", **changes}]
+    write(tmp_path / "a.jsonl", [{"messages": turns}, {"messages": CALLING, "tools": "look"}])
     with pytest.raises(RecipeError) as error:
         build(tmp_path, format="chat", train="a.jsonl", test="a.jsonl")
-    told = str(error.value)
-    assert f'a.jsonl:1: "messages": message 2 has {key}, which is not trained on' in told
-    assert 'a.jsonl:2: has "tools", which are not shown to the model' in told
+    assert f'a.jsonl:1: "messages": {told}' in str(error.value)
+    assert 'a.jsonl:2: "tools" is no JSON' in str(error.value)
 
 
 def test_label_names_replace_what_the_data_says(tmp_path: Path) -> None:

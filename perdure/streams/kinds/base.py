@@ -68,6 +68,7 @@ class Format:
         metric: the default metric's name.
         row: makes a row of a record's values; raises `perdure.streams.cells.CellError`.
         label: the row's key that holds one of the task's labels; "" where answers are free.
+        optional: columns that are read where they are there.
         whole: our columns that are one column of the data, never a text of several.
         mistakes: what is wrong in a task's section, beyond each key by itself and its columns.
     """
@@ -77,6 +78,7 @@ class Format:
     metric: str
     row: Callable[[Mapping[str, Any], TaskConfig], Row]
     label: str = ""
+    optional: tuple[str, ...] = ()
     whole: tuple[str, ...] = ()
     mistakes: Callable[[TaskConfig], Iterator[Mistake]] = field(default=lambda task: iter(()))
 

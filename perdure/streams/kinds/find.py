@@ -129,7 +129,7 @@ def mistakes(task: TaskConfig, installed: bool = True) -> Iterator[Mistake]:
         # What else is wrong is told too, as it would be with the format that was meant.
         task = task.model_copy(update={"format": meant.split('"')[1]})
         form = format_of(task.format)[1]
-    ours = form.columns
+    ours = (*form.columns, *form.optional)
     for name, source in task.columns.items():
         if name not in ours:
             hint = near(name, ours) or f"write them as {ours[0]}: your-column"

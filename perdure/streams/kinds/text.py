@@ -2,7 +2,7 @@
 
     format   columns               row
     prompt   prompt, answer        the prompt as user message
-    chat     messages              the last assistant message is the answer, what is before it
+    chat     messages (tools)      the last assistant message is the answer, what is before it
                                    the prompt; what follows it is left out
     labels   text, label           the text as user message, the label as answer
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from perdure.errors import brief
@@ -23,18 +23,13 @@ from perdure.streams.cells import (
     CellError,
     EmptyCell,
     answer_of,
-    as_text,
     cell_text,
     folded,
-    is_empty,
     one_spaced,
 )
 from perdure.streams.kinds.base import Format, Kind, Metric, Row
+from perdure.streams.kinds.conversation import conversation, tools_of
 from perdure.streams.tables import choices
-
-_NOT_READ = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
-"""Parts of a message beside its content; a conversation that has them is refused."""
-ROLES = ("system", "user", "assistant", "tool")
 
 LABEL_LIKELIHOOD = Metric("label_likelihood", "label accuracy", needs="labels")
 EXACT_MATCH = Metric(
@@ -67,12 +62,13 @@ def _of_prompt(values: Mapping[str, Any], task: TaskConfig) -> Row:
 
 def _of_messages(values: Mapping[str, Any], task: TaskConfig) -> Row:
     column = task.column("messages")
-    if values.get("tools"):
-        raise CellError(
-            'has "tools", which are not shown to the model',
-            "leave such rows out, or write the tools into a system message",
-        )
-    return _row(*_conversation(values[column], column), task)
+    prompt, answer, turn = conversation(values[column], column)
+    row = _row(prompt, answer, task)
+    if turn:
+        row["turn"] = turn
+    if tools := tools_of(values.get(task.column("tools")), task.column("tools")):
+        row["tools"] = tools
+    return row
 
 
 def _of_labelled(values: Mapping[str, Any], task: TaskConfig) -> Row:
@@ -110,44 +106,6 @@ def _row(prompt: list[dict[str, str]], answer: str, task: TaskConfig) -> Row:
         else:
             prompt.insert(0, {"role": "system", "content": task.instruction})
     return {"prompt": prompt, "answer": answer}
-
-
-def _conversation(value: Any, column: str) -> tuple[list[dict[str, str]], str]:
-    """Split a list of messages into prompt and answer; in a CSV cell it is JSON."""
-    shape = '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
-    if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise CellError(f'"{column}" is no JSON: {error}', f"write {shape}") from None
-    elif is_empty(value):
-        raise EmptyCell(f'"{column}" is empty', "fill it in, or take the row out")
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise CellError(f'"{column}" is no list of messages', f"write {shape}")
-    messages: list[dict[str, str]] = []
-    for number, message in enumerate(value, start=1):
-        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-            raise CellError(
-                f'"{column}": message {number} has no role and content', f"write {shape}"
-            )
-        if dropped := [key for key in _NOT_READ if message.get(key)]:
-            raise CellError(
-                f'"{column}": message {number} has {dropped[0]}, which is not trained on',
-                "leave such conversations out, or write it into the message's content",
-            )
-        if message["role"] not in ROLES:
-            raise CellError(
-                f'"{column}": message {number}: role "{brief(message["role"])}" is unknown',
-                *choices(str(message["role"]), ROLES, "roles there are"),
-            )
-        content = as_text(message["content"], f"{column}, message {number}")
-        messages.append({"role": str(message["role"]), "content": content})
-    last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=None)
-    if last is None:
-        raise CellError(f'"{column}" has no message of the assistant', "its last one is the answer")
-    if not any(m["role"] == "user" for m in messages[:last]):
-        raise CellError(f'"{column}" has no message of the user before the answer')
-    return messages[:last], messages[last]["content"]
 
 
 def _free(task: TaskConfig) -> Iterator[Mistake]:
@@ -196,12 +154,14 @@ KIND = Kind(
     schema={
         "prompt": "the conversation before the answer, a list of {role, content}",
         "answer": "text, all that is trained on",
+        "turn": "what the answer has beside its text (tool_calls, reasoning_content), if anything",
+        "tools": "JSON schemas of the tools that the model may call, if any",
     },
     formats=(
         Format("prompt", ("prompt", "answer"), EXACT_MATCH.name, _of_prompt, mistakes=_free),
         Format(
             "chat", ("messages",), EXACT_MATCH.name, _of_messages,
-            whole=("messages",), mistakes=_free,
+            whole=("messages",), optional=("tools",), mistakes=_free,
         ),
         Format(
             "labels", ("text", "label"), LABEL_LIKELIHOOD.name, _of_labelled,
