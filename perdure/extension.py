@@ -18,15 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from perdure.errors import RecipeError, RunError, UsageError
+from perdure.files import now as now_is
 from perdure.files import write_atomic
 from perdure.models.pin import files_of
 from perdure.prepare import recipe_judge
 from perdure.recipe import load
 from perdure.recipe.load import recipe_data
 from perdure.recipe.schema import Recipe
+from perdure.run.damage import verify
 from perdure.run.directory import Run
+from perdure.run.kept import kept_general, kept_tasks
 from perdure.run.old_recipes import renew
-from perdure.run.pins import pinned
+from perdure.run.pins import pinned, recipe_changes, values_of
 
 SAME = ("model", "method", "general", "seed", "order_matters")
 """Keys that an extension takes from its run; the rest of a recipe may be new."""
@@ -81,6 +84,13 @@ def _same_in(recipe: Recipe, run: Run, path: str | Path) -> Recipe:
         for key in SAME
         if getattr(recipe, key) != getattr(run.recipe, key)
     ]
+    if recipe.scoring.max_test_rows != run.recipe.scoring.max_test_rows:
+        wrong.append(
+            UsageError(
+                f"{recipe.place('scoring.max_test_rows')}: an extension scores the run's own rows",
+                "leave it out: scores over other rows could not be compared",
+            )
+        )
     if wrong:
         raise RecipeError(wrong)
     return recipe
@@ -120,7 +130,9 @@ def extend(run: Run, recipe: Recipe, out: str | Path, *, accept_changes: bool = 
             f"{run.path}: is {run.state}, and only a finished run can be extended",
             f"perdure resume {run.path}",
         )
-    run.verify()
+    verify(run)
+    kept_tasks(run, len(run.stream_facts()))  # damage is told before anything is made
+    kept_general(run)
     old = [task["name"] for task in run.stream_facts()]
     for task in recipe.stream.tasks:
         if task.name in old:
@@ -128,17 +140,28 @@ def extend(run: Run, recipe: Recipe, out: str | Path, *, accept_changes: bool = 
                 f"{task.place('name')}: the run has learned a task {task.name} already",
                 "give the new task another name",
             )
-    before = pinned(run).get("files", {})
+    noted = pinned(run)
+    before = noted.get("files", {})
     before = {name: said for name, said in before.items() if not name.startswith("own code")}
     now = files_of(recipe.model) if before else {}
     names = sorted(before.keys() | now.keys())
-    changed = [name for name in names if before.get(name) != now.get(name)]
+    changed = [
+        f"{name}: has other bytes since it began"
+        for name in names
+        if before.get(name) != now.get(name)
+    ]
+    changed += recipe_changes(noted, values_of(run.recipe))
     if changed and not accept_changes:
         raise RunError(
-            "\n".join(f"{run.path}: {name}: has other bytes since it began" for name in changed),
+            "\n".join(f"{run.path}: {change}" for change in changed),
             "put the old file back, or go on all the same: --accept-changes",
         )
-    facts = {"extends": {"run": str(run.path.resolve()), "tasks": len(old), "names": old}}
+    accepted = run.environment().get("accepted_changes", [])
+    accepted += [{"time": now_is(), "changes": changed}] if changed else []
+    facts: dict[str, Any] = {
+        "extends": {"run": str(run.path.resolve()), "tasks": len(old), "names": old}
+    }
+    facts |= {"accepted_changes": accepted} if accepted else {}
     return Run.create(out, recipe, lambda draft: _fill(run, draft, len(old), facts))
 
 

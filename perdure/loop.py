@@ -18,6 +18,7 @@ from perdure.reports.output import first_process
 from perdure.reports.silence import silent
 from perdure.reports.terminal import Display, NullDisplay
 from perdure.run import Run
+from perdure.run.damage import verify
 from perdure.run.kept import keep
 from perdure.run.pins import pin
 from perdure.run.recorder import Recorder
@@ -68,7 +69,7 @@ def _learn(
 
     record = Recorder(run, display)
     with trusting(recipe.trust_remote_code), run.lock(), record:
-        run.verify()
+        verify(run)
         pin(run, recipe, ready.stream, accept_changes)
         keep(run, ready.stream)
         # Measured once: a resumed run must compute as it began.

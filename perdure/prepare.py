@@ -114,7 +114,7 @@ def run_stream(run: Run) -> TaskStream:
     new = stream_of(recipe)
     with trusting(recipe.trust_remote_code):
         old = any(registry.kind_of(spec).needs_old_rows for spec in recipe.methods)
-    return whole_stream(run, new, _recorded_stream if old else None)
+        return whole_stream(run, new, _recorded_stream if old else None)
 
 
 def _recorded_stream(path: Path) -> TaskStream:

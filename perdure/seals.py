@@ -57,7 +57,7 @@ def is_sealed(folder: Path) -> bool:
         return False
     try:
         return all((folder / n).stat().st_size == _size(said) for n, said in files.items())
-    except OSError:
+    except (OSError, TypeError, KeyError, ValueError):
         return False
 
 
@@ -68,7 +68,10 @@ def damaged(folder: Path, skip: tuple[str, ...] = ()) -> str:
 
     Args: skip: endings of files of which the sizes alone are compared.
     """
-    for name, said in facts_of(folder).get("files", {}).items():
+    facts = facts_of(folder)
+    if not facts and (folder / MANIFEST).exists():
+        return str(folder / MANIFEST)
+    for name, said in facts.get("files", {}).items():
         file = folder / name
         try:
             if file.stat().st_size != _size(said):
@@ -76,7 +79,7 @@ def damaged(folder: Path, skip: tuple[str, ...] = ()) -> str:
             known = said.get("sha256") if isinstance(said, dict) else None
             if known and not name.endswith(skip) and sha256(file) != known:
                 return str(file)
-        except OSError:
+        except (OSError, TypeError, KeyError, ValueError):
             return str(file)
     return ""
 

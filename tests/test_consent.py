@@ -317,6 +317,20 @@ def test_an_adapter_cannot_name_a_module_to_import(strange: Strange) -> None:
     assert not strange.mark.exists()
 
 
+def test_a_config_cannot_name_an_attention_kernel_of_the_hub(strange: Strange) -> None:
+    from perdure.models import inspect_base
+    from perdure.recipe.schema import ModelConfig
+
+    folder = strange.folder / "kernel"
+    shutil.copytree(strange.tiny, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps(config | {"attn_implementation": "somebody/kernel"})
+    )
+    with pytest.raises(ConsentError, match="names a hub repository's attention kernel"):
+        inspect_base(ModelConfig(path=str(folder)))
+
+
 # --- pickles
 
 

@@ -249,3 +249,64 @@ def test_rows_that_are_gone_are_never_taken_for_none() -> None:
     for look in (len, list, lambda found: found[0], lambda found: found[:2]):
         with pytest.raises(PerdureError, match="the training rows of task colour are not kept"):
             look(rows)
+
+
+def test_a_run_whose_last_model_is_torn_is_refused(home: Path, tmp_path: Path) -> None:
+    for damage in ("cut", "manifest", "gone"):
+        run = tmp_path / damage
+        shutil.copytree(home / "old", run)
+        folder = run / "checkpoints" / "task-2"
+        if damage == "cut":
+            file = folder / "model" / "model.safetensors"
+            file.write_bytes(file.read_bytes()[:-10])
+        elif damage == "manifest":
+            (folder / "manifest.json").write_text("{")
+        else:
+            shutil.rmtree(folder)
+        out = tmp_path / f"new-{damage}"
+        for words in (["extend", str(run), str(home / "data" / "last.yaml"), "--out", str(out)],
+                      ["eval", str(run)]):  # fmt: skip
+            told = CliRunner().invoke(app, words)
+            assert told.exit_code == 4, (damage, words, told.output)
+            assert not out.exists()
+        if damage != "gone":
+            told = CliRunner().invoke(app, ["export", str(run), "--out", str(out)])
+            assert told.exit_code == 4, (damage, told.output)
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_kept_rows_that_are_damaged_are_told_before_anything_is_made(
+    home: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(home / "old", run)
+    kept = run / "data" / "task-1.json"
+    kept.write_text(kept.read_text()[:-5])
+    told = typed(run, home / "data" / "last.yaml", "--out", tmp_path / "new")
+    assert told.exit_code == 4
+    assert f"error: {kept}: damaged" in told.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_edited_recipe_is_refused_or_noted(home: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(home / "old", run)
+    recipe = run / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("learning_rate: 0.005", "learning_rate: 0.5"))
+    words = (run, home / "data" / "last.yaml", "--out", tmp_path / "new")
+    told = typed(*words)
+    assert told.exit_code == 4
+    assert "recipe: train.learning_rate was 0.005 when this run began, now 0.5" in told.stderr
+    assert typed(*words, "--accept-changes").exit_code == 0
+    noted = Run.open(tmp_path / "new").environment()["accepted_changes"]
+    assert noted[0]["changes"] == [
+        "recipe: train.learning_rate was 0.005 when this run began, now 0.5"
+    ]
+
+
+def test_the_rows_that_are_scored_stay(home: Path, tmp_path: Path) -> None:
+    path = home / "data" / "fewer.yaml"
+    path.write_text(yaml.safe_dump({"stream": {"tasks": [SHAPE]}, "scoring": {"max_test_rows": 2}}))
+    told = typed(home / "old", path, "--out", tmp_path / "new")
+    assert told.exit_code == 2
+    assert "scoring.max_test_rows: an extension scores the run's own rows" in told.stderr

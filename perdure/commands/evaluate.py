@@ -13,6 +13,7 @@ from perdure.prepare import Prepared, load_recipe, prepare, run_stream, stream_o
 from perdure.recipe.schema import Recipe
 from perdure.reports.output import emit, first_process, working
 from perdure.run import Run
+from perdure.run.damage import verify, verify_scores
 
 if TYPE_CHECKING:
     from perdure.streams import TaskStream
@@ -28,7 +29,8 @@ def evaluate(path: Path, tasks: Path | None, after: int | None, as_json: bool) -
     from perdure.reports import make_display
 
     run = Run.open(path)
-    run.verify_scores()
+    # Without a number it is the last model that is meant: it must be there, and whole.
+    verify(run) if after is None else verify_scores(run)
     recipe = run.recipe if tasks is None else load_recipe(tasks, tasks_only=True)
     stream = run_stream(run) if tasks is None else stream_of(recipe)
     if tasks is not None:

@@ -40,6 +40,9 @@ def read_config(model: ModelConfig) -> Any:
             trust_remote_code=given(),
             **source.arguments,
         )
+    kernel = str(getattr(config, "_attn_implementation", "") or "")
+    if "/" in kernel:
+        demand(f"model.path: {place.shown}: names a hub repository's attention kernel, {kernel}")
     if why := why_not_causal(config):
         raise ModelError(
             f"model.path: {place.shown}: is not a causal language model: {why}",

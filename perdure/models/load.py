@@ -21,7 +21,7 @@ from perdure.models.configuration import attention_of, read_config
 from perdure.models.gguf import converted, plain
 from perdure.models.locate import Place, loading, locate
 from perdure.models.locate import resolve_saved as resolve_saved
-from perdure.seals import is_sealed, verify
+from perdure.seals import MANIFEST, verify
 
 if TYPE_CHECKING:
     from perdure.recipe.schema import ModelConfig
@@ -203,7 +203,7 @@ def load_saved(
     folder = resolve_saved(Path(path).expanduser())
     if folder is None:
         return load_base(_plain(str(path)), precision=precision)
-    if is_sealed(folder.parent):  # a run's checkpoint
+    if (folder.parent / MANIFEST).exists():  # a run's checkpoint
         verify(folder.parent, "put it back from a copy, or take another checkpoint")
     base = saved_base(folder)
     if not (folder / "adapter_config.json").is_file():

@@ -31,6 +31,14 @@ Schedule = Literal[
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "comet_ml", "clearml", "swanlab"]
 
 
+_NOT_VARIABLES = {
+    "add_generation_prompt", "chat_template", "continue_final_message", "conversation",
+    "documents", "max_length", "messages", "padding", "return_assistant_tokens_mask",
+    "return_dict", "return_tensors", "tokenize", "tokenizer_kwargs", "tools", "truncation",
+}  # fmt: skip
+"""Arguments of `apply_chat_template` that no recipe may give."""
+
+
 class LoraConfig(Section):
     r: int = Field(8, gt=0, description="rank of the adapters")
     alpha: int = Field(16, gt=0, description="scale; the update is multiplied by alpha / r")
@@ -62,6 +70,9 @@ class ModelConfig(Section):
     def mistakes(self) -> Iterator[Mistake]:
         if self.tuning == "full" and self.lora != LoraConfig():
             yield Mistake(("lora",), "has no effect with tuning: full", "write tuning: lora")
+        for name in sorted(_NOT_VARIABLES & self.chat_template_kwargs.keys()):
+            what = "is no variable of the template: Perdure sets it itself"
+            yield Mistake(("chat_template_kwargs", name), what, "leave it out")
         if self.chat_template_kwargs and self.chat_template == "none":
             what = "has no effect with chat_template: none"
             yield Mistake(("chat_template_kwargs",), what, "leave it out")

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -38,7 +39,7 @@ from perdure.files import (
 from perdure.processes import barrier, broadcast, rank
 from perdure.run import item_files
 from perdure.run.environment import environment
-from perdure.seals import facts_of, is_sealed, seal, verify
+from perdure.seals import is_sealed, seal
 
 if TYPE_CHECKING:
     from perdure.recipe.schema import Recipe
@@ -81,9 +82,12 @@ class Run:
                 raise OSError(error.errno, error.strerror, str(path)) from None
             write_atomic(draft / "environment.json", json.dumps(environment(), indent=2))
             write_atomic(draft / "recipe.yaml", dump_recipe(recipe))
-            if fill is not None:
-                fill(draft)
-            os.rename(draft, path)
+            try:
+                if fill is not None:
+                    fill(draft)
+                os.rename(draft, path)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
         barrier()
         return cls(path, recipe)
 
@@ -193,9 +197,11 @@ class Run:
 
         One of more tasks than the run has was not left by it.
         """
-        tasks = len(self.stream_facts())
         found = numbered(self.path / "checkpoints", "task-")
-        return [n for n, _ in found if self.checkpoint(n) and (n <= tasks or not tasks)]
+        return [n for n, _ in found if self.checkpoint(n) and n <= self.most_tasks()]
+
+    def most_tasks(self) -> float:
+        return len(self.stream_facts()) or math.inf
 
     @property
     def state(self) -> Literal["running", "finished", "interrupted"]:
@@ -212,7 +218,7 @@ class Run:
             task = line.get("task")
             general = self._general_items(line["after"])
             write_atomic(item_files.path(self.path, line["after"], task) if task else general, text)
-        append_line(self.path / "scores.jsonl", {**line, "check": _check(line)})
+        append_line(self.path / "scores.jsonl", {**line, "check": check_of(line)})
 
     def log(self, line: Mapping[str, Any]) -> None:
         append_line(self.path / "log.jsonl", {"time": now(), **line}, sync=False)
@@ -261,42 +267,6 @@ class Run:
         file = self.path / "scores.jsonl"
         text = file.read_bytes() if file.exists() else b""
         return {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
-
-    def verify(self) -> None:
-        """Read again what this run goes on from: its newest checkpoint and the scores before it.
-
-        Raises:
-            RunError: a file is not as it was written, or scores are gone.
-        """
-        learned, folder = self.last_checkpoint()
-        if folder is not None:
-            older = f"the run then goes on after {learned - 1} tasks"
-            verify(folder, f"put it back from a copy, or delete the folder {folder}: {older}")
-        self.verify_scores()
-
-    def verify_scores(self) -> None:
-        """Check each line of scores.jsonl, and that none is gone that a checkpoint came after.
-
-        Raises:
-            RunError: a line is gone or not as it was written.
-        """
-        _, folder = self.last_checkpoint()
-        marks = [facts_of(folder).get("scores")] if folder is not None else []
-        with suppress(OSError, ValueError):  # of older runs it holds the time alone
-            marks.append(json.loads((self.path / "finished").read_text("utf-8"))["scores"])
-        file = self.path / "scores.jsonl"
-        text = file.read_bytes() if file.exists() else b""
-        lines = read_lines(file)
-        old = next((i for i, line in enumerate(lines) if "check" in line), len(lines))
-        # Lines of an older Perdure, which come first, bear no check.
-        changed = any(line.get("check") != _check(line) for line in lines[old:])
-        for mark in filter(None, marks):
-            changed |= hashlib.sha256(text[: mark["bytes"]]).hexdigest() != mark["sha256"]
-        if changed:
-            raise RunError(
-                f"{file}: damaged: lines that were written are gone or changed",
-                "put it back from a copy; what is missing in it cannot be measured again",
-            )
 
     def draft(self, after: int) -> Path:
         """An empty folder to write the checkpoint of `after` tasks to, for `seal`."""
@@ -380,7 +350,7 @@ class Run:
         return (line["task"] for line in self.scores() if "task" in line)
 
 
-def _check(line: Mapping[str, Any]) -> str:
+def check_of(line: Mapping[str, Any]) -> str:
     """What a line of scores.jsonl bears, so that a changed one is noticed."""
     text = json.dumps({k: v for k, v in line.items() if k != "check"}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

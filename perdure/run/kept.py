@@ -8,11 +8,12 @@ data/recipe-2.yaml   the recipe by which the first two tasks were learned; of ex
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from perdure.consent import ConsentError
 from perdure.errors import RunError
 from perdure.processes import barrier, rank
 from perdure.seals import is_whole, write_sealed
@@ -29,12 +30,18 @@ def keep(run: Run, stream: TaskStream) -> None:
     folder = run.path / "data"
     if rank() == 0:
         texts = stream.general
-        _write(folder / "general.json", {"replay": [*texts.replay], "held_out": [*texts.held_out],
-                                         "source": texts.source})  # fmt: skip
+        said: dict[str, Any] = {
+            "replay": [*texts.replay],
+            "held_out": [*texts.held_out],
+            "source": texts.source,
+        }
+        _write(folder / "general.json", said, ("replay", "held_out"))
         for number, task in enumerate(stream, 1):
             facts = {name: getattr(task, name) for name in _FACTS}
             rows = {"validation": [*task.validation], "test": [*task.test]}
-            _write(folder / f"task-{number}.json", {**facts, "labels": [*task.labels], **rows})
+            said = {**facts, "labels": [*task.labels], **rows}
+            if task.train_kept:  # else it is what was kept
+                _write(folder / f"task-{number}.json", said, ("version",))
     barrier()
 
 
@@ -90,6 +97,8 @@ def whole_stream(
 def _told(run: Run, file: Path, old: Callable[[Path], TaskStream]) -> TaskStream:
     try:
         return old(file)
+    except ConsentError:
+        raise
     except Exception as error:
         raise RunError(
             f"{run.path}: the old tasks' files cannot be read any more: "
@@ -98,10 +107,14 @@ def _told(run: Run, file: Path, old: Callable[[Path], TaskStream]) -> TaskStream
         ) from error
 
 
-def _write(path: Path, data: dict[str, Any]) -> None:
-    if not path.exists():
-        path.parent.mkdir(exist_ok=True)
-        write_sealed(path, json.dumps(data, ensure_ascii=False))
+def _write(path: Path, data: dict[str, Any], decide: Sequence[str]) -> None:
+    """Write what is not there, or is of rows that were changed and accepted since."""
+    if path.exists():
+        there = _read(path)
+        if all(there[key] == data[key] for key in decide):
+            return
+    path.parent.mkdir(exist_ok=True)
+    write_sealed(path, json.dumps(data, ensure_ascii=False))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -62,9 +62,8 @@ def pin(run: Run, recipe: Recipe, stream: TaskStream, accept_changes: bool = Fal
 
 
 def _facts(run: Run, recipe: Recipe, stream: TaskStream) -> dict[str, Any]:
-    said = recipe.model_dump(mode="json", exclude={"trust_remote_code"})
     return {
-        "recipe": _flat(said),
+        "recipe": values_of(recipe),
         "files": files_of(recipe.model) | _own_code(recipe),
         "stream": [{"name": task.name, "version": task.version} for task in stream],
         "general_text": stream.general.version,
@@ -98,11 +97,7 @@ def _changes(run: Run, wanted: Mapping[str, Any]) -> Iterator[str]:
             f"the general text has changed {since} (version {text}, now {wanted['general_text']})"
         )
     noted = pinned(run)
-    # A key that a later Perdure has and the pinned recipe has not is no change of the user's.
-    for key, old in noted.get("recipe", {}).items():
-        new = wanted["recipe"].get(key)
-        if new != old:
-            yield f"recipe: {key} was {json.dumps(old)} when this run began, now {json.dumps(new)}"
+    yield from recipe_changes(noted, wanted["recipe"])
     files = noted.get("files", {})
     for name in sorted(files.keys() | wanted["files"].keys()) if files else ():
         if name not in wanted["files"]:
@@ -111,6 +106,15 @@ def _changes(run: Run, wanted: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name}: is new {since}"
         elif files[name] != wanted["files"][name]:
             yield f"{name}: has other bytes {since}"
+
+
+def recipe_changes(noted: Mapping[str, Any], recipe: Mapping[str, Any]) -> Iterator[str]:
+    """What differs between the recipe that was noted and `flat` values of one."""
+    # A key that a later Perdure has and the pinned recipe has not is no change of the user's.
+    for key, old in noted.get("recipe", {}).items():
+        new = recipe.get(key)
+        if new != old:
+            yield f"recipe: {key} was {json.dumps(old)} when this run began, now {json.dumps(new)}"
 
 
 def pinned(run: Run) -> dict[str, Any]:
@@ -127,6 +131,11 @@ def pinned(run: Run) -> dict[str, Any]:
     except ValueError as error:
         raise RunError(f"{path}: damaged: {error}", "put it back from a copy") from error
     return found if isinstance(found, dict) else {}
+
+
+def values_of(recipe: Recipe) -> dict[str, Any]:
+    """A recipe's values by their keys; whose code may run is no part of the result."""
+    return _flat(recipe.model_dump(mode="json", exclude={"trust_remote_code"}))
 
 
 def _flat(data: Any, key: str = "") -> dict[str, Any]:
