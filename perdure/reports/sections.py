@@ -10,6 +10,7 @@ from perdure.reports import charts, format, glossary, ranking, words
 from perdure.reports.colours import STEPS
 from perdure.reports.data import SUMMARY, RunView, TaskFacts, left_out_of_means, task_order
 from perdure.reports.format import number, percent, signed, significant
+from perdure.streams.kinds import is_perdures
 
 MANY = 8
 """Tasks from which on a matrix is drawn small, its columns' names upright."""
@@ -166,11 +167,9 @@ def metric_words(task: TaskFacts) -> str:
     names = {"acc": "accuracy", "acc_norm": "normalized accuracy"}  # lm-eval's
     plain = task.metric.rpartition(":")[2].replace("_", " ")
     name = task.label or names.get(task.metric, plain)
-    if task.label and task.label.casefold().replace("-", " ").replace(" ", "_") not in (
-        plain.casefold().replace(" ", "_"),
-        task.metric,
-    ):
-        name = f"{task.label} ({task.metric.rpartition(':')[2]})"  # as a recipe has it
+    said = name.casefold().replace("-", "_").replace(" ", "_")
+    if task.label and is_perdures(task.metric) and said != task.metric:
+        name = f"{name} ({task.metric})"  # as a recipe has it
     return name if task.higher_is_better else f"{name}, lower is better"
 
 
