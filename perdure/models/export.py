@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from perdure.errors import ModelError, RunError, UsageError
 from perdure.models.adapters import BASE_FILE, save_plain, saved_base
+from perdure.models.configuration import read_config
 from perdure.models.load import load_saved, resolve_saved
 
 Target = Literal["merged", "peft"]
@@ -72,12 +72,11 @@ def _merged(source: str | Path, draft: Path, dtype: str) -> None:
 
 
 def _stored(source: str | Path) -> str:
-    """The type in which a base model's weights are stored, by its config.json; else float32."""
+    """The type in which a base model's weights are stored, by its configuration; else float32."""
+    from perdure.recipe.schema import ModelConfig
+
     folder = resolve_saved(Path(source).expanduser())
     base = saved_base(folder) if folder is not None else None
-    path = Path(base.path) if base is not None else folder
-    said: dict[str, Any] = {}
-    if path is not None and (path / "config.json").is_file():
-        said = json.loads((path / "config.json").read_text("utf-8"))
-    found = str(said.get("dtype") or said.get("torch_dtype") or "float32")
+    config = read_config(base or ModelConfig(path=str(folder or source)))
+    found = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     return found if found in DTYPES[1:] else "float32"

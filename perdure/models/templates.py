@@ -244,8 +244,11 @@ class ChatTemplate(Renderer):
         if turns[-1].get("reasoning_content") and not self._shows_thoughts:
             raise _left_out("reasoning_content")
         if turns[0]["role"] == "system" and self.known.folds and len(turns) > 1:
-            text = f"{turns[0]['content'].strip()}\n{turns[1]['content']}"
-            turns = [{**turns[1], "content": text}, *turns[2:]]
+            at = next((i for i, turn in enumerate(turns) if turn["role"] == "user"), None)
+            if at is None:
+                raise DataError("a system turn has no user's turn to stand in front of", _REMEDY)
+            text = f"{turns[0]['content'].strip()}\n{turns[at]['content']}"
+            turns = [*turns[1:at], {**turns[at], "content": text}, *turns[at + 1 :]]
         return turns
 
     def _call(self, call: Any) -> Any:

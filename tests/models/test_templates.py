@@ -130,6 +130,13 @@ def test_f2_a_dropped_system_turn_is_kept_though_the_user_says_its_words(tokeniz
     )
 
 
+def test_a_folded_system_turn_goes_to_the_user(tokenizer: Any) -> None:
+    drops = FAMILIES["a template that drops the system turn"].text
+    row = asked(("system", "Judge."), ("assistant", "Hello."), ("user", "Now."))
+    prompt, _ = text_of(tokenizer, Encoder(tokenizer, drops), row)
+    assert "<|im_start|>assistant\nHello.<|im_end|>\n<|im_start|>user\nJudge.\nNow." in prompt
+
+
 def test_f3_a_template_without_a_generation_prompt(tokenizer: Any) -> None:
     bare = FAMILIES["chatml without a generation prompt"].text
     assert text_of(tokenizer, Encoder(tokenizer, bare), FINE) == (
