@@ -18,7 +18,7 @@ from perdure.commands.begin import say_what
 from perdure.commands.errors import handle_errors
 from perdure.commands.export import export
 from perdure.commands.extend import extend
-from perdure.commands.options import Json, Trust
+from perdure.commands.options import Json, NewRun, RunPath, Trust
 
 app = typer.Typer(
     name="perdure",
@@ -32,7 +32,6 @@ app = typer.Typer(
 recipes_app = typer.Typer(rich_markup_mode=None)
 
 Every = Annotated[bool, typer.Option("--all-mistakes", help="List all mistakes, not ten a file.")]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
 
 def main() -> None:
@@ -100,10 +99,7 @@ def run(
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Values to use instead of the recipe's."),
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Must not exist.  [default: runs/NAME-TIME]"),
-    ] = None,
+    out: NewRun = None,
     check: Annotated[
         bool,
         typer.Option("--check", help="Validate recipe and data, estimate time; load no weights."),

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from perdure.commands.errors import handle_errors
-from perdure.commands.options import Json, Trust
+from perdure.commands.options import Json, NewRun, RunPath, Trust
 
 
 @handle_errors
 def extend(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    run: RunPath,
     recipe: Annotated[
         Path | None,
         typer.Argument(metavar="[RECIPE]", help="Holds only what is new: the new tasks."),
@@ -25,10 +25,7 @@ def extend(
         Path | None,
         typer.Option(metavar="FILE", help="Instead of RECIPE: rows shaped like the last task's."),
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Must not exist.  [default: runs/NAME-TIME]"),
-    ] = None,
+    out: NewRun = None,
     accept_changes: Annotated[
         bool, typer.Option("--accept-changes", help="Also if the base model has changed.")
     ] = False,

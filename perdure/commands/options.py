@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,4 +10,9 @@ import typer
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that models and recipes bring.")
+]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+NewRun = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Must not exist.  [default: runs/NAME-TIME]"),
 ]

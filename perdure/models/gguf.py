@@ -8,6 +8,7 @@ content, never by its name. Larger files, and those that the cache cannot hold, 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
@@ -80,6 +81,13 @@ def _whole(folder: Path, weights: bool) -> bool:
 
 
 def _fingerprint(file: Path) -> str:
+    """A hash of the file's content; read once a process, as long as the file stays as it is."""
+    facts = file.stat()
+    return _hash_of(file, facts.st_size, facts.st_mtime_ns)
+
+
+@functools.cache
+def _hash_of(file: Path, size: int, changed: int) -> str:
     import transformers
 
     digest = hashlib.sha256(transformers.__version__.encode())  # conversion is its work

@@ -9,7 +9,6 @@ that says what to write instead.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 
 from perdure.consent import demand
 from perdure.errors import ModelError, UsageError
+from perdure.files import numbered
 from perdure.recipe.packaged import packaged_model
 from perdure.streams.hub import asked_once
 
@@ -118,13 +118,9 @@ def resolve_saved(path: Path) -> Path | None:
     if (path / "model").is_dir():
         return _shipped(path)
     if (path / "recipe.yaml").is_file():
-        tasks = sorted(
-            (int(m[1]), _shipped(p))
-            for p in (path / "checkpoints").glob("task-*")
-            if (m := re.fullmatch(r"task-(\d+)", p.name)) and (p / "model").is_dir()
-        )
+        tasks = [p for _, p in numbered(path / "checkpoints", "task-") if (p / "model").is_dir()]
         if tasks:
-            return tasks[-1][1]
+            return _shipped(tasks[-1])
         raise ModelError(
             f"{path}: is a run that has not finished a task yet, so it has no model",
             f"go on with it: perdure resume {path}",
