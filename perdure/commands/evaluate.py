@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.errors import RunError, UsageError, printable
+from perdure.learners.listener import Folders, Silent
 from perdure.prepare import Prepared, load_recipe, prepare, run_stream, stream_of
 from perdure.recipe.schema import Recipe
 from perdure.reports.output import emit, first_process, working
@@ -59,75 +57,51 @@ def evaluate(path: Path, tasks: Path | None, after: int | None, as_json: bool) -
         _table(run, after, rows)
 
 
+class _Shown(Silent):
+    """Shows how far the scoring has come."""
+
+    def __init__(self, display: Any, methods: str) -> None:
+        self.display, self.methods = display, methods
+
+    def progress(self, verb: str, what: str, done: int, total: int) -> None:
+        self.display.scoring(self.methods, what, done, total)
+
+
 def _score(
     run: Run, ready: Prepared, after: int, display: Any
 ) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    import torch
-
-    from perdure import models
-    from perdure.models.chat import recipe_encoder
+    from perdure import learners
+    from perdure.models.chat import Encoder
     from perdure.models.told import template_told
-    from perdure.processes import processes
-    from perdure.scoring import lm_eval, score_task
-    from perdure.scoring.lines import general_line, task_line
 
-    recipe, general = ready.recipe, ready.recipe.general
-    precision = str(run.environment().get("precision", "fp32"))
-    state = processes()
-    if after == 0:
-        whole = recipe.model.model_copy(update={"fsdp_size": 0})
-        model, tokenizer = models.load_base(whole, precision=precision)
-    else:
-        folder = run.checkpoint(after)
-        if folder is None:
-            kept = run.checkpoints()
-            raise RunError(
-                f"{run.path}: has no model after {after} tasks",
-                f"it has: 0 (the base){''.join(f', {k}' for k in kept)}",
-            )
+    folder = run.checkpoint(after) if after else None
+    if after and folder is None:
+        kept = run.checkpoints()
+        raise RunError(
+            f"{run.path}: has no model after {after} tasks",
+            f"it has: 0 (the base){''.join(f', {k}' for k in kept)}",
+        )
+    if folder is not None:
         served = folder / "serving"
-        model, tokenizer = models.load_saved(
-            served if served.is_dir() else folder / "model", precision=precision
-        )
-    if torch.cuda.is_available():
-        model.to(state.device)
-    encoder = recipe_encoder(tokenizer, recipe)
-    if run.today is not None:
-        encoder.pin(run.today)
-    told = template_told(encoder, tokenizer.chat_template, "the run's")
-    display.message(f"{run.methods_name}: rows are read with {told}")
-    found = []
-    for task in ready.stream:
-        started = time.monotonic()
-        bf16 = torch.autocast(state.device.type, torch.bfloat16)
-        with bf16 if precision == "bf16" else nullcontext():
-            score = score_task(
-                model,
-                encoder,
-                task,
-                batch_size=recipe.scoring.batch_size,
-                accelerator=state,
-                max_rows=recipe.scoring.max_test_rows,
-                on_progress=partial(display.scoring, run.methods_name, task.name),
-            )
-        line = task_line(after, task.name, score, time.monotonic() - started)
-        found.append((line, score.items))
-    for name, loaded in ready.lm_eval_tasks.items():
-        started = time.monotonic()
-        general_score = lm_eval.score(
-            model,
-            tokenizer,
-            name,
-            loaded,
-            limit=general.limit if general else None,
-            batch_size=recipe.scoring.batch_size,
-            precision=precision,
-            accelerator=state,
-            on_progress=partial(display.scoring, run.methods_name, name),
-        )
-        line = general_line(after, name, general_score, time.monotonic() - started)
-        found.append((line, []))
-    return found
+        folder = served if served.is_dir() else folder / "model"
+    learner = learners.build_saved(
+        ready.recipe,
+        ready.stream,
+        folder,
+        after,
+        precision=str(run.environment().get("precision", "fp32")),
+        folders=Folders.below(run.path),
+        listener=_Shown(display, run.methods_name),
+        today=run.today,
+    )
+    if isinstance(encoder := learner.encoder, Encoder):
+        told = template_told(encoder, learner.tokenizer.chat_template, "the run's")
+        display.message(f"{run.methods_name}: rows are read with {told}")
+    # Perplexity on general text is measured by the run alone.
+    return [
+        (line, [dict(item) for item in items])
+        for line, items in learner.scores(after, {("general", None)})
+    ]
 
 
 def _refuse_names(run: Run, stream: TaskStream) -> None:

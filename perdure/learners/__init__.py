@@ -9,6 +9,8 @@ from perdure.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import date
+    from pathlib import Path
 
     from perdure.learners.base import Learner
     from perdure.learners.listener import Folders, Listener
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from perdure.recipe.schema import Recipe
     from perdure.streams.task import TaskStream
 
-__all__ = ["build", "learner_class"]
+__all__ = ["build", "build_saved", "learner_class"]
 
 
 def build(
@@ -47,20 +49,58 @@ def build(
     return found(model, tokenizer, stream, methods, recipe, precision, folders, listener, encoder)
 
 
+def build_saved(
+    recipe: Recipe,
+    stream: TaskStream,
+    folder: Path | None,
+    learned: int,
+    *,
+    precision: str,
+    folders: Folders,
+    listener: Listener | None = None,
+    today: date | None = None,
+) -> Learner:
+    """Make the learner of a model that is only scored: it has no methods.
+
+    Args:
+        folder: what a learner saved of its model after `learned` tasks; None: the base model.
+        today: the day whose date a chat template writes; None is that of now.
+
+    Raises:
+        UsageError, ModelError: as `build`, and as `perdure.models.load_saved`.
+    """
+    from perdure.learners.kind import drawn
+
+    found = learner_class(stream)
+    # Nothing is trained, so nothing is sharded, and no tracker hears of the scores.
+    quiet = recipe.train.model_copy(update={"report_to": []})
+    whole = recipe.model.model_copy(update={"fsdp_size": 0})
+    recipe = recipe.model_copy(update={"train": quiet, "model": whole})
+    saved = None if folder is None else found.load_saved(folder, recipe, precision)
+    model, tokenizer = saved or drawn(lambda: found.load(recipe, precision), recipe.seed)
+    encoder = found.make_encoder(tokenizer, recipe)
+    if today is not None and hasattr(encoder, "pin"):
+        encoder.pin(today)
+    made = found(model, tokenizer, stream, (), recipe, precision, folders, listener, encoder)
+    if folder is not None and saved is None:
+        made.show(folder, learned)
+    return made
+
+
 def learner_class(stream: TaskStream) -> type[Learner]:
     """The learner of the kind that all tasks of `stream` have.
 
     Raises:
         UsageError: there are several kinds, or it is not known; or a task's `learn` is not.
     """
-    from perdure.learners.base import WAYS
     from perdure.streams import kinds
 
     for task in stream:
-        if task.learn not in WAYS:
+        ways = kinds.kind(task.kind).ways
+        if task.learn not in ways:
             raise UsageError(
                 f"task {task.name}: learn: {task.learn}: tasks cannot be learned in this way",
-                f"ways to learn are: {', '.join(WAYS)}",
+                f"ways to learn are: {', '.join(ways)}",
             )
     first = stream.tasks[0]
     for task in stream:

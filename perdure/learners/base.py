@@ -15,12 +15,13 @@ of token ids:
     trainer     which trainer runs, with `rates` for parameters that learn at a rate of their own
 
 Where its model grows with each task, `begin_task` adds the modules. How a task is learned is the
-task's word (`Task.learn`), so that one stream may mix ways.
+task's word (`Task.learn`, one of its kind's `ways`), so that one stream may mix ways: `trainer` is
+given the task.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -35,7 +36,6 @@ from perdure.engine.attach import attach, serving
 from perdure.engine.batching import split_batch, steps_of
 from perdure.engine.callbacks import GaugeCallback, ProgressCallback
 from perdure.engine.method_state import STATE, give_weights, load_methods, save_methods
-from perdure.engine.sampler import EpochSampler
 from perdure.engine.session import TaskSession
 from perdure.engine.trackers import Trackers
 from perdure.errors import UsageError
@@ -45,7 +45,6 @@ from perdure.learners.listener import Fitted, Folders, Listener, Silent
 from perdure.learners.scores import Key, Line, score_routed, scored
 from perdure.learners.training import (
     PhaseTrainer,
-    arguments,
     forget_trainer,
     pickles_refused,
     step_of,
@@ -117,13 +116,9 @@ class Learner(KindHooks):
 
     def fit(self, index: int) -> Fitted:
         """Learn the task number `index`, going on from its newest sealed checkpoint if any."""
-        return _WAYS[self.stream.tasks[index].learn](self, index)
-
-    def _fit_none(self, index: int) -> Fitted:
-        self.listener.note(f"task {self.stream.tasks[index].name}: is only scored")
-        return Fitted()
-
-    def _fit_sft(self, index: int) -> Fitted:
+        if self.stream.tasks[index].learn == "none":
+            self.listener.note(f"task {self.stream.tasks[index].name}: is only scored")
+            return Fitted()
         self._grow(index)
         session = self._session = self._session_of(index)
         gauges, budget = self._gauges_of(session), self.recipe.stop_when
@@ -178,14 +173,13 @@ class Learner(KindHooks):
         for method in self.methods:
             rows = method.train_data(session.context, rows)
         session.begin_phase(phase, len(rows))
-        encoded = [self.encode(row) for row in rows]
         with frozen_parameters(self.model, phase.freeze):
-            trainer = self._trainer(session, phase, encoded, folder)
+            trainer = self._trainer(session, phase, rows, folder)
             found = newest_sealed(folder)
             if found is not None:
                 verify(found, f"delete the folder {found}: the run goes on from before it")
             self.listener.note(
-                f"task {session.task.name}, phase {phase.name}: {len(encoded)} rows, "
+                f"task {session.task.name}, phase {phase.name}: {len(rows)} rows, "
                 f"{trainer.args.max_steps} steps" + (f", from {found.name}" if found else "")
             )
             if found is not None and step_of(found) >= trainer.args.max_steps:
@@ -205,21 +199,11 @@ class Learner(KindHooks):
         forget_trainer(self.model)
 
     def _trainer(
-        self, session: TaskSession, phase: Phase, encoded: list[dict[str, Any]], folder: Path
+        self, session: TaskSession, phase: Phase, rows: list[Row], folder: Path
     ) -> PhaseTrainer:
         forget_trainer(self.model)
-        args = arguments(
-            self.recipe,
-            folder,
-            steps=steps_of(self.recipe, len(encoded), phase.epochs),
-            micro_batch=self.micro_batch,
-            accumulation=self.accumulation,
-            bf16=self.precision == "bf16",
-        )
-        trainer = self.trainer(args, encoded, phase)
+        trainer = self.trainer(session.task, rows, phase, folder)
         trainer.session = session
-        lengths = [len(row["input_ids"]) for row in encoded]
-        trainer.sampler = EpochSampler(lengths, self.recipe.train.batch_size, self.recipe.seed)
         attach(trainer, *self.methods, session=session)
         facts = {"after": session.task_index + 1, "task": session.task.name, "phase": phase.name}
         trainer.remove_callback(PrinterCallback)
@@ -252,8 +236,7 @@ class Learner(KindHooks):
             task_index=index,
             tasks_seen=[
                 t if t.train_kept else replace(t, train=Gone(t.name))
-                for t in self.stream.tasks[:index]
-                if t.learn != "none"
+                for t in map(self.stream.tasks.__getitem__, self._learned(index))
             ],
             general=self.stream.general,
             seed=self.recipe.seed,
@@ -348,9 +331,7 @@ class Learner(KindHooks):
         from perdure.models import load_weights
 
         growing = [m for m in self.methods if m.grows]
-        for index in range(learned):
-            if self.stream.tasks[index].learn == "none":
-                continue
+        for index in self._learned(learned):
             self._grow(index)
             if growing:
                 session = self._session_of(index)
@@ -361,15 +342,19 @@ class Learner(KindHooks):
         self._session = self._session_of(learned - 1)
         self.trackers.task_done(steps)
 
+    def _learned(self, after: int) -> list[int]:
+        return [i for i, task in enumerate(self.stream.tasks[:after]) if task.learn != "none"]
+
+    def show(self, model: Path, learned: int) -> None:
+        """Have the weights that were saved in `model` after `learned` tasks, to score them: the
+        methods' state is not needed, nor is there anything to go on with."""
+        from perdure.models import load_weights
+
+        for index in self._learned(learned):
+            self._grow(index)
+        put(self.model, load_weights(self.model, model))
+
     def finish(self) -> None:
         """Close the trackers."""
         if self.trackers.callbacks:
             self.trackers.close(self._tracker_arguments())
-
-
-_WAYS: Mapping[str, Callable[[Learner, int], Fitted]] = {
-    "sft": Learner._fit_sft,
-    "none": Learner._fit_none,
-}
-WAYS = tuple(_WAYS)
-"""The words for `Task.learn`: how a task can be learned."""

@@ -15,6 +15,9 @@ from perdure.scoring.gauges import Gauges
 from perdure.streams.task import Row, Task
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from perdure.recipe.schema import Recipe
     from perdure.scoring import GeneralScore, TaskScore
     from perdure.scoring.lm_eval import HarnessScore
 
@@ -24,6 +27,18 @@ class GenerationLearner(Learner):
 
     kind = "generation"
     packs = True
+
+    @classmethod
+    def load_saved(cls, folder: Path, recipe: Recipe, precision: str) -> tuple[Any, Any] | None:
+        """Load a saved model alone: the base of full weights may be gone."""
+        from perdure.models import load_saved
+
+        return load_saved(folder, precision=precision)
+
+    @classmethod
+    def make_encoder(cls, tokenizer: Any, recipe: Recipe) -> Encoder:
+        """What reads rows with the saved model's own chat template."""
+        return recipe_encoder(tokenizer, recipe)
 
     @cached_property
     def encoder(self) -> Encoder:

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from perdure.engine.batching import steps_of
+from perdure.engine.sampler import EpochSampler
 from perdure.errors import UsageError
-from perdure.learners.training import PhaseTrainer
+from perdure.learners.training import PhaseTrainer, arguments
 from perdure.models.weights import empty_like, is_sharded, trainable, whole_weights
 from perdure.processes import Progress, rank
 from perdure.protocol.batch import ROWS, HostRows, collate
 
 if TYPE_CHECKING:
-    from transformers import TrainingArguments
-
     from perdure.engine.session import TaskSession
     from perdure.protocol.step import Phase
     from perdure.recipe.schema import Recipe
@@ -47,6 +47,8 @@ class KindHooks:
     stream: TaskStream
     recipe: Recipe
     precision: str
+    micro_batch: int
+    accumulation: int
     born: dict[str, Tensor]
     prepared_encoder: Any
 
@@ -72,10 +74,36 @@ class KindHooks:
         """Score `task.test`; None where there is nothing to score with before it was learned."""
         raise NotImplementedError
 
-    def trainer(
-        self, args: TrainingArguments, encoded: Sequence[dict[str, Any]], phase: Phase
-    ) -> PhaseTrainer:
-        """Make the trainer of a phase."""
+    @classmethod
+    def load_saved(cls, folder: Path, recipe: Recipe, precision: str) -> tuple[Any, Any] | None:
+        """Load the model and tokenizer that `save_weights` left in `folder`, to score them.
+
+        None: the base model is loaded, and grows and takes the saved weights as on a resume.
+        """
+        return None
+
+    @classmethod
+    def make_encoder(cls, tokenizer: Any, recipe: Recipe) -> Any:
+        """What tokenizes rows for a model loaded with its tokenizer; None: `encode` does it all."""
+        return None
+
+    def trainer(self, task: Task, rows: Sequence[Row], phase: Phase, folder: Path) -> PhaseTrainer:
+        """Make the trainer of a phase of a task, ready but for its methods.
+
+        Args:
+            task: its `learn` says how, where the kind has several ways.
+            rows: what to train on, not encoded yet.
+            folder: for its checkpoints.
+        """
+        encoded = [self.encode(row) for row in rows]
+        args = arguments(
+            self.recipe,
+            folder,
+            steps=steps_of(self.recipe, len(encoded), phase.epochs),
+            micro_batch=self.micro_batch,
+            accumulation=self.accumulation,
+            bf16=self.precision == "bf16",
+        )
         made = self.trainer_class(
             model=self.model,
             args=args,
@@ -84,6 +112,8 @@ class KindHooks:
             processing_class=self.tokenizer,
         )
         made.rates, made.packs = self.rates(self.model), self.packs
+        lengths = [len(row["input_ids"]) for row in encoded]
+        made.sampler = EpochSampler(lengths, self.recipe.train.batch_size, self.recipe.seed)
         return made
 
     def rates(self, model: nn.Module) -> Mapping[str, float]:

@@ -106,7 +106,12 @@ class TaskConfig(Section):
     )
     dataset: str | None = Field(None, description="a hub data set: splits are its own")
     subset: str | None = Field(None, description="configuration of the hub data set")
-    train: str = Field(description="file to learn from (.jsonl .csv .tsv .parquet), or a split")
+    learn: str = Field("sft", description="sft: learn its answers; none: it is only scored")
+    train: str | None = Field(
+        None,
+        description="file to learn from (.jsonl .csv .tsv .parquet), or a split; required but with "
+        "learn: none",
+    )
     validation: str | None = Field(None, description="file or split that methods may look at")
     test: str | None = Field(None, description="file or split that scores are measured on")
     columns: dict[str, str] = Field(
@@ -183,6 +188,7 @@ class TaskConfig(Section):
 
     def mistakes(self) -> Iterator[Mistake]:
         yield from self._file_keys()
+        yield from self._bare()
         if self.dataset is None:
             for split in SPLITS:
                 path = getattr(self, split)
@@ -194,8 +200,21 @@ class TaskConfig(Section):
         if self.group is not None and (wrong := check_cell(self.group, one_column=False)):
             yield Mistake(("group",), *wrong)
         test, validation = self.test is None, self.validation is None
+        if self.train is None:
+            return
         if test * self.test_share + validation * self.validation_share >= 1:
             yield Mistake(("test_share",), "the shares set aside leave nothing to train on")
+
+    def _bare(self) -> Iterator[Mistake]:
+        """What is wrong without training rows, or with them where nothing is learned."""
+        if self.train is None and self.learn != "none":
+            what = "is required and missing"
+            yield Mistake(("train",), what, "a task that is only scored says so: learn: none")
+        elif self.train is None and self.test is None:
+            yield Mistake(("test",), "is required and missing", "it is all that is scored")
+        for key, default in (("max_train_rows", None), ("train_on", "last")):
+            if self.train is None and getattr(self, key) != default:
+                yield Mistake((key,), "has no effect without train", "leave it out")
 
 
 class StreamConfig(Section):

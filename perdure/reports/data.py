@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from perdure.reports.evidence import Evidence, Margins
 from perdure.reports.facts import MISSING, TaskFacts, facts_of
+from perdure.run.directory import only_scored
 from perdure.scoring.matrix import ScoreMatrix, ScoreMissing
 
 SUMMARY: tuple[tuple[str, str, bool, str], ...] = (
@@ -221,7 +222,7 @@ def _view(run: RunData, label: str) -> RunView:
     measured = [row for row in rows if row.get("kind") == "general"]
     general = {r["after"]: float(r["score"]) for r in measured if "task" not in r}
     tasks = tuple(facts_of(scored, name) for name in stream)
-    matrix = ScoreMatrix.from_rows(known, stream)
+    matrix = ScoreMatrix.from_rows(known, stream, only_scored(_pinned(run.path)))
     texts = tuple(general.get(i, MISSING) for i in range(len(stream) + 1)) if general else ()
     return RunView(
         label=label,
@@ -250,11 +251,8 @@ def _stream(path: Path, recipe: Mapping[str, Any], rows: Sequence[Mapping[str, A
     The recipe names tasks of one's own. Those of a built-in stream are what was scored first: the
     base model on the whole stream, before anything was learned.
     """
-    try:
-        pinned = json.loads((path / "stream.json").read_text(encoding="utf-8"))
+    if pinned := _pinned(path):
         return [str(task["name"]) for task in pinned]
-    except (OSError, ValueError):
-        pass  # not begun yet, or a folder made by hand
     own = recipe.get("stream")
     own = own if isinstance(own, Mapping) else {}
     if names := own.get("order") or [task["name"] for task in own.get("tasks") or []]:
@@ -266,6 +264,15 @@ def _stream(path: Path, recipe: Mapping[str, Any], rows: Sequence[Mapping[str, A
         if row.get("kind") == "task":
             first[row["task"]] = None
     return list(first)
+
+
+def _pinned(path: Path) -> list[dict[str, str]]:
+    """What stream.json says of the tasks; nothing in a run not begun, or a folder made by hand."""
+    try:
+        found: list[dict[str, str]] = json.loads((path / "stream.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return []
+    return found
 
 
 def _general_tasks(

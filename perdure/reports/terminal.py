@@ -206,7 +206,9 @@ def score_table(runs: Sequence[RunData], console: Console | None = None) -> None
             target.print(_matrix_table(run) if fits else _task_table(run))
     target.print(_summary_table(digested))
     if left_out := left_out_of_means(digested):
-        target.print(_plain(f"not in these means, as in another unit: {', '.join(left_out)}"))
+        target.print(
+            _plain(f"not in these means (another unit, or only scored): {', '.join(left_out)}")
+        )
     if any(run.general_tasks for run in digested):
         target.print(_general_table(digested))
     for run in digested:

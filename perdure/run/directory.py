@@ -46,6 +46,11 @@ if TYPE_CHECKING:
     from perdure.scoring import ScoreMatrix
 
 
+def only_scored(facts: Sequence[Mapping[str, str]]) -> list[str]:
+    """The tasks in a run's stream.json that are not learned."""
+    return [task["name"] for task in facts if task.get("learn") == "none"]
+
+
 class Run:
     """One run directory. Make a new one with `create`, read one with `open`."""
 
@@ -172,12 +177,14 @@ class Run:
         """The score matrix of the run's own tasks, as far as it has been scored."""
         from perdure.scoring import ScoreMatrix
 
-        names = [task["name"] for task in self.stream_facts()]
+        facts = self.stream_facts()
+        names = [task["name"] for task in facts]
         rows = [r for r in self.scores() if r["kind"] == "task" and r["task"] in names]
-        return ScoreMatrix.from_rows(rows, names)
+        return ScoreMatrix.from_rows(rows, names, only_scored(facts))
 
     def stream_facts(self) -> list[dict[str, str]]:
-        """Name and version of each task that the run learns; empty before it began."""
+        """Name and version of each task that the run learns, and `learn` where it is not "sft";
+        empty before it began."""
         path = self.path / "stream.json"
         found: list[dict[str, str]] = json.loads(path.read_text("utf-8")) if path.exists() else []
         return found

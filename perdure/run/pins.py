@@ -20,7 +20,7 @@ from perdure.seals import sha256
 if TYPE_CHECKING:
     from perdure.recipe.schema import Recipe
     from perdure.run.directory import Run
-    from perdure.streams.task import TaskStream
+    from perdure.streams.task import Task, TaskStream
 
 FILE = "pinned.json"
 
@@ -65,9 +65,15 @@ def _facts(run: Run, recipe: Recipe, stream: TaskStream) -> dict[str, Any]:
     return {
         "recipe": values_of(recipe),
         "files": files_of(recipe.model) | _own_code(recipe),
-        "stream": [{"name": task.name, "version": task.version} for task in stream],
+        "stream": [_fact(task) for task in stream],
         "general_text": stream.general.version,
     }
+
+
+def _fact(task: Task) -> dict[str, str]:
+    # Runs of an older Perdure, which learned all their tasks, have no such key.
+    way = {} if task.learn == "sft" else {"learn": task.learn}
+    return {"name": task.name, "version": task.version, **way}
 
 
 def _own_code(recipe: Recipe) -> dict[str, str]:
@@ -86,7 +92,7 @@ def _changes(run: Run, wanted: Mapping[str, Any]) -> Iterator[str]:
         if len(before) != len(now):
             yield f"began with {len(before)} tasks, now there are {len(now)}"
         for old, new in zip(before, now, strict=False):
-            if old != new:
+            if (old["name"], old["version"]) != (new["name"], new["version"]):
                 yield (
                     f"the rows of task {old['name']} have changed {since} "
                     f"(version {old['version']}, now {new['version']})"

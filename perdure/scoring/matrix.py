@@ -4,9 +4,9 @@
 
 A cell that was never scored is missing: `value` and every figure that needs it raise
 `ScoreMissing`, nothing takes it for zero. All summary figures of Perdure are derived here and
-nowhere else. They average over the tasks whose score runs from 0 to 1, higher for better; the
-others, such as those measured by perplexity, have another unit, so they are left out (`left_out`
-names them).
+nowhere else. They average over the learned tasks whose score runs from 0 to 1, higher for better;
+the others, such as those measured by perplexity, have another unit, and tasks that are only scored
+(`learn: none`) cannot be forgotten, so they are left out (`left_out` names them).
 Formulas below count tasks j from 0, so task j is learned between row j and row j+1.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,7 @@ class ScoreMatrix:
         tasks: names in the order they are learned, each once.
         higher_is_better: one flag a task; None means True for all.
         in_shares: one flag a task: its scores run from 0 to 1; None means True for all.
+        learned: one flag a task: it is trained on, not only scored; None means True for all.
     """
 
     FIGURES = (
@@ -63,6 +64,7 @@ class ScoreMatrix:
         tasks: Sequence[str],
         higher_is_better: Sequence[bool] | None = None,
         in_shares: Sequence[bool] | None = None,
+        learned: Sequence[bool] | None = None,
     ) -> None:
         if higher_is_better is None:
             higher_is_better = [True] * len(tasks)
@@ -76,6 +78,7 @@ class ScoreMatrix:
         self.higher_is_better = tuple(bool(flag) for flag in higher_is_better)
         shares = [True] * len(tasks) if in_shares is None else in_shares
         self.in_shares = tuple(bool(flag) for flag in shares)
+        self.learned = tuple([True] * len(tasks) if learned is None else map(bool, learned))
         self._scores = np.full((len(self.tasks) + 1, len(self.tasks)), np.nan)
 
     def record(self, after: int, task: str, score: float) -> None:
@@ -104,7 +107,8 @@ class ScoreMatrix:
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """Tasks that no summary figure counts: a lower score is better, or none is a share."""
+        """Tasks that no summary figure counts: a lower score is better, none is a share, or they
+        are only scored."""
         counted = self._counted()
         return tuple(task for j, task in enumerate(self.tasks) if j not in counted)
 
@@ -173,7 +177,7 @@ class ScoreMatrix:
         if name == "backward_transfer":
             return [Term(j, (last,), j + 1) for j in self._earlier()]
         if name == "forward_transfer":
-            return [Term(j, (j,), 0) for j in self._counted() if j > 0]
+            return [Term(j, (j,), 0) for j in self._counted() if any(self.learned[:j])]
         if name == "learning_accuracy":
             return [Term(j, (j + 1,)) for j in self._counted()]
         raise UsageError(f"score matrix: no figure {name!r}", f"one of: {', '.join(self.FIGURES)}")
@@ -225,6 +229,7 @@ class ScoreMatrix:
             "tasks": list(self.tasks),
             "higher_is_better": list(self.higher_is_better),
             "in_shares": list(self.in_shares),
+            "learned": list(self.learned),
             "scores": [[None if np.isnan(x) else float(x) for x in row] for row in self._scores],
             "summary": self.summary(),
         }
@@ -237,7 +242,8 @@ class ScoreMatrix:
     def from_json(cls, text: str) -> ScoreMatrix:
         """Read what `to_json` wrote; the summary in it is derived again, not read."""
         data = json.loads(text)
-        matrix = cls(data["tasks"], data["higher_is_better"], data.get("in_shares"))
+        flags = (data["higher_is_better"], data.get("in_shares"), data.get("learned"))
+        matrix = cls(data["tasks"], *flags)
         for after, row in enumerate(data["scores"]):
             for task, score in zip(data["tasks"], row, strict=True):
                 if score is not None:
@@ -246,7 +252,10 @@ class ScoreMatrix:
 
     @classmethod
     def from_rows(
-        cls, rows: Iterable[Mapping[str, Any]], tasks: Sequence[str] | None = None
+        cls,
+        rows: Iterable[Mapping[str, Any]],
+        tasks: Sequence[str] | None = None,
+        only_scored: Collection[str] = (),
     ) -> ScoreMatrix:
         """Build a matrix from the rows of a run's `scores.jsonl`.
 
@@ -256,24 +265,30 @@ class ScoreMatrix:
                 Other kinds are skipped. Of two rows for a cell the later one counts.
             tasks: names of the learned tasks in order; rows of other tasks are skipped. None
                 takes the names in the order in which they appear.
+            only_scored: names of tasks among them that are not trained on.
         """
         scored = [row for row in rows if row["kind"] == "task"]
         names = list(tasks) if tasks is not None else list(dict.fromkeys(r["task"] for r in scored))
         higher = {row["task"]: bool(row.get("higher_is_better", True)) for row in scored}
         wide = {r["task"] for r in scored if (r.get("low", 0), r.get("high", 1)) != (0, 1)}
-        matrix = cls(names, [higher.get(n, True) for n in names], [n not in wide for n in names])
+        matrix = cls(
+            names,
+            [higher.get(n, True) for n in names],
+            [n not in wide for n in names],
+            [n not in only_scored for n in names],
+        )
         for row in scored:
             if row["task"] in names:
                 matrix.record(row["after"], row["task"], row["score"])
         return matrix
 
     def _counted(self) -> list[int]:
-        pairs = zip(self.higher_is_better, self.in_shares, strict=True)
-        return [j for j, (higher, share) in enumerate(pairs) if higher and share]
+        flags = zip(self.higher_is_better, self.in_shares, self.learned, strict=True)
+        return [j for j, of_task in enumerate(flags) if all(of_task)]
 
     def _earlier(self) -> list[int]:
         """Counted tasks after which at least one more was learned."""
-        return [j for j in self._counted() if j < len(self.tasks) - 1]
+        return [j for j in self._counted() if any(self.learned[j + 1 :])]
 
     def _row(self, after: int) -> int:
         if not 0 <= after <= len(self.tasks):

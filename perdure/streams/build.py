@@ -118,6 +118,7 @@ def _task(config: TaskConfig, reader: Reader, seed: int) -> Task | None:
     warn_of_repeats(config.name, used)
     if config.train_on == "all":
         used["train"] = [one for placed in used["train"] for one in each_turn(placed)]
+    read_from = config.train or config.test or ""
     kept = [[PlacedRow(placed.row, placed.place) for placed in rows] for rows in used.values()]
     return Task(
         name=config.name,
@@ -129,7 +130,8 @@ def _task(config: TaskConfig, reader: Reader, seed: int) -> Task | None:
         version=_version(kept),
         labels=labels,
         max_new_tokens=config.max_new_tokens,
-        source=f"data set {config.dataset}" if config.dataset else config.train,
+        source=f"data set {config.dataset}" if config.dataset else read_from,
+        learn=config.learn,
     )
 
 
@@ -137,6 +139,9 @@ def _derive(
     splits: dict[str, list[Placed]], config: TaskConfig, seed: int, mistakes: Mistakes
 ) -> None:
     """Take the splits that are not given from the training rows."""
+    if config.train is None:
+        splits["train"], splits["validation"] = [], splits.get("validation", [])
+        return
     # Test first, so that it stays the same whether or not a validation file is given.
     total = len(splits["train"])
     if "test" not in splits:

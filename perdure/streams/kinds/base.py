@@ -98,6 +98,7 @@ class Kind:
             are loaded; "": the learner does.
         learner: "module:Class" of its `perdure.learners.base.Learner`, imported when it learns.
         question: what makes two rows the same question; such rows stay in one split.
+        ways: words for a task's `learn`, how it can be learned; "none" is not at all.
     """
 
     name: str
@@ -107,3 +108,4 @@ class Kind:
     learner: str
     encoder: str = ""
     question: Callable[[Row], str] = whole_row
+    ways: tuple[str, ...] = ("sft", "none")

@@ -114,7 +114,7 @@ def mistakes(task: TaskConfig, installed: bool = True) -> Iterator[Mistake]:
     Args: installed: also that the metric can be imported; a recorded recipe is read without.
     """
     try:
-        form = format_of(task.format)[1]
+        home, form = format_of(task.format)
     except PerdureError as error:
         known = [f.name for one in _kinds_that_load() for f in one.formats]
         if task.format in known:  # two have it
@@ -128,7 +128,7 @@ def mistakes(task: TaskConfig, installed: bool = True) -> Iterator[Mistake]:
             return
         # What else is wrong is told too, as it would be with the format that was meant.
         task = task.model_copy(update={"format": meant.split('"')[1]})
-        form = format_of(task.format)[1]
+        home, form = format_of(task.format)
     ours = (*form.columns, *form.optional)
     for name, source in task.columns.items():
         if name not in ours:
@@ -138,6 +138,9 @@ def mistakes(task: TaskConfig, installed: bool = True) -> Iterator[Mistake]:
         elif wrong := check_cell(source, one_column=name in form.whole):
             yield Mistake(("columns", name), *wrong)
     yield from form.mistakes(task)
+    if task.learn not in home.ways:
+        what = f'"{task.learn}" is none of {", ".join(home.ways)}'
+        yield Mistake(("learn",), what, near(task.learn, home.ways))
     if installed:
         yield from metric_mistakes(task.metric)
 
