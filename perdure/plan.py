@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from perdure.errors import UsageError
 from perdure.streams.kinds import metric
 
 if TYPE_CHECKING:
@@ -50,15 +49,16 @@ class TaskPlan:
     train_rows: int
     validation_rows: int
     test_rows: int
-    longest: int
-    """Tokens of the longest row."""
-    train_tokens: int
-    """Tokens trained on, over all epochs."""
     steps: int
-    train_seconds: float
-    score_seconds: float
+    longest: int | None = None
+    """Tokens of the longest row; this and what follows is None where the tasks' kind cannot tell
+    before its model is loaded."""
+    train_tokens: int | None = None
+    """Tokens trained on, over all epochs."""
+    train_seconds: float | None = None
+    score_seconds: float | None = None
     """To score this task once."""
-    memory_mb: int
+    memory_mb: int | None = None
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,10 @@ class Plan:
     recipe: str
     methods: tuple[str, ...]
     model: str
-    parameters: int
-    trainable: int
+    kind: str
+    """Of the tasks."""
+    parameters: int | None
+    trainable: int | None
     precision: str
     processes: int
     tasks: tuple[TaskPlan, ...]
@@ -77,10 +79,13 @@ class Plan:
     """lm-eval's tasks that are scored beside the stream's; their time is not in the estimate."""
 
     @property
-    def seconds(self) -> float:
+    def seconds(self) -> float | None:
         """Training of all tasks, and scoring all of them once before and after each."""
-        scoring = sum(task.score_seconds for task in self.tasks)
-        return sum(task.train_seconds for task in self.tasks) + (len(self.tasks) + 1) * scoring
+        scoring = [task.score_seconds for task in self.tasks if task.score_seconds is not None]
+        training = [task.train_seconds for task in self.tasks if task.train_seconds is not None]
+        if len(scoring) < len(self.tasks):
+            return None
+        return sum(training) + (len(self.tasks) + 1) * sum(scoring)
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "seconds": self.seconds}
@@ -99,38 +104,51 @@ def plan(
     """Plan the run of a prepared recipe; measures this machine for half a second.
 
     Args:
-        encoder: remembers all rows of the stream.
-        facts: the base model's sizes.
-
-    Raises:
-        UsageError: tasks of this kind cannot be planned for.
+        encoder: remembers all rows of the stream; facts: the base model's sizes. Without them
+            rows and steps alone are known.
     """
     from perdure import models
 
-    if facts is None or encoder is None:
-        kind = stream.tasks[0].kind
-        raise UsageError(f"--check: no time or memory is known for tasks of kind {kind}", "run it")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    measured = models.measure_speed(0.5)
-    speed = (measured.bf16 or measured.fp32) if precision == "bf16" else measured.fp32
-    speed *= 1e9 * EFFICIENCY * processes
+    tasks = [_bare(recipe, task) for task in stream]
+    if facts is not None and encoder is not None:
+        measured = models.measure_speed(0.5)
+        speed = (measured.bf16 or measured.fp32) if precision == "bf16" else measured.fp32
+        speed *= 1e9 * EFFICIENCY * processes
+        tasks = [
+            _plan(bare, recipe, task, encoder, facts, micro_batch, precision, speed)
+            for bare, task in zip(tasks, stream, strict=True)
+        ]
     return Plan(
         recipe=recipe.name,
         methods=tuple(spec.name for spec in recipe.methods),
-        model=f"{recipe.model.path} ({facts.architecture})",
-        parameters=facts.parameters,
-        trainable=facts.trainable,
+        model=recipe.model.path + (f" ({facts.architecture})" if facts else ""),
+        kind=stream.tasks[0].kind,
+        parameters=facts.parameters if facts else None,
+        trainable=facts.trainable if facts else None,
         precision=precision,
         processes=processes,
-        tasks=tuple(
-            _plan(recipe, task, encoder, facts, micro_batch, precision, speed) for task in stream
-        ),
+        tasks=tuple(tasks),
         costs=tuple(map(_cost, recipe.methods)),
         general=tuple(lm_eval_tasks),
     )
 
 
+def _bare(recipe: Recipe, task: Task) -> TaskPlan:
+    from perdure.engine.batching import steps_of
+
+    return TaskPlan(
+        task=task.name,
+        metric=metric(task.metric).name,
+        train_rows=len(task.train),
+        validation_rows=len(task.validation),
+        test_rows=len(task.test),
+        steps=0 if task.learn == "none" else steps_of(recipe, len(task.train)),
+    )
+
+
 def _plan(
+    bare: TaskPlan,
     recipe: Recipe,
     task: Task,
     encoder: Encoder,
@@ -139,29 +157,21 @@ def _plan(
     precision: str,
     speed: float,
 ) -> TaskPlan:
-    from perdure.engine.batching import steps_of
-
     splits = ("train", "validation", "test")
     lengths = {split: encoder.lengths((task.name, split)) for split in splits}
     widths = lengths["train"]
-    steps = steps_of(recipe, len(widths))
-    tokens = round(steps * recipe.train.batch_size * sum(widths) / len(widths))
+    tokens = round(bare.steps * recipe.train.batch_size * sum(widths) / max(1, len(widths)))
     n, trained = facts.parameters, facts.trainable
     again = 2 * n if recipe.train.gradient_checkpointing else 0
     # Forward, gradients of activations through all weights, gradients of the trained weights.
     per_token = 2 * n + 2 * n + 2 * trained + again
-    return TaskPlan(
-        task=task.name,
-        metric=metric(task.metric).name,
-        train_rows=len(widths),
-        validation_rows=len(lengths["validation"]),
-        test_rows=len(lengths["test"]),
+    return replace(
+        bare,
         longest=max(map(max, filter(None, lengths.values()))),
         train_tokens=tokens,
-        steps=steps,
         train_seconds=per_token * tokens / speed,
         score_seconds=2 * n * _scored_tokens(recipe, task, lengths["test"], encoder) / speed,
-        memory_mb=_memory_mb(recipe, facts, micro, max(widths), precision),
+        memory_mb=_memory_mb(recipe, facts, micro, max(widths, default=0), precision),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from perdure.audit.measure import Kind
 from perdure.errors import UsageError
 from perdure.streams.kinds import metric
-from perdure.streams.task import GeneralText, Task, TaskStream
+from perdure.streams.task import GeneralText, Task, TaskStream, demand_text
 
 MEASURES = ("loss", "kl", "tasks")
 
@@ -83,6 +83,7 @@ def plan_measures(
     if "kl" in measures:
         parts.append(Part("KL from base", "kl", "nats a token"))
     if "tasks" in measures:
+        demand_text(tasks, "audit")
         for task in tasks:
             found = metric(task.metric)
             kind: Kind = "task" if found.scores_items else "loss"

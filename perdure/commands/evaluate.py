@@ -98,10 +98,8 @@ def _score(
         told = template_told(encoder, learner.tokenizer.chat_template, "the run's")
         display.message(f"{run.methods_name}: rows are read with {told}")
     # Perplexity on general text is measured by the run alone.
-    return [
-        (line, [dict(item) for item in items])
-        for line, items in learner.scores(after, {("general", None)})
-    ]
+    lines = learner.scores(after, {("general", None)})
+    return [(line, [dict(item) for item in items]) for line, items in lines]
 
 
 def _refuse_names(run: Run, stream: TaskStream) -> None:

@@ -130,6 +130,28 @@ def free_name(recipe: Recipe) -> Path:
     return path
 
 
+def _number(found: int | None) -> str:
+    return "-" if found is None else f"{found:,}"
+
+
+def _sizes(plan: Plan) -> str:
+    if plan.parameters is None:
+        return ""
+    return f"{plan.parameters:,} parameters, {plan.trainable:,} trained, "
+
+
+def _estimate(plan: Plan, rounds: int) -> tuple[str, ...]:
+    from perdure.reports import format
+
+    if plan.seconds is None:
+        return (f"time and memory of tasks of kind {plan.kind} are not known beforehand; methods:",)
+    return (
+        f"about {format.duration(plan.seconds)} in all, with {rounds} scorings of every task",
+        "time and memory: estimates, good to a factor of two, without "
+        f"{'lm-eval and ' if plan.general else ''}what methods add:",
+    )
+
+
 def show(plan: Plan) -> None:
     """Print the plan to stdout."""
     from rich import box
@@ -154,11 +176,11 @@ def show(plan: Plan) -> None:
         table.add_row(
             Text(printable(t.task)),
             f"{t.train_rows:,}/{t.validation_rows:,}/{t.test_rows:,}",
-            f"{t.longest:,}",
-            f"{t.train_tokens:,}",
+            _number(t.longest),
+            _number(t.train_tokens),
             f"{t.steps:,}",
-            format.duration(t.train_seconds),
-            format.memory(t.memory_mb),
+            "-" if t.train_seconds is None else format.duration(t.train_seconds),
+            "-" if t.memory_mb is None else format.memory(t.memory_mb),
         )
     console.print(table)
     rounds = len(plan.tasks) + 1
@@ -169,11 +191,8 @@ def show(plan: Plan) -> None:
         "* to learn/validate/test; longest: a row's tokens; tokens: trained on, in all epochs",
         *(f"scored by {metric}: {', '.join(names)}" for metric, names in scored.items()),
         *([f"general ability by lm-eval: {', '.join(plan.general)}"] if plan.general else []),
-        f"{plan.model}: {plan.parameters:,} parameters, {plan.trainable:,} trained, "
-        f"{plan.precision}, {plan.processes} process(es)",
-        f"about {format.duration(plan.seconds)} in all, with {rounds} scorings of every task",
-        "time and memory: estimates, good to a factor of two, without "
-        f"{'lm-eval and ' if plan.general else ''}what methods add:",
+        f"{plan.model}: {_sizes(plan)}{plan.precision}, {plan.processes} process(es)",
+        *_estimate(plan, rounds),
         *(f"  {cost}" for cost in plan.costs),
         "recipe and data are valid; no weight was loaded, nothing was written",
     ):

@@ -25,7 +25,7 @@ from perdure.diagnose.rule import decide
 from perdure.errors import UsageError
 from perdure.streams.kinds import metric
 from perdure.streams.rows import each_once
-from perdure.streams.task import Task, TaskStream
+from perdure.streams.task import Task, TaskStream, demand_text
 
 
 @by_argument
@@ -140,6 +140,7 @@ def _check(tasks: Sequence[Task], max_drop: float, alpha: float, sizes: Sizes) -
         raise UsageError(f"diagnose: --alpha {alpha:g}: must be between 0 and 0.5", "try 0.05")
     if not 0 < sizes.learning_rate < float("inf"):
         raise UsageError(f"diagnose: --learning-rate {sizes.learning_rate:g}: must be above 0")
+    demand_text(tasks, "diagnose")
     for task in tasks:
         found = metric(task.metric)
         if not found.scores_items:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -16,11 +18,13 @@ import torch
 from safetensors.torch import load_file
 from tiny_runs import fork_server, write_recipe
 from torch import Tensor
+from typer.testing import CliRunner
 
 import perdure
 from perdure import GeneralText, Task, TaskStream
+from perdure.cli import app
 from perdure.engine.method_state import STATE, load_state
-from perdure.errors import UsageError
+from perdure.errors import RecipeError, UsageError
 from perdure.learners import build, learner_class
 from perdure.learners.listener import Folders
 from perdure.methods.joint import Joint
@@ -171,6 +175,66 @@ def learner_of(tmp_path: Path, recipe: Recipe, *methods: Method, **changes: Any)
     chosen = methods or chosen_methods(recipe, stream)
     folders = Folders.below(tmp_path / "run")
     return build(recipe, stream, methods=chosen, precision="fp32", folders=folders)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
+    """A recipe with files of the toy kind: two tasks that are learned, and one that is not."""
+    folder = tmp_path_factory.mktemp("shop")
+    for task in two_tasks():
+        for split in ("train", "test"):
+            lines = (json.dumps(row) for row in getattr(task, split))
+            (folder / f"{task.name}-{split}.jsonl").write_text("".join(f"{x}\n" for x in lines))
+    tasks = [
+        {"name": t.name, "format": "classes", "train": f"{t.name}-train.jsonl",
+         "test": f"{t.name}-test.jsonl", "validation_share": 0}
+        for t in two_tasks()
+    ]  # fmt: skip
+    tasks.append({"name": "again", "format": "classes", "learn": "none", "test": tasks[0]["test"]})
+    return write_recipe(
+        folder, tiny_model_dir, stream={"tasks": tasks}, general=None, method="sequential",
+        train__learning_rate=1e-2,
+    )  # fmt: skip
+
+
+def command(*args: str, code: int = 0) -> str:
+    found = CliRunner().invoke(app, args, prog_name="perdure")
+    assert found.exit_code == code, found.output
+    return found.stdout if code == 0 else found.stderr
+
+
+def test_the_commands_take_its_files(shop: Path, tmp_path: Path, tiny_model_dir: Path) -> None:
+    planned = json.loads(command("run", str(shop), "--check", "--json"))
+    assert [t["steps"] for t in planned["tasks"]] == [12, 12, 0]
+    assert [t["train_rows"] for t in planned["tasks"]] == [24, 24, 0]
+    assert planned["seconds"] is None
+    told = command("run", str(shop), "--check")
+    assert "time and memory of tasks of kind toy are not known" in told
+
+    run = tmp_path / "run"
+    command("run", str(shop), "--out", str(run), "--json")
+    matrix = perdure.Run.open(run).matrix()
+    assert matrix.learned == (True, True, False)
+    assert matrix.left_out == ("again",)
+    scores = matrix.array()
+    assert (scores[1:, 2] == scores[1:, 0]).all()  # its rows are those of the first task
+    assert matrix.summary()["forgetting"] == scores[1:3, 0].max() - scores[3, 0]
+    assert matrix.summary()["average_accuracy"] == scores[3, :2].mean()
+    for after in ("1", "3"):
+        again = json.loads(command("eval", str(run), "--after", after, "--json"))["scores"]
+        assert [s["score"] for s in again] == [s["recorded"] for s in again] != []
+        assert again[0]["measures"]["accuracy_within_task"] == 1.0
+    told = command("audit", str(tiny_model_dir), str(run), "--tasks", str(shop), code=2)
+    assert "task task 1 is of kind toy, and audit reads tasks whose answers are text" in told
+
+
+def test_words_for_learning_are_the_kinds(shop: Path) -> None:
+    for override, told in (
+        ("stream.tasks.0.learn=rl", 'stream.tasks.0.learn: "rl" is none of sft, none'),
+        ("stream.tasks.2.learn=sft", "stream.tasks.2.train: is required and missing"),
+    ):
+        with pytest.raises(RecipeError, match=re.escape(told)):
+            perdure.load_recipe(shop, [override])
 
 
 def test_joint_starts_from_heads_as_first_drawn(tiny_model_dir: Path, tmp_path: Path) -> None:
