@@ -175,7 +175,7 @@ def _loss(
     ) -> dict[str, dict[str, Any]]:
         found = general_loss(
             model,
-            encoder.tokenizer,
+            encoder,
             texts,
             max_tokens=pair.sizes.general_tokens,
             batch_size=batch,

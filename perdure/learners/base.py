@@ -74,7 +74,8 @@ class Learner(KindHooks):
         precision: "fp32", or "bf16" (autocast; weights and optimizer stay fp32).
         folders: where caches, checkpoints inside a task and trackers' files go.
         listener: hears how it goes; None is silent.
-        encoder: tokenized the stream's rows before and remembers them; None: none did.
+        encoder: tokenized the stream's rows before and keeps them; None: none did.
+        batch_split, lm_eval_tasks: as of `perdure.learners.build`.
 
     Raises:
         UsageError: the recipe asks for something that this kind, or this model, does not have.
@@ -91,15 +92,18 @@ class Learner(KindHooks):
         folders: Folders,
         listener: Listener | None = None,
         encoder: Any = None,
+        batch_split: tuple[int, int] | None = None,
+        lm_eval_tasks: Mapping[str, Any] | None = None,
     ) -> None:
-        self.prepared_encoder = encoder
+        self.prepared_encoder, self.lm_eval_tasks = encoder, lm_eval_tasks
         self.model, self.tokenizer, self.stream, self.methods = model, tokenizer, stream, methods
         self.recipe, self.precision, self.folders = recipe, precision, folders
         self.listener: Listener = listener or Silent()
         self.state = processes()
         self._to_device()
         self.trackers = Trackers(recipe.train.report_to, self.state.is_main_process)
-        self.micro_batch, self.accumulation = split_batch(recipe, self.state.num_processes)
+        split = batch_split or split_batch(recipe, self.state.num_processes)
+        self.micro_batch, self.accumulation = split
         self.check()
         if is_sharded(model) and any(m.requires.teacher for m in methods):
             raise UsageError(
@@ -178,9 +182,9 @@ class Learner(KindHooks):
         for method in self.methods:
             rows = method.train_data(session.context, rows)
         session.begin_phase(phase, len(rows))
-        encoded = [self.encode(row) for row in rows]
+        encoded, lengths = self.encoded(rows)
         with frozen_parameters(self.model, phase.freeze):
-            trainer = self._trainer(session, phase, encoded, folder)
+            trainer = self._trainer(session, phase, encoded, lengths, folder)
             found = newest_sealed(folder)
             if found is not None:
                 verify(found, f"delete the folder {found}: the run goes on from before it")
@@ -204,8 +208,21 @@ class Learner(KindHooks):
         del trainer
         forget_trainer(self.model)
 
+    def encoded(self, rows: Sequence[Row]) -> tuple[Sequence[dict[str, Any]], list[int]]:
+        """Encode the rows of a phase.
+
+        Returns: the rows to train on, in their order, and the tokens of each.
+        """
+        found = [self.encode(row) for row in rows]
+        return found, [len(row["input_ids"]) for row in found]
+
     def _trainer(
-        self, session: TaskSession, phase: Phase, encoded: list[dict[str, Any]], folder: Path
+        self,
+        session: TaskSession,
+        phase: Phase,
+        encoded: Sequence[dict[str, Any]],
+        lengths: Sequence[int],
+        folder: Path,
     ) -> PhaseTrainer:
         forget_trainer(self.model)
         args = arguments(
@@ -218,7 +235,6 @@ class Learner(KindHooks):
         )
         trainer = self.trainer(args, encoded, phase)
         trainer.session = session
-        lengths = [len(row["input_ids"]) for row in encoded]
         trainer.sampler = EpochSampler(lengths, self.recipe.train.batch_size, self.recipe.seed)
         attach(trainer, *self.methods, session=session)
         facts = {"after": session.task_index + 1, "task": session.task.name, "phase": phase.name}

@@ -127,7 +127,9 @@ class KindHooks:
         """What encodes rows for methods: `encode`, `encode_text`, `pad_id`, `tokenizer`."""
         return self
 
-    def encode_text(self, text: str, max_tokens: int | None = None) -> dict[str, Any]:
+    def encode_text(
+        self, text: str, max_tokens: int | None = None, special: bool = False
+    ) -> dict[str, Any]:
         """Encode plain text, every token a label, for methods that replay general text."""
         raise UsageError(
             f"method: tasks of kind {self.kind} cannot be learned along with general text",

@@ -157,8 +157,7 @@ def _by_labels(run: _Run, rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _by_likelihood(run: _Run, rows: Sequence[Row]) -> list[dict[str, Any]]:
-    encode = run.encoder
-    found = _pairs(run, [(encode.prompt_ids(r), encode.answer_ids_of(r)) for r in rows])
+    found = _pairs(run, [run.encoder.parts(row) for row in rows])
     losses = [-float(one.mean()) for one in found]
     items = _items(rows, [""] * len(rows), [perplexity(loss) for loss in losses])
     for item, one, loss in zip(items, found, losses, strict=True):

@@ -43,9 +43,9 @@ def test_a_prompt_of_just_the_length_is_left_alone(tiny: tuple[Any, Any]) -> Non
     whole = Encoder(tiny[1]).prompt_ids(SHORT)
     for most, cut in ((len(whole), False), (len(whole) - 1, True)):
         encoder = Encoder(tiny[1], max_prompt_length=most)
-        assert encoder.is_cut(SHORT) == cut
+        assert encoder.encode_and_tell(SHORT)[1] == cut
         assert (encoder.prompt_ids(SHORT) == whole) != cut
-    assert not Encoder(tiny[1]).is_cut(LONG)
+    assert not Encoder(tiny[1]).encode_and_tell(LONG)[1]
 
 
 def test_how_many_prompts_are_cut_is_told(

@@ -225,7 +225,6 @@ def test_the_model_and_random_numbers_are_left_as_they_were(
     random.seed(3)
     np.random.seed(3)
     torch.manual_seed(3)
-    lm_eval_tasks._load.cache_clear()
     score(tiny, folder / "quiz.yaml")
     assert [random.random(), np.random.rand(), float(torch.rand(1))] == wanted
     assert ([m.training for m in model.modules()], [id(p) for p in model.parameters()]) == before
@@ -293,7 +292,6 @@ def test_a_tag_or_group_has_one_score_or_those_of_its_members(
     # lm-eval's list, of these files in place of its own.
     known = TaskManager(include_defaults=False, include_path=folder)
     monkeypatch.setattr(lm_eval_tasks, "_manager", lambda _: known)
-    lm_eval_tasks._load.cache_clear()
     members = load(Path("both"))
     assert list(members) == ["asks", "answers"]
     assert sorted(load(Path("pair"))) == ["answers", "asks"]
@@ -324,7 +322,6 @@ def test_only_the_bars_of_lm_eval_are_hidden(
         doc_to_target="{{gold}}", doc_to_choice=None, metric_list=[{"metric": "exact_match"}],
         generation_kwargs={"until": ["\x00"], "max_gen_toks": 1, "do_sample": False},
     )  # fmt: skip
-    lm_eval_tasks._load.cache_clear()
     for file in (folder / "quiz.yaml", rolling, writing):
         score(tiny, file)
     assert capsys.readouterr() == ("", "")
