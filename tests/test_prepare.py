@@ -150,7 +150,9 @@ def test_training_reads_the_rows_that_were_prepared(
 
 
 @pytest.mark.train
-def test_what_was_prepared_is_what_the_run_takes(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_what_was_prepared_is_what_the_run_takes(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Batch split and lm-eval's tasks are not worked out a second time."""
     from dataclasses import replace
 
@@ -168,10 +170,11 @@ def test_what_was_prepared_is_what_the_run_takes(tiny_model_dir: Path, tmp_path:
         seen.append((self.micro_batch, self.accumulation, self.lm_eval_tasks))
         raise Looked
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Looked):
-        patch.setattr(GenerationLearner, "general", general)
-        ready = replace(prepare(recipe), micro_batch=2, accumulation=2, lm_eval_tasks={"a": 1})
-        learn(recipe, Run.create(tmp_path / "run", recipe), prepared=ready)
+    monkeypatch.setattr(GenerationLearner, "general", general)
+    ready = replace(prepare(recipe), micro_batch=2, accumulation=2, lm_eval_tasks={"a": 1})
+    run = Run.create(tmp_path / "run", recipe)
+    with pytest.raises(Looked):
+        learn(recipe, run, prepared=ready)
     assert seen == [(2, 2, {"a": 1})]
 
 

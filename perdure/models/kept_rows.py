@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable, Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -117,7 +118,7 @@ def _dataset(columns: dict[str, list[NDArray[np.int32]]]) -> Dataset:
 
 
 def _parts(flat: NDArray[np.int32], ends: NDArray[Any]) -> Iterator[NDArray[np.int32]]:
-    for start, end in zip(ends[:-1], ends[1:], strict=True):
+    for start, end in pairwise(ends):
         yield flat[start:end]
 
 

@@ -28,7 +28,7 @@ from perdure.cli import app
 from perdure.consent import trusting
 from perdure.errors import RecipeError, UsageError
 from perdure.loop import learn
-from perdure.prepare import load_recipe
+from perdure.prepare import load_recipe, prepare
 from perdure.recipe.load import dump_recipe
 from perdure.recipe.schema import Recipe
 from perdure.reports.data import views
@@ -391,6 +391,26 @@ def mistakes(path: Path, *overrides: str) -> list[str]:
     with pytest.raises(RecipeError) as caught:
         load_recipe(path, overrides)
     return [line.replace(f"{path.parent}/", "") for line in str(caught.value).split("\n")[:-1]]
+
+
+def test_a_second_run_of_one_process_reads_what_a_task_file_says_now(
+    folder: Path, tiny_model_dir: Path
+) -> None:
+    """Nothing keeps the tasks but what a run prepared: a file may change between two runs."""
+    read = load_recipe(recipe(folder, tiny_model_dir))
+    found = [_first_request(prepare(read).lm_eval_tasks["quiz"])]
+    task(folder, "quiz", doc_to_text="Say: {{question}}")
+    found.append(_first_request(prepare(read).lm_eval_tasks["quiz"]))
+    (folder / "rows.jsonl").write_text(json.dumps(ROWS[1]) + "\n")
+    found.append(_first_request(prepare(read).lm_eval_tasks["quiz"]))
+    assert found == [
+        "Question: What is red?\nAnswer:", "Say: What is red?", "Say: Who barks?",
+    ]  # fmt: skip
+
+
+def _first_request(loaded: Any) -> str:
+    [asks] = loaded["tasks"].values()
+    return str(asks.doc_to_text(next(iter(asks.test_docs()))))
 
 
 def test_a_list_stands_for_tasks_and_no_text(
