@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from perdure.audit.measure import Kind
 from perdure.errors import UsageError
+from perdure.streams.kinds import kind as kind_of
 from perdure.streams.kinds import metric
 from perdure.streams.task import GeneralText, Task, TaskStream
 
@@ -84,6 +85,7 @@ def plan_measures(
         parts.append(Part("KL from base", "kl", "nats a token"))
     if "tasks" in measures:
         for task in tasks:
+            kind_of(task.kind).demand("audit", task.name)
             found = metric(task.metric)
             kind: Kind = "task" if found.scores_items else "loss"
             name = found.name if kind == "task" else f"log {found.label}"
