@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 COLUMNS = ("input_ids", "labels")
-MOST = 2**31 - 1
-"""Tokens that a column of a Dataset can number."""
 
 
 class KeptRows:
@@ -110,9 +108,9 @@ def _dataset(columns: dict[str, list[NDArray[np.int32]]]) -> Dataset:
     for name, rows in columns.items():
         ends = np.cumsum([0, *map(len, rows)])
         flat = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int32)
-        kind = pa.ListArray if ends[-1] <= MOST else pa.LargeListArray
-        offsets = ends.astype(np.int32 if kind is pa.ListArray else np.int64)
-        found[name] = kind.from_arrays(pa.array(offsets), pa.array(flat))
+        # Large: a plain list's offsets end at 2^31 tokens.
+        offsets = pa.array(ends.astype(np.int64))
+        found[name] = pa.LargeListArray.from_arrays(offsets, pa.array(flat))
         columns[name] = list(_parts(flat, ends))
     return Dataset.from_dict(found)
 
