@@ -80,6 +80,8 @@ def _learn(
             ready.stream,
             methods=ready.methods,
             encoder=ready.encoder,
+            batch_split=(ready.micro_batch, ready.accumulation),
+            lm_eval_tasks=ready.lm_eval_tasks,
             precision=precision,
             folders=Folders.below(run.path),
             listener=record,

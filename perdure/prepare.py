@@ -129,8 +129,9 @@ class Prepared:
 
     Attributes:
         methods: the objects that the recipe asks for, in its order.
-        encoder: tokenizes rows; it remembers the stream's, so that each is tokenized once. None
-            where the tasks' kind leaves that to its learner.
+        encoder: has tokenized the stream's rows, each once, and keeps them (`encoder.kept`) to
+            train on and to score; `encoder.lengths((task, split))` are their tokens. None where
+            the tasks' kind leaves that to its learner.
         lm_eval_tasks: by name, as lm-eval loads them.
         micro_batch, accumulation: rows of a micro-batch on one process, and micro-batches in an
             optimizer step.
@@ -158,10 +159,6 @@ class Prepared:
         """The day whose date chat templates write: YYYY-MM-DD; "" where there is no template."""
         today = getattr(self.encoder, "today", None)
         return "" if today is None else str(today.isoformat())
-
-    def lengths(self, task: str, split: str) -> list[int]:
-        """Tokens of each row of a task's split."""
-        return [] if self.encoder is None else self.encoder.lengths((task, split))
 
 
 def prepare(

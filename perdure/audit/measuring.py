@@ -175,7 +175,7 @@ def _loss(
     ) -> dict[str, dict[str, Any]]:
         found = general_loss(
             model,
-            encoder.tokenizer,
+            encoder,
             texts,
             max_tokens=pair.sizes.general_tokens,
             batch_size=batch,
@@ -274,14 +274,13 @@ def _task(pair: Pair, task: Task, progress: Progress, ruler: Ruler, checked: Che
 
 def groups_of(task: Task) -> NDArray[np.int_] | None:
     """Groups of a task's test rows: those it declares, and rows that ask the same question."""
-    question = kind(task.kind).question
-    asked = [question({k: v for k, v in row.items() if k != "group"}) for row in task.test]
+    asked = [kind(task.kind).question_of(row) for row in task.test]
     return group_numbers([row.get("group") for row in task.test], asked)
 
 
 def _unique(task: Task, most: int | None) -> tuple[Task, int]:
     """The task with each test row once: a row counted twice would look like twice the evidence."""
-    rows = each_once(task.test)
+    rows = each_once(kind(task.kind), task.test)
     return replace(task, test=rows[:most]), len(task.test) - len(rows)
 
 

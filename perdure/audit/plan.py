@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from perdure.audit.measure import Kind
 from perdure.errors import UsageError
+from perdure.streams.kinds import kind as kind_of
 from perdure.streams.kinds import metric
-from perdure.streams.task import GeneralText, Task, TaskStream, demand_text
+from perdure.streams.task import GeneralText, Task, TaskStream
 
 MEASURES = ("loss", "kl", "tasks")
 
@@ -83,8 +84,8 @@ def plan_measures(
     if "kl" in measures:
         parts.append(Part("KL from base", "kl", "nats a token"))
     if "tasks" in measures:
-        demand_text(tasks, "audit")
         for task in tasks:
+            kind_of(task.kind).demand("audit", task.name)
             found = metric(task.metric)
             kind: Kind = "task" if found.scores_items else "loss"
             name = found.name if kind == "task" else f"log {found.label}"

@@ -26,7 +26,7 @@ from perdure.diagnose.rule import (
 )
 from perdure.scoring.probe import Array, Probed, chance_of, linear_probe
 from perdure.scoring.score import TaskScore
-from perdure.streams.kinds import EXACT_MATCH, LABEL_LIKELIHOOD, metric
+from perdure.streams.kinds import EXACT_MATCH, LABEL_LIKELIHOOD, kind, metric
 from perdure.streams.task import Row, Task
 
 
@@ -86,6 +86,8 @@ class Case:
             why |= dict.fromkeys(("probe", "relearned", "shots"), "the task has no train rows")
         if not self.sizes.relearn_rows or not self.sizes.relearn_steps:
             why["relearned"] = "left out"
+        if kind(self.task.kind).with_examples is None:
+            why["shots"] = f"rows of kind {self.task.kind} have no place for examples"
         if not self.sizes.shots:
             why["shots"] = "left out"
         return why

@@ -23,9 +23,9 @@ from perdure.diagnose.measurements import Measured, Progress, Sizes
 from perdure.diagnose.result import Diagnosis, TaskDiagnosis, evidence
 from perdure.diagnose.rule import decide
 from perdure.errors import UsageError
-from perdure.streams.kinds import metric
+from perdure.streams.kinds import kind, metric
 from perdure.streams.rows import each_once
-from perdure.streams.task import Task, TaskStream, demand_text
+from perdure.streams.task import Task, TaskStream
 
 
 @by_argument
@@ -107,7 +107,7 @@ def diagnose_task(
 
     Args, Raises: as of `diagnose`.
     """
-    task = replace(task, test=each_once(task.test, base.sizes.rows))
+    task = replace(task, test=each_once(kind(task.kind), task.test, base.sizes.rows))
     case = Case(base, tuned, task, dict(names or {}), max_drop, alpha, seed)
     while (decision := decide(case.figures)).needs:
         for name in decision.needs:
@@ -140,8 +140,8 @@ def _check(tasks: Sequence[Task], max_drop: float, alpha: float, sizes: Sizes) -
         raise UsageError(f"diagnose: --alpha {alpha:g}: must be between 0 and 0.5", "try 0.05")
     if not 0 < sizes.learning_rate < float("inf"):
         raise UsageError(f"diagnose: --learning-rate {sizes.learning_rate:g}: must be above 0")
-    demand_text(tasks, "diagnose")
     for task in tasks:
+        kind(task.kind).demand("diagnose", task.name)
         found = metric(task.metric)
         if not found.scores_items:
             raise UsageError(

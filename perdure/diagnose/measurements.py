@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from perdure.errors import TrainingError
+from perdure.errors import TrainingError, UsageError
 from perdure.models.anatomy import unwrapped
 from perdure.models.chat import Encoder
 from perdure.models.weights import evaluating
 from perdure.protocol.batch import collate
 from perdure.scoring.probe import Array, features
 from perdure.scoring.score import TaskScore, score_task
+from perdure.streams.kinds import kind
 from perdure.streams.task import Row, Task
 
 Progress = Callable[[str, int, int], None]
@@ -186,21 +187,18 @@ def trained_on(
 
 
 def in_front(task: Task, rows: Sequence[Row]) -> Task:
-    """The task with `rows` as earlier turns of each test prompt, after its system message."""
-    turns = [
-        turn
-        for row in rows
-        for turn in (
-            *(t for t in row["prompt"] if t["role"] != "system"),
-            {"role": "assistant", "content": row["answer"], **row.get("turn", {})},
+    """The task with `rows` as examples before each test row's question, as its kind writes them.
+
+    Raises:
+        UsageError: rows of its kind have no place for examples.
+    """
+    with_examples = kind(task.kind).with_examples
+    if with_examples is None:
+        raise UsageError(
+            f"diagnose: task {task.name}: rows of kind {task.kind} have no place for examples",
+            "leave them out: --shots 0",
         )
-    ]
-    test = []
-    for row in task.test:
-        head = [t for t in row["prompt"] if t["role"] == "system"]
-        rest = [t for t in row["prompt"] if t["role"] != "system"]
-        test.append({**row, "prompt": [*head, *turns, *rest]})
-    return replace(task, test=test)
+    return replace(task, test=[with_examples(row, rows) for row in task.test])
 
 
 def spread(rows: Sequence[Row], count: int, labelled: bool) -> list[Row]:

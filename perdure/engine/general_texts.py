@@ -53,10 +53,7 @@ def given_rows(
     """
     rows, max_tokens = [], _within_context(session, max_tokens)
     for text in session.general.replay[:count]:
-        row = session.encoder.encode_text(text, max_tokens)
-        if special:
-            ids = session.encoder.tokenizer(text)["input_ids"][:max_tokens]
-            row = {"input_ids": list(ids), "labels": list(ids)}
+        row = session.encoder.encode_text(text, max_tokens, special)
         if len(row["input_ids"]) > 1:
             rows.append(row)
     if not rows:

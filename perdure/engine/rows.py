@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from perdure.errors import DataError, PerdureError, RecipeError
-from perdure.models.chat import IGNORE, Encoder
+from perdure.models.chat import Encoder
 from perdure.streams.labels import same_tokens
 from perdure.streams.task import TaskStream, place_of
 
@@ -14,7 +14,7 @@ SPLITS = ("train", "validation", "test")
 
 
 def encode_stream(stream: TaskStream, encoder: Encoder, context_length: int | None) -> None:
-    """Have `encoder` tokenize and remember all rows, so that one too long is told now.
+    """Have `encoder` tokenize and keep all rows, so that one too long is told now.
 
     How many prompts lose their middle, and rows whose texts hold special tokens, are told as
     warnings.
@@ -28,26 +28,23 @@ def encode_stream(stream: TaskStream, encoder: Encoder, context_length: int | No
     for task in stream:
         mistakes += same_tokens(task.name, task.labels, encoder.answer_ids)
         for split in SPLITS:
-            rows, cut = getattr(task, split), 0
-            kept = []
+            rows, cut, name = getattr(task, split), 0, (task.name, split)
+            encoder.kept.begin(name)
             for number, row in enumerate(rows, 1):
                 try:
-                    encoded = encoder.encode(row)
+                    encoded, was_cut = encoder.encode_and_tell(row)
                     width = len(encoded["input_ids"])
-                    # Only a prompt of just the most tokens can be one that was cut.
-                    full = encoded["labels"].count(IGNORE) == encoder.max_prompt_length
-                    cut += full and encoder.is_cut(row)
+                    cut += was_cut
                     if context_length is not None and width > context_length:
                         raise DataError(
                             f"{width} tokens, the model's context is {context_length}",
                             "shorten the row, or take a model with a longer context",
                         )
-                    kept.append((row, encoded))
+                    encoder.kept.add(name, row, encoded, was_cut)
                 except DataError as error:
                     place = place_of(row) or f"task {task.name}: {split} row {number}"
                     source = place.rpartition(":")[0]
                     mistakes.append(DataError(f"{place}: {error.what}", error.remedy, source))
-            encoder.remember((task.name, split), kept)
             for number, row in enumerate(rows, 1):
                 if found := encoder.special_in(row):
                     place = place_of(row) or f"task {task.name}: {split} row {number}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from perdure.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import date
     from pathlib import Path
 
@@ -30,6 +30,8 @@ def build(
     listener: Listener | None = None,
     methods: Sequence[Method],
     encoder: Any = None,
+    batch_split: tuple[int, int] | None = None,
+    lm_eval_tasks: Mapping[str, Any] | None = None,
 ) -> Learner:
     """Load the base model and make the learner of the stream's kind of task, with its methods.
 
@@ -37,6 +39,8 @@ def build(
         precision: "fp32" or "bf16", see `perdure.models.choose_precision`.
         methods: the recipe's, made; see `perdure.prepare`.
         encoder: has tokenized the stream's rows; None: the learner does it.
+        batch_split: rows of a micro-batch, and micro-batches in a step; None: by the recipe.
+        lm_eval_tasks: the recipe's, as lm-eval loads them; None: the learner loads them.
 
     Raises:
         UsageError: tasks of several kinds, of one that is not known, or learned in a way that is
@@ -46,7 +50,19 @@ def build(
 
     found = learner_class(stream)
     model, tokenizer = drawn(lambda: found.load(recipe, precision), recipe.seed)
-    return found(model, tokenizer, stream, methods, recipe, precision, folders, listener, encoder)
+    return found(
+        model,
+        tokenizer,
+        stream,
+        methods,
+        recipe,
+        precision,
+        folders,
+        listener,
+        encoder,
+        batch_split,
+        lm_eval_tasks,
+    )
 
 
 def build_saved(

@@ -73,7 +73,8 @@ class Learner(KindHooks):
         precision: "fp32", or "bf16" (autocast; weights and optimizer stay fp32).
         folders: where caches, checkpoints inside a task and trackers' files go.
         listener: hears how it goes; None is silent.
-        encoder: tokenized the stream's rows before and remembers them; None: none did.
+        encoder: tokenized the stream's rows before and keeps them; None: none did.
+        batch_split, lm_eval_tasks: as of `perdure.learners.build`.
 
     Raises:
         UsageError: the recipe asks for something that this kind, or this model, does not have.
@@ -90,15 +91,18 @@ class Learner(KindHooks):
         folders: Folders,
         listener: Listener | None = None,
         encoder: Any = None,
+        batch_split: tuple[int, int] | None = None,
+        lm_eval_tasks: Mapping[str, Any] | None = None,
     ) -> None:
-        self.prepared_encoder = encoder
+        self.prepared_encoder, self.lm_eval_tasks = encoder, lm_eval_tasks
         self.model, self.tokenizer, self.stream, self.methods = model, tokenizer, stream, methods
         self.recipe, self.precision, self.folders = recipe, precision, folders
         self.listener: Listener = listener or Silent()
         self.state = processes()
         self._to_device()
         self.trackers = Trackers(recipe.train.report_to, self.state.is_main_process)
-        self.micro_batch, self.accumulation = split_batch(recipe, self.state.num_processes)
+        split = batch_split or split_batch(recipe, self.state.num_processes)
+        self.micro_batch, self.accumulation = split
         self.check()
         if is_sharded(model) and any(m.requires.teacher for m in methods):
             raise UsageError(

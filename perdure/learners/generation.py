@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -57,13 +57,23 @@ class GenerationLearner(Learner):
             most = getattr(config, "max_position_embeddings", None)
             encode_stream(self.stream, self.encoder, most)
 
+    def encoded(self, rows: Sequence[Row]) -> tuple[Sequence[dict[str, Any]], list[int]]:
+        """The rows as they were kept when the recipe was prepared, where they are the stream's."""
+        kept = self.encoder.kept.select(rows)
+        if kept is None:  # a method has made rows of its own, or encoded them
+            return super().encoded(rows)
+        dataset: Any = kept[0]
+        return dataset, kept[1]
+
     def encode(self, row: Row) -> dict[str, Any]:
         """Encode prompt and answer; labels are the answer's tokens, -100 on the prompt."""
         return self.encoder.encode(row)
 
-    def encode_text(self, text: str, max_tokens: int | None = None) -> dict[str, Any]:
+    def encode_text(
+        self, text: str, max_tokens: int | None = None, special: bool = False
+    ) -> dict[str, Any]:
         """Encode plain text, every token a label."""
-        return self.encoder.encode_text(text, max_tokens)
+        return self.encoder.encode_text(text, max_tokens, special)
 
     def score_task(self, task: Task, progress: Progress | None) -> TaskScore | None:
         """Score a task's test rows by its metric."""
@@ -85,7 +95,9 @@ class GenerationLearner(Learner):
         found: dict[str | None, Callable[[], GeneralScore | HarnessScore]] = {}
         if self.stream.general.held_out:
             found[None] = self._general_text
-        for name, loaded in lm_eval_tasks.load(self.recipe.general).items():
+        if self.lm_eval_tasks is None:
+            self.lm_eval_tasks = lm_eval_tasks.load(self.recipe.general)
+        for name, loaded in self.lm_eval_tasks.items():
             found[name] = partial(self._lm_eval, name, loaded)
         return found
 
@@ -95,7 +107,7 @@ class GenerationLearner(Learner):
         with self.autocast():
             return general_loss(
                 self.model,
-                self.tokenizer,
+                self.encoder,
                 self.stream.general.held_out,
                 max_tokens=self.recipe.general.max_tokens if self.recipe.general else 128,
                 batch_size=self.recipe.scoring.batch_size,

@@ -87,6 +87,14 @@ class KindHooks:
         """What tokenizes rows for a model loaded with its tokenizer; None: `encode` does it all."""
         return None
 
+    def encoded(self, rows: Sequence[Row]) -> tuple[Sequence[dict[str, Any]], list[int]]:
+        """Encode the rows of a phase.
+
+        Returns: the rows to train on, in their order, and the tokens of each.
+        """
+        found = [self.encode(row) for row in rows]
+        return found, [len(row["input_ids"]) for row in found]
+
     def trainer(self, task: Task, rows: Sequence[Row], phase: Phase, folder: Path) -> PhaseTrainer:
         """Make the trainer of a phase of a task, ready but for its methods.
 
@@ -95,7 +103,7 @@ class KindHooks:
             rows: what to train on, not encoded yet.
             folder: for its checkpoints.
         """
-        encoded = [self.encode(row) for row in rows]
+        encoded, lengths = self.encoded(rows)
         args = arguments(
             self.recipe,
             folder,
@@ -112,7 +120,6 @@ class KindHooks:
             processing_class=self.tokenizer,
         )
         made.rates, made.packs = self.rates(self.model), self.packs
-        lengths = [len(row["input_ids"]) for row in encoded]
         made.sampler = EpochSampler(lengths, self.recipe.train.batch_size, self.recipe.seed)
         return made
 
@@ -157,7 +164,9 @@ class KindHooks:
         """What encodes rows for methods: `encode`, `encode_text`, `pad_id`, `tokenizer`."""
         return self
 
-    def encode_text(self, text: str, max_tokens: int | None = None) -> dict[str, Any]:
+    def encode_text(
+        self, text: str, max_tokens: int | None = None, special: bool = False
+    ) -> dict[str, Any]:
         """Encode plain text, every token a label, for methods that replay general text."""
         raise UsageError(
             f"method: tasks of kind {self.kind} cannot be learned along with general text",

@@ -7,22 +7,23 @@ forward pass among answers and sees exactly the tokens that training saw.
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from perdure.errors import DataError
+from perdure.models.kept_rows import KeptRows
 from perdure.models.templates import ChatTemplate
 from perdure.recipe.schema import Recipe
 from perdure.streams.task import Row
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from numpy.typing import NDArray
 
 IGNORE = -100  # the label that cross entropy skips, transformers' convention
 
@@ -37,6 +38,10 @@ class Encoder:
         max_length: tokens of prompt and answer together; `None` is unbounded.
         max_prompt_length: tokens of a prompt; a longer one loses its middle. `None` is unbounded.
         variables: of the template, such as `enable_thinking`.
+
+    Attributes:
+        kept: the rows of a stream that were encoded (`perdure.engine.rows.encode_stream`); they
+            are looked up there and never tokenized again.
     """
 
     def __init__(
@@ -63,49 +68,18 @@ class Encoder:
         self._header: tuple[str, list[int]] | None = None
         tokens = [re.escape(str(t)) for t in tokenizer.all_special_tokens if str(t).strip()]
         self._specials = re.compile("|".join(tokens)) if tokens else None
-        self._new: dict[Hashable, dict[str, Any]] = {}  # a split's columns, before they are Arrow
-        self._kept: dict[Hashable, Dataset] = {}
-        self._lengths: dict[Hashable, list[int]] = {}
-        self._places: dict[bytes, tuple[Hashable, int]] = {}  # by a row's content
+        self.kept = KeptRows()
+        self._answers: dict[str, list[int]] = {}
+        self._texts: dict[tuple[str, bool], NDArray[np.int32]] = {}
 
     @property
     def pad_id(self) -> int:
         pad = self.tokenizer.pad_token_id
         return int(pad if pad is not None else self.tokenizer.eos_token_id or 0)
 
-    def remember(self, split: Hashable, rows: Sequence[tuple[Row, dict[str, Any]]]) -> None:
-        """Keep rows that were encoded, so that no row is tokenized twice.
-
-        Args: split: names them, for `lengths`; rows: each with what `encode` gave for it.
-        """
-        self._lengths[split] = [len(encoded["input_ids"]) for _, encoded in rows]
-        self._new[split] = {  # a list of Python's numbers would take ten times the memory
-            key: [np.array(encoded[key], dtype=np.int32) for _, encoded in rows]
-            for key in ("input_ids", "labels")
-        }
-        for number, (row, _) in enumerate(rows):
-            self._places.setdefault(_content(row), (split, number))
-
     def lengths(self, split: Hashable) -> list[int]:
-        """Tokens of each remembered row of a split."""
-        return self._lengths[split]
-
-    def dataset(self, split: Hashable) -> Dataset:
-        """The remembered rows of a split, columns `input_ids` and `labels`."""
-        if split in self._new:  # made when it is first asked for: a check alone never does
-            from datasets import Dataset
-
-            self._kept[split] = Dataset.from_dict(self._new.pop(split))
-        return self._kept[split]
-
-    def _remembered(self, row: Row) -> dict[str, Any] | None:
-        if not self._places or (place := self._places.get(_content(row))) is None:
-            return None
-        split, number = place
-        if (new := self._new.get(split)) is not None:  # a row that is there twice, in a check
-            return {key: column[number].tolist() for key, column in new.items()}
-        found: dict[str, Any] = self._kept[split][number]
-        return found
+        """Tokens of each row that was kept of a split."""
+        return self.kept.lengths(split)
 
     def prompt_text(self, row: Row) -> str:
         """The text before the answer, rendered by the template up to the assistant's turn."""
@@ -119,9 +93,11 @@ class Encoder:
         return self._chat.known.end if self._chat else self.tokenizer.eos_token or ""
 
     def pin(self, today: date) -> None:
-        """Have templates that write the date write this one."""
-        if self._chat is not None:
+        """Have templates that write the date write this one; what was encoded is forgotten."""
+        if self._chat is not None and self._chat.today != today:
             self._chat.pin(today)
+            self.kept.clear()
+            self._answers.clear()
 
     @property
     def today(self) -> date | None:
@@ -133,45 +109,60 @@ class Encoder:
 
         What is cut is the middle: the instruction stands in front, the sign to answer at the end.
         """
-        if (kept := self._remembered(row)) is not None:
-            return list(kept["input_ids"][: kept["labels"].count(IGNORE)])
-        ids = self._whole_prompt(row)
-        most = self.max_prompt_length
-        if most is None or len(ids) <= most:
-            return ids
-        return ids[: most - most // 2] + ids[-(most // 2) :]
-
-    def is_cut(self, row: Row) -> bool:
-        """Whether a row's prompt is longer than `max_prompt_length`."""
-        most = self.max_prompt_length
-        return most is not None and len(self._whole_prompt(row)) > most
-
-    def _whole_prompt(self, row: Row) -> list[int]:
+        if (kept := self.kept.find(row)) is not None:
+            return _parted(kept)[0]
         ids = self._ids(self.prompt_text(row))
-        return ids if self.template is not None else self._bos + ids
+        return self._within(ids if self._chat is not None else self._bos + ids)
 
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids of an answer and what ends the turn, as they are behind a prompt.
 
         A server's prompt is tokenized apart from what the model writes, and so is an answer here;
-        only blanks that the template puts before it are joined to its first word.
+        only blanks that the template puts before it are joined to its first word. The answer is
+        kept, as labels are asked for again and again.
         """
+        if answer not in self._answers:
+            self._answers[answer] = self._plain_answer(answer)
+        return list(self._answers[answer])
+
+    def parts(self, row: Row) -> tuple[list[int], list[int]]:
+        """`prompt_ids` of a row, and the ids of its answer with all that belongs to its turn."""
+        if (kept := self.kept.find(row)) is not None:
+            return _parted(kept)
+        prompt, answer = self._whole(row)
+        return self._within(prompt), answer
+
+    def _whole(self, row: Row) -> tuple[list[int], list[int]]:
+        """As `parts`, with a prompt of any length; each text is rendered and tokenized once."""
+        if self._chat is None:
+            _refuse_parts(row)
+            return self._bos + self._ids(self.prompt_text(row)), self._answer(row["answer"])
+        if self._chat.is_plain(row):
+            return self._ids(self._chat.prompt(row)), self._answer(row["answer"])
+        prompt, answer = self._chat.split(row)
+        return self._ids(prompt), self._written_ids(answer)
+
+    def _within(self, prompt: list[int]) -> list[int]:
+        most = self.max_prompt_length
+        if most is None or len(prompt) <= most:
+            return prompt
+        return prompt[: most - most // 2] + prompt[-(most // 2) :]
+
+    def _answer(self, answer: str) -> list[int]:
+        """`answer_ids` of a row's own answer: free texts are not kept, as each is met once."""
+        kept = self._answers.get(answer)
+        return self._plain_answer(answer) if kept is None else list(kept)
+
+    def _plain_answer(self, answer: str) -> list[int]:
         return self._written_ids(
             answer + self.end if self._chat is None else self._chat.answer(answer)
         )
-
-    def answer_ids_of(self, row: Row) -> list[int]:
-        """`answer_ids` of a row's answer, with the tools that it calls and what it thinks first."""
-        if self._chat is None:
-            _refuse_parts(row)
-            return self.answer_ids(row["answer"])
-        return self._written_ids(self._chat.answer_of(row))
 
     def answer_text(self, row: Row) -> str:
         """A row's answer as `perdure.models.generate.generate` would return it."""
         if not row.get("turn"):
             return str(row["answer"])
-        ids = self.answer_ids_of(row)
+        ids = self.parts(row)[1]
         text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
         return (text.split(self.end)[0] if self.end else text).strip()
 
@@ -210,11 +201,14 @@ class Encoder:
         Raises:
             DataError: prompt and answer are longer than `max_length` tokens.
         """
-        if "input_ids" in row:
-            return row
-        if (kept := self._remembered(row)) is not None:
-            return kept
-        prompt, answer = self.prompt_ids(row), self.answer_ids_of(row)
+        return row if "input_ids" in row else self.encode_and_tell(row)[0]
+
+    def encode_and_tell(self, row: Row) -> tuple[dict[str, Any], bool]:
+        """As `encode`, and whether the row's prompt is longer than `max_prompt_length`."""
+        if (kept := self.kept.find(row)) is not None:
+            return kept, self.kept.was_cut(row)
+        whole, answer = self._whole(row)
+        prompt = self._within(whole)
         if self.max_length is not None and len(prompt) + len(answer) > self.max_length:
             raise DataError(
                 f"row starting {row['prompt'][-1]['content'][:40]!r}: "
@@ -222,12 +216,46 @@ class Encoder:
                 "shorten the row, raise train.max_length, or "
                 f"{'lower' if self.max_prompt_length else 'set'} model.max_prompt_length",
             )
-        return {"input_ids": prompt + answer, "labels": [IGNORE] * len(prompt) + answer}
+        encoded = {"input_ids": prompt + answer, "labels": [IGNORE] * len(prompt) + answer}
+        return encoded, len(prompt) < len(whole)
 
-    def encode_text(self, text: str, max_tokens: int | None = None) -> dict[str, Any]:
-        """Encode plain text, without special tokens; every position is a label."""
-        ids = self._ids(text)[:max_tokens]
+    def encode_text(
+        self, text: str, max_tokens: int | None = None, special: bool = False
+    ) -> dict[str, Any]:
+        """Encode plain text; every position is a label. A text is tokenized once and kept.
+
+        Args: special: with the special tokens that the tokenizer puts around a text.
+        """
+        ids = self._text(text, special)[:max_tokens].tolist()
         return {"input_ids": ids, "labels": list(ids)}
+
+    def _text(self, text: str, special: bool) -> NDArray[np.int32]:
+        around = self._around
+        key = (text, special and around is None)
+        if key not in self._texts:
+            ids = self.tokenizer(text, add_special_tokens=key[1])["input_ids"]
+            self._texts[key] = np.array(list(ids), dtype=np.int32)
+        kept = self._texts[key]
+        if not special or around is None or not any(around):
+            return kept
+        before, behind = (np.array(part, dtype=np.int32) for part in around)
+        return np.concatenate([before, kept, behind])
+
+    @cached_property
+    def _around(self) -> tuple[list[int], list[int]] | None:
+        """The special tokens before and behind a text; None where they cannot be told apart."""
+        whole, bare = (
+            list(self.tokenizer("a", add_special_tokens=added)["input_ids"])
+            for added in (True, False)
+        )
+        size = len(bare)
+        found = [at for at in range(len(whole) - size + 1) if whole[at : at + size] == bare]
+        return (whole[: found[0]], whole[found[0] + size :]) if bare and len(found) == 1 else None
+
+    @cached_property
+    def end_ids(self) -> list[int]:
+        """Token ids of `end`."""
+        return self._ids(self.end) if self.end else []
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -236,6 +264,12 @@ class Encoder:
         bos = self.tokenizer.bos_token_id
         ids = self.tokenizer("a")["input_ids"]
         return [bos] if bos is not None and ids and ids[0] == bos else []
+
+
+def _parted(encoded: dict[str, Any]) -> tuple[list[int], list[int]]:
+    """Prompt and answer of an encoded row."""
+    prompt = encoded["labels"].count(IGNORE)
+    return encoded["input_ids"][:prompt], encoded["input_ids"][prompt:]
 
 
 def _refuse_parts(row: Row) -> None:
@@ -248,12 +282,6 @@ def _refuse_parts(row: Row) -> None:
             f"{beside[0]}: without a chat template it would be left out",
             "take such rows out, or give a template: model.chat_template: FILE",
         )
-
-
-def _content(row: Row) -> bytes:
-    """A hash of what decides a row's tokens: rows that are equal in it are encoded alike."""
-    text = repr([row.get(key) for key in ("prompt", "answer", "turn", "tools")])
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def base_encoder(recipe: Recipe) -> Encoder:

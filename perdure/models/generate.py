@@ -256,9 +256,8 @@ def without_router_losses(base: Any) -> Iterator[None]:
 
 def stop_ids(base: Any, encoder: Encoder) -> list[int]:
     found: set[int] = set()
-    if encoder.end:
-        end = encoder.tokenizer(encoder.end, add_special_tokens=False)["input_ids"]
-        found |= set(end) if len(end) == 1 else set()
+    if len(encoder.end_ids) == 1:
+        found |= set(encoder.end_ids)
     own = getattr(base.generation_config, "eos_token_id", None)
     found |= set(own) if isinstance(own, list | tuple) else {own}  # type: ignore[arg-type]
     found.add(encoder.tokenizer.eos_token_id)

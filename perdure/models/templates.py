@@ -139,15 +139,7 @@ class ChatTemplate(Renderer):
         Raises:
             DataError: the template refuses the conversation, or leaves out a part of it.
         """
-        return self._prompt(row) if self._is_plain(row) else self._split(row)[0]
-
-    def answer_of(self, row: Row) -> str:
-        """A row's answer as the template writes it, with all that belongs to its turn.
-
-        Raises:
-            DataError: as `prompt`.
-        """
-        return self.answer(row["answer"]) if self._is_plain(row) else self._split(row)[1]
+        return self._prompt(row) if self.is_plain(row) else self.split(row)[0]
 
     def answer(self, text: str) -> str:
         """The text of an answer as the template writes it, with blanks before it and its end."""
@@ -160,7 +152,7 @@ class ChatTemplate(Renderer):
         text = text.rstrip() if right else text
         return self.known.blanks + text + self.known.end
 
-    def _is_plain(self, row: Row) -> bool:
+    def is_plain(self, row: Row) -> bool:
         """Whether an answer is its text alone, so that the prompt does not depend on it."""
         return not row.get("turn") and not (self.known.thinks and "</think>" in row["answer"])
 
@@ -174,8 +166,12 @@ class ChatTemplate(Renderer):
             raise DataError("the model's chat template leaves out the answer", _REMEDY)
         return before[: len(before) - len(self.known.blanks)]
 
-    def _split(self, row: Row) -> tuple[str, str]:
-        """Prompt and answer of a row whose answer has a thought or calls tools."""
+    def split(self, row: Row) -> tuple[str, str]:
+        """Prompt and answer of a row whose answer has a thought or calls tools.
+
+        Raises:
+            DataError: as `prompt`.
+        """
         answer = {**_turn("assistant", row["answer"]), **row.get("turn", {})}
         *turns, answer = self._ready([*row["prompt"], answer])
         tools = self._tools(row)

@@ -16,7 +16,7 @@ from perdure.streams.general_text import file_texts
 from perdure.streams.judge import StreamJudge
 from perdure.streams.kinds import kind
 from perdure.streams.named.demo import pydoc_texts
-from perdure.streams.rows import ASKED, shuffle_key
+from perdure.streams.rows import shuffle_key
 from perdure.streams.sources import Reader
 from perdure.streams.tables import Mistakes
 from perdure.streams.task import Task
@@ -105,11 +105,9 @@ def halve(
 
 def _halves_of(task: Task, seed: int, most: int) -> tuple[Task, Task]:
     rows = list(task.test)
-    once = list(
-        {repr([row.get(part) for part in ASKED]): at for at, row in enumerate(rows)}.values()
-    )
-    question = kind(task.kind).question
-    search, report = deal(once, lambda at: question(rows[at]), seed, most)
+    own = kind(task.kind)
+    once = list({repr(own.item(row)): at for at, row in enumerate(rows)}.values())
+    search, report = deal(once, lambda at: own.question_of(rows[at]), seed, most)
     if not search or not report:
         raise DataError(
             f"task {task.name}: has no two test rows with different prompts",

@@ -80,7 +80,7 @@ class Meter:
         with self._computing():
             general = general_loss(
                 model,
-                self.line.tokenizer,
+                self.encoder,
                 half.texts,
                 max_tokens=sizes.general_tokens,
                 batch_size=sizes.batch,

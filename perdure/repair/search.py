@@ -26,7 +26,8 @@ from perdure.repair.meter import Meter, Progress, Sizes
 from perdure.repair.output import new_folder, write
 from perdure.repair.path import load_line
 from perdure.repair.result import Point, Repair, Report, shares
-from perdure.streams.task import Task, demand_text
+from perdure.streams.kinds import kind
+from perdure.streams.task import Task
 
 
 @by_argument
@@ -134,7 +135,8 @@ def repair(
 def _check(tasks: Sequence[Task], max_task_loss: float, steps: int, precision: str) -> None:
     if not tasks:
         raise UsageError("repair: no task", "name a recipe with the tuned model's tasks: --task")
-    demand_text(tasks, "repair")
+    for task in tasks:
+        kind(task.kind).demand("repair", task.name)
     if not 0 <= max_task_loss < 1:
         raise UsageError(
             f"repair: --max-task-loss {max_task_loss:g}: must be 0 or more and below 1",

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from perdure.errors import DataError
+from perdure.models.chat import Encoder
 from perdure.models.weights import evaluating
 from perdure.processes import Progress
 from perdure.scoring.likelihood import Pair, score_pairs
@@ -34,7 +35,7 @@ class GeneralScore:
 
 def general_loss(
     model: nn.Module,
-    tokenizer: Any,
+    encoder: Encoder,
     texts: Sequence[str],
     *,
     max_tokens: int = 128,
@@ -50,6 +51,7 @@ def general_loss(
     predicted. Texts of a single token predict nothing and have no item.
 
     Args:
+        encoder: keeps the texts' tokens, so that measuring again tokenizes nothing.
         device: moves the model there first; None leaves it where it is.
         accelerator: under several processes each takes its share, and all return the same.
         on_progress: called as on_progress(done, total), in texts.
@@ -57,7 +59,9 @@ def general_loss(
         DataError: no text has two tokens.
         TrainingError: the model gives NaN.
     """
-    coded = [(text, list(tokenizer(text)["input_ids"])[:max_tokens]) for text in texts]
+    coded = [
+        (text, encoder.encode_text(text, max_tokens, special=True)["input_ids"]) for text in texts
+    ]
     coded = [(text, ids) for text, ids in coded if len(ids) > 1]
     if not coded:
         raise DataError("general text: no text has two tokens or more", "give longer texts")

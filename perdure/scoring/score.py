@@ -29,9 +29,9 @@ from perdure.models.weights import evaluating, is_sharded
 from perdure.processes import Progress, over_ranks, world_size
 from perdure.scoring.likelihood import Pair, score_pairs
 from perdure.scoring.metrics import mean
-from perdure.streams.kinds import Metric, is_perdures, metric
+from perdure.streams.kinds import Metric, is_perdures, kind, metric
 from perdure.streams.labels import same_tokens
-from perdure.streams.rows import ASKED, row_key
+from perdure.streams.rows import row_key
 from perdure.streams.task import Row, Task
 
 ROUNDING = 1e-9
@@ -87,7 +87,8 @@ def score_task(
         on_progress: called as on_progress(done, total), in rows.
     Raises:
         DataError: the split is empty, or a labelled task's answer is none of its labels.
-        UsageError: no such metric, or a user's own failed or gave a number outside its range.
+        UsageError: no such metric, or a user's own failed or gave a number outside its range; or
+            the rows have no prompt and no answer.
         TrainingError: the model gives NaN.
     """
     rows = _rows(task, split, max_rows)
@@ -105,6 +106,7 @@ def score_task(
             f"of its own kind computes",
             f"take a metric of the kind {task.kind}",
         )
+    kind(task.kind).demand("scoring", task.name)
     run = _Run(model, encoder, task, found, batch_size, accelerator, progress)
     with evaluating(model), torch.no_grad():
         items = _COMPUTED[found.needs](run, rows)
@@ -152,15 +154,14 @@ def _by_labels(run: _Run, rows: Sequence[Row]) -> list[dict[str, Any]]:
         of_row = sums[start : start + len(labels)]
         best.append(labels[of_row.index(max(of_row))])  # the first declared one of equals
     return _items(
-        rows, best, [float(b == row["answer"]) for b, row in zip(best, rows, strict=True)]
+        run.task, rows, best, [float(b == row["answer"]) for b, row in zip(best, rows, strict=True)]
     )
 
 
 def _by_likelihood(run: _Run, rows: Sequence[Row]) -> list[dict[str, Any]]:
-    encode = run.encoder
-    found = _pairs(run, [(encode.prompt_ids(r), encode.answer_ids_of(r)) for r in rows])
+    found = _pairs(run, [run.encoder.parts(row) for row in rows])
     losses = [-float(one.mean()) for one in found]
-    items = _items(rows, [""] * len(rows), [perplexity(loss) for loss in losses])
+    items = _items(run.task, rows, [""] * len(rows), [perplexity(loss) for loss in losses])
     for item, one, loss in zip(items, found, losses, strict=True):
         item.update(loss=loss, tokens=len(one))
     return items
@@ -208,7 +209,7 @@ def _by_generation(run: _Run, rows: Sequence[Row]) -> list[dict[str, Any]]:
     answers = [run.encoder.answer_text(row) for row in rows]
     scores = [_text_score(run, p, a) for p, a in zip(predictions, answers, strict=True)]
     return [{**item, "answer": answer} for item, answer in
-            zip(_items(rows, predictions, scores), answers, strict=True)]  # fmt: skip
+            zip(_items(run.task, rows, predictions, scores), answers, strict=True)]  # fmt: skip
 
 
 def _text_score(run: _Run, prediction: str, answer: str) -> float:
@@ -273,12 +274,12 @@ def numbered_copies(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _items(
-    rows: Sequence[Row], predictions: Sequence[str], scores: Sequence[float]
+    task: Task, rows: Sequence[Row], predictions: Sequence[str], scores: Sequence[float]
 ) -> list[dict[str, Any]]:
     seen: dict[str, int] = {}
-    items = []
+    items, own = [], kind(task.kind)
     for row, prediction, score in zip(rows, predictions, scores, strict=True):
-        key = row_key({part: row[part] for part in ASKED if part in row})
+        key = row_key(own.item(row))
         seen[key] = copy = seen.get(key, 0) + 1
         items.append(
             {

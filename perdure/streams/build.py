@@ -18,7 +18,6 @@ from perdure.streams.rows import (
     Placed,
     capped,
     columns_read,
-    each_turn,
     enough_rows,
     hold_out,
     to_rows,
@@ -117,7 +116,13 @@ def _task(config: TaskConfig, reader: Reader, seed: int) -> Task | None:
     }
     warn_of_repeats(config.name, used)
     if config.train_on == "all":
-        used["train"] = [one for placed in used["train"] for one in each_turn(placed)]
+        if kind.turns is None:
+            what = f"{config.place('train_on')}: all: rows of kind {kind.name} have one answer each"
+            mistakes.add(config.name, what, "leave train_on out")
+            return None
+        used["train"] = [
+            placed._replace(row=row) for placed in used["train"] for row in kind.turns(placed.row)
+        ]
     read_from = config.train or config.test or ""
     kept = [[PlacedRow(placed.row, placed.place) for placed in rows] for rows in used.values()]
     return Task(

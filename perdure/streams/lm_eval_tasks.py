@@ -65,7 +65,7 @@ def mistakes(tasks: Sequence[Any]) -> Iterator[Mistake]:
 
 
 def load(general: GeneralConfig | None) -> dict[str, Any]:
-    """The tasks to score by name, each as lm-eval loads it; read once a process.
+    """The tasks to score by name, each as lm-eval loads it; a run loads them once.
 
     A tag, or a group without a score of its own, stands for its members. Data sets that are not in
     the cache are downloaded from the hub.
@@ -82,11 +82,10 @@ def load(general: GeneralConfig | None) -> dict[str, Any]:
     for mistake in mistakes(general.tasks):
         place = ".".join(map(str, ("general.tasks", *mistake.key)))
         raise UsageError(f"{place}: {mistake.what}", mistake.remedy)
-    return _load(tuple(general.tasks), general.num_fewshot)
+    return _load(general.tasks, general.num_fewshot)
 
 
-@functools.cache
-def _load(tasks: tuple[str, ...], num_fewshot: int | None) -> dict[str, Any]:
+def _load(tasks: Sequence[str], num_fewshot: int | None) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for task in tasks:
         with quiet(), seeded(), asked_once():

@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from perdure.errors import brief
 from perdure.recipe.columns import columns_in
 from perdure.streams.cells import CellError, EmptyCell, cell_text, is_empty
-from perdure.streams.kinds import Row, format_of
+from perdure.streams.kinds import Kind, Row, format_of
 from perdure.streams.tables import Mistakes, Record, Table, choices, listed
 
 if TYPE_CHECKING:
     from perdure.recipe.data import TaskConfig
 
 logger = logging.getLogger("perdure")
-ASKED = ("prompt", "answer", "turn", "tools")
-"""What of a row decides which question it is and what the right answer is."""
 LOOKED_AT = 20
 """Rows of a hub data set that are read for each that its caps keep."""
 
@@ -166,22 +164,12 @@ def capped(rows: list[Placed], most: int | None, seed: int) -> list[Placed]:
     return [rows[i] for i in sorted(order[:most])]
 
 
-def each_turn(placed: Placed) -> list[Placed]:
-    """A row for each turn of the assistant in a conversation, the prompt being all before it."""
-    whole = {key: part for key, part in placed.row.items() if key != "turn"}
-    prompt, found = placed.row["prompt"], []
-    for i, turn in enumerate(prompt):
-        if turn["role"] == "assistant" and any(one["role"] == "user" for one in prompt[:i]):
-            row = {**whole, "prompt": prompt[:i], "answer": turn["content"]}
-            if beside := {k: part for k, part in turn.items() if k not in ("role", "content")}:
-                row["turn"] = beside
-            found.append(placed._replace(row=row))
-    return [*found, placed]
+def each_once(kind: Kind, rows: Sequence[Row], most: int | None = None) -> list[Row]:
+    """Rows without repeats, the first `most`: a row counted twice would look like more evidence.
 
-
-def each_once(rows: Sequence[Row], most: int | None = None) -> list[Row]:
-    """Rows without repeats, the first `most`: a row counted twice would look like more evidence."""
-    once = {repr([row.get(part) for part in ASKED]): row for row in rows}
+    Args: kind: says what of a row decides which one it is.
+    """
+    once = {repr(kind.item(row)): row for row in rows}
     return list(once.values())[:most]
 
 

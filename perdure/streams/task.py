@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,21 +89,6 @@ class Gone(Sequence[Row]):
 
     def __getitem__(self, index: Any) -> Any:
         raise self._told()
-
-
-def demand_text(tasks: Iterable[Task], command: str) -> None:
-    """Refuse tasks of another kind where only answers in text are understood.
-
-    Raises:
-        UsageError: a task is of a kind that `command` cannot read.
-    """
-    for task in tasks:
-        if task.kind != "generation":
-            raise UsageError(
-                f"{command}: task {task.name} is of kind {task.kind}, and {command} reads tasks "
-                "whose answers are text",
-                "perdure eval scores it again; perdure report and compare show its run",
-            )
 
 
 @dataclass(frozen=True)

@@ -232,7 +232,7 @@ def test_the_noise_floor_is_the_largest_move_of_the_mean_over_the_same_items(fol
         order = texts(6)
         if dtype == torch.bfloat16:
             random.Random("0 0").shuffle(order)
-        items = general_loss(model, tokenizer, order, max_tokens=24, batch_size=1).items
+        items = general_loss(model, Encoder(tokenizer), order, max_tokens=24, batch_size=1).items
         means.append(sum(item["loss"] for item in items) / len(items))
     assert loss.base == pytest.approx(means[0], abs=1e-6)
     assert loss.noise_floor == pytest.approx(abs(means[1] - means[0]), abs=1e-6)

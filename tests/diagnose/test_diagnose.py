@@ -32,6 +32,7 @@ from perdure.errors import DataError, ModelError, TrainingError, UsageError
 from perdure.models.chat import Encoder
 from perdure.protocol.batch import collate
 from perdure.scoring.probe import chance_of, features, linear_probe
+from perdure.streams.kinds import kind
 from perdure.streams.rows import each_once
 from perdure.streams.task import Task
 
@@ -340,7 +341,7 @@ def test_rows_are_dealt_in_turn_from_each_label():
     assert [r["prompt"] for r in spread(some, 5, True)] == ["0", "3", "5", "1", "4"]
     assert [r["prompt"] for r in spread(some, 9, True)] == ["0", "3", "5", "1", "4", "2"]
     assert [r["prompt"] for r in spread(some, 2, False)] == ["0", "1"]
-    assert each_once([*some, *some], 3) == some[:3]
+    assert each_once(kind("generation"), [*some, *some], 3) == some[:3]
 
 
 def test_examples_stand_after_the_instruction_and_before_the_question():

@@ -225,7 +225,7 @@ def test_the_commands_take_its_files(shop: Path, tmp_path: Path, tiny_model_dir:
         assert [s["score"] for s in again] == [s["recorded"] for s in again] != []
         assert again[0]["measures"]["accuracy_within_task"] == 1.0
     told = command("audit", str(tiny_model_dir), str(run), "--tasks", str(shop), code=2)
-    assert "task task 1 is of kind toy, and audit reads tasks whose answers are text" in told
+    assert "task task 1 is of kind toy, whose rows have no prompt and no answer" in told
 
 
 def test_words_for_learning_are_the_kinds(shop: Path) -> None:

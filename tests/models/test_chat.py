@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+from datetime import date
 from typing import Any
 
 import pytest
 import torch
 
-from perdure.engine.rows import encode_stream
+from perdure.engine.rows import SPLITS, encode_stream
 from perdure.models.chat import IGNORE, Encoder
 from perdure.scoring import score_task
 from perdure.streams.task import Task, TaskStream
+from perdure.testing import make_tokenizer
 
 pytestmark = pytest.mark.train
 
@@ -43,9 +45,9 @@ def test_a_prompt_of_just_the_length_is_left_alone(tiny: tuple[Any, Any]) -> Non
     whole = Encoder(tiny[1]).prompt_ids(SHORT)
     for most, cut in ((len(whole), False), (len(whole) - 1, True)):
         encoder = Encoder(tiny[1], max_prompt_length=most)
-        assert encoder.is_cut(SHORT) == cut
+        assert encoder.encode_and_tell(SHORT)[1] == cut
         assert (encoder.prompt_ids(SHORT) == whole) != cut
-    assert not Encoder(tiny[1]).is_cut(LONG)
+    assert not Encoder(tiny[1]).encode_and_tell(LONG)[1]
 
 
 def test_how_many_prompts_are_cut_is_told(
@@ -73,3 +75,54 @@ def test_scores_are_of_the_prompts_that_are_trained_on(tiny: tuple[Any, Any]) ->
         ).loss
     assert item["tokens"] == len(row["input_ids"]) - 50
     assert item["loss"] == pytest.approx(float(loss), rel=1e-5)
+
+
+@pytest.mark.parametrize("around", ["$A", "<|endoftext|> $A", "$A <|endoftext|>", "a $A"])
+def test_a_texts_special_tokens_are_those_of_the_tokenizer(around: str) -> None:
+    """A text is tokenized once for both forms, also where they cannot be told apart."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = make_tokenizer()
+    ids = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("<|endoftext|>", "a")]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=around, special_tokens=ids
+    )
+    encoder = Encoder(tokenizer)
+    for text in ("The import statement", " a", "a", "", "<|endoftext|> x"):
+        for most in (None, 3):
+            whole = tokenizer(text)["input_ids"][:most]
+            bare = tokenizer(text, add_special_tokens=False)["input_ids"][:most]
+            assert encoder.encode_text(text, most, special=True)["input_ids"] == whole
+            assert encoder.encode_text(text, most) == {"input_ids": bare, "labels": bare}
+
+
+def test_kept_rows_are_found_by_content_and_as_datasets(tiny: tuple[Any, Any]) -> None:
+    """Of several splits, in any order."""
+    encoder, fresh = Encoder(tiny[1]), Encoder(tiny[1])
+    task = Task("colour", [LONG, SHORT, LONG], [], [{**SHORT, "answer": "green"}], "exact_match")
+    encode_stream(TaskStream((task,), None), encoder, 512)
+    assert len(encoder.kept) == 4
+    assert [len(encoder.kept.dataset(("colour", split))) for split in SPLITS] == [3, 0, 1]
+    asked = [task.test[0], LONG, SHORT, SHORT]
+    found = encoder.kept.select(asked)
+    assert found is not None
+    assert list(found[0]) == [fresh.encode(row) for row in asked]
+    assert found[1] == [len(fresh.encode(row)["input_ids"]) for row in asked]
+    assert encoder.kept.find(LONG) == fresh.encode(LONG)
+    assert encoder.kept.select([LONG, {**LONG, "answer": "no"}]) is None
+    assert encoder.kept.select([fresh.encode(LONG)]) is None
+
+
+def test_another_day_forgets_what_was_encoded(tiny: tuple[Any, Any]) -> None:
+    template = "{{ strftime_now('%d') }}" + str(tiny[1].chat_template)
+    encoder = Encoder(tiny[1], template)
+    encoder.pin(date(2026, 3, 4))
+    encode_stream(
+        TaskStream((Task("colour", [SHORT], [], [SHORT], "exact_match"),), None), encoder, 512
+    )
+    before = encoder.encode(SHORT)
+    encoder.pin(date(2026, 3, 4))
+    assert encoder.kept.find(SHORT) == before
+    encoder.pin(date(2026, 3, 5))
+    assert encoder.kept.find(SHORT) is None
+    assert encoder.encode(SHORT) != before

@@ -332,7 +332,7 @@ def test_arguments_that_are_a_text_are_those_of_an_object(tokenizer: Any) -> Non
         encoder = Encoder(tokenizer, template)
         one, other = ({**row, "turn": {"tool_calls": [call]}} for call in (CALL, AS_TEXT))
         assert encoder.encode(one) == encoder.encode(other)
-        assert '{"at": "sky"}' in tokenizer.decode(encoder.answer_ids_of(one))
+        assert '{"at": "sky"}' in tokenizer.decode(encoder.parts(one)[1])
 
 
 def test_what_a_template_does_not_show_is_refused_with_its_row(tokenizer: Any) -> None:

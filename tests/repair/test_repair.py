@@ -384,7 +384,7 @@ def test_the_report_is_measured_on_the_other_half(
 
     _, report = halve(texts(16), [colours()], (SIZES.texts, SIZES.rows), 0)
     model, tokenizer = load_saved(repaired.folder / "model")
-    found = general_loss(model, tokenizer, report.texts, max_tokens=SIZES.general_tokens)
+    found = general_loss(model, Encoder(tokenizer), report.texts, max_tokens=SIZES.general_tokens)
     assert repaired.report is not None
     assert repaired.report.repaired.general == pytest.approx(found.loss, abs=1e-5)
     score = score_task(model, Encoder(tokenizer), report.tasks[0]).score

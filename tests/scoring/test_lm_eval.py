@@ -28,7 +28,7 @@ from perdure.cli import app
 from perdure.consent import trusting
 from perdure.errors import RecipeError, UsageError
 from perdure.loop import learn
-from perdure.prepare import load_recipe
+from perdure.prepare import load_recipe, prepare
 from perdure.recipe.load import dump_recipe
 from perdure.recipe.schema import Recipe
 from perdure.reports.data import views
@@ -225,7 +225,6 @@ def test_the_model_and_random_numbers_are_left_as_they_were(
     random.seed(3)
     np.random.seed(3)
     torch.manual_seed(3)
-    lm_eval_tasks._load.cache_clear()
     score(tiny, folder / "quiz.yaml")
     assert [random.random(), np.random.rand(), float(torch.rand(1))] == wanted
     assert ([m.training for m in model.modules()], [id(p) for p in model.parameters()]) == before
@@ -293,7 +292,6 @@ def test_a_tag_or_group_has_one_score_or_those_of_its_members(
     # lm-eval's list, of these files in place of its own.
     known = TaskManager(include_defaults=False, include_path=folder)
     monkeypatch.setattr(lm_eval_tasks, "_manager", lambda _: known)
-    lm_eval_tasks._load.cache_clear()
     members = load(Path("both"))
     assert list(members) == ["asks", "answers"]
     assert sorted(load(Path("pair"))) == ["answers", "asks"]
@@ -324,7 +322,6 @@ def test_only_the_bars_of_lm_eval_are_hidden(
         doc_to_target="{{gold}}", doc_to_choice=None, metric_list=[{"metric": "exact_match"}],
         generation_kwargs={"until": ["\x00"], "max_gen_toks": 1, "do_sample": False},
     )  # fmt: skip
-    lm_eval_tasks._load.cache_clear()
     for file in (folder / "quiz.yaml", rolling, writing):
         score(tiny, file)
     assert capsys.readouterr() == ("", "")
@@ -394,6 +391,26 @@ def mistakes(path: Path, *overrides: str) -> list[str]:
     with pytest.raises(RecipeError) as caught:
         load_recipe(path, overrides)
     return [line.replace(f"{path.parent}/", "") for line in str(caught.value).split("\n")[:-1]]
+
+
+def test_a_second_run_of_one_process_reads_what_a_task_file_says_now(
+    folder: Path, tiny_model_dir: Path
+) -> None:
+    """Nothing keeps the tasks but what a run prepared: a file may change between two runs."""
+    read = load_recipe(recipe(folder, tiny_model_dir))
+    found = [_first_request(prepare(read).lm_eval_tasks["quiz"])]
+    task(folder, "quiz", doc_to_text="Say: {{question}}")
+    found.append(_first_request(prepare(read).lm_eval_tasks["quiz"]))
+    (folder / "rows.jsonl").write_text(json.dumps(ROWS[1]) + "\n")
+    found.append(_first_request(prepare(read).lm_eval_tasks["quiz"]))
+    assert found == [
+        "Question: What is red?\nAnswer:", "Say: What is red?", "Say: Who barks?",
+    ]  # fmt: skip
+
+
+def _first_request(loaded: Any) -> str:
+    [asks] = loaded["tasks"].values()
+    return str(asks.doc_to_text(next(iter(asks.test_docs()))))
 
 
 def test_a_list_stands_for_tasks_and_no_text(

@@ -226,7 +226,7 @@ def test_a_task_that_cannot_be_scored_says_why(strong, changes, says):
 def test_general_loss_equals_cross_entropy(strong):
     model, encoder = strong
     texts = ["The import statement", "a", "A class definition is an executable statement. " * 5]
-    found = general_loss(model, encoder.tokenizer, texts, max_tokens=20, batch_size=2)
+    found = general_loss(model, encoder, texts, max_tokens=20, batch_size=2)
     total = count = 0.0
     for text in texts:
         ids = torch.tensor([encoder.tokenizer(text)["input_ids"][:20]])
@@ -241,7 +241,7 @@ def test_general_loss_equals_cross_entropy(strong):
     assert found.perplexity == pytest.approx(math.exp(found.loss))
     assert len(found.items) == 2  # "a" is one token: nothing to predict
     with pytest.raises(DataError, match="no text has two tokens"):
-        general_loss(model, encoder.tokenizer, ["a"])
+        general_loss(model, encoder, ["a"])
 
 
 def test_over_ranks_alone():
@@ -257,7 +257,7 @@ def _score_all(model, encoder, accelerator=None):
         for m in metrics
     }
     general = general_loss(
-        model, encoder.tokenizer, TEXTS, batch_size=2, accelerator=accelerator, max_tokens=16
+        model, encoder, TEXTS, batch_size=2, accelerator=accelerator, max_tokens=16
     )
     return found | {"general": vars(general)}
 

@@ -16,13 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 from tiny_runs import write_recipe
+from torch import nn
 
 import perdure
 from perdure import load_recipe
 from perdure.audit.plan import plan_measures
 from perdure.audit.result import judge
 from perdure.consent import trusting
+from perdure.diagnose.measurements import in_front
 from perdure.errors import RecipeError, UsageError
+from perdure.repair.halves import halve
 from perdure.repair.result import goodness
 from perdure.reports.data import RunView, views
 from perdure.reports.sections import changes, heatmaps
@@ -31,6 +34,7 @@ from perdure.run import Run
 from perdure.scoring.matrix import ScoreMatrix
 from perdure.streams import build_stream, kinds
 from perdure.streams.kinds import find
+from perdure.streams.rows import each_once
 from perdure.streams.task import Task
 
 pytestmark = pytest.mark.unit
@@ -395,3 +399,77 @@ def test_a_third_partys_kind_is_found_and_read(
     with pytest.raises(UsageError, match="kind 'pairs' of my_pairs: my_pairs:NUMBER is no Kind"):
         kinds.kinds()
     assert kinds.format_of("chat")[0].name == "generation"  # a broken package disturbs no other
+
+
+def pair(first: str, second: str, alike: str, **beside: str) -> dict[str, Any]:
+    return {"texts": [first, second], "alike": alike, **beside}
+
+
+def test_rows_of_another_kind_are_dealt_and_counted_by_what_they_hold(offer: Any) -> None:
+    """Their kind says what makes two rows one; what stands beside it, a group, does not."""
+    offer(find.KINDS, pairs="my_pairs:KIND")
+    rows = [pair("a", f"{i}", "yes") for i in range(6)]
+    again = [pair("a", "0", "yes", group="here"), pair("a", "0", "no")]
+    found = each_once(kinds.kind("pairs"), [*rows, *again])
+    assert [(row["texts"][1], row["alike"]) for row in found] == [
+        *((str(i), "yes") for i in range(6)), ("0", "no"),
+    ]  # fmt: skip
+    task = Task("alike", (), (), [*rows, *again], "pair_f1", kind="pairs")
+    halves = halve(["one text", "another"], [task], (2, 99), 0)
+    sides = [half.tasks[0].test for half in halves]
+    assert sum(map(len, sides)) == 7
+    assert all(len(side) >= 3 for side in sides)
+
+
+def test_examples_in_front_are_the_kinds_own(offer: Any) -> None:
+    row = {"prompt": [{"role": "user", "content": "2+2"}], "answer": "4"}
+    shown = {"prompt": [{"role": "user", "content": "1+1"}], "answer": "2"}
+    (found,) = in_front(Task("sums", (), (), [row], "exact_match"), [shown]).test
+    assert [turn["content"] for turn in found["prompt"]] == ["1+1", "2", "2+2"]
+    offer(find.KINDS, pairs="my_pairs:KIND")
+    other = Task("alike", (), (), [pair("a", "b", "yes")], "pair_f1", kind="pairs")
+    with pytest.raises(UsageError, match="task alike: rows of kind pairs have no place for exam"):
+        in_front(other, [pair("a", "c", "no")])
+
+
+@pytest.mark.parametrize("who", ["audit", "diagnose", "repair", "scoring"])
+def test_who_reads_prompts_and_answers_refuses_other_rows_by_name(
+    who: str, offer: Any, tmp_path: Path
+) -> None:
+    """Before a model is loaded: none of these folders is there."""
+    from perdure.audit.audit import audit
+    from perdure.diagnose.diagnose import diagnose
+    from perdure.repair.search import repair
+    from perdure.scoring import score_task
+
+    offer(find.KINDS, pairs="my_pairs:KIND")
+    rows = [pair("a", f"{i}", "yes") for i in range(6)]
+    task = Task("alike", rows, (), rows, "exact_match", kind="pairs")
+    nowhere, model = str(tmp_path / "no base"), str(tmp_path / "no model")
+    calls: dict[str, Any] = {
+        "audit": lambda: audit(nowhere, model, [task]),
+        "diagnose": lambda: diagnose(nowhere, model, [task]),
+        "repair": lambda: repair(nowhere, model, [task], ["one text", "another"]),
+        "scoring": lambda: score_task(nn.Linear(1, 1), None, task),  # type: ignore[arg-type]
+    }
+    with pytest.raises(UsageError) as caught:
+        calls[who]()
+    assert str(caught.value).splitlines() == [
+        f"{who}: task alike is of kind pairs, whose rows have no prompt and no answer",
+        "  only the learner of kind pairs scores it, in a run of its own; here, leave it out",
+    ]
+
+
+def test_train_on_all_is_refused_where_rows_have_one_answer(
+    offer: Any, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    offer(find.KINDS, pairs="my_pairs:KIND")
+    lines = [{"first": "a", "second": str(i), "alike": "yn"[i % 2]} for i in range(6)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    section = {"name": "alike", "format": "pairs", "train": "p.jsonl", "test": "p.jsonl",
+               "train_on": "all"}  # fmt: skip
+    recipe = load_recipe(
+        write_recipe(tmp_path, tiny_model_dir, stream={"tasks": [section]}, general=None)
+    )
+    with pytest.raises(RecipeError, match="train_on: all: rows of kind pairs have one answer each"):
+        build_stream(recipe.stream, recipe.general, tmp_path, 0)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal
 
+from perdure.errors import UsageError
 from perdure.recipe.data import TaskConfig
 from perdure.recipe.mistakes import Mistake
 
@@ -99,6 +100,12 @@ class Kind:
         learner: "module:Class" of its `perdure.learners.base.Learner`, imported when it learns.
         question: what makes two rows the same question; such rows stay in one split.
         ways: words for a task's `learn`, how it can be learned; "none" is not at all.
+        parts: the row's keys that decide which question it is and what the right answer is; (): all
+            but `group`. Rows that are equal in them are one row.
+        turns: the rows that a conversation is trained as with `train_on: all`, one for each answer
+            in it; None where a row has one answer.
+        with_examples: a row with others before its question, as examples of how to answer; None
+            where a row has no place for them.
     """
 
     name: str
@@ -109,3 +116,29 @@ class Kind:
     encoder: str = ""
     question: Callable[[Row], str] = whole_row
     ways: tuple[str, ...] = ("sft", "none")
+    parts: tuple[str, ...] = ()
+    turns: Callable[[Row], list[Row]] | None = None
+    with_examples: Callable[[Row, Sequence[Row]], Row] | None = None
+
+    def item(self, row: Row) -> Row:
+        """What of a row makes it that row; what it has beside (its `group`) is left out."""
+        names = self.parts or tuple(name for name in row if name != "group")
+        return {name: row[name] for name in names if name in row}
+
+    def question_of(self, row: Row) -> str:
+        """`question` of a row, whatever group it is in."""
+        return self.question({name: part for name, part in row.items() if name != "group"})
+
+    def demand(self, who: str, task: str, keys: Sequence[str] = ("prompt", "answer")) -> None:
+        """Refuse a task whose rows have no such keys by the kind's schema.
+
+        Raises:
+            UsageError: `who` reads keys that rows of this kind do not have.
+        """
+        if missing := [key for key in keys if key not in self.schema]:
+            raise UsageError(
+                f"{who}: task {task} is of kind {self.name}, whose rows have no "
+                f"{' and no '.join(missing)}",
+                f"only the learner of kind {self.name} scores it, in a run of its own; here, leave "
+                "it out",
+            )

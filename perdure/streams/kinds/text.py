@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from perdure.errors import brief
@@ -53,6 +53,34 @@ def question(row: Row) -> str:
     """Return what makes two rows the same question: the prompt, whitespace and case aside."""
     said = [[m["role"], one_spaced(m["content"]).casefold()] for m in row["prompt"]]
     return json.dumps(said, ensure_ascii=False)
+
+
+def each_turn(row: Row) -> list[Row]:
+    """A row for each turn of the assistant in a conversation, the prompt being all before it."""
+    whole = {key: part for key, part in row.items() if key != "turn"}
+    prompt, found = row["prompt"], []
+    for i, turn in enumerate(prompt):
+        if turn["role"] == "assistant" and any(one["role"] == "user" for one in prompt[:i]):
+            one = {**whole, "prompt": prompt[:i], "answer": turn["content"]}
+            if beside := {k: part for k, part in turn.items() if k not in ("role", "content")}:
+                one["turn"] = beside
+            found.append(one)
+    return [*found, row]
+
+
+def with_examples(row: Row, examples: Sequence[Row]) -> Row:
+    """The row with others as earlier turns of its prompt, after its system message."""
+    turns = [
+        turn
+        for one in examples
+        for turn in (
+            *(t for t in one["prompt"] if t["role"] != "system"),
+            {"role": "assistant", "content": one["answer"], **one.get("turn", {})},
+        )
+    ]
+    head = [t for t in row["prompt"] if t["role"] == "system"]
+    rest = [t for t in row["prompt"] if t["role"] != "system"]
+    return {**row, "prompt": [*head, *turns, *rest]}
 
 
 def _of_prompt(values: Mapping[str, Any], task: TaskConfig) -> Row:
@@ -172,4 +200,7 @@ KIND = Kind(
     learner="perdure.learners.generation:GenerationLearner",
     encoder="perdure.models.chat:base_encoder",
     question=question,
+    parts=("prompt", "answer", "turn", "tools"),
+    turns=each_turn,
+    with_examples=with_examples,
 )  # fmt: skip
