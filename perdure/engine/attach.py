@@ -26,15 +26,21 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from perdure.engine.forward import capture, head_options
+from perdure.engine.forward import capture, head_is_cut, head_options
 from perdure.engine.method_state import STATE, load_methods, save_methods
 from perdure.engine.packing import Packed
 from perdure.engine.session import TaskSession
 from perdure.errors import UsageError
-from perdure.models.anatomy import takes_positions
 from perdure.models.random_state import forked_rng
 from perdure.models.weights import swapped, trainable
-from perdure.protocol.batch import EncodedRows, ForwardOutput, StepCounts
+from perdure.protocol.batch import (
+    LABELS_AT,
+    EncodedRows,
+    ForwardOutput,
+    StepCounts,
+    model_inputs,
+    real_positions,
+)
 from perdure.protocol.method import Method, Requires, name_of
 
 if TYPE_CHECKING:
@@ -138,11 +144,12 @@ class Attached:
         if packed is not None:
             loss, main, extras = self._one_pass(model, packed, drawn, num_items_in_batch)
             self._note_task(loss, num_items_in_batch)
-            main.batch = {k: v for k, v in inputs.items() if torch.is_tensor(v)}
+            main.batch = self._main_batch(inputs)
             loss = loss + self._terms(active, main, extras, num_items_in_batch)
             return (loss, None) if return_outputs else loss
-        main = ForwardOutput(self.model, dict(inputs), self._main_counts(num_items_in_batch))
-        main.exact = getattr(self, "head_is_exact", False)
+        batch = self._main_batch(inputs)
+        main = ForwardOutput(self.model, batch, self._main_counts(num_items_in_batch))
+        main.exact = getattr(self, "head_is_exact", False) and head_is_cut(self.model, batch)
         wanted = return_outputs or maps or (main.exact and self._extra_logits())
         with capture(self.model, [m.requires for m in active], main):
             result = parent.compute_loss(
@@ -160,6 +167,13 @@ class Attached:
         extras, reached = self._extra_passes(model, active, drawn, maps)
         loss = loss + self._terms(active, main, extras, num_items_in_batch) + reached
         return (loss, outputs) if return_outputs else loss
+
+    def _main_batch(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The trainer's batch, which says where its labels stand: Perdure's trainer knows; of
+        another `perdure.attach` has seen that they are next tokens."""
+        host: Any = self
+        at = host.labels_at(inputs) if hasattr(host, "labels_at") else "next"
+        return {**inputs, LABELS_AT: at}
 
     def _terms(
         self,
@@ -222,22 +236,20 @@ class Attached:
         if not rows:
             return [None] * len(active), 0.0
         session = self.session
-        batch = session.collate(rows)
-        batch = {k: v.to(session.device) for k, v in batch.items()}
-        session.count_tokens(batch["attention_mask"].sum())
+        batch = session.batch_of(rows)
+        session.count_tokens(real_positions(batch).sum())
         whole = ForwardOutput(self.model, batch, rows=rows)
         # The main pass's dropout must not depend on whether there are extra rows.
         with forked_rng(session.device), capture(self.model, [m.requires for m in active], whole):
             micro = session.step.micro_batch
             torch.manual_seed(session.seed + 1000 * self.state.global_step + micro)
             out = model(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
+                **model_inputs(batch),
                 **head_options(self.model, batch, self._extra_logits()),
                 **({"output_attentions": True} if maps else {}),
             )
         whole.attentions = out.attentions if maps else None
-        whole.exact = takes_positions(self.model)
+        whole.exact = head_is_cut(self.model, batch)
         if self._extra_logits():
             whole.head, whole.final = out.logits, True
         fills = any(part is not None and part.fills for part in drawn)
