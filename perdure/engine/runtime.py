@@ -353,6 +353,11 @@ class TaskRuntime:
         found, self._watched = self._watched, {}
         return found
 
+    def take_facts(self) -> dict[str, float]:
+        """Both, by the names of the log, where there is no line any more to go with."""
+        watched = {f"method/{n}": float(v) for n, v in self.take_watched().items()}
+        return self.take_logged() | watched
+
     def fingerprint(self, *, frozen_only: bool = False) -> str:
         """A hash of the model's weights, equal on all processes; a collective call if sharded.
 
