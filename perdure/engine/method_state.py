@@ -134,7 +134,9 @@ def load_methods(
 
 def _about(method: Method) -> dict[str, Any]:
     config: Any = method.config
-    options = config.model_dump(mode="json") if isinstance(config, MethodConfig) else {}
+    options: dict[str, Any] = {}
+    if isinstance(config, MethodConfig):
+        options = config.model_dump(mode="json", fallback=str)
     return {"name": name_of(method), "class": type(method).__name__, "options": options}
 
 
