@@ -110,7 +110,7 @@ def attach(
     )
     frozen = _frozen_names(session, chosen)
     try_model(session, train, chosen)
-    put_on(trainer, *chosen, session=session)
+    put_on(trainer, *chosen, session=session, compare=True)
     params = trainable(model)
     for name in frozen:
         params[name].requires_grad_(False)
@@ -214,6 +214,8 @@ class _Ending(TrainerCallback):
                     f"the trained weights are kept, as they were before it: {folder}",
                 ) from error
             give_weights(self.session.model, weights)
+        if facts := self.session.take_facts():
+            self.trainer.log(facts)
 
 
 __all__ = ["attach"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -24,9 +25,10 @@ from trl import SFTConfig, SFTTrainer
 
 import perdure
 from perdure.errors import TrainingError, UsageError
-from perdure.methods.registry import names
+from perdure.methods.registry import build, names
 from perdure.protocol.batch import collate
 from perdure.protocol.method import Method, MethodConfig, Requires
+from perdure.recipe.schema import MethodSpec
 
 pytestmark = pytest.mark.train
 
@@ -341,3 +343,110 @@ def test_ewc_leaves_rows_without_an_answer_out(tiny: Any, tmp_path: Path) -> Non
     trainer.train()
     (method,) = trainer.methods  # type: ignore[attr-defined]
     assert all(bool(f.isfinite().all()) for f in method.fisher.values())
+
+
+FIRST: dict[str, Any] = {"name": "replay", "buffer_size": 6}
+OTHERS: dict[str, tuple[list[Any], str]] = {
+    # name: the methods that are attached when it goes on, and what the refusal says
+    "another": (["ewc"], "was written by other methods: replay, where ewc is attached now"),
+    "an option": ([FIRST | {"ratio": 0.5}], "replay: ratio was 0.25, is 0.5 now"),
+    "one more": ([FIRST, "eaft"], "it holds replay; attached now: replay, eaft"),
+}
+
+
+def saving(tiny: Any, out: Path, **changes: Any) -> Trainer:
+    return plain(tiny, out, {"save_strategy": "steps", "save_steps": 1, "max_steps": 2, **changes})
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_checkpoint_of_other_methods_is_refused_before_its_weights_are_loaded(
+    tiny: Any, tmp_path: Path, name: str
+) -> None:
+    methods, why = OTHERS[name]
+    start = {n: p.clone() for n, p in tiny[0].state_dict().items()}
+    perdure.attach(saving(tiny, tmp_path), FIRST).train()
+    for key in ("_is_accelerate_prepared", "forward", "_original_forward"):
+        tiny[0].__dict__.pop(key, None)
+    tiny[0].load_state_dict(start)
+    trainer = saving(tiny, tmp_path)
+    perdure.attach(trainer, *methods)
+    with pytest.raises(TrainingError) as error:
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert why in error.value.what
+    assert str(tmp_path / "checkpoint-1") in error.value.what
+    assert "attach the methods that it was written with" in " ".join(error.value.remedy)
+    assert trainer.state.global_step == 0
+    assert all(torch.equal(p, start[n]) for n, p in tiny[0].state_dict().items())
+
+
+def test_a_checkpoint_without_methods_is_refused(tiny: Any, tmp_path: Path) -> None:
+    saving(tiny, tmp_path).train()
+    trainer = saving(tiny, tmp_path)
+    perdure.attach(trainer, "eaft")
+    with pytest.raises(TrainingError, match=r"was written without methods.*attached now: eaft"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+def test_what_is_logged_at_the_begin_and_at_the_end_is_in_the_log_once(
+    tiny: Any, tmp_path: Path
+) -> None:
+    class Tells(Method):
+        def begin_task(self, ctx: Any) -> None:
+            ctx.log("begin", 3.0)
+
+        def after_step(self, ctx: Any) -> None:
+            ctx.log("step", torch.tensor(float(ctx.step.index)))
+
+        def end_task(self, ctx: Any) -> None:
+            ctx.log("end", 5.0)
+
+    def history(out: Path, checkpoint: str | None = None, **changes: Any) -> list[dict[str, Any]]:
+        trainer = saving(tiny, out, logging_steps=2, max_steps=5, **changes)
+        perdure.attach(trainer, Tells(MethodConfig()))
+        trainer.train(resume_from_checkpoint=checkpoint)
+        found = [
+            {k[7:]: v for k, v in line.items() if k.startswith("method/")}
+            for line in trainer.state.log_history
+        ]
+        return [line for line in found if line]
+
+    # The fifth step has no line of its own in a trainer that is not ours; the summary has it.
+    expected = [{"begin": 3.0, "step": 1.5}, {"step": 3.5}, {"step": 5.0}, {"end": 5.0}]
+    assert history(tmp_path) == expected
+    for key in ("_is_accelerate_prepared", "forward", "_original_forward"):
+        tiny[0].__dict__.pop(key, None)
+    assert history(tmp_path / "again", str(tmp_path / "checkpoint-2")) == expected
+
+
+@pytest.mark.parametrize("method", sorted(FAMILY))
+def test_general_texts_are_remembered_in_a_checkpoint(
+    tiny: Any, tmp_path: Path, method: str
+) -> None:
+    cache = tmp_path / "cache"
+    given = {"name": method, "insert": 2, "max_tokens": 12}
+    if method == "gere_official":
+        given |= {"loss": "label", "mix": "insert"}
+    state = {n: p.clone() for n, p in tiny[0].state_dict().items()}
+    first = saving(tiny, tmp_path, max_steps=1)
+    perdure.attach(first, given, general=GENERAL, cache=cache)
+    first.train()
+    saved = json.loads(json.dumps(first.methods[0].state_dict()))  # type: ignore[attr-defined]
+    for key in ("_is_accelerate_prepared", "forward", "_original_forward"):
+        tiny[0].__dict__.pop(key, None)
+    # The next task, with methods that were restored.
+    options = {k: v for k, v in given.items() if k != "name"}
+    (again,) = build([MethodSpec(name=method, options=options)])
+    again.load_state_dict(saved)
+    with pytest.raises(UsageError, match="general texts were given for the first task, and none"):
+        perdure.attach(plain(tiny, tmp_path / "b"), again, task_index=1, cache=cache)
+    perdure.attach(plain(tiny, tmp_path / "c"), again, task_index=1, general=GENERAL, cache=cache)
+    # The same task, resumed.
+    tiny[0].load_state_dict(state)
+    trainer = saving(tiny, tmp_path)
+    perdure.attach(trainer, given, cache=cache)
+    with pytest.raises(UsageError, match=f"{method}: general texts were given when this was saved"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    trainer = saving(tiny, tmp_path)
+    perdure.attach(trainer, given, general=GENERAL, cache=cache)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert trainer.state.global_step == 2

@@ -24,17 +24,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
-from perdure.engine.forward import capture, head_options
+from perdure.engine.forward import capture, head_is_cut, head_options
 from perdure.engine.method_state import STATE, load_methods, save_methods
 from perdure.engine.packing import Packed
 from perdure.engine.session import TaskSession
 from perdure.errors import UsageError
-from perdure.models.anatomy import takes_positions
 from perdure.models.random_state import forked_rng
 from perdure.models.weights import swapped, trainable
-from perdure.protocol.batch import EncodedRows, ForwardOutput, StepCounts
+from perdure.protocol.batch import (
+    LABELS_AT,
+    EncodedRows,
+    ForwardOutput,
+    StepCounts,
+    model_inputs,
+    real_positions,
+)
 from perdure.protocol.method import Method, Requires, name_of
 
 if TYPE_CHECKING:
@@ -43,8 +50,14 @@ if TYPE_CHECKING:
     from perdure.protocol.context import Context
 
 
-def attach(trainer: Trainer, *methods: Method, session: TaskSession) -> Trainer:
-    """Put `methods` on `trainer` and return it; see `perdure.attach` for the everyday form."""
+def attach(
+    trainer: Trainer, *methods: Method, session: TaskSession, compare: bool = False
+) -> Trainer:
+    """Put `methods` on `trainer` and return it; see `perdure.attach` for the everyday form.
+
+    Args: compare: refuse to resume from a checkpoint that other methods wrote. A run compares its
+        recipe instead.
+    """
     if isinstance(trainer, Attached):
         raise UsageError(
             "attach: this trainer has methods already", "give all methods in one call of attach"
@@ -71,7 +84,7 @@ def attach(trainer: Trainer, *methods: Method, session: TaskSession) -> Trainer:
     trainer.__class__ = type(type(trainer).__name__, (Attached, type(trainer)), {})
     host: Any = trainer
     host.methods, host.session, host.term_sums, host.passes_noted = methods, session, {}, 0
-    host.step_sums, host.task_sum = {}, 0.0
+    host.step_sums, host.task_sum, host.compare = {}, 0.0, compare
     session.join(trainer.accelerator)
     if any(m.requires.attentions for m in methods):
         model: Any = session.model
@@ -93,6 +106,7 @@ class Attached:
     passes_noted: int
     step_sums: dict[str, tuple[Any, int]]
     task_sum: Any
+    compare: bool
     model: nn.Module
     accelerator: Any
     state: Any
@@ -138,11 +152,12 @@ class Attached:
         if packed is not None:
             loss, main, extras = self._one_pass(model, packed, drawn, num_items_in_batch)
             self._note_task(loss, num_items_in_batch)
-            main.batch = {k: v for k, v in inputs.items() if torch.is_tensor(v)}
+            main.batch = self._main_batch(inputs)
             loss = loss + self._terms(active, main, extras, num_items_in_batch)
             return (loss, None) if return_outputs else loss
-        main = ForwardOutput(self.model, dict(inputs), self._main_counts(num_items_in_batch))
-        main.exact = getattr(self, "head_is_exact", False)
+        batch = self._main_batch(inputs)
+        main = ForwardOutput(self.model, batch, self._main_counts(num_items_in_batch))
+        main.exact = getattr(self, "head_is_exact", False) and head_is_cut(self.model, batch)
         wanted = return_outputs or maps or (main.exact and self._extra_logits())
         with capture(self.model, [m.requires for m in active], main):
             result = parent.compute_loss(
@@ -160,6 +175,13 @@ class Attached:
         extras, reached = self._extra_passes(model, active, drawn, maps)
         loss = loss + self._terms(active, main, extras, num_items_in_batch) + reached
         return (loss, outputs) if return_outputs else loss
+
+    def _main_batch(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The trainer's batch, which says where its labels stand: Perdure's trainer knows; of
+        another `perdure.attach` has seen that they are next tokens."""
+        host: Any = self
+        at = host.labels_at(inputs) if hasattr(host, "labels_at") else "next"
+        return {**inputs, LABELS_AT: at}
 
     def _terms(
         self,
@@ -222,22 +244,20 @@ class Attached:
         if not rows:
             return [None] * len(active), 0.0
         session = self.session
-        batch = session.collate(rows)
-        batch = {k: v.to(session.device) for k, v in batch.items()}
-        session.count_tokens(batch["attention_mask"].sum())
+        batch = session.batch_of(rows)
+        session.count_tokens(real_positions(batch).sum())
         whole = ForwardOutput(self.model, batch, rows=rows)
         # The main pass's dropout must not depend on whether there are extra rows.
         with forked_rng(session.device), capture(self.model, [m.requires for m in active], whole):
             micro = session.step.micro_batch
             torch.manual_seed(session.seed + 1000 * self.state.global_step + micro)
             out = model(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
+                **model_inputs(batch),
                 **head_options(self.model, batch, self._extra_logits()),
                 **({"output_attentions": True} if maps else {}),
             )
         whole.attentions = out.attentions if maps else None
-        whole.exact = takes_positions(self.model)
+        whole.exact = head_is_cut(self.model, batch)
         if self._extra_logits():
             whole.head, whole.final = out.logits, True
         fills = any(part is not None and part.fills for part in drawn)
@@ -272,21 +292,21 @@ class Attached:
             self.term_sums[name] = self.term_sums.get(name, 0.0) + value.detach()
 
     def note_step(self) -> None:
-        """Take over tensors that were logged outside of a pass, in `gradients` or `after_step`.
-
-        They are whole values of the step, not a micro-batch's share of its mean.
+        """Take over tensors that were logged outside of a pass, by `begin_task`, `gradients` or
+        `after_step`: whole values, not a micro-batch's share of a step's mean.
         """
         for name, value in self.session.take_watched().items():
             total, count = self.step_sums.get(name, (0.0, 0))
             self.step_sums[name] = total + value, count + 1
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if "loss" in logs:
+        # The summary at the end has what was logged after the last line.
+        if "loss" in logs or "train_loss" in logs:
             # What is asked here is equal on all processes, which then average together.
             if self.passes_noted or any(
-                type(m).after_step is not Method.after_step
-                or type(m).gradients is not Method.gradients
+                getattr(type(m), hook) is not getattr(Method, hook)
                 for m in self.methods
+                for hook in ("begin_task", "after_step", "gradients")
             ):
                 logs.update(self._mean_terms())
                 self.term_sums, self.passes_noted, self.step_sums = {}, 0, {}
@@ -317,8 +337,21 @@ class Attached:
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        # First, so that what other methods wrote is refused before any weight is loaded.
+        if folder.is_dir():
+            load_methods(folder / STATE, self.methods, self.model, self.compare)
         super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
-        load_methods(Path(resume_from_checkpoint) / STATE, self.methods, self.model)
+        if _has_logged(folder):  # what `begin_task` logs stands in a line of before
+            self.session.take_facts()
+
+
+def _has_logged(checkpoint: Path) -> bool:
+    """Whether a line of the log was written before this checkpoint of a trainer."""
+    path = checkpoint / TRAINER_STATE_NAME
+    if not path.exists():
+        return False
+    return any("loss" in line for line in TrainerState.load_from_json(str(path)).log_history)
 
 
 def _shares(
@@ -358,6 +391,9 @@ class _Events(TrainerCallback):
             for method in self.host.methods:
                 method.after_step(self.host.session.context)
             self.host.note_step()
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.host.note_step()  # what `begin_task` logged
 
     def on_epoch_begin(self, *_: Any, **__: Any) -> None:
         self.host.session.begin_epoch()

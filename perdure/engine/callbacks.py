@@ -59,6 +59,7 @@ class GaugeCallback(TrainerCallback):
             )
             self.warn(f"task {self.session.task.name}: {what}")
             control.should_training_stop = True
+            control.should_log = True  # of the steps since the last line
             # Resumed from a checkpoint of this very step, training would go on past it.
             control.should_save = False
 
@@ -86,6 +87,10 @@ class ProgressCallback(TrainerCallback):
             wrapped or is_sharded(self.trainer.session.model) or host.is_deepspeed_enabled
         ):
             raise TrainingError("the processes do not share the model: their weights would drift")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step >= state.max_steps:  # else what came after the last line is lost
+            control.should_log = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if not logs or "loss" not in logs:

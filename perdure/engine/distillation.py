@@ -20,6 +20,7 @@ from perdure.mechanisms.state_cache import (
     note,
     raws,
 )
+from perdure.protocol.batch import model_inputs
 
 if TYPE_CHECKING:
     from perdure.engine.runtime import TaskRuntime
@@ -46,11 +47,19 @@ class Distillation:
             "texts": hashlib.sha256(ids.encode()).hexdigest()[:16],  # and so of the tokenizer
             "lengths": max(len(row["input_ids"]) for row in rows),
         }
+        if any(others := [_beside_tokens(row) for row in rows]):
+            about["inputs"] = hashlib.sha256(repr(others).encode()).hexdigest()[:16]
         if self.kind == "logits":
             return about | {"temperature": self.temperature, "top": self.top}
         about |= {"layers": list(self.layers)}
         stats = "one_pass_fp32" if self.one_pass else "two_pass"
         return about | ({"k": self.k, "stats": stats} if self.kind == "codes" else {})
+
+
+def _beside_tokens(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model takes of an encoded row beside its token ids, as plain values."""
+    found = {k: v for k, v in sorted(model_inputs(row).items()) if k != "input_ids"}
+    return {k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in found.items()}
 
 
 def distilled(

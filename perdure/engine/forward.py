@@ -11,17 +11,21 @@ from torch import Tensor, nn
 
 from perdure.models.anatomy import decoder_of, layers_of, takes_positions
 from perdure.models.chat import IGNORE
-from perdure.protocol.batch import ForwardOutput, label_places
+from perdure.protocol.batch import ForwardOutput, batch_labels_at, batch_targets
 from perdure.protocol.method import Requires
+
+
+def head_is_cut(model: nn.Module, batch: Mapping[str, Any]) -> bool:
+    """Whether the head runs on a batch's label positions only: where it can be told positions, and
+    the labels have some."""
+    return takes_positions(model) and batch_labels_at(batch) != "row"
 
 
 def head_options(model: nn.Module, batch: Mapping[str, Any], logits: bool) -> dict[str, Any]:
     """Arguments that run the head on a batch's label positions only, or hardly at all."""
-    if not takes_positions(model):
+    if not head_is_cut(model, batch):
         return {}
-    if not logits:
-        return {"logits_to_keep": 1}
-    return {"logits_to_keep": label_places(batch["labels"]) != IGNORE}
+    return {"logits_to_keep": batch_targets(batch) != IGNORE if logits else 1}
 
 
 def computing(

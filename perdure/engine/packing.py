@@ -36,7 +36,7 @@ from perdure.engine.rowwise_attention import (
 from perdure.models.anatomy import takes_positions, unwrapped, window
 from perdure.models.chat import IGNORE
 from perdure.processes import broadcast
-from perdure.protocol.batch import ForwardOutput, StepCounts, collate, row_targets
+from perdure.protocol.batch import ForwardOutput, StepCounts, collate, model_inputs, row_targets
 from perdure.protocol.method import Requires
 
 EncodedRow = Mapping[str, Any]
@@ -244,6 +244,11 @@ def _flattened(rows: Sequence[EncodedRow]) -> tuple[dict[str, Any], list[int]]:
     del found["labels"]  # ours stand in the parts
     lengths = (len(row["input_ids"]) for row in rows)
     return found, list(accumulate(lengths, initial=0))[:-1]
+
+
+def of_tokens_alone(batch: Mapping[str, Any]) -> bool:
+    """Whether token ids are all that the model takes of a batch: a pack holds nothing else."""
+    return model_inputs(batch).keys() <= {"input_ids", "attention_mask"}
 
 
 @contextmanager

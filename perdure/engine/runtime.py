@@ -16,14 +16,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from perdure.engine.forward import capture, computing, head_options
-from perdure.engine.packing import packed_states
+from perdure.engine.forward import capture, computing, head_is_cut, head_options
+from perdure.engine.packing import of_tokens_alone, packed_states
 from perdure.errors import TrainingError
-from perdure.models.anatomy import check_layers, takes_positions
+from perdure.models.anatomy import check_layers
 from perdure.models.chat import Encoder
 from perdure.models.random_state import forked_rng, seed_of
 from perdure.models.weights import adapter_off, fingerprint, is_sharded, swapped, trainable
-from perdure.protocol.batch import EncodedRows, ForwardOutput, unlabelled
+from perdure.protocol.batch import (
+    LABELS_AT,
+    EncodedRows,
+    ForwardOutput,
+    batch_labels_at,
+    model_inputs,
+    unlabelled,
+)
 from perdure.protocol.batch import collate as padded
 from perdure.protocol.context import Weights
 from perdure.protocol.method import Method, Requires
@@ -217,7 +224,7 @@ class TaskRuntime:
         What any method `requires` is captured, the states of layers in `hidden`, and logits
         unless `logits` is False.
         """
-        batch = self._to_device(self.collate(rows))
+        batch = self.batch_of(rows)
         with self._mode(train), forked_rng(self.device) if train else nullcontext():
             return self._run(batch, rows, logits, hidden=hidden)
 
@@ -229,7 +236,7 @@ class TaskRuntime:
         Args: hidden: layers. beside: rows of the task, from its first, in the same pack.
         """
         found = None
-        if self.packs:
+        if self.packs and of_tokens_alone(self.collate(rows[:1])):
             some = self.task.train[: min(beside, self.batch_size)]
             task = [self.encoder.encode(row) for row in some]
             with self._mode(False):
@@ -294,9 +301,7 @@ class TaskRuntime:
         hidden: tuple[int, ...] = (),
     ) -> ForwardOutput:
         into = ForwardOutput(self.model, batch, rows=rows)
-        inputs = {
-            k: v for k, v in batch.items() if k in ("input_ids", "attention_mask", "position_ids")
-        }
+        inputs = model_inputs(batch)
         reads = [Requires(hidden, logits=logits), *(m.requires for m in self.methods)]
         if "position_ids" in inputs:
             inputs["use_cache"] = False  # transformers looks for packed rows only without one
@@ -307,7 +312,7 @@ class TaskRuntime:
                 out = self.model(**inputs)
             else:
                 out = torch.func.functional_call(self.model, weights, kwargs=inputs)
-        into.exact = takes_positions(self.model)
+        into.exact = head_is_cut(self.model, batch)
         if logits:
             into.head, into.final = out.logits, True
         return into
@@ -348,6 +353,11 @@ class TaskRuntime:
         found, self._watched = self._watched, {}
         return found
 
+    def take_facts(self) -> dict[str, float]:
+        """Both, by the names of the log, where there is no line any more to go with."""
+        watched = {f"method/{n}": float(v) for n, v in self.take_watched().items()}
+        return self.take_logged() | watched
+
     def fingerprint(self, *, frozen_only: bool = False) -> str:
         """A hash of the model's weights, equal on all processes; a collective call if sharded.
 
@@ -368,8 +378,11 @@ class TaskRuntime:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {k: v.to(self.device) for k, v in batch.items()}
+    def batch_of(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Encoded rows as a batch on the model's device, which says where their labels stand."""
+        batch: dict[str, Any] = dict(self.collate(rows))
+        batch[LABELS_AT] = batch_labels_at(batch, rows)
+        return {k: v.to(self.device) if torch.is_tensor(v) else v for k, v in batch.items()}
 
     @contextmanager
     def _mode(self, train: bool) -> Iterator[None]:

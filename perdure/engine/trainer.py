@@ -22,7 +22,14 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer
 
-from perdure.engine.packing import EncodedRow, Packed, Packer, heads_at, packer_of
+from perdure.engine.packing import (
+    EncodedRow,
+    Packed,
+    Packer,
+    heads_at,
+    of_tokens_alone,
+    packer_of,
+)
 from perdure.engine.rowwise_attention import attends_by_rows, takes_rows
 from perdure.engine.sampler import EpochSampler
 from perdure.engine.session import TaskSession
@@ -31,7 +38,7 @@ from perdure.models.anatomy import takes_positions
 from perdure.models.chat import IGNORE
 from perdure.models.restore import load_weights
 from perdure.models.weights import is_sharded, put
-from perdure.protocol.batch import ROWS, label_places
+from perdure.protocol.batch import ROWS, Where, batch_labels_at, batch_targets, real_positions
 from perdure.seals import unseal
 
 
@@ -64,21 +71,28 @@ class PerdureTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        self.session.count_tokens(inputs["attention_mask"].sum())
-        inputs = {k: v for k, v in inputs.items() if k != ROWS}
-        if self.head_is_exact:
-            targets = label_places(inputs["labels"])
+        self.session.count_tokens(real_positions(inputs).sum())
+        given = {k: v for k, v in inputs.items() if not k.startswith("_")}
+        if self.head_is_exact and self.labels_at(inputs) != "row":
+            targets = batch_targets(inputs)
             keep = targets != IGNORE
-            inputs = {**inputs, "logits_to_keep": keep, "shift_labels": targets[keep]}
+            given |= {"logits_to_keep": keep, "shift_labels": targets[keep]}
         return super().compute_loss(
-            model, inputs, return_outputs, num_items_in_batch=num_items_in_batch
+            model, given, return_outputs, num_items_in_batch=num_items_in_batch
         )
+
+    def labels_at(self, inputs: Mapping[str, Any]) -> Where:
+        """Where the labels of a batch of this trainer stand, by its rows."""
+        return batch_labels_at(inputs)
 
     def packed(self, inputs: Mapping[str, Any], extra: Sequence[EncodedRow]) -> Packed | None:
         """The micro-batch's rows and `extra` for one pass; None where this model takes none.
 
-        The model is tried once: its rows in a pack must not see one another.
+        The model is tried once: its rows in a pack must not see one another. Rows that are more
+        than tokens (images, token types) are not packed.
         """
+        if not of_tokens_alone(inputs):
+            return None
         bare = self._bare_model()
         if not self.looked or (self._by_rows and not takes_rows(bare)):
             session = self.session

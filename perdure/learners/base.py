@@ -147,9 +147,7 @@ class Learner(KindHooks):
                 )
         for method in self.methods:
             give_weights(self.model, method.end_task(session.context))
-        # There is no line of the log any more to go with.
-        watched = session.take_watched()
-        facts = session.take_logged() | {f"method/{n}": float(v) for n, v in watched.items()}
+        facts = session.take_facts()
         self.track(facts)
         return Fitted(facts)
 
@@ -198,7 +196,6 @@ class Learner(KindHooks):
         trainer.optimizer = trainer.lr_scheduler = None
         trainer.accelerator.free_memory()
         session.leave()
-        session.take_watched()  # of steps after the last line of the log
         del trainer
         forget_trainer(self.model)
 

@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from perdure.engine.general_texts import GIVEN, SHARE
+from perdure.errors import UsageError
 from perdure.mechanisms.distances import state_weight
 from perdure.mechanisms.state_cache import note
 from perdure.protocol.method import Method, MethodConfig, Requires
@@ -39,6 +40,33 @@ class GeneralReplayConfig(MethodConfig):
     max_tokens: int = Field(563, gt=1, description="tokens kept of each text")
 
 
+def refuse_other_texts(who: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise `UsageError` where general texts, or the base model, changed between two states."""
+    if then["given"] and not now["given"]:
+        raise UsageError(
+            f"{who}: general texts were given when this was saved, and none are now",
+            "give the same ones again: attach(trainer, *methods, general=texts)",
+        )
+    if now["given"] and not then["given"]:
+        raise UsageError(
+            f"{who}: the model wrote its own general texts when this was saved, and some are given "
+            "now",
+            "leave them out: attach(trainer, *methods)",
+        )
+    if then["base"] != now["base"]:
+        raise UsageError(
+            f"{who}: the base model is another one than when this was saved",
+            "call attach with the model as it was before its first task, or give that one's "
+            "weights: attach(..., base=weights)",
+        )
+    if then["texts"] != now["texts"]:
+        raise UsageError(
+            f"{who}: the texts that the base model wrote are others than when this was saved: "
+            "the model, the seed or the length of the training is another one",
+            "call attach with the model as it was before its first task, the same seed and steps",
+        )
+
+
 class GeneralReplay(Method):
     """Also the base of the methods that hold something of the base model on general texts.
 
@@ -49,7 +77,7 @@ class GeneralReplay(Method):
     config: GeneralReplayConfig
     example_options: ClassVar = {"max_tokens": 12, "insert": 3}
     noop_options: ClassVar = {"max_tokens": 12, "label_weight": 0}
-    saved = ("base", "texts")
+    saved = ("base", "texts", "given")
     name: ClassVar[str] = "general_replay"
     special_tokens = False
     """Whether the tokenizer's special tokens go around the user's texts."""
@@ -60,15 +88,30 @@ class GeneralReplay(Method):
         self.requires = Requires(logits=config.label_weight > 0)
         self.base = ""  # fingerprint of the model that was distilled first; "": none was
         self.texts = ""  # file of the texts that were sampled from it; "" if they were given
+        self.given = False  # whether the user gave the texts
         self._rows: list[dict[str, Any]] | None = None
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Also compares with the texts of a task that has begun already, as it has where a trainer
+        of one's own resumes.
+
+        Raises:
+            UsageError: they are others than those that the state was made with.
+        """
+        # A state of an older Perdure does not say `given`; texts that were sampled have a name.
+        state = {"given": not state.get("texts"), **state}
+        if self._rows is not None:
+            refuse_other_texts(self.name, state, self.state_dict())
+        super().load_state_dict(state)
 
     def begin_task(self, ctx: Context) -> None:
         c = self.config
-        kept = self.texts or (GIVEN if self.base or self._rows else "")
+        kept = self.texts or (GIVEN if self.given else "")
         rows, self.texts = ctx.general_rows(
             c.samples, c.max_tokens, special=self.special_tokens, kept=kept, share=c.own_share
         )
-        if not self.texts and len(rows) < c.samples:
+        self.given = not self.texts
+        if self.given and len(rows) < c.samples:
             note("%s: %d general texts are there, of samples: %d", self.name, len(rows), c.samples)
         self._rows = [{**row, "_text": i} for i, row in enumerate(rows)]
 

@@ -80,9 +80,7 @@ class ForwardOutput:
     @cached_property
     def mask(self) -> Tensor:
         """Real positions, (batch, seq) bool."""
-        mask = self.batch.get("attention_mask")
-        real = torch.ones_like(self.batch["input_ids"]) if mask is None else mask
-        return real.bool()
+        return real_positions(self.batch)
 
     @cached_property
     def targets(self) -> Tensor:
@@ -90,12 +88,7 @@ class ForwardOutput:
 
         (batch, 1) where each row has one label.
         """
-        if (shifted := self.batch.get("shift_labels")) is not None:
-            return shifted
-        labels, rows = self.batch["labels"], self.rows or self.batch.get(ROWS) or ()
-        if self._one_a_row:
-            return label_places(labels, "row")
-        return label_places(labels, labels_at(rows[0]) if rows else "next")
+        return batch_targets(self.batch, self.rows)
 
     @property
     def _one_a_row(self) -> bool:
@@ -218,7 +211,7 @@ class ForwardOutput:
                 spoken += labels
             part = ForwardOutput(
                 self.model,
-                {k: v[cut] for k, v in self.batch.items() if torch.is_tensor(v)},
+                _cut_batch(self.batch, cut, len(self.rows)),
                 count,
                 self.rows[cut],
                 {k: v[cut] for k, v in self.hidden.items()},
@@ -235,6 +228,12 @@ class ForwardOutput:
         return parts
 
 
+def _cut_batch(batch: Mapping[str, Any], cut: slice, rows: int) -> dict[str, Any]:
+    """The rows in `cut` of a batch; what has no entry for each row stays as it is."""
+    by_row = {k: v for k, v in batch.items() if torch.is_tensor(v) and v.dim() and len(v) == rows}
+    return {**batch, **{k: v[cut] for k, v in by_row.items()}}
+
+
 def _cut_known(whole: ForwardOutput, part: ForwardOutput, cut: slice) -> None:
     before = sum(labels_of(row) for row in whole.rows[: cut.start])
     spoken = slice(before, before + sum(labels_of(row) for row in part.rows))
@@ -247,10 +246,11 @@ def _cut_known(whole: ForwardOutput, part: ForwardOutput, cut: slice) -> None:
 Where = Literal["next", "own", "row"]
 LABELS_AT = "_labels_at"
 """Key of an encoded row that says where its labels stand, see `label_places`; without it a list
-of labels is of next tokens and a single number is the row's own label."""
+of labels is of next tokens and a single number is the row's own label. A batch that the engine
+makes or takes from a trainer says it under the same key."""
 
 
-def label_places(labels: Any, at: Where = "next") -> Any:
+def label_places(labels: Any, at: Where) -> Any:
     """Labels at the positions that predict them: the one place that knows where a label stands.
 
     Args:
@@ -279,6 +279,56 @@ def labels_at(row: Mapping[str, Any]) -> Where:
     return found
 
 
+def batch_labels_at(batch: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] = ()) -> Where:
+    """Where the labels of a batch stand: its rows say so, or the batch itself.
+
+    Args: rows: the batch's encoded rows, where they are at hand.
+
+    Raises:
+        ValueError: nothing says so, or the rows differ in it.
+    """
+    rows = rows or batch.get(ROWS) or ()
+    found: set[Where] = {labels_at(row) for row in rows}
+    if len(found) > 1:
+        raise ValueError(f"rows of one batch have their labels at unlike places: {sorted(found)}")
+    if not found and LABELS_AT in batch:
+        found = {batch[LABELS_AT]}
+    if not found and batch["labels"].dim() == 1:
+        found = {"row"}
+    if not found:
+        raise ValueError(
+            "nothing says where the labels of this batch stand: give its rows, or "
+            f'{LABELS_AT!r}: "next", "own" or "row" in the batch'
+        )
+    return found.pop()
+
+
+def batch_targets(batch: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] = ()) -> Tensor:
+    """`label_places` of a batch, (batch, seq), or (batch, 1) where each row has one label."""
+    if (shifted := batch.get("shift_labels")) is not None:
+        return torch.as_tensor(shifted)  # a trainer that has moved them itself
+    found: Tensor = label_places(batch["labels"], batch_labels_at(batch, rows))
+    return found
+
+
+_NO_INPUTS = frozenset({"labels", "shift_labels", "logits_to_keep"})
+
+
+def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model takes of a batch to compute states and predictions, by name.
+
+    All but the labels, the head's positions, and names that begin with "_", which are for methods
+    and the engine: what a kind's `collate` makes (images, token types) is in every pass.
+    """
+    return {k: v for k, v in batch.items() if k not in _NO_INPUTS and not k.startswith("_")}
+
+
+def real_positions(batch: Mapping[str, Any]) -> Tensor:
+    """Positions of a batch that are no padding, (batch, seq) bool."""
+    mask = batch.get("attention_mask")
+    return (torch.ones_like(batch["input_ids"]) if mask is None else mask).bool()
+
+
 def row_targets(row: Mapping[str, Any]) -> Sequence[int]:
     """`label_places` of one encoded row."""
     found: Sequence[int] = label_places(row["labels"], labels_at(row))
@@ -304,8 +354,9 @@ def collate(rows: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, Tensor]
     """Pad encoded rows on the right to one batch.
 
     Returns: `input_ids`, `attention_mask`, `labels`, each (batch, seq) int64; `labels` (batch,)
-        where each row has one. Keys that start with "_" stay out: they belong to methods, not to
-        the model.
+        where each row has one. A list that has an entry for each token (token types) is padded
+        with 0; what is of another form is for the kind's own `collate`. Keys that start with "_"
+        stay out: they belong to methods, not to the model.
     """
     width = max(len(row["input_ids"]) for row in rows)
     shape = (len(rows), width)
@@ -321,7 +372,19 @@ def collate(rows: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, Tensor]
             labels[i] = int(row["labels"])
         else:
             labels[i, :n] = torch.as_tensor(row["labels"], dtype=torch.long)
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    for name in sorted(model_inputs(rows[0]).keys() - batch.keys()):
+        if all(_has_one_a_token(row, name) for row in rows):
+            values = [torch.as_tensor(row[name]) for row in rows]
+            batch[name] = nn.utils.rnn.pad_sequence(values, batch_first=True)
+    return batch
+
+
+def _has_one_a_token(row: Mapping[str, Any], name: str) -> bool:
+    value: Any = row.get(name)
+    numbers = isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value)
+    listed = numbers or (isinstance(value, Tensor) and value.dim() == 1)
+    return listed and len(value) == len(row["input_ids"])
 
 
 class HostRows(Sequence[Mapping[str, Any]]):

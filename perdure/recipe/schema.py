@@ -147,7 +147,7 @@ class TrainConfig(Section):
     )
     optimizer: Optimizer = Field("adamw_torch_fused", description="as transformers names it")
     gradient_checkpointing: bool = Field(False, description="less memory, a third more time")
-    log_steps: int = Field(1, gt=0, description="a line in the log each so many steps")
+    log_steps: int = Field(1, gt=0, description="a log line each so many steps, and at the last")
     report_to: list[Tracker] = Field(default_factory=list, description="experiment trackers")
 
     def mistakes(self) -> Iterator[Mistake]:

@@ -184,7 +184,7 @@ def test_a_packed_pass_equals_a_pass_for_each_row(name: str, by: By) -> None:
         logits = model(**packed.inputs).logits
     for part, rows in ((packed.main, MAIN), (packed.extra, EXTRA)):
         found = part.of(whole, logits[0, part.heads], None)
-        alone = [ForwardOutput(model, collate([row], 0)) for row in rows]
+        alone = [ForwardOutput(model, collate([row], 0), rows=[row]) for row in rows]
         for one in alone:
             with capture(model, [Requires(hidden=(0, -1), logits=True)], one):
                 one.model(one.batch["input_ids"])

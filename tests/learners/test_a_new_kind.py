@@ -298,3 +298,33 @@ def test_a_task_that_is_only_scored(tiny_model_dir: Path, tmp_path: Path) -> Non
     assert "task task 2: is only scored" in (run.path / "perdure.log").read_text()
     assert [(s["after"], s["task"]) for s in run.scores()] == [(1, "task 1"), (2, "task 1")]
     assert {row["after"] for row in run.log_rows()} == {1}
+
+
+TERMS: dict[str, tuple[dict[str, Any], str]] = {
+    "lwf": ({"name": "lwf"}, "lwf"),
+    "gere": ({"name": "gere", "insert": 2, "label_weight": 0, "max_tokens": 12}, "gere_margin"),
+}
+"""Methods that run the kind's batches and rows again, and the loss that each adds."""
+
+
+@pytest.mark.parametrize("method", TERMS)
+def test_each_extra_pass_gets_all_that_the_model_needs(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    options, term = TERMS[method]
+    stream = replace(two_tasks(), general=GeneralText(("one text of many words", "a short one")))
+    sizes: list[int] = []
+
+    def encode_text(learner: Any, text: str, max_tokens: int | None = None) -> dict[str, Any]:
+        ids = learner.tokenizer(text)["input_ids"][:max_tokens]
+        sizes.append(len(ids))
+        return {"input_ids": ids, "labels": -100, "size": len(ids) / 10}
+
+    monkeypatch.setattr(learner_class(stream), "encode_text", encode_text)
+    recipe = recipe_of(tmp_path, tiny_model_dir, options, train__max_steps=2)
+    run = Run.create(tmp_path / "run", recipe)
+    perdure.learn(recipe, run, stream=stream)
+    found = {(r["after"], r["step"]): r[f"method/{term}"] for r in run.log_rows()}
+    assert found[1, 1] == 0.0  # the model as it was before
+    assert found[1, 2] > 0
+    assert (len(sizes) == 2 * 2) == (method == "gere")

@@ -7,12 +7,15 @@ import torch
 from torch import nn
 
 from perdure.protocol.batch import (
+    LABELS_AT,
     ForwardOutput,
     HostRows,
+    batch_labels_at,
     collate,
     label_places,
     labels_at,
     labels_of,
+    model_inputs,
     row_targets,
     unlabelled,
 )
@@ -77,8 +80,39 @@ class Config:
         return self
 
 
+def test_a_batch_that_does_not_say_where_its_labels_stand_is_refused():
+    batch = collate([OWN], 0)
+    with pytest.raises(ValueError, match="nothing says where the labels of this batch stand"):
+        _ = ForwardOutput(nn.Linear(1, 1), batch).labels
+    assert ForwardOutput(nn.Linear(1, 1), {**batch, LABELS_AT: "own"}).labels.tolist() == [2, 0]
+    with pytest.raises(ValueError, match="unlike places: \\['next', 'own'\\]"):
+        batch_labels_at(collate([OWN, NEXT], 0), [OWN, NEXT])
+    with pytest.raises(TypeError):
+        label_places(batch["labels"])
+
+
+def test_what_a_row_has_for_each_token_is_in_the_batch():
+    rows = [
+        {**NEXT, "token_type_ids": [0, 1, 1], "weight": [0.5, 1.0], "_text": [7, 8, 9]},
+        {"input_ids": [5], "labels": [-100], "token_type_ids": [1], "weight": [2.0], "_text": [7]},
+    ]
+    batch = collate(rows, pad_id=3)
+    assert set(batch) == {"input_ids", "attention_mask", "labels", "token_type_ids"}
+    assert batch["token_type_ids"].tolist() == [[0, 1, 1], [1, 0, 0]]
+    given = model_inputs({**batch, "shift_labels": 1, "logits_to_keep": 2, "_rows": 3})
+    assert set(given) == {"input_ids", "attention_mask", "token_type_ids"}
+
+
+def test_a_pass_that_is_cut_cuts_what_has_an_entry_for_each_row():
+    rows = [ROW, ROW, {**ROW, "labels": 1}]
+    batch = {**collate(rows, 0), "images": torch.arange(3.0), "scale": torch.tensor(2.0)}
+    parts = ForwardOutput(nn.Linear(1, 1), batch, rows=rows).split([2, 1], [None, None])
+    assert [part.batch["images"].tolist() for part in parts] == [[0, 1], [2]]
+    assert [float(part.batch["scale"]) for part in parts] == [2, 2]
+
+
 def test_tensors_of_a_batch():
     labels = torch.tensor([[-100, 6, 7], [-100, -100, 8]])
-    assert label_places(labels).tolist() == [[6, 7, -100], [-100, 8, -100]]
+    assert label_places(labels, "next").tolist() == [[6, 7, -100], [-100, 8, -100]]
     assert label_places(labels, "own") is labels
     assert label_places(torch.tensor([4, 2]), "row").tolist() == [[4], [2]]

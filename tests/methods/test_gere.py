@@ -145,7 +145,8 @@ def test_m7_one_token_has_states_but_nothing_to_predict() -> None:
     close(loss, 2.0)
     close(gradient, [[0.5, -0.5, 0]])
     batch = {"input_ids": tensor([[5]]), "labels": tensor([[5]])}
-    seen = ForwardOutput(torch.nn.Identity(), batch)
+    row = {"input_ids": [5], "labels": [5]}
+    seen = ForwardOutput(torch.nn.Identity(), batch, rows=[row])
     assert seen.per_row(torch.zeros(0)).tolist() == [0.0]
 
 

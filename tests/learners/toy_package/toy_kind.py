@@ -1,6 +1,6 @@
 """A kind of task from another package: texts sorted into classes, with a head that grows.
 
-A row is `{"text": "...", "class": 3}`; classes are numbered through all tasks, two a task.
+A row is `{"text": "...", "class": 3}`, two classes a task. The model needs a text's size too.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class ToyModel(PreTrainedModel):
     def get_output_embeddings(self):
         return self.heads
 
-    def forward(self, input_ids, attention_mask, labels=None):
-        real = attention_mask.unsqueeze(-1)
+    def forward(self, input_ids, attention_mask, size, labels=None):
+        real = attention_mask.unsqueeze(-1) * size[:, None, None]
         logits = self.heads((self.body(input_ids) * real).sum(1) / real.sum(1))
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
@@ -71,7 +71,11 @@ class ToyLearner(Learner):
     def encode(self, row):
         if "input_ids" in row:
             return row
-        return {"input_ids": self.tokenizer(row["text"])["input_ids"], "labels": row["class"]}
+        ids = self.tokenizer(row["text"])["input_ids"]
+        return {"input_ids": ids, "labels": row["class"], "size": len(ids) / 10}
+
+    def collate(self, rows):
+        return {**super().collate(rows), "size": torch.tensor([row["size"] for row in rows])}
 
     @torch.no_grad()
     def score_task(self, task, progress):
@@ -79,7 +83,7 @@ class ToyLearner(Learner):
         first = PER_TASK * int(batch["labels"].min() // PER_TASK)
         if first >= PER_TASK * len(self.model.heads.parts):
             return None
-        logits = self.model.eval()(batch["input_ids"], batch["attention_mask"]).logits
+        logits = self.model.eval()(**{k: v for k, v in batch.items() if k != "labels"}).logits
         own = first + logits[:, first : first + PER_TASK].argmax(-1)
         items = [
             {"id": row["text"], "score": float(guess == row["class"]), "prediction": str(guess),
