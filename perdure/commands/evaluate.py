@@ -93,6 +93,7 @@ def _score(
         folders=Folders.below(run.path),
         listener=_Shown(display, run.methods_name),
         today=run.today,
+        lm_eval_tasks=ready.lm_eval_tasks,
     )
     if isinstance(encoder := learner.encoder, Encoder):
         told = template_told(encoder, learner.tokenizer.chat_template, "the run's")

@@ -75,12 +75,14 @@ def build_saved(
     folders: Folders,
     listener: Listener | None = None,
     today: date | None = None,
+    lm_eval_tasks: Mapping[str, Any] | None = None,
 ) -> Learner:
     """Make the learner of a model that is only scored: it has no methods.
 
     Args:
         folder: what a learner saved of its model after `learned` tasks; None: the base model.
         today: the day whose date a chat template writes; None is that of now.
+        lm_eval_tasks: as of `build`.
 
     Raises:
         UsageError, ModelError: as `build`, and as `perdure.models.load_saved`.
@@ -97,7 +99,19 @@ def build_saved(
     encoder = found.make_encoder(tokenizer, recipe)
     if today is not None and hasattr(encoder, "pin"):
         encoder.pin(today)
-    made = found(model, tokenizer, stream, (), recipe, precision, folders, listener, encoder)
+    made = found(
+        model,
+        tokenizer,
+        stream,
+        (),
+        recipe,
+        precision,
+        folders,
+        listener,
+        encoder,
+        (recipe.train.batch_size, 1),
+        lm_eval_tasks,
+    )
     if folder is not None and saved is None:
         made.show(folder, learned)
     return made
