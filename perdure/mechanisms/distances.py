@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
+
+BEYOND = 2.0
+"""How many times the largest measured difference counts as none: few texts are measured."""
 
 
 def kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -55,6 +60,23 @@ def distance(x: Tensor, h: Tensor, mask: Tensor, power: int, floor: float = 0.0)
         gap = torch.where(gap <= floor, 0.0, gap)
     gap = gap.pow(power) * mask.unsqueeze(-1)
     return gap.sum((1, 2)) / (mask.sum(1).clamp(min=1) * x.shape[-1])
+
+
+def pooled(states: Tensor) -> Tensor:
+    """All rows of (rows, seq, ...) as one, (1, rows * seq, ...): a mean over it is over them all."""
+    return states.flatten(0, 1).unsqueeze(0)
+
+
+def difference_floors(
+    given: float | str, noise: Mapping[str, Mapping[str, float]], layers: Sequence[int]
+) -> dict[int, float]:
+    """Differences of states that count as none, by layer: those given, or as rounding was measured.
+
+    Args: given: a number, or "measured"; noise: `Context.base_states(...).noise` of "states".
+    """
+    if given != "measured":
+        return dict.fromkeys(layers, float(given))
+    return {layer: BEYOND * noise[str(layer)]["largest"] for layer in layers}
 
 
 def state_weight(

@@ -31,9 +31,9 @@ from pydantic import ValidationError
 from perdure.consent import demand
 from perdure.errors import PerdureError, UsageError
 from perdure.protocol.method import Method, MethodConfig
-from perdure.recipe.former import moved_options, what_to_write
-from perdure.recipe.mistakes import Mistake, mistakes_in, near
-from perdure.recipe.schema import MethodSpec
+from perdure.recipe.former import FORMER, entry_of_today, moved_options
+from perdure.recipe.mistakes import Mistake, meant, mistakes_in, near, show
+from perdure.recipe.schema import MethodSpec, in_place
 
 __all__ = ["build", "check", "describe", "kind_of", "load", "load_config", "load_file", "names"]
 
@@ -157,13 +157,53 @@ def _read(
     kind: type[Method], options: Mapping[str, Any]
 ) -> tuple[MethodConfig | None, list[Mistake]]:
     name = name_of_module(kind)
-    if gone := moved_options(name, options):
-        remedy = f"write {what_to_write(name, options)}"
-        return None, [Mistake((gone[0],), f"is no option of {name} any more", remedy)]
+    if moved_options(name, options):
+        return None, _moved(name, options)
     try:
         return kind.Config.model_validate(dict(options)), []
     except ValidationError as error:
         return None, mistakes_in(error, options, kind.Config)
+
+
+def _moved(name: str, options: Mapping[str, Any]) -> list[Mistake]:
+    """That options have moved, with the entry to write, and what else is wrong with them.
+
+    Misspelt names are put right in that entry; wrong values, which are told at their keys, are left
+    out of it, so that it can be read.
+    """
+    first = moved_options(name, options)[0]
+    right: dict[str, Any] = {}
+    wrong: list[Mistake] = []
+    for key, value in options.items():
+        if key in FORMER:
+            right[key] = value
+            continue
+        hint = near(key, FORMER)
+        wrong.append(Mistake((key,), "unknown key", hint or f"known here: {', '.join(FORMER)}"))
+        if hint and meant(hint) not in options:
+            right[meant(hint)] = value
+    # Its options of then have their values of then in the one method that has them all.
+    official = right.pop("official", None)
+    if official is not None and not isinstance(official, bool):
+        wrong.append(Mistake(("official",), f"must be true or false, not {show(official)}"))
+        official = None
+    try:
+        load("gere_official").Config.model_validate(right)
+    except ValidationError as error:
+        found = mistakes_in(error, right, load("gere_official").Config)
+        found = [m for m in found if "has no effect" not in m.what]
+        wrong += found
+        for mistake in found:
+            near_value = meant(mistake.remedy)
+            if near_value and len(mistake.key) == 1:
+                right[str(mistake.key[0])] = near_value
+            else:
+                right.pop(str(mistake.key[0]), None)
+    if official is not None:
+        right["official"] = official
+    entry = entry_of_today(right)
+    what = f"is no option of {name} any more"
+    return [Mistake((first,), what, in_place(entry), entry), *wrong]
 
 
 def name_of_module(kind: type[Method]) -> str:

@@ -22,11 +22,15 @@ _COMPARED = 200
 
 @dataclass(frozen=True)
 class Mistake:
-    """One thing wrong in a document, at `key`."""
+    """One thing wrong in a document, at `key`.
+
+    Attributes: instead: an entry of `method` to write in place of the one that it is about.
+    """
 
     key: Key
     what: str
     remedy: str = ""
+    instead: Mapping[str, Any] | None = None
 
 
 def near(word: str, known: Sequence[str]) -> str:
@@ -44,12 +48,12 @@ def mistakes_in(error: ValidationError, data: Any, model: type[BaseModel]) -> li
     """
     problems = error.errors(include_url=False)
     found: list[Mistake] = []
-    meant = set()
+    corrected = set()
     for problem in problems:
         if problem["type"] == "extra_forbidden":
             known = list(_fields(model, problem["loc"][:-1]))
             hint = near(str(problem["loc"][-1]), known)
-            meant.add((*problem["loc"][:-1], _quoted(hint)))
+            corrected.add((*problem["loc"][:-1], meant(hint)))
             hint = hint or f"known here: {', '.join(known) or 'no option'}"
             found.append(Mistake(problem["loc"], "unknown key", hint))
     arms = set()
@@ -62,7 +66,7 @@ def mistakes_in(error: ValidationError, data: Any, model: type[BaseModel]) -> li
             arms.add(key)
         field = _fields(model, key[:-1]).get(str(key[-1])) if key else None
         about = field.description or "" if field else ""
-        if kind == "extra_forbidden" or (kind == "missing" and loc in meant):
+        if kind == "extra_forbidden" or (kind == "missing" and loc in corrected):
             continue
         if kind == "mistakes":
             for inner in problem["ctx"]["mistakes"]:
@@ -113,8 +117,8 @@ def is_text(model: type[BaseModel], key: Key) -> bool:
     return False
 
 
-def _quoted(hint: str) -> str:
-    """The name that a 'did you mean' suggests."""
+def meant(hint: str) -> str:
+    """The name that a 'did you mean' suggests; "" where there is none."""
     return hint.split('"')[1] if hint.startswith("did you mean") else ""
 
 
