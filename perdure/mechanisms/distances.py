@@ -63,7 +63,7 @@ def distance(x: Tensor, h: Tensor, mask: Tensor, power: int, floor: float = 0.0)
 
 
 def pooled(states: Tensor) -> Tensor:
-    """All rows of (rows, seq, ...) as one, (1, rows * seq, ...): a mean over it is over them all."""
+    """All rows of (rows, seq, ...) as one, (1, rows * seq, ...): a mean is then over them all."""
     return states.flatten(0, 1).unsqueeze(0)
 
 

@@ -103,9 +103,10 @@ def test_what_is_suggested_can_be_read_and_all_else_is_told(
 @pytest.mark.unit
 def test_in_a_list_the_other_methods_stay() -> None:
     entries = [
-        "replay", {"name": "gere", "loss": "kl", "insert": 2}, {"name": "ewc", "lam": 5.0, "rows": 3}
+        "replay", {"name": "gere", "loss": "kl", "insert": 2},
+        {"name": "ewc", "lam": 5.0, "rows": 3},
     ]  # fmt: skip
-    specs, (wrong,) = read_methods(entries, recipe_judge())
+    _, (wrong,) = read_methods(entries, recipe_judge())
     assert wrong.key == (1, "loss")
     assert wrong.remedy == (
         "write method: [replay, {name: gere_kl, insert: 2}, {name: ewc, lam: 5.0, rows: 3}]"
