@@ -104,6 +104,7 @@ def _plainly(problem: Any) -> str:
     if kind in ("value_error", "assertion_error"):
         return str(what)
     what = what.partition(", unable")[0].replace("Input should", "must")
+    what = what.removeprefix("Input ")
     what = _AN.sub("an ", what.replace("a valid ", "a "))
     return f"{what}, not {show(value)}"
 
@@ -123,6 +124,7 @@ _WORDS = {
     "tuple_type": "must be a list",
     "set_type": "must be a list",
     "none_required": "must be left empty",
+    "path_type": "must be the path of a file",
 }
 """Said before the value that was found."""
 _ALONE = {
@@ -130,8 +132,8 @@ _ALONE = {
     "string_unicode": "has half a character (a lone surrogate): write the character itself",
     "string_too_long": "has more than {max_length} characters",
     "string_too_short": "has fewer than {min_length} characters",
-    "too_short": "is a list of {actual_length}, and at least {min_length} are needed",
-    "too_long": "is a list of {actual_length}, and at most {max_length} are allowed",
+    "too_short": "has {actual_length} entries, and at least {min_length} are needed",
+    "too_long": "has {actual_length} entries, and at most {max_length} are allowed",
     "invalid_key": "is no name of a key: names are text",
     "recursion_loop": "contains itself",
 }

@@ -27,7 +27,7 @@ FORMS: dict[str, tuple[dict[str, Any], ...]] = {
         {"loss": loss, "scope": scope, "weight": weight, "mix": mix}
         for loss in ("margin", "label", "kl", "l1", "l2")
         for scope in ("row", "micro")
-        for weight, mix in ((100.0, "insert"), ("dynamic", "concat"), (100.0, "concat"))
+        for weight, mix in ((100.0, "insert"), ("dynamic", "concat"))
         if (loss, weight) != ("label", "dynamic")
     ),
     "gere": ({}, {"weight": "dynamic"}),
