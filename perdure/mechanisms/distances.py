@@ -67,16 +67,21 @@ def pooled(states: Tensor) -> Tensor:
     return states.flatten(0, 1).unsqueeze(0)
 
 
-def difference_floors(
-    given: float | str, noise: Mapping[str, Mapping[str, float]], layers: Sequence[int]
+def floors(
+    given: float | str,
+    noise: Mapping[str, Mapping[str, float]],
+    layers: Sequence[int],
+    times: float = BEYOND,
 ) -> dict[int, float]:
-    """Differences of states that count as none, by layer: those given, or as rounding was measured.
+    """What counts as no difference of states, by layer: as given, or as rounding was measured.
 
-    Args: given: a number, or "measured"; noise: `Context.base_states(...).noise` of "states".
+    Args:
+        given: a number, or "measured".
+        noise: `Context.base_states(...).noise`; times: so many times its largest is the floor.
     """
     if given != "measured":
         return dict.fromkeys(layers, float(given))
-    return {layer: BEYOND * noise[str(layer)]["largest"] for layer in layers}
+    return {layer: times * noise[str(layer)]["largest"] for layer in layers}
 
 
 def state_weight(

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from perdure.mechanisms.distances import difference_floors, distance
+from perdure.mechanisms.distances import distance, floors
 from perdure.methods.general_replay import GeneralReplay, GeneralReplayConfig
 from perdure.protocol.method import Requires
 from perdure.recipe.mistakes import Mistake
@@ -63,7 +63,7 @@ class GeReDistance(GeneralReplay):
         super().begin_task(ctx)
         c = self.config
         self.states = self.base_states(ctx, "states", layers=c.layers)
-        self.floor = difference_floors(c.noise_floor, self.states.noise, c.layers)
+        self.floor = floors(c.noise_floor, self.states.noise, c.layers)
 
     def held(self, ctx: Context, extra: ForwardOutput) -> Mapping[str, Tensor]:
         c, power = self.config, 1 if self.config.norm == "l1" else 2

@@ -8,11 +8,10 @@ Paper: GeRe, Zhang et al. 2025 (arXiv 2508.04676); the official code Qznan/GeRe 
     L = (CE_task + CE_general) / 2 + weight * term, of a micro-batch with both kinds of rows
     L = CE_task, of one without general rows
     term: of all states of the micro-batch, sum of e / number of e > 0 (`gere`), or another `loss`,
-          which is a mean over all tokens of the micro-batch, however they lie in rows
+          a mean over all its tokens
 Departs: general rows come on top of the batch, so that an epoch has no more steps for them; with
 one task row in a micro-batch each general row counts as another micro-batch, as in the code, where
-nothing is halved. l1 and l2 are in the paper and not in the code; of them differences count as none
-up to the floor of `gere_distance`.
+nothing is halved. l1 and l2 are in the paper, not in the code; they have `gere_distance`'s floor.
 Cost: as `gere`, `gere_kl` or `gere_distance`.
 """
 
@@ -25,14 +24,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from perdure.mechanisms.distances import (
-    difference_floors,
-    distance,
-    kl_of_largest,
-    micro_loss,
-    pooled,
-    state_weight,
-)
+from perdure.mechanisms import distances
 from perdure.mechanisms.margin import averaged, outside
 from perdure.methods.general_replay import GeneralReplay, GeneralReplayConfig
 from perdure.protocol.method import Requires
@@ -62,9 +54,7 @@ class GeReOfficialConfig(GeneralReplayConfig):
         "violating", description="what the margin is averaged over"
     )
     noise_floor: float | Literal["measured"] | None = Field(
-        None,
-        description="distances up to this count as none; measured: what rounding alone gives; "
-        "null: 0 for the margin, as the code, and measured for l1 and l2",
+        None, description="what counts as no distance; measured: rounding alone; null: see its card"
     )
     teacher: Literal["base", "previous"] = Field(
         "base", description="whose states are held: the base model's, or the last task's"
@@ -117,15 +107,12 @@ class GeReOfficial(GeneralReplay):
             ctx, KINDS[c.loss], c.teacher == "previous", layers=c.layers, k=c.k,
             one_pass=c.stats == "one_pass_fp32", top=c.kl_top, temperature=c.kl_temperature,
         )  # fmt: skip
-        if c.loss in ("l1", "l2"):
-            given = "measured" if c.noise_floor is None else c.noise_floor
-            self.floor = difference_floors(given, self.states.noise, c.layers)
-        if c.loss == "margin":
-            noise = self.states.noise
-            self.floor = {
-                k: noise[str(k)]["largest"] if c.noise_floor == "measured" else c.noise_floor or 0.0
-                for k in c.layers
-            }
+        margin, noise = c.loss == "margin", self.states.noise
+        given = c.noise_floor if c.noise_floor is not None else 0.0 if margin else "measured"
+        if c.loss != "kl":
+            times = 1.0 if margin else distances.BEYOND
+            self.floor = distances.floors(given, noise, c.layers, times)
+        if margin:
             for name in ("flipped", "largest"):
                 ctx.log(f"gere_noise_{name}", noise[str(c.layers[-1])][name])
 
@@ -136,17 +123,15 @@ class GeReOfficial(GeneralReplay):
         texts, steps = len(self._rows or ()), ctx.step.per_epoch
         return ctx.step.index * texts // steps, (ctx.step.index + 1) * texts // steps
 
-    # --- a step
-
     def loss(
         self, ctx: Context, main: ForwardOutput, extra: ForwardOutput | None
     ) -> Mapping[str, Tensor]:
         if self.config.scope == "row":
             return super().loss(ctx, main, extra)
         # Terms that turn the trainer's loss into the code's: what it adds for these rows goes.
-        # As the steps are cut: a batch that happens to hold one row, or a pack, is like the others.
-        one_row = ctx.batch_size <= (ctx.step.whole or ctx.step.micro_batches)
-        whole = self._alone if one_row else self._pooled
+        # By how steps are cut: a batch that happens to hold one row, or a pack, is as the others.
+        alone = ctx.batch_size <= (ctx.step.whole or ctx.step.micro_batches)
+        whole = self._alone if alone else self._pooled
         losses = whole(ctx, main, extra)
         return losses | {"gere_scope": losses["gere_scope"] - main.token_mean(main.nll)}
 
@@ -161,7 +146,7 @@ class GeReOfficial(GeneralReplay):
         term, weight = self._term_and_weight(ctx, extra, (ce_task + ce) / 2, pool=True)  # ()
         held = weight * term  # ()
         ctx.log("gere_label", (ce / 2).detach())
-        whole = micro_loss(ce_task, ce, term, weight)  # ()
+        whole = distances.micro_loss(ce_task, ce, term, weight)  # ()
         return {"gere_scope": whole - held} | self._named(held)
 
     def _alone(
@@ -176,7 +161,7 @@ class GeReOfficial(GeneralReplay):
         ce = extra.row_nll  # (rows,)
         term, weight = self._term_and_weight(ctx, extra, ce, pool=False)  # (rows,)
         held = (weight * term).sum()  # ()
-        whole = micro_loss(None, ce, term, weight).sum() + ce_task  # ()
+        whole = distances.micro_loss(None, ce, term, weight).sum() + ce_task  # ()
         ctx.log("gere_label", share * (whole - held - ce_task).detach())
         return {"gere_scope": share * (whole - held)} | self._named(share * held)
 
@@ -190,13 +175,11 @@ class GeReOfficial(GeneralReplay):
         c = self.config
         if c.loss == "label":
             return torch.zeros_like(ce), 0.0
-        term = self.term(ctx, extra, pool)
-        term = term.squeeze(0) if pool else term
-        weight = state_weight(c.weight, ce, term, c.weight_max)
+        term = self.term(ctx, extra, pool).reshape(ce.shape)
+        weight = distances.state_weight(c.weight, ce, term, c.weight_max)
         for name, value in (("term", term), ("weight", weight)):
             if isinstance(value, Tensor):
-                rows = value.detach().expand(len(extra.mask))  # so that it is a mean over rows
-                ctx.log(f"gere_{name}", extra.row_mean(rows))
+                ctx.log(f"gere_{name}", extra.row_mean(value.detach().expand(len(extra.mask))))
         return term, weight
 
     def held(self, ctx: Context, extra: ForwardOutput) -> Mapping[str, Tensor]:
@@ -210,7 +193,9 @@ class GeReOfficial(GeneralReplay):
         """The term of each general row, (rows,); `pool`: as if they were one, (1,)."""
         c = self.config
         if c.loss == "kl":
-            each = kl_of_largest(extra.logits, *self.states.largest(extra), c.kl_temperature)
+            each = distances.kl_of_largest(
+                extra.logits, *self.states.largest(extra), c.kl_temperature
+            )
             each = each * c.kl_temperature**2 if c.kl_t2 else each  # (tokens,)
             if pool:
                 return each.sum()[None] / max(1, len(each) if c.kl_mask else extra.mask.numel())
@@ -222,8 +207,8 @@ class GeReOfficial(GeneralReplay):
         base = self.states.aligned(extra, layer)
         if c.loss != "margin":
             if pool:
-                x, base, mask = pooled(x), pooled(base), pooled(mask)
-            return distance(x, base, mask, 1 if c.loss == "l1" else 2, self.floor[layer])
+                x, base, mask = distances.pooled(x), distances.pooled(base), distances.pooled(mask)
+            return distances.distance(x, base, mask, 1 if c.loss == "l1" else 2, self.floor[layer])
         n, p = self.states.limits(layer, x.device)
         total, count, flips = outside(x, base, mask, n, p, self.floor[layer])  # each (rows,)
         if layer == c.layers[-1]:
@@ -231,5 +216,5 @@ class GeReOfficial(GeneralReplay):
             for name, of_row in (("elements", total), ("violating", count), ("flips", flips)):
                 ctx.log(f"gere_{name}", extra.row_mean(of_row.detach() / every))
         if pool:
-            total, count, mask = total.sum()[None], count.sum()[None], pooled(mask)
+            total, count, mask = total.sum()[None], count.sum()[None], distances.pooled(mask)
         return averaged(total, count, mask, x.shape[-1], c.reduction)
