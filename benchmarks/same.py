@@ -83,8 +83,10 @@ KL = {"temperature": 1.5, "t2": True, "top": 8}
 DYNAMIC = {"weight": "dynamic", "label_weight": 0.5, "samples": 4}
 LAYERS = {"layers": [0, -1], "teacher": "previous"}
 NO_FLOOR = {"noise_floor": 0.0}
-UNOFFICIAL = {"scope": "row", "mix": "insert", "stats": "two_pass", "kl_mask": True}
+UNOFFICIAL = {"scope": "row", "mix": "insert"}
 """What makes `gere_official` what `gere` was with options that are rare."""
+TWO_PASS = {**UNOFFICIAL, "stats": "two_pass"}
+"""And that with the margin."""
 RENAMED: dict[str, tuple[Spec, ...]] = {
     "gere-kl": ways("gere_kl", {"loss": "kl"}, **HELD),
     "gere-l1": ways("gere_distance", {"loss": "l1"}, {"norm": "l1", **NO_FLOOR}, **HELD),
@@ -92,22 +94,26 @@ RENAMED: dict[str, tuple[Spec, ...]] = {
     "gere-label": ways("general_replay", {"loss": "label"}, insert=2),
     "gere-official": ways("gere_official", {"official": True}, weight=1.0),
     "gere-kl-options": ways(
-        "gere_official", {}, UNOFFICIAL, loss="kl", weight_max=5.0,
+        "gere_official", {}, {**UNOFFICIAL, "kl_mask": True}, loss="kl", weight_max=5.0,
         **{f"kl_{k}": v for k, v in KL.items()}, **DYNAMIC,
     ),
     "gere-kl-fixed": ways("gere_kl", {"loss": "kl", **{f"kl_{k}": v for k, v in KL.items()}}, KL),
-    "gere-l1-options": ways("gere_official", {}, UNOFFICIAL, loss="l1", **DYNAMIC, **LAYERS),
+    "gere-l1-options": ways(
+        "gere_official", {}, UNOFFICIAL | NO_FLOOR, loss="l1", **DYNAMIC, **LAYERS
+    ),
     "gere-label-options": ways(
         "general_replay", {"loss": "label"}, {}, label_weight=0.5, insert=3, samples=4,
         max_tokens=20,
     ),
     "gere-options": ways(
-        "gere_official", {}, UNOFFICIAL, weight_max=50.0, k=0.5, noise_floor="measured",
+        "gere_official", {}, TWO_PASS, weight_max=50.0, k=0.5, noise_floor="measured",
         reduction="elements", **DYNAMIC, **LAYERS,
     ),
-    "gere-tokens": ways("gere_official", {}, UNOFFICIAL, reduction="tokens"),
+    "gere-tokens": ways("gere_official", {}, TWO_PASS, reduction="tokens"),
     "gere-official-kl": ways("gere_official", {"official": True}, loss="kl", weight="dynamic"),
-    "gere-official-l2": ways("gere_official", {"official": True}, loss="l2", weight="dynamic"),
+    "gere-official-l2": ways(
+        "gere_official", {"official": True}, NO_FLOOR, loss="l2", weight="dynamic"
+    ),
 }  # fmt: skip
 """Label -> spellings of the same method, newest first: the first that a checkout knows is used."""
 METHODS: dict[str, tuple[Spec, ...]] = {

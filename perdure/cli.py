@@ -230,6 +230,15 @@ def methods(
     lists.methods(name, as_json)
 
 
+@app.command(epilog="Example: perdure metrics --json", short_help="List what can be scored")
+@handle_errors
+def metrics(as_json: Json = False) -> None:
+    """List the metrics, for `metric:` in a recipe: range, direction, what scoring needs, whose."""
+    from perdure.commands import lists
+
+    lists.metrics(as_json)
+
+
 @app.command(
     epilog="Example: perdure streams --json", short_help="List the built-in streams of tasks"
 )

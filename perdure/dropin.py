@@ -14,27 +14,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from perdure.consent import trusting
 from perdure.engine.attach import attach as put_on
 from perdure.engine.method_state import give_weights
 from perdure.engine.session import TaskSession
 from perdure.engine.trainer_needs import check_trainer, eval_rows, train_rows, try_model
-from perdure.errors import TrainingError, UsageError
+from perdure.errors import TrainingError, UsageError, brief
 from perdure.methods.registry import build
 from perdure.models.chat import Encoder
 from perdure.models.weights import trainable
 from perdure.protocol.method import Method, name_of, refuse_clashes
 from perdure.streams.kinds import PERPLEXITY
 from perdure.streams.task import GeneralText, Row, Task
-
-if TYPE_CHECKING:
-    from transformers import Trainer
 
 
 def attach(
@@ -65,11 +62,17 @@ def attach(
             needs (each is asked here, before it trains); or a method that needs to change the rows
             or train in phases: that takes `perdure run`.
     """
+    _refuse_what_is_no_trainer(trainer)
     texts = [] if isinstance(general, str) else list(general)  # an open file gives them once
     if isinstance(general, str) or not all(isinstance(text, str) for text in texts):
         raise UsageError(
             "attach: general is a list of texts",
             'of a file: general=open("general.txt").read().split("\\n\\n")',
+        )
+    if not texts and general != ():
+        raise UsageError(
+            "attach: general is an empty list",
+            "give texts; or leave general out, and a method that needs some samples its own",
         )
     if not methods:
         raise UsageError("attach: no method is given", 'for example attach(trainer, "gere")')
@@ -121,9 +124,36 @@ def attach(
     return trainer
 
 
+def _refuse_what_is_no_trainer(trainer: Any) -> None:
+    if isinstance(trainer, type):
+        raise UsageError(
+            f"attach: {trainer.__name__} is a class, and a trainer that was made of it is needed",
+            f'trainer = {trainer.__name__}(model, ...); attach(trainer, "gere")',
+        )
+    if isinstance(trainer, torch.nn.Module):
+        raise UsageError(
+            f"attach: the first argument is a model ({type(trainer).__name__}), not its trainer",
+            'trainer = Trainer(model, ...); attach(trainer, "gere")',
+        )
+    if not isinstance(trainer, Trainer):
+        raise UsageError(
+            f"attach: the first argument is no transformers.Trainer: {brief(repr(trainer))}",
+            'the trainer comes first, then the methods: attach(trainer, "gere")',
+        )
+
+
 def _built(method: str | Mapping[str, Any]) -> Method:
     from perdure.recipe.schema import read_methods
 
+    if isinstance(method, type):
+        name = method.__name__
+        what = f"attach: {name} is a class, and a method that was made of it is needed"
+        if not issubclass(method, Method):
+            what = f"attach: {name} is no method"
+            raise UsageError(what, 'write "gere", or {"name": "gere", "insert": 2}')
+        raise UsageError(
+            what, f"{name}({name}.Config()), with its options in the inner brackets; or its name"
+        )
     specs, found = read_methods(dict(method) if isinstance(method, Mapping) else method, None)
     if found or not isinstance(method, str | Mapping):
         raise UsageError(

@@ -24,8 +24,9 @@ from perdure.methods import registry
 
 pytestmark = pytest.mark.unit
 
-COMMANDS = ["demo", "run", "resume", "extend", "export", "eval", "compare", "report", "methods",
-            "streams", "recipes", "recipes copy", "audit", "diagnose", "repair"]  # fmt: skip
+COMMANDS = ["demo", "run", "resume", "extend", "export", "eval", "compare", "report",
+            "methods", "metrics", "streams", "recipes", "recipes copy", "audit", "diagnose",
+            "repair"]  # fmt: skip
 HEAVY = {"torch", "transformers", "datasets", "trl", "peft", "accelerate", "matplotlib", "scipy",
          "rich", "jinja2", "numpy"}  # fmt: skip
 
@@ -136,6 +137,44 @@ def test_one_method_with_its_options() -> None:
     assert options["policy"]["default"] == "balanced"
     error = perdure("methods", "repaly", code=2).stderr
     assert 'did you mean "replay"?' in error
+
+
+def test_metrics_with_range_direction_need_and_owner() -> None:
+    from perdure.streams.kinds import metrics
+
+    text = perdure("metrics").stdout.splitlines()
+    assert [line.split()[0] for line in text] == metrics()
+    assert text[0].split(None, 1)[1].startswith("0 to 1 ")
+    found = {each["name"]: each for each in as_json("metrics")}
+    assert list(found) == metrics()
+    assert (found["perplexity"]["higher_is_better"], found["perplexity"]["high"]) == (False, None)
+    assert found["exact_match"] == {
+        "name": "exact_match", "label": found["exact_match"]["label"], "low": 0.0, "high": 1.0,
+        "higher_is_better": True, "needs": "text", "pooling": "items", "from": "perdure",
+    }  # fmt: skip
+    assert "lower is better" in next(line for line in text if line.startswith("perplexity"))
+
+
+def test_broken_packages_are_named_in_the_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib.metadata import EntryPoint
+
+    from perdure.streams.kinds import find
+
+    gone = EntryPoint("mine", "no_such_package.part:Mine", registry.GROUP)
+    monkeypatch.setattr(registry, "_third_party", lambda: [gone])
+    monkeypatch.setattr(find, "_offers", lambda group: [gone] if group == find.METRICS else [])
+    (line,) = (x for x in perdure("methods").stdout.splitlines() if x.startswith("mine "))
+    assert "broken: method 'mine' of no_such_package cannot be imported" in line
+    assert "there is no module no_such_package.part" in line
+    assert "update or uninstall no_such_package" in line
+    (found,) = (each for each in as_json("methods") if each["name"] == "mine")
+    assert (found["whole"], "broken: " in found["about"]) == (False, True)
+    (line,) = (x for x in perdure("metrics").stdout.splitlines() if x.startswith("mine "))
+    assert (
+        "broken: metric 'mine' of no_such_package cannot be imported: ModuleNotFoundError" in line
+    )
+    (found,) = (each for each in as_json("metrics") if each["name"] == "mine")
+    assert "cannot be imported" in found["broken"]
 
 
 def test_streams() -> None:

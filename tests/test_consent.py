@@ -166,7 +166,7 @@ def cases() -> list[tuple[str, str, list[str]]]:
 
 QUIET = {"report": ["RUN"], "compare": ["RUN", "--out", "page.html"]}
 """Commands that read run directories and need none of their code, with or without the word."""
-NO_INPUT = {"methods", "streams", "recipes"}
+NO_INPUT = {"methods", "metrics", "streams", "recipes"}
 
 
 def typed(strange: Strange, what: str, words: list[str]) -> list[str]:

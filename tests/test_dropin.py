@@ -450,3 +450,43 @@ def test_general_texts_are_remembered_in_a_checkpoint(
     perdure.attach(trainer, given, general=GENERAL, cache=cache)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     assert trainer.state.global_step == 2
+
+
+# --- what is no trainer and no method
+
+
+@pytest.mark.unit
+def test_what_is_no_trainer_is_told_as_what_it_is() -> None:
+    model = torch.nn.Linear(1, 1)
+    for given, what in (
+        (model, "the first argument is a model (Linear), not its trainer"),
+        (Trainer, "Trainer is a class, and a trainer that was made of it is needed"),
+        ("gere", "the first argument is no transformers.Trainer: 'gere'"),
+        (None, "the first argument is no transformers.Trainer: None"),
+    ):
+        with pytest.raises(UsageError) as error:
+            perdure.attach(given, "gere")  # type: ignore[arg-type]
+        assert error.value.what == f"attach: {what}"
+        assert 'attach(trainer, "gere")' in error.value.remedy[0]
+
+
+def test_what_is_no_method_is_told_as_what_it_is(tiny: Any, tmp_path: Path) -> None:
+    from perdure.methods.gere import GeRe
+
+    trainer = plain(tiny, tmp_path)
+    for given, what, remedy in (
+        (GeRe, "attach: GeRe is a class, and a method that was made of it is needed",
+         "GeRe(GeRe.Config())"),
+        (dict, "attach: dict is no method", 'write "gere"'),
+        ({"name": 3}, "attach: {'name': 3} names no method", 'write "gere"'),
+        ({"name": "gere", 1: 2}, "method.1: unknown key", "known here: "),
+        ({"name": "gere", "insert": [2]}, "method.insert: must be a whole number, not [2]",
+         "general rows in each optimizer step"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError) as error:
+            perdure.attach(trainer, given, general=GENERAL)
+        assert str(error.value).startswith(what)
+        assert remedy in str(error.value)
+    for none in ([], iter([])):
+        with pytest.raises(UsageError, match="attach: general is an empty list"):
+            perdure.attach(trainer, "gere", general=none)  # type: ignore[arg-type]

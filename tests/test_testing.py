@@ -92,14 +92,66 @@ class ForgetsInRuns(Forgets):
         return data[: len(data) // (1 + self.tasks)]
 
 
+class Scales(Pull):
+    """Makes the task's own loss larger, which clipping of the gradient hides."""
+
+    def loss(self, ctx: Any, main: Any, extra: Any) -> Mapping[str, Any]:
+        return {"scale": self.config.weight * main.token_mean(main.nll)}
+
+
+class ScalesByMicroBatch(Scales):
+    def loss(self, ctx: Any, main: Any, extra: Any) -> Mapping[str, Any]:
+        return {"scale": self.config.weight * main.nll.sum()}
+
+
+class Counts(Pull):
+    """Acts by the steps it has seen in this task, and does not save their number."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.steps = 0
+
+    def begin_task(self, ctx: Any) -> None:
+        self.steps = 0
+
+    def loss(self, ctx: Any, main: Any, extra: Any) -> Mapping[str, Any]:
+        return {"pull": self.steps * self.config.weight * main.token_mean(main.nll.square())}
+
+    def after_step(self, ctx: Any) -> None:
+        self.steps += 1
+
+
+class CountsAndSaves(Counts):
+    saved = ("steps",)
+
+
+class Writes(Pull):
+    """Shrinks the weights by itself."""
+
+    def after_step(self, ctx: Any) -> None:
+        for parameter in ctx.model.parameters():
+            parameter.mul_(1 - 0.01 * self.config.weight)
+
+
+class WritesGradients(Pull):
+    def gradients(self, ctx: Any, params: Any) -> Any:
+        for parameter in params.values():
+            parameter.grad.mul_(1 + self.config.weight)
+        return ()
+
+
 class Undescribed(Pull):
     class Config(MethodConfig):
         weight: float = 0.5
 
 
-@pytest.mark.parametrize("kind", [Pull, Remembers, EWC, Phases])
-def test_right_methods_pass(kind: type[Method], tiny_model_dir: Path) -> None:
+@pytest.mark.parametrize("kind", [Remembers, EWC, Phases, Scales, CountsAndSaves])
+def test_right_methods_pass(
+    kind: type[Method], tiny_model_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert check_method(kind, tiny_model_dir) is None
+    said = capfd.readouterr()
+    assert (said.out, said.err) == ("", "")
 
 
 @pytest.mark.parametrize(
@@ -109,6 +161,10 @@ def test_right_methods_pass(kind: type[Method], tiny_model_dir: Path) -> None:
         (NeverOff, "with noop_options {'weight': 0} weights differ"),
         (DoesNothing, "are those of plain fine-tuning"),
         (ForgetsInRuns, "name every attribute that must survive in `saved`"),
+        (ScalesByMicroBatch, "average with token_mean"),
+        (Counts, "interrupted within a task and went on"),
+        (Writes, "after_step wrote to the weight model.embed_tokens.weight itself"),
+        (WritesGradients, "gradients wrote to the gradient of "),
         (Forgets, "name every attribute that must survive in `saved`"),
         (Undescribed, "option weight has no description"),
     ],
@@ -119,6 +175,7 @@ def test_wrong_methods_are_told_what_is_wrong(
     with pytest.raises(AssertionError) as error:
         check_method(kind, tiny_model_dir)
     assert told in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_options_may_be_given_and_wrong_ones_are_told(tiny_model_dir: Path) -> None:

@@ -1,10 +1,13 @@
-"""`perdure methods`, `streams` and `recipes`: what there is, one line each. No torch here."""
+"""`perdure methods`, `metrics`, `streams`, `recipes`: what there is, a line each. No torch here."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 from perdure.reports.output import emit, lines
+from perdure.streams.kinds.base import Metric
 
 
 def methods(name: str | None, as_json: bool) -> None:
@@ -13,8 +16,12 @@ def methods(name: str | None, as_json: bool) -> None:
     if name is not None:
         _options(name, as_json)
         return
-    found = [(each, registry.describe(each)) for each in registry.names()]
-    _show(found, as_json)
+    found = registry.described()
+    if as_json:
+        about = [{"name": each, "about": text, "whole": whole} for each, text, whole in found]
+        emit([{k: v for k, v in one.items() if k != "whole" or not v} for one in about])
+    else:
+        lines([(each, text) for each, text, _ in found])
 
 
 def _options(name: str, as_json: bool) -> None:
@@ -45,6 +52,42 @@ def _options(name: str, as_json: bool) -> None:
             for key, field in kind.Config.model_fields.items()
         ]
     )  # fmt: skip
+
+
+def metrics(as_json: bool) -> None:
+    """Names, ranges, directions, what scoring needs, and whose they are."""
+    from perdure.streams.kinds.find import every_metric
+
+    found = every_metric()
+    if as_json:
+        emit([_as_data(name, known, owner) for name, known, owner in found])
+        return
+    table = [
+        (name, *_columns(known), f"of {owner}") if isinstance(known, Metric) else
+        (name, f"broken: {known}", "", "", f"of {owner}")
+        for name, known, owner in found
+    ]  # fmt: skip
+    widths = [max(len(row[i]) for row in table if row[2]) for i in range(4)]
+    for row in table:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        print("  ".join([*cells, row[4]] if row[2] else [cells[0], row[1], row[4]]).rstrip())
+
+
+def _columns(metric: Metric) -> tuple[str, str, str]:
+    low, high = (f"{end:g}" if math.isfinite(end) else "" for end in (metric.low, metric.high))
+    ends = f"{low} to {high}" if low and high else f"from {low}" if low else "any number"
+    better = "higher is better" if metric.higher_is_better else "lower is better"
+    return ends, better, f"needs {metric.needs}"
+
+
+def _as_data(name: str, known: Metric | str, owner: str) -> dict[str, Any]:
+    if isinstance(known, str):
+        return {"name": name, "from": owner, "broken": known}
+    return {
+        "name": name, "label": known.label, "low": known.low, "high": known.high,
+        "higher_is_better": known.higher_is_better, "needs": known.needs,
+        "pooling": known.pooling, "from": owner,
+    }  # fmt: skip
 
 
 def streams(as_json: bool) -> None:

@@ -114,7 +114,9 @@ class Attached:
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         self.session.begin_micro_batch(
-            self.state.global_step, getattr(self, "current_gradient_accumulation_steps", 1)
+            self.state.global_step,
+            getattr(self, "current_gradient_accumulation_steps", 1),
+            self.args.gradient_accumulation_steps,
         )
         loss: Tensor = super().training_step(model, *args, **kwargs)  # type: ignore[misc]
         last = bool(self.accelerator.sync_gradients)

@@ -12,6 +12,7 @@ import torch
 
 from perdure.errors import RunError
 from perdure.mechanisms.state_cache import (
+    METHOD,
     Raw,
     StateCache,
     alike,
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from perdure.engine.runtime import TaskRuntime
 
 _NOISE_ROWS = 8
+_HELD = {"codes": "margin", "states": "distance", "logits": "KL"}
+"""What a method that keeps this of the base model makes small."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,10 @@ def distilled(
         )
     if any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in session.model.modules()):
         note(
-            f"{who}: the model has dropout, on general texts too: their margin is not 0 at the "
-            "start"
+            f"{who}: the model has dropout, on general texts too: their {_HELD[kind]} is not 0 at "
+            "the start"
         )
-    if changed and of_base:
+    if changed and changed != METHOD and of_base:
         note(f"{who}: distilling the base model anew, as this changed: %s", changed)
 
     @torch.no_grad()
@@ -121,7 +124,7 @@ def distilled(
 
     groups = alike([len(row["input_ids"]) for row in rows], session.device, kind)
     with session.as_base() if of_base else nullcontext():
-        cache.build(groups, raws_of, noise_of, wanted.k, wanted.one_pass)
+        cache.build(groups, raws_of, noise_of, wanted.k, wanted.one_pass, who=who)
     return cache
 
 

@@ -124,10 +124,17 @@ class TaskRuntime:
         """Let go of the trainer's accelerator, whose training has ended."""
         self.accelerator = None
 
-    def begin_micro_batch(self, steps_done: int, accumulation: int) -> None:
-        """Say that a micro-batch of the optimizer step after `steps_done` begins."""
+    def begin_micro_batch(self, steps_done: int, accumulation: int, whole: int = 0) -> None:
+        """Say that a micro-batch of the optimizer step after `steps_done` begins.
+
+        Args: accumulation: this process's micro-batches of the step; whole: of one with all its
+            rows, if this may be another.
+        """
         self.accumulation = accumulation
-        self.step = replace(self.step, index=steps_done, micro_batches=accumulation * self.world)
+        most = (whole or accumulation) * self.world
+        self.step = replace(
+            self.step, index=steps_done, micro_batches=accumulation * self.world, whole=most
+        )
 
     def end_micro_batch(self, last: bool) -> None:
         """Say that it has ended; `last`: and with it the step."""

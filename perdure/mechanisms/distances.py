@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
+
+BEYOND = 2.0
+"""How many times the largest measured difference counts as none: few texts are measured."""
 
 
 def kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -55,6 +60,28 @@ def distance(x: Tensor, h: Tensor, mask: Tensor, power: int, floor: float = 0.0)
         gap = torch.where(gap <= floor, 0.0, gap)
     gap = gap.pow(power) * mask.unsqueeze(-1)
     return gap.sum((1, 2)) / (mask.sum(1).clamp(min=1) * x.shape[-1])
+
+
+def pooled(states: Tensor) -> Tensor:
+    """All rows of (rows, seq, ...) as one, (1, rows * seq, ...): a mean is then over them all."""
+    return states.flatten(0, 1).unsqueeze(0)
+
+
+def floors(
+    given: float | str,
+    noise: Mapping[str, Mapping[str, float]],
+    layers: Sequence[int],
+    times: float = BEYOND,
+) -> dict[int, float]:
+    """What counts as no difference of states, by layer: as given, or as rounding was measured.
+
+    Args:
+        given: a number, or "measured".
+        noise: `Context.base_states(...).noise`; times: so many times its largest is the floor.
+    """
+    if given != "measured":
+        return dict.fromkeys(layers, float(given))
+    return {layer: times * noise[str(layer)]["largest"] for layer in layers}
 
 
 def state_weight(

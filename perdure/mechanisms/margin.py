@@ -131,6 +131,6 @@ def _kernel() -> Any:
         one = torch.ones(1, 1, 4, device="cuda")
         fused(one, pack(one.byte()), one[..., 0].bool(), one[0, 0], one[0, 0], 0.0)
     except Exception as error:  # of the import, of a compiler that is missing, of the launch
-        logging.getLogger("perdure").info("gere: plain torch for the margin: %s", error)
+        logging.getLogger("perdure").info("margin of states: computed in plain torch: %s", error)
         return None
     return fused

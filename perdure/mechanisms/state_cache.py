@@ -36,6 +36,8 @@ from perdure.seals import damaged, facts_of, is_sealed, seal
 Kind = Literal["codes", "states", "logits"]
 Raw = dict[str, Tensor]
 """What one text gave: the layer's number to (tokens, hidden) fp32, or `top`'s three tensors."""
+METHOD = "method"
+"""What differs where the states that are there are what another method keeps."""
 SHARD_BYTES = 256 * 2**20
 TOGETHER = 4096
 """Tokens that a GPU computes at a time."""
@@ -140,7 +142,10 @@ class StateCache:
         return self._facts
 
     def differences(self) -> str:
-        """In what the nearest other cache of this run differs, for a message; "" if none is."""
+        """In what the nearest other cache of this run differs, for a message; "" if none is.
+
+        Where there are others of another kind alone, another method made them: `METHOD`.
+        """
         others = sorted(self.root.glob("states-*/manifest.json"))
         metas = [_manifest(p)["about"] for p in others]
         # Those of the gauges are no others of a method's, nor the other way round.
@@ -148,7 +153,7 @@ class StateCache:
         of_loss = [meta for meta in alike if meta.keys() == self.about.keys()]
         found = [[k for k, v in self.about.items() if meta[k] != v] for meta in of_loss]
         if not found:
-            return "loss" if alike else ""
+            return METHOD if alike else ""
         return ", ".join(sorted(found, key=len)[0])
 
     # --- building
@@ -160,6 +165,8 @@ class StateCache:
         noise_of: Callable[[StateCache], Mapping[str, Any]],
         k: float = 1.0,
         one_pass: bool = False,
+        *,
+        who: str,
     ) -> None:
         """Distil texts: each process its share, the first one then codes them all.
 
@@ -168,6 +175,7 @@ class StateCache:
             raws_of: what the model computes on such texts, the last of which is number so and so;
                 all processes call it equally often.
             noise_of: called on all processes when codes can be read; goes into the manifest.
+            who: for whom, to begin messages with.
         """
         part, (rank, world, meet) = self.folder.with_suffix(".part"), _processes()
         part.mkdir(parents=True, exist_ok=True)
@@ -184,7 +192,7 @@ class StateCache:
                 _save(part / f"{i:05}.raw", {n: t.cpu() for n, t in raw.items()})
         meet()
         if rank == 0:
-            self._code(part, texts, k, one_pass)
+            self._code(part, texts, k, one_pass, who)
         meet()
         final, self.folder = self.folder, part  # read it where it lies
         facts = self._facts = json.loads((part / "facts.json").read_text(encoding="utf-8"))
@@ -199,7 +207,7 @@ class StateCache:
             os.replace(part, self.folder)
         meet()
 
-    def _code(self, part: Path, texts: int, k: float, one_pass: bool) -> None:
+    def _code(self, part: Path, texts: int, k: float, one_pass: bool, who: str) -> None:
         """Thresholds first, then codes, from states as they were computed, before any rounding."""
 
         def read(name: str) -> Callable[[], Iterable[Tensor]]:
@@ -210,7 +218,7 @@ class StateCache:
             found = thresholds(read(layer), k, one_pass)
             if not all(bool(v.isfinite().all()) for v in found.values()):
                 raise RunError(
-                    f"gere: the base model's states of layer {layer} have no finite statistics",
+                    f"{who}: the base model's states of layer {layer} have no finite statistics",
                     "check the base model, train it in fp32"
                     + ", or use stats: two_pass" * one_pass,
                 )

@@ -17,7 +17,7 @@ Cost: two fp32 copies of the trainable weights; `rows` single-row gradients at t
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -25,6 +25,7 @@ from pydantic import Field
 
 from perdure.protocol.batch import labels_of
 from perdure.protocol.method import Method, MethodConfig, Requires
+from perdure.recipe.mistakes import Mistake
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,6 +44,10 @@ class EWCConfig(MethodConfig):
     decay: float = Field(
         1.0, ge=0, le=1, description="online: what the older Fisher is multiplied by at each task"
     )
+
+    def mistakes(self) -> Iterator[Mistake]:
+        if self.tasks == "sum" and self.decay != 1:
+            yield Mistake(("decay",), "has no effect with tasks: sum", "write tasks: online")
 
 
 def ewc_gradient(weight: Tensor, fisher: Tensor, center: Tensor, lam: float) -> Tensor:

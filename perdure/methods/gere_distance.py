@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from perdure.mechanisms.distances import distance
+from perdure.mechanisms.distances import distance, floors
 from perdure.methods.general_replay import GeneralReplay, GeneralReplayConfig
 from perdure.protocol.method import Requires
 from perdure.recipe.mistakes import Mistake
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
     from perdure.protocol.batch import ForwardOutput
     from perdure.protocol.context import Context
-
-BEYOND = 2.0
-"""How many times the largest measured difference counts as none: few texts are measured."""
 
 
 class GeReDistanceConfig(GeneralReplayConfig):
@@ -66,11 +63,7 @@ class GeReDistance(GeneralReplay):
         super().begin_task(ctx)
         c = self.config
         self.states = self.base_states(ctx, "states", layers=c.layers)
-        self.floor = {
-            k: BEYOND * self.states.noise[str(k)]["largest"]
-            if c.noise_floor == "measured" else c.noise_floor
-            for k in c.layers
-        }  # fmt: skip
+        self.floor = floors(c.noise_floor, self.states.noise, c.layers)
 
     def held(self, ctx: Context, extra: ForwardOutput) -> Mapping[str, Tensor]:
         c, power = self.config, 1 if self.config.norm == "l1" else 2

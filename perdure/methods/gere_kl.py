@@ -15,7 +15,7 @@ a forward over all texts; on disk 8 * top bytes a token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -23,6 +23,7 @@ from pydantic import Field
 from perdure.mechanisms.distances import kl_of_largest
 from perdure.methods.general_replay import GeneralReplay, GeneralReplayConfig
 from perdure.protocol.method import Requires
+from perdure.recipe.mistakes import Mistake
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +37,10 @@ class GeReKLConfig(GeneralReplayConfig):
     temperature: float = Field(2.0, gt=0, description="both predictions are softened by it")
     t2: bool = Field(False, description="multiply by the temperature's square")
     top: int = Field(64, gt=0, description="largest logits kept; all others are one outcome")
+
+    def mistakes(self) -> Iterator[Mistake]:
+        if self.t2 and self.temperature == 1:
+            yield Mistake(("t2",), "has no effect with temperature: 1")
 
 
 class GeReKL(GeneralReplay):

@@ -7,10 +7,11 @@ Paper: GeRe, Zhang et al. 2025 (arXiv 2508.04676); the official code Qznan/GeRe 
 
     L = (CE_task + CE_general) / 2 + weight * term, of a micro-batch with both kinds of rows
     L = CE_task, of one without general rows
-    term: of all states of the micro-batch, sum of e / number of e > 0 (`gere`), or another `loss`
+    term: of all states of the micro-batch, sum of e / number of e > 0 (`gere`), or another `loss`,
+          a mean over all its tokens
 Departs: general rows come on top of the batch, so that an epoch has no more steps for them; with
 one task row in a micro-batch each general row counts as another micro-batch, as in the code, where
-nothing is halved. l1 and l2 are in the paper and not in the code.
+nothing is halved. l1 and l2 are in the paper, not in the code; they have `gere_distance`'s floor.
 Cost: as `gere`, `gere_kl` or `gere_distance`.
 """
 
@@ -23,10 +24,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from perdure.mechanisms.distances import distance, kl_of_largest, micro_loss, state_weight
+from perdure.mechanisms import distances
 from perdure.mechanisms.margin import averaged, outside
 from perdure.methods.general_replay import GeneralReplay, GeneralReplayConfig
 from perdure.protocol.method import Requires
+from perdure.recipe.former import unread
 from perdure.recipe.mistakes import Mistake
 
 if TYPE_CHECKING:
@@ -51,8 +53,8 @@ class GeReOfficialConfig(GeneralReplayConfig):
     reduction: Literal["violating", "elements", "tokens"] = Field(
         "violating", description="what the margin is averaged over"
     )
-    noise_floor: float | Literal["measured"] = Field(
-        0.0, description="distances up to this count as none; measured: what rounding alone gives"
+    noise_floor: float | Literal["measured"] | None = Field(
+        None, description="what counts as no distance; measured: rounding alone; null: see its card"
     )
     teacher: Literal["base", "previous"] = Field(
         "base", description="whose states are held: the base model's, or the last task's"
@@ -75,12 +77,8 @@ class GeReOfficialConfig(GeneralReplayConfig):
     kl_top: int = Field(64, gt=0, description="largest logits kept; all others are one outcome")
 
     def mistakes(self) -> Iterator[Mistake]:
-        if self.scope == "micro" and self.label_weight != 1:
-            yield Mistake(("label_weight",), "has no effect with scope: micro, where it is 1")
-        if self.weight_max is not None and self.weight != "dynamic":
-            yield Mistake(("weight_max",), "has no effect without weight: dynamic")
-        if self.loss != "margin" and self.noise_floor != 0:
-            yield Mistake(("noise_floor",), f"has no effect with loss: {self.loss}")
+        for name, why in unread(self.model_dump()).items():
+            yield Mistake((name,), f"has no effect {why}")
         for name in ("weight", "noise_floor"):
             if isinstance(value := getattr(self, name), float) and value < 0:
                 yield Mistake((name,), "is below 0")
@@ -109,12 +107,12 @@ class GeReOfficial(GeneralReplay):
             ctx, KINDS[c.loss], c.teacher == "previous", layers=c.layers, k=c.k,
             one_pass=c.stats == "one_pass_fp32", top=c.kl_top, temperature=c.kl_temperature,
         )  # fmt: skip
-        if c.loss == "margin":
-            noise = self.states.noise
-            self.floor = {
-                k: noise[str(k)]["largest"] if c.noise_floor == "measured" else c.noise_floor
-                for k in c.layers
-            }
+        margin, noise = c.loss == "margin", self.states.noise
+        given = c.noise_floor if c.noise_floor is not None else 0.0 if margin else "measured"
+        if c.loss != "kl":
+            times = 1.0 if margin else distances.BEYOND
+            self.floor = distances.floors(given, noise, c.layers, times)
+        if margin:
             for name in ("flipped", "largest"):
                 ctx.log(f"gere_noise_{name}", noise[str(c.layers[-1])][name])
 
@@ -125,15 +123,15 @@ class GeReOfficial(GeneralReplay):
         texts, steps = len(self._rows or ()), ctx.step.per_epoch
         return ctx.step.index * texts // steps, (ctx.step.index + 1) * texts // steps
 
-    # --- a step
-
     def loss(
         self, ctx: Context, main: ForwardOutput, extra: ForwardOutput | None
     ) -> Mapping[str, Tensor]:
         if self.config.scope == "row":
             return super().loss(ctx, main, extra)
         # Terms that turn the trainer's loss into the code's: what it adds for these rows goes.
-        whole = self._alone if len(main.mask) == 1 else self._pooled
+        # By how steps are cut: a batch that happens to hold one row, or a pack, is as the others.
+        alone = ctx.batch_size <= (ctx.step.whole or ctx.step.micro_batches)
+        whole = self._alone if alone else self._pooled
         losses = whole(ctx, main, extra)
         return losses | {"gere_scope": losses["gere_scope"] - main.token_mean(main.nll)}
 
@@ -145,10 +143,10 @@ class GeReOfficial(GeneralReplay):
         if extra is None:
             return {"gere_scope": ce_task}
         ce = extra.nll.mean()  # ()
-        term, weight = self._term_and_weight(ctx, extra, (ce_task + ce) / 2, pooled=True)  # ()
+        term, weight = self._term_and_weight(ctx, extra, (ce_task + ce) / 2, pool=True)  # ()
         held = weight * term  # ()
         ctx.log("gere_label", (ce / 2).detach())
-        whole = micro_loss(ce_task, ce, term, weight)  # ()
+        whole = distances.micro_loss(ce_task, ce, term, weight)  # ()
         return {"gere_scope": whole - held} | self._named(held)
 
     def _alone(
@@ -161,9 +159,9 @@ class GeReOfficial(GeneralReplay):
         if extra is None:
             return {"gere_scope": share * ce_task}
         ce = extra.row_nll  # (rows,)
-        term, weight = self._term_and_weight(ctx, extra, ce, pooled=False)  # (rows,)
+        term, weight = self._term_and_weight(ctx, extra, ce, pool=False)  # (rows,)
         held = (weight * term).sum()  # ()
-        whole = micro_loss(None, ce, term, weight).sum() + ce_task  # ()
+        whole = distances.micro_loss(None, ce, term, weight).sum() + ce_task  # ()
         ctx.log("gere_label", share * (whole - held - ce_task).detach())
         return {"gere_scope": share * (whole - held)} | self._named(share * held)
 
@@ -172,14 +170,17 @@ class GeReOfficial(GeneralReplay):
         return {} if self.config.loss == "label" else {f"gere_{self.config.loss}": held}
 
     def _term_and_weight(
-        self, ctx: Context, extra: ForwardOutput, ce: Tensor, pooled: bool
+        self, ctx: Context, extra: ForwardOutput, ce: Tensor, pool: bool
     ) -> tuple[Tensor, Tensor | float]:
         c = self.config
         if c.loss == "label":
             return torch.zeros_like(ce), 0.0
-        term = self.term(ctx, extra, pooled)
-        term = term.mean() if pooled else term
-        return term, state_weight(c.weight, ce, term, c.weight_max)
+        term = self.term(ctx, extra, pool).reshape(ce.shape)
+        weight = distances.state_weight(c.weight, ce, term, c.weight_max)
+        for name, value in (("term", term), ("weight", weight)):
+            if isinstance(value, Tensor):
+                ctx.log(f"gere_{name}", extra.row_mean(value.detach().expand(len(extra.mask))))
+        return term, weight
 
     def held(self, ctx: Context, extra: ForwardOutput) -> Mapping[str, Tensor]:
         c = self.config
@@ -188,26 +189,32 @@ class GeReOfficial(GeneralReplay):
         term = self.term(ctx, extra)
         return {c.loss: self.weight_of(ctx, extra, term, c.weight, c.weight_max) * term}
 
-    def term(self, ctx: Context, extra: ForwardOutput, pooled: bool = False) -> Tensor:
-        """The term of each general row, (rows,); `pooled`: the margin as if they were one."""
+    def term(self, ctx: Context, extra: ForwardOutput, pool: bool = False) -> Tensor:
+        """The term of each general row, (rows,); `pool`: as if they were one, (1,)."""
         c = self.config
         if c.loss == "kl":
-            each = kl_of_largest(extra.logits, *self.states.largest(extra), c.kl_temperature)
+            each = distances.kl_of_largest(
+                extra.logits, *self.states.largest(extra), c.kl_temperature
+            )
             each = each * c.kl_temperature**2 if c.kl_t2 else each  # (tokens,)
+            if pool:
+                return each.sum()[None] / max(1, len(each) if c.kl_mask else extra.mask.numel())
             return extra.per_row(each, padded=not c.kl_mask)
-        return torch.stack([self._of_layer(ctx, k, extra, pooled) for k in c.layers]).mean(0)
+        return torch.stack([self._of_layer(ctx, k, extra, pool) for k in c.layers]).mean(0)
 
-    def _of_layer(self, ctx: Context, layer: int, extra: ForwardOutput, pooled: bool) -> Tensor:
+    def _of_layer(self, ctx: Context, layer: int, extra: ForwardOutput, pool: bool) -> Tensor:
         c, x, mask = self.config, extra.hidden[layer], extra.mask
         base = self.states.aligned(extra, layer)
         if c.loss != "margin":
-            return distance(x, base, mask, 1 if c.loss == "l1" else 2)
+            if pool:
+                x, base, mask = distances.pooled(x), distances.pooled(base), distances.pooled(mask)
+            return distances.distance(x, base, mask, 1 if c.loss == "l1" else 2, self.floor[layer])
         n, p = self.states.limits(layer, x.device)
         total, count, flips = outside(x, base, mask, n, p, self.floor[layer])  # each (rows,)
         if layer == c.layers[-1]:
             every = mask.sum(1).clamp(min=1) * x.shape[-1]
             for name, of_row in (("elements", total), ("violating", count), ("flips", flips)):
                 ctx.log(f"gere_{name}", extra.row_mean(of_row.detach() / every))
-        if pooled:
-            total, count, mask = total.sum()[None], count.sum()[None], mask.reshape(1, -1)
+        if pool:
+            total, count, mask = total.sum()[None], count.sum()[None], distances.pooled(mask)
         return averaged(total, count, mask, x.shape[-1], c.reduction)

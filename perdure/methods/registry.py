@@ -31,11 +31,21 @@ from pydantic import ValidationError
 from perdure.consent import demand
 from perdure.errors import PerdureError, UsageError
 from perdure.protocol.method import Method, MethodConfig
-from perdure.recipe.former import moved_options, what_to_write
-from perdure.recipe.mistakes import Mistake, mistakes_in, near
-from perdure.recipe.schema import MethodSpec
+from perdure.recipe.former import FORMER, entry_of_today, moved_options
+from perdure.recipe.mistakes import Mistake, meant, mistakes_in, near, show
+from perdure.recipe.schema import MethodSpec, in_place
 
-__all__ = ["build", "check", "describe", "kind_of", "load", "load_config", "load_file", "names"]
+__all__ = [
+    "build",
+    "check",
+    "describe",
+    "described",
+    "kind_of",
+    "load",
+    "load_config",
+    "load_file",
+    "names",
+]
 
 GROUP = "perdure.methods"
 _FOLDER = Path(__file__).parent
@@ -50,13 +60,36 @@ def describe(name: str) -> str:
     """First line of the method's docstring, read from its source without importing it.
 
     Raises:
-        UsageError: no method has this name, or two have it.
+        UsageError: no method has this name, or two have it; or a third party's entry point leads
+            nowhere, as far as its source shows.
     """
-    source = _source(_find(name))
+    found = _find(name)
+    source = _source(found)
     if source is None:
-        return ""
-    doc = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
-    return doc.partition("\n")[0]
+        assert isinstance(found, EntryPoint)
+        if _compiled(found):
+            return ""  # it has no source to read
+        raise _broken(name, found, f"there is no module {found.module}")
+    try:
+        tree = ast.parse(source.read_text(encoding="utf-8"))
+    except (OSError, ValueError, SyntaxError) as error:
+        if isinstance(found, EntryPoint):
+            raise _broken(name, found, f"{source}: {error}") from error
+        raise
+    if isinstance(found, EntryPoint) and not _binds(tree, found.attr.partition(".")[0]):
+        raise _broken(name, found, f"{source} has no {found.attr}")
+    return (ast.get_docstring(tree) or "").partition("\n")[0]
+
+
+def described() -> list[tuple[str, str, bool]]:
+    """Each method's name, what it is or what is wrong with it, and whether it is whole."""
+    every = []
+    for name in names():
+        try:
+            every.append((name, describe(name), True))
+        except UsageError as error:
+            every.append((name, f"broken: {error.what}; {' '.join(error.remedy)}", False))
+    return every
 
 
 def load(name: str) -> type[Method]:
@@ -70,11 +103,8 @@ def load(name: str) -> type[Method]:
     if isinstance(found, EntryPoint):
         try:
             loaded: Any = found.load()
-        except (ImportError, AttributeError) as error:
-            raise UsageError(
-                f"method {name!r} of {_owner(found)} cannot be imported: {error}",
-                f"update or uninstall {_owner(found)}",
-            ) from error
+        except Exception as error:  # whatever another package's code raises
+            raise _broken(name, found, error) from error
         if not (inspect.isclass(loaded) and issubclass(loaded, Method)):
             raise UsageError(
                 f"method {name!r} of {_owner(found)}: {found.value} is no Method",
@@ -157,13 +187,53 @@ def _read(
     kind: type[Method], options: Mapping[str, Any]
 ) -> tuple[MethodConfig | None, list[Mistake]]:
     name = name_of_module(kind)
-    if gone := moved_options(name, options):
-        remedy = f"write {what_to_write(name, options)}"
-        return None, [Mistake((gone[0],), f"is no option of {name} any more", remedy)]
+    if moved_options(name, options):
+        return None, _moved(name, options)
     try:
         return kind.Config.model_validate(dict(options)), []
     except ValidationError as error:
         return None, mistakes_in(error, options, kind.Config)
+
+
+def _moved(name: str, options: Mapping[str, Any]) -> list[Mistake]:
+    """That options have moved, with the entry to write, and what else is wrong with them.
+
+    Misspelt names are put right in that entry; wrong values, which are told at their keys, are left
+    out of it, so that it can be read.
+    """
+    first = moved_options(name, options)[0]
+    right: dict[str, Any] = {}
+    wrong: list[Mistake] = []
+    for key, value in options.items():
+        if key in FORMER:
+            right[key] = value
+            continue
+        hint = near(key, FORMER)
+        wrong.append(Mistake((key,), "unknown key", hint or f"known here: {', '.join(FORMER)}"))
+        if hint and meant(hint) not in options:
+            right[meant(hint)] = value
+    # Its options of then have their values of then in the one method that has them all.
+    official = right.pop("official", None)
+    if official is not None and not isinstance(official, bool):
+        wrong.append(Mistake(("official",), f"must be true or false, not {show(official)}"))
+        official = None
+    try:
+        load("gere_official").Config.model_validate(right)
+    except ValidationError as error:
+        found = mistakes_in(error, right, load("gere_official").Config)
+        found = [m for m in found if "has no effect" not in m.what]
+        wrong += found
+        for mistake in found:
+            near_value = meant(mistake.remedy)
+            if near_value and len(mistake.key) == 1:
+                right[str(mistake.key[0])] = near_value
+            else:
+                right.pop(str(mistake.key[0]), None)
+    if official is not None:
+        right["official"] = official
+    entry = entry_of_today(right)
+    what = f"is no option of {name} any more"
+    return [Mistake((first,), what, in_place(entry), entry), *wrong]
 
 
 def name_of_module(kind: type[Method]) -> str:
@@ -237,6 +307,38 @@ def _near(name: str, known: Iterable[str]) -> str:
 
 def _owner(point: EntryPoint) -> str:
     return point.dist.name if point.dist is not None else point.module.partition(".")[0]
+
+
+def _broken(name: str, point: EntryPoint, why: object) -> UsageError:
+    kind = f"{type(why).__name__}: " if isinstance(why, Exception) else ""
+    return UsageError(
+        f"method {name!r} of {_owner(point)} cannot be imported: {kind}{why}",
+        f"update or uninstall {_owner(point)}",
+    )
+
+
+def _binds(tree: ast.Module, name: str) -> bool:
+    """Whether a module's source makes the name; where that is not to be seen, it may."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
+            return True
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id == name:
+            return True
+        if isinstance(node, ast.alias) and (node.asname or node.name) in (name, "*"):
+            return True
+    return any(isinstance(n, ast.FunctionDef) and n.name == "__getattr__" for n in tree.body)
+
+
+def _compiled(point: EntryPoint) -> bool:
+    """Whether the module of an entry point is there, but not as a Python source."""
+    top, *rest = point.module.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None:
+        return False
+    if not rest:
+        return True
+    paths = [Path(folder, *rest) for folder in spec.submodule_search_locations or ()]
+    return any(path.is_dir() or any(path.parent.glob(f"{path.name}.*")) for path in paths)
 
 
 def _source(found: str | EntryPoint) -> Path | None:

@@ -32,7 +32,9 @@ class RewindConfig(MethodConfig):
         0.02, ge=0, description="loss of score on the task just learned, in its metric's unit"
     )
     grid: tuple[float, ...] = Field(
-        (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), description="factors tried, smallest first"
+        (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+        min_length=1,
+        description="factors tried, smallest first",
     )
     rows: int | None = Field(64, gt=0, description="held-out rows scored; null: all of them")
 

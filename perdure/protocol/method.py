@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 class MethodConfig(NumbersAreNumbers):
     """Base of each method's `Config`: typed, frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def mistakes(self) -> Iterator[Mistake]:
         """Yield what is wrong between options, each at its own key."""

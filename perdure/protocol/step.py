@@ -28,6 +28,8 @@ class Step:
         per_epoch: optimizer steps in which each row that is trained on is seen once.
         micro_batch: which micro-batch of the step this is on this process, from 0.
         micro_batches: micro-batches of the step in all, over all processes.
+        whole: micro-batches of a step that has all its rows, where an epoch's last one may have
+            fewer; 0: as many as this one.
     """
 
     index: int = 0
@@ -35,3 +37,4 @@ class Step:
     per_epoch: int = 1
     micro_batch: int = 0
     micro_batches: int = 1
+    whole: int = 0

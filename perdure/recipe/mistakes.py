@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -22,11 +23,15 @@ _COMPARED = 200
 
 @dataclass(frozen=True)
 class Mistake:
-    """One thing wrong in a document, at `key`."""
+    """One thing wrong in a document, at `key`.
+
+    Attributes: instead: an entry of `method` to write in place of the one that it is about.
+    """
 
     key: Key
     what: str
     remedy: str = ""
+    instead: Mapping[str, Any] | None = None
 
 
 def near(word: str, known: Sequence[str]) -> str:
@@ -44,12 +49,12 @@ def mistakes_in(error: ValidationError, data: Any, model: type[BaseModel]) -> li
     """
     problems = error.errors(include_url=False)
     found: list[Mistake] = []
-    meant = set()
+    corrected = set()
     for problem in problems:
         if problem["type"] == "extra_forbidden":
             known = list(_fields(model, problem["loc"][:-1]))
             hint = near(str(problem["loc"][-1]), known)
-            meant.add((*problem["loc"][:-1], _quoted(hint)))
+            corrected.add((*problem["loc"][:-1], meant(hint)))
             hint = hint or f"known here: {', '.join(known) or 'no option'}"
             found.append(Mistake(problem["loc"], "unknown key", hint))
     arms = set()
@@ -62,7 +67,7 @@ def mistakes_in(error: ValidationError, data: Any, model: type[BaseModel]) -> li
             arms.add(key)
         field = _fields(model, key[:-1]).get(str(key[-1])) if key else None
         about = field.description or "" if field else ""
-        if kind == "extra_forbidden" or (kind == "missing" and loc in meant):
+        if kind == "extra_forbidden" or (kind == "missing" and loc in corrected):
             continue
         if kind == "mistakes":
             for inner in problem["ctx"]["mistakes"]:
@@ -74,20 +79,66 @@ def mistakes_in(error: ValidationError, data: Any, model: type[BaseModel]) -> li
             choices = [choice.strip("' ") for choice in expected.split(",")]
             what = f"{show(value)} is none of {', '.join(choices)}"
             found.append(Mistake(key, what, near(str(value), choices)))
-        elif kind in ("model_type", "model_attributes_type", "dict_type"):
+        elif kind in _SECTIONS:
             found.append(Mistake(key, "must be a section of `key: value` lines", about))
         elif kind == "string_pattern_mismatch":
             what = f"{show(value)} must be letters, digits, spaces and . + - _ only"
             found.append(Mistake(key, what))
         else:
-            what = problem["msg"].partition(", unable")[0]
-            what = what.replace("Input should be", "must be").replace("a valid ", "a ")
-            what = what.removeprefix("Value error, ")
             quote = kind == "string_type" and isinstance(value, bool | int | float | date)
-            if kind != "value_error":
-                what = f"{what}, not {show(value)}"
-            found.append(Mistake(key, what, QUOTE if quote else about))
+            listed = kind == "tuple_type" and isinstance(value, str | int | float)
+            remedy = QUOTE if quote else f"write [{value}]" if listed else about
+            found.append(Mistake(key, _plainly(problem), remedy))
     return found
+
+
+def _plainly(problem: Any) -> str:
+    """What pydantic says of a value, in words for who wrote it in a recipe."""
+    kind, value, limits = problem["type"], problem["input"], problem.get("ctx", {})
+    if kind in _ALONE:
+        return _ALONE[kind].format(**limits)
+    if kind in _WORDS:
+        return f"{_WORDS[kind]}, not {show(value)}"
+    # Of a type that no section of Perdure's has: an option of somebody's own method.
+    what = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    if kind in ("value_error", "assertion_error"):
+        return str(what)
+    what = what.partition(", unable")[0].replace("Input should", "must")
+    what = what.removeprefix("Input ")
+    what = _AN.sub("an ", what.replace("a valid ", "a "))
+    return f"{what}, not {show(value)}"
+
+
+_SECTIONS = {"model_type", "model_attributes_type", "dataclass_type", "dict_type", "mapping_type"}
+_WORDS = {
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "string_type": "must be a string",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+    "set_type": "must be a list",
+    "none_required": "must be left empty",
+    "path_type": "must be the path of a file",
+}
+"""Said before the value that was found."""
+_ALONE = {
+    "int_parsing_size": "has more digits than any number here can have",
+    "string_unicode": "has half a character (a lone surrogate): write the character itself",
+    "string_too_long": "has more than {max_length} characters",
+    "string_too_short": "has fewer than {min_length} characters",
+    "too_short": "has {actual_length} entries, and at least {min_length} are needed",
+    "too_long": "has {actual_length} entries, and at most {max_length} are allowed",
+    "invalid_key": "is no name of a key: names are text",
+    "recursion_loop": "contains itself",
+}
+"""Said without the value."""
+_AN = re.compile(r"\ba (?=[aeiou])")
 
 
 def leaves_of(annotation: Any) -> set[Any]:
@@ -113,8 +164,8 @@ def is_text(model: type[BaseModel], key: Key) -> bool:
     return False
 
 
-def _quoted(hint: str) -> str:
-    """The name that a 'did you mean' suggests."""
+def meant(hint: str) -> str:
+    """The name that a 'did you mean' suggests; "" where there is none."""
     return hint.split('"')[1] if hint.startswith("did you mean") else ""
 
 

@@ -10,7 +10,8 @@ holds them absolute.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 from perdure.recipe.data import GeneralConfig, StreamConfig
 from perdure.recipe.mistakes import Key, Mistake
 from perdure.recipe.section import Judge, Section, mistakes_error
+from perdure.recipe.yaml import inline
 
 Optimizer = Literal[
     "adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adamw_8bit", "paged_adamw_8bit",
@@ -102,12 +104,33 @@ def read_methods(value: Any, judge: Judge | None) -> tuple[tuple[MethodSpec, ...
         if judge is not None and spec is not None:
             spec, wrong = judge.method(spec)
         at: Key = (i,) if many else ()
-        found += [Mistake((*at, *m.key), m.what, m.remedy) for m in wrong]
+        found += [replace(m, key=(*at, *m.key)) for m in wrong]
         if spec is not None:
             specs.append(spec)
+    if many:
+        found = _with_the_others(value, found)
     if many and not value:
         found.append(Mistake((), "the list is empty", "write method: {name: sequential}"))
     return tuple(specs), found
+
+
+def in_place(entries: Mapping[str, Any] | Sequence[Any]) -> str:
+    """The remedy that says what to write as `method`."""
+    return f"write method: {inline(entries)}"
+
+
+def _with_the_others(entries: Sequence[Any], found: Sequence[Mistake]) -> list[Mistake]:
+    """Where an entry of the list is to be written anew: the whole list, the others as they are."""
+    anew = {m.key[0]: m.instead for m in found if m.instead is not None}
+    whole = [anew.get(i, _plain(entry)) for i, entry in enumerate(entries)]
+    return [m if m.instead is None else replace(m, remedy=in_place(whole)) for m in found]
+
+
+def _plain(entry: Any) -> Any:
+    if not isinstance(entry, MethodSpec):
+        return entry
+    file = {"file": entry.file} if entry.file else {}
+    return {"name": entry.name, **file, **entry.options}
 
 
 def _spec(item: Any) -> tuple[MethodSpec | None, list[Mistake]]:

@@ -6,8 +6,10 @@ dicts and lists beside a map from each key's path to where it was written.
 
 from __future__ import annotations
 
+import json
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
@@ -159,6 +161,25 @@ def write(data: Any) -> str:
     stream = StringIO()
     yaml.dump(_quoted(data), stream)
     return stream.getvalue()
+
+
+def inline(value: Any) -> str:
+    """A value as YAML on one line; `read` gives it back equal."""
+    if isinstance(value, Mapping):
+        parts = [f"{inline(key)}: {inline(item)}" for key, item in value.items()]
+        return "{" + ", ".join(parts) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(inline, value)) + "]"
+    if isinstance(value, float) and not math.isfinite(value):
+        return ".nan" if math.isnan(value) else f"{'-' * (value < 0)}.inf"
+    if isinstance(value, str) and _BARE.fullmatch(value) and value.lower() not in _NO_TEXT:
+        return value
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+_BARE = re.compile(r"[A-Za-z_][\w-]*", re.ASCII)
+_NO_TEXT = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
+"""Words that some reader of YAML takes for something else than text."""
 
 
 def _quoted(data: Any) -> Any:

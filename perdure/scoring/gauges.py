@@ -95,7 +95,7 @@ class Gauges:
 
         lengths = [len(row["input_ids"]) for row in rows]
         with session.as_base() if session.task_index else nullcontext():
-            cache.build(alike(lengths, session.device, kind), raws_of, lambda _: {})
+            cache.build(alike(lengths, session.device, kind), raws_of, lambda _: {}, who="gauges")
         return cache
 
     @torch.no_grad()

@@ -195,7 +195,7 @@ def test_two_processes(tiny_model_dir: Path, tmp_path: Path, kind: str) -> None:
 ONE_TEXT: list[dict[str, Any]] = [
     {},
     {"name": "gere_official", "mix": "insert"},
-    {"name": "gere_official", "samples": 2},
+    {"name": "gere_official", "samples": 2, "insert": 4},  # the default, which nothing reads
     {"name": "gere_kl", "label_weight": 0},
     {"name": "gere_distance", "norm": "l2"},
     {"name": "general_replay"},

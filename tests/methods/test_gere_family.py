@@ -14,7 +14,9 @@ from torch import Tensor
 
 from perdure.errors import UsageError
 from perdure.methods import registry
-from perdure.recipe.former import moved_options, of_today, what_to_write
+from perdure.recipe.former import entry_of_today, moved_options, of_today
+from perdure.recipe.schema import read_methods
+from perdure.recipe.yaml import inline
 from perdure.streams.task import GeneralText
 
 pytestmark = pytest.mark.unit
@@ -109,7 +111,7 @@ TEXTS = {"label_weight": 1.0, "insert": 4, "samples": 1000, "own_share": 0.06, "
         ({"loss": "kl", "kl_top": 8}, "gere_kl", {"top": 8, "temperature": 2.0, "weight": 100.0}),
         ({"loss": "kl", "kl_t2": True, "weight": 2.0}, "gere_kl", {"t2": True, "weight": 2.0}),
         ({"loss": "kl", "kl_mask": False}, "gere_official",
-         {"loss": "kl", "kl_mask": False, "scope": "row", "mix": "insert", "stats": "two_pass"}),
+         {"loss": "kl", "kl_mask": False, "scope": "row", "mix": "insert"}),
         ({"loss": "l1"}, "gere_distance", {"norm": "l1", "weight": 100.0, "noise_floor": 0.0}),
         ({"loss": "l2", "layers": [0, 1]}, "gere_distance", {"norm": "l2", "layers": [0, 1]}),
         ({"loss": "l2", "teacher": "previous"}, "gere_official",
@@ -121,7 +123,7 @@ TEXTS = {"label_weight": 1.0, "insert": 4, "samples": 1000, "own_share": 0.06, "
         ({"official": True, "loss": "kl", "mix": "insert"}, "gere_official",
          {"scope": "micro", "mix": "insert", "loss": "kl", "kl_mask": False}),
         ({"stats": "one_pass_fp32"}, "gere_official",
-         {"stats": "one_pass_fp32", "scope": "row", "mix": "insert", "kl_mask": True}),
+         {"stats": "one_pass_fp32", "scope": "row", "mix": "insert"}),
         ({"noise_floor": "measured", "official": False}, "gere_official",
          {"noise_floor": "measured", "scope": "row", "stats": "two_pass"}),
         ({"loss": "label", "add_special_tokens": True}, "gere_official",
@@ -149,12 +151,12 @@ def test_old_options_are_those_of_a_method_of_today(
         ({"loss": "margin", "k": 2.0}, "{name: gere, k: 2.0}"),
         ({"official": True, "weight": "dynamic"}, "{name: gere_official, weight: dynamic}"),
         ({"mix": "concat", "layers": [0, -1]},
-         "{name: gere_official, layers: [0, -1], scope: row, stats: two_pass, mix: concat, "
-         "kl_mask: true}"),
+         "{name: gere_official, layers: [0, -1], scope: row, stats: two_pass, mix: concat}"),
     ],
 )  # fmt: skip
 def test_what_to_write_in_place_of_old_options(options: dict[str, Any], wanted: str) -> None:
-    assert what_to_write("gere", options) == f"method: {wanted}"
+    assert inline(entry_of_today(options)) == wanted
+    assert registry.check(*read_methods(entry_of_today(options), None)[0])[0] is not None
 
 
 def test_options_of_today_are_left_alone() -> None:
@@ -173,8 +175,8 @@ def test_options_of_today_are_left_alone() -> None:
         ("gere_official", {"weight_max": 5.0}, "weight_max: has no effect without weight: dynamic"),
         ("gere_official", {"loss": "kl", "noise_floor": 0.1},
          "noise_floor: has no effect with loss: kl"),
-        ("gere_official", {"loss": "l2", "noise_floor": "measured"},
-         "noise_floor: has no effect with loss: l2"),
+        ("gere_official", {"loss": "label", "noise_floor": "measured"},
+         "noise_floor: has no effect with loss: label"),
         ("gere_official", {"noise_floor": -0.1}, "noise_floor: is below 0"),
         ("gere_official", {"weight": -1.0}, "weight: is below 0"),
     ],

@@ -140,6 +140,33 @@ def test_another_loss_does_not_read_this_ones_cache(made: Any) -> None:
     assert official.states.folder == folders["margin"]  # the same states, of another method
 
 
+def test_messages_name_the_method_at_hand(
+    made: Any, context: Any, tiny: Any, tmp_path: Path, caplog: Any
+) -> None:
+    first, ctx = made()
+    with caplog.at_level("INFO", logger="perdure"):
+        made(kind="gere_kl")  # listed beside it: nothing has changed
+    assert caplog.messages == []
+    moved(ctx)
+    later = general_method("gere_distance")
+    later.base = first.base
+    with pytest.raises(RunError, match=r"^gere_distance: .*: method changed since they were made"):
+        later.begin_task(context(later, cache=ctx.cache, task_index=1))
+    model = family("gpt2", len(tiny[1]))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.1
+    for kind, held in (("gere_distance", "distance"), ("gere_kl", "KL")):
+        method = general_method(kind)
+        with caplog.at_level("INFO", logger="perdure"):
+            method.begin_task(context(method, model=model, cache=tmp_path / kind))
+        assert caplog.messages == [
+            f"{kind}: the model has dropout, on general texts too: their {held} is not 0 at the "
+            "start"
+        ]
+        caplog.clear()
+
+
 def test_another_loss_is_named_once_the_base_is_trained_over(made: Any, context: Any) -> None:
     first, ctx = made(kind="gere_kl")
     moved(ctx)
@@ -193,7 +220,9 @@ def test_m1_and_m2_through_the_cache_and_m18_beside_it(tmp_path: Path) -> None:
     """Two texts, distilled alone: what the padding of a batch of them would give is not there."""
     texts = [STATES[:1], STATES[1:]]
     cache = StateCache(tmp_path, {"texts": "by hand"}, "codes")
-    cache.build([[0], [1]], lambda group, _: [{"-1": texts[i]} for i in group], lambda _: {})
+    cache.build(
+        [[0], [1]], lambda group, _: [{"-1": texts[i]} for i in group], lambda _: {}, who="it"
+    )
     n, p = cache.limits(-1, CPU)
     close(n, [1.763932, 0, 2])
     close(p, [6.236068, 4, 2])
@@ -204,7 +233,7 @@ def test_m1_and_m2_through_the_cache_and_m18_beside_it(tmp_path: Path) -> None:
     ]
     padded = torch.cat([STATES, torch.zeros(2, 3)]).unsqueeze(0)
     wrong = StateCache(tmp_path, {"texts": "padded"}, "codes")
-    wrong.build([[0]], lambda *_: [{"-1": padded[0]}], lambda _: {})
+    wrong.build([[0]], lambda *_: [{"-1": padded[0]}], lambda _: {}, who="it")
     n, p = wrong.limits(-1, CPU)
     close((n + p) / 2, [2.666667, 1.333333, 1.333333])
     close((p - n) / 2, [2.624669, 1.885618, 0.942809])
@@ -217,7 +246,7 @@ def test_m16_statistics_that_are_not_finite_are_refused(context: Any, tiny: Any)
         model.transformer.ln_f.weight.zero_()
         model.transformer.ln_f.bias.copy_(7.3 * torch.arange(1, 33))
     method = general_method("gere_official")
-    with pytest.raises(RunError, match="states of layer -1 have no finite statistics") as error:
+    with pytest.raises(RunError, match=r"^gere_official: the base model's states of") as error:
         method.begin_task(context(method, model=model))
     assert error.value.remedy == ("check the base model, train it in fp32, or use stats: two_pass",)
     method = GeRe(GeReConfig(max_tokens=12, insert=1))
@@ -401,7 +430,8 @@ def test_official_through_a_step(tiny: Any, tmp_path: Path, loss: str) -> None:
     moved(SimpleNamespace(model=model))
     trainer = trainer_of(model, tokenizer, tmp_path, max_steps=1)
     option = {
-        "name": "gere_official", "loss": loss, "weight": 10.0, "max_tokens": 32, "kl_top": 512,
+        "name": "gere_official", "loss": loss, "weight": 10.0, "max_tokens": 32,
+        **({"kl_top": 512} if loss == "kl" else {}),
     }  # fmt: skip
     perdure.attach(trainer, option, general=general, base=base)
     ctx, (method,) = trainer.session.context, trainer.methods  # type: ignore[attr-defined]
@@ -481,7 +511,7 @@ def test_flips_are_none_at_the_start_and_then_those_of_a_plain_count(
 # --- how long it trains
 
 MIXES: dict[str, dict[str, Any]] = {
-    "insert": {"name": "gere"},
+    "insert": {"name": "gere", "insert": 2},
     "concat": {"name": "gere_official", "scope": "row"},
 }
 
@@ -498,7 +528,7 @@ def test_the_schedule_ends_at_its_last_step(
     )  # fmt: skip
     steps = Steps()
     trainer.add_callback(steps)
-    perdure.attach(trainer, {**MIXES[mix], "insert": 2, "max_tokens": 12}, general=GENERAL)
+    perdure.attach(trainer, {**MIXES[mix], "max_tokens": 12}, general=GENERAL)
     trainer.train()
     assert steps.count == trainer.state.global_step == trainer.state.max_steps == 12  # 2 * 16 / 3
     scheduler = trainer.lr_scheduler
@@ -530,7 +560,7 @@ def test_the_schedule_of_a_whole_run_ends_in_each_task(
         return found
 
     monkeypatch.setattr(PerdureTrainer, "train", noted)
-    option = {**MIXES[mix], "insert": 3, "max_tokens": 12}
+    option = {**MIXES[mix], "max_tokens": 12}
     path = write_recipe(
         tmp_path, tiny_model_dir, method=option, train__epochs=1, train__schedule="linear",
         scoring__max_test_rows=2,

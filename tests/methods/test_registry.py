@@ -135,6 +135,41 @@ def test_a_broken_entry_point_names_its_owner(offer: Any, value: str, told: str)
         registry.load("mine")
 
 
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("no_such_package:Mine", "there is no module no_such_package"),
+        ("third_party.gone:Mine", "there is no module third_party.gone"),
+        ("lone_module:Missing", "lone_module.py has no Missing"),
+        ("bad_source:Mine", "bad_source.py: "),
+    ],
+)
+def test_a_broken_entry_point_is_named_with_its_error_in_the_list(
+    offer: Any, tmp_path: Path, value: str, told: str
+) -> None:
+    (tmp_path / "bad_source.py").write_text("def (:\n")
+    offer(mine=value)
+    found = {name: (about, whole) for name, about, whole in registry.described()}
+    about, whole = found.pop("mine")
+    assert not whole
+    assert about.startswith(f"broken: method 'mine' of {value.split(':')[0].split('.')[0]} ")
+    assert told in about
+    assert all(whole for _, whole in found.values())  # the others are listed as ever
+
+
+def test_one_that_raises_on_import_is_told_as_an_error(offer: Any) -> None:
+    offer(mine="third_party.mine:Mine")  # whose package raises RuntimeError
+    with pytest.raises(UsageError, match="third_party cannot be imported: RuntimeError: was impo"):
+        registry.load("mine")
+
+
+def test_a_name_offered_twice_does_not_hide_the_list(offer: Any) -> None:
+    offer(gere="lone_module:Mine")
+    found = {name: whole for name, _, whole in registry.described()}
+    assert found["gere"] is False
+    assert sum(found.values()) == len(BUILT_IN) - 1
+
+
 def test_a_name_that_is_built_in_already_is_refused(offer: Any) -> None:
     offer(gere="lone_module:Mine")
     with pytest.raises(UsageError, match="'gere' is offered more than once: perdure, lone_module"):

@@ -89,6 +89,25 @@ def metrics() -> list[str]:
     ]
 
 
+def every_metric() -> list[tuple[str, Metric | str, str]]:
+    """All metrics there are, Perdure's first: name, record or what is wrong with it, and whose."""
+    found: list[tuple[str, Metric | str, str]] = [
+        (one.name, one, "perdure") for home in BUILT_IN for one in home.metrics
+    ]
+    for point in _offers(KINDS):
+        try:
+            own = [one for one in _kind_of(point).metrics if not is_perdures(one.name)]
+            found += [(one.name, one, _owner(point)) for one in own]
+        except PerdureError as error:
+            found.append((point.name, error.what, _owner(point)))
+    for point in _offers(METRICS):
+        try:
+            found.append((point.name, metric(point.name), _owner(point)))
+        except PerdureError as error:
+            found.append((point.name, error.what, _owner(point)))
+    return found
+
+
 def is_perdures(name: str) -> bool:
     """Whether a metric is Perdure's own, so that its name alone says all of it."""
     return any(one.name == name for home in BUILT_IN for one in home.metrics)
@@ -213,9 +232,10 @@ def _offers(group: str) -> list[EntryPoint]:
 def _load(point: EntryPoint, what: str) -> Any:
     try:
         return point.load()
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever another package's code raises
         raise UsageError(
-            f"{what} {point.name!r} of {_owner(point)} cannot be imported: {error}",
+            f"{what} {point.name!r} of {_owner(point)} cannot be imported: "
+            f"{type(error).__name__}: {error}",
             f"update or uninstall {_owner(point)}",
         ) from error
 

@@ -13,11 +13,26 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from perdure.streams.kinds import EXACT_MATCH
-from perdure.streams.task import Task
+from perdure.testing.tiny import (
+    CHAT_TEMPLATE,
+    FIRST,
+    GENERAL,
+    SECOND,
+    make_tokenizer,
+    save_tiny_model,
+    task_of,
+)
+
+__all__ = [
+    "CHAT_TEMPLATE", "FIRST", "GENERAL", "SECOND", "apart", "check_method", "check_saved_state",
+    "check_split", "check_switched_off", "check_whole_runs", "chooses_rows", "learned",
+    "learned_in_a_run", "make", "make_tokenizer", "needs_runs", "save_tiny_model", "task_of",
+    "train",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,104 +41,34 @@ if TYPE_CHECKING:
 
     Learn: TypeAlias = Callable[..., dict[str, Tensor]]
 
-CHAT_TEMPLATE = (
-    "{% for m in messages %}"
-    "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-GENERAL = [
-    "The import statement finds a module and binds names in the local scope.",
-    "A lambda expression yields a function object, as a def statement does.",
-    "Comparisons can be chained arbitrarily, and each is evaluated at most once.",
-    "The del statement removes a binding from a namespace.",
-    "Strings are immutable sequences of code points.",
-    "An empty class body needs pass.",
-]
 BATCH, STEPS = 8, 2
 SPLIT_TOLERANCE = 2e-6
 """Weights after four steps may differ by this where only the split of the batch differs (fp32)."""
-
-
-def task_of(name: str, words: Sequence[str]) -> Task:
-    """A task of one row a word, `words` its answers."""
-    rows = [
-        {"prompt": [{"role": "user", "content": f"{name} {i} {w}"}], "answer": w}
-        for i, w in enumerate(words)
-    ]
-    return Task(name, rows, rows[:4], rows[4:8], EXACT_MATCH.name)
-
-
-FIRST = task_of("colour", ["red", "blue", "deep green", "red"] * 4)
-SECOND = task_of("count", ["one", "two", "twenty two", "one"] * 4)
-
-
-def make_tokenizer(vocab_size: int = 512) -> Any:
-    """A byte-level BPE tokenizer with a ChatML template, trained on the standard library's text."""
-    from pydoc_data.topics import topics
-
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator([topics[name] for name in sorted(topics)[:20]], trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        additional_special_tokens=special,
-        model_max_length=512,
-        padding_side="left",
-    )
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
-
-
-def save_tiny_model(folder: Path) -> Path:
-    """Write a 3-layer Llama (hidden 64, vocabulary 512, fp32) of seeded random weights."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = make_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=True,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(config).float()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+SEEN = 1e-4
+"""Weights that differ by more show that a method acts."""
+CLIP = 1.0
+"""The norm that gradients are clipped to. It hides what only scales the loss: see `unclipped`."""
+RATE = 0.1
 
 
 def train(
-    model: Any, tokenizer: Any, out: Path, methods: Sequence[Method], index: int, micro: int = BATCH
+    model: Any,
+    tokenizer: Any,
+    out: Path,
+    methods: Sequence[Method],
+    index: int,
+    micro: int = BATCH,
+    clip: float = CLIP,
 ) -> Any:
     """Train the first task (`index` 0) or the second for a few steps of SGD; returns the trainer.
 
-    Args: micro: rows of a micro-batch; the optimizer's batch is `BATCH` rows all the same.
+    Args:
+        micro: rows of a micro-batch; the optimizer's batch is `BATCH` rows all the same.
+        clip: the norm that gradients are clipped to; 0: they are not.
     """
     import os
 
-    from transformers import Trainer, TrainingArguments
+    from transformers import PrinterCallback, Trainer, TrainingArguments
 
     import perdure
     from perdure.models.chat import Encoder
@@ -133,8 +78,8 @@ def train(
     world = int(os.environ.get("WORLD_SIZE", "1"))
     args = TrainingArguments(
         str(out / f"task-{index}"), max_steps=STEPS, per_device_train_batch_size=micro // world,
-        gradient_accumulation_steps=BATCH // micro, learning_rate=0.1, optim="sgd",
-        lr_scheduler_type="constant", max_grad_norm=1.0, use_cpu=True, save_strategy="no",
+        gradient_accumulation_steps=BATCH // micro, learning_rate=_rate(clip), optim="sgd",
+        lr_scheduler_type="constant", max_grad_norm=clip, use_cpu=True, save_strategy="no",
         logging_steps=1, disable_tqdm=True, train_sampling_strategy="sequential",
         remove_unused_columns=False, report_to="none", dataloader_pin_memory=False,
         ddp_find_unused_parameters=False,
@@ -145,6 +90,7 @@ def train(
         eval_dataset=[encoder.encode(row) for row in task.validation],
         data_collator=lambda rows: collate(rows, encoder.pad_id),
     )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
     if methods:
         perdure.attach(
             trainer, *methods, general=GENERAL, task=task.name, task_index=index,
@@ -154,6 +100,11 @@ def train(
     for name in ("_is_accelerate_prepared", "forward", "_original_forward"):
         model.__dict__.pop(name, None)  # what a trainer leaves, and the next would build on
     return trainer
+
+
+def _rate(clip: float) -> float:
+    """A rate at which a step is about as long without clipping."""
+    return RATE if clip else RATE / 5
 
 
 def make(kind: type[Method], options: Mapping[str, Any]) -> Method:
@@ -189,7 +140,11 @@ def needs_runs(kind: type[Method], folder: Path) -> bool:
 
 
 def learned(
-    folder: Path, kind: type[Method] | None, options: Mapping[str, Any], micro: int = BATCH
+    folder: Path,
+    kind: type[Method] | None,
+    options: Mapping[str, Any],
+    micro: int = BATCH,
+    clip: float = CLIP,
 ) -> dict[str, Tensor]:
     """The weights after both tasks, learned with a method of this class; None: with none."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -199,16 +154,23 @@ def learned(
     methods = [] if kind is None else [make(kind, options)]
     with tempfile.TemporaryDirectory() as out:
         for index in (0, 1):
-            train(model, tokenizer, Path(out), methods, index, micro)
+            train(model, tokenizer, Path(out), methods, index, micro, clip)
     return {n: p.detach().clone() for n, p in model.named_parameters()}
 
 
 def learned_in_a_run(
-    folder: Path, kind: type[Method] | None, options: Mapping[str, Any], micro: int = BATCH
+    folder: Path,
+    kind: type[Method] | None,
+    options: Mapping[str, Any],
+    micro: int = BATCH,
+    clip: float = CLIP,
 ) -> dict[str, Tensor]:
     """As `learned`, by Perdure's own learner, for what `perdure.attach` refuses."""
     with tempfile.TemporaryDirectory() as out:
-        plain_descent = {"optimizer": "sgd", "learning_rate": 0.1, "micro_batch_size": micro}
+        plain_descent = {
+            "optimizer": "sgd", "learning_rate": _rate(clip), "micro_batch_size": micro,
+            "max_grad_norm": clip,
+        }  # fmt: skip
         return _run(folder, kind, options, Path(out) / "run", train=plain_descent)
 
 
@@ -225,8 +187,11 @@ def check_method(kind: type[Method], folder: Path | None = None, /, **options: A
     - with its `noop_options` training is plain fine-tuning, to the bit (unless they are None);
     - with its `example_options` it changes something, and how a batch is split does not matter;
     - its `saved` attributes are all that it needs to go on with the next task;
+    - no hook writes to weights or gradients itself: it returns them;
     - `perdure.learn` learns two tasks with it, with all weights and with an adapter, and a run
-      that is interrupted between the tasks and goes on ends with the same weights.
+      that is interrupted between the tasks and within the second ends with the same weights.
+
+    Nothing is printed but what the method itself prints.
 
     It learns on a `transformers.Trainer`. A method that chooses the rows that are trained on
     (`train_data`) or trains in several `phases` learns in runs of `perdure.learn` throughout.
@@ -243,17 +208,39 @@ def check_method(kind: type[Method], folder: Path | None = None, /, **options: A
         assert field.description, f"option {name} has no description: give its Field one"
     if options:
         example = {**kind.example_options, **options}
-        kind = type(kind.__name__, (kind,), {"example_options": example})
+        kind = type(
+            kind.__name__, (kind,), {"example_options": example, "__module__": kind.__module__}
+        )
     make(kind, kind.example_options)
-    with tempfile.TemporaryDirectory() as made:
+    from perdure.reports.silence import silent
+
+    with tempfile.TemporaryDirectory() as made, silent():
         tiny = folder or save_tiny_model(Path(made))
-        learn = learned_in_a_run if needs_runs(kind, tiny) else learned
-        plain = learn(tiny, None, {})
+        in_runs = needs_runs(kind, tiny)
+        learn: Learn = learned_in_a_run if in_runs else learned
+        plain, clip = learn(tiny, None, {}), CLIP
+        if apart(check_hooks(tiny, kind, learn), plain) <= SEEN:
+            # What only scales the loss is hidden by clipping, and so is what it does wrong.
+            clip, learn = 0.0, partial(learn, clip=0.0)
+            plain = learn(tiny, None, {})
         check_switched_off(tiny, kind, plain, learn)
         check_split(tiny, kind, plain, learn)
-        if learn is learned:
-            check_saved_state(tiny, kind)
-        check_whole_runs(tiny, kind)
+        if not in_runs:
+            check_saved_state(tiny, kind, clip)
+        check_whole_runs(tiny, kind, clip)
+
+
+def check_hooks(folder: Path, kind: type[Method], learn: Learn = learned) -> dict[str, Tensor]:
+    """No hook writes to weights itself; returns the weights learned with `example_options`."""
+    from perdure.testing.watch import watched
+
+    seen, wrote = watched(kind)
+    found = learn(folder, seen, kind.example_options)
+    assert not wrote, (
+        f"{wrote[0]}, which a resume, a shard or another method would not know of: return what is "
+        "to change (gradients from gradients, weights from end_task or serving)"
+    )
+    return found
 
 
 def check_switched_off(
@@ -276,7 +263,7 @@ def check_split(
     """With its `example_options` a method acts, and not by how a batch is split."""
     whole = learn(folder, kind, kind.example_options)
     acts = kind.noop_options is None or bool(kind.noop_options) or bool(kind.example_options)
-    assert not acts or apart(whole, plain) > 1e-4, (
+    assert not acts or apart(whole, plain) > SEEN, (
         f"with example_options {dict(kind.example_options)} weights are those of plain "
         "fine-tuning: is the hook that should act overridden, its option read, and the example "
         "strong enough to be seen in two steps a task?"
@@ -290,7 +277,7 @@ def check_split(
         )
 
 
-def check_saved_state(folder: Path, kind: type[Method]) -> None:
+def check_saved_state(folder: Path, kind: type[Method], clip: float = CLIP) -> None:
     """A method restored from what it saved after a task learns the next one alike."""
     import copy
 
@@ -302,12 +289,12 @@ def check_saved_state(folder: Path, kind: type[Method]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     with tempfile.TemporaryDirectory() as made:
         out, method = Path(made), make(kind, kind.example_options)
-        train(model, tokenizer, out, [method], 0)
+        train(model, tokenizer, out, [method], 0, clip=clip)
         save_methods(out / "state", [method])
         twin, restored = copy.deepcopy(model), make(kind, kind.example_options)
         load_methods(out / "state", [restored], twin)
-        train(model, tokenizer, out, [method], 1)
-        train(twin, tokenizer, out, [restored], 1)
+        train(model, tokenizer, out, [method], 1, clip=clip)
+        train(twin, tokenizer, out, [restored], 1, clip=clip)
     moved = apart(dict(model.named_parameters()), dict(twin.named_parameters()))
     assert moved == 0, (
         f"restored from what it saved, weights after the next task differ by {moved:.2g}: name "
@@ -318,18 +305,19 @@ def check_saved_state(folder: Path, kind: type[Method]) -> None:
     )
 
 
-def check_whole_runs(folder: Path, kind: type[Method]) -> None:
+def check_whole_runs(folder: Path, kind: type[Method], clip: float = CLIP) -> None:
     """`perdure.learn` learns two tasks with a method, full and LoRA, interrupted or not."""
     with tempfile.TemporaryDirectory() as made:
-        options, out = kind.example_options, Path(made)
-        whole = _run(folder, kind, options, out / "whole")
-        again = _run(folder, kind, options, out / "again", interrupted=True)
-        _run(folder, kind, options, out / "lora", tuning="lora")
-    moved = apart(whole, again)
-    assert moved == 0, (
-        f"a run that was interrupted after the first task and went on ends with weights that "
-        f"differ by {moved:.2g}: name every attribute that must survive in `saved`"
-    )
+        options, out, clipped = kind.example_options, Path(made), {"max_grad_norm": clip}
+        whole = _run(folder, kind, options, out / "whole", train=clipped)
+        _run(folder, kind, options, out / "lora", tuning="lora", train=clipped)
+        for when, where in (("after the first task", (1, 0)), ("within a task", (1, STEPS))):
+            again = _run(folder, kind, options, out / when, interrupted=where, train=clipped)
+            moved = apart(whole, again)
+            assert moved == 0, (
+                f"a run that was interrupted {when} and went on ends with weights that "
+                f"differ by {moved:.2g}: name every attribute that must survive in `saved`"
+            )
 
 
 def _run(
@@ -339,10 +327,13 @@ def _run(
     out: Path,
     *,
     tuning: str = "full",
-    interrupted: bool = False,
+    interrupted: tuple[int, int] | None = None,
     train: Mapping[str, Any] = {},
 ) -> dict[str, Tensor]:
-    """Learn both tasks by Perdure's own learner; returns the weights that it saved."""
+    """Learn both tasks by Perdure's own learner; returns the weights that it saved.
+
+    Args: interrupted: in which task, and at its end of which step; 0: as it begins.
+    """
     from contextlib import suppress
     from dataclasses import replace
 
@@ -356,10 +347,18 @@ def _run(
 
     class Interrupts(Base):
         on = True
+        first: int | None = None
 
         def begin_task(self, ctx: Any) -> None:
-            if self.on and ctx.task_index:
+            if self.on and interrupted == (ctx.task_index, 0):
                 raise KeyboardInterrupt
+
+        def after_step(self, ctx: Any) -> None:
+            if self.on and interrupted == (ctx.task_index, ctx.step.index):
+                _wait_for_a_checkpoint(out, ctx.step.index - 1)
+                raise KeyboardInterrupt
+            if ctx.task_index:
+                self.first = self.first or ctx.step.index
 
     stream = TaskStream((FIRST, SECOND), GeneralText(replay=GENERAL))
     recipe = Recipe.model_validate(
@@ -370,13 +369,30 @@ def _run(
             "train": {"max_steps": STEPS, "batch_size": BATCH, "precision": "fp32", **train},
             "scoring": {"max_test_rows": 2},
             "gauges": {"every": 0},
+            "save": {"steps": 1},
         }
     )
     ready = prepare(recipe, stream=stream)
     run, stop = Run.create(out, recipe), Interrupts(MethodConfig())
     for stop.on in (True, False) if interrupted else (False,):
+        stop.first = None
         methods = (stop,) if kind is None else (make(kind, options), stop)
         with suppress(KeyboardInterrupt):
             learn(recipe, run, prepared=replace(ready, methods=methods))
+    # Else a checkpoint within the task was not gone on from, and nothing is shown by the end.
+    assert stop.first == max(1, interrupted[1] if interrupted else 1), "it began the task anew"
     name = "adapter_model" if tuning == "lora" else "model"
     return load_file(out / "checkpoints/task-2/model" / f"{name}.safetensors")
+
+
+def _wait_for_a_checkpoint(run: Path, step: int) -> None:
+    """Wait until the checkpoint of a step is whole; it is sealed while training goes on."""
+    import time
+
+    from perdure.seals import is_sealed
+
+    for _ in range(600):
+        if any(is_sealed(path) for path in run.glob(f"**/checkpoint-{step}")):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{run}: no whole checkpoint of step {step}")
