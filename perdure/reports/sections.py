@@ -107,6 +107,8 @@ def summary(runs: Sequence[RunView]) -> dict[str, Any]:
                     "text": show(run.summary(key), digits),
                     "interval": words.figure_interval(run, key, digits, sign=change),
                     "parts": words.mixed_parts(run, key, digits - 1),
+                    "sd": words.spread_words(run, key, digits),
+                    "cells": words.cells_words(run, key),
                     "best": best[key] == slot,
                 }
             )
@@ -114,6 +116,7 @@ def summary(runs: Sequence[RunView]) -> dict[str, Any]:
         rows.append(
             {
                 "label": run.label,
+                "told": run.told,
                 "slot": slot,
                 "cells": cells,
                 "before": significant(before),
@@ -134,6 +137,7 @@ def heatmaps(runs: Sequence[RunView]) -> list[dict[str, Any]]:
     return [
         {
             "label": run.label,
+            "told": run.told,
             "slot": slot,
             "many": len(run.tasks) >= MANY,
             "tasks": [{"name": t.name, "metric": metric_words(t)} for t in run.tasks],
@@ -389,7 +393,8 @@ def stretches(run: RunView, key: str) -> list[charts.Stretch]:
 def unseen(runs: Sequence[RunView]) -> list[tuple[str, str, str, str]]:
     """Scores on tasks outside the stream: (method, task, after, score)."""
     return [
-        (run.label, task, charts.after_words(after), significant(score))
+        (member.label, task, charts.after_words(after), significant(score))
         for run in runs
-        for task, after, score in run.unseen
+        for member in run.members
+        for task, after, score in member.unseen
     ]
