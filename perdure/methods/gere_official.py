@@ -148,6 +148,7 @@ class GeReOfficial(GeneralReplay):
         term, weight = self._term_and_weight(ctx, extra, (ce_task + ce) / 2, pooled=True)  # ()
         held = weight * term  # ()
         ctx.log("gere_label", (ce / 2).detach())
+        self._log_unscaled(ctx, term)
         whole = micro_loss(ce_task, ce, term, weight)  # ()
         return {"gere_scope": whole - held} | self._named(held)
 
@@ -165,7 +166,12 @@ class GeReOfficial(GeneralReplay):
         held = (weight * term).sum()  # ()
         whole = micro_loss(None, ce, term, weight).sum() + ce_task  # ()
         ctx.log("gere_label", share * (whole - held - ce_task).detach())
+        self._log_unscaled(ctx, share * term.sum())
         return {"gere_scope": share * (whole - held)} | self._named(share * held)
+
+    def _log_unscaled(self, ctx: Context, term: Tensor) -> None:
+        if self.config.loss != "label":
+            ctx.log(f"gere_{self.config.loss}", term.detach())
 
     def _named(self, held: Tensor) -> dict[str, Tensor]:
         """What is held on the texts; with their labels alone nothing is."""
@@ -186,7 +192,7 @@ class GeReOfficial(GeneralReplay):
         if c.loss == "label":
             return {}
         term = self.term(ctx, extra)
-        return {c.loss: self.weight_of(ctx, extra, term, c.weight, c.weight_max) * term}
+        return {c.loss: self.weight_of(ctx, extra, c.loss, term, c.weight, c.weight_max) * term}
 
     def term(self, ctx: Context, extra: ForwardOutput, pooled: bool = False) -> Tensor:
         """The term of each general row, (rows,); `pooled`: the margin as if they were one."""

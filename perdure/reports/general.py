@@ -87,6 +87,7 @@ def task_charts(runs: Sequence[RunView]) -> list[charts.Chart]:
             ],
             axis=shared if task in shares else charts.value_axis(values[task]),
             show=format.printer(task),
+            y_title="score",
         )
         for task, lines in found.items()
     ]

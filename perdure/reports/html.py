@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure.errors import UsageError
-from perdure.reports import colours, format, general, provenance, ranking, sections, words
+from perdure.reports import colours, format, general, provenance, ranking, sections, training, words
 from perdure.reports.charts import COLOURS, DASHES, MARKERS
 from perdure.reports.data import RunData, RunView, comparable, views
 from perdure.reports.seeds import grouped, seed_of
@@ -101,12 +101,12 @@ def page(runs: Sequence[RunView]) -> dict[str, Any]:
         "general": sections.general(runs),
         "general_tasks": general.task_charts(runs),
         "general_changes": general.changes(runs),
-        "losses": sections.losses(runs),
-        "own_losses": bool(sections.sums(runs)) or any(r.logged("task_loss") for r in runs),
-        "sums": sections.sums(runs),
-        "logged": sections.logged_words(runs),
-        "method_losses": sections.method_losses(runs),
-        "gauges": sections.gauges(runs),
+        "losses": training.losses(runs),
+        "own_losses": bool(training.sums(runs)) or any(r.logged("task_loss") for r in runs),
+        "sums": training.sums(runs),
+        "logged": training.logged_words(runs),
+        "method_losses": training.method_losses(runs),
+        "gauges": training.gauges(runs),
         "cost": provenance.cost(runs),
         "unseen": sections.unseen(runs),
         "differences": provenance.differences(runs),
