@@ -10,19 +10,28 @@ from perdure.reports.data import RunView
 from perdure.reports.format import significant
 
 
+SUM = "their sum: what was trained on"
+"""Title of a single run's chart, which stands beside those of its parts."""
+
+
 def losses(runs: Sequence[RunView]) -> list[charts.Chart]:
     """The tasks' own loss of each run on one shared axis; of older runs the whole loss."""
     own = all(run.logged("task_loss") for run in runs if run.log)
-    return _step_charts(runs, "task_loss" if own else "loss", [run.label for run in runs])
+    titles = [run.label if len(runs) > 1 else f"{run.label}: the task’s own loss" for run in runs]
+    return _step_charts(runs, *(("task_loss", titles) if own else ("loss", _labels(runs))))
 
 
 def sums(runs: Sequence[RunView]) -> list[charts.Chart]:
     """What was trained on, where methods add terms: the task's own loss and all of them."""
     adding = [run for run in runs if run.logged("task_loss") != run.logged("loss")]
     adding = [run for run in adding if run.logged("task_loss")]
-    shown = {run.label for run in adding}
-    every = _step_charts(runs, "loss", [run.label for run in runs])
+    shown = {run.label if len(runs) > 1 else SUM for run in adding}
+    every = _step_charts(runs, "loss", _labels(runs) if len(runs) > 1 else [SUM])
     return [chart for chart in every if chart.title in shown]
+
+
+def _labels(runs: Sequence[RunView]) -> list[str]:
+    return [run.label for run in runs]
 
 
 def logged_words(runs: Sequence[RunView]) -> list[tuple[str, str]]:
