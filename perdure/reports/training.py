@@ -9,7 +9,6 @@ from perdure.reports import charts, glossary
 from perdure.reports.data import RunView
 from perdure.reports.format import significant
 
-
 SUM = "their sum: what was trained on"
 """Title of a single run's chart, which stands beside those of its parts."""
 
