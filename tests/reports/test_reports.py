@@ -496,7 +496,7 @@ def test_every_section_is_there(three: list[Run]) -> None:
     text = render(three)
     for heading in ("What was learned, what was forgotten", "From base model to end",
                     "Methods side by side", "Score matrix", "Task by task", "General ability",
-                    "Training", "The methods’ own losses", "Cost", "Reproduce",
+                    "Training", "The methods’ terms, before any weight", "Cost", "Reproduce",
                     "What differs between the recipes", "Run it again", "Recipe",
                     "Environment"):  # fmt: skip
         assert f">{heading}<" in text, heading
