@@ -186,13 +186,20 @@ def compare(
         Path | None,
         typer.Option(metavar="FILE", help="Also a picture: .png, .svg or .pdf; must not exist."),
     ] = None,
+    table: Annotated[
+        str | None,
+        typer.Option(metavar="FORM", help="Only a table: csv, latex or markdown, to --out FILE."),
+    ] = None,
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Show runs side by side: a table, an HTML page with figures, and a picture if asked for."""
+    """Show runs side by side: a table, an HTML page with figures, and a picture if asked for.
+
+    Runs that differ in their seed alone are one method: the mean over seeds with its interval.
+    """
     from perdure.commands import show
 
-    show.compare(runs, out, figure, as_json)
+    show.compare(runs, out, figure, as_json, table)
 
 
 @app.command(

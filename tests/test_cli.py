@@ -395,7 +395,10 @@ def test_compare_and_report(inside: Path) -> None:
     assert error == (
         "error: both.html: exists already\n  choose another --out, or remove it first\n"
     )
-    assert as_json("report", "runs/shop") == {"report": "runs/shop/report.html"}
+    told = as_json("report", "runs/shop")
+    assert told["report"] == "runs/shop/report.html"
+    ends = told["intervals"]["average_accuracy"]
+    assert ends["low"] < told["average_accuracy"] < ends["high"]
     assert "sequential" in perdure("compare", "runs/shop", "--out", "one.html").stdout
     drawn = perdure("compare", "runs/shop", "--out", "two.html", "--figure", "two.svg").stdout
     assert "figure: two.svg" in drawn

@@ -66,8 +66,8 @@ def table(result: Shown, width: int = WIDTH) -> Text:
         text.append(f"{_named(name, room)}{'':>46}skipped\n", "dim")
         text.append(_wrapped("an earlier one is lost", width), "dim")
     share = (
-        f"Each end of an interval errs with probability at most {result.alpha:g} / "
-        f"{max(result.judged, 1)}, any verdict with at most {result.alpha:g}."
+        f"The chance that an end of an interval is wrong is at most {result.alpha:g} / "
+        f"{max(result.judged, 1)}, and that any verdict is false at most {result.alpha:g}."
     )
     text.append("\n" + _wrapped(share, width, ""), "dim")
     text.rstrip()

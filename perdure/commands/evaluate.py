@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,9 @@ from perdure.recipe.schema import Recipe
 from perdure.reports.output import emit, first_process, working
 from perdure.run import Run
 from perdure.run.damage import verify, verify_scores
+from perdure.run.item_files import groups_of
+from perdure.scoring.resampling import mean_interval
+from perdure.streams.kinds import known_metric
 
 if TYPE_CHECKING:
     from perdure.streams import TaskStream
@@ -50,7 +54,7 @@ def evaluate(path: Path, tasks: Path | None, after: int | None, as_json: bool) -
             key = (line["kind"], line["task"])
             if key not in recorded and first_process():
                 run.record(line, items)
-            rows.append({**line, "recorded": recorded.get(key)})
+            rows.append({**line, "recorded": recorded.get(key), **interval(line, items)})
     if as_json:
         emit({"run": str(run.path), "after": after, "scores": rows})
     elif first_process():
@@ -103,6 +107,20 @@ def _score(
     return [(line, [dict(item) for item in items]) for line, items in lines]
 
 
+def interval(line: dict[str, Any], items: list[dict[str, Any]]) -> dict[str, float | None]:
+    """A score's 95 % interval, `low` and `high`, over its rows or their groups.
+
+    None for both where scores have no limits (perplexity), or where rows are not known (lm-eval).
+    """
+    known = known_metric(line["metric"])
+    low, high = (known.low, known.high) if known is not None else (0.0, 1.0)
+    low, high = float(line.get("low", low)), float(line.get("high", high))
+    if not items or not math.isfinite(high - low):
+        return {"low": None, "high": None}
+    found = mean_interval([item["score"] for item in items], low, high, groups_of(items))
+    return {"low": found.low, "high": found.high}
+
+
 def _refuse_names(run: Run, stream: TaskStream) -> None:
     """A task of another recipe under a name that the run knows would spoil its scores."""
     own = {task["name"] for task in run.stream_facts()}
@@ -133,10 +151,12 @@ def _table(run: Run, after: int, rows: list[dict[str, Any]]) -> None:
     from rich.text import Text
 
     table = Table(title=f"{printable(str(run.path))} after {after} tasks", title_justify="left")
-    for heading in ("task", "metric", "score", "as recorded", "rows"):
+    for heading in ("task", "metric", "score", "95 % interval", "as recorded", "rows"):
         table.add_column(heading)
     for row in rows:
         before = "" if row["recorded"] is None else f"{row['recorded']:.4f}"
-        cells = (row["task"], row["metric"], f"{row['score']:.4f}", before, str(row["rows"]))
+        ends = "" if row["low"] is None else f"{row['low']:.4f} to {row['high']:.4f}"
+        score = f"{row['score']:.4f}"
+        cells = (row["task"], row["metric"], score, ends, before, str(row["rows"]))
         table.add_row(*(Text(printable(cell)) for cell in cells))
     Console().print(table)

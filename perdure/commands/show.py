@@ -1,31 +1,71 @@
-"""`perdure compare` and `perdure report`: tables and pages over runs; nothing is computed anew."""
+"""`perdure compare` and `perdure report`: tables and pages over runs; no score is computed anew."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from perdure.errors import RunError
+from perdure.errors import RunError, UsageError, printable
 from perdure.reports.output import emit, summary
 from perdure.run import Run
 
 
-def compare(paths: Sequence[Path], out: Path | None, figure: Path | None, as_json: bool) -> None:
-    from perdure.reports import score_table, write_figure, write_report
+def compare(
+    paths: Sequence[Path],
+    out: Path | None,
+    figure: Path | None,
+    as_json: bool,
+    table: str | None = None,
+) -> None:
+    """Show runs side by side; runs that differ in their seed alone are one method.
 
+    With `table` only that is written, to `out` or to stdout.
+    """
+    from perdure.reports import score_table, write_figure, write_report
+    from perdure.reports.data import views
+    from perdure.reports.numbers import of_groups
+    from perdure.reports.seeds import grouped
+
+    if table is not None:
+        return _table(paths, out, figure, as_json, table)
     runs = [Run.open(path) for path in paths]
     name = _new(out or Path(f"compare-{time.strftime('%Y%m%d-%H%M%S')}.html"))
     picture = None if figure is None else write_figure(runs, _new(figure))
     page = write_report(runs, name)
     if as_json:
         pages = {"report": str(page), "figure": None if picture is None else str(picture)}
-        emit({"runs": [summary(run) for run in runs], **pages})
-        return
+        emit({"runs": [summary(run) for run in runs], **of_groups(grouped(views(runs))), **pages})
+        return None
     score_table(runs)
     print(f"report: {page}")
     if picture is not None:
         print(f"figure: {picture}")
+    return None
+
+
+def _table(
+    paths: Sequence[Path], out: Path | None, figure: Path | None, as_json: bool, form: str
+) -> None:
+    from perdure.files import write_atomic
+    from perdure.reports.tables import table
+
+    for name, given in (("figure", figure is not None), ("json", as_json)):
+        if given:
+            raise UsageError(f"--{name}: has no effect with --table", "leave one of them out")
+    text = table([Run.open(path) for path in paths], form)
+    if out is None:
+        sys.stdout.write(_for_terminal(text))
+    else:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(_new(out), text)
+        print(out)
+
+
+def _for_terminal(text: str) -> str:
+    """Text of several lines without what steers a terminal."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def report(path: Path, out: Path | None, as_json: bool) -> None:
@@ -34,7 +74,7 @@ def report(path: Path, out: Path | None, as_json: bool) -> None:
     run = Run.open(path)
     page = write_report([run], run.path / "report.html" if out is None else _new(out))
     if as_json:
-        emit({"report": str(page)})
+        emit({**summary(run), "report": str(page)})
     else:
         print(page)
 

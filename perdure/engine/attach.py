@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
+from perdure.engine.callbacks import MethodEvents
 from perdure.engine.forward import capture, head_is_cut, head_options
 from perdure.engine.method_state import STATE, load_methods, save_methods
 from perdure.engine.packing import Packed
@@ -84,12 +85,13 @@ def attach(
     trainer.__class__ = type(type(trainer).__name__, (Attached, type(trainer)), {})
     host: Any = trainer
     host.methods, host.session, host.term_sums, host.passes_noted = methods, session, {}, 0
-    host.step_sums, host.task_sum, host.compare = {}, 0.0, compare
+    host.step_sums, host.task_sum, host.added_sums = {}, 0.0, {}
+    host.compare = compare
     session.join(trainer.accelerator)
     if any(m.requires.attentions for m in methods):
         model: Any = session.model
         model.set_attn_implementation("eager")  # the fused kernels keep no attention maps
-    trainer.add_callback(_Events(host))
+    trainer.add_callback(MethodEvents(host))
     return trainer
 
 
@@ -103,6 +105,7 @@ class Attached:
     methods: Sequence[Method]
     session: TaskSession
     term_sums: dict[str, Any]
+    added_sums: dict[str, Any]
     passes_noted: int
     step_sums: dict[str, tuple[Any, int]]
     task_sum: Any
@@ -288,10 +291,13 @@ class Attached:
         self.task_sum = self.task_sum + loss.detach() * scale
 
     def _note(self, terms: Mapping[str, Tensor]) -> None:
+        """Keep each term as it is logged: unscaled where its method logged it under its name."""
         self.passes_noted += 1
-        seen = {**self.session.take_watched(), **terms}
-        for name, value in seen.items():  # stays on the device until it is logged
+        unscaled = self.session.take_watched()
+        for name, value in {**terms, **unscaled}.items():  # on the device until it is logged
             self.term_sums[name] = self.term_sums.get(name, 0.0) + value.detach()
+        for name in terms.keys() & unscaled.keys():
+            self.added_sums[name] = self.added_sums.get(name, 0.0) + terms[name].detach()
 
     def note_step(self) -> None:
         """Take over tensors that were logged outside of a pass, by `begin_task`, `gradients` or
@@ -312,21 +318,30 @@ class Attached:
             ):
                 logs.update(self._mean_terms())
                 self.term_sums, self.passes_noted, self.step_sums = {}, 0, {}
-                self.task_sum = 0.0
+                self.task_sum, self.added_sums = 0.0, {}
             logs.update(self.session.take_logged())
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def _mean_terms(self) -> dict[str, float]:
         """Each named loss since the last log, mean over micro-batches and processes; and what was
-        logged once a step, mean over steps and processes."""
+        logged once a step, mean over steps and processes.
+
+        A term that is known unscaled has its weight beside it: what it was multiplied by in the
+        loss, over these steps. `task_loss` and all terms times their weights are the loss.
+        """
         mine = {f"method/{n}": float(v) / self.passes_noted for n, v in self.term_sums.items()}
         mine |= {f"method/{n}": float(v) / count for n, (v, count) in self.step_sums.items()}
         if self.passes_noted:
             mine["task_loss"] = float(self.task_sum) / self.passes_noted
-        if self.accelerator.num_processes == 1:
-            return mine
-        everyone = gather_object([mine])
-        return {n: sum(one.get(n, 0.0) for one in everyone) / len(everyone) for n in mine}
+        added = {f"method/{n}": float(v) / self.passes_noted for n, v in self.added_sums.items()}
+        if self.accelerator.num_processes > 1:
+            everyone = gather_object([(mine, added)])
+            mine, added = (
+                {n: sum(one[k].get(n, 0.0) for one in everyone) / len(everyone) for n in keys}
+                for k, keys in enumerate((mine, added))
+            )
+        # Of a term that is 0 nobody knows the weight, and it does not matter.
+        return mine | {f"{n}_weight": v / mine[n] for n, v in added.items() if mine[n]}
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         with serving(self.session.context, self.methods):
@@ -379,23 +394,3 @@ def serving(ctx: Context, methods: Sequence[Method]) -> Iterator[bool]:
                 any_served = True
                 break  # the first one listed decides; two are refused unless ordered
         yield any_served
-
-
-class _Events(TrainerCallback):
-    def __init__(self, host: Any) -> None:
-        self.host = host
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.host.accelerator.optimizer_step_was_skipped:
-            return
-        self.host.session.end_step(state.global_step + 1)  # the trainer counts it a moment later
-        with torch.no_grad():
-            for method in self.host.methods:
-                method.after_step(self.host.session.context)
-            self.host.note_step()
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.host.note_step()  # what `begin_task` logged
-
-    def on_epoch_begin(self, *_: Any, **__: Any) -> None:
-        self.host.session.begin_epoch()

@@ -22,6 +22,28 @@ if TYPE_CHECKING:
     from perdure.engine.trainer import PerdureTrainer
 
 
+class MethodEvents(TrainerCallback):
+    """Tells the methods of `perdure.engine.attach` of each step, epoch and begin of training."""
+
+    def __init__(self, host: Any) -> None:
+        self.host = host
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.host.accelerator.optimizer_step_was_skipped:
+            return
+        self.host.session.end_step(state.global_step + 1)  # the trainer counts it a moment later
+        with torch.no_grad():
+            for method in self.host.methods:
+                method.after_step(self.host.session.context)
+            self.host.note_step()
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.host.note_step()  # what `begin_task` logged
+
+    def on_epoch_begin(self, *_: Any, **__: Any) -> None:
+        self.host.session.begin_epoch()
+
+
 class GaugeCallback(TrainerCallback):
     """Reads the gauges every so many steps and at the last one; past a budget, ends the phase.
 

@@ -145,7 +145,9 @@ class GeneralReplay(Method):
         share = extra.step_rows / (ctx.batch_size + extra.step_rows)
         losses = {}
         if (weight := self.config.label_weight) > 0:
-            losses["gere_label"] = share * weight * extra.row_mean(extra.row_nll)
+            term = extra.row_mean(extra.row_nll)
+            ctx.log("gere_label", term.detach())
+            losses["gere_label"] = share * weight * term
         held = self.held(ctx, extra)
         return losses | {f"gere_{k}": share * extra.row_mean(v) for k, v in held.items()}
 
@@ -154,14 +156,16 @@ class GeneralReplay(Method):
         return {}
 
     def weight_of(
-        self, ctx: Context, extra: ForwardOutput, term: Tensor, weight: float | str,
+        self, ctx: Context, extra: ForwardOutput, name: str, term: Tensor, weight: float | str,
         limit: float | None = None,
     ) -> Tensor | float:  # fmt: skip
         """The weight of each row's `term`, both (rows,): fixed, or as large as the row's CE.
 
-        The term and a dynamic weight are logged.
+        The term is logged before any weight, and so is a dynamic weight.
+
+        Args: name: of the term, as `held` returns it.
         """
-        ctx.log("gere_term", extra.row_mean(term.detach()))
+        ctx.log(f"gere_{name}", extra.row_mean(term.detach()))
         found = state_weight(weight, extra.row_nll if weight == "dynamic" else term, term, limit)
         if isinstance(found, Tensor):
             ctx.log("gere_weight", extra.row_mean(found))

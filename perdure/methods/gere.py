@@ -84,7 +84,9 @@ class GeRe(GeneralReplay):
 
     def held(self, ctx: Context, extra: ForwardOutput) -> Mapping[str, Tensor]:
         term = torch.stack([self._margin(ctx, k, extra) for k in self.config.layers]).mean(0)
-        weight = self.weight_of(ctx, extra, term, self.config.weight, self.config.weight_max)
+        weight = self.weight_of(
+            ctx, extra, "margin", term, self.config.weight, self.config.weight_max
+        )
         return {"margin": weight * term}
 
     def _margin(self, ctx: Context, layer: int, extra: ForwardOutput) -> Tensor:

@@ -74,4 +74,4 @@ class GeReDistance(GeneralReplay):
             for k in c.layers
         ]
         term = torch.stack(each).mean(0)  # (rows,)
-        return {c.norm: self.weight_of(ctx, extra, term, c.weight) * term}
+        return {c.norm: self.weight_of(ctx, extra, c.norm, term, c.weight) * term}

@@ -63,4 +63,4 @@ class GeReKL(GeneralReplay):
         each = kl_of_largest(extra.logits, *self.states.largest(extra), c.temperature)  # (tokens,)
         each = each * c.temperature**2 if c.t2 else each
         term = extra.per_row(each)
-        return {"kl": self.weight_of(ctx, extra, term, c.weight) * term}
+        return {"kl": self.weight_of(ctx, extra, "kl", term, c.weight) * term}

@@ -146,6 +146,7 @@ class GeReOfficial(GeneralReplay):
         term, weight = self._term_and_weight(ctx, extra, (ce_task + ce) / 2, pool=True)  # ()
         held = weight * term  # ()
         ctx.log("gere_label", (ce / 2).detach())
+        self._log_unscaled(ctx, term)
         whole = distances.micro_loss(ce_task, ce, term, weight)  # ()
         return {"gere_scope": whole - held} | self._named(held)
 
@@ -163,7 +164,12 @@ class GeReOfficial(GeneralReplay):
         held = (weight * term).sum()  # ()
         whole = distances.micro_loss(None, ce, term, weight).sum() + ce_task  # ()
         ctx.log("gere_label", share * (whole - held - ce_task).detach())
+        self._log_unscaled(ctx, share * term.sum())
         return {"gere_scope": share * (whole - held)} | self._named(share * held)
+
+    def _log_unscaled(self, ctx: Context, term: Tensor) -> None:
+        if self.config.loss != "label":
+            ctx.log(f"gere_{self.config.loss}", term.detach())
 
     def _named(self, held: Tensor) -> dict[str, Tensor]:
         """What is held on the texts; with their labels alone nothing is."""
@@ -177,9 +183,8 @@ class GeReOfficial(GeneralReplay):
             return torch.zeros_like(ce), 0.0
         term = self.term(ctx, extra, pool).reshape(ce.shape)
         weight = distances.state_weight(c.weight, ce, term, c.weight_max)
-        for name, value in (("term", term), ("weight", weight)):
-            if isinstance(value, Tensor):
-                ctx.log(f"gere_{name}", extra.row_mean(value.detach().expand(len(extra.mask))))
+        if isinstance(weight, Tensor):
+            ctx.log("gere_weight", extra.row_mean(weight.detach().expand(len(extra.mask))))
         return term, weight
 
     def held(self, ctx: Context, extra: ForwardOutput) -> Mapping[str, Tensor]:
@@ -187,7 +192,7 @@ class GeReOfficial(GeneralReplay):
         if c.loss == "label":
             return {}
         term = self.term(ctx, extra)
-        return {c.loss: self.weight_of(ctx, extra, term, c.weight, c.weight_max) * term}
+        return {c.loss: self.weight_of(ctx, extra, c.loss, term, c.weight, c.weight_max) * term}
 
     def term(self, ctx: Context, extra: ForwardOutput, pool: bool = False) -> Tensor:
         """The term of each general row, (rows,); `pool`: as if they were one, (1,)."""

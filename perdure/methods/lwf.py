@@ -53,4 +53,6 @@ class LwF(Method):
     ) -> Mapping[str, Tensor]:
         teacher = ctx.frozen("previous")(main.batch)
         pull = lwf_loss(main.logits, teacher.logits, self.config.temperature)
-        return {"lwf": self.config.weight * main.token_mean(pull)}
+        term = main.token_mean(pull)
+        ctx.log("lwf", term.detach())
+        return {"lwf": self.config.weight * term}

@@ -69,7 +69,9 @@ class Replay(Method):
     ) -> Mapping[str, Tensor]:
         if extra is None:
             return {}
-        return {"replay": self.config.weight * extra.token_mean(extra.nll)}
+        term = extra.token_mean(extra.nll)
+        ctx.log("replay", term.detach())
+        return {"replay": self.config.weight * term}
 
     def end_task(self, ctx: Context) -> None:
         rows: list[dict[str, Any]] = [dict(row) for row in ctx.task.train]

@@ -211,5 +211,7 @@ class Context(Protocol):
         """Add a figure to the trainer's next log line, as `method/<name>`: log and trackers.
 
         A tensor is this pass's share of the step's mean (`ForwardOutput.token_mean`, `.row_mean`),
-        as a loss would be; it stays on its device until then, so that no step waits for it.
+        as a loss would be; it stays on its device until then, so that no step waits for it. Under
+        the name of a term that `loss` returns it is that term before any weight; the log then has
+        it so, and what it was multiplied by as `method/<name>_weight`.
         """

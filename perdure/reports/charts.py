@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 
 WIDTH, HEIGHT = 340.0, 216.0
-LEFT, RIGHT, TOP, BOTTOM = 42.0, 14.0, 16.0, 36.0
+LEFT, RIGHT, TOP, BOTTOM = 58.0, 14.0, 16.0, 36.0
 CHARACTER = 6.2  # width of a character of the small print
 COLOURS = 8
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
@@ -94,6 +94,8 @@ class Chart:
     y_ticks: tuple[Tick, ...]
     x_title: str
     table: Table
+    y_title: str = ""
+    """What the numbers of the y axis count: a unit, or the name of a score."""
     note: str = ""
     """Shown beside the title: the metric, or the scale."""
     marks: tuple[Mark, ...] = field(default=())
@@ -226,6 +228,7 @@ def over_tasks(
     series: Sequence[tuple[str, int, Sequence[float]]],
     axis: Axis,
     show: Callable[[float], str],
+    y_title: str = "",
     learned: Sequence[tuple[int, str]] = (),
 ) -> Chart:
     """A value after 0, 1, 2, ... tasks, one line for each (label, slot, values).
@@ -258,6 +261,7 @@ def over_tasks(
     return Chart(
         title=title,
         note=note,
+        y_title=y_title,
         description="After 0, 1, 2, ... tasks. " + "; ".join(sentences) + ".",
         lines=tuple(lines),
         x_ticks=tuple(ticks),
@@ -302,6 +306,7 @@ def over_steps(
     stretches: Sequence[Stretch],
     axis: Axis,
     show: Callable[[float], str],
+    y_title: str = "",
 ) -> Chart:
     """A value logged at each step, faintly, under its moving average within each task."""
     end = max((s.end for s in stretches), default=1.0)
@@ -336,6 +341,7 @@ def over_steps(
     return Chart(
         title=title,
         note=note,
+        y_title=y_title,
         description="; ".join(f"{r[0]}: first {r[2]}, at the end {r[5]}" for r in rows) + ".",
         lines=tuple(lines),
         x_ticks=tuple(Tick(across(t), tick_label(t)) for t in ticks),

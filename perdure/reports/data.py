@@ -134,6 +134,25 @@ class RunView:
             return None
         return value if math.isfinite(value) else None
 
+    def parts(self, name: str) -> dict[str, float]:
+        """Each task's own part of a figure of `SUMMARY`; raises ScoreMissing where it has none."""
+        return self.matrix.parts(name)
+
+    @property
+    def members(self) -> tuple[RunView, ...]:
+        """The runs that this view is made of: itself, or those of several seeds."""
+        return (self,)
+
+    @property
+    def told(self) -> str:
+        """What this is, where it is more than one run: "mean over 3 seeds (0, 1, 2)"."""
+        return ""
+
+    @property
+    def tasks_key(self) -> tuple[tuple[str, str], ...]:
+        """The tasks in their order with how they are scored: equal where cells can be compared."""
+        return tuple((task.name, task.metric) for task in self.tasks)
+
     @property
     def done(self) -> int:
         """How many tasks were learned and scored at least once afterwards."""

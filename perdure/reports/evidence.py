@@ -15,9 +15,11 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from perdure.recipe.schema import MAX_DROP, MAX_LOSS_RISE
 from perdure.reports.facts import TaskFacts
+from perdure.run.item_files import groups_of
 from perdure.scoring.change import Change, of_items, pooled_values, unknown, unpaired
 from perdure.scoring.intervals import Array
 from perdure.scoring.matrix import ScoreMatrix
@@ -57,6 +59,18 @@ class Texts:
     tokens: Array
 
 
+@dataclass(frozen=True)
+class Rows:
+    """A task's rows in one order: scores, or losses with tokens, (T+1, rows)."""
+
+    values: Array
+    tokens: Array | None
+    groups: NDArray[np.int_] | None
+    """(rows,), which belong together; None: each is its own."""
+    key: int
+    """Of these rows: the same in every run that was scored on them."""
+
+
 class Evidence:
     """See the module.
 
@@ -81,7 +95,7 @@ class Evidence:
         self.tasks, self.matrix, self.general = tuple(tasks), matrix, tuple(general)
         self.margins, self._name = margins, name
         self._items, self._general_items = items, general_items
-        self._rows: dict[str, tuple[Array, Array | None, int] | None] = {}
+        self._rows: dict[str, Rows | None] = {}
         self._texts: dict[int, Texts | None] = {}
 
     # --- figures and cells
@@ -93,6 +107,11 @@ class Evidence:
     def figure(self, name: str) -> Drawn | None:
         """A summary figure's draws; None where it is not defined or has no known spread."""
         return self._resampled.figures.get(name)
+
+    def interval(self, name: str) -> Interval | None:
+        """A summary figure's interval; None where none is known."""
+        drawn = self.figure(name)
+        return None if drawn is None else drawn.interval()
 
     def cell(self, after: int, task: str) -> Interval | None:
         """A cell's interval; None where it is missing or has no known spread."""
@@ -110,8 +129,8 @@ class Evidence:
         if found is None:
             key = _key(self._name, task.name)
             return Column(scores, task.rows, None, task.low, task.top, key)
-        values, _, key = found
-        return Column(scores, values.shape[1], values, task.low, task.top, key)
+        rows = found.values.shape[1]
+        return Column(scores, rows, found.values, task.low, task.top, found.key, found.groups)
 
     # --- changes
 
@@ -124,25 +143,24 @@ class Evidence:
         found = self._rows_of(task)
         if found is None:
             return of_scores(task, first, second, self.margins)
-        values, tokens, _ = found
-        gain = task.sign * (values[after] - values[before])
-        if tokens is not None:
-            gain, margin = pooled_values(gain, tokens), self.margins.max_loss_rise
-            return of_items(gain, margin, nats=True, draws=DRAWS)
+        gain, groups = task.sign * (found.values[after] - found.values[before]), found.groups
+        if found.tokens is not None:
+            gain, margin = pooled_values(gain, found.tokens), self.margins.max_loss_rise
+            return of_items(gain, margin, nats=True, groups=groups, draws=DRAWS)
         if not task.bounded:
-            return of_items(gain, self.margins.max_loss_rise * abs(first), draws=DRAWS)
+            margin = self.margins.max_loss_rise * abs(first)
+            return of_items(gain, margin, groups=groups, draws=DRAWS)
         span = task.top - task.low
         margin = self.margins.max_drop * span
-        return of_items(gain, margin, worst=-span, best=span, draws=DRAWS)
+        return of_items(gain, margin, worst=-span, best=span, groups=groups, draws=DRAWS)
 
-    def _rows_of(self, task: TaskFacts) -> tuple[Array, Array | None, int] | None:
-        """Scores, or losses with tokens, of a task's rows in one order, (T+1, rows), and the key
-        of these rows; None where they are not all there."""
+    def _rows_of(self, task: TaskFacts) -> Rows | None:
+        """A task's rows; None where they are not all there."""
         if task.name not in self._rows:
             self._rows[task.name] = self._read_rows(task)
         return self._rows[task.name]
 
-    def _read_rows(self, task: TaskFacts) -> tuple[Array, Array | None, int] | None:
+    def _read_rows(self, task: TaskFacts) -> Rows | None:
         scores = self.matrix.array()[:, self.matrix.tasks.index(task.name)]
         cells = {
             after: by_id(self._items(after, task.name))
@@ -159,7 +177,8 @@ class Evidence:
             values[after] = [rows[i]["loss" if lossy else "score"] for i in ids]
         rows = next(iter(cells.values()))
         tokens = np.array([rows[i]["tokens"] for i in ids], np.float64) if lossy else None
-        key = _key(task.name, *ids)
+        groups = groups_of([rows[i] for i in ids])
+        key = _key(task.name, *ids, *(() if groups is None else map(str, groups)))
         if lossy:
             assert tokens is not None
             means = np.exp((values * tokens).sum(1) / tokens.sum())
@@ -168,7 +187,7 @@ class Evidence:
         seen = ~np.isnan(scores)
         if not np.allclose(means[seen], scores[seen], rtol=SAME, atol=SAME):
             return None
-        return values, tokens, key
+        return Rows(values, tokens, groups, key)
 
     # --- general text
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from perdure.errors import UsageError
 from perdure.reports import colours, format
 from perdure.reports.data import RunData, RunView, views
+from perdure.reports.seeds import grouped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +46,7 @@ def write_figure(runs: Sequence[RunData], out: Path) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     # svg.hashsalt and no date: the same runs give the same file.
     with matplotlib.rc_context({"font.size": 9, "svg.hashsalt": "perdure", "axes.linewidth": 0.8}):
-        figure = _draw(views(runs))
+        figure = _draw(grouped(views(runs)))
         figure.savefig(
             out,
             format=kind,

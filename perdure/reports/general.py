@@ -53,6 +53,12 @@ def f1_before_after(run: RunView) -> tuple[float, float] | None:
 
     None where there is none, or where a task of the stream is scored in another way.
     """
+    if len(run.members) > 1:
+        pairs = [f1_before_after(member) for member in run.members]
+        known = [pair for pair in pairs if pair is not None]
+        if len(known) < len(pairs):
+            return None
+        return fmean(pair[0] for pair in known), fmean(pair[1] for pair in known)
     shares = [values for task, values in run.general_tasks if _is_share(task, values)]
     learned = [(task, run.over_time(task.name)) for task in run.tasks]
     if not shares or not all(_is_share(task, values) for task, values in learned):
@@ -81,6 +87,7 @@ def task_charts(runs: Sequence[RunView]) -> list[charts.Chart]:
             ],
             axis=shared if task in shares else charts.value_axis(values[task]),
             show=format.printer(task),
+            y_title="score",
         )
         for task, lines in found.items()
     ]
@@ -142,13 +149,17 @@ def _is_share(task: TaskFacts, values: Sequence[float]) -> bool:
     return task.higher_is_better and all(0 <= v <= 1 for v in values if not math.isnan(v))
 
 
+def on_a_scale(task: TaskFacts, values: Sequence[float]) -> bool:
+    """Whether a change between two scores can be judged: shares of 1, or ratios above 0."""
+    return _is_share(task, values) or (not task.higher_is_better and min(values) > 0)
+
+
 def _verdict(task: TaskFacts, before: float, after: float, margins: Margins) -> dict[str, str]:
     """lost | kept | improved | open and its words; unknown where the scores are on no scale.
 
     lm-eval's rows are not kept, so that two scores are compared as of two samples.
     """
-    positive = not task.higher_is_better and min(before, after) > 0
-    if math.isnan(before + after) or not (positive or _is_share(task, (before, after))):
+    if math.isnan(before + after) or not on_a_scale(task, (before, after)):
         return {"kept": "unknown", "kept_words": "", "interval": ""}
     change = of_scores(task, before, after, margins)
     kept = "improved" if change.gain == "learned" else change.outcome

@@ -1,47 +1,113 @@
 """What the figures are that a run logs, in a sentence each, for the page where they appear.
 
-A method's term `method/NAME` is logged as it is added to the loss, weight and share included, so
-that `loss` is `task_loss` and all terms. What stands under another kind of name is measured only.
+A method's term `method/NAME` is logged as it is, before any weight, with `method/NAME_weight`
+beside it: what it was multiplied by in the loss. `loss` is `task_loss` and all terms times their
+weights. What stands under another kind of name is measured only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
-EXPLAINED = {
-    "loss": "What is trained on: the task's own loss and all terms of the methods.",
-    "task_loss": "The task's own loss in nats a token; comparable between methods.",
-    "method/replay": "Term: loss on replayed rows of earlier tasks, times the method's weight.",
-    "method/lwf": "Term: distance to the predictions before this task, times the weight.",
-    "method/eaft": "Term: what weighing each token by its entropy adds to the task's loss.",
-    "method/gere_label": "Term: loss on general texts, times label_weight and times the general "
-    "rows' share of all rows of the step.",
-    "method/gere_margin": "Term: how far states lie outside the base model's intervals, times "
-    "weight and the general rows' share.",
-    "method/gere_kl": "Term: KL from the base model's predictions on general texts, times weight "
-    "and the general rows' share.",
-    "method/gere_l1": "Term: L1 distance to the base model's states, times weight and share.",
-    "method/gere_l2": "Term: L2 distance to the base model's states, times weight and share.",
-    "method/gere_scope": "Term: what turns the loss into that of GeRe's published code.",
-    "method/gere_term": "Measured: the held term of a general row before any weight.",
-    "method/gere_weight": "Measured: the weight of that term, where it is dynamic.",
-    "method/gere_elements": "Measured: how far states lie outside, a mean over all neurons.",
-    "method/gere_violating": "Measured: share of neurons whose state lies outside its interval.",
-    "method/gere_flips": "Measured: share of neurons whose state is in another interval (low, "
-    "middle, high) than the base model's was. Each such state also lies outside, so it equals "
-    "gere_violating unless a noise floor is set.",
-    "method/gere_noise_flipped": "Measured once: the same share by rounding alone.",
-    "method/gere_noise_largest": "Measured once: the largest distance by rounding alone.",
-    "method/ewc_penalty": "Measured: the penalty on moved weights, its weight included; it acts on "
-    "gradients and is not part of the loss.",
-    "method/rewind_factor": "Measured at a task's end: the share of the update that was kept.",
-    "method/budget_share": "Measured at a task's end: the share of the update within its budget.",
-    "gauge/flip_share": "Share of hidden states on general texts that left the interval (low, "
-    "middle, high) in which the base model's were.",
-    "gauge/kl": "KL from the base model's predictions on rows of this task, in nats a token.",
+NATS = "nats a token"
+
+
+class Said(NamedTuple):
+    """What a figure is, and its unit as an axis prints it."""
+
+    what: str
+    unit: str = ""
+
+
+_SHARE, _STATES = "share of states", "distance of states"
+TERMS = {
+    "method/replay": Said("Term: loss on replayed rows of earlier tasks.", NATS),
+    "method/lwf": Said("Term: distance to the predictions before this task.", NATS),
+    "method/eaft": Said(
+        "Term: what weighing each token by its entropy adds to the task's loss; added as it is.",
+        NATS,
+    ),
+    "method/gere_label": Said("Term: loss on general texts.", NATS),
+    "method/gere_margin": Said(
+        "Term: how far states lie outside the base model's intervals.", _STATES
+    ),
+    "method/gere_kl": Said("Term: KL from the base model's predictions on general texts.", NATS),
+    "method/gere_l1": Said("Term: L1 distance to the base model's states.", _STATES),
+    "method/gere_l2": Said("Term: L2 distance to the base model's states.", _STATES),
+    "method/gere_scope": Said(
+        "Term: what turns the loss into that of GeRe's published code; added as it is.", NATS
+    ),
 }
+EXPLAINED = {
+    "loss": Said(
+        "What is trained on: the task's own loss and all terms of the methods, each times its "
+        "weight.",
+        NATS,
+    ),
+    "task_loss": Said("The task's own loss; comparable between methods.", NATS),
+    **TERMS,
+    "method/gere_weight": Said("Measured: the weight of the held term, where it is dynamic."),
+    "method/gere_elements": Said(
+        "Measured: how far states lie outside, a mean over all neurons.", _STATES
+    ),
+    "method/gere_violating": Said(
+        "Measured: share of neurons whose state lies outside its interval.", _SHARE
+    ),
+    "method/gere_flips": Said(
+        "Measured: share of neurons whose state is in another interval (low, middle, high) than "
+        "the base model's was. Each such state also lies outside, so it equals gere_violating "
+        "unless a noise floor is set.",
+        _SHARE,
+    ),
+    "method/gere_noise_flipped": Said("Measured once: the same share by rounding alone.", _SHARE),
+    "method/gere_noise_largest": Said(
+        "Measured once: the largest distance by rounding alone.", _STATES
+    ),
+    "method/ewc_penalty": Said(
+        "Measured: the penalty on moved weights, its weight included; it acts on gradients and is "
+        "not part of the loss.",
+        "penalty",
+    ),
+    "method/rewind_factor": Said(
+        "Measured at a task's end: the share of the update that was kept.", "share kept"
+    ),
+    "method/budget_share": Said(
+        "Measured at a task's end: the share of the update within its budget.", "share kept"
+    ),
+    "gauge/flip_share": Said(
+        "Share of hidden states on general texts that left the interval (low, middle, high) in "
+        "which the base model's were.",
+        _SHARE,
+    ),
+    "gauge/kl": Said("KL from the base model's predictions on rows of this task.", NATS),
+}
+WEIGHTS = (
+    "What the term was multiplied by before it was added to the loss: the method's weight and, of "
+    "GeRe, the general rows' share of all rows of the step."
+)
+_WEIGHT = "_weight"
+
+
+def weight_of(key: str) -> str:
+    """The name under which a term's weight is logged."""
+    return f"{key}{_WEIGHT}"
+
+
+def is_weight(key: str, keys: Iterable[str]) -> bool:
+    """Whether `key` is the weight of a term that is logged too, and no figure of its own."""
+    return key.endswith(_WEIGHT) and key.removesuffix(_WEIGHT) in keys
+
+
+def unit_of(key: str) -> str:
+    """The unit of a logged figure; that of a foreign method's is not known."""
+    return EXPLAINED[key].unit if key in EXPLAINED else ""
 
 
 def explained(keys: Iterable[str]) -> list[tuple[str, str]]:
     """(name, sentence) of the logged figures that are known; a foreign method's are not."""
-    return [(key.partition("/")[2] or key, EXPLAINED[key]) for key in keys if key in EXPLAINED]
+    every = list(keys)
+    found = [(k.partition("/")[2] or k, EXPLAINED[k].what) for k in every if k in EXPLAINED]
+    if any(is_weight(key, every) for key in every):
+        found.append(("weight", WEIGHTS))
+    return found

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from perdure.errors import UsageError
-from perdure.reports import colours, format, general, provenance, ranking, sections, words
+from perdure.reports import colours, format, general, provenance, ranking, sections, training, words
 from perdure.reports.charts import COLOURS, DASHES, MARKERS
 from perdure.reports.data import RunData, RunView, comparable, views
+from perdure.reports.seeds import grouped, seed_of
 
 FOLDER = Path(__file__).parent
 
@@ -62,7 +63,7 @@ def render(runs: Sequence[RunData]) -> str:
         duration=format.duration,
         memory=format.memory,
     )
-    return env.get_template("report.html.j2").render(page=page(views(runs)))
+    return env.get_template("report.html.j2").render(page=page(grouped(views(runs))))
 
 
 def page(runs: Sequence[RunView]) -> dict[str, Any]:
@@ -100,16 +101,26 @@ def page(runs: Sequence[RunView]) -> dict[str, Any]:
         "general": sections.general(runs),
         "general_tasks": general.task_charts(runs),
         "general_changes": general.changes(runs),
-        "losses": sections.losses(runs),
-        "own_losses": bool(sections.sums(runs)) or any(r.logged("task_loss") for r in runs),
-        "sums": sections.sums(runs),
-        "logged": sections.logged_words(runs),
-        "method_losses": sections.method_losses(runs),
-        "gauges": sections.gauges(runs),
+        "losses": training.losses(runs),
+        "own_losses": bool(training.sums(runs)) or any(r.logged("task_loss") for r in runs),
+        "sums": training.sums(runs),
+        "logged": training.logged_words(runs),
+        "method_losses": training.method_losses(runs),
+        "gauges": training.gauges(runs),
         "cost": provenance.cost(runs),
         "unseen": sections.unseen(runs),
         "differences": provenance.differences(runs),
-        "recipes": [{"label": run.label, "text": run.recipe_text} for run in runs],
+        "seeds": words.SEEDS if any(run.told for run in runs) else "",
+        "recipes": [
+            {
+                "label": run.label,
+                "text": run.recipe_text,
+                "note": f"of seed {seed_of(run.members[0])}; the others differ in the seed alone"
+                if run.told
+                else "",
+            }
+            for run in runs
+        ],
         "environments": provenance.environments(runs),
         "reproduce": provenance.reproduce(runs),
     }

@@ -68,28 +68,8 @@ def lines(pairs: list[tuple[str, str]]) -> None:
 
 
 def summary(run: Run) -> dict[str, Any]:
-    """A run's scores and the figures derived from them, for `--json`; missing ones are None."""
-    from perdure.reports.data import SUMMARY, views
+    """A run's scores and figures with their intervals, for `--json`; missing ones are None."""
+    from perdure.reports.data import views
+    from perdure.reports.numbers import of_run
 
-    view = views([run])[0]
-    names = [task.name for task in view.tasks]
-    return {
-        "run": str(run.path),
-        "name": view.name,
-        "method": view.method,
-        "state": view.state,
-        "tasks": names,
-        "scores": [
-            {"after": after, **{name: view.score(after, name) for name in names}}
-            for after in range(len(names) + 1)
-        ],
-        "unseen": [
-            {"task": task, "after": after, "score": score} for task, after, score in view.unseen
-        ],
-        **{key: view.summary(key) for key, *_ in SUMMARY},
-        "general_perplexity": list(view.general),
-        "general_tasks": {
-            task.name: {"metric": task.metric, "scores": list(scores)}
-            for task, scores in view.general_tasks
-        },
-    }
+    return of_run(views([run])[0])

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from perdure.reports.data import MISSING, RunView
@@ -22,7 +22,7 @@ def cost(runs: Sequence[RunView]) -> dict[str, Any] | None:
             "label": run.label,
             "slot": slot,
             "speed": run.tokens_per_second,
-            "training": training_seconds(run),
+            "training": fmean(map(training_seconds, run.members)),
             "scoring": run.scoring_seconds or MISSING,
             "memory": run.peak_memory_mb,
             "steps": len({(r.get("after"), r.get("phase"), r.get("step")) for r in run.log}),
@@ -87,13 +87,13 @@ def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 def environments(runs: Sequence[RunView]) -> list[dict[str, Any]]:
     """One block for each environment: the runs that share it, and its facts."""
     blocks: list[dict[str, Any]] = []
-    for run in runs:
-        facts = _facts(run.environment)
+    for label, member in [(run.label, member) for run in runs for member in run.members]:
+        facts = _facts(member.environment)
         same = next((block for block in blocks if block["facts"] == facts), None)
-        if same:
-            same["labels"].append(run.label)
-        else:
-            blocks.append({"labels": [run.label], "facts": facts})
+        if same is None:
+            blocks.append({"labels": [label], "facts": facts})
+        elif label not in same["labels"]:
+            same["labels"].append(label)
     return blocks
 
 
@@ -121,7 +121,11 @@ def _facts(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
 def reproduce(runs: Sequence[RunView]) -> list[dict[str, str]]:
     """Commands that make each run again: install the same versions, then run its recipe."""
     return [
-        {"label": run.label, "install": _install(run.environment), "run": _command(run)}
+        {
+            "label": run.label,
+            "install": _install(run.environment),
+            "run": "\n".join(map(_command, run.members)),
+        }
         for run in runs
     ]
 

@@ -2,17 +2,19 @@
 
 Runs that were scored on the same rows are compared row by row. A run is best at a figure if it is
 ahead of every other one; where two cannot be told apart, neither is. General ability is ranked like
-the figures of the tasks.
+the figures of the tasks. A mean over seeds is ahead only if the seeds and the rows both say so.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from perdure.reports import words
+from perdure.reports import seeds, words
 from perdure.reports.data import SUMMARY, RunView, comparable
 from perdure.reports.evidence import general_difference
 from perdure.reports.format import listing
+from perdure.scoring.resampling import Interval
 
 GENERAL = "general"
 """Beside the figures of `SUMMARY`: the change on general text since the base model."""
@@ -21,14 +23,38 @@ _HIGHER = {key: higher for key, _, higher, _ in SUMMARY}
 
 def ahead(first: RunView, second: RunView, key: str) -> bool:
     """Whether `first` was shown to be better than `second` at a figure."""
+    if len(first.members) > 1 or len(second.members) > 1:
+        return _ahead_over_seeds(first, second, key)
     if key == GENERAL:
         difference = general_difference(first.evidence, second.evidence)
         return difference is not None and difference.low > 0
+    ends = _by_rows(first, second, key)
+    return ends is not None and _better(ends, key)
+
+
+def _by_rows(first: RunView, second: RunView, key: str) -> Interval | None:
     ours, theirs = first.evidence.figure(key), second.evidence.figure(key)
-    if ours is None or theirs is None:
-        return False
-    ends = ours.minus(theirs).interval()
-    return ends.low > 0 if _HIGHER[key] else ends.high < 0
+    return None if ours is None or theirs is None else ours.minus(theirs).interval()
+
+
+def _better(ends: Interval, key: str) -> bool:
+    return ends.low > 0 if _HIGHER.get(key, True) else ends.high < 0
+
+
+def _ahead_over_seeds(first: RunView, second: RunView, key: str) -> bool:
+    """By seeds, and by rows: all seeds may be scored on the same few rows."""
+    if key == GENERAL:
+        ends = seeds.difference(first, second, _general_gain)
+        # Without any spread nothing is known of the seeds; general texts are not asked again.
+        return ends is not None and ends.low > 0 and ends.low < ends.value
+    ends = seeds.difference(first, second, lambda run: run.summary(key))
+    rows = _by_rows(first, second, key)
+    return ends is not None and rows is not None and _better(ends, key) and _better(rows, key)
+
+
+def _general_gain(run: RunView) -> float | None:
+    change = run.evidence.general_change
+    return None if change is None or math.isnan(change.mean) else change.mean
 
 
 def best(runs: Sequence[RunView], key: str) -> int | None:

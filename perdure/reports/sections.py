@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from perdure.reports import charts, format, glossary, ranking, words
+from perdure.reports import charts, format, ranking, words
 from perdure.reports.colours import STEPS
 from perdure.reports.data import SUMMARY, RunView, TaskFacts, left_out_of_means, task_order
 from perdure.reports.format import number, percent, signed, significant
@@ -107,6 +107,8 @@ def summary(runs: Sequence[RunView]) -> dict[str, Any]:
                     "text": show(run.summary(key), digits),
                     "interval": words.figure_interval(run, key, digits, sign=change),
                     "parts": words.mixed_parts(run, key, digits - 1),
+                    "sd": words.spread_words(run, key, digits),
+                    "cells": words.cells_words(run, key),
                     "best": best[key] == slot,
                 }
             )
@@ -114,6 +116,7 @@ def summary(runs: Sequence[RunView]) -> dict[str, Any]:
         rows.append(
             {
                 "label": run.label,
+                "told": run.told,
                 "slot": slot,
                 "cells": cells,
                 "before": significant(before),
@@ -134,6 +137,7 @@ def heatmaps(runs: Sequence[RunView]) -> list[dict[str, Any]]:
     return [
         {
             "label": run.label,
+            "told": run.told,
             "slot": slot,
             "many": len(run.tasks) >= MANY,
             "tasks": [{"name": t.name, "metric": metric_words(t)} for t in run.tasks],
@@ -230,6 +234,7 @@ def task_charts(runs: Sequence[RunView]) -> list[charts.Chart]:
                 series=series,
                 axis=axis,
                 show=format.printer(task),
+                y_title="score" if task.bounded else metric_words(task).partition(",")[0],
                 # Runs in different orders learn it at different places: then no line is right.
                 learned=[(p, "learned") for p in places if p] if len(places) == 1 else (),
             )
@@ -288,108 +293,15 @@ def general(runs: Sequence[RunView]) -> charts.Chart | None:
         series=series,
         axis=axis,
         show=significant,
+        y_title="perplexity",
     )
-
-
-def losses(runs: Sequence[RunView]) -> list[charts.Chart]:
-    """The tasks' own loss of each run on one shared axis; of older runs the whole loss."""
-    own = all(run.logged("task_loss") for run in runs if run.log)
-    return _step_charts(runs, "task_loss" if own else "loss", [run.label for run in runs])
-
-
-def sums(runs: Sequence[RunView]) -> list[charts.Chart]:
-    """What was trained on, where methods add terms: the task's own loss and all of them."""
-    adding = [run for run in runs if run.logged("task_loss") != run.logged("loss")]
-    adding = [run for run in adding if run.logged("task_loss")]
-    shown = {run.label for run in adding}
-    every = _step_charts(runs, "loss", [run.label for run in runs])
-    return [chart for chart in every if chart.title in shown]
-
-
-def logged_words(runs: Sequence[RunView]) -> list[tuple[str, str]]:
-    """What the figures are that these runs logged."""
-    keys = [key for run in runs for key in ("task_loss", "loss", *run.method_keys, *run.gauge_keys)]
-    return glossary.explained(
-        key for key in dict.fromkeys(keys) if any(run.logged(key) for run in runs)
-    )
-
-
-def method_losses(runs: Sequence[RunView]) -> list[charts.Chart]:
-    """The methods' own losses (`method/...`), each name on an axis of its own."""
-    keys = dict.fromkeys(key for run in runs for key in run.method_keys)
-    drawn = []
-    for key in keys:
-        # method/gere_margin of the run "gere": the label says gere already.
-        name = key.removeprefix("method/")
-        titles = [f"{run.label}: {_without(name, run.method)}" for run in runs]
-        drawn += _step_charts(runs, key, titles)
-    return drawn
-
-
-def gauges(runs: Sequence[RunView]) -> list[charts.Chart]:
-    """How far the model moved from its base, each gauge on an axis of its own."""
-    keys = dict.fromkeys(key for run in runs for key in run.gauge_keys)
-    format = {
-        "gauge/flip_share": "share of states that moved",
-        "gauge/kl": "KL from the base model",
-    }
-    return [
-        chart
-        for key in keys
-        for chart in _step_charts(runs, key, [f"{r.label}: {format.get(key, key)}" for r in runs])
-    ]
-
-
-def _without(name: str, method: str) -> str:
-    rest = name.removeprefix(method).lstrip("_/")
-    return rest if rest and name.startswith((f"{method}_", f"{method}/")) else name
-
-
-def _step_charts(runs: Sequence[RunView], key: str, titles: Sequence[str]) -> list[charts.Chart]:
-    parts = {slot: stretches(run, key) for slot, run in enumerate(runs)}
-    values = [v for found in parts.values() for s in found for _, v in s.values]
-    if not values:
-        return []
-    axis = charts.value_axis(values, from_zero=min(values) >= 0)
-    return [
-        charts.over_steps(
-            title=titles[slot], note="", slot=slot, stretches=found, axis=axis, show=significant
-        )
-        for slot, found in parts.items()
-        if any(s.values for s in found)
-    ]
-
-
-def stretches(run: RunView, key: str) -> list[charts.Stretch]:
-    """What was logged under `key`, by task and phase, steps counted on over the whole run."""
-    groups: dict[tuple[int, str, str], dict[int, float]] = {}
-    lengths: dict[tuple[int, str, str], int] = {}
-    for row in run.log:
-        group = (int(row.get("after", 0)), str(row.get("task", "")), str(row.get("phase", "main")))
-        step = int(row.get("step", 0))
-        lengths[group] = max(lengths.get(group, 0), step, int(row.get("steps") or 0))
-        value = row.get(key)
-        if isinstance(value, int | float) and math.isfinite(value):
-            # Steps done again after a resume replace what a killed process had logged.
-            groups.setdefault(group, {})[step] = float(value)
-    found, start = [], 0
-    phases = {(after, task): 0 for after, task, _ in lengths}
-    for after, task, _ in lengths:
-        phases[(after, task)] += 1
-    for group, length in sorted(lengths.items(), key=lambda item: item[0][0]):
-        after, task, phase = group
-        name = f"{task} ({phase})" if phases[(after, task)] > 1 else task
-        pairs = sorted(groups.get(group, {}).items())
-        values = tuple((float(start + s), v) for s, v in pairs)
-        found.append(charts.Stretch(name, float(start), float(start + length), values))
-        start += length
-    return found
 
 
 def unseen(runs: Sequence[RunView]) -> list[tuple[str, str, str, str]]:
     """Scores on tasks outside the stream: (method, task, after, score)."""
     return [
-        (run.label, task, charts.after_words(after), significant(score))
+        (member.label, task, charts.after_words(after), significant(score))
         for run in runs
-        for task, after, score in run.unseen
+        for member in run.members
+        for task, after, score in member.unseen
     ]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from perdure.errors import printable
 from perdure.reports import format, general, ranking, words
 from perdure.reports.data import SUMMARY, RunData, RunView, TaskFacts, left_out_of_means, views
+from perdure.reports.seeds import grouped
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -198,13 +199,19 @@ def score_table(runs: Sequence[RunData], console: Console | None = None) -> None
     from rich.console import Console
 
     target = console or Console()
-    digested = views(runs)
+    digested = grouped(views(runs))
     for run in digested:
         if run.tasks:
             # Too many tasks for this window: task by task; the report has the whole matrix.
             fits = 16 + sum(_least(task) + 3 for task in run.tasks) <= target.width
             target.print(_matrix_table(run) if fits else _task_table(run))
     target.print(_summary_table(digested))
+    for run in digested:
+        for key, title, _, _ in SUMMARY:
+            if said := words.cells_words(run, key):
+                target.print(_plain(f"{run.label}: {title.lower()} {said}"))
+    if any(run.told for run in digested):
+        target.print(_plain(words.SEEDS))
     if left_out := left_out_of_means(digested):
         target.print(
             _plain(f"not in these means (another unit, or only scored): {', '.join(left_out)}")
@@ -223,7 +230,8 @@ def score_table(runs: Sequence[RunData], console: Console | None = None) -> None
 
 def _matrix_table(run: RunView) -> Table:
     """Rows by tasks learned; the score just after its task was learned stands in bold."""
-    table = _table(f"{run.label}: score on each task after learning ...")
+    over = f", {run.told}" if run.told else ""
+    table = _table(f"{run.label}: score on each task after learning ...{over}")
     table.add_column(_plain(""), overflow="fold", min_width=12)
     for task in run.tasks:
         name = _plain(_heading(task))
@@ -240,7 +248,7 @@ def _matrix_table(run: RunView) -> Table:
 
 def _task_table(run: RunView) -> Table:
     """A row for each task: the base model, just learned, at the end."""
-    table = _table(f"{run.label}: score on each task")
+    table = _table(f"{run.label}: score on each task{f', {run.told}' if run.told else ''}")
     table.add_column("task", overflow="fold")
     for heading in ("base model", "just learned", "at the end"):
         table.add_column(heading, justify="right")
@@ -280,6 +288,7 @@ def _summary_table(runs: Sequence[RunView]) -> Table:
                 show(run.summary(key), digits),
                 words.figure_interval(run, key, digits - 1, sign=key != "average_accuracy"),
                 words.mixed_parts(run, key, digits - 1),
+                words.spread_words(run, key, digits),
             ]
             cells.append(_lines(lines, best[key] == slot))
         before, after = run.general_before, run.general_after
@@ -287,7 +296,8 @@ def _summary_table(runs: Sequence[RunView]) -> Table:
         if not (math.isnan(before) and math.isnan(after)):
             shown = f"{format.significant(before)} → {format.significant(after)}"
         cells.append(_lines([shown, words.general_interval(run)], best[ranking.GENERAL] == slot))
-        table.add_row(_plain(run.label), *cells)
+        seeds = f"{len(run.members)} seeds" if len(run.members) > 1 else ""
+        table.add_row(_lines([run.label, seeds], best=False), *cells)
     return table
 
 

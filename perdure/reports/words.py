@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import stdev
 
 from perdure.reports.data import RunView, TaskFacts
 from perdure.reports.format import (
@@ -259,6 +260,11 @@ def reach_words(change: Change) -> str:
     unit = " nats" if change.nats else ""
     things = "texts" if change.nats else "rows"
     digits = 3 if change.smallest < 0.095 else 2
+    if change.seeds:
+        return (
+            f"{change.seeds} seeds of {change.rows} {things} each; they show a loss from "
+            f"{change.smallest:.{digits}f}{unit} on; more seeds or rows would tell"
+        )
     parts = [f"{change.rows} {things}; they show a loss from {change.smallest:.{digits}f}{unit} on"]
     if change.needed is not None:
         parts.append(f"about {change.needed:,} like these would say {change.would_be}")
@@ -300,18 +306,52 @@ def interval_words(task: TaskFacts, change: Change | None) -> str:
 
 def figure_interval(run: RunView, key: str, digits: int, *, sign: bool) -> str:
     """A summary figure's interval in words; empty where none is known."""
-    drawn = run.evidence.figure(key)
-    if drawn is None:
+    ends = run.evidence.interval(key)
+    return "" if ends is None else between(ends.low, ends.high, digits, sign=sign)
+
+
+SEEDS = (
+    "Runs that differ in their seed alone are one row: the mean over seeds, below it its 95 % "
+    "interval (Student's t, one degree of freedom less than there are seeds) and sd, the standard "
+    "deviation between seeds; where all seeds agree, no interval is known. A seed also draws rows "
+    "and general texts, so the spread holds that too; general text is compared with the same "
+    "run's own base model. Marked best is only what is ahead of all others by the seeds and by "
+    "the rows."
+)
+
+
+def spread_words(run: RunView, key: str, digits: int) -> str:
+    """The standard deviation over seeds: "sd 0.021"; empty for one run."""
+    values = [value for one in run.members if (value := one.summary(key)) is not None]
+    if len(values) < 2 or len(values) < len(run.members):
         return ""
-    ends = drawn.interval()
-    return between(ends.low, ends.high, digits, sign=sign)
+    return f"sd {number(stdev(values), digits)}"
+
+
+def cells_words(run: RunView, key: str) -> str:
+    """Which cells a figure rests on where some were never scored, as after an extension.
+
+    "3 of 4 cells; never scored: german-names after 1". Empty where it rests on all, and for a run
+    that is not complete, of which that is said once.
+    """
+    found = run.matrix.cells(key)
+    if not found.missing or not run.complete:
+        return ""
+    gone: dict[str, list[str]] = {}
+    for cell in found.missing:
+        gone.setdefault(cell.task, []).append(str(cell.after) if cell.after else "none")
+    names = "; ".join(f"{task} after {listing(after)}" for task, after in gone.items())
+    if run.summary(key) is None:
+        return f"not defined; never scored: {names}"
+    every = len(found.used) + len(found.missing)
+    return f"rests on {len(found.used)} of {every} cells; never scored: {names}"
 
 
 def mixed_parts(run: RunView, key: str, digits: int) -> str:
     """What a mean of rises and falls is made of: "mean of +0.06 and −0.06"; else empty."""
     if key not in ("forgetting", "backward_transfer") or run.summary(key) is None:
         return ""
-    parts = list(run.matrix.parts(key).values())
+    parts = list(run.parts(key).values())
     shown = [signed(part, digits) for part in parts]
     if not (any(one[0] == "+" for one in shown) and any(one[0] == "−" for one in shown)):
         return ""

@@ -1,10 +1,20 @@
-"""Where a run keeps the scored rows of a cell of its matrix: items/after-AFTER-TASK.jsonl."""
+"""Where a run keeps the scored rows of a cell of its matrix: items/after-AFTER-TASK.jsonl.
+
+A line is a row: `id`, `score`, `prediction`, `answer`, `prompt`, and `group` where the task
+declares which rows belong together. Runs of an older Perdure have no `group`: there, only rows that
+ask the same question are known to belong together.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from perdure.scoring.intervals import group_numbers
 
 
 def path(run: Path, after: int, task: str) -> Path:
@@ -26,6 +36,15 @@ def to_read(run: Path, after: int, task: str, tasks: Iterable[str]) -> Path:
         return found
     alike = {name for name in tasks if _former(name) == _former(task)}
     return found if alike - {task} else former
+
+
+def groups_of(rows: Sequence[Mapping[str, Any]]) -> NDArray[Any] | None:
+    """Number the groups of scored rows, (rows,): those of one `group` or of the same prompt.
+
+    Returns: None if every row is alone. A prompt that was not kept is like no other.
+    """
+    asked = [" ".join(str(row.get("prompt") or "").split()).casefold() or None for row in rows]
+    return group_numbers([row.get("group") or None for row in rows], asked)
 
 
 def _name(task: str) -> str:

@@ -61,6 +61,8 @@ class Change:
     needed: int | None = None
     """Rows in all, like these, that would tell, only where these do not; None: over ten million, or
     nothing is known of the rows."""
+    seeds: int = 0
+    """How many runs, of another seed each, it is the mean of; 0: it is one run's."""
 
     @property
     def known(self) -> bool:

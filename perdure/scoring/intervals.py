@@ -17,8 +17,8 @@ For right or wrong answers of one model it is exactly Clopper and Pearson's boun
 all changed by the same it is the "rule of three" (n items without a drop leave room for a share of
 3/n that drops), and for many items it is the ordinary bootstrap. The bound is due to Gaffke (2005);
 Learned-Miller and Thomas (2019, arXiv 1905.06208) conjecture, and no one has found an exception,
-that it errs with probability at most alpha for every distribution between `worst` and `best`, at
-every n. A percentile bootstrap without the imagined item has no such property: five equal items
+that the chance of a wrong bound is at most alpha for every distribution between `worst` and `best`,
+at every n. A percentile bootstrap without the imagined item has no such property: five equal items
 give it an interval of width 0.
 
 **Items that belong together.** Five questions on one passage say less than five passages do, so

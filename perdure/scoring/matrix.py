@@ -41,6 +41,22 @@ class Term:
     less: int | None = None
 
 
+@dataclass(frozen=True)
+class Cell:
+    """A place in the matrix: the score on a task after so many were learned."""
+
+    task: str
+    after: int
+
+
+@dataclass(frozen=True)
+class Cells:
+    """What a figure rests on: the cells that are in it, and those that were never scored."""
+
+    used: tuple[Cell, ...]
+    missing: tuple[Cell, ...]
+
+
 class ScoreMatrix:
     """Scores of T tasks before and after learning each of them.
 
@@ -181,6 +197,23 @@ class ScoreMatrix:
         if name == "learning_accuracy":
             return [Term(j, (j + 1,)) for j in self._counted()]
         raise UsageError(f"score matrix: no figure {name!r}", f"one of: {', '.join(self.FIGURES)}")
+
+    def cells(self, name: str) -> Cells:
+        """Which cells a figure rests on, in the order of the tasks.
+
+        A figure that needs a missing cell is not defined. Forgetting passes over those of rows
+        before a task was learned, as after an extension or for a head that was not there yet.
+        """
+        used: list[Cell] = []
+        missing: list[Cell] = []
+        for term in self.terms(name):
+            wanted = set(term.rows) | ({term.less} if term.less is not None else set())
+            if name == "forgetting":
+                wanted |= set(range(1, len(self.tasks)))
+            for row in sorted(wanted):
+                place = Cell(self.tasks[term.task], row)
+                (missing if self._missing(row, term.task) else used).append(place)
+        return Cells(tuple(used), tuple(missing))
 
     def parts(self, name: str) -> dict[str, float]:
         """Return each task's own part of a figure, whose mean is the figure.

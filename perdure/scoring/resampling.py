@@ -6,8 +6,10 @@ cancels in their difference. Rows of different tasks are drawn apart. Two runs t
 the same rows get the same weights too, so that their difference is paired.
 
 The weights are those of `intervals.bootstrap_bounds`, with its one imagined row more, as bad as a
-row can be for the lower end and as good for the upper. For a task whose rows were not kept, each
-cell is drawn from a normal distribution with the standard error that it can have at most.
+row can be for the lower end and as good for the upper. Rows that belong together have one weight,
+that of their group, and the imagined group is as large as the largest. For a task whose rows were
+not kept, each cell is drawn from a normal distribution with the standard error that it can have at
+most.
 
 **Forgetting is a maximum** over several scores of a task, and a maximum of noisy scores is larger
 in the mean than that of the true ones. The figure stays the paper's; its interval is for the
@@ -25,9 +27,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from perdure.scoring.change import ALPHA
-from perdure.scoring.intervals import Array, standard_error
+from perdure.scoring.intervals import Array, bootstrap_bounds, group_sums, standard_error
 from perdure.scoring.matrix import ScoreMatrix, Term
 
 DRAWS = 4_000
@@ -41,8 +44,9 @@ class Column:
     """One task's scores after 0, 1, ... T tasks, nan where missing; bounded by `low` and `high`.
 
     `items` are the rows' scores, (T+1, rows), nan where a cell is missing; None: only their number
-    is known. Columns with the same `key` were scored on the same rows, all others on rows of
-    their own.
+    is known. `groups`, (rows,), tells which of them belong together, as `group_numbers` gives them;
+    None: each is its own. Columns with the same `key` were scored on the same rows, all others on
+    rows of their own.
     """
 
     scores: Array
@@ -51,6 +55,7 @@ class Column:
     low: float = 0.0
     high: float = 1.0
     key: int = 0
+    groups: NDArray[np.int_] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,16 @@ class Drawn:
     def minus(self, other: Drawn) -> Drawn:
         """The difference of two runs' figures; their shared rows have the same weights."""
         return Drawn(self.value - other.value, self.lower - other.upper, self.upper - other.lower)
+
+    @staticmethod
+    def mean(parts: Sequence[Drawn]) -> Drawn:
+        """The mean of several figures, draw by draw: rows that they share have the same weights."""
+        count = len(parts)
+        return Drawn(
+            math.fsum(p.value for p in parts) / count,
+            np.sum([p.lower for p in parts], axis=0) / count,
+            np.sum([p.upper for p in parts], axis=0) / count,
+        )
 
 
 @dataclass(frozen=True)
@@ -113,7 +128,7 @@ def resample(
         for name, wanted in terms.items():
             parts[name] += [_part(term, column, *drawn) for term in wanted if term.task == j]
     figures = {
-        name: _mean(found)
+        name: Drawn.mean(found)
         for name, found in parts.items()
         if found and len(found) == len(terms[name])
     }
@@ -132,27 +147,21 @@ def _terms(matrix: ScoreMatrix, name: str) -> list[Term]:
     return terms if whole else []
 
 
-def _mean(parts: Sequence[Drawn]) -> Drawn:
-    count = len(parts)
-    return Drawn(
-        math.fsum(p.value for p in parts) / count,
-        np.sum([p.lower for p in parts], axis=0) / count,
-        np.sum([p.upper for p in parts], axis=0) / count,
-    )
-
-
 def _draw(column: Column, draws: int) -> tuple[Array, Array] | None:
     """Resampled means of each cell, (T+1, draws), and the imagined row's weight, (draws,)."""
     rng = np.random.default_rng([column.key, 1])
     if column.items is not None:
-        cells, n = column.items.shape
+        sums, sizes = group_sums(column.items, column.groups)
+        cells, n = sums.shape
+        largest = sizes.max()
         means, extra = np.empty((cells, draws)), np.empty(draws)
         step = max(1, _BLOCK // (n + 1))
         for at in range(0, draws, step):
             weights = rng.standard_exponential((min(step, draws - at), n + 1))
-            weights /= weights.sum(axis=1, keepdims=True)
-            means[:, at : at + step] = column.items @ weights[:, :n].T
-            extra[at : at + step] = weights[:, n]
+            # A draw's mean is a ratio: of all scores by weight, and of all rows by weight.
+            weights /= weights @ np.append(sizes, largest)[:, None]
+            means[:, at : at + step] = sums @ weights[:, :n].T
+            extra[at : at + step] = weights[:, n] * largest
         return means, extra
     span = column.high - column.low
     if column.rows <= 0 or not math.isfinite(span):
@@ -194,13 +203,65 @@ def _candidates(
     return [row for row in rows if row == best or reaches(row)]
 
 
-def normal_interval(values: Sequence[float], alpha: float = ALPHA) -> Interval:
-    """Mean of some values with Student's interval; of one value no interval is known."""
-    from scipy import stats
+def mean_interval(
+    scores: Sequence[float],
+    low: float,
+    high: float,
+    groups: NDArray[np.int_] | None = None,
+    alpha: float = ALPHA,
+) -> Interval:
+    """The mean score of some rows with its interval by `intervals.bootstrap_bounds`.
 
+    Args:
+        low, high: what one row's score may be.
+        groups: (rows,), which rows belong together.
+    """
+    values = np.asarray(scores, np.float64)
+    ends = bootstrap_bounds(values, alpha, low, high, groups=groups, draws=DRAWS)
+    return Interval(float(values.mean()), *(min(max(float(e), low), high) for e in ends))
+
+
+def normal_interval(values: Sequence[float], alpha: float = ALPHA) -> Interval:
+    """Mean of some values with Student's interval, n - 1 degrees of freedom.
+
+    `mean -+ t(1 - alpha; n - 1) * s / sqrt(n)`, s with n - 1 below. Of one value no interval is
+    known: its ends are nan.
+    """
     mean = math.fsum(values) / len(values)
     if len(values) < 2:
         return Interval(mean, math.nan, math.nan)
-    spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
-    reach = float(stats.t.ppf(1 - alpha, len(values) - 1)) * spread / math.sqrt(len(values))
+    error = math.sqrt(_variance(values) / len(values))
+    return _student(mean, error, len(values) - 1, alpha)
+
+
+def difference_over_seeds(
+    first: Mapping[str, float], second: Mapping[str, float], alpha: float = ALPHA
+) -> Interval | None:
+    """Mean of `first` less that of `second`, both by seed, with Student's interval.
+
+    Where both have the same seeds, they are paired: the interval is that of the differences. Else
+    it is Welch's (1947), of two samples. None where one has no spread that can be told (one seed).
+    """
+    if min(len(first), len(second)) < 2:
+        return None
+    if set(first) == set(second):
+        return normal_interval([first[seed] - second[seed] for seed in first], alpha)
+    ours, theirs = list(first.values()), list(second.values())
+    mean = math.fsum(ours) / len(ours) - math.fsum(theirs) / len(theirs)
+    a, b = (_variance(values) / len(values) for values in (ours, theirs))
+    if a + b == 0.0:
+        return Interval(mean, mean, mean)
+    freedom = (a + b) ** 2 / (a**2 / (len(ours) - 1) + b**2 / (len(theirs) - 1))
+    return _student(mean, math.sqrt(a + b), freedom, alpha)
+
+
+def _variance(values: Sequence[float]) -> float:
+    mean = math.fsum(values) / len(values)
+    return math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+
+
+def _student(mean: float, error: float, freedom: float, alpha: float) -> Interval:
+    from scipy import stats
+
+    reach = float(stats.t.ppf(1 - alpha, freedom)) * error
     return Interval(mean, mean - reach, mean + reach)

@@ -43,7 +43,8 @@ class TaskScore:
 
     An item is `{"id", "score", "prediction", "answer", "prompt"}`: `id` is a hash of prompt and
     answer (the n-th copy of a row ends in "-n"), `score` is in the metric's range; for perplexity
-    it is the row's own, with `loss` (nats a token) and `tokens` beside it.
+    it is the row's own, with `loss` (nats a token) and `tokens` beside it. `group` is in it where
+    the task declares what rows belong together.
 
     `measures` holds every measure of the task by name, `score` under its metric's name first.
     """
@@ -289,6 +290,7 @@ def _items(
                 "answer": row["answer"],
                 "prompt": _text(row["prompt"]),
             }
+            | ({"group": row["group"]} if row.get("group") else {})
         )
     return items
 

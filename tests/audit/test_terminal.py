@@ -108,3 +108,9 @@ def test_five_measures_are_fewer_lines_than_a_screen():
     measures = tuple(measured(f"department {i}") for i in range(5))
     shown = AuditResult("b", "t", 0.05, 5, 0, False, measures, result.flips)
     assert len(shown.table(80).plain.splitlines()) < 24
+
+
+def test_the_chance_of_an_error_is_said_in_plain_words():
+    text = " ".join(" ".join(printed()).split())
+    assert "The chance that an end of an interval is wrong is at most 0.05 / 5, " in text
+    assert "and that any verdict is false at most 0.05." in text

@@ -30,6 +30,12 @@ def margins(trainer: Any, key: str = "gere_margin") -> list[float]:
     return [row[f"method/{key}"] for row in trainer.state.log_history if "loss" in row]
 
 
+def added(trainer: Any, key: str = "gere_margin") -> list[float]:
+    """What a term adds to the loss: as it is, times the weight that stands beside it."""
+    sizes = zip(margins(trainer, key), margins(trainer, f"{key}_weight"), strict=True)
+    return [term * weight for term, weight in sizes]
+
+
 def arguments(out: Path, cls: Any = TrainingArguments, **options: Any) -> Any:
     return cls(
         str(out), **{
@@ -233,3 +239,24 @@ def main(model_dir: str, out: str, kind: str) -> None:
     if trainer.is_world_process_zero():
         Path(out, "margins.txt").write_text(" ".join(map(str, margins(trainer))))
         Path(out, "losses.txt").write_text(" ".join(map(str, losses)))
+
+
+def test_terms_are_logged_unscaled_with_their_weights(tiny: Any, tmp_path: Path) -> None:
+    """Loss = task_loss + terms times weights, in micro-batches too; three of seven rows are
+    general ones, so label_weight 2 is a weight of 6/7 and weight 0.5 one of 3/14."""
+    trainer = plain(tiny[0], tiny[1], tmp_path, per_device_train_batch_size=2,
+                    gradient_accumulation_steps=2)  # fmt: skip
+    gere = {**GERE, "label_weight": 2.0, "weight": 0.5}
+    perdure.attach(trainer, gere, {"name": "lwf", "weight": 0.25}, general=GENERAL)
+    trainer.train()
+    lines = [row for row in trainer.state.log_history if "loss" in row]
+    for line in lines:
+        terms = [k for k in ("gere_label", "gere_margin", "lwf") if f"method/{k}_weight" in line]
+        parts = [line[f"method/{k}"] * line[f"method/{k}_weight"] for k in terms]
+        assert line["task_loss"] + sum(parts) == pytest.approx(line["loss"], abs=2e-4)
+    last = lines[-1]
+    assert last["method/gere_label_weight"] == pytest.approx(6 / 7, rel=1e-4)
+    assert last["method/gere_margin_weight"] == pytest.approx(3 / 14, rel=1e-4)
+    assert last["method/lwf_weight"] == pytest.approx(0.25, rel=1e-4)
+    assert lines[0]["method/gere_margin"] == 0.0  # the base itself: no weight can be told
+    assert "method/gere_margin_weight" not in lines[0]

@@ -13,7 +13,7 @@ import torch
 from families import family
 from small_tasks import GENERAL, general_method
 from test_gere import STATES, by_full_states, close, moved
-from test_gere_dropin import arguments, margins, rows
+from test_gere_dropin import added, arguments, margins, rows
 from tiny_runs import write_recipe
 from torch import Tensor, tensor
 from transformers import Trainer, TrainerCallback
@@ -410,7 +410,7 @@ def test_a_steps_loss_by_reduction_and_statistics(
     trainer.train()
     (found,) = (row["loss"] for row in trainer.state.log_history if "loss" in row)
     assert found == pytest.approx(float(total[stats]), rel=1e-5, abs=1e-4)
-    (margin,) = margins(trainer)
+    (margin,) = added(trainer)
     assert margin == pytest.approx(10 * sum(held[stats]) / 7, rel=1e-4)
     other = next(sum(h) for name, h in held.items() if name != stats)
     assert margin != pytest.approx(10 * other / 7, rel=1e-3)
@@ -451,7 +451,7 @@ def test_official_through_a_step(tiny: Any, tmp_path: Path, loss: str) -> None:
     trainer.train()
     (found,) = (row["loss"] for row in trainer.state.log_history if "loss" in row)
     assert found == pytest.approx(float((task + label) / 2 + 10 * term), rel=1e-5, abs=1e-4)
-    assert margins(trainer, f"gere_{loss}") == [pytest.approx(float(10 * term), rel=1e-4)]
+    assert added(trainer, f"gere_{loss}") == [pytest.approx(float(10 * term), rel=1e-4)]
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import torch
 from families import family
 from small_tasks import GENERAL, general_method
 from test_gere import moved
-from test_gere_dropin import arguments, margins, rows
+from test_gere_dropin import added, arguments, margins, rows
 from test_gere_more import by_two_passes, distances, losses, states, trainer_of, weights
 from torch import Tensor, tensor
 
@@ -80,8 +80,8 @@ def test_a_dynamic_weight_and_its_limit(tiny: Any, tmp_path: Path, limit: Any) -
     weight = (ce / term).clamp(max=limit or torch.inf)
     assert float((ce / term).min()) > 0.5
     assert margins(found["trainer"], "gere_weight") == [near(weight.mean())]
-    assert margins(found["trainer"], "gere_term") == [near(term.mean())]
-    assert margins(found["trainer"]) == [near(3 / 7 * (weight * term).mean())]
+    assert margins(found["trainer"], "gere_margin") == [near(term.mean())]
+    assert added(found["trainer"]) == [near(3 / 7 * (weight * term).mean())]
 
 
 @pytest.mark.parametrize("limit", [None, 0.5])
@@ -93,7 +93,7 @@ def test_a_dynamic_weight_of_a_whole_micro_batch(tiny: Any, tmp_path: Path, limi
     assert len({len(e) for e in found["e"]}) == 1  # so that a mean of means is that of tokens
     ce = (torch.cat(found["task"]).mean() + general.mean()) / 2
     weight = (ce / term).clamp(max=limit or torch.inf)
-    assert margins(found["trainer"]) == [near(weight * term)]
+    assert added(found["trainer"]) == [near(weight * term)]
     assert found["loss"] == near(ce + weight * term)
 
 
@@ -102,13 +102,13 @@ def test_a_reduction_over_a_whole_micro_batch(tiny: Any, tmp_path: Path, reducti
     found = step(tiny, tmp_path, reduction=reduction, weight=2.0, **MICRO)
     e = torch.cat(found["e"])
     term = e.mean() if reduction == "elements" else e.sum(-1).mean()
-    assert margins(found["trainer"]) == [near(2 * term)]
+    assert added(found["trainer"]) == [near(2 * term)]
 
 
 def test_the_temperature_of_kl(tiny: Any, tmp_path: Path) -> None:
     found = step(tiny, tmp_path, name="gere_kl", temperature=1.5, weight=1.0, top=512)
     each = [kl(new, old, 1.5).mean() for new, old in found["kl"]]
-    assert margins(found["trainer"], "gere_kl") == [near(3 / 7 * torch.stack(each).mean())]
+    assert added(found["trainer"], "gere_kl") == [near(3 / 7 * torch.stack(each).mean())]
 
 
 def test_official_in_micro_batches_of_one(tiny: Any, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_runs import FORGETS, KEEPS, NAN, make_run, three_methods
+from synthetic_runs import FORGETS, KEEPS, NAN, make_run, three_methods, twelve_runs
 
 from perdure.reports import colours, write_report
 
@@ -23,7 +23,9 @@ pytestmark = [
     ),
 ]
 WIDTHS = (360, 768, 1280)
-PAGES = ("compare", "single", "hostile")
+PAGES = ("compare", "single", "hostile", "twelve")
+MOST = {"single": 6, "twelve": 8}
+"""Sheets of paper; one run in 7 and twelve in 14 were mostly white."""
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
 
 SETTINGS = (
@@ -95,7 +97,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         )
         for i, rows in enumerate((FORGETS, KEEPS))
     ]  # fmt: skip
-    found = {"compare": runs, "single": runs[2:], "hostile": hostile}
+    found = {"compare": runs, "single": runs[2:], "hostile": hostile,
+             "twelve": twelve_runs(folder / "twelve")}  # fmt: skip
     return {name: write_report(rows, folder / f"{name}.html") for name, rows in found.items()}
 
 
@@ -193,7 +196,7 @@ def test_prints(pages: dict[str, Path], tmp_path: Path, page: str) -> None:
     pdf = out.read_bytes()
     assert pdf.startswith(b"%PDF")
     count = len(re.findall(rb"/Type\s*/Page\b(?!s)", pdf))
-    assert 3 <= count <= 14
+    assert 3 <= count <= MOST.get(page, 14)
 
 
 def test_a_screenshot_shows_the_page(pages: dict[str, Path], tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from synthetic_runs import (
 from tiny_runs import write_recipe
 
 from perdure.errors import UsageError
-from perdure.reports import charts, colours, format, provenance, ranking, sections, words
+from perdure.reports import charts, colours, format, provenance, ranking, sections, training, words
 from perdure.reports.data import RunView, TaskFacts, views
 from perdure.reports.evidence import Margins, of_scores
 from perdure.reports.figures import write_figure
@@ -375,7 +375,7 @@ def test_steps_count_on_over_tasks_and_phases(tmp_path: Path) -> None:
         {**row, "after": 1, "task": "topic", "phase": "main", "step": 3, "steps": 3, "loss": 2.0},
         {**row, "after": 2, "task": "language", "phase": "main", "step": 1, "steps": 1},
     ])  # fmt: skip
-    found = sections.stretches(view(Run.open(run.path)), "loss")
+    found = training.stretches(view(Run.open(run.path)), "loss")
     assert [(s.task, s.start, s.end, s.values) for s in found] == [
         ("topic (warm)", 0, 2, ((1, 1.0),)),
         ("topic (main)", 2, 5, ((5, 2.0),)),
@@ -496,7 +496,7 @@ def test_every_section_is_there(three: list[Run]) -> None:
     text = render(three)
     for heading in ("What was learned, what was forgotten", "From base model to end",
                     "Methods side by side", "Score matrix", "Task by task", "General ability",
-                    "Training", "The methods’ own losses", "Cost", "Reproduce",
+                    "Training", "The methods’ terms, before any weight", "Cost", "Reproduce",
                     "What differs between the recipes", "Run it again", "Recipe",
                     "Environment"):  # fmt: skip
         assert f">{heading}<" in text, heading
@@ -625,13 +625,36 @@ def test_a_tasks_own_loss_is_drawn_apart_from_the_sum(tmp_path: Path) -> None:
         rows = [row | {"task_loss": row["loss"], "loss": row["loss"] + extra} for row in rows]
         write_lines(one.path / "log.jsonl", rows)
     found = views([Run.open(run.path), Run.open(plain.path)])
-    assert [chart.title for chart in sections.losses(found)] == ["gere", "sequential"]
-    assert [chart.title for chart in sections.sums(found)] == ["gere"]
-    first, second = sections.losses(found)
+    assert [chart.title for chart in training.losses(found)] == ["gere", "sequential"]
+    assert [chart.title for chart in training.sums(found)] == ["gere"]
+    first, second = training.losses(found)
     assert first.table == second.table
     page = render([Run.open(run.path), Run.open(plain.path)])
     assert "What was trained on" in page
     assert "<dt>gere_label</dt>" in page
+
+
+def test_terms_are_drawn_unscaled_beside_their_weight(tmp_path: Path) -> None:
+    """loss = task_loss + term * weight: 2.0 = 1.4 + 0.9 * 2/3; each chart says its unit."""
+    run = make_run(tmp_path / "gere", "gere", KEEPS)
+    lines = [
+        {**row, "task_loss": 1.4, "loss": 2.0, "method/gere_label": 0.9,
+         "method/gere_label_weight": 2 / 3}
+        for row in run.log_rows()
+    ]  # fmt: skip
+    write_lines(run.path / "log.jsonl", lines)
+    (term,) = training.method_losses([view(run)])
+    assert (term.title, term.note) == ("gere: label", "times a weight of 0.667")
+    assert term.table.rows[0][2] == "0.900"
+    (own,), (whole,) = training.losses([view(run)]), training.sums([view(run)])
+    assert (own.table.rows[0][2], whole.table.rows[0][2]) == ("1.40", "2.00")
+    assert {chart.y_title for chart in (own, whole, term)} == {"nats a token"}
+    page = render([run])
+    assert "<dt>weight</dt>" in page
+    assert page.count(">nats a token</text>") == 3
+    for chart in (own, whole, term, *sections.task_charts([view(run)])):
+        assert chart.y_title
+        assert all(re.fullmatch("[−0-9.,e]+", tick.label) for tick in chart.y_ticks)
 
 
 def test_what_is_logged_is_explained() -> None:
@@ -642,7 +665,7 @@ def test_what_is_logged_is_explained() -> None:
     text = "\n".join(p.read_text(encoding="utf-8") for p in (folder / "methods").glob("*.py"))
     names = set(re.findall(r"ctx\.log\(\"(\w+)\"", text))
     names |= set(re.findall(r"(?:return \{|losses\[)\"(\w+)\"", text))
-    assert {"gere_label", "gere_term", "replay", "lwf", "rewind_factor"} <= names
+    assert {"gere_label", "gere_weight", "replay", "lwf", "rewind_factor"} <= names
     # GeRe's family gives its held term a short name, before which "gere_" is put.
     known = {key.removeprefix("method/").removeprefix("gere_") for key in EXPLAINED}
     assert {name.removeprefix("gere_") for name in names} <= known
@@ -856,7 +879,7 @@ def test_figure_of_odd_runs(tmp_path: Path) -> None:
 
 
 def test_names_of_own_losses(three: list[Run]) -> None:
-    titles = [chart.title for chart in sections.method_losses(views(three))]
+    titles = [chart.title for chart in training.method_losses(views(three))]
     assert titles == ["replay: kept", "gere: label", "gere: margin"]
 
 
@@ -889,7 +912,7 @@ def test_report_of_a_real_run(tiny_model_dir: Path, tmp_path: Path) -> None:
         for task in ("colour", "count"):
             assert f">{format.number(matrix.value(after, task))}<" in text
     assert digest.method_keys  # GeRe has losses of its own
-    for key in digest.method_keys:
+    for key in (k for k in digest.method_keys if not k.endswith(("label_weight", "margin_weight"))):
         assert f">gere: {key.removeprefix('method/gere_')}<" in text
     assert format.significant(digest.general_after) in text
     score_table([run], target)

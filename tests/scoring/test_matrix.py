@@ -197,3 +197,24 @@ def test_scores_of_another_range_are_in_no_mean() -> None:
     again = ScoreMatrix.from_json(matrix.to_json())
     assert again.left_out == ("wide",)
     assert again.summary() == matrix.summary()
+
+
+@pytest.mark.unit
+def test_which_cells_a_figure_rests_on() -> None:
+    """A task that joined later has no score in the rows between the base and its learning."""
+    matrix = ScoreMatrix(["a", "b", "c"])
+    for after in range(4):
+        matrix.record(after, "a", 0.5)
+        matrix.record(after, "c", 0.5)
+    for after in (0, 2, 3):
+        matrix.record(after, "b", 0.5)
+    found = matrix.cells("forgetting")
+    assert [(c.task, c.after) for c in found.missing] == [("b", 1)]
+    assert [(c.task, c.after) for c in found.used] == [
+        ("a", 1), ("a", 2), ("a", 3), ("b", 2), ("b", 3),
+    ]  # fmt: skip
+    assert [(c.task, c.after) for c in matrix.cells("average_accuracy").used] == [
+        ("a", 3), ("b", 3), ("c", 3),
+    ]  # fmt: skip
+    forward = matrix.cells("forward_transfer")  # b just before it was learned is missing
+    assert [(c.task, c.after) for c in forward.missing] == [("b", 1)]

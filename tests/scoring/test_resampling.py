@@ -9,7 +9,13 @@ import pytest
 
 from perdure.scoring.intervals import bootstrap_bounds, noise
 from perdure.scoring.matrix import ScoreMatrix
-from perdure.scoring.resampling import Column, normal_interval, resample
+from perdure.scoring.resampling import (
+    Column,
+    difference_over_seeds,
+    mean_interval,
+    normal_interval,
+    resample,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -175,3 +181,50 @@ def test_spread_over_seeds_by_hand() -> None:
     # t of 2 degrees of freedom at 97.5 %: 4.302653; the standard deviation is 0.1
     assert found.high - found.value == pytest.approx(4.302653 * 0.1 / math.sqrt(3))
     assert math.isnan(normal_interval([0.4]).low)
+
+
+def test_a_difference_is_paired_by_seed_or_welchs() -> None:
+    """By hand: t(.975, 2) = 4.302653. Differences .19, .20, .21 have s = .01."""
+    first = {"0": 0.60, "1": 0.75, "2": 0.90}
+    paired = difference_over_seeds(first, {"0": 0.41, "1": 0.55, "2": 0.69})
+    assert paired is not None
+    reach = 4.302653 * 0.01 / math.sqrt(3)
+    assert [paired.value, paired.low, paired.high] == pytest.approx([0.2, 0.2 - reach, 0.2 + reach])
+    # Welch: s2/n = .01 of each, so a standard error of sqrt(.02), .02^2 / (.01^2 + .01^2) = 2.
+    other = difference_over_seeds({"0": 0.6, "1": 0.8}, {"5": 0.1, "6": 0.3})
+    assert other is not None
+    reach = 4.302653 * math.sqrt(0.02)
+    assert [other.value, other.low, other.high] == pytest.approx([0.5, 0.5 - reach, 0.5 + reach])
+    assert difference_over_seeds({"0": 0.6}, first) is None
+
+
+def test_groups_have_one_weight() -> None:
+    """By hand: of two groups of five rows one is all right, so a draw is Beta's: 1 - sqrt(.975) is
+    the .025 quantile of Beta(1, 2), sqrt(.975) the .975 quantile of Beta(2, 1)."""
+    groups = np.repeat([0, 1], 5)
+    items = np.repeat([1.0, 0.0], 5)[None, :]
+    matrix = ScoreMatrix(["t"])
+    matrix.record(0, "t", 0.5)
+    items = np.concatenate([items, np.full((1, 10), np.nan)])
+    scores = np.array([0.5, math.nan])
+    ends = (1 - math.sqrt(0.975), math.sqrt(0.975))
+    found = resample(matrix, [Column(scores, 10, items, groups=groups)], draws=40_000)
+    assert (found.low[0, 0], found.high[0, 0]) == pytest.approx(ends, abs=0.004)
+    alone = resample(matrix, [Column(scores, 10, items)], draws=40_000)
+    # Clopper and Pearson's interval of 5 in 10 is .187 to .813.
+    assert (alone.low[0, 0], alone.high[0, 0]) == pytest.approx((0.187, 0.813), abs=0.006)
+    one = mean_interval([1.0] * 5 + [0.0] * 5, 0.0, 1.0, groups)
+    assert (one.low, one.high) == pytest.approx(ends, abs=0.008)
+
+
+def test_unequal_groups_are_a_ratio() -> None:
+    """As `bootstrap_bounds` has it for the same rows, within the noise of two sets of draws."""
+    groups = np.array([0, 0, 0, 1, 2, 2, 3, 4, 5, 6])
+    items = np.array([1, 1, 1, 0, 1, 0, 1, 0, 1, 1], np.float64)
+    matrix = ScoreMatrix(["t"])
+    matrix.record(0, "t", 0.7)
+    cells = np.stack([items, np.full(10, np.nan)])
+    column = Column(np.array([0.7, math.nan]), 10, cells, groups=groups)
+    found = resample(matrix, [column], draws=40_000)
+    low, high = bootstrap_bounds(items, 0.025, 0.0, 1.0, groups=groups, draws=40_000)
+    assert (found.low[0, 0], found.high[0, 0]) == pytest.approx((float(low), float(high)), abs=0.01)

@@ -83,6 +83,13 @@ def test_label_likelihood_equals_full_rows(strong):
     assert found.higher_is_better
 
 
+def test_items_keep_the_group_that_a_row_declares(strong):
+    rows = task("label_likelihood").test
+    some = task("label_likelihood", test=({**rows[0], "group": "p. 7"}, rows[1]))
+    found = score_task(*strong, some).items
+    assert [item.get("group") for item in found] == ["p. 7", None]
+
+
 def test_a_label_by_hand(strong):
     """With a head of zeros every token has probability 1/V, so the label of fewest tokens wins."""
     model, encoder = strong

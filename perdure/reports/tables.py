@@ -1,0 +1,150 @@
+"""The table of a comparison for a spreadsheet (CSV), a paper (LaTeX) or a README (Markdown).
+
+CSV holds every number in full, a line a method, empty where one is missing. LaTeX and Markdown are
+what the terminal prints: rounded, each figure with its interval, the best ones in bold, which only
+those are that are ahead of all others (`ranking`).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+from perdure.errors import UsageError
+from perdure.reports import format, numbers, ranking, words
+from perdure.reports.data import SUMMARY, RunData, RunView, task_order, views
+from perdure.reports.seeds import grouped, seed_of
+
+Form = Literal["csv", "latex", "markdown"]
+FORMS: tuple[str, ...] = get_args(Form)
+FIGURES = ("average_accuracy", "backward_transfer", "forgetting")
+"""Of the rounded tables; CSV has all."""
+_TEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+}  # fmt: skip
+
+
+def table(runs: Sequence[RunData], form: str) -> str:
+    """The table as text that ends in a newline.
+
+    Raises: UsageError for a form that is none of `FORMS`.
+    """
+    if form not in FORMS:
+        raise UsageError(f"--table {form}: no such form", f"one of: {', '.join(FORMS)}")
+    shown = grouped(views(runs))
+    return {"csv": _csv, "latex": _latex, "markdown": _markdown}[form](shown)
+
+
+def _csv(runs: Sequence[RunView]) -> str:
+    tasks = [task.name for task in task_order(runs)]
+    figures = [f"{key}{end}" for key in numbers.KEYS for end in ("", "_low", "_high", "_sd")]
+    ends = [f"end:{task}{end}" for task in tasks for end in ("", "_low", "_high")]
+    general = ["general_base", "general_end", "general_nats", "general_nats_low",
+               "general_nats_high"]  # fmt: skip
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["method", "seeds", "runs", *figures, *ends, *general])
+    for run in runs:
+        cells: list[Any] = []
+        for key in numbers.KEYS:
+            found = numbers.figure(run, key)
+            cells += [found["mean"], found["low"], found["high"], found["sd"]]
+        for task in tasks:
+            score = run.score(len(run.tasks), task)
+            cell = run.evidence.cell(len(run.tasks), task) if task in run.matrix.tasks else None
+            cells += [score, *((None, None) if cell is None else (cell.low, cell.high))]
+        change = run.evidence.general_change
+        cells += [run.general_before, run.general_after]
+        # As printed elsewhere: above 0 is a rise of the loss.
+        cells += [None] * 3 if change is None else [-change.mean, -change.high, -change.low]
+        seeds = " ".join(map(seed_of, run.members))
+        writer.writerow([run.label, seeds, len(run.members), *map(_number, cells)])
+    return out.getvalue()
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or not math.isfinite(value) else repr(float(value))
+
+
+def _rounded(runs: Sequence[RunView]) -> tuple[list[str], list[list[tuple[str, str, bool]]]]:
+    """Headings, and for each method its cells: (figure, interval, best)."""
+    digits = 1 + format.digits_for(min((t.rows for r in runs for t in r.tasks), default=0))
+    wanted = [row for row in SUMMARY if row[0] in FIGURES]
+    best = {key: ranking.best(runs, key) for key in (*FIGURES, ranking.GENERAL)}
+    heads = ["Method", "Seeds", *(f"{title} {'↑' if up else '↓'}" for _, title, up, _ in wanted)]
+    general = any(run.general for run in runs)
+    heads += ["General perplexity ↓"] if general else []
+    rows = []
+    for slot, run in enumerate(runs):
+        cells = [(run.label, "", False), (", ".join(map(seed_of, run.members)), "", False)]
+        for key, _, _, _ in wanted:
+            show = format.signed if key == "backward_transfer" else format.number
+            ends = words.figure_interval(run, key, digits, sign=key == "backward_transfer")
+            cells.append((show(run.summary(key), digits), ends, best[key] == slot))
+        if general:
+            values = (run.general_before, run.general_after)
+            text = " → ".join(map(format.significant, values))
+            cells.append((text, words.general_interval(run), best[ranking.GENERAL] == slot))
+        rows.append(cells)
+    return heads, rows
+
+
+def _markdown(runs: Sequence[RunView]) -> str:
+    heads, rows = _rounded(runs)
+
+    def clean(text: str) -> str:
+        return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+
+    def cell(found: tuple[str, str, bool]) -> str:
+        text, ends, best = clean(found[0]), clean(found[1]), found[2]
+        return (f"**{text}**" if best else text) + (f" ({ends})" if ends else "")
+
+    lines = [heads, ["---", "---", *["---:"] * (len(heads) - 2)], *[map(cell, r) for r in rows]]
+    drawn = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return f"{drawn}\n{_small_print(runs)}\n"
+
+
+def _latex(runs: Sequence[RunView]) -> str:
+    heads, rows = _rounded(runs)
+
+    def cell(found: tuple[str, str, bool]) -> str:
+        text, ends, best = tex(found[0]), tex(found[1]), found[2]
+        text = rf"\textbf{{{text}}}" if best else text
+        return rf"{text} {{\small ({ends})}}" if ends else text
+
+    lines = [
+        rf"% Needs \usepackage{{booktabs}}. {_small_print(runs)}",
+        rf"\begin{{tabular}}{{ll{'r' * (len(heads) - 2)}}}",
+        r"\toprule",
+        rf"{' & '.join(map(tex, heads))} \\",
+        r"\midrule",
+        *(rf"{' & '.join(map(cell, row))} \\" for row in rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def tex(text: str) -> str:
+    """Text as LaTeX prints it: its own signs escaped, arrows, minus and dash as commands."""
+    signs: dict[str, str] = _TEX | {
+        "↑": r"$\uparrow$", "↓": r"$\downarrow$", "→": r"$\rightarrow$", "−": "$-$", "–": "--",
+        "×": r"$\times$", "∞": r"$\infty$", "\n": " ",
+    }  # fmt: skip
+    return "".join(signs.get(sign, sign) for sign in text)
+
+
+def _small_print(runs: Sequence[RunView]) -> str:
+    over = (
+        "over seeds (Student's t, n - 1) where there are several, else over test rows"
+        if any(len(run.members) > 1 for run in runs)
+        else "over test rows"
+    )
+    return (
+        f"In brackets: 95 % intervals, {over}; of general perplexity, of its change. "
+        "Bold: ahead of all others beyond the interval of the difference."
+    )
