@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import date
 from typing import Any
 
 import torch
@@ -56,6 +57,7 @@ class Measured:
     Args:
         model, tokenizer: as `perdure.models.load_saved` returns them; the weights stay as they are.
         chat_template, max_prompt_length: as in `Encoder`; with examples a prompt stays whole.
+        today: the day whose date a template writes; None is that of now.
     """
 
     def __init__(
@@ -68,9 +70,12 @@ class Measured:
         sizes: Sizes | None = None,
         side: str = "",
         on_progress: Progress | None = None,
+        today: date | None = None,
     ) -> None:
         self._whole = Encoder(tokenizer, chat_template, variables=variables)
         self.encoder = Encoder(tokenizer, chat_template, None, max_prompt_length, variables)
+        for encoder in (self._whole, self.encoder) if today is not None else ():
+            encoder.pin(today)
         self.model = model
         self.sizes, self.side = sizes or Sizes(), side
         self._progress = on_progress

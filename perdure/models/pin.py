@@ -20,11 +20,20 @@ def files_of(model: ModelConfig) -> dict[str, str]:
 
     Reads every byte, about a second for each GB. Empty where the model is no place of files.
     """
-    found = {f"base model, {path.name}": sha256(path) for path in _weights(model)}
+    return base_files(model) | template_files(model)
+
+
+def base_files(model: ModelConfig) -> dict[str, str]:
+    """As `files_of`, of the base model's own files alone."""
+    return {f"base model, {path.name}": sha256(path) for path in _weights(model)}
+
+
+def template_files(model: ModelConfig) -> dict[str, str]:
+    """As `files_of`, of the recipe's chat template alone."""
     template = model.chat_template
     if template not in ("auto", "none") and (file := Path(template).expanduser()).is_file():
-        found[f"chat template, {file.name}"] = sha256(file)
-    return found
+        return {f"chat template, {file.name}": sha256(file)}
+    return {}
 
 
 def _weights(model: ModelConfig) -> list[Path]:

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from perdure.errors import brief
-from perdure.files import cache_folder, read_lines, write_atomic
+from perdure.files import cache_folder, read_lines
 from perdure.recipe.mistakes import near
+from perdure.seals import is_whole, write_sealed
 from perdure.streams.cells import ClassName, one_spaced
 from perdure.streams.hub import asked_once
 from perdure.streams.tables import Mistakes, Record, Table, choices, listed, shown
@@ -264,7 +265,9 @@ class Reader:
         about = json.dumps([dataset, subset, split, column, count, seed])
         kept = cache_folder() / f"texts/{hashlib.sha256(about.encode()).hexdigest()[:12]}.jsonl"
         if where == dataset and kept.exists():
-            return [line["text"] for line in read_lines(kept)]
+            if is_whole(kept):
+                return [line["text"] for line in read_lines(kept)]
+            logger.warning("%s: damaged, so it is made again", kept)
         found: dict[str, str] = {}
         far = where == dataset
         with self._hub_mistakes(name, split, "general.source", "a hub data set: FILE.jsonl", far):
@@ -282,7 +285,7 @@ class Reader:
             if where == dataset:
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 lines = (json.dumps({"text": text}) + "\n" for text in found.values())
-                write_atomic(kept, "".join(lines))
+                write_sealed(kept, "".join(lines))
             return list(found.values())
         return None
 
