@@ -74,8 +74,9 @@ class Measured:
     ) -> None:
         self._whole = Encoder(tokenizer, chat_template, variables=variables)
         self.encoder = Encoder(tokenizer, chat_template, None, max_prompt_length, variables)
-        for encoder in (self._whole, self.encoder) if today is not None else ():
-            encoder.pin(today)
+        if today is not None:
+            self._whole.pin(today)
+            self.encoder.pin(today)
         self.model = model
         self.sizes, self.side = sizes or Sizes(), side
         self._progress = on_progress

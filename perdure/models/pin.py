@@ -36,17 +36,25 @@ def template_files(model: ModelConfig) -> dict[str, str]:
     return {}
 
 
-def _weights(model: ModelConfig) -> list[Path]:
+def folder_of(model: ModelConfig) -> Path | None:
+    """The folder, or the GGUF file, that a base model is read from; None where it is not known.
+
+    Of a hub model it is that in the hub's cache.
+    """
     try:
         place = locate(model.path)
     except ModelError:
-        return []
+        return None
     if place.gguf:
-        return [Path(place.name) / place.gguf]
-    folder = Path(place.name) if place.local else _snapshot(place.name, model.revision)
-    if folder is None:
-        return []
-    return sorted(p for p in folder.iterdir() if p.suffix in ENDINGS and p.is_file())
+        return Path(place.name) / place.gguf
+    return Path(place.name) if place.local else _snapshot(place.name, model.revision)
+
+
+def _weights(model: ModelConfig) -> list[Path]:
+    place = folder_of(model)
+    if place is None or place.is_file():
+        return [] if place is None else [place]
+    return sorted(p for p in place.iterdir() if p.suffix in ENDINGS and p.is_file())
 
 
 def _snapshot(name: str, revision: str | None) -> Path | None:
