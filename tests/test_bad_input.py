@@ -229,6 +229,11 @@ def test_a_mistake_in_a_file_that_is_called_as_a_section_is(shop: Path) -> None:
 def test_every_mistake_is_listed_where_that_is_asked_for(shop: Path) -> None:
     Path("colour-train.jsonl").write_text("nonsense\n" * 26)
     told = refused()
+    assert told.count("broken JSON") == 1  # it is one mistake, and the same in each row
+    assert told.endswith("  so it is in 26 rows: 1, 2, 3, ...\n  nothing was loaded or written\n")
+    different = "".join(f"{' ' * n}nonsense\n" for n in range(26))
+    Path("colour-train.jsonl").write_text(different)
+    told = refused()
     assert told.count("broken JSON") == 10
     assert told.endswith(
         "colour-train.jsonl: and 16 more mistakes\n"

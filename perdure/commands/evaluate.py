@@ -137,13 +137,14 @@ def _score(
             name,
             loaded,
             limit=general.limit if general else None,
+            group=general.group if general else None,
             batch_size=recipe.scoring.batch_size,
             precision=precision,
             accelerator=state,
             on_progress=partial(display.scoring, run.methods_name, name),
         )
         line = general_line(after, name, general_score, time.monotonic() - started)
-        found.append((line, []))
+        found.append((line, list(general_score.items)))
     return found
 
 

@@ -42,11 +42,13 @@ def _run(
 
     recipe = load_recipe(path, overrides)
     target = out or free_name(recipe)
-    if not check and first_process() and target.exists():
-        raise RunError(
-            f"{target}: exists already, and a run is never overwritten",
-            (f"go on with it: perdure resume {target}", "or choose another --out"),
-        )
+    taken = RunError(
+        f"{target}: exists already, and a run is never overwritten",
+        (f"go on with it: perdure resume {target}", "or choose another --out"),
+    )
+    refused = first_process() and target.exists()
+    if refused and not check:
+        raise taken
     with working():
         display: Any = make_display(json=as_json)
         with display, _placed(recipe):
@@ -63,6 +65,8 @@ def _run(
             )
     if check:
         emit(planned.to_dict()) if as_json else show(planned)
+        if refused:  # all else is right, but the run would end here
+            raise taken
         return
     made = Run.create(target, recipe)
     if first_process() and not as_json:

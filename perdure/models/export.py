@@ -16,7 +16,7 @@ from perdure.models.load import load_saved, resolve_saved
 from perdure.models.pin import folder_of
 
 if TYPE_CHECKING:
-    from perdure.recipe.schema import ModelConfig
+    pass
 
 Target = Literal["merged", "peft"]
 TARGETS: tuple[Target, ...] = ("merged", "peft")

@@ -131,5 +131,5 @@ def test_a_folder_that_the_run_did_not_leave_is_not_its_model(tmp_path):
     assert resolve_saved(run) == two / "model"  # damaged, which is told where it is read
     shutil.rmtree(two)
     (run / "finished").write_text("{}")
-    with pytest.raises(ModelError, match="the model after its last task is gone: .* after 1 tasks"):
+    with pytest.raises(ModelError, match=r"model after its last task is gone: .* after 1 tasks"):
         resolve_saved(run)

@@ -81,7 +81,16 @@ def checkpoint(run: Run, name: str, after: int = 1) -> Path:
 def test_what_lies_beside_a_runs_checkpoints_is_none(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
-    strange = ["task-1-copy2", "task-3", "task-9", "task-01", "task-²", "task-1.bak", "task-", "task-2.part"]
+    strange = [
+        "task-1-copy2",
+        "task-3",
+        "task-9",
+        "task-01",
+        "task-²",
+        "task-1.bak",
+        "task-",
+        "task-2.part",
+    ]
     for name in ("task-1", *strange):
         checkpoint(run, name)
     tasks = [{"name": name, "version": "1"} for name in TASKS]
@@ -129,7 +138,7 @@ def test_a_lost_or_changed_row_is_noticed(tmp_path: Path) -> None:
             f"{file}: damaged: lines that were written are gone or changed"
         )
         assert run.items(0, "t1") == [{"text": "three"}]
-        with pytest.raises(RunError, match="after-0-t0.jsonl: damaged"):
+        with pytest.raises(RunError, match=r"after-0-t0\.jsonl: damaged"):
             verify_scores(run)
     file.unlink()
     assert "after-0-t0.jsonl: damaged" in damaged_rows(run)

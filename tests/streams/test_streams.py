@@ -526,9 +526,14 @@ def test_too_few_rows_to_split(tmp_path: Path) -> None:
 def test_many_mistakes_of_one_file_are_counted(tmp_path: Path) -> None:
     write(tmp_path / "t.jsonl", [{"prompt": ["a"], "answer": "b"}] * 25)
     text = mistakes(tmp_path, train="t.jsonl")
-    assert text.count('"prompt" is a list') == SHOWN
+    assert text.startswith('t.jsonl:1: "prompt" is a list')
+    assert text.count('"prompt" is a list') == 1  # the same in each row
+    assert text.endswith("  so it is in 25 rows: 1, 2, 3, ...")
+    write(tmp_path / "l.csv", [{"text": "a", "label": f"x{n}"} for n in range(25)])
+    text = mistakes(tmp_path, train="l.csv", format="labels", labels=["a", "b"])
+    assert text.count("is not one of the declared labels") == SHOWN
     assert text.endswith(
-        "t.jsonl: and 15 more mistakes\n  to list them all: perdure run RECIPE --all-mistakes"
+        "l.csv: and 15 more mistakes\n  to list them all: perdure run RECIPE --all-mistakes"
     )
     with pytest.raises(RecipeError) as caught:
         build(tmp_path, train="t.jsonl")
