@@ -399,3 +399,33 @@ def test_no_disk_space_for_weights_and_the_run_goes_on_later(
     result = CliRunner().invoke(app, ["resume", "run", "--json"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["state"] == "finished"
+
+
+def test_a_check_says_that_the_run_would_be_refused(shop: Path) -> None:
+    Path("there").mkdir()
+    for more in ((), ("--json",)):
+        words = ["run", "recipe.yaml", "--check", "--out", "there", *more]
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 4, result.output
+        assert "error: there: exists already, and a run is never overwritten" in result.stderr
+        assert "count" in result.stdout  # the plan is shown all the same
+    assert CliRunner().invoke(app, ["run", "recipe.yaml", "--check", "--out", "new"]).exit_code == 0
+
+
+def test_a_metric_that_fails_is_told_by_the_check(shop: Path) -> None:
+    Path("mine.py").write_text(
+        "def crashes(prediction, answer):\n    return 1 / len(prediction)\n"
+        "def wide(prediction, answer):\n    return 7\n"
+        "def right(prediction, answer):\n    return prediction == answer\n"
+    )
+    word = "trust_remote_code=true"
+    for name, what in (
+        ("crashes", "failed on the prediction '' and the answer"),
+        ("wide", "gave 7, which is not from 0 to 1"),
+        ("right", ""),
+    ):
+        own = ["run", "recipe.yaml", "--check", word, f"stream.tasks.0.metric=mine:{name}"]
+        result = CliRunner().invoke(app, own)
+        assert result.exit_code == (2 if what else 0), result.output
+        if what:
+            assert f"task 'colour': metric mine:{name} {what}" in result.stderr

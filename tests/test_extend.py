@@ -19,7 +19,8 @@ from perdure.errors import PerdureError, RecipeError, RunError, UsageError
 from perdure.extension import extend, extension_recipe
 from perdure.methods import registry
 from perdure.run import Run
-from perdure.streams.task import Gone
+from perdure.run.kept import whole_stream
+from perdure.streams.task import Gone, TaskStream
 
 pytestmark = pytest.mark.train
 SHAPE = {
@@ -310,3 +311,15 @@ def test_the_rows_that_are_scored_stay(home: Path, tmp_path: Path) -> None:
     told = typed(home / "old", path, "--out", tmp_path / "new")
     assert told.exit_code == 2
     assert "scoring.max_test_rows: an extension scores the run's own rows" in told.stderr
+
+
+def test_a_damaged_recipe_of_the_old_tasks_is_told(home: Path, tmp_path: Path) -> None:
+    """Methods that train on old rows read it."""
+    old = Run.open(home / "old")
+    recipe = extension_recipe(old, home / "data" / "last.yaml")
+    longer = extend(old, recipe, tmp_path / "new")
+    file = longer.path / "data" / "recipe-002.yaml"
+    assert file.read_text() == (home / "old" / "recipe.yaml").read_text()
+    file.write_text(file.read_text().replace("seed: 0", "seed: 1"))
+    with pytest.raises(RunError, match=r"recipe-002\.yaml: damaged or gone"):
+        whole_stream(longer, TaskStream(()), lambda path: TaskStream(()))

@@ -80,7 +80,7 @@ def _merged(
 ) -> None:
     import torch
 
-    dtype, why = _stored(source) if dtype == "auto" else (dtype, "as --dtype says")
+    dtype, why = stored_type(source) if dtype == "auto" else (dtype, "as --dtype says")
     if tell is not None:
         tell(f"weights: {dtype}, {why}")
     model, tokenizer = load_saved(source)
@@ -92,7 +92,7 @@ def _merged(
     save_plain(model, tokenizer, draft)
 
 
-def _stored(source: str | Path) -> tuple[str, str]:
+def stored_type(source: str | Path) -> tuple[str, str]:
     """The type in which a model's base is stored, and where that is known from, in words.
 
     Raises:

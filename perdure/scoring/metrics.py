@@ -107,8 +107,9 @@ def try_own(tasks: Iterable[Task]) -> None:
         if of.needs != "text" or is_perdures(of.name) or not len(task.test):
             continue
         answer = task.test[0].get("answer")  # rows of a kind from elsewhere may have none
-        for prediction in (answer, "") if isinstance(answer, str) else ():
-            item_score(task.name, of, prediction, answer)
+        if isinstance(answer, str):
+            for prediction in (answer, ""):
+                item_score(task.name, of, prediction, answer)
 
 
 def _spaced(char: str) -> str:
