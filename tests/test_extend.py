@@ -217,7 +217,7 @@ def test_a_changed_base_is_refused(home: Path, model: Path, tmp_path: Path) -> N
     finally:
         config.write_text(before)
     assert told.exit_code == 4
-    assert "base model, config.json: has other bytes since it began" in told.stderr
+    assert "base model, config.json: has other bytes since this run began" in told.stderr
     assert not (tmp_path / "new").exists()
 
 

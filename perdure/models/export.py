@@ -102,7 +102,10 @@ def stored_type(source: str | Path) -> tuple[str, str]:
 
     folder = resolve_saved(Path(source).expanduser())
     base = saved_base(folder) if folder is not None else None
-    base = base or ModelConfig(path=str(folder or source))
+    own = ModelConfig(path=str(folder or source))
+    if base is not None and folder is not None and (folder / "config.json").is_file():
+        read_config(own)  # what the model itself cannot be loaded for is told first
+    base = base or own
     place = folder_of(base)
     if place is not None and place.is_file():
         return "float32", f"to which the base's file {place.name} was dequantised"
