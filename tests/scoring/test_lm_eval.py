@@ -33,7 +33,7 @@ from perdure.prepare import load_recipe
 from perdure.recipe.load import dump_recipe
 from perdure.recipe.schema import Recipe
 from perdure.reports.data import views
-from perdure.reports.general import f1_average, f1_before_after
+from perdure.reports.general import changes, f1_average, f1_before_after
 from perdure.reports.html import render
 from perdure.reports.terminal import score_table
 from perdure.run import Run
@@ -686,6 +686,29 @@ def runs(tmp_path: Path) -> list[Run]:
         write_lines(run.path / "scores.jsonl", [*lines(run), *quiz])
         found.append(run)
     return found
+
+
+def test_a_change_is_paired_by_item_where_a_run_kept_them(tmp_path: Path) -> None:
+    """4 of 200 right answers lost: two samples of 200 show nothing, the same 200 do."""
+    found = {}
+    for kept in (False, True):
+        run = make_run(tmp_path / f"run-{kept}", matrix=[[0.5], [0.5]], tasks=["a"])
+        for after, lost in ((0, 0), (1, 4)):
+            items = [{"id": str(i), "score": float(lost <= i < 100)} for i in range(200)]
+            line = {"kind": "general", "after": after, "task": "quiz", "metric": "acc",
+                    "higher_is_better": True, "score": (100 - lost) / 200, "rows": 200}  # fmt: skip
+            run.record(line, items if kept else [])
+        (view,) = views([run])
+        ((task, _),) = view.general_tasks
+        found[kept] = view.evidence.harness_change(task, (0, 0.5), (1, 0.48))
+        ((row,),) = [group["rows"] for group in changes([view]) if group["task"] == "quiz"]
+        assert row["interval"]
+    assert not found[False].paired
+    assert found[True].paired
+    assert found[False].low < -0.09
+    # Clopper and Pearson's limit for 4 lost of 200, at 2.5 %: scipy.stats.beta.ppf(.975, 5, 196).
+    assert found[True].low == pytest.approx(-0.0504, abs=0.002)
+    assert found[True].high < 0.01
 
 
 def test_perplexity_stays_the_line_without_task(runs: list[Run]) -> None:
