@@ -85,8 +85,8 @@ DATA_FILES = [
     "## Files",
     "- **Encoding.** A text file is read as UTF-8, or as its byte order mark says. One that is not "
     "UTF-8 is recognised, and a line tells as what, with a word to see whether it is right; "
-    "`encoding` of the task, or of `general` for its files, settles it. UTF-8 in which a few bytes are damaged is a mistake with "
-    "its line, not another encoding.",
+    "`encoding` of the task, or of `general` for its files, settles it. UTF-8 in which a few bytes "
+    "are damaged is a mistake with its line, not another encoding.",
     "- **Delimiter.** Cells of .csv are separated by commas and of .tsv by tabs, if the header "
     "then has the task's columns. Else a semicolon, tab, bar or comma is recognised by the header "
     "and told; `delimiter` of the task settles it. A first line `sep=;` counts.",
