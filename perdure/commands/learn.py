@@ -101,6 +101,8 @@ def resume(path: Path, as_json: bool, accept_changes: bool = False) -> None:
     made = Run.open(path)
     if made.state == "finished":
         if first_process():
+            told: Any = make_display(json=as_json)
+            told.message(f"{path}: is finished; to learn more tasks: perdure extend {path} RECIPE")
             write_report([made], made.path / "report.html")
     else:
         with working(path):
