@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -65,8 +66,8 @@ def _run(
             )
     if check:
         emit(planned.to_dict()) if as_json else show(planned)
-        if refused:  # all else is right, but the run would end here
-            raise taken
+        if refused:  # all else is right
+            print(f"but the run would be refused: {taken}", file=sys.stderr)
         return
     made = Run.create(target, recipe)
     if first_process() and not as_json:
