@@ -61,12 +61,16 @@ CONVERSATIONS = [
     "and a column `tools` are handed to the template. A row that holds what the template does not "
     "show is refused with its file and line, and so is a conversation that the template refuses. A "
     "generated answer is compared with the call as the template writes it.",
+    "- **Contents in parts.** A `content` may be a list of text parts, "
+    '`[{"type": "text", "text": ...}]`. A template that takes such lists gets it as it is; for '
+    "one that takes texts the parts are joined by single blanks, as transformers' own server does. "
+    "Parts of another type, such as images, are a mistake with file and line.",
     "- **Which turns are learned.** Of a conversation the assistant's last message, unless the "
     "task says `train_on: all`: then each of the assistant's is a row of its own behind all that "
     "comes before it, as a server would ask for it. What follows the last one is left out. The "
     "last one alone is scored.",
     "- **Dates.** A template that writes the date writes that of the run's start, also when the "
-    "run is resumed or scored later.",
+    "run is resumed, scored, audited, diagnosed or repaired later.",
     "- **Special tokens in data**, such as `<|im_end|>` in a text, are read as such. A line names "
     "the first row and how many there are.",
 ]
@@ -76,12 +80,13 @@ DATA_FILES = [
     "YAML reads `007` as 7 and `1_000` as 1000. Where a text belongs, such as a label, a value "
     "that would come out otherwise than it was written is refused, with the remedy to write it in "
     "quotes. `true` is not taken for the number 1. Of one file and one kind of mistake ten are "
-    "listed; `perdure run RECIPE --all-mistakes` lists them all.",
+    "listed, and one that more than three rows share is written once with their number; `perdure "
+    "run RECIPE --all-mistakes` lists them all.",
     "## Files",
     "- **Encoding.** A text file is read as UTF-8, or as its byte order mark says. One that is not "
     "UTF-8 is recognised, and a line tells as what, with a word to see whether it is right; "
-    "`encoding` of the task settles it. UTF-8 in which a few bytes are damaged is a mistake with "
-    "its line, not another encoding.",
+    "`encoding` of the task, or of `general` for its files, settles it. UTF-8 in which a few bytes "
+    "are damaged is a mistake with its line, not another encoding.",
     "- **Delimiter.** Cells of .csv are separated by commas and of .tsv by tabs, if the header "
     "then has the task's columns. Else a semicolon, tab, bar or comma is recognised by the header "
     "and told; `delimiter` of the task settles it. A first line `sep=;` counts.",

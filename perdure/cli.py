@@ -18,7 +18,7 @@ from perdure.commands.begin import say_what
 from perdure.commands.errors import handle_errors
 from perdure.commands.export import export
 from perdure.commands.extend import extend
-from perdure.commands.options import Json, NewRun, RunPath, Trust
+from perdure.commands.options import Accept, Json, NewRun, RunPath, Trust
 
 app = typer.Typer(
     name="perdure",
@@ -121,9 +121,7 @@ def run(
 @handle_errors
 def resume(
     run: RunPath,
-    accept_changes: Annotated[
-        bool, typer.Option("--accept-changes", help="Also if recipe, rows or base have changed.")
-    ] = False,
+    accept_changes: Accept = False,
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -162,13 +160,14 @@ def evaluate(
         int | None,
         typer.Option(metavar="I", min=0, help="After I tasks; 0: base model.  [default: last]"),
     ] = None,
+    accept_changes: Accept = False,
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Score RUN's model again, also on tasks it never saw; new scores join the run's."""
     from perdure.commands import evaluate
 
-    evaluate.evaluate(run, tasks, after, as_json)
+    evaluate.evaluate(run, tasks, after, as_json, accept_changes)
 
 
 @app.command(

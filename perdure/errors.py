@@ -15,12 +15,17 @@ and what to write instead. The command line prints `str(error)` after "error: " 
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
 SHOWN = 10
 """So many mistakes of one file are written out; of the rest only the number is."""
+ALIKE = 3
+"""A mistake that more rows of one file share is written once, with the places of so many."""
+_ROW = re.compile(r"(.+?(?::| row ))(\d+)(: .+)", re.DOTALL)
+"""A message about a row of a file: "FILE:LINE: ..." or "SOURCE: row N: ..."."""
 _QUOTED = 80
 _LINE = 2_000
 """No line of a message is longer: whatever is quoted in it, its beginning and end are seen."""
@@ -130,9 +135,13 @@ def _cut_line(line: str) -> str:
 
 
 def _shortened(mistakes: Sequence[PerdureError], most: int | None) -> list[PerdureError]:
-    """The first `most` mistakes of each file and kind, and how many more there are."""
+    """The first `most` mistakes of each file and kind, and how many more there are.
+
+    One that many rows share is written once.
+    """
     if most is None:
         return list(mistakes)
+    mistakes = _once(mistakes)
     total = Counter((mistake.source, mistake.kind) for mistake in mistakes)
     seen: Counter[tuple[str, str]] = Counter()
     shown: list[PerdureError] = []
@@ -145,4 +154,27 @@ def _shortened(mistakes: Sequence[PerdureError], most: int | None) -> list[Perdu
             what = f"{mistake.source or 'here'}: and {total[group] - most:,} more mistakes{like}"
             shown.append(PerdureError(what, "to list them all: perdure run RECIPE --all-mistakes"))
         seen[group] += 1
+    return shown
+
+
+def _once(mistakes: Sequence[PerdureError]) -> list[PerdureError]:
+    """Mistakes, of which those that many rows share are one, with their number and first places."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    keys: list[tuple[str, ...]] = []
+    for number, mistake in enumerate(mistakes):
+        found = _ROW.fullmatch(mistake.what)
+        parts = (found[1], found[3]) if found else (mistake.what, str(number))
+        keys.append((mistake.source, mistake.kind, *parts, *mistake.remedy))
+        rows.setdefault(keys[-1], []).append(found[2] if found else "")
+    shown: list[PerdureError] = []
+    told: set[tuple[str, ...]] = set()
+    for mistake, key in zip(mistakes, keys, strict=True):
+        alike = rows[key]
+        if len(alike) <= ALIKE:
+            shown.append(mistake)
+        elif key not in told:
+            told.add(key)
+            also = f"so it is in {len(alike):,} rows: {', '.join(alike[:ALIKE])}, ..."
+            remedy = (*mistake.remedy, also)
+            shown.append(PerdureError(mistake.what, remedy, mistake.source, mistake.kind))
     return shown

@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure.errors import RecipeError, RunError, UsageError
-from perdure.files import now as now_is
 from perdure.files import write_atomic
-from perdure.models.pin import files_of
 from perdure.prepare import recipe_judge
 from perdure.recipe import load
 from perdure.recipe.load import recipe_data
@@ -29,7 +27,8 @@ from perdure.run.damage import verify
 from perdure.run.directory import Run
 from perdure.run.kept import kept_general, kept_tasks
 from perdure.run.old_recipes import renew
-from perdure.run.pins import pinned, recipe_changes, values_of
+from perdure.run.pins import accepted, refuse_changes
+from perdure.seals import write_sealed
 
 SAME = ("model", "method", "general", "seed", "order_matters")
 """Keys that an extension takes from its run; the rest of a recipe may be new."""
@@ -140,28 +139,12 @@ def extend(run: Run, recipe: Recipe, out: str | Path, *, accept_changes: bool = 
                 f"{task.place('name')}: the run has learned a task {task.name} already",
                 "give the new task another name",
             )
-    noted = pinned(run)
-    before = noted.get("files", {})
-    before = {name: said for name, said in before.items() if not name.startswith("own code")}
-    now = files_of(recipe.model) if before else {}
-    names = sorted(before.keys() | now.keys())
-    changed = [
-        f"{name}: has other bytes since it began"
-        for name in names
-        if before.get(name) != now.get(name)
-    ]
-    changed += recipe_changes(noted, values_of(run.recipe))
-    if changed and not accept_changes:
-        raise RunError(
-            "\n".join(f"{run.path}: {change}" for change in changed),
-            "put the old file back, or go on all the same: --accept-changes",
-        )
-    accepted = run.environment().get("accepted_changes", [])
-    accepted += [{"time": now_is(), "changes": changed}] if changed else []
+    changed = refuse_changes(run, accept=accept_changes)
+    known = accepted(run, changed)
     facts: dict[str, Any] = {
         "extends": {"run": str(run.path.resolve()), "tasks": len(old), "names": old}
     }
-    facts |= {"accepted_changes": accepted} if accepted else {}
+    facts |= {"accepted_changes": known} if known else {}
     return Run.create(out, recipe, lambda draft: _fill(run, draft, len(old), facts))
 
 
@@ -177,7 +160,8 @@ def _fill(run: Run, draft: Path, learned: int, facts: Mapping[str, Any]) -> None
     for name in ("items", "data", "cache"):
         if (run.path / name).exists():
             shutil.copytree(run.path / name, draft / name, copy_function=_linked)
-    shutil.copy2(run.path / "recipe.yaml", draft / "data" / f"recipe-{learned:03}.yaml")
+    recipe = (run.path / "recipe.yaml").read_text("utf-8")
+    write_sealed(draft / "data" / f"recipe-{learned:03}.yaml", recipe)
     last = f"checkpoints/task-{learned}"
     shutil.copytree(run.path / last, draft / last, copy_function=_linked)
 

@@ -196,6 +196,7 @@ def _prepare(
     from perdure import models
     from perdure.engine.batching import split_batch
     from perdure.engine.rows import encode_stream
+    from perdure.scoring import metrics
     from perdure.streams import kinds, lm_eval_tasks
 
     tell = (lambda text: None) if display is None else display.message
@@ -204,6 +205,7 @@ def _prepare(
     if recipe.general is not None and recipe.general.tasks:
         tell(f"{recipe.name}: reading lm-eval tasks {', '.join(recipe.general.tasks)}")
     general = lm_eval_tasks.load(recipe.general)
+    metrics.try_own(stream)
     if not training:
         return Prepared(recipe, stream, methods, None, general, recipe.train.batch_size, 1, None)
     micro, accumulation = split_batch(recipe, int(os.environ.get("WORLD_SIZE", "1")))

@@ -95,6 +95,22 @@ def verify(folder: Path, remedy: str) -> None:
         raise RunError(what, remedy)
 
 
+def recorded(checkpoints: Path, most: float) -> list[tuple[int, Path]]:
+    """The `task-N` folders that a run left, by number; whether they are whole is not looked at.
+
+    A folder without a manifest, whose manifest names another number, or of more than the run's
+    `most` tasks was put there by somebody else.
+    """
+    return [
+        (number, folder)
+        for number, folder in numbered(checkpoints, "task-")
+        if number <= most
+        and (folder / MANIFEST).exists()
+        # A manifest that is damaged names nothing, and its folder is not passed over in silence.
+        and facts_of(folder).get("after", number) == number
+    ]
+
+
 def newest_sealed(folder: Path) -> Path | None:
     """The newest sealed `checkpoint-N` folder under `folder`, or None."""
     sealed = [p for _, p in numbered(folder, "checkpoint-") if is_sealed(p)]

@@ -229,6 +229,11 @@ def test_a_mistake_in_a_file_that_is_called_as_a_section_is(shop: Path) -> None:
 def test_every_mistake_is_listed_where_that_is_asked_for(shop: Path) -> None:
     Path("colour-train.jsonl").write_text("nonsense\n" * 26)
     told = refused()
+    assert told.count("broken JSON") == 1  # it is one mistake, and the same in each row
+    assert told.endswith("  so it is in 26 rows: 1, 2, 3, ...\n  nothing was loaded or written\n")
+    different = "".join(f"{' ' * n}nonsense\n" for n in range(26))
+    Path("colour-train.jsonl").write_text(different)
+    told = refused()
     assert told.count("broken JSON") == 10
     assert told.endswith(
         "colour-train.jsonl: and 16 more mistakes\n"
@@ -394,3 +399,36 @@ def test_no_disk_space_for_weights_and_the_run_goes_on_later(
     result = CliRunner().invoke(app, ["resume", "run", "--json"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["state"] == "finished"
+
+
+def test_a_check_says_that_the_run_would_be_refused(shop: Path) -> None:
+    Path("there").mkdir()
+    for more in ((), ("--json",)):
+        words = ["run", "recipe.yaml", "--check", "--out", "there", *more]
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, result.output  # recipe and data are valid
+        assert (
+            "but the run would be refused: there: exists already, and a run is never overwritten"
+        ) in result.stderr
+        assert "count" in result.stdout  # the plan is shown all the same
+    result = CliRunner().invoke(app, ["run", "recipe.yaml", "--check", "--out", "new"])
+    assert "would be refused" not in result.stderr
+
+
+def test_a_metric_that_fails_is_told_by_the_check(shop: Path) -> None:
+    Path("mine.py").write_text(
+        "def crashes(prediction, answer):\n    return 1 / len(prediction)\n"
+        "def wide(prediction, answer):\n    return 7\n"
+        "def right(prediction, answer):\n    return prediction == answer\n"
+    )
+    word = "trust_remote_code=true"
+    for name, what in (
+        ("crashes", "failed on the prediction '' and the answer"),
+        ("wide", "gave 7, which is not from 0 to 1"),
+        ("right", ""),
+    ):
+        own = ["run", "recipe.yaml", "--check", word, f"stream.tasks.0.metric=mine:{name}"]
+        result = CliRunner().invoke(app, own)
+        assert result.exit_code == (2 if what else 0), result.output
+        if what:
+            assert f"task 'colour': metric mine:{name} {what}" in result.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -327,3 +327,106 @@ def test_a_changed_method_file_is_refused(tiny_model_dir: Path, tmp_path: Path) 
     told = resume(run.path, "--trust-remote-code")
     assert told.exit_code == 4, told.output
     assert "own code, mine.py: has other bytes since this run began" in told.stderr
+
+
+# --- what is scored or audited rests on the same
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with an adapter; the model and the data that it names are beside it."""
+    folder = tmp_path_factory.mktemp("adapter")
+    shutil.copytree(tiny_model_dir, folder / "model")
+    path = write_recipe(
+        folder, folder / "model", model__tuning="lora", train__max_steps=1,
+        general={"source": "none"},
+    )  # fmt: skip
+    recipe = perdure.load_recipe(path)
+    perdure.learn(recipe, Run.create(folder / "run", recipe))
+    return folder / "run"
+
+
+def command(*words: object) -> Any:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture
+def other_base(adapter: Path) -> Iterator[Path]:
+    """The run's base model, of which one bit of the weights is another."""
+    file = adapter.parent / "model" / "model.safetensors"
+    before = file.read_bytes()
+    flip(file)
+    yield file.parent
+    file.write_bytes(before)
+
+
+def test_a_changed_base_is_not_scored_in_silence(adapter: Path, other_base: Path) -> None:
+    differs = f"{adapter}: base model, model.safetensors: has other bytes since this run began"
+    for words in (("eval", adapter), ("eval", adapter, "--after", "0")):
+        told = command(*words)
+        assert told.exit_code == 4, told.output
+        assert differs in told.stderr
+        assert "go on all the same: --accept-changes" in told.stderr
+    done = command("eval", adapter, "--accept-changes", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["accepted_changes"] == [differs.partition(": ")[2]]
+
+
+def test_a_changed_base_is_not_audited_in_silence(adapter: Path, other_base: Path) -> None:
+    words = ("audit", other_base, adapter, "--rows", "4")
+    for tuned in (adapter, adapter / "checkpoints/task-1", adapter / "checkpoints/task-2/model"):
+        told = command("audit", other_base, tuned)
+        assert told.exit_code == 4, told.output
+        assert "base model, model.safetensors: has other bytes since this run began" in told.stderr
+    done = command(*words, "--accept-changes", "--json")
+    assert done.exit_code in (0, 1, 3), done.output
+    (change,) = json.loads(done.stdout)["accepted_changes"]
+    assert change == "base model, model.safetensors: has other bytes since this run began"
+
+
+def test_rows_that_have_changed_are_not_scored_in_silence(adapter: Path) -> None:
+    file = adapter.parent / "colour-test.jsonl"
+    before = file.read_text()
+    file.write_text(before.replace("test 0", "test zero"))
+    try:
+        told = command("eval", adapter)
+        assert told.exit_code == 4
+        assert "the rows of task colour have changed since this run began" in told.stderr
+    finally:
+        file.write_text(before)
+
+
+def test_a_run_of_all_weights_is_scored_without_its_base(torn: tuple[Path, Path]) -> None:
+    run, _ = torn
+    assert resume(run).exit_code == 0
+    shutil.rmtree(run.parent / "model")
+    assert command("eval", run).exit_code == 0
+    assert command("audit", run / "checkpoints/task-1", run).exit_code in (0, 1, 3)
+
+
+def test_a_checkpoint_is_read_once_to_be_checked(
+    adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    before = seals.sha256
+
+    def counted(path: Path, sync: bool = False) -> str:
+        read.append(str(path))
+        return before(path, sync)
+
+    monkeypatch.setattr(seals, "sha256", counted)
+    assert command("eval", adapter).exit_code == 0
+    last = str(adapter / "checkpoints/task-2/model/adapter_model.safetensors")
+    assert read.count(last) == 1
+
+
+def test_a_lost_row_is_noticed(torn: tuple[Path, Path]) -> None:
+    run, _ = torn
+    file = run / "items" / "after-0-colour.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:-1]))
+    told = resume(run)
+    assert told.exit_code == 4
+    assert f"error: {file}: damaged: lines that were written are gone or changed" in told.stderr
+    file.write_text("".join(lines))
+    assert resume(run).exit_code == 0

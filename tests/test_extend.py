@@ -19,7 +19,8 @@ from perdure.errors import PerdureError, RecipeError, RunError, UsageError
 from perdure.extension import extend, extension_recipe
 from perdure.methods import registry
 from perdure.run import Run
-from perdure.streams.task import Gone
+from perdure.run.kept import whole_stream
+from perdure.streams.task import Gone, TaskStream
 
 pytestmark = pytest.mark.train
 SHAPE = {
@@ -216,7 +217,7 @@ def test_a_changed_base_is_refused(home: Path, model: Path, tmp_path: Path) -> N
     finally:
         config.write_text(before)
     assert told.exit_code == 4
-    assert "base model, config.json: has other bytes since it began" in told.stderr
+    assert "base model, config.json: has other bytes since this run began" in told.stderr
     assert not (tmp_path / "new").exists()
 
 
@@ -310,3 +311,52 @@ def test_the_rows_that_are_scored_stay(home: Path, tmp_path: Path) -> None:
     told = typed(home / "old", path, "--out", tmp_path / "new")
     assert told.exit_code == 2
     assert "scoring.max_test_rows: an extension scores the run's own rows" in told.stderr
+
+
+def test_a_damaged_recipe_of_the_old_tasks_is_told(home: Path, tmp_path: Path) -> None:
+    """Methods that train on old rows read it."""
+    old = Run.open(home / "old")
+    recipe = extension_recipe(old, home / "data" / "last.yaml")
+    longer = extend(old, recipe, tmp_path / "new")
+    file = longer.path / "data" / "recipe-002.yaml"
+    assert file.read_text() == (home / "old" / "recipe.yaml").read_text()
+    file.write_text(file.read_text().replace("seed: 0", "seed: 1"))
+    with pytest.raises(RunError, match=r"recipe-002\.yaml: damaged or gone"):
+        whole_stream(longer, TaskStream(()), lambda path: TaskStream(()))
+
+
+def test_resume_says_that_a_run_is_finished(home: Path) -> None:
+    run = home / "old"
+    told = CliRunner().invoke(app, ["resume", str(run)])
+    assert told.exit_code == 0, told.output
+    assert f"{run}: is finished; to learn more tasks: perdure extend {run} RECIPE" in told.stderr
+
+
+def test_an_extension_is_scored_again(home: Path, tmp_path: Path) -> None:
+    """Its own rows and the kept ones are what it pinned."""
+    old = Run.open(home / "old")
+    recipe = extension_recipe(old, home / "data" / "last.yaml")
+    longer = extend(old, recipe, tmp_path / "new")
+    perdure.learn(recipe, longer)
+    told = CliRunner().invoke(app, ["eval", str(longer.path), "--json"])
+    assert told.exit_code == 0, told.output
+    for row in json.loads(told.stdout)["scores"]:
+        assert row["score"] == pytest.approx(row["recorded"])
+
+
+def test_own_code_that_has_changed_is_told(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old rows are scored by it too."""
+    own = tmp_path / "data" / "mine.py"
+    own.parent.mkdir()
+    own.write_text("def same(prediction, answer):\n    return prediction == answer\n")
+    two, _, last = written(tmp_path / "data", model, trust_remote_code=True, train__max_steps=1)
+    data = json.loads(two.read_text())
+    data["stream"]["tasks"][0] |= {"metric": "mine:same", "max_new_tokens": 2}
+    two.write_text(json.dumps(data))
+    old = learned(two, tmp_path / "old")
+    own.write_text(own.read_text() + "# changed\n")
+    told = typed(old.path, last, "--trust-remote-code", "--out", tmp_path / "new")
+    assert told.exit_code == 4, told.output
+    assert "own code, mine.py: has other bytes since this run began" in told.stderr

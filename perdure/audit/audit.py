@@ -24,6 +24,7 @@ from perdure.audit.measuring import Sizes as Sizes
 from perdure.audit.measuring import one_of as one_of
 from perdure.audit.plan import MEASURES, Margins, check_alpha, general_texts, plan_measures
 from perdure.audit.result import AuditResult, judge
+from perdure.audit.runs import changed_bases, today_of
 from perdure.consent import by_argument
 from perdure.errors import UsageError
 from perdure.models.chat import Encoder
@@ -55,6 +56,7 @@ def audit(
     fail_fast: bool = False,
     seed: int = 0,
     noise_floor: int = 0,
+    accept_changes: bool = False,
     trust_remote_code: bool = False,
     on_progress: Progress | None = None,
 ) -> AuditResult:
@@ -79,8 +81,10 @@ def audit(
         seed: of the sampled texts and of the bootstrap.
         noise_floor: score the base so many times more in other ways (`Ruler`), and refuse a margin
             that is not above what it moves by itself.
+        accept_changes: go on although the base of an audited run has changed since it began.
         trust_remote_code: code that the models, or a metric of your own, bring may run.
     Raises:
+        RunError: a run's checkpoint is not as it was written, or its base has changed.
         UsageError: a margin or option out of range, or nothing to measure.
         ModelError: a model cannot be loaded, or the two cannot be compared token by token.
         ConsentError: a model brings code, and nobody said that it may run.
@@ -95,9 +99,10 @@ def audit(
         raise UsageError(f"audit: --noise-floor {noise_floor}: must be 0 or more")
     plan = plan_measures(measures, tasks, texts, max_kl)
     names = (name_of(base), name_of(tuned))
+    changes = changed_bases((base, tuned), accept_changes)
     ours, theirs = (load_model(model, precision, device) for model in (base, tuned))
     reading = reading_of(tuned, theirs[1], chat_template)
-    pair = Pair(*ours, *theirs, reading, sizes or Sizes())
+    pair = Pair(*ours, *theirs, reading, sizes or Sizes(), today_of(tuned) or today_of(base))
     share = shared_alpha(alpha, plan.judged)
     identical = same_weights(pair.base, pair.tuned)
     found: list[Measure] = []
@@ -133,7 +138,8 @@ def audit(
         flips=tuple(flipped),
         skipped=tuple(part.name for part in plan.parts[len(found) :]),
         seconds=time.perf_counter() - started,
-        template=reading_told(pair.tuned_encoder, ours[1], theirs[1]),
+        template=reading_told(pair.tuned_encoder, ours[1], theirs[1]) + pair.day_told,
+        accepted_changes=changes,
     )
 
 

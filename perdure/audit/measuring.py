@@ -6,6 +6,7 @@ import copy
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date
 from functools import partial
 from typing import Any, TypeVar
 
@@ -60,7 +61,10 @@ class Items:
 
 
 class Pair:
-    """Two loaded models with an encoder each, and how much to measure."""
+    """Two loaded models with an encoder each, and how much to measure.
+
+    Args: today: the day whose date a template writes; None is that of now.
+    """
 
     def __init__(
         self,
@@ -70,11 +74,18 @@ class Pair:
         tuned_tokenizer: Any,
         reading: Mapping[str, Any],
         sizes: Sizes,
+        today: date | None = None,
     ) -> None:
         self.base, self.tuned, self.sizes = base, tuned, sizes
         self.base_tokenizer = base_tokenizer
         self.base_encoder = Encoder(one_of(base_tokenizer, tuned_tokenizer), **reading)
         self.tuned_encoder = Encoder(tuned_tokenizer, **reading)
+        self.day_told = ""
+        if today is not None:
+            for encoder in (self.base_encoder, self.tuned_encoder):
+                encoder.pin(today)
+            if "strftime_now" in (self.tuned_encoder.template or ""):
+                self.day_told = f"; it writes the date of the run's start, {today.isoformat()}"
 
     def check_vocabularies(self) -> None:
         ours = self.base_tokenizer.get_vocab()

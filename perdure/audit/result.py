@@ -172,6 +172,8 @@ class AuditResult:
     seconds: float = 0.0
     template: str = ""
     """With which chat template the rows of both models were read, in words."""
+    accepted_changes: tuple[str, ...] = ()
+    """What has changed since an audited run began, and was accepted."""
 
     @property
     def verdict(self) -> Verdict:

@@ -1,6 +1,7 @@
 """Read item scores that another harness wrote: a file, or a folder of them. No torch here.
 
     samples_TASK_DATE.jsonl    lm-eval's logged samples (--log_samples), a line a document
+    items/...jsonl of a run    rows and lm-eval's items that a run of Perdure's has scored
     LOG.json, LOG.eval         Inspect's logs; .eval is a zip of JSON files
     anything else .jsonl       a line an item: {"id": ..., "score": ..., "group"?, "task"?}
 
@@ -193,6 +194,7 @@ def _plain(
             _text(values.get("prompt")) or None,
             _text(values.get("answer")),
             _text(values.get("prediction")),
+            {"doc_hash": str(values["doc_hash"])} if "doc_hash" in values else {},
         )
         task.add(str(values["id"]), item)
     return found

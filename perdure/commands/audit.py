@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from perdure.audit.result import AuditResult
     from perdure.streams import Task, TaskStream
 
-_DEFAULTS = {"max_loss_rise": 0.05, "precision": "fp32", "noise_floor": 0}
+_DEFAULTS = {"max_loss_rise": 0.05, "precision": "fp32", "noise_floor": 0, "accept_changes": False}
 """Of options that are not None by default."""
 
 
@@ -78,6 +78,8 @@ def audit(
             **settings,
         )
         display.message(f"both models are read with {result.template}")
+        for change in result.accepted_changes:
+            display.message(f"accepted: {change}")
     return _hand_out(result, shown)
 
 

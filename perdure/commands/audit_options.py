@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from perdure.commands.errors import handle_errors
-from perdure.commands.options import Json, Trust
+from perdure.commands.options import Accept, Json, Trust
 
 
 @handle_errors
@@ -68,6 +68,7 @@ def audit(
     flips: Annotated[
         bool, typer.Option("--flips", help="Print each item that flipped; --json has them.")
     ] = False,
+    accept_changes: Accept = False,
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -83,7 +84,7 @@ def audit(
     }
     models: dict[str, Any] = {
         "tasks": tasks, "rows": rows, "max_loss_rise": max_loss_rise, "max_kl": max_kl,
-        "precision": precision, "noise_floor": noise_floor,
+        "precision": precision, "noise_floor": noise_floor, "accept_changes": accept_changes,
     }  # fmt: skip
     files = {"metric": metric, "group": group}
     if scores:

@@ -14,6 +14,7 @@ from perdure.reports.output import emit, first_process, working
 from perdure.run import Run
 from perdure.run.damage import verify, verify_scores
 from perdure.run.item_files import groups_of
+from perdure.run.pins import note_accepted, refuse_changes
 from perdure.scoring.resampling import mean_interval
 from perdure.streams.kinds import known_metric
 
@@ -21,7 +22,13 @@ if TYPE_CHECKING:
     from perdure.streams import TaskStream
 
 
-def evaluate(path: Path, tasks: Path | None, after: int | None, as_json: bool) -> None:
+def evaluate(
+    path: Path,
+    tasks: Path | None,
+    after: int | None,
+    as_json: bool,
+    accept_changes: bool = False,
+) -> None:
     """Score a run's model again, or on tasks of another recipe, which then join the run's scores.
 
     lm-eval's tasks in the recipe's `general` are scored too, perplexity is not.
@@ -32,7 +39,8 @@ def evaluate(path: Path, tasks: Path | None, after: int | None, as_json: bool) -
 
     run = Run.open(path)
     # Without a number it is the last model that is meant: it must be there, and whole.
-    verify(run) if after is None else verify_scores(run)
+    # Its weights are read and checked when they are loaded.
+    verify(run, weights=False) if after is None else verify_scores(run)
     recipe = run.recipe if tasks is None else load_recipe(tasks, tasks_only=True)
     stream = run_stream(run) if tasks is None else stream_of(recipe)
     if tasks is not None:
@@ -42,6 +50,12 @@ def evaluate(path: Path, tasks: Path | None, after: int | None, as_json: bool) -
     after = learned if after is None else after
     display = make_display(json=as_json)
     with working(), display:
+        changes = refuse_changes(
+            run,
+            accept=accept_changes,
+            base=after == 0 or run.recipe.model.tuning == "lora",
+            stream=stream if tasks is None else None,
+        )
         # Each recipe's word covers what that recipe names.
         of_general = {"general": recipe.general, "trust_remote_code": recipe.trust_remote_code}
         scored = run.recipe.model_copy(update=of_general)
@@ -50,13 +64,16 @@ def evaluate(path: Path, tasks: Path | None, after: int | None, as_json: bool) -
                 if s["after"] == after}  # fmt: skip
     rows = []
     with run.lock():
+        if first_process() and any((s["kind"], s["task"]) not in recorded for s, _ in found):
+            note_accepted(run, changes)
         for line, items in found:
             key = (line["kind"], line["task"])
             if key not in recorded and first_process():
                 run.record(line, items)
             rows.append({**line, "recorded": recorded.get(key), **interval(line, items)})
     if as_json:
-        emit({"run": str(run.path), "after": after, "scores": rows})
+        changed = {"accepted_changes": changes} if changes else {}
+        emit({"run": str(run.path), "after": after, "scores": rows, **changed})
     elif first_process():
         _table(run, after, rows)
 

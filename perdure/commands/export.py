@@ -26,10 +26,12 @@ def export(
 ) -> None:
     """Write RUN's model to a new folder, for transformers, vLLM and others."""
     from perdure.models.export import export as write
+    from perdure.reports import make_display
     from perdure.reports.output import emit, first_process, working
 
-    with working():
-        folder = write(run, out, to, dtype)
+    display = make_display(json=as_json)
+    with working(), display:
+        folder = write(run, out, to, dtype, tell=display.message)
     if as_json:
         emit({"model": str(folder), "to": to})
     elif first_process():

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from perdure.commands.errors import handle_errors
-from perdure.commands.options import Json, NewRun, RunPath, Trust
+from perdure.commands.options import Accept, Json, NewRun, RunPath, Trust
 
 
 @handle_errors
@@ -26,9 +26,7 @@ def extend(
         typer.Option(metavar="FILE", help="Instead of RECIPE: rows shaped like the last task's."),
     ] = None,
     out: NewRun = None,
-    accept_changes: Annotated[
-        bool, typer.Option("--accept-changes", help="Also if the base model has changed.")
-    ] = False,
+    accept_changes: Accept = False,
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:

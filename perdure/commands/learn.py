@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -42,11 +43,13 @@ def _run(
 
     recipe = load_recipe(path, overrides)
     target = out or free_name(recipe)
-    if not check and first_process() and target.exists():
-        raise RunError(
-            f"{target}: exists already, and a run is never overwritten",
-            (f"go on with it: perdure resume {target}", "or choose another --out"),
-        )
+    taken = RunError(
+        f"{target}: exists already, and a run is never overwritten",
+        (f"go on with it: perdure resume {target}", "or choose another --out"),
+    )
+    refused = first_process() and target.exists()
+    if refused and not check:
+        raise taken
     with working():
         display: Any = make_display(json=as_json)
         with display, _placed(recipe):
@@ -63,6 +66,8 @@ def _run(
             )
     if check:
         emit(planned.to_dict()) if as_json else show(planned)
+        if refused:  # all else is right
+            print(f"but the run would be refused: {taken}", file=sys.stderr)
         return
     made = Run.create(target, recipe)
     if first_process() and not as_json:
@@ -97,6 +102,8 @@ def resume(path: Path, as_json: bool, accept_changes: bool = False) -> None:
     made = Run.open(path)
     if made.state == "finished":
         if first_process():
+            told: Any = make_display(json=as_json)
+            told.message(f"{path}: is finished; to learn more tasks: perdure extend {path} RECIPE")
             write_report([made], made.path / "report.html")
     else:
         with working(path):

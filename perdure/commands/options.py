@@ -11,6 +11,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that models and recipes bring.")
 ]
+Accept = Annotated[
+    bool, typer.Option("--accept-changes", help="Also if recipe, rows or base have changed.")
+]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 NewRun = Annotated[
     Path | None,

@@ -17,6 +17,7 @@ from dataclasses import replace
 import torch
 
 from perdure.audit.audit import Model, load_model, name_of, one_of, reading_of, reading_told
+from perdure.audit.runs import today_of
 from perdure.consent import by_argument
 from perdure.diagnose.case import Case
 from perdure.diagnose.measurements import Measured, Progress, Sizes
@@ -74,7 +75,15 @@ def diagnose(
     first, second = (load_model(model, "fp32", device) for model in (base, tuned))
     reading = reading_of(tuned, second[1], chat_template)
     ours, theirs = (
-        Measured(model, tokenizer, **reading, sizes=sizes, side=side, on_progress=on_progress)
+        Measured(
+            model,
+            tokenizer,
+            **reading,
+            today=today_of(tuned),
+            sizes=sizes,
+            side=side,
+            on_progress=on_progress,
+        )
         for side, model, tokenizer in (
             ("base", first[0], one_of(first[1], second[1])),
             ("tuned", second[0], second[1]),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import date
 from typing import Any
 
 import torch
@@ -57,6 +58,7 @@ class Measured:
     Args:
         model, tokenizer: as `perdure.models.load_saved` returns them; the weights stay as they are.
         chat_template, max_prompt_length: as in `Encoder`; with examples a prompt stays whole.
+        today: the day whose date a template writes; None is that of now.
     """
 
     def __init__(
@@ -69,9 +71,13 @@ class Measured:
         sizes: Sizes | None = None,
         side: str = "",
         on_progress: Progress | None = None,
+        today: date | None = None,
     ) -> None:
         self._whole = Encoder(tokenizer, chat_template, variables=variables)
         self.encoder = Encoder(tokenizer, chat_template, None, max_prompt_length, variables)
+        if today is not None:
+            self._whole.pin(today)
+            self.encoder.pin(today)
         self.model = model
         self.sizes, self.side = sizes or Sizes(), side
         self._progress = on_progress

@@ -351,6 +351,7 @@ class Learner(KindHooks):
         methods' state is not needed, nor is there anything to go on with."""
         from perdure.models import load_weights
 
+        verify(model.parent, "put it back from a copy, or score another checkpoint")
         for index in self._learned(learned):
             self._grow(index)
         put(self.model, load_weights(self.model, model))

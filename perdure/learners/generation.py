@@ -123,6 +123,7 @@ class GenerationLearner(Learner):
             name,
             loaded,
             limit=self.recipe.general.limit if self.recipe.general else None,
+            group=self.recipe.general.group if self.recipe.general else None,
             batch_size=self.recipe.scoring.batch_size,
             precision=self.precision,
             accelerator=self.state,

@@ -274,7 +274,8 @@ def _parted(encoded: dict[str, Any]) -> tuple[list[int], list[int]]:
 
 def _refuse_parts(row: Row) -> None:
     """What only a chat template can render must not be dropped without one."""
-    beside = [*row.get("turn", ()), *(["tools"] if row.get("tools") else [])]
+    turn = [key for key in row.get("turn", ()) if key != "parts"]  # they are in the text too
+    beside = [*turn, *(["tools"] if row.get("tools") else [])]
     for turn in row["prompt"]:
         beside += [key for key in ("tool_calls", "reasoning_content") if turn.get(key)]
     if beside:

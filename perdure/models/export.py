@@ -4,26 +4,42 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from perdure.errors import ModelError, RunError, UsageError
 from perdure.models.adapters import BASE_FILE, save_plain, saved_base
 from perdure.models.configuration import read_config
 from perdure.models.load import load_saved, resolve_saved
+from perdure.models.pin import folder_of
+
+if TYPE_CHECKING:
+    pass
 
 Target = Literal["merged", "peft"]
 TARGETS: tuple[Target, ...] = ("merged", "peft")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+_IN_FILES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+"""Names of the types in safetensors files."""
 
 
-def export(source: str | Path, out: str | Path, to: str = "merged", dtype: str = "auto") -> Path:
+def export(
+    source: str | Path,
+    out: str | Path,
+    to: str = "merged",
+    dtype: str = "auto",
+    tell: Callable[[str], None] | None = None,
+) -> Path:
     """Write the model of a run, a checkpoint or a model folder to the new folder `out`.
 
     Args:
         to: "merged", a whole model in transformers' format, adapters added to the weights; or
             "peft", the adapter alone.
-        dtype: of merged weights; "auto" is that in which the base model is stored.
+        dtype: of merged weights; "auto" is that in which the base model is stored; of a GGUF file,
+            to which it was dequantised.
+        tell: told in which type weights are written, and why.
 
     Returns: the folder.
 
@@ -43,7 +59,7 @@ def export(source: str | Path, out: str | Path, to: str = "merged", dtype: str =
         if to == "peft":
             _adapter(source, draft)
         else:
-            _merged(source, draft, dtype)
+            _merged(source, draft, dtype, tell)
         os.rename(draft, out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -59,24 +75,65 @@ def _adapter(source: str | Path, draft: Path) -> None:
     shutil.copytree(folder, draft, ignore=shutil.ignore_patterns(BASE_FILE, "manifest.json"))
 
 
-def _merged(source: str | Path, draft: Path, dtype: str) -> None:
+def _merged(
+    source: str | Path, draft: Path, dtype: str, tell: Callable[[str], None] | None
+) -> None:
     import torch
 
+    dtype, why = stored_type(source) if dtype == "auto" else (dtype, "as --dtype says")
+    if tell is not None:
+        tell(f"weights: {dtype}, {why}")
     model, tokenizer = load_saved(source)
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
-    kind = getattr(torch, _stored(source) if dtype == "auto" else dtype)
+    kind = getattr(torch, dtype)
     model = model.to(kind)
     model.config.dtype = kind
     save_plain(model, tokenizer, draft)
 
 
-def _stored(source: str | Path) -> str:
-    """The type in which a base model's weights are stored, by its configuration; else float32."""
+def stored_type(source: str | Path) -> tuple[str, str]:
+    """The type in which a model's base is stored, and where that is known from, in words.
+
+    Raises:
+        ModelError: the base cannot be read any more, so nobody knows.
+    """
     from perdure.recipe.schema import ModelConfig
 
     folder = resolve_saved(Path(source).expanduser())
     base = saved_base(folder) if folder is not None else None
-    config = read_config(base or ModelConfig(path=str(folder or source)))
-    found = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
-    return found if found in DTYPES[1:] else "float32"
+    own = ModelConfig(path=str(folder or source))
+    if base is not None and folder is not None and (folder / "config.json").is_file():
+        read_config(own)  # what the model itself cannot be loaded for is told first
+    base = base or own
+    place = folder_of(base)
+    if place is not None and place.is_file():
+        return "float32", f"to which the base's file {place.name} was dequantised"
+    try:
+        found = str(getattr(read_config(base), "dtype", None) or "").removeprefix("torch.")
+    except ModelError as error:
+        raise ModelError(
+            f"the type of the base's weights: {error.what}",
+            [*error.remedy, "or say in which type to write the weights, such as --dtype bfloat16"],
+        ) from error
+    found = found or ("" if place is None else _in_files(place))
+    if found in DTYPES[1:]:
+        return found, "as the base is stored"
+    return "float32", f"as the base is stored as {found or 'nobody says what'}"
+
+
+def _in_files(folder: Path) -> str:
+    """The type of most numbers in a folder's safetensors files; "" if there are none."""
+    from safetensors import safe_open
+
+    count: Counter[str] = Counter()
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "np") as weights:
+            for name in weights.keys():  # noqa: SIM118 - it is no mapping
+                part = weights.get_slice(name)
+                numbers = 1
+                for length in part.get_shape():
+                    numbers *= length
+                count[part.get_dtype()] += numbers
+    most = max(count, key=lambda kind: count[kind], default="")
+    return _IN_FILES.get(most, most)

@@ -9,6 +9,7 @@ that says what to write instead.
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from perdure.consent import demand
 from perdure.errors import ModelError, UsageError
 from perdure.files import numbered
 from perdure.recipe.packaged import packaged_model
+from perdure.seals import recorded
 from perdure.streams.hub import asked_once
 
 
@@ -118,9 +120,8 @@ def resolve_saved(path: Path) -> Path | None:
     if (path / "model").is_dir():
         return _shipped(path)
     if (path / "recipe.yaml").is_file():
-        tasks = [p for _, p in numbered(path / "checkpoints", "task-") if (p / "model").is_dir()]
-        if tasks:
-            return _shipped(tasks[-1])
+        if (last := _last_task(path)) is not None:
+            return _shipped(last)
         raise ModelError(
             f"{path}: is a run that has not finished a task yet, so it has no model",
             f"go on with it: perdure resume {path}",
@@ -129,6 +130,29 @@ def resolve_saved(path: Path) -> Path | None:
         f"{path}: holds no model: neither config.json, adapter_config.json nor a run's recipe.yaml",
         "give a run directory, a task checkpoint, or a folder written by save_pretrained",
     )
+
+
+def _last_task(run: Path) -> Path | None:
+    """The newest checkpoint that a run recorded.
+
+    Raises:
+        ModelError: the run is finished, and the model after its last task is gone.
+    """
+    try:
+        most = len(json.loads((run / "stream.json").read_text("utf-8")))
+    except (OSError, ValueError, TypeError):  # not begun, or from somebody's hand
+        known = numbered(run / "checkpoints", "task-")
+        most = 0
+    else:
+        known = recorded(run / "checkpoints", most)
+    found = [(n, p) for n, p in known if (p / "model").is_dir()]
+    number, last = (0, None) if not found else found[-1]
+    if number < most and (run / "finished").exists():
+        raise ModelError(
+            f"{run}: the model after its last task is gone: the newest is after {number} tasks",
+            "put checkpoints back from a copy, or name the checkpoint that is meant",
+        )
+    return last
 
 
 def _shipped(checkpoint: Path) -> Path:

@@ -20,24 +20,41 @@ def files_of(model: ModelConfig) -> dict[str, str]:
 
     Reads every byte, about a second for each GB. Empty where the model is no place of files.
     """
-    found = {f"base model, {path.name}": sha256(path) for path in _weights(model)}
+    return base_files(model) | template_files(model)
+
+
+def base_files(model: ModelConfig) -> dict[str, str]:
+    """As `files_of`, of the base model's own files alone."""
+    return {f"base model, {path.name}": sha256(path) for path in _weights(model)}
+
+
+def template_files(model: ModelConfig) -> dict[str, str]:
+    """As `files_of`, of the recipe's chat template alone."""
     template = model.chat_template
     if template not in ("auto", "none") and (file := Path(template).expanduser()).is_file():
-        found[f"chat template, {file.name}"] = sha256(file)
-    return found
+        return {f"chat template, {file.name}": sha256(file)}
+    return {}
 
 
-def _weights(model: ModelConfig) -> list[Path]:
+def folder_of(model: ModelConfig) -> Path | None:
+    """The folder, or the GGUF file, that a base model is read from; None where it is not known.
+
+    Of a hub model it is that in the hub's cache.
+    """
     try:
         place = locate(model.path)
     except ModelError:
-        return []
+        return None
     if place.gguf:
-        return [Path(place.name) / place.gguf]
-    folder = Path(place.name) if place.local else _snapshot(place.name, model.revision)
-    if folder is None:
-        return []
-    return sorted(p for p in folder.iterdir() if p.suffix in ENDINGS and p.is_file())
+        return Path(place.name) / place.gguf
+    return Path(place.name) if place.local else _snapshot(place.name, model.revision)
+
+
+def _weights(model: ModelConfig) -> list[Path]:
+    place = folder_of(model)
+    if place is None or place.is_file():
+        return [] if place is None else [place]
+    return sorted(p for p in place.iterdir() if p.suffix in ENDINGS and p.is_file())
 
 
 def _snapshot(name: str, revision: str | None) -> Path | None:

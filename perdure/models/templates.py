@@ -36,6 +36,7 @@ _TOOL = {
         "parameters": {"type": "object", "properties": {"at": {"type": "string"}}},
     },
 }
+_ID = "perdure01"  # some templates want nine letters and digits
 _REMEDY = (
     "give a template that does, model.chat_template: FILE (a Jinja file), or none for plain text"
 )
@@ -154,7 +155,8 @@ class ChatTemplate(Renderer):
 
     def is_plain(self, row: Row) -> bool:
         """Whether an answer is its text alone, so that the prompt does not depend on it."""
-        return not row.get("turn") and not (self.known.thinks and "</think>" in row["answer"])
+        beside = row.get("turn", {}).keys() - (set() if self._takes_parts else {"parts"})
+        return not beside and not (self.known.thinks and "</think>" in row["answer"])
 
     def _prompt(self, row: Row) -> str:
         turns, tools = self._ready(row["prompt"]), self._tools(row)
@@ -226,6 +228,15 @@ class ChatTemplate(Renderer):
                 return name
         return ""
 
+    @cached_property
+    def _takes_parts(self) -> bool:
+        """Whether the template writes the texts of a content that is a list of parts."""
+        parts = _in_parts({**_turn("user", ""), "parts": [_U, _U2]})
+        text = self.tried([parts, _turn("assistant", _A)]) or ""
+        between = text.partition(_U)[2].partition(_U2)[0]
+        # A template that takes a text writes the list as Python or JSON does.
+        return _U in text and _U2 in text and "type" not in between
+
     def _ready(self, messages: Messages) -> list[dict[str, Any]]:
         turns = [dict(turn) for turn in messages]
         for turn in turns:
@@ -243,9 +254,14 @@ class ChatTemplate(Renderer):
             at = next((i for i, turn in enumerate(turns) if turn["role"] == "user"), None)
             if at is None:
                 raise DataError("a system turn has no user's turn to stand in front of", _REMEDY)
-            text = f"{turns[0]['content'].strip()}\n{turns[at]['content']}"
-            turns = [*turns[1:at], {**turns[at], "content": text}, *turns[at + 1 :]]
-        return turns
+            before, user = f"{turns[0]['content'].strip()}\n", turns[at]
+            user = {**user, "content": before + user["content"]}
+            if first := user.get("parts"):
+                user["parts"] = [before + first[0], *first[1:]]
+            turns = [*turns[1:at], user, *turns[at + 1 :]]
+        if self._takes_parts:
+            return [_in_parts(turn) for turn in turns]
+        return [{k: v for k, v in turn.items() if k != "parts"} for turn in turns]
 
     def _call(self, call: Any) -> Any:
         """A call with its arguments as the template takes them; OpenAI writes them as a text."""
@@ -295,12 +311,17 @@ class ChatTemplate(Renderer):
         return after.rstrip() or (self.tokenizer.eos_token or "")
 
 
-_ID = "perdure01"  # some templates want nine letters and digits
-
-
 def _calling(arguments: Any) -> dict[str, Any]:
     call = {"id": _ID, "type": "function", "function": {"name": _T, "arguments": arguments}}
     return {**_turn("assistant", ""), "tool_calls": [call]}
+
+
+def _in_parts(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """A turn whose content is the list of its parts, if it has any."""
+    found = {k: v for k, v in turn.items() if k != "parts"}
+    if parts := turn.get("parts"):
+        found["content"] = [{"type": "text", "text": text} for text in parts]
+    return found
 
 
 def _left_out(what: str) -> DataError:

@@ -28,6 +28,9 @@ class GeneralConfig(Section):
     subset: str | None = Field(None, description="configuration of the hub data set")
     split: str = Field("train", description="split of the hub data set")
     column: str = Field("text", description="column of a .jsonl file or hub data set")
+    encoding: str | None = Field(
+        None, description="of the files, such as cp1252; else UTF-8, or recognised"
+    )
     held_out_source: str | None = Field(
         None, description="pydoc or a file: measure on it, not on other texts of source"
     )
@@ -40,6 +43,9 @@ class GeneralConfig(Section):
     limit: int | None = Field(None, gt=0, description="score this many rows an lm-eval task")
     num_fewshot: int | None = Field(
         None, ge=0, description="examples before a question of lm-eval's; else as the task says"
+    )
+    group: str | None = Field(
+        None, description="field of lm-eval's `doc` whose value items share that belong together"
     )
 
     @model_validator(mode="before")
@@ -69,10 +75,25 @@ class GeneralConfig(Section):
         for key, default in (("subset", None), ("split", "train")):  # a run writes out defaults
             if getattr(self, key) != default and not on_hub:
                 yield Mistake((key,), "has no effect without a hub data set", "remove it")
+        yield from _encoding(self.encoding)
+        sources = (self.source, self.held_out_source or "")
+        files = [s for s in sources if Path(s).suffix.lower() in TEXT_FILES]
+        if self.encoding is not None and not files:
+            yield Mistake(("encoding",), "has no effect: no source is a file", "leave it out")
         if not self.tasks:
-            for key in ("limit", "num_fewshot"):
+            for key in ("limit", "num_fewshot", "group"):
                 if getattr(self, key) is not None:
                     yield Mistake((key,), "has no effect without tasks", "list lm-eval tasks")
+
+
+def _encoding(name: str | None) -> Iterator[Mistake]:
+    """What is wrong with an `encoding`."""
+    try:
+        "".encode(name or "utf-8")
+    except (LookupError, ValueError):  # no codec, or one that is not of text
+        what = f'"{brief(name)}" is no encoding of text that Python knows'
+        hint = near(str(name), ("utf-8", "utf-16", "latin-1", "cp1252", "shift_jis"))
+        yield Mistake(("encoding",), what, hint or "for example utf-8, utf-16 or cp1252")
 
 
 def located(metric: str, folder: Path) -> str:
@@ -172,13 +193,7 @@ class TaskConfig(Section):
         if sign is not None and (len(sign) != 1 or sign in '"\r\n'):
             what = f"{brief(sign)!r} is no single sign that can separate cells"
             yield Mistake(("delimiter",), what, "write one of , ; | or tab")
-        if self.encoding is not None:
-            try:
-                "".encode(self.encoding)
-            except (LookupError, ValueError):  # no codec, or one that is not of text
-                what = f'"{brief(self.encoding)}" is no encoding of text that Python knows'
-                hint = near(self.encoding, ("utf-8", "utf-16", "latin-1", "cp1252", "shift_jis"))
-                yield Mistake(("encoding",), what, hint or "for example utf-8, utf-16 or cp1252")
+        yield from _encoding(self.encoding)
         read = [getattr(self, split) for split in SPLITS if getattr(self, split) is not None]
         kinds = set() if self.dataset is not None else {Path(p).suffix.lower() for p in read}
         for key, of in (("delimiter", {".csv", ".tsv"}), ("encoding", {".csv", ".tsv", ".jsonl"})):

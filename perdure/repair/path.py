@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from perdure.audit.runs import today_of
 from perdure.errors import ModelError, UsageError
 from perdure.models import load_base, load_saved, save_model
 from perdure.models.adapters import (
@@ -41,6 +43,7 @@ class Line:
         config: where its base is, for what is saved.
         start, end: the weights that differ, by parameter name. An adapter's are all here.
         groups: the group of each of these names (`perdure.repair.candidates.GROUPS`).
+        today: the day whose date a template writes; None is that of now.
         adapter: whether the tuned model is an adapter.
     """
 
@@ -56,12 +59,16 @@ class Line:
         self.model, self.tokenizer, self.config = model, tokenizer, config
         self.start, self.end, self.stored = dict(start), dict(end), stored
         self.adapter = hasattr(model, "peft_config")
+        self.today: date | None = None
         groups = layer_groups([name for name, _ in model.named_parameters()])
         self.groups = {name: groups[name] for name in self.end}
 
     def encoder(self) -> Encoder:
         """Reads rows as those that the tuned model was trained on were read."""
-        return Encoder(self.tokenizer, **reading(self.config))
+        encoder = Encoder(self.tokenizer, **reading(self.config))
+        if self.today is not None:
+            encoder.pin(self.today)
+        return encoder
 
     @torch.no_grad()
     def put(self, candidate: Candidate) -> None:
@@ -104,6 +111,7 @@ def load_line(base: str, tuned: str, *, precision: str = "fp32") -> Line:
     folder = resolve_saved(Path(tuned).expanduser())
     on_adapter = folder is not None and (folder / "adapter_config.json").is_file()
     line = _of_adapter(base, folder, precision) if on_adapter and folder else _of_full(base, tuned)
+    line.today = today_of(tuned)
     if all(torch.equal(line.start[name].float(), last.float()) for name, last in line.end.items()):
         raise UsageError(
             f"repair: {tuned} has the same weights as {base}", "there is nothing to take back"

@@ -21,7 +21,7 @@ from perdure.recipe.schema import MAX_DROP, MAX_LOSS_RISE
 from perdure.reports.facts import TaskFacts
 from perdure.run.item_files import groups_of
 from perdure.scoring.change import Change, of_items, pooled_values, unknown, unpaired
-from perdure.scoring.intervals import Array
+from perdure.scoring.intervals import Array, group_numbers
 from perdure.scoring.matrix import ScoreMatrix
 from perdure.scoring.resampling import Column, Drawn, Interval, Resampled, resample
 
@@ -78,7 +78,8 @@ class Evidence:
         tasks: of the matrix, in its order.
         items: gives the rows of a cell: of (tasks learned, task).
         general: perplexity on general text by `after`; nan where it was not measured.
-        general_items: gives the texts measured after so many tasks.
+        general_items: gives the texts measured after so many tasks; of (tasks learned, task) the
+            items of a task of lm-eval's.
         name: tells this run from all others.
     """
 
@@ -88,7 +89,7 @@ class Evidence:
         matrix: ScoreMatrix,
         items: Callable[[int, str], Items],
         general: Sequence[float],
-        general_items: Callable[[int], Items],
+        general_items: Callable[..., Items],
         margins: Margins,
         name: str,
     ) -> None:
@@ -188,6 +189,26 @@ class Evidence:
         if not np.allclose(means[seen], scores[seen], rtol=SAME, atol=SAME):
             return None
         return Rows(values, tokens, groups, key)
+
+    def harness_change(
+        self, task: TaskFacts, before: tuple[int, float], after: tuple[int, float]
+    ) -> Change:
+        """The change of a task of lm-eval's; paired by item where a run kept its items.
+
+        Args: before, after: after how many tasks it was scored, and the score.
+        """
+        sides = [by_id(self._general_items(number, task.name)) for number, _ in (before, after)]
+        ids = list(sides[0])
+        if not ids or sides[0].keys() != sides[1].keys() or not task.higher_is_better:
+            return of_scores(task, before[1], after[1], self.margins)
+        first, second = (np.array([rows[i]["score"] for i in ids], np.float64) for rows in sides)
+        means = np.array([first.mean(), second.mean()])
+        if not np.allclose(means, [before[1], after[1]], rtol=SAME, atol=SAME):
+            return of_scores(task, before[1], after[1], self.margins)
+        rows = [sides[0][i] for i in ids]
+        alike = group_numbers([r.get("group") for r in rows], [r.get("prompt") for r in rows])
+        margin = self.margins.max_drop
+        return of_items(second - first, margin, worst=-1, best=1, groups=alike, draws=DRAWS)
 
     # --- general text
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from perdure.reports import charts, format, words
 from perdure.reports.data import MISSING, RunView, TaskFacts
-from perdure.reports.evidence import Margins, of_scores
 from perdure.reports.sections import metric_words
 
 F1, F1_WORDS, DIGITS = "F1 Avg", "harmonic mean of general and downstream", 2
@@ -114,7 +113,7 @@ def changes(runs: Sequence[RunView]) -> list[dict[str, Any]]:
                     "before": show(before),
                     "after": show(after),
                     "change": change,
-                    **_verdict(task, before, after, run.evidence.margins),
+                    **_verdict(run, task, before, after),
                 }
             )
         groups.append(
@@ -154,14 +153,12 @@ def on_a_scale(task: TaskFacts, values: Sequence[float]) -> bool:
     return _is_share(task, values) or (not task.higher_is_better and min(values) > 0)
 
 
-def _verdict(task: TaskFacts, before: float, after: float, margins: Margins) -> dict[str, str]:
-    """lost | kept | improved | open and its words; unknown where the scores are on no scale.
-
-    lm-eval's rows are not kept, so that two scores are compared as of two samples.
-    """
+def _verdict(run: RunView, task: TaskFacts, before: float, after: float) -> dict[str, str]:
+    """lost | kept | improved | open and its words; unknown where the scores are on no scale."""
     if math.isnan(before + after) or not on_a_scale(task, (before, after)):
         return {"kept": "unknown", "kept_words": "", "interval": ""}
-    change = of_scores(task, before, after, margins)
+    newest = max(i for i, v in enumerate(scores(run, task.name)) if not math.isnan(v))
+    change = run.evidence.harness_change(task, (0, before), (newest, after))
     kept = "improved" if change.gain == "learned" else change.outcome
     interval = words.interval_words(task, change)
     return {"kept": kept, "kept_words": words.outcome_words(change), "interval": interval}

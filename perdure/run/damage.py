@@ -8,26 +8,28 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from perdure.errors import RunError
-from perdure.files import numbered, read_lines
+from perdure.files import read_lines
+from perdure.run import item_files
 from perdure.run.directory import check_of
-from perdure.seals import MANIFEST, facts_of
+from perdure.seals import facts_of, recorded
 from perdure.seals import verify as verify_folder
 
 if TYPE_CHECKING:
     from perdure.run.directory import Run
 
 
-def verify(run: Run) -> None:
+def verify(run: Run, weights: bool = True) -> None:
     """Read again what a run goes on from: its newest checkpoint and the scores before it.
+
+    Args: weights: False leaves the checkpoint's files to whoever loads them, and checks them then.
 
     Raises:
         RunError: a file is not as it was written, or scores are gone.
     """
     learned, _ = run.last_checkpoint()
     begun = int(run.environment().get("extends", {}).get("tasks", 0))
-    known = numbered(run.path / "checkpoints", "task-")
-    written = [(n, p) for n, p in known if (p / MANIFEST).exists() and n <= run.most_tasks()]
-    for number, folder in written[-1:]:
+    written = recorded(run.path / "checkpoints", run.most_tasks())
+    for number, folder in written[-1:] if weights else ():
         older = f", or delete the folder {folder}: the run then goes on after {number - 1} tasks"
         verify_folder(folder, f"put it back from a copy{older if number > begun else ''}")
     whole = len(run.stream_facts())
@@ -43,8 +45,10 @@ def verify(run: Run) -> None:
 def verify_scores(run: Run) -> None:
     """Check each line of scores.jsonl, and that none is gone that a checkpoint came after.
 
+    The scored rows that its lines name are checked too.
+
     Raises:
-        RunError: a line is gone or not as it was written.
+        RunError: a line or a row is gone or not as it was written.
     """
     _, folder = run.last_checkpoint()
     marks = [facts_of(folder).get("scores")] if folder is not None else []
@@ -59,7 +63,6 @@ def verify_scores(run: Run) -> None:
     for mark in filter(None, marks):
         changed |= hashlib.sha256(text[: mark["bytes"]]).hexdigest() != mark["sha256"]
     if changed:
-        raise RunError(
-            f"{file}: damaged: lines that were written are gone or changed",
-            "put it back from a copy; what is missing in it cannot be measured again",
-        )
+        raise item_files.damage(file)
+    for rows in item_files.damaged(run.path, lines):
+        raise item_files.damage(rows)

@@ -39,11 +39,14 @@ from perdure.files import (
 from perdure.processes import barrier, broadcast, rank
 from perdure.run import item_files
 from perdure.run.environment import environment
-from perdure.seals import is_sealed, seal
+from perdure.seals import is_sealed, recorded, seal
 
 if TYPE_CHECKING:
     from perdure.recipe.schema import Recipe
     from perdure.scoring import ScoreMatrix
+
+SEALED_BY = ("check", "items")
+"""What a line of scores.jsonl bears so that damage is noticed: its own sum and that of its rows."""
 
 
 def only_scored(facts: Sequence[Mapping[str, str]]) -> list[str]:
@@ -130,9 +133,8 @@ class Run:
         """Lines of scores.jsonl; a score written again after a resume counts once, the last."""
         last: dict[tuple[Any, ...], dict[str, Any]] = {}
         for line in read_lines(self.path / "scores.jsonl"):
-            line.pop("check", None)
             last[(line["kind"], line["after"], line.get("task"))] = line
-        return list(last.values())
+        return [{k: v for k, v in s.items() if k not in SEALED_BY} for s in last.values()]
 
     def log_rows(self) -> list[dict[str, Any]]:
         """Lines of log.jsonl; a step logged again after a resume counts once, the last."""
@@ -152,12 +154,22 @@ class Run:
         return list(last.values())
 
     def items(self, after: int, task: str) -> list[dict[str, Any]]:
-        """The scored rows of one cell of the score matrix."""
-        return read_lines(item_files.to_read(self.path, after, task, self._scored()))
+        """The scored rows of one cell of the score matrix.
 
-    def general_items(self, after: int) -> list[dict[str, Any]]:
-        """The general texts that were measured after `after` tasks: each one's loss and tokens."""
-        return read_lines(self._general_items(after))
+        Raises:
+            RunError: they are not what was written.
+        """
+        return item_files.rows(self.path, "task", after, task)
+
+    def general_items(self, after: int, task: str | None = None) -> list[dict[str, Any]]:
+        """The general texts that were measured after `after` tasks: each one's loss and tokens.
+
+        Args: task: of this task of lm-eval's the items, with their scores.
+
+        Raises:
+            RunError: they are not what was written.
+        """
+        return item_files.rows(self.path, "general", after, task)
 
     def environment(self) -> dict[str, Any]:
         path = self.path / "environment.json"
@@ -200,12 +212,9 @@ class Run:
         return (sealed[-1], self.checkpoint(sealed[-1])) if sealed else (0, None)
 
     def checkpoints(self) -> list[int]:
-        """After how many tasks there is a sealed folder, the fewest first.
-
-        One of more tasks than the run has was not left by it.
-        """
-        found = numbered(self.path / "checkpoints", "task-")
-        return [n for n, _ in found if self.checkpoint(n) and n <= self.most_tasks()]
+        """After how many tasks there is a sealed folder that the run left, the fewest first."""
+        found = recorded(self.path / "checkpoints", self.most_tasks())
+        return [n for n, _ in found if self.checkpoint(n)]
 
     def most_tasks(self) -> float:
         return len(self.stream_facts()) or math.inf
@@ -220,12 +229,10 @@ class Run:
 
     def record(self, line: Mapping[str, Any], items: Sequence[Mapping[str, Any]] = ()) -> None:
         """Append one score, after the rows that it was made of."""
+        said = dict(line)
         if items:
-            text = "".join(json.dumps(i, ensure_ascii=False) + "\n" for i in items)
-            task = line.get("task")
-            general = self._general_items(line["after"])
-            write_atomic(item_files.path(self.path, line["after"], task) if task else general, text)
-        append_line(self.path / "scores.jsonl", {**line, "check": check_of(line)})
+            said["items"] = item_files.write(self.path, line, items)
+        append_line(self.path / "scores.jsonl", {**said, "check": check_of(said)})
 
     def log(self, line: Mapping[str, Any]) -> None:
         append_line(self.path / "log.jsonl", {"time": now(), **line}, sync=False)
@@ -259,9 +266,8 @@ class Run:
             have = {(s["kind"], s.get("task")) for s in self.scores()}
             for line in source.scores():
                 if line["after"] == 0 and (line["kind"], line.get("task")) not in have:
-                    task = line["kind"] == "task"
-                    items = source.items(0, line["task"]) if task else source.general_items(0)
-                    self.record(line, items if task or "task" not in line else ())
+                    rows = item_files.rows(source.path, line["kind"], 0, line.get("task"))
+                    self.record(line, rows)
         barrier()
 
     def finish(self) -> None:
@@ -348,13 +354,6 @@ class Run:
 
             pid = _text_of(self.path / "lock.pid")
             return pid.isdigit() and psutil.pid_exists(int(pid))
-
-    def _general_items(self, after: int) -> Path:
-        return self.path / "items" / f"general-{after}.jsonl"
-
-    def _scored(self) -> Iterator[str]:
-        """Names of all tasks that the run has scored."""
-        return (line["task"] for line in self.scores() if "task" in line)
 
 
 def check_of(line: Mapping[str, Any]) -> str:

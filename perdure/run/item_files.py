@@ -1,25 +1,83 @@
-"""Where a run keeps the scored rows of a cell of its matrix: items/after-AFTER-TASK.jsonl.
+"""Where a run keeps the rows that a score was made of, and whether they are what was written.
+
+items/after-AFTER-TASK.jsonl      rows of a cell of the score matrix
+items/general-AFTER.jsonl         general texts
+items/general-AFTER-TASK.jsonl    items of a task of lm-eval's
 
 A line is a row: `id`, `score`, `prediction`, `answer`, `prompt`, and `group` where the task
 declares which rows belong together. Runs of an older Perdure have no `group`: there, only rows that
-ask the same question are known to belong together.
+ask the same question are known to belong together. The sha256 of such a file stands in the line of
+scores.jsonl that was written behind it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
+from perdure.errors import RunError
+from perdure.files import read_lines, write_atomic
 from perdure.scoring.intervals import group_numbers
+from perdure.seals import sha256
 
 
-def path(run: Path, after: int, task: str) -> Path:
-    """The file of a task's rows, scored after so many tasks; no other task shares it."""
-    return run / "items" / f"after-{after}-{_name(task)}.jsonl"
+def write(run: Path, line: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> str:
+    """Write the rows of a score; returns their file's sha256, for the score's line."""
+    text = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+    write_atomic(path(run, line["kind"], line["after"], line.get("task")), text)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def rows(run: Path, kind: str, after: int, task: str | None) -> list[dict[str, Any]]:
+    """The rows of a score; none where a run kept none.
+
+    Raises:
+        RunError: they are not what was written.
+    """
+    lines = read_lines(run / "scores.jsonl")
+    mine = [line for line in lines if _cell(line) == (kind, after, task)]
+    for line in mine[-1:]:
+        _check(run, line)
+    if kind == "general" or task is None:
+        return read_lines(path(run, kind, after, task))
+    return read_lines(to_read(run, after, task, (s["task"] for s in lines if "task" in s)))
+
+
+def damaged(run: Path, lines: Iterable[Mapping[str, Any]]) -> Iterator[Path]:
+    """Files that are not as these lines of scores.jsonl say; of a score's lines the last counts."""
+    for (kind, after, task), line in {_cell(line): line for line in lines}.items():
+        if "items" in line:
+            file = path(run, kind, after, task)
+            if not file.is_file() or sha256(file) != line["items"]:
+                yield file
+
+
+def _cell(line: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    return line.get("kind"), line.get("after"), line.get("task")
+
+
+def _check(run: Path, line: Mapping[str, Any]) -> None:
+    for file in damaged(run, [line]):
+        raise damage(file)
+
+
+def damage(file: Path) -> RunError:
+    """What is said of a file of rows that is not what was written."""
+    return RunError(
+        f"{file}: damaged: lines that were written are gone or changed",
+        "put it back from a copy; what is missing in it cannot be measured again",
+    )
+
+
+def path(run: Path, kind: str, after: int, task: str | None) -> Path:
+    """The file of a score's rows; no other score shares it."""
+    named = "" if task is None else f"-{_name(task)}"
+    return run / "items" / f"{'after' if kind == 'task' else 'general'}-{after}{named}.jsonl"
 
 
 def to_read(run: Path, after: int, task: str, tasks: Iterable[str]) -> Path:
@@ -30,7 +88,7 @@ def to_read(run: Path, after: int, task: str, tasks: Iterable[str]) -> Path:
 
     Args: tasks: all that the run has scored; only asked for where it matters.
     """
-    found = path(run, after, task)
+    found = path(run, "task", after, task)
     former = found.with_name(f"after-{after}-{_former(task)}.jsonl")
     if found.exists() or not former.exists():
         return found

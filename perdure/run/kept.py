@@ -95,6 +95,8 @@ def whole_stream(
 
 
 def _told(run: Run, file: Path, old: Callable[[Path], TaskStream]) -> TaskStream:
+    if not is_whole(file):
+        raise RunError(f"{file}: damaged or gone", "put it back from a copy")
     try:
         return old(file)
     except ConsentError:

@@ -7,22 +7,23 @@ which learning began, and stream.json the versions of the tasks' rows.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.errors import RunError
 from perdure.files import now, write_atomic
-from perdure.models.pin import files_of
+from perdure.models.pin import base_files, files_of, template_files
 from perdure.processes import barrier, broadcast, rank
 from perdure.seals import sha256
 
 if TYPE_CHECKING:
     from perdure.recipe.schema import Recipe
     from perdure.run.directory import Run
-    from perdure.streams.task import Task, TaskStream
+    from perdure.streams.task import TaskStream
 
 FILE = "pinned.json"
+SINCE = "since this run began"
 
 
 def pin(run: Run, recipe: Recipe, stream: TaskStream, accept_changes: bool = False) -> None:
@@ -49,11 +50,7 @@ def pin(run: Run, recipe: Recipe, stream: TaskStream, accept_changes: bool = Fal
             ),
         )
     if rank() == 0:
-        if changes:
-            run.note("\n".join(["changes accepted:", *changes]))
-            before = run.environment().get("accepted_changes", [])
-            told = [{"time": now(), "changes": changes}]
-            run.set_facts({"accepted_changes": [*before, *told]})
+        note_accepted(run, changes)
         found = json.loads(wanted)
         write_atomic(run.path / "stream.json", json.dumps(found.pop("stream"), indent=1))
         run.set_facts({"general_text": found.pop("general_text")})
@@ -61,19 +58,93 @@ def pin(run: Run, recipe: Recipe, stream: TaskStream, accept_changes: bool = Fal
     barrier()
 
 
+def refuse_changes(
+    run: Run,
+    *,
+    accept: bool,
+    base: bool = True,
+    template: bool = True,
+    recipe: bool = True,
+    stream: TaskStream | None = None,
+) -> list[str]:
+    """Compare what a run rests on with what it pinned, where it is read but does not go on.
+
+    All processes call it.
+
+    Args:
+        accept: return the changes, and refuse none.
+        base, template: of the base model's files those are read, or the recipe's template is.
+        recipe: its values, and files of the user's own code.
+        stream: the run's own rows, where they were read again.
+
+    Returns: what has changed, in words; nothing where nothing was pinned.
+
+    Raises:
+        RunError: something has changed, and `accept` is false.
+    """
+    changes: list[str] = json.loads(
+        broadcast(
+            json.dumps(list(_since(run, base, template, recipe, stream)) if rank() == 0 else [])
+        )
+    )
+    if changes and not accept:
+        raise RunError(
+            "\n".join(f"{run.path}: {change}" for change in changes),
+            "put the old state back, or go on all the same: --accept-changes",
+        )
+    return changes
+
+
+def _since(
+    run: Run, base: bool, template: bool, recipe: bool, stream: TaskStream | None
+) -> Iterator[str]:
+    noted, model = pinned(run), run.recipe.model
+    before = noted.get("files", {})
+    if stream is not None:
+        yield from _other_rows(run.stream_facts(), _versions(stream))
+    if recipe:
+        yield from recipe_changes(noted, values_of(run.recipe))
+    if not before:
+        return
+    for read, mark, files in (
+        (base, "base model, ", base_files),
+        (template, "chat template, ", template_files),
+        (recipe, "own code, ", lambda _: _own_code(run.recipe)),
+    ):
+        if read:
+            known = {name: said for name, said in before.items() if name.startswith(mark)}
+            yield from _other_files(known, files(model))
+
+
+def note_accepted(run: Run, changes: Sequence[str]) -> None:
+    """Note changes that the user has accepted, for the report; nothing where there are none."""
+    if changes:
+        run.note("\n".join(["changes accepted:", *changes]))
+        run.set_facts({"accepted_changes": accepted(run, changes)})
+
+
+def accepted(run: Run, changes: Sequence[str]) -> list[dict[str, Any]]:
+    """All changes that were accepted in a run so far, and these now."""
+    before: list[dict[str, Any]] = run.environment().get("accepted_changes", [])
+    return [*before, *([{"time": now(), "changes": [*changes]}] if changes else [])]
+
+
 def _facts(run: Run, recipe: Recipe, stream: TaskStream) -> dict[str, Any]:
     return {
         "recipe": values_of(recipe),
         "files": files_of(recipe.model) | _own_code(recipe),
-        "stream": [_fact(task) for task in stream],
+        "stream": _versions(stream),
         "general_text": stream.general.version,
     }
 
 
-def _fact(task: Task) -> dict[str, str]:
-    # Runs of an older Perdure, which learned all their tasks, have no such key.
-    way = {} if task.learn == "sft" else {"learn": task.learn}
-    return {"name": task.name, "version": task.version, **way}
+def _versions(stream: TaskStream) -> list[dict[str, str]]:
+    # Runs of an older Perdure, which learned all their tasks, have no `learn`.
+    return [
+        {"name": task.name, "version": task.version}
+        | ({} if task.learn == "sft" else {"learn": task.learn})
+        for task in stream
+    ]
 
 
 def _own_code(recipe: Recipe) -> dict[str, str]:
@@ -86,32 +157,39 @@ def _own_code(recipe: Recipe) -> dict[str, str]:
 
 def _changes(run: Run, wanted: Mapping[str, Any]) -> Iterator[str]:
     """What differs from what was noted; nothing where nothing was."""
-    since = "since this run began"
-    if before := run.stream_facts():
-        now = wanted["stream"]
-        if len(before) != len(now):
-            yield f"began with {len(before)} tasks, now there are {len(now)}"
-        for old, new in zip(before, now, strict=False):
-            if (old["name"], old["version"]) != (new["name"], new["version"]):
-                yield (
-                    f"the rows of task {old['name']} have changed {since} "
-                    f"(version {old['version']}, now {new['version']})"
-                )
+    yield from _other_rows(run.stream_facts(), wanted["stream"])
     text = run.environment().get("general_text")
     if text is not None and text != wanted["general_text"]:
         yield (
-            f"the general text has changed {since} (version {text}, now {wanted['general_text']})"
+            f"the general text has changed {SINCE} (version {text}, now {wanted['general_text']})"
         )
     noted = pinned(run)
     yield from recipe_changes(noted, wanted["recipe"])
-    files = noted.get("files", {})
-    for name in sorted(files.keys() | wanted["files"].keys()) if files else ():
-        if name not in wanted["files"]:
-            yield f"{name}: is gone {since}"
-        elif name not in files:
-            yield f"{name}: is new {since}"
-        elif files[name] != wanted["files"][name]:
-            yield f"{name}: has other bytes {since}"
+    if files := noted.get("files", {}):
+        yield from _other_files(files, wanted["files"])
+
+
+def _other_rows(
+    before: Sequence[Mapping[str, str]], now: Sequence[Mapping[str, str]]
+) -> Iterator[str]:
+    if before and len(before) != len(now):
+        yield f"began with {len(before)} tasks, now there are {len(now)}"
+    for old, new in zip(before, now, strict=False):
+        if (old["name"], old["version"]) != (new["name"], new["version"]):
+            yield (
+                f"the rows of task {old['name']} have changed {SINCE} "
+                f"(version {old['version']}, now {new['version']})"
+            )
+
+
+def _other_files(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    for name in sorted(before.keys() | now.keys()):
+        if name not in now:
+            yield f"{name}: is gone {SINCE}"
+        elif name not in before:
+            yield f"{name}: is new {SINCE}"
+        elif before[name] != now[name]:
+            yield f"{name}: has other bytes {SINCE}"
 
 
 def recipe_changes(noted: Mapping[str, Any], recipe: Mapping[str, Any]) -> Iterator[str]:

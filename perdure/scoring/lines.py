@@ -40,13 +40,14 @@ def general_line(
 ) -> dict[str, Any]:
     """A score of general ability: of an lm-eval task, or, without `task`, of ordinary text.
 
-    The texts' own losses are not in it; a run keeps them beside the scored rows of tasks.
+    The texts' own losses, and the items of lm-eval's task, are not in it; a run keeps them beside
+    the scored rows of tasks.
     """
     line: dict[str, Any] = {"kind": "general", "after": after}
     figures: dict[str, Any]
     if task is not None:
         line["task"] = task
-        figures = asdict(found)
+        figures = {k: v for k, v in asdict(found).items() if k != "items"}
     else:
         text: Any = found
         figures = {

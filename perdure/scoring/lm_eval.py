@@ -6,10 +6,13 @@ Under several processes each answers its share of the requests, and all get the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from perdure.errors import UsageError
 from perdure.streams.lm_eval_tasks import SEED, quiet, seeded
@@ -33,6 +36,9 @@ class HarnessScore:
     higher_is_better: bool
     score: float
     rows: int
+    items: tuple[dict[str, Any], ...] = ()
+    """`{"id", "score", "prompt", "answer", "prediction", "doc_hash", "group"?}` of each document,
+    where the score is the mean of theirs: of others no interval is known."""
 
 
 def score(
@@ -42,6 +48,7 @@ def score(
     loaded: Any,
     *,
     limit: int | None = None,
+    group: str | None = None,
     batch_size: int = 16,
     precision: str = "fp32",
     accelerator: Any = None,
@@ -51,6 +58,7 @@ def score(
 
     Args:
         limit: the first so many rows of the task, or of each task in a group.
+        group: a field of lm-eval's `doc`, whose value items share that belong together.
         precision: "bf16" computes under autocast.
         accelerator: under several processes each answers its share, and all return the same.
         on_progress: called as on_progress(done, total), in requests (a choice each).
@@ -64,18 +72,53 @@ def score(
             task.set_fewshot_seed(seed=SEED)
         answering = _answering(model, tokenizer, batch_size, precision, accelerator, on_progress)
         found = evaluate(
-            lm=answering, task_dict=loaded, limit=limit, bootstrap_iters=0, log_samples=False
+            lm=answering, task_dict=loaded, limit=limit, bootstrap_iters=0, log_samples=True
         )
     results = found["results"][name]
     better = found["higher_is_better"].get(name, {})
     metric, how = pick(results, better)
+    value = float(results[f"{metric},{how}"])
     return HarnessScore(
         metric=metric,
         filter=how,
         higher_is_better=metric in METRICS or bool(better.get(metric)),
-        score=float(results[f"{metric},{how}"]),
+        score=value,
         rows=int(results.get("sample_len", 0)),
+        items=tuple(_items(found["samples"], metric, how, group, value)),
     )
+
+
+def _items(
+    samples: Mapping[str, Sequence[Mapping[str, Any]]],
+    metric: str,
+    how: str,
+    group: str | None,
+    score: float,
+) -> list[dict[str, Any]]:
+    """Items of a task, or of all tasks in a group; none where the score is not their mean."""
+    found: list[dict[str, Any]] = []
+    for task, lines in samples.items():
+        for line in lines:
+            if line.get("filter", how) != how:
+                continue
+            value, doc = line.get(metric), line.get("doc")
+            if not isinstance(value, int | float | np.number):
+                return []
+            said = line["filtered_resps"]
+            said = said[0] if isinstance(said, list) and said else said
+            item: dict[str, Any] = {
+                "id": f"{task}:{line['doc_id']}" if len(samples) > 1 else str(line["doc_id"]),
+                "score": float(value),
+                "prompt": str(line["arguments"][0][0]),
+                "answer": str(line["target"]),
+                "prediction": said if isinstance(said, str) else "",
+                "doc_hash": line["doc_hash"],
+            }
+            if group is not None and isinstance(doc, Mapping) and doc.get(group) not in (None, ""):
+                item["group"] = f"{task}:{doc[group]}" if len(samples) > 1 else str(doc[group])
+            found.append(item)
+    mean = math.fsum(item["score"] for item in found) / max(1, len(found))
+    return found if math.isclose(mean, score, rel_tol=1e-9, abs_tol=1e-9) else []
 
 
 def pick(results: Mapping[str, Any], better: Mapping[str, bool | None]) -> tuple[str, str]:

@@ -10,9 +10,15 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
+
+from perdure.errors import UsageError
+from perdure.streams.kinds import Metric, is_perdures, metric
+from perdure.streams.task import Task
+
+ROUNDING = 1e-9
 
 
 def normalise(text: str) -> str:
@@ -61,6 +67,49 @@ def words(text: str) -> list[str]:
 def mean(scores: Sequence[float]) -> float:
     """Return the mean of item scores (exactly rounded sum, so the order does not matter)."""
     return math.fsum(scores) / len(scores)
+
+
+def item_score(task: str, of: Metric, prediction: str, answer: str) -> float:
+    """One item's score by a metric's function, which may be a user's own.
+
+    Raises:
+        UsageError: a user's own failed, or gave no number or one outside its range.
+    """
+    try:
+        score = float(of.of_item()(prediction, answer))
+    except Exception as error:  # whatever the user's code raises
+        if is_perdures(of.name):
+            raise
+        what = f"task {task!r}: metric {of.name} failed on the prediction {prediction!r} "
+        raise UsageError(
+            f"{what}and the answer {answer!r}: {type(error).__name__}: {error}",
+            "it gets two texts and returns a number",
+        ) from error
+    if not of.low - ROUNDING <= score <= of.high + ROUNDING:
+        raise UsageError(
+            f"task {task!r}: metric {of.name} gave {score:g}, "
+            f"which is not from {of.low:g} to {of.high:g}",
+            "return a share, or declare the range: a Metric with low and high",
+        )
+    return score
+
+
+def try_own(tasks: Iterable[Task]) -> None:
+    """Try each metric of the user's own on the first test row's answer, and on an empty text.
+
+    So it fails before any weight is loaded, and not after the first hours of training.
+
+    Raises:
+        UsageError: as `item_score`.
+    """
+    for task in tasks:
+        of = metric(task.metric)
+        if of.needs != "text" or is_perdures(of.name) or not len(task.test):
+            continue
+        answer = task.test[0].get("answer")  # rows of a kind from elsewhere may have none
+        if isinstance(answer, str):
+            for prediction in (answer, ""):
+                item_score(task.name, of, prediction, answer)
 
 
 def _spaced(char: str) -> str:

@@ -28,13 +28,11 @@ from perdure.models.generate import batches_alike, generate
 from perdure.models.weights import evaluating, is_sharded
 from perdure.processes import Progress, over_ranks, world_size
 from perdure.scoring.likelihood import Pair, score_pairs
-from perdure.scoring.metrics import mean
+from perdure.scoring.metrics import item_score, mean
 from perdure.streams.kinds import Metric, is_perdures, kind, metric
 from perdure.streams.labels import same_tokens
 from perdure.streams.rows import row_key
 from perdure.streams.task import Row, Task
-
-ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -208,31 +206,12 @@ def _by_generation(run: _Run, rows: Sequence[Row]) -> list[dict[str, Any]]:
     }
     predictions = [written[i] for i in range(len(rows))]
     answers = [run.encoder.answer_text(row) for row in rows]
-    scores = [_text_score(run, p, a) for p, a in zip(predictions, answers, strict=True)]
+    scores = [
+        item_score(run.task.name, run.metric, p, a)
+        for p, a in zip(predictions, answers, strict=True)
+    ]
     return [{**item, "answer": answer} for item, answer in
             zip(_items(run.task, rows, predictions, scores), answers, strict=True)]  # fmt: skip
-
-
-def _text_score(run: _Run, prediction: str, answer: str) -> float:
-    """One item's score by the metric's function, which may be a user's own."""
-    of = run.metric
-    try:
-        score = float(of.of_item()(prediction, answer))
-    except Exception as error:  # whatever the user's code raises
-        if is_perdures(of.name):
-            raise
-        what = f"task {run.task.name!r}: metric {of.name} failed on the prediction {prediction!r} "
-        raise UsageError(
-            f"{what}and the answer {answer!r}: {type(error).__name__}: {error}",
-            "it gets two texts and returns a number",
-        ) from error
-    if not of.low - ROUNDING <= score <= of.high + ROUNDING:
-        raise UsageError(
-            f"task {run.task.name!r}: metric {of.name} gave {score:g}, "
-            f"which is not from {of.low:g} to {of.high:g}",
-            "return a share, or declare the range: a Metric with low and high",
-        )
-    return score
 
 
 _COMPUTED: dict[str, Callable[[_Run, Sequence[Row]], list[dict[str, Any]]]] = {

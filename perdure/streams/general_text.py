@@ -62,7 +62,8 @@ def _sides(
         text = pydoc_texts(seed)
         return list(text.replay), list(text.held_out), text.source
     if source.lower().endswith(TEXT_FILES):
-        name, texts = shown(reader.folder / source), file_texts(reader, source, config.column)
+        name, how = shown(reader.folder / source), Reading(None, config.encoding, whose="general's")
+        texts = file_texts(reader, source, config.column, how=how)
         once = {one_spaced(text): text for text in texts or ()}
         order = [once[text] for text in sorted(once, key=lambda text: shuffle_key(seed, text))]
     else:
@@ -73,21 +74,27 @@ def _sides(
 
 
 def file_texts(
-    reader: Reader, source: str, column: str, key: str = " (general.column)"
+    reader: Reader,
+    source: str,
+    column: str,
+    key: str = " (general.column)",
+    how: Reading = Reading(whose=""),
 ) -> list[str] | None:
     """The texts of a file: paragraphs of .txt, else cells of one column.
 
-    Args: key: where the user names the column, for a message.
+    Args:
+        key: where the user names the column, for a message.
+        how: its encoding, as far as the user names one.
     Returns: None if a mistake was noted.
     """
     name = shown(reader.folder / source)
     if Path(source).suffix.lower() == ".txt":
-        content = reader.text(source)
+        content = reader.text(source, how)
         if content is None:
             return None
         texts = [block.strip() for block in re.split(r"\n\s*\n", content)]
     else:
-        table = reader.file(source, Reading(needed=(column,)))
+        table = reader.file(source, how._replace(needed=(column,)))
         if table is None:
             return None
         if column not in table.columns:

@@ -82,7 +82,21 @@ def load(general: GeneralConfig | None) -> dict[str, Any]:
     for mistake in mistakes(general.tasks):
         place = ".".join(map(str, ("general.tasks", *mistake.key)))
         raise UsageError(f"{place}: {mistake.what}", mistake.remedy)
-    return _load(general.tasks, general.num_fewshot)
+    found = _load(general.tasks, general.num_fewshot)
+    if general.group is not None:
+        _check_group(general.group, found)
+    return found
+
+
+def _check_group(group: str, loaded: Mapping[str, Any]) -> None:
+    """Refuse a field that the documents of no task have."""
+    fields: dict[str, None] = {}
+    for whole in loaded.values():
+        for task in whole["tasks"].values():
+            fields |= dict.fromkeys(map(str, next(iter(task.eval_docs), {})))
+    if group not in fields:
+        hint = filter(None, [near(group, list(fields)), f"fields there are: {', '.join(fields)}"])
+        raise UsageError(f'general.group: no task\'s documents have a field "{group}"', [*hint])
 
 
 def _load(tasks: Sequence[str], num_fewshot: int | None) -> dict[str, Any]:

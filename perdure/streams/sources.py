@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from perdure.errors import brief
-from perdure.files import cache_folder, read_lines, write_atomic
+from perdure.files import cache_folder, read_lines
 from perdure.recipe.mistakes import near
+from perdure.seals import is_whole, write_sealed
 from perdure.streams.cells import ClassName, one_spaced
 from perdure.streams.hub import asked_once
 from perdure.streams.tables import Mistakes, Record, Table, choices, listed, shown
@@ -37,12 +38,14 @@ class Reading(NamedTuple):
     """How a file is read.
 
     `delimiter` and `encoding` are as the user names them, None where they are to be recognised;
-    `needed` are columns that a right delimiter shows in the header.
+    `needed` are columns that a right delimiter shows in the header. `whose` is the section that
+    has these keys, for a message; "" where the user has none.
     """
 
     delimiter: str | None = None
     encoding: str | None = None
     needed: tuple[str, ...] = ()
+    whose: str = "the task's"
 
 
 class Reader:
@@ -62,12 +65,12 @@ class Reader:
             self._files[key] = self._read(*key)
         return self._files[key]
 
-    def text(self, path: str) -> str | None:
+    def text(self, path: str, how: Reading = Reading()) -> str | None:
         """Return a text file's content, None if a mistake was noted."""
-        found = self._decoded(self.folder / path, Reading())
+        found = self._decoded(self.folder / path, how)
         if found is None:
             return None
-        self._tell(shown(self.folder / path), found[1])
+        self._tell(shown(self.folder / path), how, found[1])
         return found[0]
 
     def _read(self, path: Path, how: Reading) -> Table | None:
@@ -89,9 +92,9 @@ class Reader:
         columns = dict.fromkeys(key for record in records for key in record.values)
         return Table(name, tuple(columns), records)
 
-    def _tell(self, name: str, *found: str) -> None:
+    def _tell(self, name: str, how: Reading, encoding: str, delimiter: str = "") -> None:
         """Say once what was recognised in a file."""
-        if (line := told(name, *found)) and line not in self._told:
+        if (line := told(name, encoding, delimiter, whose=how.whose)) and line not in self._told:
             self._told.add(line)
             logger.warning("%s", line)
 
@@ -111,7 +114,7 @@ class Reader:
             return None
         name = shown(path)
         try:
-            return decode(path.read_bytes(), how.encoding)
+            return decode(path.read_bytes(), how.encoding, how.whose)
         except DecodingError as error:
             self.mistakes.add(name, f"{name}:{error.line}: {error}", error.remedy)
         except OSError as error:
@@ -121,7 +124,7 @@ class Reader:
     def _json_lines(self, path: Path, how: Reading) -> Iterator[Record]:
         name = shown(path)
         text, encoding = self._decoded(path, how) or ("", "")
-        self._tell(name, encoding)
+        self._tell(name, how, encoding)
         for number, line in enumerate(text.split("\n"), start=1):
             if not line.strip():
                 continue
@@ -150,7 +153,7 @@ class Reader:
         text, encoding = decoded
         found = find_delimiter(text, usual, how.needed)
         delimiter = how.delimiter or found.delimiter
-        self._tell(name, encoding, "" if how.delimiter or delimiter == usual else delimiter)
+        self._tell(name, how, encoding, "" if how.delimiter or delimiter == usual else delimiter)
         lines = csv.reader(
             io.StringIO(text[found.begins :], newline=""), delimiter=delimiter, strict=True
         )
@@ -264,7 +267,9 @@ class Reader:
         about = json.dumps([dataset, subset, split, column, count, seed])
         kept = cache_folder() / f"texts/{hashlib.sha256(about.encode()).hexdigest()[:12]}.jsonl"
         if where == dataset and kept.exists():
-            return [line["text"] for line in read_lines(kept)]
+            if is_whole(kept):
+                return [line["text"] for line in read_lines(kept)]
+            logger.warning("%s: damaged, so it is made again", kept)
         found: dict[str, str] = {}
         far = where == dataset
         with self._hub_mistakes(name, split, "general.source", "a hub data set: FILE.jsonl", far):
@@ -282,7 +287,7 @@ class Reader:
             if where == dataset:
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 lines = (json.dumps({"text": text}) + "\n" for text in found.values())
-                write_atomic(kept, "".join(lines))
+                write_sealed(kept, "".join(lines))
             return list(found.values())
         return None
 

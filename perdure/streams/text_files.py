@@ -45,12 +45,14 @@ class DecodingError(Exception):
         self.line, self.remedy = line, remedy
 
 
-def decode(raw: bytes, encoding: str | None = None) -> tuple[str, str]:
+def decode(raw: bytes, encoding: str | None = None, whose: str = "the task's") -> tuple[str, str]:
     """Return a file's text without a byte order mark, and what to tell of its encoding.
 
     Nothing is told ("") where the encoding was given, is UTF-8, or stands in a byte order mark.
 
-    Args: encoding: as the user names it; None recognises it.
+    Args:
+        encoding: as the user names it; None recognises it.
+        whose: the section that has the key `encoding`, for a message; "" if there is none.
 
     Raises:
         DecodingError: a byte that the encoding does not have; UTF-8 in which few bytes are damaged
@@ -72,7 +74,7 @@ def decode(raw: bytes, encoding: str | None = None) -> tuple[str, str]:
     try:
         return raw.decode("utf-8"), ""
     except UnicodeError as error:
-        remedy = "save the file as UTF-8, or name the task's `encoding`"
+        remedy = "save the file as UTF-8" + f", or name {whose} `encoding`" * bool(whose)
         wrong = _no_text(raw, "UTF-8", error, remedy)
     found = _without_mark(raw) or _recognised(raw)
     if not found:
@@ -197,7 +199,7 @@ def _sniffed(text: str) -> str:
         return ""
 
 
-def told(name: str, encoding: str = "", delimiter: str = "") -> str:
+def told(name: str, encoding: str = "", delimiter: str = "", *, whose: str = "the task's") -> str:
     """Return the line that tells what was recognised in a file, "" if nothing was."""
     cells = f"cells separated by {DELIMITERS.get(delimiter, delimiter)}" if delimiter else ""
     found = {"encoding": encoding, "delimiter": cells}
@@ -205,4 +207,5 @@ def told(name: str, encoding: str = "", delimiter: str = "") -> str:
         return ""
     keys = " and ".join(f"`{key}`" for key, what in found.items() if what)
     what = ", ".join(filter(None, found.values()))
-    return f"{name}: {what}, as recognised; if that is wrong, give the task's {keys}"
+    remedy = f"give {whose} {keys}" if whose else "save it as UTF-8"
+    return f"{name}: {what}, as recognised; if that is wrong, {remedy}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import perdure
 from perdure.cli import app
 from perdure.errors import ModelError, RunError, UsageError
 from perdure.models import load_saved
-from perdure.models.export import export
+from perdure.models.export import export, stored_type
 from perdure.run import Run
 
 pytestmark = pytest.mark.train
@@ -102,3 +103,42 @@ def test_what_cannot_be_written_is_told_and_leaves_nothing(
     (tmp_path / "there").mkdir()
     with pytest.raises(RunError, match="exists already"):
         export(path, tmp_path / "there")
+
+
+def test_the_type_of_a_base_that_does_not_say_it_is_that_of_its_files(
+    tiny: tuple[Any, Any], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    from safetensors import safe_open
+
+    model, tokenizer = tiny
+    base = tmp_path / "base"
+    model.to(torch.bfloat16).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    config = json.loads((base / "config.json").read_text())
+    for key in ("dtype", "torch_dtype"):
+        config.pop(key, None)
+    (base / "config.json").write_text(json.dumps(config))
+    told: list[str] = []
+    folder = export(base, tmp_path / "out", tell=told.append)
+    assert told == ["weights: bfloat16, as the base is stored"]
+    with safe_open(folder / "model.safetensors", "np") as weights:
+        assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"BF16"}  # noqa: SIM118
+
+
+def test_a_base_that_is_gone_names_the_option(runs: dict[str, Run], tmp_path: Path) -> None:
+    """The weights are there: only their type is not known."""
+    copy = tmp_path / "model"
+    shutil.copytree(runs["full"].path / "checkpoints" / "task-2" / "model", copy)
+    noted = json.loads((copy / "perdure_base.json").read_text())
+    (copy / "perdure_base.json").write_text(json.dumps({**noted, "path": "/no/such/base"}))
+    with pytest.raises(ModelError, match="the type of the base's weights: ") as error:
+        export(copy, tmp_path / "out")
+    assert "--dtype bfloat16" in str(error.value)
+    assert (export(copy, tmp_path / "out", dtype="bfloat16") / "config.json").is_file()
+
+
+def test_a_file_that_was_dequantised_is_told_as_such(tmp_path: Path) -> None:
+    (tmp_path / "small.gguf").write_bytes(b"GGUF")
+    assert stored_type(tmp_path / "small.gguf") == (
+        "float32", "to which the base's file small.gguf was dequantised",
+    )  # fmt: skip

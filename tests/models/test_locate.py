@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from perdure.errors import ModelError
-from perdure.models.locate import Place, locate
+from perdure.models.locate import Place, locate, resolve_saved
 from perdure.recipe.packaged import packaged_model
+from perdure.seals import seal
 
 pytestmark = pytest.mark.unit
 
@@ -106,3 +108,28 @@ def test_a_model_folder_with_a_recipe_in_it_stays_a_model_folder(tmp_path):
     (tmp_path / "recipe.yaml").write_text("")
     (tmp_path / "model").mkdir()
     assert locate(str(tmp_path)) == Place(str(tmp_path))
+
+
+def test_a_folder_that_the_run_did_not_leave_is_not_its_model(tmp_path):
+    run = run_of(tmp_path / "run")
+    for number in (1, 9):
+        for name in ("config.json", "weights"):
+            (run / f"checkpoints/task-{number}/model" / name).write_text("{}")
+    seal(run / "checkpoints/task-1", {"after": 1})
+    (run / "stream.json").write_text('[{"name": "a"}, {"name": "b"}]')
+    one = run / "checkpoints/task-1/model"
+    assert resolve_saved(run) == one  # the others are of more tasks than it has
+    assert locate(str(run)) == Place(str(one))
+    two = run / "checkpoints/task-2"
+    (two / "model").mkdir(parents=True)
+    assert resolve_saved(run) == one  # no manifest names it
+    seal(two, {"after": 1})
+    assert resolve_saved(run) == one  # a copy under another name
+    seal(two, {"after": 2})
+    assert resolve_saved(run) == two / "model"
+    (two / "manifest.json").write_text("{")
+    assert resolve_saved(run) == two / "model"  # damaged, which is told where it is read
+    shutil.rmtree(two)
+    (run / "finished").write_text("{}")
+    with pytest.raises(ModelError, match=r"model after its last task is gone: .* after 1 tasks"):
+        resolve_saved(run)

@@ -232,6 +232,62 @@ def test_a_role_that_is_left_out_is_refused(tokenizer: Any) -> None:
         Encoder(tokenizer, only).encode(row)
 
 
+WITH_PARTS = (
+    "{% for m in messages %}{{ '<' + m.role + '>' }}{% if m.content is string %}"
+    "{{ m.content }}{% else %}{% for p in m.content %}{{ '[' + p.text | trim + ']' }}"
+    "{% endfor %}{% endif %}{{ '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+PARTS = {
+    "prompt": [{"role": "user", "content": "Is it  fine?", "parts": ["Is it ", "fine?"]}],
+    "answer": "very good",
+    "turn": {"parts": ["very", "good"]},
+}
+
+
+@pytest.mark.parametrize("written", ["jinja", "json"])
+def test_parts_are_rendered_as_the_template_does(tokenizer: Any, written: str) -> None:
+    """One that takes lists writes them; for one that takes texts they are joined by blanks."""
+    encoder = Encoder(tokenizer, WITH_PARTS)
+    whole = [
+        {"role": turn["role"], "content": [{"type": "text", "text": t} for t in turn["parts"]]}
+        for turn in (*PARTS["prompt"], {"role": "assistant", **PARTS["turn"]})
+    ]
+    wanted = tokenizer.apply_chat_template(whole, chat_template=WITH_PARTS, tokenize=False)
+    prompt, answer = text_of(tokenizer, encoder, PARTS)
+    assert (
+        prompt + answer
+        == wanted
+        == ("<user>[Is it][fine?]<|im_end|><assistant>[very][good]<|im_end|>")
+    )
+    content = "m.content | tojson if m.content is not string else m.content"
+    texts = FAMILIES["chatml without a generation prompt"].text
+    if written == "json":
+        texts = texts.replace("m.content", f"({content})").replace(
+            "message['content']", f"({content.replace('m.content', 'message.content')})"
+        )
+    assert text_of(tokenizer, Encoder(tokenizer, texts), PARTS) == (
+        "<|im_start|>user\nIs it  fine?<|im_end|>\n<|im_start|>assistant\n",
+        "very good<|im_end|>",
+    )
+    plain = Encoder(tokenizer, "none")
+    assert text_of(tokenizer, plain, PARTS)[0].endswith("Is it  fine?\n")
+    assert plain.answer_text(PARTS) == encoder_text(plain)
+
+
+def encoder_text(encoder: Encoder) -> str:
+    return encoder.answer_text({k: v for k, v in PARTS.items() if k != "turn"})
+
+
+def test_a_folded_system_turn_goes_into_the_first_part(tokenizer: Any) -> None:
+    folds = WITH_PARTS.replace(
+        "{% for m in messages %}", "{% for m in messages if m.role != 'system' %}", 1
+    )
+    row = {**PARTS, "prompt": [{"role": "system", "content": "Judge."}, *PARTS["prompt"]]}
+    prompt, _ = text_of(tokenizer, Encoder(tokenizer, folds), row)
+    assert prompt == "<user>[Judge.\nIs it][fine?]<|im_end|><assistant>"
+
+
 def test_a_template_that_shows_no_answer_is_refused(tokenizer: Any) -> None:
     with pytest.raises(ModelError, match="does not show an answer"):
         Encoder(tokenizer, "{{ messages[0].content }}").encode(FINE)

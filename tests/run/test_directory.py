@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_runs import TASKS, make_run
+from synthetic_runs import TASKS, make_run, write_lines
 
+from perdure.errors import RunError
 from perdure.files import numbered, read_lines
 from perdure.run import Run
+from perdure.run.damage import verify_scores
 from perdure.seals import newest_sealed, seal
 
 pytestmark = pytest.mark.unit
@@ -43,6 +45,9 @@ def test_items_of_an_older_run_are_read(tmp_path: Path) -> None:
         record(run, task, ["new"])
     shutil.rmtree(run.path / "items")
     (run.path / "items").mkdir()
+    without = [{k: v for k, v in line.items() if k != "items"}
+               for line in read_lines(run.path / "scores.jsonl")]  # fmt: skip
+    write_lines(run.path / "scores.jsonl", without)  # older runs kept no sums of them
     for name in ("Old_name", "a_b"):
         (run.path / f"items/after-0-{name}.jsonl").write_text(json.dumps({"text": "old"}) + "\n")
     assert run.items(0, "Old name") == [{"text": "old"}]
@@ -65,26 +70,36 @@ def test_a_line_that_a_crash_tore_is_left_out(tmp_path: Path) -> None:
     assert read_lines(tmp_path / "log.jsonl") == [{"a": 1}, {"a": 3}]
 
 
-def checkpoint(run: Run, name: str) -> Path:
+def checkpoint(run: Run, name: str, after: int = 1) -> Path:
     folder = run.path / "checkpoints" / name
     (folder / "model").mkdir(parents=True)
     (folder / "model/weights").write_text(name)
-    seal(folder, {"after": 1})
+    seal(folder, {"after": after})
     return folder
 
 
 def test_what_lies_beside_a_runs_checkpoints_is_none(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
-    strange = ["task-1-copy2", "task-9", "task-01", "task-²", "task-1.bak", "task-", "task-2.part"]
+    strange = [
+        "task-1-copy2",
+        "task-3",
+        "task-9",
+        "task-01",
+        "task-²",
+        "task-1.bak",
+        "task-",
+        "task-2.part",
+    ]
     for name in ("task-1", *strange):
         checkpoint(run, name)
     tasks = [{"name": name, "version": "1"} for name in TASKS]
     (run.path / "stream.json").write_text(json.dumps(tasks))
     assert len(TASKS) == 3
-    assert run.checkpoints() == [1]
+    assert run.checkpoints() == [1]  # task-3 is a copy of it under another name
     assert run.last_checkpoint() == (1, run.path / "checkpoints/task-1")
-    checkpoint(run, "task-2")
+    checkpoint(run, "task-2", 2)
+    assert run.checkpoints() == [1, 2]
     run.drop_checkpoints_before(3)
     left = sorted(path.name for path in (run.path / "checkpoints").iterdir())
     assert left == sorted({*strange} - {"task-2.part"})
@@ -101,3 +116,54 @@ def test_numbered_folders(tmp_path: Path) -> None:
         (10, tmp_path / "checkpoint-10"),
     ]
     assert newest_sealed(tmp_path) == tmp_path / "checkpoint-10"
+
+
+def damaged_rows(run: Run) -> str:
+    with pytest.raises(RunError) as error:
+        run.items(0, "t0")
+    return str(error.value)
+
+
+def test_a_lost_or_changed_row_is_noticed(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    record(run, "t0", ["one", "two"])
+    record(run, "t1", ["three"])
+    file = run.path / "items" / "after-0-t0.jsonl"
+    lines = file.read_text()
+    verify_scores(run)
+    assert [line for line in run.scores() if "items" in line or "check" in line] == []
+    for text in (lines.split("\n")[0] + "\n", lines.replace("two", "2wo"), ""):
+        file.write_text(text)
+        assert damaged_rows(run).startswith(
+            f"{file}: damaged: lines that were written are gone or changed"
+        )
+        assert run.items(0, "t1") == [{"text": "three"}]
+        with pytest.raises(RunError, match=r"after-0-t0\.jsonl: damaged"):
+            verify_scores(run)
+    file.unlink()
+    assert "after-0-t0.jsonl: damaged" in damaged_rows(run)
+    file.write_text(lines)
+    assert run.items(0, "t0") == [{"text": "one"}, {"text": "two"}]
+
+
+def test_rows_that_are_scored_again_count_as_the_last(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    record(run, "t0", ["one"])
+    record(run, "t0", ["two"])
+    verify_scores(run)
+    assert run.items(0, "t0") == [{"text": "two"}]
+
+
+def test_items_of_lm_evals_tasks_lie_apart(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    for after in (0, 1):
+        line = {"kind": "general", "after": after, "task": "t0", "score": 0.5}
+        run.record(line, [{"id": "7", "score": 0.5, "group": f"g{after}"}])
+        record(run, "t0", ["of the run's own task"])
+    assert run.general_items(1, "t0") == [{"id": "7", "score": 0.5, "group": "g1"}]
+    assert run.general_items(0, "t0")[0]["group"] == "g0"
+    assert run.items(0, "t0") == [{"text": "of the run's own task"}]
+    assert run.general_items(0) == []
+    other = make_run(tmp_path / "other", matrix=[], general=())
+    other.take_over(run)
+    assert other.general_items(0, "t0") == run.general_items(0, "t0")

@@ -12,8 +12,10 @@ from tiny_runs import write_recipe
 from typer.testing import CliRunner
 
 from perdure import Run, learn, load_recipe
+from perdure.audit.audit import audit
 from perdure.cli import app
 from perdure.models import rendering
+from perdure.streams import build_stream
 
 pytestmark = pytest.mark.train
 DATED = (
@@ -59,3 +61,14 @@ def test_a_later_score_is_the_recorded_one(
         assert row["score"] == pytest.approx(row["recorded"], rel=1e-6)
     file.write_text(json.dumps({**known, "template_date": ""}))  # so that the test can fail
     assert any(abs(row["score"] / row["recorded"] - 1) > 1e-5 for row in scored(run))
+    # An audit reads both models with the prompts of the run's start.
+    file.write_text(json.dumps(known))
+    stream = build_stream(recipe.stream, recipe.general, recipe.folder, recipe.seed)
+    for place in (run, run / "checkpoints" / "task-2", run / "checkpoints" / "task-2" / "model"):
+        result = audit(tiny_model_dir, place, stream, measures=("tasks",))
+        assert result.template.endswith("; it writes the date of the run's start, 2024-07-26")
+        assert len(result.measures) == 2
+        for measure in result.measures:
+            for after, found in ((0, measure.base), (2, measure.tuned)):
+                losses = [item["loss"] for item in Run.open(run).items(after, measure.name)]
+                assert found == pytest.approx(sum(losses) / len(losses), rel=1e-5)

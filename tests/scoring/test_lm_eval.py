@@ -24,18 +24,20 @@ from tiny_runs import run as run_command
 from tiny_runs import scores, write_recipe
 from typer.testing import CliRunner
 
+from perdure.audit.scores import audit_scores
 from perdure.cli import app
 from perdure.consent import trusting
-from perdure.errors import RecipeError, UsageError
+from perdure.errors import DataError, RecipeError, UsageError
 from perdure.loop import learn
 from perdure.prepare import load_recipe, prepare
 from perdure.recipe.load import dump_recipe
 from perdure.recipe.schema import Recipe
 from perdure.reports.data import views
-from perdure.reports.general import f1_average, f1_before_after
+from perdure.reports.general import changes, f1_average, f1_before_after
 from perdure.reports.html import render
 from perdure.reports.terminal import score_table
 from perdure.run import Run
+from perdure.run.damage import verify_scores
 from perdure.scoring import lm_eval
 from perdure.streams import build_stream, lm_eval_tasks
 
@@ -152,6 +154,41 @@ def test_the_score_is_that_of_a_plain_loop(
     assert plain.score != found.score
 
 
+def test_items_are_those_of_a_plain_loop(tiny: tuple[Any, Any], folder: Path) -> None:
+    told = [{**row, "passage": f"p{i // 3}"} for i, row in enumerate(ROWS)]
+    told[6]["passage"] = ""
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
+    [(name, loaded)] = load(folder / "quiz.yaml", group="passage").items()
+    found = lm_eval.score(*tiny, name, loaded, group="passage")
+    assert [item["score"] for item in found.items] == [
+        by_hand(tiny, [row], normalized=True) for row in ROWS
+    ]
+    assert [item["id"] for item in found.items] == [str(i) for i in range(len(ROWS))]
+    assert [item.get("group") for item in found.items] == [*["p0"] * 3, *["p1"] * 3, None]
+    assert found.items[1]["prompt"] == "Question: Who barks?\nAnswer:"
+    with pytest.raises(UsageError, match='no task\'s documents have a field "pasage"') as error:
+        load(folder / "quiz.yaml", group="pasage")
+    assert 'did you mean "passage"?' in str(error.value)
+
+
+def test_an_audit_reads_the_items(tiny: tuple[Any, Any], folder: Path, tmp_path: Path) -> None:
+    told = [{**row, "passage": f"p{i // 3}"} for i, row in enumerate(ROWS)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
+    [(name, loaded)] = load(folder / "quiz.yaml", group="passage").items()
+    items = lm_eval.score(*tiny, name, loaded, group="passage").items
+    run = make_run(tmp_path / "run")
+    for after, kept in ((0, items), (1, [{**item, "score": 0.0} for item in items])):
+        run.record({"kind": "general", "after": after, "task": name, "score": 0.0}, kept)
+    files = [run.path / "items" / f"general-{after}-quiz.jsonl" for after in (0, 1)]
+    (measure,) = audit_scores(*files, max_drop=0.5).measures
+    assert (measure.items, measure.groups) == (len(ROWS), 3)
+    assert measure.change == pytest.approx(-by_hand(tiny, ROWS, normalized=True))
+    changed = [{**item, "doc_hash": "other"} for item in items]
+    run.record({"kind": "general", "after": 1, "task": name, "score": 0.0}, changed)
+    with pytest.raises(DataError, match="item 0 has another doc_hash"):
+        audit_scores(*files)
+
+
 def test_limit_takes_the_first_rows(tiny: tuple[Any, Any], folder: Path) -> None:
     found = score(tiny, folder / "quiz.yaml", limit=3)
     assert found.rows == 3
@@ -193,6 +230,7 @@ def test_a_score_of_which_less_is_better_is_recorded_as_such(
     words = sum(len(row["question"].split()) for row in ROWS)
     assert (found.metric, found.higher_is_better) == ("word_perplexity", False)
     assert found.score == pytest.approx(float(np.exp(-total / words)), rel=1e-4)
+    assert found.items == ()  # it is not the mean of what the items have
 
 
 def test_the_metric_that_is_recorded() -> None:
@@ -302,6 +340,9 @@ def test_a_tag_or_group_has_one_score_or_those_of_its_members(
     found = lm_eval.score(*tiny, name, loaded)
     assert (found.metric, found.rows) == ("acc", 2 * len(ROWS))
     assert found.score == pytest.approx(sum(each) / 2)
+    ids = [item["id"] for item in found.items]
+    assert ids[:2] == ["answers:0", "answers:1"] or ids[:2] == ["asks:0", "asks:1"]
+    assert len(set(ids)) == 2 * len(ROWS)
 
 
 def test_only_the_bars_of_lm_eval_are_hidden(
@@ -583,7 +624,15 @@ def test_a_run_records_the_base_model_and_each_task_once(
     other = Run.create(folder / "other", made.recipe)
     other.take_over(made)
     taken = [s for s in other.scores() if s["kind"] == "general"]
-    assert taken == [{k: v for k, v in line.items() if k != "check"} for line in found[:2]]
+    assert taken == [
+        {k: v for k, v in line.items() if k not in ("check", "items")} for line in found[:2]
+    ]
+    # The items are those of the score, and are taken over with it.
+    items = made.general_items(0, "quiz")
+    assert [item["id"] for item in items] == ["0", "1", "2", "3"]
+    assert sum(item["score"] for item in items) / 4 == pytest.approx(base["score"])
+    assert other.general_items(0, "quiz") == items
+    verify_scores(other)
 
 
 def test_eval_shows_and_joins_scores(made: Run, folder: Path, tiny_model_dir: Path) -> None:
@@ -654,6 +703,29 @@ def runs(tmp_path: Path) -> list[Run]:
         write_lines(run.path / "scores.jsonl", [*lines(run), *quiz])
         found.append(run)
     return found
+
+
+def test_a_change_is_paired_by_item_where_a_run_kept_them(tmp_path: Path) -> None:
+    """4 of 200 right answers lost: two samples of 200 show nothing, the same 200 do."""
+    found = {}
+    for kept in (False, True):
+        run = make_run(tmp_path / f"run-{kept}", matrix=[[0.5], [0.5]], tasks=["a"])
+        for after, lost in ((0, 0), (1, 4)):
+            items = [{"id": str(i), "score": float(lost <= i < 100)} for i in range(200)]
+            line = {"kind": "general", "after": after, "task": "quiz", "metric": "acc",
+                    "higher_is_better": True, "score": (100 - lost) / 200, "rows": 200}  # fmt: skip
+            run.record(line, items if kept else [])
+        (view,) = views([run])
+        ((task, _),) = view.general_tasks
+        found[kept] = view.evidence.harness_change(task, (0, 0.5), (1, 0.48))
+        ((row,),) = [group["rows"] for group in changes([view]) if group["task"] == "quiz"]
+        assert row["interval"]
+    assert not found[False].paired
+    assert found[True].paired
+    assert found[False].low < -0.09
+    # Clopper and Pearson's limit for 4 lost of 200, at 2.5 %: scipy.stats.beta.ppf(.975, 5, 196).
+    assert found[True].low == pytest.approx(-0.0504, abs=0.002)
+    assert found[True].high < 0.01
 
 
 def test_perplexity_stays_the_line_without_task(runs: list[Run]) -> None:

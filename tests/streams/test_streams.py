@@ -526,9 +526,14 @@ def test_too_few_rows_to_split(tmp_path: Path) -> None:
 def test_many_mistakes_of_one_file_are_counted(tmp_path: Path) -> None:
     write(tmp_path / "t.jsonl", [{"prompt": ["a"], "answer": "b"}] * 25)
     text = mistakes(tmp_path, train="t.jsonl")
-    assert text.count('"prompt" is a list') == SHOWN
+    assert text.startswith('t.jsonl:1: "prompt" is a list')
+    assert text.count('"prompt" is a list') == 1  # the same in each row
+    assert text.endswith("  so it is in 25 rows: 1, 2, 3, ...")
+    write(tmp_path / "l.csv", [{"text": "a", "label": f"x{n}"} for n in range(25)])
+    text = mistakes(tmp_path, train="l.csv", format="labels", labels=["a", "b"])
+    assert text.count("is not one of the declared labels") == SHOWN
     assert text.endswith(
-        "t.jsonl: and 15 more mistakes\n  to list them all: perdure run RECIPE --all-mistakes"
+        "l.csv: and 15 more mistakes\n  to list them all: perdure run RECIPE --all-mistakes"
     )
     with pytest.raises(RecipeError) as caught:
         build(tmp_path, train="t.jsonl")
@@ -596,6 +601,31 @@ def general_of(folder: Path, **options: Any) -> Any:
     return build_stream(stream, GeneralConfig(**options), folder, 0).general
 
 
+@pytest.mark.parametrize("ending", ["txt", "jsonl"])
+def test_general_text_in_another_encoding(
+    tmp_path: Path, ending: str, caplog: pytest.LogCaptureFixture, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    texts = [f"Größe – wirklich schön, C’est très bien fait {i}" for i in range(6)]
+    text = "\n\n".join(texts)
+    if ending == "jsonl":
+        text = "".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in texts)
+    (tmp_path / f"g.{ending}").write_bytes(text.encode("cp1252"))
+    sizes = {"source": f"g.{ending}", "replay_rows": 4, "held_out_rows": 2}
+    found = general_of(tmp_path, **sizes)
+    assert sorted(found.replay + found.held_out) == texts
+    (told,) = [m for m in caplog.messages if "recognised" in m]
+    assert told.startswith(f"g.{ending}: read as cp1252 (")
+    assert told.endswith("if that is wrong, give general's `encoding`")
+    caplog.clear()
+    assert general_of(tmp_path, **sizes, encoding="cp1252") == found
+    assert not [m for m in caplog.messages if "recognised" in m]
+    damaged = "Größe, schön über\n".encode() + b"gr\xfcn\n"
+    (tmp_path / f"g.{ending}").write_bytes(damaged)
+    with pytest.raises(RecipeError, match="save the file as UTF-8, or name general's `encoding`"):
+        general_of(tmp_path, **sizes)
+
+
 def test_general_text_is_measured_on_another_source(tmp_path: Path) -> None:
     mine, theirs = [f"mine {i}" for i in range(6)], [f"theirs {i}" for i in range(4)]
     (tmp_path / "mine.txt").write_text("\n\n".join([*mine, theirs[0]]))
@@ -617,6 +647,8 @@ def test_general_text_is_measured_on_another_source(tmp_path: Path) -> None:
         {}, {"source": "owner/texts", "split": "test"}, {"held_out_source": "pydoc"},
         {"source": "a/b.txt"}, {"source": "none", "held_out_source": "b.jsonl"},
         {"source": "a.txt", "split": "train"},  # as a run writes it out
+        {"held_out_source": "a.txt", "encoding": "cp1252"},
+        {"source": "none", "tasks": ["arc_easy"], "group": "passage"},
     ],
 )  # fmt: skip
 def test_a_source_of_general_text_is_taken(options: dict[str, Any]) -> None:
@@ -629,6 +661,9 @@ def test_a_source_of_general_text_is_taken(options: dict[str, Any]) -> None:
         ({"source": "data/texts.csv"}, 'source: "data/texts.csv" is no source of text'),
         ({"held_out_source": "o/texts"}, 'held_out_source: "o/texts" is no source of text'),
         ({"source": "a.txt", "subset": "en"}, "subset: has no effect without a hub data set"),
+        ({"encoding": "cp1252"}, "encoding: has no effect: no source is a file"),
+        ({"source": "a.txt", "encoding": "cp1525"}, 'cp1525" is no encoding of text that Python'),
+        ({"group": "passage"}, "group: has no effect without tasks"),
         (
             {"held_out_source": "a.txt", "held_out_rows": 0},
             "held_out_source: has no effect with held_out_rows: 0",
@@ -665,7 +700,9 @@ def test_general_text_of_a_hub_data_set(tmp_path: Path) -> None:
         assert words in str(caught.value)
 
 
-def test_texts_of_the_hub_are_drawn_once(tmp_path: Path, monkeypatch: Any) -> None:
+def test_texts_of_the_hub_are_drawn_once(
+    tmp_path: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     import datasets
 
     asked: list[str] = []
@@ -687,6 +724,16 @@ def test_texts_of_the_hub_are_drawn_once(tmp_path: Path, monkeypatch: Any) -> No
     assert many.held_out == few.held_out  # however many are replayed
     assert many.replay[:4] == few.replay
     assert general_of(tmp_path, replay_rows=0, held_out_source="pydoc", source="owner/set-1.0")
+    # A cache that is damaged is made again, with a line that says so.
+    for file in (tmp_path / "cache" / "texts").glob("*.jsonl"):
+        file.write_text(file.read_text().replace("text 1", "text X"))
+    caplog.clear()
+    before = len(asked)
+    assert general_of(tmp_path, replay_rows=4, **hub) == few
+    assert len(asked) == before + 1
+    assert ".jsonl: damaged, so it is made again" in caplog.text
+    assert general_of(tmp_path, replay_rows=4, **hub) == few
+    assert len(asked) == before + 1
 
 
 def test_a_run_finds_its_general_text_again(tmp_path: Path, monkeypatch: Any) -> None:
@@ -952,3 +999,44 @@ def test_hub_not_reachable(tmp_path: Path) -> None:
         "  HF_HUB_OFFLINE is set: unset it to allow the download\n"
         "  or give local files instead of `dataset`: train: FILE.jsonl"
     )
+
+
+# ---- contents in parts
+
+ASKED = {
+    "role": "user",
+    "content": [{"type": "text", "text": "Is it"}, {"type": "text", "text": "fine?"}],
+}
+SAID = {"role": "assistant", "content": [{"type": "text", "text": "good"}]}
+
+
+def test_texts_of_parts_are_one_text(tmp_path: Path) -> None:
+    """Joined as transformers' own server joins them; the parts are kept for the template."""
+    plain = [{"role": "user", "content": "Is it fine?"}, {"role": "assistant", "content": "good"}]
+    write(tmp_path / "a.jsonl", [{"messages": turns} for turns in ([ASKED, SAID], plain)])
+    (task,) = build(tmp_path, format="chat", train="a.jsonl", test="a.jsonl",
+                    validation="a.jsonl")  # fmt: skip
+    first, second = task.train
+    assert [turn["content"] for turn in first["prompt"]] == ["Is it fine?"]
+    assert first["prompt"][0]["parts"] == ["Is it", "fine?"]
+    assert (first["answer"], first["turn"]) == ("good", {"parts": ["good"]})
+    assert "parts" not in second["prompt"][0]
+    assert "turn" not in second
+
+
+@pytest.mark.parametrize(
+    ("part", "what"),
+    [
+        ({"type": "image_url", "image_url": {"url": "x"}}, 'has a part of the type "image_url"'),
+        ({"type": "image"}, 'has a part of the type "image"'),
+        ({"text": "a"}, "a part of its content has no type"),
+        ("a", "a part of its content has no type"),
+        ({"type": "text"}, "a part of the type text has no text"),
+    ],
+)
+def test_other_parts_are_named_with_file_and_row(tmp_path: Path, part: Any, what: str) -> None:
+    bad = {"role": "user", "content": [{"type": "text", "text": "Look"}, part]}
+    write(tmp_path / "t.jsonl", [{"messages": [ASKED, SAID]}, {"messages": [bad, SAID]}])
+    told = mistakes(tmp_path, format="chat", train="t.jsonl")
+    assert told.startswith('t.jsonl:2: "messages": message 1')
+    assert what in told

@@ -3,6 +3,9 @@
 Calls of tools, thoughts and tools are kept, for the chat template to render; whether it does is
 checked where rows are encoded (`perdure.models.templates`). Nothing of a message that is meant for
 the model is dropped.
+
+A content that is a list of text parts is kept as `parts` beside `content`, in which they are joined
+by single blanks, as transformers' own server joins them for a template that takes a text.
 """
 
 from __future__ import annotations
@@ -17,6 +20,9 @@ from perdure.streams.tables import choices
 
 ROLES = ("system", "user", "assistant", "tool")
 SHAPE = '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
+PARTS = '[{"type": "text", "text": "..."}]'
+_TEXTS = ("text", "input_text", "output_text")
+"""Types of a part that is text, as transformers' own server takes them."""
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """Names of one thing; the first is what templates read."""
 _REFUSED = {
@@ -101,6 +107,25 @@ def _message(message: Any, number: int, column: str) -> dict[str, Any]:
     if role == "tool":
         beside |= {key: parts.get(key) for key in ("name", "tool_call_id")}
     content = parts.get("content")
+    texts: list[str] = []
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        texts = [_part(one, where) for one in content]
+        content = " ".join(texts)
     only_calls = calls and is_empty(content)
     text = "" if only_calls else as_text(content, f"{column}, message {number}")
+    beside["parts"] = texts if text else None
     return {"role": str(role), "content": text, **{k: part for k, part in beside.items() if part}}
+
+
+def _part(part: Any, where: str) -> str:
+    """The text of one part of a content."""
+    if not isinstance(part, Mapping) or "type" not in part:
+        raise CellError(f"{where}: a part of its content has no type", f"write {PARTS}")
+    if part["type"] not in _TEXTS:
+        raise CellError(
+            f'{where}: its content has a part of the type "{brief(part["type"])}"',
+            "only text is learned: leave such conversations out",
+        )
+    if not isinstance(part.get("text"), str):
+        raise CellError(f"{where}: a part of the type text has no text", f"write {PARTS}")
+    return str(part["text"])

@@ -1,0 +1,63 @@
+"""What the run that an audited model comes from says of it: its base, and the day it began."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+from perdure.errors import ModelError
+from perdure.files import numbered
+from perdure.models.locate import locate
+from perdure.run import Run
+from perdure.run.pins import refuse_changes
+
+
+def run_of(model: object) -> Run | None:
+    """The run that left the model at a path: a run directory, a checkpoint, or a folder in it."""
+    if not isinstance(model, str | Path):
+        return None
+    path = Path(model).expanduser()
+    for folder in (path, *path.absolute().parents[:3]):
+        if (folder / "environment.json").is_file() and (folder / "recipe.yaml").is_file():
+            left = {one for _, one in numbered(folder / "checkpoints", "task-")}
+            inside = {path.absolute(), *path.absolute().parents}
+            of_it = folder == path or any(one.absolute() in inside for one in left)
+            return Run.open(folder) if of_it else None
+    return None
+
+
+def today_of(model: object) -> date | None:
+    """The day on which the model's run began, whose date chat templates write."""
+    run = run_of(model)
+    return None if run is None else run.today
+
+
+def changed_bases(models: Sequence[object], accept: bool) -> tuple[str, ...]:
+    """What has changed of the base models of runs that are audited, since these began.
+
+    A base is looked at where it is read: under an adapter, or as the other model of the audit.
+
+    Raises:
+        RunError: something has changed, and `accept` is false.
+    """
+    found: list[str] = []
+    for model in models:
+        if (run := run_of(model)) is None:
+            continue
+        base = run.recipe.model
+        others = [other for other in models if isinstance(other, str | Path) and other != model]
+        read = base.tuning == "lora" or any(_same(str(other), base.path) for other in others)
+        found += refuse_changes(run, accept=accept, base=read, template=False, recipe=False)
+    return tuple(dict.fromkeys(found))
+
+
+def _same(one: str, other: str) -> bool:
+    try:
+        first, second = locate(one), locate(other)
+    except ModelError:  # an adapter's folder, or a place that is gone
+        return False
+    places = [
+        Path(place.shown).resolve() if place.local else place.shown for place in (first, second)
+    ]
+    return places[0] == places[1]
