@@ -116,8 +116,9 @@ class KindHooks:
         made.sampler = EpochSampler(lengths, self.recipe.train.batch_size, self.recipe.seed)
         return made
 
-    def rates(self, model: nn.Module) -> Mapping[str, float]:
-        """Return learning rates by a regular expression over parameter names."""
+    def rates(self, model: nn.Module) -> Mapping[str, float | Mapping[str, float]]:
+        """Return learning rates by a regular expression over parameter names; or a mapping of the
+        optimizer's options, `lr` and `weight_decay`."""
         return {}
 
     def begin_task(self, index: int) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal
 
-from perdure.recipe.data import TaskConfig
+from perdure.recipe.data import Scenario, TaskConfig
 from perdure.recipe.mistakes import Mistake
 
 Row = dict[str, Any]
@@ -98,6 +98,8 @@ class Kind:
             are loaded; "": the learner does.
         learner: "module:Class" of its `perdure.learners.base.Learner`, imported when it learns.
         question: what makes two rows the same question; such rows stay in one split.
+        defaults: values of a recipe's keys that it leaves out, by section.
+        scenarios: those a stream of such tasks may have; the first is the default.
         ways: words for a task's `learn`, how it can be learned; "none" is not at all.
     """
 
@@ -109,3 +111,5 @@ class Kind:
     encoder: str = ""
     question: Callable[[Row], str] = whole_row
     ways: tuple[str, ...] = ("sft", "none")
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    scenarios: tuple[Scenario, ...] = ("task-incremental", "domain-incremental")
