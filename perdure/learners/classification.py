@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,9 +19,10 @@ from perdure.errors import UsageError
 from perdure.learners.base import Learner
 from perdure.models.class_rows import ClassEncoder
 from perdure.models.classifier import Classifier, Heads, pooling_of, views
+from perdure.models.classifier_files import load_classifier_weights, save_classifier
 from perdure.models.load import load_body
 from perdure.models.weights import evaluating
-from perdure.processes import Progress
+from perdure.processes import Progress, rank
 from perdure.scoring.score import TaskScore
 from perdure.streams.kinds.classes import ACCURACY, AMONG_ALL, WITHIN_TASK
 from perdure.streams.rows import row_key
@@ -107,6 +109,16 @@ class ClassificationLearner(Learner):
         if "entity_starts" in rows[0]:
             batch["entity_starts"] = torch.tensor([row["entity_starts"] for row in rows])
         return batch
+
+    def save_weights(self, folder: Path) -> None:
+        """Save body and heads each in a file of its own: a body that stays is stored once."""
+        if rank() == 0:
+            model: Any = self.model
+            save_classifier(model, self.tokenizer, folder, self.recipe.model, list(self.classes))
+
+    def saved_weights(self, folder: Path) -> dict[str, Tensor]:
+        """What `save_weights` wrote; every tensor must have its place in the model."""
+        return load_classifier_weights(self.model, folder)
 
     def score_task(self, task: Task, progress: Progress | None) -> TaskScore | None:
         """Score a task's test rows; None before its classes were learned."""

@@ -165,6 +165,12 @@ class KindHooks:
             "take a method that needs none; see perdure methods",
         )
 
+    def saved_weights(self, folder: Path) -> dict[str, Tensor]:
+        """What `save_weights` wrote, by the names of the model's own parameters."""
+        from perdure.models import load_weights
+
+        return load_weights(self.model, folder)
+
     def save_weights(self, folder: Path) -> None:
         """Save the model as it is, so that it can be loaded without Perdure. All processes call."""
         from perdure.models import save_model
