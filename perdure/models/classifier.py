@@ -100,12 +100,14 @@ class Heads(nn.Module):
         new = HEADS[self.form](self.width, classes)
         taken = min(classes, self.reserved)
         if taken and self.reserve is not None:
-            rest = HEADS[self.form](self.width, self.reserved - taken)
+            left = self.reserved - taken
+            rest = HEADS[self.form](self.width, left) if left else None
             with torch.no_grad():
                 for name, value in self.reserve.named_parameters():
                     getattr(new, name)[:taken] = value[:taken]
-                    getattr(rest, name).copy_(value[taken:])
-            self.reserve = rest if self.reserved > taken else None
+                    if rest is not None:
+                        getattr(rest, name).copy_(value[taken:])
+            self.reserve = rest
         self.parts.append(new)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -181,6 +183,8 @@ class Classifier(PreTrainedModel):
         self.body, self.pooling, self.heads, self.within = body, pooling, heads, within
         self.owners: list[int] = []
         """The task of each learned class."""
+        self.body_passes = 0
+        """Texts that the body has read."""
         accepts = inspect.signature(body.forward).parameters
         self.numbers_positions = (
             "position_ids" in accepts and body.config.model_type not in OWN_POSITIONS
@@ -217,6 +221,7 @@ class Classifier(PreTrainedModel):
     ) -> Tensor:
         """One vector a row, (rows, width)."""
         options: dict[str, Any] = {}
+        self.body_passes += len(input_ids)
         if self.numbers_positions:
             options["position_ids"] = positions(attention_mask)
         states = self.body(input_ids=input_ids, attention_mask=attention_mask, **options)
