@@ -329,8 +329,6 @@ class Learner(KindHooks):
 
         Args: steps: optimizer steps made so far, from which trackers count on.
         """
-        from perdure.models import load_weights
-
         growing = [m for m in self.methods if m.grows]
         for index in self._learned(learned):
             self._grow(index)
@@ -338,7 +336,7 @@ class Learner(KindHooks):
                 session = self._session_of(index)
                 for method in growing:
                     method.begin_task(session.context)
-        put(self.model, load_weights(self.model, folder / "model"))
+        put(self.model, self.saved_weights(folder / "model"))
         load_methods(folder / STATE, self.methods, self.model)
         self._session = self._session_of(learned - 1)
         self.trackers.task_done(steps)
@@ -349,12 +347,10 @@ class Learner(KindHooks):
     def show(self, model: Path, learned: int) -> None:
         """Have the weights that were saved in `model` after `learned` tasks, to score them: the
         methods' state is not needed, nor is there anything to go on with."""
-        from perdure.models import load_weights
-
         verify(model.parent, "put it back from a copy, or score another checkpoint")
         for index in self._learned(learned):
             self._grow(index)
-        put(self.model, load_weights(self.model, model))
+        put(self.model, self.saved_weights(model))
 
     def finish(self) -> None:
         """Close the trackers."""

@@ -123,8 +123,9 @@ class KindHooks:
         made.sampler = EpochSampler(lengths, self.recipe.train.batch_size, self.recipe.seed)
         return made
 
-    def rates(self, model: nn.Module) -> Mapping[str, float]:
-        """Return learning rates by a regular expression over parameter names."""
+    def rates(self, model: nn.Module) -> Mapping[str, float | Mapping[str, float]]:
+        """Return learning rates by a regular expression over parameter names; or a mapping of the
+        optimizer's options, `lr` and `weight_decay`."""
         return {}
 
     def begin_task(self, index: int) -> None:
@@ -172,6 +173,12 @@ class KindHooks:
             f"method: tasks of kind {self.kind} cannot be learned along with general text",
             "take a method that needs none; see perdure methods",
         )
+
+    def saved_weights(self, folder: Path) -> dict[str, Tensor]:
+        """What `save_weights` wrote, by the names of the model's own parameters."""
+        from perdure.models import load_weights
+
+        return load_weights(self.model, folder)
 
     def save_weights(self, folder: Path) -> None:
         """Save the model as it is, so that it can be loaded without Perdure. All processes call."""

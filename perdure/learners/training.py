@@ -26,12 +26,13 @@ class PhaseTrainer(PerdureTrainer):
     """Perdure's trainer with a learning rate for some parameters, and packs only where wanted.
 
     Attributes:
-        rates: regular expression over parameter names -> learning rate of what it finds; the
-            schedule scales it as it does the recipe's rate. The first that finds a name counts.
+        rates: regular expression over parameter names -> learning rate of what it finds, or the
+            optimizer's options, `lr` and `weight_decay`; the schedule scales the rate as it does
+            the recipe's. The first that finds a name counts.
         packs: whether extra rows may run in one pass with the task's.
     """
 
-    rates: Mapping[str, float] = {}
+    rates: Mapping[str, float | Mapping[str, float]] = {}
     packs: bool = False
 
     def create_optimizer(self, model: Any = None) -> Any:
@@ -43,7 +44,11 @@ class PhaseTrainer(PerdureTrainer):
         return super().packed(inputs, extra) if self.packs else None
 
 
-def regroup(optimizer: torch.optim.Optimizer, model: nn.Module, rates: Mapping[str, float]) -> None:
+def regroup(
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    rates: Mapping[str, float | Mapping[str, float]],
+) -> None:
     """Give parameters that a pattern finds groups of their own with that learning rate."""
     names = {p: n for n, p in model.named_parameters()}
     for pattern, rate in rates.items():
@@ -55,8 +60,11 @@ def regroup(optimizer: torch.optim.Optimizer, model: nn.Module, rates: Mapping[s
                 continue
             ids = {id(p) for p in found}
             group["params"] = [p for p in group["params"] if id(p) not in ids]
-            options = {k: v for k, v in group.items() if k != "params"}
-            optimizer.add_param_group({**options, "params": found, "lr": rate, "rate_of": pattern})
+            own = dict(rate) if isinstance(rate, Mapping) else {"lr": rate}
+            if not group["weight_decay"]:  # biases and norms have none
+                own.pop("weight_decay", None)
+            options = {k: v for k, v in group.items() if k != "params"} | own
+            optimizer.add_param_group({**options, "params": found, "rate_of": pattern})
 
 
 def arguments(

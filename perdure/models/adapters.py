@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 BASE_FILE = "perdure_base.json"
 
 
-def attach_lora(model: Any, lora: LoraConfig) -> Any:
+def attach_lora(model: Any, lora: LoraConfig, task_type: str = "CAUSAL_LM") -> Any:
     """Wrap `model` in a `PeftModel` whose only trainable parameters are new LoRA matrices.
 
     The initial matrices come from torch's global generator: seed it first.
@@ -47,7 +47,7 @@ def attach_lora(model: Any, lora: LoraConfig) -> Any:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
-        task_type="CAUSAL_LM",
+        task_type=task_type,
     )
     try:
         with _old_name_unsaid():

@@ -25,9 +25,10 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
         AttributeError: the decoder has no list of layers that we know.
     """
     decoder = decoder_of(model)
-    for name in ("layers", "h", "blocks", "block"):
-        if isinstance(found := getattr(decoder, name, None), nn.ModuleList):
-            return found
+    for host in (decoder, getattr(decoder, "encoder", None)):  # of encoders, they are in there
+        for name in ("layers", "layer", "h", "blocks", "block"):
+            if isinstance(found := getattr(host, name, None), nn.ModuleList):
+                return found
     raise AttributeError(f"{type(decoder).__name__} has no list of layers")
 
 

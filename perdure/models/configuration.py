@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from perdure.recipe.schema import ModelConfig
 
 
-def read_config(model: ModelConfig) -> Any:
+def read_config(model: ModelConfig, causal: bool = True) -> Any:
     """Read and check a base model's `PretrainedConfig`; no weights.
 
+    Args: causal: it must predict the next token; else an encoder will do as well.
+
     Raises:
-        ModelError: not found, not reachable, or no causal language model.
+        ModelError: not found, not reachable, or no model of that sort.
         ConsentError: it brings code of its own, and the user has not said that it may run.
     """
     from transformers import AutoConfig
@@ -43,7 +45,12 @@ def read_config(model: ModelConfig) -> Any:
     kernel = str(getattr(config, "_attn_implementation", "") or "")
     if "/" in kernel:
         demand(f"model.path: {place.shown}: names a hub repository's attention kernel, {kernel}")
-    if why := why_not_causal(config):
+    if not causal and getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"model.path: {place.shown}: is an encoder-decoder, which no classifier stands on yet",
+            "give an encoder such as BERT, or a decoder such as Llama or SmolLM",
+        )
+    if causal and (why := why_not_causal(config)):
         raise ModelError(
             f"model.path: {place.shown}: is not a causal language model: {why}",
             "give a decoder model that predicts the next token, such as Llama, Qwen or SmolLM",

@@ -107,11 +107,49 @@ def _tidy(model: Any, tokenizer: Any, place: Place, source: Place) -> Any:
     return model
 
 
-def load_tokenizer(model: ModelConfig, config: Any = None) -> Any:
+def load_body(model: ModelConfig) -> tuple[Any, Any]:
+    """Load a base model without its head, and its tokenizer, to stand a classifier on.
+
+    Returns: (model, tokenizer); its output's `last_hidden_state` is (rows, seq, hidden).
+
+    Raises: as `load_base`, but encoders are taken too.
+    """
+    import torch
+    from transformers import AutoModel
+
+    config = read_config(model, causal=False)
+    tokenizer = load_tokenizer(model, config, causal=False)
+    place = locate(model.path)
+    source = converted(place, weights=True)
+    options: dict[str, Any] = {"config": config} if source.gguf else {}
+    options |= source.arguments | attention_of(model)
+    if config.model_type in _POOLERS:
+        options["add_pooling_layer"] = False  # a head of another training's that nothing reads
+    with loading(place, "model"):
+        loaded = AutoModel.from_pretrained(
+            source.name,
+            revision=model.revision,
+            trust_remote_code=given(),
+            dtype=torch.float32,
+            **options,
+        )
+    if source.gguf:
+        plain(loaded)
+    if place.gguf:
+        loaded.config.name_or_path = loaded.name_or_path = place.shown
+    loaded.config.pad_token_id = tokenizer.pad_token_id
+    return loaded, tokenizer
+
+
+_POOLERS = ("bert", "roberta", "camembert", "xlm-roberta", "mpnet", "albert")
+
+
+def load_tokenizer(model: ModelConfig, config: Any = None, causal: bool = True) -> Any:
     """Load the base model's tokenizer and the recipe's chat template; no weights.
 
     Args:
         config: the model's configuration if it was read already.
+        causal: the model writes text, so that it needs a token to end it with.
 
     Raises:
         ModelError: not found, or a chat template file that is missing or no template.
@@ -129,14 +167,14 @@ def load_tokenizer(model: ModelConfig, config: Any = None) -> Any:
         )
     if model.chat_template not in ("auto", "none"):
         tokenizer.chat_template = _read_template(Path(model.chat_template).expanduser())
-    config = read_config(model) if config is None else config
-    return _complete(tokenizer, config, place)
+    config = read_config(model, causal) if config is None else config
+    return _complete(tokenizer, config, place, causal)
 
 
-def _complete(tokenizer: Any, config: Any, place: Place) -> Any:
+def _complete(tokenizer: Any, config: Any, place: Place, causal: bool) -> Any:
     """Give the tokenizer an end, a padding token of its own, and the model's length limit."""
     text = config.get_text_config()
-    if tokenizer.eos_token_id is None:
+    if causal and tokenizer.eos_token_id is None:
         raise ModelError(
             f"model.path: {place.shown}: its tokenizer has no end-of-text token (eos_token)",
             "name it in the folder's tokenizer_config.json",

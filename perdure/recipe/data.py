@@ -232,16 +232,64 @@ class TaskConfig(Section):
                 yield Mistake((key,), "has no effect without train", "leave it out")
 
 
+class DataConfig(TaskConfig):
+    """One labelled source that is cut into tasks by its classes: a task's keys, and these."""
+
+    name: str = Field("data", description="what messages call it")
+    format: str = Field("classes", description="classes: text and label; or another kind's")
+    tasks: int | list[list[str]] | None = Field(
+        None, description="how many tasks of about as many classes; or each one's classes"
+    )
+    by: str | None = Field(None, description="column that names each row's task, such as month")
+    order: Literal["file", "alphabetical", "frequency"] = Field(
+        "file", description="of the classes: as they first come, by name, the most frequent first"
+    )
+    order_seed: int | None = Field(None, ge=0, description="shuffle the classes by this seed")
+    repeat: bool = Field(False, description="a class may come again in a later task")
+    rows_per_class: int | None = Field(
+        None, gt=0, description="train on so many rows of each class at most"
+    )
+
+    def mistakes(self) -> Iterator[Mistake]:
+        yield from super().mistakes()
+        if (self.tasks is None) == (self.by is None):
+            what = "has both tasks and by" if self.by else "has neither tasks nor by"
+            yield Mistake((), what, "write how many tasks there are, or the column that names them")
+        if isinstance(self.tasks, int) and self.tasks < 1:
+            yield Mistake(("tasks",), "must be at least 1")
+        fixed = self.by is not None or isinstance(self.tasks, list)
+        for key, default in (("order", "file"), ("order_seed", None)):
+            if fixed and getattr(self, key) != default:
+                why = "by" if self.by else "the classes listed"
+                yield Mistake((key,), f"has no effect with {why}", "leave it out")
+        if self.order != "file" and self.order_seed is not None:
+            yield Mistake(("order",), "has no effect with order_seed", "leave one out")
+        if self.learn == "none":
+            yield Mistake(("learn",), "is of single tasks", "list them under stream.tasks")
+
+
 class StreamConfig(Section):
     name: str | None = Field(None, description="a built-in stream; see perdure streams")
-    scenario: Scenario = Field("task-incremental", description="what the tasks have in common")
+    folder: str | None = Field(
+        None, description="where a built-in stream's files lie; else it comes from the hub"
+    )
+    data: DataConfig | None = Field(
+        None, description="one source of labelled rows, cut into tasks by class"
+    )
+    scenario: Scenario | None = Field(
+        None, description="which answers compete: those of a task, or all that were learned"
+    )
     order: list[str] | None = Field(None, description="the tasks' names in the order to learn")
     tasks: list[TaskConfig] = Field(default_factory=list, description="your own tasks, in order")
 
     def mistakes(self) -> Iterator[Mistake]:
-        if (self.name is None) == (not self.tasks):
-            what = "has both name and tasks" if self.tasks else "has neither name nor tasks"
-            yield Mistake((), what, "name a built-in stream, or list your own tasks")
+        given = [k for k in ("name", "tasks", "data") if getattr(self, k) not in (None, [])]
+        if len(given) != 1:
+            what = f"has both {' and '.join(given)}" if given else "has neither name nor tasks"
+            remedy = "name a built-in stream, list your own tasks, or give one table as data"
+            yield Mistake((), what, remedy)
+        if self.folder is not None and self.name is None:
+            yield Mistake(("folder",), "has no effect without name", "leave it out")
         names = [task.name for task in self.tasks]
         for i, name in enumerate(names):
             if name in names[:i]:

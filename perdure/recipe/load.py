@@ -54,6 +54,8 @@ def load(
     _name_general_tasks(document)
     found = list(_override(document, overrides))
     _name_general_tasks(document)
+    if judge is not None and renew is None:
+        _fill(data, judge.defaults(data))
     if tasks_only:
         data.setdefault("model", {"path": "none"})
         data.setdefault("method", "sequential")
@@ -78,6 +80,8 @@ def load(
     recipe._places = partial(_place, document, ())
     for i, task in enumerate(recipe.stream.tasks):
         task._places = partial(_place, document, ("stream", "tasks", i))
+    if recipe.stream.data is not None:
+        recipe.stream.data._places = partial(_place, document, ("stream", "data"))
     return recipe
 
 
@@ -196,19 +200,16 @@ def _resolve_paths(document: Document, folder: Path) -> Iterator[Mistake]:
         section[key[-1]] = str(path)
 
     tasks = _tasks(document.data)
-    for i, task in tasks:
+    for at, task in tasks:
         if isinstance(task.get("metric"), str):
-            if document.line(("stream", "tasks", i, "metric")) == COMMAND_LINE:
+            if document.line((*at, "metric")) == COMMAND_LINE:
                 task["metric"] = located(task["metric"], Path.cwd())
             task["metric"] = located(task["metric"], folder)
     keys: list[Key] = [
-        ("stream", "tasks", i, split)
-        for i, task in tasks
-        if task.get("dataset") is None
-        for split in SPLITS
+        (*at, split) for at, task in tasks if task.get("dataset") is None for split in SPLITS
     ]
     keys += [("general", "tasks", i) for i in range(len(_harness_tasks(document.data)))]
-    keys += [("general", "source"), ("general", "held_out_source")]
+    keys += [("general", "source"), ("general", "held_out_source"), ("stream", "folder")]
     methods = document.data.get("method")
     if isinstance(methods, list):
         keys += [("method", i, "file") for i in range(len(methods))]
@@ -239,7 +240,7 @@ def _resolve_paths(document: Document, folder: Path) -> Iterator[Mistake]:
         put(key, path)
         if not path.exists():
             yield nowhere
-        elif path.is_dir() and key[-1] != "path":
+        elif path.is_dir() and key[-1] not in ("path", "folder"):
             yield Mistake(key, f"is a folder, not a file: {text}")
 
 
@@ -254,12 +255,17 @@ def _harness_tasks(data: dict[str, Any]) -> list[Any]:
     return tasks if isinstance(tasks, list) else []
 
 
-def _tasks(data: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
-    """The sections of `stream.tasks` with their numbers, whatever is in them."""
+def _tasks(data: dict[str, Any]) -> list[tuple[Key, dict[str, Any]]]:
+    """The sections of `stream.tasks` and `stream.data` with their keys, whatever is in them."""
     stream = data.get("stream")
-    tasks = stream.get("tasks") if isinstance(stream, dict) else None
-    listed = enumerate(tasks if isinstance(tasks, list) else [])
-    return [(i, task) for i, task in listed if isinstance(task, dict)]
+    stream = stream if isinstance(stream, dict) else {}
+    tasks = stream.get("tasks")
+    found: list[tuple[Key, Any]] = [
+        (("stream", "tasks", i), task)
+        for i, task in enumerate(tasks if isinstance(tasks, list) else [])
+    ]
+    found.append((("stream", "data"), stream.get("data")))
+    return [(key, task) for key, task in found if isinstance(task, dict)]
 
 
 def _missing_trackers(data: dict[str, Any]) -> Iterator[Mistake]:

@@ -9,18 +9,21 @@ PREFIX = "package:"
 
 
 def packaged_model(path: str) -> tuple[Path, tuple[str, str] | None] | None:
-    """The GGUF file that `package:NAME` stands for; the package is not imported.
+    """The model that `package:NAME` stands for; the package is not imported.
 
-    Returns: None if `path` is written otherwise; else the file, and what is wrong with its remedy
-        (None if the package has exactly one such file).
+    Returns: None if `path` is written otherwise; else its GGUF file, or its folder with a
+        config.json, and what is wrong with its remedy (None if the package has exactly one).
     """
     if not path.startswith(PREFIX):
         return None
     package = path.removeprefix(PREFIX)
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    folders = (spec.submodule_search_locations if spec else None) or ()
-    files = sorted(file for folder in folders for file in Path(folder).rglob("*.gguf"))
-    if len(files) == 1:
-        return files[0], None
-    what = f"package {package} has {len(files)} GGUF files" if spec else f"no package {package}"
+    homes = [Path(folder) for folder in (spec.submodule_search_locations if spec else None) or ()]
+    found = sorted(file for home in homes for file in home.rglob("*.gguf"))
+    if not found:
+        configs = (file.parent for home in homes for file in home.rglob("config.json"))
+        found = sorted(one for one in configs if any(one.glob("*.safetensors")))
+    if len(found) == 1:
+        return found[0], None
+    what = f"package {package} has {len(found)} models" if spec else f"no package {package}"
     return Path(f"{package}.gguf"), (what, f"pip install {package.replace('_', '-')}")

@@ -50,6 +50,25 @@ class LoraConfig(Section):
     )
 
 
+class HeadConfig(Section):
+    type: Literal["cosine", "linear"] = Field("cosine", description="how a class is scored")
+    scale: float = Field(1.0, gt=0, description="factor of a cosine head's logits")
+    learn_scale: bool = Field(False, description="train that factor")
+    preallocate: int | Literal["all"] = Field(
+        0, description="classes in the softmax from the first task on, or all of the stream's"
+    )
+    learning_rate: float = Field(1e-3, gt=0, description="of the heads; the body's is in train")
+    weight_decay: float = Field(1e-2, ge=0, description="of the heads; the body's is in train")
+
+    def mistakes(self) -> Iterator[Mistake]:
+        if isinstance(self.preallocate, int) and self.preallocate < 0:
+            yield Mistake(("preallocate",), "must be 0 or more, or all")
+        if self.type == "linear":
+            for key, default in (("scale", 1.0), ("learn_scale", False)):
+                if getattr(self, key) != default:
+                    yield Mistake((key,), "has no effect with type: linear", "write type: cosine")
+
+
 class ModelConfig(Section):
     path: str = Field(
         description="hub id, folder, run of full weights, .gguf file, or package:NAME with one"
@@ -63,6 +82,16 @@ class ModelConfig(Section):
     )
     chat_template_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="variables of the template, as enable_thinking: false"
+    )
+    head: HeadConfig = Field(
+        default_factory=HeadConfig, description="of tasks with classes: what scores them"
+    )
+    pooling: Literal["auto", "cls", "mean", "last", "entity_starts"] = Field(
+        "auto",
+        description="of tasks with classes: the text's feature; auto: cls, of decoders last",
+    )
+    template: str | None = Field(
+        None, description="of tasks with classes: the text that is read, with {text} in it"
     )
     max_prompt_length: int | None = Field(
         None, gt=1, description="tokens; a longer prompt loses its middle, also when scored"
@@ -78,6 +107,8 @@ class ModelConfig(Section):
         if self.chat_template_kwargs and self.chat_template == "none":
             what = "has no effect with chat_template: none"
             yield Mistake(("chat_template_kwargs",), what, "leave it out")
+        if self.template is not None and "{text}" not in self.template:
+            yield Mistake(("template",), "has no {text} in it", "write {text} where the text goes")
         if self.revision is not None and Path(self.path).is_absolute():
             yield Mistake(("revision",), "has no effect on a local model", "leave it out")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
@@ -22,6 +22,9 @@ class Judge(Protocol):
 
     def method(self, item: Any) -> tuple[Any, list[Mistake]]:
         """A `MethodSpec` with all options of an entry of `method`, None where it is wrong."""
+
+    def defaults(self, data: dict[str, Any]) -> Mapping[str, Any]:
+        """Values of keys that a recipe leaves out, by its tasks' kind."""
 
     def of_data(self, data: dict[str, Any]) -> Iterator[Mistake]:
         """What is wrong in a recipe's whole data, whatever is in it: what is not installed."""

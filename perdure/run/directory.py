@@ -39,7 +39,7 @@ from perdure.files import (
 from perdure.processes import barrier, broadcast, rank
 from perdure.run import item_files
 from perdure.run.environment import environment
-from perdure.seals import is_sealed, recorded, seal
+from perdure.seals import is_sealed, recorded, seal, share
 
 if TYPE_CHECKING:
     from perdure.recipe.schema import Recipe
@@ -299,6 +299,12 @@ class Run:
         os.replace(draft, final)
         sync_folder(final.parent)
         sync_folder(self.path)
+
+    def share(self, after: int) -> None:
+        """Keep files of the checkpoint of `after` tasks that the one before it holds too once."""
+        before, last = self.checkpoint(after - 1), self.checkpoint(after)
+        if before is not None and last is not None:
+            share(before, last)
 
     def drop_work(self, after: int) -> None:
         """Remove checkpoints inside a task that is sealed by now."""

@@ -111,6 +111,7 @@ class Recorder:
 
     def _settle(self, after: int) -> None:
         self.run.seal(after)
+        self.run.share(after)
         self.run.drop_work(after)
         if self.run.recipe.save.tasks == "last":
             self.run.drop_checkpoints_before(after)

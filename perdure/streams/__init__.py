@@ -36,3 +36,20 @@ def mistakes(section: Section, installed: bool = True) -> Iterator[Mistake]:
         yield from kinds.mistakes(section, installed)
     elif isinstance(section, StreamConfig):
         yield from name_mistakes(section.name)
+        yield from _scenario_mistakes(section)
+
+
+def _scenario_mistakes(stream: StreamConfig) -> Iterator[Mistake]:
+    """A scenario that tasks of this kind cannot have; formats that are wrong are told elsewhere."""
+    from perdure.errors import PerdureError
+    from perdure.recipe.mistakes import Mistake
+
+    sections = [*stream.tasks, *([stream.data] if stream.data else [])]
+    try:
+        known = [kinds.format_of(section.format)[0] for section in sections]
+    except PerdureError:
+        return
+    for kind in known[:1]:
+        if stream.scenario is not None and stream.scenario not in kind.scenarios:
+            what = f"tasks of kind {kind.name} have {' or '.join(kind.scenarios)}"
+            yield Mistake(("scenario",), what, "format: classes has class-incremental streams")

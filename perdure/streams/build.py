@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perdure.errors import RecipeError
+from perdure.recipe.data import SPLITS
+from perdure.streams.classes import cut
 from perdure.streams.general_text import general_text
-from perdure.streams.kinds import format_of, metric_mistakes, metric_of
+from perdure.streams.kinds import Kind, format_of, metric_mistakes, metric_of
+from perdure.streams.kinds import kind as kind_of
 from perdure.streams.labels import settle_labels
 from perdure.streams.named.demo import STREAMS
 from perdure.streams.repeats import warn_of_repeats
@@ -27,7 +30,7 @@ from perdure.streams.tables import Mistakes, choices
 from perdure.streams.task import GeneralText, PlacedRow, Row, Task, TaskStream
 
 if TYPE_CHECKING:
-    from perdure.recipe.data import GeneralConfig, StreamConfig, TaskConfig
+    from perdure.recipe.data import DataConfig, GeneralConfig, StreamConfig, TaskConfig
 
 
 def build_stream(
@@ -52,6 +55,8 @@ def build_stream(
     if stream.name is not None:
         built = STREAMS[stream.name][1](seed, None)
         tasks, text = built.tasks, built.general
+    elif stream.data is not None:
+        tasks, text = tuple(_cut(stream.data, reader, seed)), GeneralText()
     else:
         found = [_task(config, reader, seed) for config in stream.tasks]
         tasks, text = tuple(task for task in found if task), GeneralText()
@@ -63,7 +68,8 @@ def build_stream(
         raise RecipeError(mistakes.listed())
     if stream.order is not None:
         tasks = tuple(tasks[names.index(name)] for name in stream.order)
-    return TaskStream(tasks, text, stream.scenario, stream.name or "+".join(names))
+    scenario = stream.scenario or kind_of(tasks[0].kind).scenarios[0]
+    return TaskStream(tasks, text, scenario, stream.name or "+".join(names))
 
 
 def _check_order(stream: StreamConfig, names: list[str], mistakes: Mistakes) -> None:
@@ -80,6 +86,35 @@ def _check_order(stream: StreamConfig, names: list[str], mistakes: Mistakes) -> 
 
 def _task(config: TaskConfig, reader: Reader, seed: int) -> Task | None:
     """Read one task's splits; None if there was a mistake."""
+    found = _read(config, reader, seed)
+    if found is None:
+        return None
+    kind, splits, labels = found
+    before = len(reader.mistakes)
+    _derive(splits, config, seed, reader.mistakes)
+    if len(reader.mistakes) > before:
+        return None
+    return _made(config, config.name, kind, labels, _within_caps(splits, config, seed))
+
+
+def _cut(config: DataConfig, reader: Reader, seed: int) -> list[Task]:
+    """Read one source and cut it into tasks; none if there was a mistake."""
+    found = _read(config, reader, seed)
+    form = format_of(config.format)[1]
+    if found is None:
+        return []
+    kind, splits, _ = found
+    before = len(reader.mistakes)
+    parts = cut(_within_caps(splits, config, seed), form.label, config, seed, reader.mistakes)
+    if len(reader.mistakes) > before:
+        return []
+    return [_made(config, name, kind, classes, rows) for name, classes, rows in parts]
+
+
+def _read(
+    config: TaskConfig, reader: Reader, seed: int
+) -> tuple[Kind, dict[str, list[Placed]], tuple[str, ...]] | None:
+    """Rows of the splits that are given, and their labels; None if there was a mistake."""
     mistakes = reader.mistakes
     before = len(mistakes)
     kind, form = format_of(config.format)
@@ -105,34 +140,46 @@ def _task(config: TaskConfig, reader: Reader, seed: int) -> Task | None:
             table = reader.file(source, how)
         splits[split] = to_rows(table, config, mistakes) if table else []
     labels = settle_labels(splits, form, config, mistakes) if form.label else ()
-    if len(mistakes) > before:
-        return None
-    _derive(splits, config, seed, mistakes)
-    if len(mistakes) > before:
-        return None
-    most = (config.max_train_rows, config.max_validation_rows, config.max_test_rows)
-    used = {
-        split: capped(splits[split], count, seed) for split, count in zip(given, most, strict=True)
+    if config.train_on == "all" and kind.turns is None:
+        what = f"{config.place('train_on')}: all: rows of kind {kind.name} have one answer each"
+        mistakes.add(config.name, what, "leave train_on out")
+    return None if len(mistakes) > before else (kind, splits, labels)
+
+
+def _within_caps(
+    splits: dict[str, list[Placed]], config: TaskConfig, seed: int
+) -> dict[str, list[Placed]]:
+    most = {
+        "train": config.max_train_rows,
+        "validation": config.max_validation_rows,
+        "test": config.max_test_rows,
     }
-    warn_of_repeats(config.name, used)
+    return {split: capped(rows, most[split], seed) for split, rows in splits.items()}
+
+
+def _made(
+    config: TaskConfig,
+    name: str,
+    kind: Kind,
+    labels: tuple[str, ...],
+    splits: dict[str, list[Placed]],
+) -> Task:
+    warn_of_repeats(name, splits)
     if config.train_on == "all":
-        if kind.turns is None:
-            what = f"{config.place('train_on')}: all: rows of kind {kind.name} have one answer each"
-            mistakes.add(config.name, what, "leave train_on out")
-            return None
-        used["train"] = [
-            placed._replace(row=row) for placed in used["train"] for row in kind.turns(placed.row)
+        turns = kind.turns or (lambda row: [row])  # of a kind without turns it was refused
+        splits["train"] = [
+            placed._replace(row=row) for placed in splits["train"] for row in turns(placed.row)
         ]
     read_from = config.train or config.test or ""
-    kept = [[PlacedRow(placed.row, placed.place) for placed in rows] for rows in used.values()]
+    rows = [[PlacedRow(placed.row, placed.place) for placed in splits[split]] for split in SPLITS]
     return Task(
-        name=config.name,
-        train=kept[0],
-        validation=kept[1],
-        test=kept[2],
+        name=name,
+        train=rows[0],
+        validation=rows[1],
+        test=rows[2],
         metric=metric_of(config),
         kind=kind.name,
-        version=_version(kept),
+        version=_version(rows),
         labels=labels,
         max_new_tokens=config.max_new_tokens,
         source=f"data set {config.dataset}" if config.dataset else read_from,

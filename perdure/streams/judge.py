@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from perdure.errors import PerdureError
 from perdure.recipe.mistakes import Mistake
 from perdure.recipe.schema import MethodSpec
 from perdure.recipe.section import Section
@@ -19,6 +20,20 @@ class StreamJudge:
 
     def method(self, item: MethodSpec) -> tuple[MethodSpec | None, list[Mistake]]:
         return item, []
+
+    def defaults(self, data: dict[str, Any]) -> Mapping[str, Any]:
+        """Those of the kind of the stream's first task; none where that is not clear yet."""
+        stream = data.get("stream")
+        stream = stream if isinstance(stream, dict) else {}
+        tasks = stream.get("tasks")
+        first = tasks[0] if isinstance(tasks, list) and tasks else stream.get("data")
+        name = first.get("format") if isinstance(first, dict) else None
+        if name is None and first is not stream.get("data"):
+            return {}
+        try:
+            return kinds.format_of(name or "classes")[0].defaults if first else {}
+        except (PerdureError, TypeError):  # told where formats are looked at
+            return {}
 
     def of_data(self, data: dict[str, Any]) -> Iterator[Mistake]:
         """Metrics that are not installed; those of a recorded run are told when they are needed."""

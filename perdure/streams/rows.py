@@ -31,12 +31,14 @@ class Placed(NamedTuple):
     question: str
     group: str = ""
     """What its task's `group` says; rows of a group stay in one split, as those of a question."""
+    part: str = ""
+    """The task that the source's column `by` names."""
 
 
 def columns_read(task: TaskConfig) -> tuple[str, ...]:
     """Return the data's columns that a task's rows are made of."""
     columns = format_of(task.format)[1].columns
-    sources = [task.column(ours) for ours in columns] + ([task.group] if task.group else [])
+    sources = [task.column(ours) for ours in columns] + [name for _, name in _marks(task)]
     return tuple(name for source in sources for name in columns_in(source))
 
 
@@ -62,6 +64,7 @@ def to_rows(table: Table, task: TaskConfig, mistakes: Mistakes) -> list[Placed]:
     is told; it is a mistake if all of them are.
     """
     kind, form = format_of(task.format)
+    by: str | None = getattr(task, "by", None)
     named = [ours for ours in form.optional if ours in task.columns]
     columns = {ours: task.column(ours) for ours in (*form.columns, *named)}
     missing = [
@@ -78,11 +81,12 @@ def to_rows(table: Table, task: TaskConfig, mistakes: Mistakes) -> list[Placed]:
             remedy.append(f"name it in the recipe: columns: {{{ours}: your-column}}")
         where = task.place(f"columns.{ours}")
         mistakes.add(table.name, f'{where}: {table.name} has no column "{theirs}"', remedy)
-    for theirs in columns_in(task.group) if task.group else ():
-        if theirs not in table.columns:
-            missing.append(("group", theirs))
-            what = f'{task.place("group")}: {table.name} has no column "{theirs}"'
-            mistakes.add(table.name, what, choices(theirs, table.columns, "columns there are"))
+    for key, source in _marks(task):
+        for theirs in columns_in(source):
+            if theirs not in table.columns:
+                missing.append((key, theirs))
+                what = f'{task.place(key)}: {table.name} has no column "{theirs}"'
+                mistakes.add(table.name, what, choices(theirs, table.columns, "columns there are"))
     if missing:
         return []
     rows: list[Placed] = []
@@ -92,9 +96,12 @@ def to_rows(table: Table, task: TaskConfig, mistakes: Mistakes) -> list[Placed]:
         try:
             _check_values(record, needed)
             row = form.row(record.values, task)
-            if group := _group_of(record, task):
+            if group := _mark(record, task.group):
                 row["group"] = group
-            rows.append(Placed(row, record.place, table.name, kind.question(row), group))
+            part = _mark(record, by)
+            if by is not None and not part:
+                raise EmptyCell(f'"{by}" is empty', "write which task the row belongs to")
+            rows.append(Placed(row, record.place, table.name, kind.question(row), group, part))
         except EmptyCell as nothing:
             empty.append(f"{record.place}: {nothing.what}")
         except CellError as wrong:
@@ -107,13 +114,19 @@ def to_rows(table: Table, task: TaskConfig, mistakes: Mistakes) -> list[Placed]:
     return rows
 
 
-def _group_of(record: Record, task: TaskConfig) -> str:
-    """What the task's `group` makes of a record; an empty cell belongs to no other row."""
-    if task.group is None:
+def _marks(task: TaskConfig) -> list[tuple[str, str]]:
+    """Keys of a task that name columns of the data beside those of its rows."""
+    keys = [(key, getattr(task, key, None)) for key in ("group", "by")]
+    return [(key, source) for key, source in keys if source is not None]
+
+
+def _mark(record: Record, source: str | None) -> str:
+    """What a key such as `group` makes of a record; an empty cell belongs to no other row."""
+    if source is None:
         return ""
-    values = {name: record.values.get(name) for name in columns_in(task.group)}
+    values = {name: record.values.get(name) for name in columns_in(source)}
     try:
-        return cell_text(values, task.group).strip()
+        return cell_text(values, source).strip()
     except EmptyCell:
         return ""
 

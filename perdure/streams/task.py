@@ -123,6 +123,15 @@ class TaskStream:
         if twice := {n for n in names if names.count(n) > 1}:
             raise UsageError(f"stream: task name used twice: {', '.join(sorted(twice))}")
 
+    @property
+    def classes(self) -> dict[str, int]:
+        """Every class by the number of the first task that has it, in the order learned."""
+        found: dict[str, int] = {}
+        for number, task in enumerate(self.tasks):
+            for label in task.labels:
+                found.setdefault(label, number)
+        return found
+
     def __iter__(self) -> Iterator[Task]:
         return iter(self.tasks)
 

@@ -46,7 +46,7 @@ def test_a_packages_file_is_found_without_importing_it(package):
 def test_packages_without_one_file_are_refused(package):
     (package / "other.gguf").write_bytes(b"GGUF")
     for name, message in (
-        ("package:llm_small", "package llm_small has 2 GGUF files"),
+        ("package:llm_small", "package llm_small has 2 models"),
         ("package:no_such_package", "no package no_such_package"),
         ("package:a.b/c", "no package a.b/c"),
     ):

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any, Literal
 
 from perdure.errors import UsageError
-from perdure.recipe.data import TaskConfig
+from perdure.recipe.data import Scenario, TaskConfig
 from perdure.recipe.mistakes import Mistake
 
 Row = dict[str, Any]
@@ -99,6 +99,8 @@ class Kind:
             are loaded; "": the learner does.
         learner: "module:Class" of its `perdure.learners.base.Learner`, imported when it learns.
         question: what makes two rows the same question; such rows stay in one split.
+        defaults: values of a recipe's keys that it leaves out, by section.
+        scenarios: those a stream of such tasks may have; the first is the default.
         ways: words for a task's `learn`, how it can be learned; "none" is not at all.
         parts: the row's keys that decide which question it is and what the right answer is; (): all
             but `group`. Rows that are equal in them are one row.
@@ -119,6 +121,8 @@ class Kind:
     parts: tuple[str, ...] = ()
     turns: Callable[[Row], list[Row]] | None = None
     with_examples: Callable[[Row, Sequence[Row]], Row] | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    scenarios: tuple[Scenario, ...] = ("task-incremental", "domain-incremental")
 
     def item(self, row: Row) -> Row:
         """What of a row makes it that row; what it has beside (its `group`) is left out."""

@@ -22,9 +22,10 @@ from perdure.recipe.columns import check_cell
 from perdure.recipe.data import TaskConfig
 from perdure.recipe.mistakes import Mistake, near
 from perdure.streams.kinds.base import Format, Kind, Metric
+from perdure.streams.kinds.classes import KIND as CLASSES
 from perdure.streams.kinds.text import KIND as TEXT
 
-BUILT_IN: tuple[Kind, ...] = (TEXT,)
+BUILT_IN: tuple[Kind, ...] = (TEXT, CLASSES)
 KINDS, METRICS = "perdure.kinds", "perdure.metrics"
 """The groups of entry points; a value is `module:KIND`, or `module:METRIC_OR_FUNCTION`."""
 _files: dict[tuple[str, int], ModuleType] = {}

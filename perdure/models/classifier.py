@@ -1,0 +1,277 @@
+"""A classifier whose classes grow: a pretrained body, a pooled feature, and one head a task.
+
+    ids ──► body ──► states (rows, seq, hidden) ──► pooling ──► features (rows, hidden)
+        ──► heads ──► logits (rows, classes), those of one task side by side with those of the next
+
+Class number c is column c: classes are numbered in the order in which they are learned, so a new
+task's head moves no older column.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from perdure.models.chat import IGNORE
+
+OWN_POSITIONS = ("roberta", "camembert", "xlm-roberta", "xlm-roberta-xl", "data2vec-text", "mpnet")
+"""Families that number positions by padding tokens themselves, from an offset of their own."""
+
+
+class Linear(nn.Linear):
+    """Logits w·f + b."""
+
+
+class Cosine(nn.Module):
+    """Logits scale · cos(w, f): neither a class's nor a text's length decides, and no bias.
+
+    Source: SEQ* (arXiv 2312.07887); scale 1 is the paper's.
+    """
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(nn.Linear(width, classes, bias=False).weight.detach())
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.linear(F.normalize(features.float(), dim=-1), F.normalize(self.weight, dim=-1))
+
+
+HEADS: dict[str, Any] = {"linear": Linear, "cosine": Cosine}
+
+
+class Heads(nn.Module):
+    """One head a task; `forward` gives all logits side by side, (rows, classes).
+
+    Args:
+        width: features' size.
+        form: "linear" or "cosine".
+        scale: factor of a cosine's logits; learned where `learn_scale` says so.
+        preallocate: classes that the softmax has from the first task on. Those not learned yet
+            stand behind the learned ones and are taken as negatives; a new task takes its share.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        form: str = "cosine",
+        scale: float = 1.0,
+        learn_scale: bool = False,
+        preallocate: int = 0,
+    ) -> None:
+        super().__init__()
+        self.width, self.form = width, form
+        self.parts = nn.ModuleList()
+        self.reserve: nn.Module | None = HEADS[form](width, preallocate) if preallocate else None
+        if learn_scale:
+            self.scale: Any = nn.Parameter(torch.tensor(float(scale)))
+        else:
+            self.scale = float(scale)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Classes of each task's head."""
+        return [len(part.weight) for part in self.parts]  # type: ignore[arg-type]
+
+    @property
+    def classes(self) -> int:
+        """Classes learned so far."""
+        return sum(self.sizes)
+
+    @property
+    def reserved(self) -> int:
+        """Columns behind the learned classes, kept for classes to come."""
+        return 0 if self.reserve is None else len(self.reserve.weight)  # type: ignore[arg-type]
+
+    def allocate(self, classes: int) -> None:
+        """Have so many classes in the softmax before any is learned."""
+        self.reserve = HEADS[self.form](self.width, classes)
+
+    def grow(self, classes: int) -> None:
+        """Add a head of so many classes, from the reserve as far as that goes."""
+        if not classes:
+            return
+        new = HEADS[self.form](self.width, classes)
+        taken = min(classes, self.reserved)
+        if taken and self.reserve is not None:
+            left = self.reserved - taken
+            rest = HEADS[self.form](self.width, left) if left else None
+            with torch.no_grad():
+                for name, value in self.reserve.named_parameters():
+                    getattr(new, name)[:taken] = value[:taken]
+                    if rest is not None:
+                        getattr(rest, name).copy_(value[taken:])
+            self.reserve = rest
+        self.parts.append(new)
+
+    def forward(self, features: Tensor) -> Tensor:
+        every = [*self.parts, *([] if self.reserve is None else [self.reserve])]
+        logits = torch.cat([part(features) for part in every], -1)
+        return logits * self.scale if self.form == "cosine" else logits
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Position of each token in its text, (rows, seq), whichever side is padded."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def pooled(states: Tensor, mask: Tensor, pooling: str, starts: Tensor | None = None) -> Tensor:
+    """One feature a row of the body's states.
+
+    Args:
+        states: (rows, seq, hidden); mask: (rows, seq), padded on either side.
+        pooling: "cls" (the first token), "last" (the last one), "mean" (over all tokens), or
+            "entity_starts" (the two entities' first markers, side by side).
+        starts: (rows, 2), the markers' places, for "entity_starts".
+
+    Returns: (rows, hidden); of "entity_starts" (rows, 2 · hidden).
+    """
+    row = torch.arange(len(states), device=states.device)
+    if pooling == "mean":
+        real = mask.unsqueeze(-1).to(states.dtype)
+        return (states * real).sum(1) / real.sum(1).clamp(min=1)
+    if pooling == "entity_starts":
+        assert starts is not None
+        return states[row[:, None], starts].flatten(1)
+    if pooling == "cls":
+        return states[row, mask.long().argmax(1)]
+    last = mask.shape[1] - 1 - mask.flip(1).long().argmax(1)
+    return states[row, last]
+
+
+def class_loss(
+    logits: Tensor,
+    labels: Tensor,
+    owner: Tensor | None = None,
+    items: Tensor | int | None = None,
+) -> Tensor:
+    """Cross-entropy of the right classes.
+
+    Args:
+        logits: (rows, classes); labels: (rows,), -100 counts nowhere.
+        owner: (classes,), the task of each class: then a row's classes compete within its own
+            task alone (task-incremental). None: all of them do (class-incremental).
+        items: what the sum is divided by; None: this batch's labelled rows.
+    """
+    if owner is not None:
+        own = owner[labels.clamp(min=0)].unsqueeze(1) == owner.unsqueeze(0)
+        logits = logits.masked_fill(~own, float("-inf"))
+    found = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
+    count = (labels != IGNORE).sum() if items is None else items
+    return found / count.clamp(min=1) if isinstance(count, Tensor) else found / max(1, count)
+
+
+class Classifier(PreTrainedModel):
+    """Body, pooling and heads; see the module.
+
+    Args:
+        body: an encoder, or a decoder without its language-model head.
+        within: classes compete within their own task (task-incremental), not all of them.
+    """
+
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
+    accepts_loss_kwargs = True
+
+    def __init__(self, body: Any, pooling: str, heads: Heads, within: bool = False) -> None:
+        super().__init__(body.config)
+        self.body, self.pooling, self.heads, self.within = body, pooling, heads, within
+        self.owners: list[int] = []
+        """The task of each learned class."""
+        self.body_passes = 0
+        """Texts that the body has read."""
+        accepts = inspect.signature(body.forward).parameters
+        self.numbers_positions = (
+            "position_ids" in accepts and body.config.model_type not in OWN_POSITIONS
+        )
+
+    def grow(self, classes: int, task: int) -> None:
+        """Add a head of so many classes for a task."""
+        self.heads.grow(classes)
+        self.owners += [task] * classes
+
+    @property
+    def owner(self) -> Tensor:
+        """The task of each column, (classes,); -1 for those to come."""
+        found = [*self.owners, *[-1] * self.heads.reserved]
+        return torch.tensor(found, device=next(self.heads.parameters()).device)
+
+    def get_decoder(self) -> Any:
+        """The part below the heads, as methods know it of language models."""
+        return self.body
+
+    def get_output_embeddings(self) -> Any:
+        return self.heads
+
+    def train(self, mode: bool = True) -> Classifier:
+        """As any module; a body that is frozen as a whole has no dropout, so that a text's feature
+        is the same at each look."""
+        super().train(mode)
+        if mode and not any(p.requires_grad for p in self.body.parameters()):
+            self.body.eval()
+        return self
+
+    def features(
+        self, input_ids: Tensor, attention_mask: Tensor, entity_starts: Tensor | None = None
+    ) -> Tensor:
+        """One vector a row, (rows, width)."""
+        options: dict[str, Any] = {}
+        self.body_passes += len(input_ids)
+        if self.numbers_positions:
+            options["position_ids"] = positions(attention_mask)
+        states = self.body(input_ids=input_ids, attention_mask=attention_mask, **options)
+        return pooled(states.last_hidden_state, attention_mask, self.pooling, entity_starts)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        entity_starts: Tensor | None = None,
+        features: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **_: Any,
+    ) -> SequenceClassifierOutput:
+        """Logits over all classes, (rows, classes), and the loss where there are labels.
+
+        Args: features: (rows, width) in place of token ids, where they were computed before.
+        """
+        if features is None:
+            assert input_ids is not None
+            assert attention_mask is not None
+            features = self.features(input_ids, attention_mask, entity_starts)
+        logits = self.heads(features)
+        loss = None
+        if labels is not None:
+            owner = self.owner if self.within else None
+            loss = class_loss(logits, labels, owner, num_items_in_batch)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+
+def pooling_of(config: Any, chosen: str) -> str:
+    """The pooling that "auto" stands for: the last token of a decoder, else the first one."""
+    if chosen != "auto":
+        return chosen
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
+
+    encoder = config.model_type in MASKED and not getattr(config, "is_decoder", False)
+    return "cls" if encoder else "last"
+
+
+def views(logits: Tensor, owners: Sequence[int], own: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The class with the highest logit, among all learned ones and among those of `own`.
+
+    Args:
+        logits: (rows, columns); owners: the task of each learned class, the first columns.
+        own: numbers of the classes that a task-incremental answer chooses from.
+
+    Returns: both as class numbers, each (rows,).
+    """
+    seen = logits[:, : len(owners)]
+    columns = torch.tensor(list(own), device=logits.device)
+    return seen.argmax(-1), columns[seen[:, columns].argmax(-1)]

@@ -1,0 +1,61 @@
+"""The kind "classification": a text belongs to one class, and the classes grow with the tasks.
+
+    format    columns        row
+    classes   text, label    the text and its class's name
+
+All classes of a task are what its rows bear; the learner gives each a column of the heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from perdure.recipe.data import TaskConfig
+from perdure.recipe.mistakes import Mistake
+from perdure.streams.cells import EmptyCell, cell_text, folded, one_spaced
+from perdure.streams.kinds.base import Format, Kind, Metric, Row
+
+ACCURACY = Metric("accuracy", "accuracy", needs="classes")
+WITHIN_TASK = "accuracy_within_task"
+"""The measure beside it: a row's classes compete within its own task alone."""
+AMONG_ALL = "accuracy_among_all"
+"""And where the task's own classes are what decides: all learned classes compete."""
+
+
+def question(row: Row) -> str:
+    """Return what makes two rows the same question: the text, whitespace and case aside."""
+    return one_spaced(row["text"]).casefold()
+
+
+def _of_classes(values: Mapping[str, Any], task: TaskConfig) -> Row:
+    label = cell_text(values, task.column("label")).strip()
+    if not folded(label):
+        raise EmptyCell(f'"{task.column("label")}" is empty but for signs that are not seen')
+    return {"text": cell_text(values, task.column("text")), "label": label}
+
+
+def _mistakes(task: TaskConfig) -> Iterator[Mistake]:
+    for key, default in (
+        ("label_names", None), ("instruction", None), ("max_new_tokens", 32), ("train_on", "last"),
+    ):  # fmt: skip
+        if getattr(task, key) != default:
+            yield Mistake((key,), f"has no effect with format: {task.format}", "leave it out")
+
+
+KIND = Kind(
+    "classification",
+    schema={"text": "what is classified", "label": "the name of its class"},
+    formats=(
+        Format(
+            "classes", ("text", "label"), ACCURACY.name, _of_classes,
+            label="label", mistakes=_mistakes,
+        ),
+    ),
+    metrics=(ACCURACY,),
+    learner="perdure.learners.classification:ClassificationLearner",
+    question=question,
+    # SEQ*'s settings; the heads' own are in model.head.
+    defaults={"train": {"learning_rate": 1e-5, "weight_decay": 5e-4, "epochs": 5}},
+    scenarios=("class-incremental", "task-incremental"),
+)  # fmt: skip

@@ -1,0 +1,156 @@
+"""Heads that grow, pooling on either side's padding, and the loss over classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from perdure.models.classifier import Classifier, Heads, class_loss, pooled, positions, views
+
+pytestmark = pytest.mark.unit
+
+
+def head_of(*rows: tuple[float, ...], form: str = "cosine", **options: Any) -> Heads:
+    heads = Heads(len(rows[0]), form, **options)
+    heads.grow(len(rows))
+    with torch.no_grad():
+        heads.parts[0].weight.copy_(torch.tensor(rows))
+    return heads
+
+
+def test_a_cosine_head_by_hand() -> None:
+    """Specification, example 9."""
+    features = torch.tensor([[3.0, 4.0]])
+    heads = head_of((1, 0), (1, 1), (0, -2))
+    logits = heads(features)
+    torch.testing.assert_close(logits, torch.tensor([[0.6, 0.989949, -0.8]]))
+    found = class_loss(logits, torch.tensor([1]))
+    torch.testing.assert_close(found, torch.tensor(0.611969))
+    scaled = head_of((1, 0), (1, 1), (0, -2), scale=16.0)
+    torch.testing.assert_close(scaled(features), 16 * logits)
+    learned = head_of((1, 0), (1, 1), (0, -2), scale=16.0, learn_scale=True)
+    assert "scale" in dict(learned.named_parameters())
+    torch.testing.assert_close(learned(features), 16 * logits)
+
+
+def test_classes_within_a_task_by_hand() -> None:
+    """Specification, example 13: a slice of the logits, not all of them."""
+    logits, right = torch.tensor([[0.2, 1.1, 2.0, 0.4]]), torch.tensor([1])
+    owner = torch.tensor([0, 0, 1, 1])
+    torch.testing.assert_close(class_loss(logits, right), torch.tensor(1.473104))
+    torch.testing.assert_close(class_loss(logits, right, owner), torch.tensor(0.341154))
+    every, own = views(logits, owner.tolist(), [0, 1])
+    assert (every.item(), own.item()) == (2, 1)
+
+
+def test_the_loss_counts_the_whole_steps_labels() -> None:
+    logits, right = torch.randn(4, 3), torch.tensor([0, 2, -100, 1])
+    whole = F.cross_entropy(logits[[0, 1, 3]], right[[0, 1, 3]])
+    torch.testing.assert_close(class_loss(logits, right), whole)
+    parts = [class_loss(logits[k : k + 2], right[k : k + 2], items=3) for k in (0, 2)]
+    torch.testing.assert_close(parts[0] + parts[1], whole)
+
+
+def test_preallocated_classes_are_negatives_by_hand() -> None:
+    """Specification, example 15: the gradient of a head whose task is still to come."""
+    heads = Heads(2, "linear", preallocate=4)
+    heads.grow(2)
+    assert (heads.sizes, heads.reserved) == ([2], 2)
+    reserve: Any = heads.reserve
+    with torch.no_grad():
+        heads.parts[0].weight.copy_(torch.tensor([[0.1, 0.2], [0.3, -0.1]]))
+        reserve.weight.copy_(torch.tensor([[0.2, 0.1], [-0.2, 0.4]]))
+        heads.parts[0].bias.zero_()
+        reserve.bias.zero_()
+    x = torch.tensor([[1.0, 2.0]])
+    logits = heads(x)
+    torch.testing.assert_close(logits, torch.tensor([[0.5, 0.1, 0.4, 0.6]]))
+    torch.testing.assert_close(class_loss(logits[:, :2], torch.tensor([0])), torch.tensor(0.513015))
+    loss = class_loss(logits, torch.tensor([0]))
+    torch.testing.assert_close(loss, torch.tensor(1.303002), atol=1e-6, rtol=0)
+    loss.backward()
+    torch.testing.assert_close(
+        reserve.weight.grad, torch.tensor([[0.245858, 0.491716], [0.300291, 0.600583]])
+    )
+    # Among the learned classes the answer is 0, among all columns it would be 3.
+    assert views(logits, [0, 0], [0, 1])[0].item() == 0
+    assert logits.argmax().item() == 3
+    before = reserve.weight.detach().clone()
+    heads.grow(1)  # the next task takes the reserve's first row as it is
+    assert heads.sizes == [2, 1]
+    assert torch.equal(heads.parts[1].weight, before[:1])
+    assert torch.equal(heads.reserve.weight, before[1:])  # type: ignore[union-attr,arg-type]
+    heads.grow(3)
+    assert (heads.sizes, heads.reserved) == ([2, 1, 3], 0)
+
+
+def test_pooling_by_hand_on_both_sides() -> None:
+    states = torch.arange(12.0).reshape(1, 4, 3)
+    right, left = torch.tensor([[1, 1, 1, 0]]), torch.tensor([[0, 1, 1, 1]])
+    for mask, first, last in ((right, 0, 2), (left, 1, 3)):
+        assert torch.equal(pooled(states, mask, "cls")[0], states[0, first])
+        assert torch.equal(pooled(states, mask, "last")[0], states[0, last])
+        assert torch.equal(pooled(states, mask, "mean")[0], states[0, first : last + 1].mean(0))
+    starts = torch.tensor([[1, 3]])
+    both = pooled(states, right, "entity_starts", starts)
+    assert torch.equal(both[0], torch.cat([states[0, 1], states[0, 3]]))
+    assert positions(left).tolist() == [[0, 0, 1, 2]]
+    assert positions(right).tolist() == [[0, 1, 2, 2]]
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "last"])
+@pytest.mark.parametrize("name", ["bert", "roberta", "gpt2", "gpt_neox", "llama"])
+def test_a_padded_row_has_the_feature_that_it_has_alone(name: str, pooling: str) -> None:
+    """GPT-2 numbers positions; left padding would shift them (specification, section 1)."""
+    model = Classifier(body_of(name), pooling, Heads(32)).eval()
+    alone = torch.tensor([[5, 6, 7, 8]])
+    feature = model.features(alone, torch.ones_like(alone))
+    pad, mask = [1 if name == "roberta" else 0] * 3, [0] * 3
+    for ids, real in (
+        ([*pad, 5, 6, 7, 8], [*mask, 1, 1, 1, 1]),
+        ([5, 6, 7, 8, *pad], [1, 1, 1, 1, *mask]),
+    ):
+        beside = torch.tensor([ids, [9, 10, 11, 12, 13, 14, 15]])
+        found = model.features(beside, torch.tensor([real, [1] * 7]))[:1]
+        torch.testing.assert_close(found, feature, atol=1e-5, rtol=0)
+
+
+def body_of(name: str) -> Any:
+    from transformers import AutoConfig, AutoModel
+
+    sizes: dict[str, Any] = {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "max_position_embeddings": 64, "pad_token_id": 0,
+    }  # fmt: skip
+    if name == "gpt2":
+        sizes = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    if name == "roberta":
+        sizes["pad_token_id"] = 1
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoModel.from_config(AutoConfig.for_model(name, **sizes)).eval()
+
+
+def test_a_frozen_body_has_no_dropout() -> None:
+    model = Classifier(body_of("bert"), "cls", Heads(32))
+    assert model.train().body.training
+    for parameter in model.body.parameters():
+        parameter.requires_grad_(False)
+    assert not model.train().body.training
+    assert model.heads.training
+    next(model.body.parameters()).requires_grad_(True)
+    assert model.train().body.training
+
+
+def test_linear_heads_stand_side_by_side() -> None:
+    heads = Heads(2, "linear")
+    heads.grow(2)
+    heads.grow(1)
+    x = torch.randn(3, 2)
+    first, second = heads.parts
+    assert isinstance(first, nn.Linear)
+    torch.testing.assert_close(heads(x), torch.cat([first(x), second(x)], 1))
