@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import cost_marks
+import less_garbage
+import measured_costs
 import pytest
-from cost_marks import pytest_collection_modifyitems, pytest_make_collect_report
-
-__all__ = ["pytest_collection_modifyitems", "pytest_make_collect_report"]
 
 # Set before torch is imported, and inherited by the processes that tests start. Tests never reach
 # for the network; the workers of pytest-xdist share the cores.
@@ -21,6 +21,13 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as perdure.cli, and for the same reason
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _WORKERS)))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(cost_marks)
+    config.pluginmanager.register(less_garbage)
+    if measured_costs.FILE:
+        config.pluginmanager.register(measured_costs.Costs())
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -148,6 +149,27 @@ class TestIn:
         "process": ["its_own"],
         "real": ["the_dearest"],
     }
+
+
+def test_costs_are_summed_by_mark_file_and_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    import measured_costs
+
+    lines = [
+        {"file": "test_a.py", "collect": 0.5},
+        {"file": "test_a.py", "test": "test_a.py::x", "mark": "unit", "setup": 1, "call": 2.25},
+        {"file": "test_b.py", "test": "test_b.py::y", "mark": "train", "call": 4, "teardown": 1},
+    ]
+    found = measured_costs.table(map(json.dumps, lines)).split()
+    assert found[:5] == ["8.8", "CPU", "seconds", "in", "all"]
+    assert found[5:11] == ["5.0", "train", "3.2", "unit", "0.5", "imports"]
+    assert found[11:] == ["5.0", "test_b.py", "3.8", "test_a.py", "5.0", "test_b.py::y", "3.2",
+                          "test_a.py::x"]  # fmt: skip
+    clock = iter([2.0, 3.5])
+    monkeypatch.setattr(measured_costs, "cpu_seconds", lambda: next(clock))
+    spent: dict[str, float] = {}
+    with measured_costs.measured(spent, "call"):
+        pass
+    assert spent == {"call": 1.5}
 
 
 @pytest.mark.process

@@ -226,11 +226,7 @@ class TaskRuntime:
         logits: bool = True,
         hidden: tuple[int, ...] = (),
     ) -> ForwardOutput:
-        """Run `rows` through the model as it is; autograd as around the call.
-
-        What any method `requires` is captured, the states of layers in `hidden`, and logits
-        unless `logits` is False.
-        """
+        """Run `rows` through the model as it is; see `Context.forward`."""
         batch = self.batch_of(rows)
         with self._mode(train), forked_rng(self.device) if train else nullcontext():
             return self._run(batch, rows, logits, hidden=hidden)

@@ -98,6 +98,7 @@ class Evidence:
         self._items, self._general_items = items, general_items
         self._rows: dict[str, Rows | None] = {}
         self._texts: dict[int, Texts | None] = {}
+        self._changes: dict[tuple[str, int, int], Change | None] = {}
 
     # --- figures and cells
 
@@ -137,6 +138,12 @@ class Evidence:
 
     def change(self, task: TaskFacts, before: int, after: int) -> Change | None:
         """The change of a task between two rows of the matrix; None where one is missing."""
+        key = (task.name, before, after)  # a page asks for each in several places
+        if key not in self._changes:
+            self._changes[key] = self._judged(task, before, after)
+        return self._changes[key]
+
+    def _judged(self, task: TaskFacts, before: int, after: int) -> Change | None:
         scores = self.matrix.array()[:, self.matrix.tasks.index(task.name)]
         first, second = float(scores[before]), float(scores[after])
         if math.isnan(first + second):

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from perdure.errors import UsageError
 from perdure.reports import colours, format, general, provenance, ranking, sections, training, words
 from perdure.reports.charts import COLOURS, DASHES, MARKERS
 from perdure.reports.data import RunData, RunView, comparable, views
 from perdure.reports.seeds import grouped, seed_of
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 FOLDER = Path(__file__).parent
 
@@ -43,10 +47,16 @@ def render(runs: Sequence[RunData]) -> str:
 
     Raises: UsageError if `runs` is empty.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     if not runs:
         raise UsageError("report: no run given", "name a run directory: perdure report RUN")
+    return _templates().get_template("report.html.j2").render(page=page(grouped(views(runs))))
+
+
+@cache
+def _templates() -> Environment:
+    """The folder's templates, which are compiled once a process."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     env = Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
@@ -63,7 +73,7 @@ def render(runs: Sequence[RunData]) -> str:
         duration=format.duration,
         memory=format.memory,
     )
-    return env.get_template("report.html.j2").render(page=page(grouped(views(runs))))
+    return env
 
 
 def page(runs: Sequence[RunView]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -227,6 +228,16 @@ def _kinds_that_load() -> Iterator[Kind]:
 
 
 def _offers(group: str) -> list[EntryPoint]:
+    folders = [Path(folder).absolute() for folder in sys.path]
+    return _installed(group, tuple((f, f.stat().st_mtime_ns) for f in folders if f.exists()))
+
+
+@lru_cache(maxsize=8)
+def _installed(group: str, folders: tuple[tuple[Path, int], ...]) -> list[EntryPoint]:
+    """As `entry_points`, which reads a file of every package, as long as `folders` are the same.
+
+    An installation changes the time of the folder that it adds to.
+    """
     return list(entry_points(group=group))
 
 
