@@ -146,7 +146,7 @@ class GeReOfficial(GeneralReplay):
         term, weight = self._term_and_weight(ctx, extra, (ce_task + ce) / 2, pool=True)  # ()
         held = weight * term  # ()
         ctx.log("gere_label", (ce / 2).detach())
-        self._log_unscaled(ctx, term)
+        ctx.log(f"gere_{self.config.loss}", term.detach())
         whole = distances.micro_loss(ce_task, ce, term, weight)  # ()
         return {"gere_scope": whole - held} | self._named(held)
 
@@ -164,12 +164,8 @@ class GeReOfficial(GeneralReplay):
         held = (weight * term).sum()  # ()
         whole = distances.micro_loss(None, ce, term, weight).sum() + ce_task  # ()
         ctx.log("gere_label", share * (whole - held - ce_task).detach())
-        self._log_unscaled(ctx, share * term.sum())
+        ctx.log(f"gere_{self.config.loss}", share * term.sum().detach())
         return {"gere_scope": share * (whole - held)} | self._named(share * held)
-
-    def _log_unscaled(self, ctx: Context, term: Tensor) -> None:
-        if self.config.loss != "label":
-            ctx.log(f"gere_{self.config.loss}", term.detach())
 
     def _named(self, held: Tensor) -> dict[str, Tensor]:
         """What is held on the texts; with their labels alone nothing is."""
