@@ -188,7 +188,7 @@ def main() -> int:
         lines.append(line)
 
     started = time.perf_counter()
-    tasks = {t.name: replace(t, max_new_tokens=WORDS) for t in demo.demo(0, ROWS)}
+    tasks = {t.name: replace(t, max_new_tokens=WORDS) for t in demo.demo(0, ROWS, own_labels=True)}
     model, tokenizer = reference(arguments.base or smollm2(), arguments.reference, tasks)
     copy = deepcopy(model)
     base = Measured(model, tokenizer, "auto", SIZES, "reference")

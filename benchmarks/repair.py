@@ -32,7 +32,7 @@ BATCH, LEARNING_RATE, TEXT_TOKENS = 8, 2e-4, 48
 def tune(task: Task, steps: int, precision: str, seed: int, folder: Path) -> Run:
     """Learn one task; what the loop scores on the way is kept small."""
     size = Size("benchmark", steps, BATCH, LEARNING_RATE, test_rows=4, texts=4)
-    recipe = recipe_of("sequential", str(base_model()), size, precision, seed)
+    recipe = recipe_of("sequential", str(base_model()), size, precision, seed, lora=False)
     text = pydoc_texts(seed)
     few = GeneralText(text.replay[:4], text.replay[4:6], text.source)
     run = Run.create(folder, recipe)
@@ -80,7 +80,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
     general = pydoc_texts(wanted.seed).held_out
     try:
-        for task in demo(wanted.seed, StreamSizes(test=wanted.rows)):
+        for task in demo(wanted.seed, StreamSizes(test=wanted.rows), own_labels=True):
             if task.name not in names:
                 continue
             begun = time.monotonic()
