@@ -4,9 +4,8 @@ A small chat model learns the built-in stream "demo" once with each method, with
 rate, so that a few steps suffice to learn a task and to forget the one before. How much it learns
 is decided before it begins: a few seconds of measurement give the machine's speed, and the largest
 size that fits the time is taken; where none fits, the demo says how long it would take, and does
-not begin. A size fixes rows, steps and texts; the same size and seed give the same scores. There is
-no size that does not show the effect (`benchmarks/demo.py`). Each method's run directory holds the
-recipe it can be repeated with.
+not begin. The same size and seed give the same scores. There is no size that does not show the
+effect (`benchmarks/demo.py`). Each method's run directory holds the recipe it can be repeated with.
 """
 
 from __future__ import annotations
@@ -35,6 +34,8 @@ MICRO_BATCH = 8
 """Rows in a forward pass: the rows are short, and few passes are quicker than many."""
 TEXT_TOKENS = 24
 """Tokens of a general text that is replayed or measured on; short, since each step pays for it."""
+REPLAY_TEXTS = 48
+"""General texts that methods may replay; others are measured on."""
 MAX_DROP, MAX_LOSS_RISE = 0.25, 0.1
 """What counts as kept: a task that drops by less, general text whose loss rises by less (nats). A
 demo's few rows cannot show less; the words print it beside them."""
@@ -67,19 +68,20 @@ class Size:
     test_rows: int
     """Rows scored a task."""
     texts: int
-    """General texts that methods may replay; half as many others measure perplexity."""
+    """General texts that perplexity is measured on."""
 
     def __str__(self) -> str:
         return (
             f"{self.name} ({self.steps} steps of {self.batch} rows a task, "
-            f"{self.test_rows} test rows a task, {self.texts // 2} general texts)"
+            f"{self.test_rows} test rows a task, {self.texts} general texts)"
         )
 
 
 SIZES = (
-    Size("small", 8, 8, 1e-3, 24, 48),
-    Size("large", 16, 8, 1e-3, 80, 64),
+    Size("small", 8, 8, 1e-3, 24, 24),
+    Size("large", 8, 8, 1e-3, 80, 48),
 )
+"""The same training; the larger one measures more rows, so that its intervals are half as wide."""
 
 
 def demo(
@@ -136,7 +138,7 @@ def demo(
     with working(folder), display:
         facts, stream = _prepare(biggest[0], display)
         cost = Cost(methods, facts.parameters, *_row_tokens(biggest[0], stream))
-        speed, size = _choose(size, quick, limit, cost, display)
+        speed, size = choose(size, quick, limit, cost, display)
         recipes = [recipe_of(name, path, size, speed.precision, seed) for name in methods]
         parts = cost.parts(size, speed.best * 1e9)
         runs = _learn_all(learn, recipes, folder, Promise(display, Forecast(parts), cost.tasks + 1))
@@ -210,8 +212,8 @@ def recipe_of(
             "stream": {"name": "demo", "scenario": "class-incremental"},
             "general": {
                 "source": "pydoc",
-                "replay_rows": size.texts,
-                "held_out_rows": size.texts // 2,
+                "replay_rows": REPLAY_TEXTS,
+                "held_out_rows": size.texts,
                 "max_tokens": TEXT_TOKENS,
             },
             "method": {"name": method, **options},
@@ -259,7 +261,7 @@ def _prepare(recipe: Recipe, display: Display | NullDisplay) -> tuple[ModelFacts
     return inspect_base(recipe.model), stream
 
 
-def _choose(
+def choose(
     size: Size | None,
     quick: bool,
     limit: float,
@@ -347,7 +349,7 @@ class Cost:
 
         Args: speed: operations a second, as `perdure.models.measure_speed` finds them.
         """
-        rows = size.test_rows * sum(self.test_tokens) + size.texts // 2 * TEXT_TOKENS
+        rows = size.test_rows * sum(self.test_tokens) + size.texts * TEXT_TOKENS
         scoring = 2 * self.parameters * rows / SCORED / speed
         found: list[tuple[Part, float]] = []
         for number, method in enumerate(self.methods):

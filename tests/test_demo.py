@@ -12,7 +12,7 @@ from unittest.mock import patch
 import pytest
 
 from perdure import demo as the_demo
-from perdure.demo import SIZES, Cost, Size, _choose, base_model, demo, recipe_of
+from perdure.demo import SIZES, Cost, Size, base_model, choose, demo, recipe_of
 from perdure.errors import ModelError, RunError, UsageError
 from perdure.loop import learn
 from perdure.models import Speed
@@ -23,7 +23,7 @@ from perdure.run import Run
 
 pytestmark = pytest.mark.unit
 
-TINY = Size("tiny", steps=2, batch=4, learning_rate=1e-4, test_rows=6, texts=4)
+TINY = Size("tiny", steps=2, batch=4, learning_rate=1e-4, test_rows=6, texts=2)
 
 
 def test_parts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,7 +37,7 @@ def test_parts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         "EXTRA_TOKENS": {"sequential": 0.0, "replay": 0.5},
     }.items():
         monkeypatch.setattr(the_demo, name, value)
-    size = Size("x", steps=3, batch=2, learning_rate=1e-4, test_rows=6, texts=4)
+    size = Size("x", steps=3, batch=2, learning_rate=1e-4, test_rows=6, texts=2)
     cost = Cost(["sequential", "replay"], 10, [4.0, 5.0], [2.0, 3.0])
     # trained: 3 steps * 2 rows * 4 tokens, 10 * 4 / 0.5 operations each, at 100 a second
     # scored: 6 rows of 2 and of 3 tokens and 2 texts of 7 are 44 tokens, 10 * 2 / 0.25 each
@@ -60,6 +60,20 @@ def test_each_size_takes_longer() -> None:
     cost = Cost(the_demo.METHODS, 134_515_008, [28.0] * 3, [20.0] * 3)
     times = [sum(s for _, s in cost.parts(size, 100e9)) for size in SIZES]
     assert times == sorted(set(times))
+
+
+def test_sizes_differ_only_in_what_they_measure() -> None:
+    """What benchmarks/demo.py finds of the smallest one's weights holds of the others' too."""
+    for method in the_demo.METHODS:
+        first, *others = (recipe_of(method, "some/model", size, "fp32", 3) for size in SIZES)
+        assert first.general
+        for other in others:
+            assert other.general
+            assert other.scoring.max_test_rows > first.scoring.max_test_rows
+            same = {"scoring": first.scoring, "general": first.general}
+            assert other.model_copy(update=same) == first
+            assert other.general.replay_rows == first.general.replay_rows
+            assert other.general.held_out_rows > first.general.held_out_rows
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -157,10 +171,10 @@ def test_the_largest_size_that_fits_is_taken(
         fitting = TIMES[gflops][: 1 if quick else None]
         if not fitting:
             with pytest.raises(UsageError) as caught:
-                _choose(None, quick, 12.0, cost, display)
+                choose(None, quick, 12.0, cost, display)
             assert "too slow here for a demo of 12 minutes" in str(caught.value)
             return
-        chosen = _choose(None, quick, 12.0, cost, display)
+        chosen = choose(None, quick, 12.0, cost, display)
     assert (chosen[0], chosen[1].name) == (speed, fitting[-1])
     why = "the smallest" if quick else "the largest that fits into 12 minutes"
     told = capsys.readouterr().err

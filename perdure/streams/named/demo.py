@@ -182,7 +182,7 @@ DEMO_TOPICS = ("feelings", "programming", "quiz")
 DEMO_LANGUAGES = ("French", "German", "Italian", "Spanish")
 DEMO_KINDS = {code: "date" if " " in kind else kind for kind, code in CODES.items()}
 DEMO_CHARACTERS = 60
-"""What the demo tells apart, in texts of at most so many characters: few topics and languages, which
+"""What the demo tells apart, in texts of at most so many characters: few topics and languages, that
 are learned in few steps, and the kinds of `CODES` in plain words (code -> word)."""
 
 
