@@ -46,8 +46,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 """Options that differ from the methods' defaults, to keep the demo's steps cheap."""
 EXTRA_TOKENS = {"sequential": 0.0, "replay": 0.35, "gere": 0.35}
 """Share of tokens that a method adds to each step, roughly; it only feeds the estimate."""
-TRAINED, SCORED = 0.5, 0.5
-"""Share of the measured feed-forward speed that training and scoring reach."""
+TRAINED, SCORED = {"fp32": 0.6, "bf16": 0.4}, {"fp32": 0.6, "bf16": 0.35}
+"""Share of the measured feed-forward speed that training and scoring reach, by precision."""
 START_SECONDS, METHOD_SECONDS = 15.0, 8.0
 """To import and read what is needed, and to load and save one method's model."""
 MINUTES, QUICK_MINUTES = 12.0, 4.0
@@ -140,7 +140,7 @@ def demo(
         cost = Cost(methods, facts.parameters, *_row_tokens(biggest[0], stream))
         speed, size = choose(size, quick, limit, cost, display)
         recipes = [recipe_of(name, path, size, speed.precision, seed) for name in methods]
-        parts = cost.parts(size, speed.best * 1e9)
+        parts = cost.parts(size, speed)
         runs = _learn_all(learn, recipes, folder, Promise(display, Forecast(parts), cost.tasks + 1))
         page = write_report(runs, folder / "report.html")
     digested = views(runs)
@@ -285,7 +285,7 @@ def choose(
     )
 
     def seconds(candidate: Size) -> float:
-        return sum(taken for _, taken in cost.parts(candidate, speed.best * 1e9))
+        return sum(taken for _, taken in cost.parts(candidate, speed))
 
     why = "asked for"
     if size is None:
@@ -344,13 +344,12 @@ class Cost:
     def tasks(self) -> int:
         return len(self.train_tokens)
 
-    def parts(self, size: Size, speed: float) -> list[tuple[Part, float]]:
-        """Estimated seconds of each part of the work, in order.
-
-        Args: speed: operations a second, as `perdure.models.measure_speed` finds them.
-        """
+    def parts(self, size: Size, speed: Speed) -> list[tuple[Part, float]]:
+        """Estimated seconds of each part of the work, in order, on a machine of this speed."""
+        trained = TRAINED[speed.precision] * speed.best * 1e9
+        scored = SCORED[speed.precision] * speed.best * 1e9
         rows = size.test_rows * sum(self.test_tokens) + size.texts * TEXT_TOKENS
-        scoring = 2 * self.parameters * rows / SCORED / speed
+        scoring = 2 * self.parameters * rows / scored
         found: list[tuple[Part, float]] = []
         for number, method in enumerate(self.methods):
             more = 1 + EXTRA_TOKENS.get(method, 0.5)
@@ -360,7 +359,7 @@ class Cost:
                 found.append(((method, "scoring", 0), scoring))
             for after, tokens in enumerate(self.train_tokens, start=1):
                 operations = 4 * self.parameters * size.steps * size.batch * tokens * more
-                found.append(((method, "training", after), operations / TRAINED / speed))
+                found.append(((method, "training", after), operations / trained))
                 found.append(((method, "scoring", after), scoring))
         return found
 

@@ -29,8 +29,8 @@ TINY = Size("tiny", steps=2, batch=4, learning_rate=1e-4, test_rows=6, texts=2)
 def test_parts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counts on round numbers: 10 parameters, 2 tasks of 4 and 5 tokens a training row."""
     for name, value in {
-        "TRAINED": 0.5,
-        "SCORED": 0.25,
+        "TRAINED": {"fp32": 0.5},
+        "SCORED": {"fp32": 0.25},
         "TEXT_TOKENS": 7,
         "START_SECONDS": 3.0,
         "METHOD_SECONDS": 1.0,
@@ -41,7 +41,7 @@ def test_parts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     cost = Cost(["sequential", "replay"], 10, [4.0, 5.0], [2.0, 3.0])
     # trained: 3 steps * 2 rows * 4 tokens, 10 * 4 / 0.5 operations each, at 100 a second
     # scored: 6 rows of 2 and of 3 tokens and 2 texts of 7 are 44 tokens, 10 * 2 / 0.25 each
-    assert cost.parts(size, 100.0) == [
+    assert cost.parts(size, Speed(1e-7, None, 1, "cpu")) == [
         (("sequential", "loading", 0), 4.0),
         (("sequential", "scoring", 0), pytest.approx(35.2)),
         (("sequential", "training", 1), pytest.approx(19.2)),
@@ -58,7 +58,7 @@ def test_parts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_each_size_takes_longer() -> None:
     cost = Cost(the_demo.METHODS, 134_515_008, [28.0] * 3, [20.0] * 3)
-    times = [sum(s for _, s in cost.parts(size, 100e9)) for size in SIZES]
+    times = [sum(s for _, s in cost.parts(size, Speed(100.0, None, 2, "cpu"))) for size in SIZES]
     assert times == sorted(set(times))
 
 
@@ -155,7 +155,7 @@ def _scores(run: Run) -> list[Any]:
     return [(s["after"], s.get("task"), s["score"]) for s in run.scores()]
 
 
-TIMES = {10.0: [], 20.0: ["small"], 2000.0: ["small", "large"]}
+TIMES = {40.0: [], 110.0: ["small"], 400.0: ["small", "large"]}
 """GFLOP/s that SmolLM2-135M would need -> the sizes that fit into twelve minutes."""
 
 
