@@ -265,7 +265,7 @@ def demo(seed: int, sizes: Sizes | None = None, *, own_labels: bool = False) -> 
 
 Builder = Callable[[int, "Sizes | None"], TaskStream]
 STREAMS: dict[str, tuple[str, Builder]] = {
-    "demo": ("topic of a question, language of a sentence, kind of a name; needs no hub", demo),
+    "demo": ("language of a sentence, kind of a name, topic of a question; needs no hub", demo),
 }
 """Name -> (one line for people, builder). The builder takes the seed and sizes (None: usual)."""
 
