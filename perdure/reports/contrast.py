@@ -53,7 +53,8 @@ def _forgot(run: RunView) -> Claim:
 
 
 def _against(run: RunView, plain: RunView) -> Claim:
-    better, same = [], []
+    better: list[str] = []
+    same: list[str] = []
     if (found := _forgetting(run, plain)) is not None:
         value, between = found
         ahead = ranking.ahead(run, plain, "forgetting")
