@@ -158,8 +158,9 @@ def demo(
     score_table(runs)
     for line in lines(digested):
         print(line)
-    if not all(claim.shown for claim in claims(digested)):
-        print("More rows tell more: perdure demo --minutes 60, or another --seed.")
+    if size != SIZES[-1] and not all(claim.shown for claim in claims(digested)):
+        asked = _minutes(cost.seconds(SIZES[-1], speed))
+        print(f"More rows tell more: perdure demo --minutes {asked}")
     print(f"report: {page}")
     return 0
 
@@ -284,15 +285,13 @@ def choose(
         f"computing in {speed.precision}"
     )
 
-    def seconds(candidate: Size) -> float:
-        return sum(taken for _, taken in cost.parts(candidate, speed))
-
     why = "asked for"
     if size is None:
-        fitting = [s for s in SIZES[: 1 if quick else None] if seconds(s) <= SPARE * limit * 60]
+        offered = SIZES[:1] if quick else SIZES
+        fitting = [s for s in offered if cost.seconds(s, speed) <= SPARE * limit * 60]
         if not fitting:
-            needed = seconds(SIZES[0])
-            asked = max(math.ceil(needed / 60 / SPARE), math.floor(limit) + 1)
+            needed = cost.seconds(SIZES[0], speed)
+            asked = max(_minutes(needed), math.floor(limit) + 1)
             raise UsageError(
                 f"too slow here for a demo of {limit:g} minutes: the smallest size that shows "
                 f"forgetting takes about {duration(needed)} on this machine, as it is now",
@@ -301,8 +300,13 @@ def choose(
             )
         size = fitting[-1]
         why = "the smallest" if quick else f"the largest that fits into {limit:g} minutes"
-    display.message(f"size: {size}, {why}: about {duration(seconds(size))}")
+    display.message(f"size: {size}, {why}: about {duration(cost.seconds(size, speed))}")
     return speed, size
+
+
+def _minutes(seconds: float) -> int:
+    """What to ask for, so that so many estimated seconds fit."""
+    return math.ceil(seconds / 60 / SPARE)
 
 
 def _row_tokens(recipe: Recipe, stream: TaskStream) -> tuple[list[float], list[float]]:
@@ -343,6 +347,10 @@ class Cost:
     @property
     def tasks(self) -> int:
         return len(self.train_tokens)
+
+    def seconds(self, size: Size, speed: Speed) -> float:
+        """Of the whole demo."""
+        return sum(taken for _, taken in self.parts(size, speed))
 
     def parts(self, size: Size, speed: Speed) -> list[tuple[Part, float]]:
         """Estimated seconds of each part of the work, in order, on a machine of this speed."""

@@ -58,7 +58,7 @@ def test_parts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_each_size_takes_longer() -> None:
     cost = Cost(the_demo.METHODS, 134_515_008, [28.0] * 3, [20.0] * 3)
-    times = [sum(s for _, s in cost.parts(size, Speed(100.0, None, 2, "cpu"))) for size in SIZES]
+    times = [cost.seconds(size, Speed(100.0, None, 2, "cpu")) for size in SIZES]
     assert times == sorted(set(times))
 
 
@@ -130,7 +130,7 @@ def test_a_whole_demo_on_a_tiny_model(
     assert str(out / "report.html") in said.out
     # Two steps of a random model show nothing, and that is what it says.
     assert "NOT shown: that sequential forgot any task" in said.out
-    assert "More rows tell more: perdure demo --minutes 60" in said.out
+    assert re.search(r"^More rows tell more: perdure demo --minutes \d+$", said.out, re.M)
     runs = [Run.open(out / name) for name in the_demo.METHODS]
     for run in runs:
         assert run.state == "finished"
@@ -221,5 +221,5 @@ def test_the_real_model_learns_one_step(smollm2_dir: Path, tmp_path: Path) -> No
     )
     run = Run.open(tmp_path / "demo" / "sequential")
     first, *_, last = [s["score"] for s in run.scores() if s["kind"] == "general"]
-    assert 20 < first < 100  # perplexity of Python's reference; 1e4 and more if weights were wrong
+    assert 20 < first < 300  # perplexity of Python's reference; 1e4 and more if weights were wrong
     assert last != first
