@@ -90,7 +90,7 @@ def demo(
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Teach a small model three tasks in turn, with each method, and show what was forgotten."""
+    """Teach a small model two tasks in turn, with each method, and show what was forgotten."""
     from perdure.commands import demo as command
 
     options = {"quick": quick, "base": base, "seed": seed, "out": out, "minutes": minutes}

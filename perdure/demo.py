@@ -96,7 +96,7 @@ def demo(
     *,
     learn: Callable[..., Any],
 ) -> int:
-    """Teach the three tasks once with each method, and print and write what was forgotten.
+    """Teach both tasks once with each method, and print and write what was forgotten.
 
     Args:
         methods: names, each learned in a run of its own below `out`.
