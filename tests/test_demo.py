@@ -118,13 +118,21 @@ def test_a_folder_in_the_way_is_left_alone(tmp_path: Path, tiny_model_dir: Path)
 
 
 def test_a_whole_demo_on_a_tiny_model(
-    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Chooses a size itself; every cell is there, the base's are shared, the same seed repeats."""
+    """Every cell is there, the base's are shared, the same seed repeats; a promise that does not
+    hold is told anew."""
+    monkeypatch.setattr(the_demo, "METHOD_SECONDS", 1000.0)
     out = tmp_path / "demo"
     assert demo(base=str(tiny_model_dir), out=out, size=TINY, learn=learn) == 0
     said = capsys.readouterr()
     assert "size: tiny (2 steps of 4 rows a task, 6 test rows a task, 2 general texts)" in said.err
+    assert re.search(r"asked for: about 50 min \d+ s\n", said.err)
+    assert re.search(r"estimated anew: about .* in all instead of 50 min \d+ s, .* left", said.err)
+    assert re.search(r"method 2 of 3: replay, about .* left\n", said.err)
     assert "GFLOP/s in fp32" in said.err
     assert "method 3 of 3: gere" in said.err
     assert str(out / "report.html") in said.out
