@@ -10,8 +10,8 @@ Paper: GeRe, Zhang et al. 2025 (arXiv 2508.04676); the official code Qznan/GeRe 
     term: of all states of the micro-batch, sum of e / number of e > 0 (`gere`), or another `loss`,
           a mean over all its tokens
 Departs: general rows come on top of the batch, so that an epoch has no more steps for them; with
-one task row in a micro-batch each general row counts as another micro-batch, as in the code, where
-nothing is halved. l1 and l2 are in the paper, not in the code; they have `gere_distance`'s floor.
+one task row in a micro-batch each general row counts as another micro-batch, as in the code.
+l1 and l2 are in the paper, not in the code; they have `gere_distance`'s floor.
 Cost: as `gere`, `gere_kl` or `gere_distance`.
 """
 
@@ -47,9 +47,7 @@ class GeReOfficialConfig(GeneralReplayConfig):
     )
     weight_max: float | None = Field(None, gt=0, description="upper limit of a dynamic weight")
     k: float = Field(1.0, gt=0, description="half width of the middle interval in deviations")
-    layers: tuple[int, ...] = Field(
-        (-1,), min_length=1, description="layers held, averaged; -1: final norm"
-    )
+    layers: tuple[int, ...] = Field((-1,), min_length=1, description="held; -1: final norm")
     reduction: Literal["violating", "elements", "tokens"] = Field(
         "violating", description="what the margin is averaged over"
     )
