@@ -315,7 +315,7 @@ def test_each_extra_pass_gets_all_that_the_model_needs(
     stream = replace(two_tasks(), general=GeneralText(("one text of many words", "a short one")))
     sizes: list[int] = []
 
-    def encode_text(learner: Any, text: str, max_tokens: int | None = None) -> dict[str, Any]:
+    def encode_text(learner: Any, text: str, max_tokens: int, special: bool) -> dict[str, Any]:
         ids = learner.tokenizer(text)["input_ids"][:max_tokens]
         sizes.append(len(ids))
         return {"input_ids": ids, "labels": -100, "size": len(ids) / 10}

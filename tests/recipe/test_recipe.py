@@ -625,7 +625,9 @@ def test_every_accepted_key_is_read_by_a_run(
     # Read only where they matter: a hub data set; a split that is not given; tasks of lm-eval
     # (test_lm_eval.py).
     elsewhere = {"TaskConfig.subset", "TaskConfig.test_share"}
-    elsewhere |= {f"GeneralConfig.{k}" for k in ("subset", "split", "limit", "num_fewshot")}
+    elsewhere |= {
+        f"GeneralConfig.{k}" for k in ("subset", "split", "limit", "num_fewshot", "group")
+    }
     elsewhere |= {"TaskConfig.validation_share"}
     # A report reads them in the run's own recipe.yaml (tests/reports).
     elsewhere |= {"ScoringConfig.max_drop", "ScoringConfig.max_loss_rise"}

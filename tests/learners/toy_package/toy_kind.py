@@ -41,11 +41,7 @@ class ToyModel(PreTrainedModel):
         )
         self.heads = Heads()
 
-    def get_decoder(self):
-        return self.body
-
-    def get_output_embeddings(self):
-        return self.heads
+    get_decoder, get_output_embeddings = lambda self: self.body, lambda self: self.heads
 
     def forward(self, input_ids, attention_mask, size, labels=None):
         real = attention_mask.unsqueeze(-1) * size[:, None, None]
