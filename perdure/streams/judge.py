@@ -9,7 +9,7 @@ from perdure.errors import PerdureError
 from perdure.recipe.mistakes import Mistake
 from perdure.recipe.schema import MethodSpec
 from perdure.recipe.section import Section
-from perdure.streams import kinds, mistakes
+from perdure.streams import CLASS_STREAMS, kinds, mistakes
 
 
 class StreamJudge:
@@ -25,14 +25,16 @@ class StreamJudge:
         """Those of the kind of the stream's first task; none where that is not clear yet."""
         stream = data.get("stream")
         stream = stream if isinstance(stream, dict) else {}
-        tasks = stream.get("tasks")
-        first = tasks[0] if isinstance(tasks, list) and tasks else stream.get("data")
-        name = first.get("format") if isinstance(first, dict) else None
-        if name is None and first is not stream.get("data"):
-            return {}
+        tasks, source, name = (stream.get(key) for key in ("tasks", "data", "name"))
+        first = tasks[0] if isinstance(tasks, list) and tasks else None
+        form = first.get("format") if isinstance(first, dict) else None
+        if isinstance(name, str):
+            form = CLASS_STREAMS[name].format if name in CLASS_STREAMS else None
+        elif isinstance(source, dict):
+            form = source.get("format", "classes")
         try:
-            return kinds.format_of(name or "classes")[0].defaults if first else {}
-        except (PerdureError, TypeError):  # told where formats are looked at
+            return kinds.format_of(form)[0].defaults if isinstance(form, str) else {}
+        except PerdureError:  # told where formats are looked at
             return {}
 
     def of_data(self, data: dict[str, Any]) -> Iterator[Mistake]:
