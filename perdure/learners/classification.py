@@ -19,7 +19,7 @@ from perdure.errors import UsageError
 from perdure.learners.base import Learner
 from perdure.learners.heads_only import HeadsTrainer
 from perdure.learners.training import PhaseTrainer
-from perdure.models.class_rows import ClassEncoder
+from perdure.models.class_rows import ClassEncoder, context_of
 from perdure.models.classifier import Classifier, Heads, pooling_of, views
 from perdure.models.classifier_files import load_classifier_weights, save_classifier
 from perdure.models.features import TEXT, Features, state_key
@@ -70,7 +70,11 @@ class ClassificationLearner(Learner):
         """Turns a row's text into token ids."""
         model: Any = self.model
         return ClassEncoder(
-            self.tokenizer, self.recipe.model.template, self.recipe.train.max_length, model.pooling
+            self.tokenizer,
+            self.recipe.model.template,
+            self.recipe.train.max_length,
+            model.pooling,
+            context_of(model.config),
         )
 
     @property
@@ -164,6 +168,7 @@ class ClassificationLearner(Learner):
     def trainer(self, task: Task, rows: Sequence[Row], phase: Phase, folder: Path) -> PhaseTrainer:
         """Where no parameter of the body learns, a trainer of heads on features."""
         model: Any = self.model
+        self.reader.read(task)  # tells how many texts are cut
         self.features = None  # of the weights as they were
         if any(p.requires_grad for p in model.body.parameters()) or self._look_inside():
             return super().trainer(task, rows, phase, folder)
@@ -191,8 +196,8 @@ class ClassificationLearner(Learner):
         model: Any = self.model
         key = state_key(
             weights=fingerprint(model.body),
-            template=self.reader.template,
-            max_length=self.reader.max_length,
+            template=[self.reader.template, self.reader.of_relations],
+            max_length=self.reader.limit,
             tokenizer=sorted(self.tokenizer.get_vocab().items()),
             side="right",
             pooling=model.pooling,

@@ -104,7 +104,7 @@ class Source:
             update={
                 "name": self.stream.name,
                 "format": self.stream.format,
-                "train": self.config.folder or ", ".join(self.stream.hub),
+                "train": f"{self.stream.name}, {self.stream.home}",  # tasks name it as source
                 "validation": "" if "validation" in found.tables else None,
                 "test": "" if "test" in found.tables else None,
                 "columns": dict(found.columns),
