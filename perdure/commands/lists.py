@@ -75,7 +75,7 @@ def _class_stream(stream: ClassStream, as_json: bool) -> None:
     sizes = dict(zip(splits, stream.rows, strict=True))
     tasks: list[dict[str, Any]] = [
         {"name": f"task {number}", "classes": list(names)}
-        for number, names in enumerate(stream.tasks, 1)
+        for number, names in enumerate(stream.tasks or [()] * count, 1)
     ]
     facts: dict[str, Any] = {
         "name": stream.name,
@@ -90,7 +90,7 @@ def _class_stream(stream: ClassStream, as_json: bool) -> None:
         "remark": stream.remark,
     }
     if as_json:
-        emit({**facts, "classes": classes, "rows": sizes, "tasks": tasks or count})
+        emit({**facts, "classes": classes, "rows": sizes, "tasks": tasks})
         return
     rows = [f"{n:,} {split}" for split, n in sizes.items() if n is not None]
     if not stream.validated:
@@ -102,9 +102,10 @@ def _class_stream(stream: ClassStream, as_json: bool) -> None:
     print(f"{stream.name}: {stream.about}\n")
     lines([(key, text) for key, text in said.items() if text and key not in ("name", "about")])
     print()
-    lines([(task["name"], ", ".join(task["classes"])) for task in tasks])
-    if not tasks:
-        print("the classes are named by the data")
+    if stream.tasks:
+        lines([(task["name"], ", ".join(task["classes"])) for task in tasks])
+    else:
+        print("the data names the classes")
 
 
 def _demo(name: str, as_json: bool) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from perdure.errors import PerdureError
-from perdure.recipe.mistakes import Mistake
+from perdure.recipe.mistakes import Key, Mistake
 from perdure.recipe.schema import MethodSpec
 from perdure.recipe.section import Section
 from perdure.streams import CLASS_STREAMS, kinds, mistakes
@@ -40,8 +40,13 @@ class StreamJudge:
     def of_data(self, data: dict[str, Any]) -> Iterator[Mistake]:
         """Metrics that are not installed; those of a recorded run are told when they are needed."""
         stream = data.get("stream")
-        tasks = stream.get("tasks") if isinstance(stream, dict) else None
-        for i, task in enumerate(tasks if isinstance(tasks, list) else []):
-            name = task.get("metric") if isinstance(task, dict) else None
+        stream = stream if isinstance(stream, dict) else {}
+        tasks = stream.get("tasks")
+        sections: list[tuple[Key, Any]] = [
+            (("stream", "tasks", i), task)
+            for i, task in enumerate(tasks if isinstance(tasks, list) else [])
+        ]
+        for key, section in [*sections, (("stream", "data"), stream.get("data"))]:
+            name = section.get("metric") if isinstance(section, dict) else None
             for mistake in kinds.metric_mistakes(name if isinstance(name, str) else None):
-                yield Mistake(("stream", "tasks", i, *mistake.key), mistake.what, mistake.remedy)
+                yield Mistake((*key, *mistake.key), mistake.what, mistake.remedy)
