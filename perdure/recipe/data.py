@@ -263,9 +263,6 @@ class DataConfig(TaskConfig):
                 yield Mistake((key,), f"has no effect with {why}", "leave it out")
         if self.order != "file" and self.order_seed is not None:
             yield Mistake(("order",), "has no effect with order_seed", "leave one out")
-        if self.repeat and not fixed:
-            what = "has no effect where classes are dealt to tasks: each goes to one"
-            yield Mistake(("repeat",), what, "list each task's classes, or name a column by")
 
     def mistakes_of_a_table(self) -> Iterator[Mistake]:
         """What is wrong where it is a source of its own."""
@@ -275,6 +272,9 @@ class DataConfig(TaskConfig):
             yield Mistake((), what, "write how many tasks there are, or the column that names them")
         if self.learn == "none":
             yield Mistake(("learn",), "is of single tasks", "list them under stream.tasks")
+        if self.repeat and self.by is None and not isinstance(self.tasks, list):
+            what = "has no effect where classes are dealt to tasks: each goes to one"
+            yield Mistake(("repeat",), what, "list each task's classes, or name a column by")
 
     def mistakes_of_changes(self, stream: str) -> Iterator[Mistake]:
         """What is wrong where it changes a named stream."""

@@ -221,11 +221,11 @@ def test_rows_of_no_class_stand_apart() -> None:
 def test_a_class_in_two_tasks_of_a_column_names_a_row_of_each() -> None:
     rows = [{**row, "month": "may" if i < 30 else "june"} for i, row in enumerate(ROWS)]
     found = wrong(rows, by="month")
-    remedy = "\n  if it does come again, write repeat: true (task data: by)"
-    assert found == [  # each class once, however many rows it has
-        f'train.csv:32: the class "card" is in the task "june", and at train.csv:5 in "may"{remedy}',
-        f'train.csv:33: the class "pay" is in the task "june", and at train.csv:2 in "may"{remedy}',
+    assert [text.partition("\n")[0] for text in found] == [  # each class once
+        'train.csv:32: the class "card" is in the task "june", and at train.csv:5 in "may"',
+        'train.csv:33: the class "pay" is in the task "june", and at train.csv:2 in "may"',
     ]
+    assert "if it does come again, write repeat: true (task data: by)" in found[0]
 
 
 def test_a_class_in_two_listed_tasks_names_both_lines(tmp_path: Path) -> None:
