@@ -168,7 +168,6 @@ class ClassificationLearner(Learner):
     def trainer(self, task: Task, rows: Sequence[Row], phase: Phase, folder: Path) -> PhaseTrainer:
         """Where no parameter of the body learns, a trainer of heads on features."""
         model: Any = self.model
-        self.reader.read(task)  # tells how many texts are cut
         self.features = None  # of the weights as they were
         if any(p.requires_grad for p in model.body.parameters()) or self._look_inside():
             return super().trainer(task, rows, phase, folder)

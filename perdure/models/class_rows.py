@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from perdure.errors import DataError, UsageError, brief
+from perdure.errors import DataError, RecipeError, UsageError, brief
 from perdure.streams.cells import CellError
 from perdure.streams.kinds.relations import HEAD, TAIL, Relation, has_markers, relation, unmarked
-from perdure.streams.task import Row, Task, place_of
+from perdure.streams.task import Row, Task, TaskStream, place_of
+
+if TYPE_CHECKING:
+    from perdure.recipe.schema import Recipe
 
 logger = logging.getLogger("perdure")
 TEXT, NAMES = "{text}", ("{head}", "{tail}")
@@ -57,7 +60,6 @@ class ClassEncoder:
         self.cut: set[str] = set()
         """Texts that lost a part."""
         self._known: dict[str, dict[str, Any]] = {}
-        self._told: set[str] = set()
         if self.starts and not getattr(tokenizer, "is_fast", False):
             raise UsageError(
                 "model.pooling: entity_starts needs a tokenizer that knows where its tokens stand "
@@ -81,24 +83,45 @@ class ClassEncoder:
             self._known[text] = self._encoded(text, row)
         return self._known[text]
 
-    def read(self, task: Task) -> None:
-        """Encode a task's training and test rows, and tell once how many lose a part.
+    def check(self, task: Task) -> list[DataError]:
+        """Look at all rows of a task; tell how many lose a part, and return those that cannot.
 
-        Raises:
-            DataError: as `encode`.
+        Only what may be too long is encoded, so that it takes a moment.
         """
-        rows = [*(task.train if task.train_kept else ()), *task.test]
-        for row in rows:
-            self.encode(row)
+        rows = [
+            *(task.train if task.train_kept else ()), *task.validation, *task.test
+        ]  # fmt: skip
+        wrong: list[DataError] = []
+        for row in self._doubtful(rows):
+            try:
+                self.encode(row)
+            except DataError as error:
+                wrong.append(error)
         lost = sum(row["text"] in self.cut for row in rows)
-        if lost and task.name not in self._told:
-            self._told.add(task.name)
+        if lost:
             logger.warning(
                 "task %s: %d of %d rows have more than %d tokens: the end of the text is left out, "
                 "template and markers stay; train.max_length may be raised%s",
                 task.name, lost, len(rows), self.limit,
                 "" if self.limit == self.max_length else ", but the model reads no more",
             )  # fmt: skip
+        return wrong
+
+    def _doubtful(self, rows: Sequence[Row]) -> list[Row]:
+        """Rows that may be longer than the limit, or lack a marker, each text once."""
+        once = list({row["text"]: row for row in rows}.values())
+        if self.starts or not once:
+            return once
+        written = [
+            self.of_relations.replace(TEXT, row["text"])
+            .replace(NAMES[0], str(row.get("head", "")))
+            .replace(NAMES[1], str(row.get("tail", "")))
+            if has_markers(row["text"])
+            else self._plain(row["text"])
+            for row in once
+        ]
+        counts = [len(ids) for ids in self.tokenizer(written)["input_ids"]]
+        return [row for row, count in zip(once, counts, strict=True) if count > self.limit]
 
     def _encoded(self, text: str, row: Row) -> dict[str, Any]:
         parts = None
@@ -118,9 +141,11 @@ class ClassEncoder:
             written = self._longest(lambda n: filled(left[len(left) - n :], ""), len(left), 0)
         if written is None:
             rest = "the entities and what is between them do not fit" if parts else "no word fits"
+            where = _where(row)
             raise DataError(
-                f"{_where(row)}: {rest} into {self.limit} tokens beside the template",
+                f"{where}: {rest} into {self.limit} tokens beside the template",
                 "raise train.max_length, shorten model.template, or take the row out",
+                where.rpartition(":")[0],
             )
         if written != filled(left, right):
             self.cut.add(text)
@@ -170,6 +195,28 @@ class ClassEncoder:
             for place in places
         ]
         return {"input_ids": found["input_ids"], "entity_starts": starts}
+
+
+def check_rows(recipe: Recipe, stream: TaskStream) -> None:
+    """Look at all rows of a stream before weights are loaded, and tell how many lose a part.
+
+    Raises:
+        RecipeError: rows of which what must stay is too long, each with its file and line.
+        ModelError: there is no such model, or no tokenizer of it.
+    """
+    from perdure.models.classifier import pooling_of
+    from perdure.models.configuration import read_config
+    from perdure.models.load import load_tokenizer
+
+    config = read_config(recipe.model, causal=False)
+    tokenizer = load_tokenizer(recipe.model, config, causal=False)
+    pooling = pooling_of(config, recipe.model.pooling)
+    encoder = ClassEncoder(
+        tokenizer, recipe.model.template, recipe.train.max_length, pooling, context_of(config)
+    )
+    wrong = [error for task in stream for error in encoder.check(task)]
+    if wrong:
+        raise RecipeError(wrong)
 
 
 def context_of(config: Any) -> int:

@@ -197,17 +197,27 @@ def test_how_many_texts_are_cut_is_told_once_a_task(
     task = Task("one", rows("short", *long), [], rows("short too", long[0]), "accuracy")
     encoder = ClassEncoder(tokenizer, None, 20, "mean")
     with caplog.at_level(logging.WARNING):
-        encoder.read(task)
-        encoder.read(task)
-        encoder.read(Task("two", rows("short"), [], rows("ends in blanks   "), "accuracy"))
+        assert encoder.check(task) == []
+        encoder.check(Task("two", rows("short"), [], rows("ends in blanks   "), "accuracy"))
     assert [record.getMessage() for record in caplog.records] == [
         "task one: 3 of 5 rows have more than 20 tokens: the end of the text is left out, "
         "template and markers stay; train.max_length may be raised"
     ]
     small = ClassEncoder(tokenizer, None, 400, "mean", context=20)
     caplog.clear()
-    small.read(task)
+    small.check(task)
     assert caplog.records[0].getMessage().endswith("raised, but the model reads no more")
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last", "entity_starts"])
+def test_all_rows_that_do_not_fit_are_named_at_once(tokenizer: Any, pooling: str) -> None:
+    texts = [MARKED, "[E11] a [E12] b [E21] c [E22]", MARKED + " And so on."]
+    least = ClassEncoder(tokenizer, None, 400, pooling).encode(row_of(texts[1]))["input_ids"]
+    encoder = ClassEncoder(tokenizer, None, len(least), pooling)
+    placed = [PlacedRow({**row_of(text)}, f"t.jsonl:{n}") for n, text in enumerate(texts, 1)]
+    found = encoder.check(Task("one", placed[:2], [], placed[2:], "accuracy"))
+    assert [error.what.partition(": ")[0] for error in found] == ["t.jsonl:1", "t.jsonl:3"]
+    assert {error.source for error in found} == {"t.jsonl"}
 
 
 def test_the_models_own_places_are_a_limit() -> None:
