@@ -266,7 +266,8 @@ model:
         '  did you mean "colours.csv"?',
         "recipe.yaml:9: stream.tasks.0.metrc: unknown key",
         '  did you mean "metric"?',
-        'recipe.yaml:11: stream.tasks.1.format: "label" is none of prompt, chat, labels',
+        'recipe.yaml:11: stream.tasks.1.format: "label" is none of prompt, chat, labels, '
+        "classes, relations",
         '  did you mean "labels"?',
         "recipe.yaml:12: stream.tasks.1.train: no such file: counts.txt",
         '  did you mean "counts.jsonl"?',
@@ -348,7 +349,7 @@ def column(entry: str, task: str = "") -> str:
           '  did you mean "demo"? all of them: perdure streams']),
         ("stream: {}\n" + REST,
          ["1: stream: has neither name nor tasks",
-          "  name a built-in stream, or list your own tasks"]),
+          "  name a built-in stream, list your own tasks, or give one table as data"]),
         ("stream: {tasks: [colours.csv]}\n" + REST,
          ["1: stream.tasks.0: must be a section of `key: value` lines"]),
         ("stream: {tasks: [{name: a/b, train: colours.csv}]}\n" + REST,
@@ -365,7 +366,7 @@ def column(entry: str, task: str = "") -> str:
          ["1: stream.tasks.0.metric: label_likelihood needs format: labels"]),
         ("stream: {tasks: [{name: a, train: colours.csv, metric: rougeL}]}\n" + REST,
          ['1: stream.tasks.0.metric: "rougeL" is none of label_likelihood, exact_match, rouge_l, '
-          "chrf, perplexity", '  did you mean "rouge_l"?']),
+          "chrf, perplexity, accuracy", '  did you mean "rouge_l"?']),
         ("stream: {tasks: [{name: a, train: train}]}\n" + REST,
          ['1: stream.tasks.0.train: no such file: train', "  relative paths start from HERE"]),
         ("stream: {tasks: [{name: a, train: colours.csv, subset: x}]}\n" + REST,
@@ -409,7 +410,7 @@ def column(entry: str, task: str = "") -> str:
          "  the optimizer's settings"]),
         # A word whose meaning nobody can guess is told, and nothing that rests on it.
         ("stream:\n  tasks:\n    - {name: a, train: colours.csv, format: zzz, columns: {text: t}}\n"
-         + REST, ['3: stream.tasks.0.format: "zzz" is none of prompt, chat, labels']),
+         + REST, ['3: stream.tasks.0.format: "zzz" is none of prompt, chat, labels, classes, relations']),
     ],
 )  # fmt: skip
 def test_each_mistake_by_its_text(folder: Path, text: str, told: list[str]) -> None:
