@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import BertConfig, GPT2Config, RobertaConfig
 
 from perdure.errors import DataError, UsageError
@@ -225,3 +228,60 @@ def test_the_models_own_places_are_a_limit() -> None:
     assert context_of(GPT2Config(n_positions=64)) == 64
     # RoBERTa's first position is behind that of padding: 514 rows of its table, 512 tokens.
     assert context_of(RobertaConfig(max_position_embeddings=514, pad_token_id=1)) == 512
+
+
+# ---- a run
+
+
+@pytest.mark.train
+def test_relations_are_learned_by_their_markers(
+    wordpiece: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The feature is the body's states at both first markers, whatever else is in the batch."""
+    from transformers import AutoModel
+
+    from perdure.learners.classification import ClassificationLearner
+    from perdure.loop import learn
+    from perdure.prepare import load_recipe
+    from perdure.run import Run
+
+    monkeypatch.chdir(tmp_path)
+    wordpiece.save_pretrained("model")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModel.from_config(
+            BertConfig(
+                vocab_size=len(wordpiece), hidden_size=16, intermediate_size=24,
+                num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=64,
+                pad_token_id=0,
+            )
+        ).save_pretrained("model")  # fmt: skip
+    rows = [
+        {"tokens": ["so", *["long"] * (i % 5), "Ann", "worked", "for", "Acme"],
+         "label": f"r{i % 4}", "head": "Ann", "tail": "Acme"}
+        for i in range(40)
+    ]  # fmt: skip
+    Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("recipe.yaml").write_text(
+        "model: {path: ./model, pooling: entity_starts}\n"
+        "stream: {data: {train: train.jsonl, format: relations, tasks: 2}}\n"
+        "method: seq_star\n"
+        "train: {epochs: 1, precision: fp32}\n"
+    )
+    recipe = load_recipe("recipe.yaml")
+    learn(recipe, run := Run.create("run", recipe))
+    assert run.state == "finished"
+    model, tokenizer = ClassificationLearner.load(recipe, "fp32")
+    encoder = ClassEncoder(tokenizer, None, 64, "entity_starts")
+    text = "so long long [E11] Ann [E12] worked for [E21] Acme [E22]"
+    found = encoder.encode(row_of(text))
+    ids = torch.tensor([found["input_ids"]])
+    tokens = tokenizer.convert_ids_to_tokens(found["input_ids"])
+    first, _, second, _ = (n for n, token in enumerate(tokens) if token == "[")
+    assert found["entity_starts"] == [first, second]
+    with torch.no_grad():
+        states = model.eval().body(ids, torch.ones_like(ids)).last_hidden_state[0]
+        padded = torch.cat([ids, torch.zeros(1, 5, dtype=torch.long)], 1)
+        feature = model.features(padded, (padded != 0).long(), torch.tensor([[first, second]]))
+    by_hand = torch.cat([states[first], states[second]])
+    torch.testing.assert_close(feature[0], by_hand, atol=1e-5, rtol=0)
