@@ -255,14 +255,20 @@ def metrics(as_json: Json = False) -> None:
 
 
 @app.command(
-    epilog="Example: perdure streams --json", short_help="List the built-in streams of tasks"
+    epilog="Example: perdure streams clinc150", short_help="List the built-in streams of tasks"
 )
 @handle_errors
-def streams(as_json: Json = False) -> None:
+def streams(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="a stream: its tasks, classes, sizes, licence and citation"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """List the built-in streams of tasks, for `stream: {name: ...}` in a recipe."""
     from perdure.commands import lists
 
-    lists.streams(as_json)
+    lists.streams(name, as_json)
 
 
 @recipes_app.callback(

@@ -19,7 +19,7 @@ from perdure.errors import UsageError
 from perdure.learners.base import Learner
 from perdure.learners.heads_only import HeadsTrainer
 from perdure.learners.training import PhaseTrainer
-from perdure.models.class_rows import ClassEncoder
+from perdure.models.class_rows import ClassEncoder, context_of
 from perdure.models.classifier import Classifier, Heads, pooling_of, views
 from perdure.models.classifier_files import load_classifier_weights, save_classifier
 from perdure.models.features import TEXT, Features, state_key
@@ -70,7 +70,11 @@ class ClassificationLearner(Learner):
         """Turns a row's text into token ids."""
         model: Any = self.model
         return ClassEncoder(
-            self.tokenizer, self.recipe.model.template, self.recipe.train.max_length, model.pooling
+            self.tokenizer,
+            self.recipe.model.template,
+            self.recipe.train.max_length,
+            model.pooling,
+            context_of(model.config),
         )
 
     @property
@@ -191,8 +195,8 @@ class ClassificationLearner(Learner):
         model: Any = self.model
         key = state_key(
             weights=fingerprint(model.body),
-            template=self.reader.template,
-            max_length=self.reader.max_length,
+            template=[self.reader.template, self.reader.of_relations],
+            max_length=self.reader.limit,
             tokenizer=sorted(self.tokenizer.get_vocab().items()),
             side="right",
             pooling=model.pooling,

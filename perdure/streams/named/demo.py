@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from perdure.errors import UsageError
-from perdure.recipe.mistakes import Mistake, near
 from perdure.streams.kinds import LABEL_LIKELIHOOD
 from perdure.streams.task import GeneralText, Row, Task, TaskStream
 
@@ -269,13 +268,6 @@ STREAMS: dict[str, tuple[str, Builder]] = {
     "demo": ("language of a sentence, kind of a name; needs no hub", demo),
 }
 """Name -> (one line for people, builder). The builder takes the seed and sizes (None: usual)."""
-
-
-def name_mistakes(name: str | None) -> Iterator[Mistake]:
-    """What is wrong with the name of a built-in stream, at the key `name`; None is none."""
-    if name is not None and name not in STREAMS:
-        hint = near(name, list(STREAMS)) + " all of them: perdure streams"
-        yield Mistake(("name",), f'no stream is called "{name}"', hint.strip())
 
 
 def _instructed(row: Row, instruction: str) -> Row:

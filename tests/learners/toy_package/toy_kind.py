@@ -93,5 +93,5 @@ class ToyLearner(Learner):
 
 SCHEMA = {"text": "the text", "class": "its class's number"}
 RIGHT = Metric("right_class", "right class", needs="classes")
-FORMAT = Format("classes", tuple(SCHEMA), RIGHT.name, lambda values, task: dict(values))
+FORMAT = Format("toy", tuple(SCHEMA), RIGHT.name, lambda values, task: dict(values))
 KIND = Kind("toy", SCHEMA, (FORMAT,), (RIGHT,), learner="toy_kind:ToyLearner")
