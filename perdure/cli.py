@@ -66,7 +66,15 @@ def root(
 )
 @handle_errors
 def demo(
-    quick: Annotated[bool, typer.Option("--quick", help="The smallest size: 4 minutes.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The smallest size, in at most 4 minutes.")
+    ] = False,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=1, metavar="N", help="How long it may take.  [default: 12, with --quick 4]"
+        ),
+    ] = None,
     methods: Annotated[
         str, typer.Option(metavar="A,B,...", help="Methods to compare, by name.")
     ] = "sequential,replay,gere",
@@ -82,10 +90,11 @@ def demo(
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Teach a small model three tasks in turn, with each method, and show what was forgotten."""
+    """Teach a small model two tasks in turn, with each method, and show what was forgotten."""
     from perdure.commands import demo as command
 
-    raise typer.Exit(command.demo(methods, as_json, quick=quick, base=base, seed=seed, out=out))
+    options = {"quick": quick, "base": base, "seed": seed, "out": out, "minutes": minutes}
+    raise typer.Exit(command.demo(methods, as_json, **options))
 
 
 @app.command(

@@ -290,7 +290,7 @@ def test_the_example_of_the_demo_is_understood(monkeypatch: pytest.MonkeyPatch) 
     assert asked.pop("learn") is learn
     assert asked == {
         "methods": ["sequential", "replay"], "quick": True, "base": None, "seed": 0, "out": None,
-        "json": False,
+        "json": False, "minutes": None,
     }  # fmt: skip
 
 
