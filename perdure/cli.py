@@ -62,10 +62,16 @@ def root(
 
 @app.command(
     epilog="Example: perdure demo --quick --methods sequential,replay",
-    short_help="See three methods at work on a small model",
+    short_help="See methods at work on a small model",
 )
 @handle_errors
 def demo(
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="intents", help="A classifier that grows: six tasks in two minutes."
+        ),
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="The smallest size, in at most 4 minutes.")
     ] = False,
@@ -76,11 +82,19 @@ def demo(
         ),
     ] = None,
     methods: Annotated[
-        str, typer.Option(metavar="A,B,...", help="Methods to compare, by name.")
-    ] = "sequential,replay,gere",
+        str | None,
+        typer.Option(
+            metavar="A,B,...",
+            help="Methods, by name.  [default: sequential,replay,gere; of intents "
+            "sequential,seq_star,replay,joint]",
+        ),
+    ] = None,
     base: Annotated[
         str | None,
-        typer.Option(help="Base model: hub id, folder or .gguf.  [default: SmolLM2-135M]"),
+        typer.Option(
+            help="Base model: hub id, folder or .gguf.  [default: SmolLM2-135M; of intents "
+            "all-MiniLM-L6-v2]"
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same scores.")] = 0,
     out: Annotated[
@@ -90,11 +104,14 @@ def demo(
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Teach a small model two tasks in turn, with each method, and show what was forgotten."""
+    """Teach a small model tasks in turn, with each method, and show what was forgotten.
+
+    Two tasks of short answers, or with `intents` six tasks of new classes.
+    """
     from perdure.commands import demo as command
 
     options = {"quick": quick, "base": base, "seed": seed, "out": out, "minutes": minutes}
-    raise typer.Exit(command.demo(methods, as_json, **options))
+    raise typer.Exit(command.demo(what, methods, as_json, **options))
 
 
 @app.command(

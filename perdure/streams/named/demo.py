@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from perdure.errors import UsageError
 from perdure.recipe.mistakes import Mistake, near
 from perdure.streams.kinds import LABEL_LIKELIHOOD
+from perdure.streams.named.intents import intents
 from perdure.streams.task import GeneralText, Row, Task, TaskStream
 
 TOPICS: Mapping[str, str] = {
@@ -264,9 +265,15 @@ def _named(
     )
 
 
+def intents_of(seed: int, sizes: Sizes | None = None) -> TaskStream:
+    """The stream of `perdure.streams.named.intents`; it has no general text."""
+    return intents(seed, *((sizes.train, sizes.validation, sizes.test) if sizes else ()))
+
+
 Builder = Callable[[int, "Sizes | None"], TaskStream]
 STREAMS: dict[str, tuple[str, Builder]] = {
     "demo": ("language of a sentence, kind of a name; needs no hub", demo),
+    "intents": ("what customers ask for, six tasks of four classes; needs no hub", intents_of),
 }
 """Name -> (one line for people, builder). The builder takes the seed and sizes (None: usual)."""
 
