@@ -84,6 +84,7 @@ def demo_intents(
     from perdure.reports.contrast import claims
     from perdure.reports.data import views
     from perdure.reports.output import emit, summary, working
+    from perdure.reports.silence import silent
 
     if not methods or len(set(methods)) < len(methods):
         raise UsageError(
@@ -99,7 +100,7 @@ def demo_intents(
         )
     keep_freed_memory()
     display: Any = make_display(json=json)
-    with working(), display:
+    with working(), silent(), display:  # of the libraries: which unread weights a model has
         display.message(f"size: {size}, at most two minutes on two cores that are free")
         runs = _learn_all(learn, recipes, folder, display)
         page = write_report(runs, folder / "report.html")

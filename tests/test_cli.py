@@ -179,7 +179,7 @@ def test_broken_packages_are_named_in_the_lists(monkeypatch: pytest.MonkeyPatch)
 
 def test_streams() -> None:
     assert perdure("streams").stdout.startswith("demo  ")
-    assert [each["name"] for each in as_json("streams")] == ["demo"]
+    assert [each["name"] for each in as_json("streams")] == ["demo", "intents"]
 
 
 def test_recipes_lists_and_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
