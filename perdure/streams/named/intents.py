@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from perdure.streams.kinds.classes import ACCURACY, KIND
@@ -59,7 +58,7 @@ def intents(
     return TaskStream(tuple(tasks), GeneralText(), KIND.scenarios[0], "intents")
 
 
-def _in_turn(texts: dict[str, Sequence[str]]) -> list[Row]:
+def _in_turn(texts: dict[str, list[str]]) -> list[Row]:
     """The first text of each class, then the second, and so on; all have as many."""
     return [
         {"text": text, "label": label}
@@ -68,6 +67,6 @@ def _in_turn(texts: dict[str, Sequence[str]]) -> list[Row]:
     ]
 
 
-def _shuffled(texts: Sequence[str], seed: int) -> list[str]:
+def _shuffled(texts: list[str], seed: int) -> list[str]:
     """In an order that depends on the seed and the texts alone, in any process."""
     return sorted(texts, key=lambda text: hashlib.sha256(f"{seed}/{text}".encode()).digest())
