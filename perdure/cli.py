@@ -18,7 +18,17 @@ from perdure.commands.begin import say_what
 from perdure.commands.errors import handle_errors
 from perdure.commands.export import export
 from perdure.commands.extend import extend
-from perdure.commands.options import Accept, Json, NewRun, RunPath, Trust
+from perdure.commands.options import (
+    Accept,
+    DemoBase,
+    DemoMethods,
+    DemoMinutes,
+    DemoName,
+    Json,
+    NewRun,
+    RunPath,
+    Trust,
+)
 
 app = typer.Typer(
     name="perdure",
@@ -66,36 +76,13 @@ def root(
 )
 @handle_errors
 def demo(
-    what: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="intents", help="A classifier that grows: six tasks in two minutes."
-        ),
-    ] = None,
+    what: DemoName = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="The smallest size, in at most 4 minutes.")
     ] = False,
-    minutes: Annotated[
-        float | None,
-        typer.Option(
-            min=1, metavar="N", help="How long it may take.  [default: 12, with --quick 4]"
-        ),
-    ] = None,
-    methods: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,B,...",
-            help="Methods, by name.  [default: sequential,replay,gere; of intents "
-            "sequential,seq_star,replay,joint]",
-        ),
-    ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(
-            help="Base model: hub id, folder or .gguf.  [default: SmolLM2-135M; of intents "
-            "all-MiniLM-L6-v2]"
-        ),
-    ] = None,
+    minutes: DemoMinutes = None,
+    methods: DemoMethods = None,
+    base: DemoBase = None,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same scores.")] = 0,
     out: Annotated[
         Path | None,
