@@ -171,7 +171,7 @@ def recipe_of(method: str, base: str, size: Size, seed: int) -> Recipe:
                 "pooling": "mean",
                 "head": {"type": "cosine", "scale": SCALE, "learning_rate": HEAD_RATE},
             },
-            "stream": {"name": "intents"},
+            "stream": {"name": "intents", "scenario": "class-incremental"},
             "method": {"name": method, **OPTIONS.get(method, {})},
             "train": {
                 "learning_rate": BODY_RATE,
