@@ -78,10 +78,10 @@ class Size:
 
 
 SIZES = (
-    Size("small", 8, 8, 1e-3, 24, 24),
-    Size("large", 8, 8, 1e-3, 80, 48),
+    Size("small", 16, 8, 1e-3, 40, 24),
+    Size("large", 16, 8, 1e-3, 80, 48),
 )
-"""The same training; the larger one measures more rows, so that its intervals are half as wide."""
+"""The same training; the larger one measures more rows, so that its intervals are narrower."""
 
 
 def demo(

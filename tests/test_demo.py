@@ -163,7 +163,7 @@ def _scores(run: Run) -> list[Any]:
     return [(s["after"], s.get("task"), s["score"]) for s in run.scores()]
 
 
-TIMES = {30.0: [], 70.0: ["small"], 400.0: ["small", "large"]}
+TIMES = {60.0: [], 105.0: ["small"], 400.0: ["small", "large"]}
 """GFLOP/s that SmolLM2-135M would need -> the sizes that fit into twelve minutes."""
 
 
