@@ -3,9 +3,9 @@
 A small sentence encoder (all-MiniLM-L6-v2, from a Python package) learns the built-in stream
 "intents", six tasks of four new classes each, once with each method: training on (`sequential`),
 the same with SEQ*, with replay, and with all rows of all tasks so far (`joint`). All of them learn
-with the same rates and as many steps a task, so that they differ in nothing but the method. The
-effect is there for any seed (`benchmarks/demo_intents.py`). Each method's run directory holds the
-recipe it can be repeated with.
+with the same rates and as many steps a task (SEQ* twice as many on the first, where its head goes
+on alone), so that they differ in nothing but the method. The effect is there for each seed tried
+(`benchmarks/demo_intents.py`). Each method's run directory holds the recipe to repeat it with.
 """
 
 from __future__ import annotations
