@@ -18,7 +18,17 @@ from perdure.commands.begin import say_what
 from perdure.commands.errors import handle_errors
 from perdure.commands.export import export
 from perdure.commands.extend import extend
-from perdure.commands.options import Accept, Json, NewRun, RunPath, Trust
+from perdure.commands.options import (
+    Accept,
+    DemoBase,
+    DemoMethods,
+    DemoMinutes,
+    DemoName,
+    Json,
+    NewRun,
+    RunPath,
+    Trust,
+)
 
 app = typer.Typer(
     name="perdure",
@@ -62,26 +72,17 @@ def root(
 
 @app.command(
     epilog="Example: perdure demo --quick --methods sequential,replay",
-    short_help="See three methods at work on a small model",
+    short_help="See methods at work on a small model",
 )
 @handle_errors
 def demo(
+    what: DemoName = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="The smallest size, in at most 4 minutes.")
     ] = False,
-    minutes: Annotated[
-        float | None,
-        typer.Option(
-            min=1, metavar="N", help="How long it may take.  [default: 12, with --quick 4]"
-        ),
-    ] = None,
-    methods: Annotated[
-        str, typer.Option(metavar="A,B,...", help="Methods to compare, by name.")
-    ] = "sequential,replay,gere",
-    base: Annotated[
-        str | None,
-        typer.Option(help="Base model: hub id, folder or .gguf.  [default: SmolLM2-135M]"),
-    ] = None,
+    minutes: DemoMinutes = None,
+    methods: DemoMethods = None,
+    base: DemoBase = None,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same scores.")] = 0,
     out: Annotated[
         Path | None,
@@ -90,11 +91,14 @@ def demo(
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Teach a small model two tasks in turn, with each method, and show what was forgotten."""
+    """Teach a small model tasks in turn, with each method, and show what was forgotten.
+
+    Two tasks of short answers, or with `intents` six tasks of new classes.
+    """
     from perdure.commands import demo as command
 
     options = {"quick": quick, "base": base, "seed": seed, "out": out, "minutes": minutes}
-    raise typer.Exit(command.demo(methods, as_json, **options))
+    raise typer.Exit(command.demo(what, methods, as_json, **options))
 
 
 @app.command(

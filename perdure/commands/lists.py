@@ -153,6 +153,7 @@ def _class_stream(stream: ClassStream, as_json: bool) -> None:
 def _demo(name: str, as_json: bool) -> None:
     """A built-in stream, whose data is at hand."""
     from perdure.streams import STREAMS
+    from perdure.streams.named.demo import LICENCES
 
     about, build = STREAMS[name]
     found: list[dict[str, Any]] = [
@@ -168,7 +169,7 @@ def _demo(name: str, as_json: bool) -> None:
         }
         for task in build(0, None)
     ]
-    licence = "of the packages it reads: BSD-3-Clause, Unicode-3.0, PSF-2.0"
+    licence = LICENCES[name]
     if as_json:
         emit({"name": name, "about": about, "licence": licence, "tasks": found})
         return

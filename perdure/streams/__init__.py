@@ -11,7 +11,7 @@ from perdure.recipe.mistakes import Mistake
 from perdure.recipe.schema import Recipe
 from perdure.streams import kinds
 from perdure.streams.build import build_stream
-from perdure.streams.named.demo import STREAMS, Sizes
+from perdure.streams.named.demo import FORMATS, STREAMS, Sizes
 from perdure.streams.named.find import CLASS_STREAMS, abouts, named_mistakes
 from perdure.streams.task import GeneralText, Row, Task, TaskStream
 
@@ -50,7 +50,7 @@ def formats_of(stream: StreamConfig) -> list[str]:
     """The formats of a stream's rows; those of a stream that has none are told elsewhere."""
     if stream.name is not None:
         named = CLASS_STREAMS.get(stream.name)
-        return ["prompt"] if named is None else [named.format]
+        return [FORMATS.get(stream.name, "prompt") if named is None else named.format]
     return [task.format for task in [*stream.tasks, *([stream.data] if stream.data else [])]]
 
 

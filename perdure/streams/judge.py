@@ -10,6 +10,7 @@ from perdure.recipe.mistakes import Key, Mistake
 from perdure.recipe.schema import MethodSpec
 from perdure.recipe.section import Section
 from perdure.streams import CLASS_STREAMS, kinds, mistakes
+from perdure.streams.named.demo import FORMATS
 
 
 class StreamJudge:
@@ -29,7 +30,7 @@ class StreamJudge:
         first = tasks[0] if isinstance(tasks, list) and tasks else None
         form = first.get("format") if isinstance(first, dict) else None
         if isinstance(name, str):
-            form = CLASS_STREAMS[name].format if name in CLASS_STREAMS else None
+            form = CLASS_STREAMS[name].format if name in CLASS_STREAMS else FORMATS.get(name)
         elif isinstance(source, dict):
             form = source.get("format", "classes")
         try:

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from perdure.errors import UsageError
 from perdure.streams.kinds import LABEL_LIKELIHOOD
+from perdure.streams.named.intents import intents
 from perdure.streams.task import GeneralText, Row, Task, TaskStream
 
 TOPICS: Mapping[str, str] = {
@@ -263,11 +264,23 @@ def _named(
     )
 
 
+def intents_of(seed: int, sizes: Sizes | None = None) -> TaskStream:
+    """The stream of `perdure.streams.named.intents`; it has no general text."""
+    return intents(seed, *((sizes.train, sizes.validation, sizes.test) if sizes else ()))
+
+
 Builder = Callable[[int, "Sizes | None"], TaskStream]
 STREAMS: dict[str, tuple[str, Builder]] = {
     "demo": ("language of a sentence, kind of a name; needs no hub", demo),
+    "intents": ("what customers ask for, six tasks of four classes; needs no hub", intents_of),
 }
 """Name -> (one line for people, builder). The builder takes the seed and sizes (None: usual)."""
+FORMATS = {"demo": "labels", "intents": "classes"}
+"""What each one's rows would be written as."""
+LICENCES = {
+    "demo": "of the packages it reads: BSD-3-Clause, Unicode-3.0, PSF-2.0",
+    "intents": "sentences written for Perdure, under its own licence",
+}
 
 
 def _instructed(row: Row, instruction: str) -> Row:
