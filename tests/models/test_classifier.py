@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -154,3 +155,21 @@ def test_linear_heads_stand_side_by_side() -> None:
     first, second = heads.parts
     assert isinstance(first, nn.Linear)
     torch.testing.assert_close(heads(x), torch.cat([first(x), second(x)], 1))
+
+
+@pytest.mark.train
+def test_a_body_that_lacks_weights_is_refused(tmp_path: Path) -> None:
+    from class_runs import save_encoder
+    from safetensors.torch import load_file, save_file
+
+    from perdure.errors import ModelError
+    from perdure.models.load import load_body
+    from perdure.recipe.schema import ModelConfig
+
+    folder = save_encoder(tmp_path / "bert")
+    weights = load_file(folder / "model.safetensors")
+    name = "encoder.layer.1.output.dense.weight"
+    del weights[name]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=f"lacks 1 of the model's weights, such as {name}"):
+        load_body(ModelConfig(path=str(folder)))
