@@ -9,8 +9,8 @@ tell the classes apart and the heads no longer do.
     prototype           f·m, m the mean of the class's raw features
     cosine_prototype    cos(f, m)
 
-Source: SEQ* (arXiv 2312.07887) and the code released with it, whose batches are cut as here. Departs
-from it: fewer than 128 rows make one batch; features are read with dropout off.
+Source: SEQ* (arXiv 2312.07887) and the code released with it, whose batches are cut as here.
+Departs from it: fewer than 128 rows make one batch; features are read with dropout off.
 """
 
 from __future__ import annotations

@@ -49,10 +49,8 @@ def slow_fit(features: torch.Tensor, labels: torch.Tensor, classes: int, cosine:
     w = [[float(x) for x in row] for row in first]
     m = [[0.0] * width for _ in range(classes)]
     v = [[0.0] * width for _ in range(classes)]
-    step = 0
-    for _ in range(20):
+    for step in range(1, 21):  # fewer than 256 rows: one batch an epoch
         order = torch.randperm(len(features), generator=draw).tolist()
-        step += 1  # fewer than 256 rows: one batch an epoch
         grad = [[0.0] * width for _ in range(classes)]
         for i in order:
             f = [float(x) for x in features[i]]
