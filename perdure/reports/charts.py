@@ -127,8 +127,8 @@ class Scale:
         return round(self.start + share * (self.end - self.start), 2)
 
 
-def x_scale(low: float, high: float) -> Scale:
-    return Scale(low, high, LEFT + 4, WIDTH - RIGHT - 4)
+def x_scale(low: float, high: float, *, log: bool = False) -> Scale:
+    return Scale(low, high, LEFT + 4, WIDTH - RIGHT - 4, log=log)
 
 
 def y_scale(low: float, high: float, *, log: bool = False) -> Scale:
@@ -163,6 +163,14 @@ def tick_label(value: float) -> str:
         return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e").replace("-", "−")
     text = f"{value:,.4f}".rstrip("0").rstrip(".")
     return text.replace("-", "−")
+
+
+def short_label(value: float) -> str:
+    """`2k`, `50M`: a large round number where its zeros have no room."""
+    for size, sign in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{tick_label(value / size)}{sign}"
+    return tick_label(value)
 
 
 @dataclass(frozen=True)

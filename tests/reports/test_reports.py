@@ -30,7 +30,17 @@ from synthetic_runs import (
 from tiny_runs import write_recipe
 
 from perdure.errors import UsageError
-from perdure.reports import charts, colours, format, provenance, ranking, sections, training, words
+from perdure.reports import (
+    charts,
+    colours,
+    format,
+    provenance,
+    ranking,
+    sections,
+    tradeoff,
+    training,
+    words,
+)
 from perdure.reports.data import RunView, TaskFacts, views
 from perdure.reports.evidence import Margins, of_scores
 from perdure.reports.figures import write_figure
@@ -704,7 +714,7 @@ def test_pauses_are_no_training_time(tmp_path: Path) -> None:
         {"time": f"2026-01-02T{t}Z", "after": 1, "task": "topic", "phase": "main", "step": i,
          "steps": 5, "loss": 1.0} for i, t in enumerate(clock, start=1)
     ])  # fmt: skip
-    assert provenance.training_seconds(view(Run.open(run.path))) == 6
+    assert tradeoff.training_seconds(view(Run.open(run.path))) == 6
 
 
 def test_environments_are_said_once(three: list[Run], tmp_path: Path) -> None:
