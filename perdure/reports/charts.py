@@ -264,7 +264,8 @@ def over_tasks(
     ticks = [
         Tick(across(i), "base" if i == 0 else str(i))
         for i in range(steps)
-        if i % every == 0 or i == steps - 1
+        # The last one is named, and none so near that both would touch.
+        if (i % every == 0 and not 0 < steps - 1 - i < every) or i == steps - 1
     ]
     return Chart(
         title=title,

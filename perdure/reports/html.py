@@ -124,6 +124,8 @@ def page(runs: Sequence[RunView]) -> dict[str, Any]:
         "ramps": colours.ramp_css(),
         "tasks": sections.task_charts(runs),
         "changes": sections.changes(runs),
+        "many": any(run.scenario and len(run.tasks) >= sections.MANY for run in runs),
+        "has_base": sections.has_base(runs),
         "general": sections.general(runs),
         "general_tasks": general.task_charts(runs),
         "general_changes": general.changes(runs),

@@ -108,10 +108,12 @@ def _section(run: RunView, slot: int) -> dict[str, Any]:
     drawn = []
     for fitted, words in SETS.items():
         lines = [observed(run), *(averages(run, name, fitted) for name in found)]
-        series = [(title, i, line) for i, (title, line) in enumerate(zip(titles, lines, strict=True))]
+        series = [
+            (title, i, line) for i, (title, line) in enumerate(zip(titles, lines, strict=True))
+        ]
         drawn.append(
             charts.over_tasks(
-                title=f"Probes {words}",
+                title=words[0].upper() + words[1:],
                 note="mean over the tasks learned so far",
                 series=series,
                 axis=charts.score_axis([1.0]),

@@ -305,6 +305,12 @@ def changes(runs: Sequence[RunView]) -> list[dict[str, Any]]:
     return groups
 
 
+def has_base(runs: Sequence[RunView]) -> bool:
+    """Whether the untouched base model has a score; a head that is not there yet has none."""
+    bare = all(run.scenario for run in runs)
+    return not bare or any(not math.isnan(r.score(0, t.name)) for r in runs for t in r.tasks)
+
+
 def general(runs: Sequence[RunView]) -> charts.Chart | None:
     series = [(run.label, slot, run.general) for slot, run in enumerate(runs) if run.general]
     if not series:

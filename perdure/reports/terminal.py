@@ -293,7 +293,7 @@ def _summary_table(runs: Sequence[RunView]) -> Table:
     digits = 1 + format.digits_for(min((t.rows for r in runs for t in r.tasks), default=0))
     keys = (*(row[0] for row in wanted), ranking.GENERAL)
     best = {key: ranking.best(runs, key) for key in keys}
-    for slot, run in [(i, one) for i, run in enumerate(runs) for one in classes.both(run)]:
+    for slot, run in [(i, one) for i, own in enumerate(runs) for one in classes.both(own)]:
         cells, first = [], run is runs[slot]
         for key, _, _, _ in wanted:
             show = format.signed if key == "backward_transfer" else format.number
@@ -313,7 +313,8 @@ def _summary_table(runs: Sequence[RunView]) -> Table:
             ends = words.general_interval(run)
             cells.append(_lines([shown, ends], first and best[ranking.GENERAL] == slot))
         seeds = f"{len(run.members)} seeds" if len(run.members) > 1 else ""
-        table.add_row(_lines([run.label, run.scenario.replace("-", "-\n"), seeds], best=False), *cells)
+        named = [run.label, run.scenario.replace("-", "-\n"), seeds]
+        table.add_row(_lines(named, best=False), *cells)
     return table
 
 

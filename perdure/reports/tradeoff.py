@@ -1,4 +1,4 @@
-"""What a run cost, from its facts, and accuracy against it: one chart a cost, one point a method."""
+"""What a run cost, from its facts, and accuracy against it: a chart a cost, a point a method."""
 
 from __future__ import annotations
 
@@ -98,20 +98,21 @@ def _chart(
     runs: Sequence[RunView],
     title: str,
     axis: str,
-    cost: Callable[[RunView], float],
+    spent_on: Callable[[RunView], float],
     show: Callable[[float], str],
 ) -> charts.Chart | None:
     found: list[tuple[int, Any, float, float]] = []
     for slot, run in enumerate(runs):
-        score, spent = run.summary("average_accuracy"), cost(run)
+        score, spent = run.summary("average_accuracy"), spent_on(run)
         if score is not None and math.isfinite(spent) and spent > 0:
             found.append((slot, run, spent, score))
     if len(found) < 2:
         return None
     scores = charts.score_axis([score for *_, score in found])
-    spent = [cost for _, _, cost, _ in found]
-    log = max(spent) / min(spent) > 8
-    marks = charts.log_ticks(min(spent), max(spent)) if log else charts.nice_ticks(0, max(spent))
+    costs = [x for _, _, x, _ in found]
+    low, high = min(costs), max(costs)
+    log = high / low > 8
+    marks = charts.log_ticks(low, high) if log else charts.nice_ticks(0, high)
     across = charts.x_scale(marks[0], marks[-1], log=log)
     # Names of ticks that would touch are left out.
     every = max(1, math.ceil(len(marks) / 6))
@@ -134,9 +135,7 @@ def _chart(
         note="average accuracy" + (", logarithmic" if log else ""),
         description="; ".join(f"{r.label}: {number(y)}, {show(x)}" for _, r, x, y in found) + ".",
         lines=tuple(points),
-        x_ticks=tuple(
-            charts.Tick(across(m), charts.short_label(m)) for m in marks[::every]
-        ),
+        x_ticks=tuple(charts.Tick(across(m), charts.short_label(m)) for m in marks[::every]),
         y_ticks=scores.ticks,
         x_title=axis,
         y_title="average accuracy",
