@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from perdure.reports import charts
 from perdure.reports.facts import MISSING
-from perdure.reports.format import duration, number, significant
+from perdure.reports.format import count, duration, number
 
 if TYPE_CHECKING:
     from perdure.reports.data import RunView
@@ -55,8 +55,9 @@ def training_seconds(run: RunView) -> float:
 
 
 def seconds(run: RunView) -> float:
-    """Seconds of learning and of scoring."""
-    return learning_seconds(run) + run.scoring_seconds
+    """Seconds of learning and of scoring; those of probes, which are analysis, do not count."""
+    probes = fmean(sum(line["seconds"] for line in one.probes) for one in run.members)
+    return learning_seconds(run) + run.scoring_seconds - probes
 
 
 def passes(run: RunView, name: str = "body_passes") -> float:
@@ -88,7 +89,7 @@ def tradeoffs(runs: Sequence[RunView]) -> list[charts.Chart]:
     wanted: list[tuple[str, str, Callable[[RunView], float], Callable[[float], str]]] = [
         ("Accuracy against time", "seconds, learning and scoring", seconds, duration),
         ("Accuracy against trained parameters", "parameters, mean over tasks",
-         trained_parameters, significant),
+         trained_parameters, count),
     ]  # fmt: skip
     drawn = [_chart(runs, title, axis, cost, show) for title, axis, cost, show in wanted]
     return [chart for chart in drawn if chart is not None]
@@ -132,7 +133,7 @@ def _chart(
     ]
     return charts.Chart(
         title=title,
-        note="average accuracy" + (", logarithmic" if log else ""),
+        note="logarithmic" if log else "",
         description="; ".join(f"{r.label}: {number(y)}, {show(x)}" for _, r, x, y in found) + ".",
         lines=tuple(points),
         x_ticks=tuple(charts.Tick(across(m), charts.short_label(m)) for m in marks[::every]),
