@@ -10,6 +10,7 @@ from perdure.errors import printable
 from perdure.reports import classes, probed
 from perdure.reports.data import RunView
 from perdure.reports.format import number
+from perdure.reports.scenarios import MEANING
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,7 +24,7 @@ def scenarios(runs: Sequence[RunView]) -> Iterator[str]:
     known = dict.fromkeys(one.scenario for run in runs for one in classes.both(run))
     for name in known:
         if name:
-            yield f"{name}: {classes.MEANING[name]}"
+            yield f"{name}: {MEANING[name]}"
     for run in runs:
         worst = [one for one in classes.by_loss(run) if one.loss > 0]
         if worst:

@@ -7,66 +7,20 @@ the other one is shown beside it as a view of its own (`RunView.other`), with th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from perdure.reports.evidence import Evidence, Items
 from perdure.reports.format import between, number
 from perdure.scoring.classes import ClassLoss, Confusion, Pair, confusion, losses
 from perdure.scoring.matrix import ScoreMatrix
-from perdure.streams.kinds.classes import AMONG_ALL, WITHIN_TASK
 
 if TYPE_CHECKING:
     from perdure.reports.data import RunView
 
-ALL, OWN = "class-incremental", "task-incremental"
-MEANING = {
-    ALL: "all classes learned so far compete",
-    OWN: "only those of the row’s own task compete, as if the task were known",
-}
-_OTHER = {WITHIN_TASK: OWN, AMONG_ALL: ALL}
-_GUESS = {OWN: "within_task", ALL: "among_all"}
 WORST = 10
 """Classes shown at once; the others are folded away."""
-
-
-def scenario_of(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The scenario that the scores are of; empty where a run knows only one answer."""
-    named = [name for row in rows for name in row.get("measures") or () if name in _OTHER]
-    return "" if not named else (OWN if _OTHER[named[0]] == ALL else ALL)
-
-
-def other_view(
-    view: RunView, rows: Sequence[Mapping[str, Any]], items: Callable[[int, str], Items]
-) -> RunView:
-    """The same run scored by its other answer, which every line has in its measures."""
-    other = OWN if view.scenario == ALL else ALL
-    name = next(measure for measure, scenario in _OTHER.items() if scenario == other)
-    kept = [
-        {**row, "score": row["measures"][name]} for row in rows if name in row.get("measures", {})
-    ]
-    tasks = view.matrix.tasks
-    only = [t for t, learned in zip(tasks, view.matrix.learned, strict=True) if not learned]
-    matrix = ScoreMatrix.from_rows(kept, tasks, only)
-
-    def answered(after: int, task: str) -> Items:
-        key = _GUESS[other]
-        return [
-            {**row, "score": float(row[key] == row["answer"])}
-            for row in items(after, task)
-            if key in row
-        ]
-
-    evidence = Evidence(
-        view.tasks, matrix, answered, (), view.evidence.general_rows, view.evidence.margins,
-        f"{view.path} {other}",
-    )  # fmt: skip
-    return replace(
-        view, matrix=matrix, evidence=evidence, scenario=other, general=(), general_tasks=(),
-        unseen=(), probes=(),
-    )  # fmt: skip
 
 
 def both(run: RunView) -> list[RunView]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
 
-from perdure.reports import classes
+from perdure.reports import scenarios
 from perdure.reports.evidence import Evidence, Margins
 from perdure.reports.facts import MISSING, TaskFacts, facts_of
 from perdure.run.directory import only_scored
@@ -270,7 +270,7 @@ def _view(run: RunData, label: str) -> RunView:
     tasks = tuple(facts_of(scored, name) for name in stream)
     matrix = ScoreMatrix.from_rows(known, stream, only_scored(_pinned(run.path)))
     texts = tuple(general.get(i, MISSING) for i in range(len(stream) + 1)) if general else ()
-    scenario = classes.scenario_of(known)
+    scenario = scenarios.scenario_of(known)
     # Of classes each row is looked at for several figures.
     items = cache(run.items) if scenario else run.items
     found = RunView(
@@ -296,7 +296,25 @@ def _view(run: RunData, label: str) -> RunView:
         scenario=scenario,
         probes=tuple(row for row in rows if row.get("kind") == "probe"),
     )
-    return replace(found, other=classes.other_view(found, known, items)) if scenario else found
+    return replace(found, other=_other(found, known, items)) if scenario else found
+
+
+def _other(
+    view: RunView, rows: Sequence[Mapping[str, Any]], items: Callable[[int, str], Any]
+) -> RunView:
+    scenario, matrix, evidence = scenarios.other_scores(
+        view.scenario, view.matrix, view.evidence, rows, items, str(view.path)
+    )
+    return replace(
+        view,
+        matrix=matrix,
+        evidence=evidence,
+        scenario=scenario,
+        general=(),
+        general_tasks=(),
+        unseen=(),
+        probes=(),
+    )
 
 
 def _stream(path: Path, recipe: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:

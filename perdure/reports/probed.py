@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from perdure.recipe.schema import Probe
 from perdure.reports import charts
-from perdure.reports.classes import OWN
 from perdure.reports.colours import STEPS
 from perdure.reports.facts import MISSING
 from perdure.reports.format import DASH, number
+from perdure.reports.scenarios import OWN
 
 if TYPE_CHECKING:
     from perdure.reports.data import RunView

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from perdure.reports import charts, classes, format, ranking, words
+from perdure.reports import charts, classes, format, ranking, scenarios, words
 from perdure.reports.colours import STEPS
 from perdure.reports.data import LEVELS, SUMMARY, RunView, TaskFacts, left_out_of_means, task_order
 from perdure.reports.format import number, percent, signed, significant
@@ -151,7 +151,7 @@ def map_sets(runs: Sequence[RunView]) -> list[dict[str, Any]]:
         views = [next((v for v in classes.both(run) if v.scenario == name), None) for run in runs]
         maps = heatmaps([view or run for view, run in zip(views, runs, strict=True)])
         kept = [one for one, view in zip(maps, views, strict=True) if view is not None]
-        found.append({"name": name, "what": classes.MEANING.get(name, ""), "maps": kept})
+        found.append({"name": name, "what": scenarios.MEANING.get(name, ""), "maps": kept})
     return found
 
 
