@@ -197,6 +197,17 @@ def test_a_resumed_run_has_each_line_once(probed: tuple[Run, Counts], tmp_path: 
     assert ours == theirs
 
 
+def test_the_untouched_bodys_probes_are_taken_over(
+    probed: tuple[Run, Counts], tmp_path: Path
+) -> None:
+    run, _ = probed
+    other = Run.create(tmp_path / "other", run.recipe)
+    other.take_over(run)
+    first = [line for line in run.scores() if line["after"] == 0]
+    assert other.scores() == first
+    assert [line["kind"] for line in first] == ["probe"] * 3
+
+
 def test_facts_of_a_task(probed: tuple[Run, Counts]) -> None:
     run, _ = probed
     facts = {(fact["after"], fact["name"]): fact["value"] for fact in run.facts()}
