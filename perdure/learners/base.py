@@ -21,6 +21,7 @@ given the task.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -50,7 +51,7 @@ from perdure.learners.training import (
     step_of,
 )
 from perdure.models.random_state import seed_of
-from perdure.models.weights import is_sharded, put
+from perdure.models.weights import is_sharded, put, trainable
 from perdure.processes import barrier, processes, rank
 from perdure.protocol.method import Method
 from perdure.protocol.step import Phase
@@ -110,6 +111,7 @@ class Learner(KindHooks):
                 "leave out model.fsdp_size, or take a method without a teacher",
             )
         self.born: dict[str, Tensor] = {}
+        self._moved: dict[str, int] = {}  # elements of the parameters that a task trained
         self._session = self._session_of(0)
         self._gauges: Gauges | None = None
         if self.state.num_processes > 1:
@@ -123,6 +125,7 @@ class Learner(KindHooks):
         if self.stream.tasks[index].learn == "none":
             self.listener.note(f"task {self.stream.tasks[index].name}: is only scored")
             return Fitted()
+        started, counts, self._moved = time.monotonic(), self.passes(), {}
         self._grow(index)
         session = self._session = self._session_of(index)
         gauges, budget = self._gauges_of(session), self.recipe.stop_when
@@ -147,7 +150,11 @@ class Learner(KindHooks):
                 )
         for method in self.methods:
             give_weights(self.model, method.end_task(session.context))
-        facts = session.take_facts()
+        facts = session.take_facts() | {
+            "trained_parameters": float(sum(self._moved.values())),
+            "seconds": round(time.monotonic() - started, 2),
+            **{name: float(count - counts[name]) for name, count in self.passes().items()},
+        }
         self.track(facts)
         return Fitted(facts)
 
@@ -176,6 +183,7 @@ class Learner(KindHooks):
             rows = method.train_data(session.context, rows)
         session.begin_phase(phase, len(rows))
         with frozen_parameters(self.model, phase.freeze):
+            self._moved |= {name: p.numel() for name, p in trainable(self.model).items()}
             trainer = self._trainer(session, phase, rows, folder)
             found = newest_sealed(folder)
             if found is not None:

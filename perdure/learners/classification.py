@@ -7,7 +7,8 @@ and within which of them training's cross-entropy runs; the other one is recorde
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from perdure.errors import UsageError
 from perdure.learners.base import Learner
 from perdure.learners.heads_only import HeadsTrainer
+from perdure.learners.probing import Probing
 from perdure.learners.training import PhaseTrainer
 from perdure.models.class_rows import ClassEncoder, context_of
 from perdure.models.classifier import Classifier, Heads, pooling_of, views
@@ -26,6 +28,7 @@ from perdure.models.features import TEXT, Features, state_key
 from perdure.models.load import load_body
 from perdure.models.weights import evaluating, fingerprint
 from perdure.processes import Progress, rank
+from perdure.protocol.method import Method
 from perdure.scoring.score import TaskScore
 from perdure.streams.kinds.classes import ACCURACY, AMONG_ALL, WITHIN_TASK
 from perdure.streams.rows import row_key
@@ -143,6 +146,7 @@ class ClassificationLearner(Learner):
         rows = list(task.test)
         logits = self._logits(rows, progress)
         among_all, within = (found.tolist() for found in views(logits, model.owners, own))
+        self._asked([row["text"] for row in rows])
         names, right = list(self.classes), [self.classes[row["label"]] for row in rows]
         chosen = within if model.within else among_all
         items = [
@@ -153,8 +157,11 @@ class ClassificationLearner(Learner):
                 "answer": row["label"],
                 "prompt": row["text"],
                 "among_all": names[every],
+                "within_task": names[own_guess],
             }
-            for row, guess, every, answer in zip(rows, chosen, among_all, right, strict=True)
+            for row, guess, every, own_guess, answer in zip(
+                rows, chosen, among_all, within, right, strict=True
+            )
         ]
 
         def share(found: Sequence[int]) -> float:
@@ -169,10 +176,16 @@ class ClassificationLearner(Learner):
         """Where no parameter of the body learns, a trainer of heads on features."""
         model: Any = self.model
         self.features = None  # of the weights as they were
-        if any(p.requires_grad for p in model.body.parameters()) or self._look_inside():
+        if any(p.requires_grad for p in model.body.parameters()):
+            self._state += 1
+            return super().trainer(task, rows, phase, folder)
+        texts = [row["text"] for row in rows]
+        if self._look_inside():
+            self._asked(texts)
             return super().trainer(task, rows, phase, folder)
         features = self._features_now()
-        features.add([row["text"] for row in rows])
+        features.add(texts)
+        self._asked(texts, features)
         self.features = features
         if self.state.num_processes > 1:
             return super().trainer(task, rows, phase, folder)
@@ -181,9 +194,73 @@ class ClassificationLearner(Learner):
             made: Any = super().trainer(task, rows, phase, folder)
         finally:
             del self.trainer_class
-        made.features = features.of([row["text"] for row in rows])
+        made.features = features.of(texts)
         made.labels = torch.tensor([self.classes[row["label"]] for row in rows])
         return cast(PhaseTrainer, made)
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Where probes are fitted, scores and probes share one pass of each text."""
+        before = self.features
+        # A method that routes rows changes the body between them.
+        routes = any(type(method).route is not Method.route for method in self.methods)
+        if self.recipe.scoring.probes and not routes:
+            self.features = self._features_now()
+        try:
+            yield
+        finally:
+            self.features = before
+
+    def more_scores(self, after: int, done: Collection[Any]) -> Iterable[Any]:
+        """The lines of the recipe's probes."""
+        if not self.recipe.scoring.probes:
+            return ()
+        gone = [task.name for task in self.stream if not task.train_kept]
+        if gone:
+            self.listener.note(f"no probes: the training rows of {gone[0]} are not kept")
+            return ()
+        model: Any = self.model
+        features = self.features or self._features_now()
+        for task in self.stream:
+            tested = list(task.test)[: self.recipe.scoring.max_test_rows]
+            self._asked([row["text"] for row in (*task.train, *tested)], features)
+        return self._probing.lines(after, len(model.owners), features.folder.name, features, done)
+
+    @cached_property
+    def _probing(self) -> Probing:
+        scoring = self.recipe.scoring
+        return Probing(
+            scoring.probes, self.stream.tasks, self.classes, self.recipe.seed, scoring.max_test_rows
+        )
+
+    def passes(self) -> Mapping[str, int]:
+        """Texts that the body read, and those that it had to: each once for each state of the
+        weights, and those that it learns from."""
+        model: Any = self.model
+        learning = model.learning_passes
+        return {"body_passes": model.body_passes, "body_passes_needed": learning + self._needed}
+
+    _state, _needed = 0, 0
+
+    @cached_property
+    def _known(self) -> set[tuple[int, str]]:
+        return set()
+
+    def _asked(self, texts: Sequence[str], features: Features | None = None) -> None:
+        """Count texts whose features are needed for the first time in this state of the weights."""
+        found = features or self.features
+        new = {(self._state, text) for text in texts} - self._known
+        self._known.update(new)
+        files = set() if found is None else found.from_file
+        self._needed += sum(text not in files for _, text in new)
+
+    def finish(self) -> None:
+        """As of every learner; says how many passes the body made."""
+        counts = self.passes()
+        self.listener.note(
+            f"the body read {counts['body_passes']} texts, {counts['body_passes_needed']} needed"
+        )
+        super().finish()
 
     def _look_inside(self) -> bool:
         """Whether a method looks at the body's states, or at a body of other weights."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,6 +141,18 @@ class KindHooks:
 
         By name of an lm-eval task; None is perplexity on ordinary text.
         """
+        return {}
+
+    def looking(self) -> AbstractContextManager[Any]:
+        """Entered while all tasks are scored with the same weights, for what they may share."""
+        return nullcontext()
+
+    def more_scores(self, after: int, done: Collection[Any]) -> Iterable[Any]:
+        """Lines of scores.jsonl beside those of tasks and general ability; see `scored`."""
+        return ()
+
+    def passes(self) -> Mapping[str, int]:
+        """Counts that grow while the learner works, by name: lines and facts say by how much."""
         return {}
 
     def make_gauges(self, session: TaskSession) -> Gauges | None:

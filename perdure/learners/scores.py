@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 Line = tuple[dict[str, Any], Sequence[Mapping[str, Any]]]
 Key = tuple[str, "str | None"]
-"""What a score is of: ("task", its name), ("general", an lm-eval task, or None for text)."""
+"""What a score is of: ("task", its name), ("general", an lm-eval task, or None for text),
+("probe", the task's name)."""
 
 
 class Scores(Protocol):
@@ -31,6 +32,9 @@ class Scores(Protocol):
     def score(self, task: Task) -> TaskScore | None: ...
     def score_task(self, task: Task, progress: Progress | None) -> TaskScore | None: ...
     def general(self) -> Mapping[str | None, Callable[[], Any]]: ...
+    def looking(self) -> AbstractContextManager[Any]: ...
+    def more_scores(self, after: int, done: Collection[Any]) -> Iterable[Any]: ...
+    def passes(self) -> Mapping[str, int]: ...
     def track(self, figures: Mapping[str, float]) -> None: ...
 
 
@@ -43,7 +47,14 @@ def scored(learner: Scores, after: int, done: Collection[Key]) -> Iterator[Line]
     Returns: a line of scores.jsonl and the scored rows.
     """
     figures: dict[str, float] = {}
-    with learner.serving():
+    counts = learner.passes()
+
+    def counted(line: dict[str, Any]) -> dict[str, Any]:
+        nonlocal counts
+        before, counts = counts, learner.passes()
+        return line | {name: count - before[name] for name, count in counts.items()}
+
+    with learner.serving(), learner.looking():
         for task in learner.stream:
             if ("task", task.name) in done:
                 continue
@@ -55,7 +66,7 @@ def scored(learner: Scores, after: int, done: Collection[Key]) -> Iterator[Line]
             figures[f"score/{task.name}"] = found.score
             others = {k: v for k, v in found.measures.items() if k != found.metric}
             figures |= {f"score/{task.name}/{k}": v for k, v in others.items()}
-            yield line, found.items
+            yield counted(line), found.items
         for name, measure in learner.general().items():
             if ("general", name) in done:
                 continue
@@ -65,6 +76,8 @@ def scored(learner: Scores, after: int, done: Collection[Key]) -> Iterator[Line]
             figures[f"score/general_{name or line['metric']}"] = line["score"]
             # Each text's own loss: a change of the mean is judged text by text.
             yield line, getattr(whole, "items", ())
+        for line, items in learner.more_scores(after, done):
+            yield counted(line), items
     learner.track(figures)
 
 

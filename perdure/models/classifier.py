@@ -185,6 +185,8 @@ class Classifier(PreTrainedModel):
         """The task of each learned class."""
         self.body_passes = 0
         """Texts that the body has read."""
+        self.learning_passes = 0
+        """Those among them that it has learned from."""
         accepts = inspect.signature(body.forward).parameters
         self.numbers_positions = (
             "position_ids" in accepts and body.config.model_type not in OWN_POSITIONS
@@ -225,6 +227,8 @@ class Classifier(PreTrainedModel):
         if self.numbers_positions:
             options["position_ids"] = positions(attention_mask)
         states = self.body(input_ids=input_ids, attention_mask=attention_mask, **options)
+        if states.last_hidden_state.requires_grad:
+            self.learning_passes += len(input_ids)
         return pooled(states.last_hidden_state, attention_mask, self.pooling, entity_starts)
 
     def forward(

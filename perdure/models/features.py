@@ -45,6 +45,8 @@ class Features:
         self.folder, self.compute = folder, compute
         self._blocks: dict[str, np.ndarray[Any, Any]] = {}
         self._places: dict[str, tuple[str, int]] = {}
+        self.from_file: set[str] = set()
+        """Texts whose features a process before this one computed."""
 
     def add(self, texts: Sequence[str]) -> None:
         """Have the features of texts, from a file or by running the body, unless they are known."""
@@ -54,6 +56,8 @@ class Features:
         name = _hash(new)
         file = self.folder / f"{name}.npy"
         block = self._read(file, len(new))
+        if block is not None:
+            self.from_file.update(new)
         self._blocks[name] = self._write(file, new) if block is None else block
         self._places |= {text: (name, i) for i, text in enumerate(new)}
 

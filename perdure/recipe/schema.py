@@ -224,6 +224,9 @@ MAX_DROP, MAX_LOSS_RISE = 0.02, 0.05
 of a loss in nats a token."""
 
 
+Probe = Literal["linear", "cosine", "prototype", "cosine_prototype"]
+
+
 class ScoringConfig(Section):
     batch_size: int = Field(16, gt=0, description="rows scored at once per process")
     max_test_rows: int | None = Field(None, gt=0, description="score this many rows a task at most")
@@ -232,6 +235,10 @@ class ScoringConfig(Section):
     )
     max_loss_rise: float = Field(
         MAX_LOSS_RISE, gt=0, description="general text is kept if shown to rise by less, in nats"
+    )
+    probes: list[Probe] = Field(
+        default_factory=list,
+        description="classifiers fitted afresh on the features after each task, of classes alone",
     )
 
 

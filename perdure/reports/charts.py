@@ -127,8 +127,8 @@ class Scale:
         return round(self.start + share * (self.end - self.start), 2)
 
 
-def x_scale(low: float, high: float) -> Scale:
-    return Scale(low, high, LEFT + 4, WIDTH - RIGHT - 4)
+def x_scale(low: float, high: float, *, log: bool = False) -> Scale:
+    return Scale(low, high, LEFT + 4, WIDTH - RIGHT - 4, log=log)
 
 
 def y_scale(low: float, high: float, *, log: bool = False) -> Scale:
@@ -163,6 +163,14 @@ def tick_label(value: float) -> str:
         return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e").replace("-", "−")
     text = f"{value:,.4f}".rstrip("0").rstrip(".")
     return text.replace("-", "−")
+
+
+def short_label(value: float) -> str:
+    """`2k`, `50M`: a large round number where its zeros have no room."""
+    for size, sign in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{tick_label(value / size)}{sign}"
+    return tick_label(value)
 
 
 @dataclass(frozen=True)
@@ -256,7 +264,8 @@ def over_tasks(
     ticks = [
         Tick(across(i), "base" if i == 0 else str(i))
         for i in range(steps)
-        if i % every == 0 or i == steps - 1
+        # The last one is named, and none so near that both would touch.
+        if (i % every == 0 and not 0 < steps - 1 - i < every) or i == steps - 1
     ]
     return Chart(
         title=title,

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
 
+from perdure.reports import scenarios
 from perdure.reports.evidence import Evidence, Margins
 from perdure.reports.facts import MISSING, TaskFacts, facts_of
 from perdure.run.directory import only_scored
@@ -26,6 +28,12 @@ SUMMARY: tuple[tuple[str, str, bool, str], ...] = (
         "Average accuracy",
         True,
         "Mean score over all tasks after the last one was learned.",
+    ),
+    (
+        "average_incremental_accuracy",
+        "Average incremental accuracy",
+        True,
+        "Mean over all steps of the mean score, after that step, over the tasks learned by then.",
     ),
     (
         "backward_transfer",
@@ -53,8 +61,12 @@ SUMMARY: tuple[tuple[str, str, bool, str], ...] = (
     ),
 )
 
+LEVELS = ("average_accuracy", "average_incremental_accuracy", "learning_accuracy")
+"""Those that are scores themselves; the others are changes of scores."""
+
 
 __all__ = [
+    "LEVELS",
     "MISSING",
     "SUMMARY",
     "RunData",
@@ -77,6 +89,7 @@ class RunData(Protocol):
     def state(self) -> str: ...
     def scores(self) -> list[dict[str, Any]]: ...
     def log_rows(self) -> list[dict[str, Any]]: ...
+    def facts(self) -> list[dict[str, Any]]: ...
     def environment(self) -> dict[str, Any]: ...
     def items(self, after: int, task: str) -> list[dict[str, Any]]: ...
     def general_items(self, after: int, task: str | None = None) -> list[dict[str, Any]]: ...
@@ -107,6 +120,16 @@ class RunView:
     scoring_seconds: float
     evidence: Evidence
     """Intervals of all of it; computed when asked for."""
+    facts: tuple[dict[str, Any], ...] = ()
+    """What was found at the tasks' ends: `after`, `task`, `name`, `value`."""
+    counted: tuple[dict[str, Any], ...] = ()
+    """Lines of scores.jsonl that count what scoring read."""
+    scenario: str = ""
+    """Of classes: which of them compete in these scores; else empty."""
+    other: RunView | None = None
+    """Of classes: the same run in the other scenario."""
+    probes: tuple[dict[str, Any], ...] = ()
+    """Lines of probes; see `reports.probed`."""
 
     def score(self, after: int, task: str) -> float:
         """Score on `task` after `after` tasks were learned; nan where it was never measured."""
@@ -124,6 +147,10 @@ class RunView:
         """Number of tasks learned once `task` is, counted from 1; None if not in this stream."""
         names = [t.name for t in self.tasks]
         return names.index(task) + 1 if task in names else None
+
+    def learned_at(self, task: str) -> int:
+        """The same of a task that is in the stream."""
+        return self.matrix.tasks.index(task) + 1
 
     def summary(self, name: str) -> float | None:
         """One of `SUMMARY`, or None where a cell that it needs is missing."""
@@ -243,7 +270,10 @@ def _view(run: RunData, label: str) -> RunView:
     tasks = tuple(facts_of(scored, name) for name in stream)
     matrix = ScoreMatrix.from_rows(known, stream, only_scored(_pinned(run.path)))
     texts = tuple(general.get(i, MISSING) for i in range(len(stream) + 1)) if general else ()
-    return RunView(
+    scenario = scenarios.scenario_of(known)
+    # Of classes each row is looked at for several figures.
+    items = cache(run.items) if scenario else run.items
+    found = RunView(
         label=label,
         method=run.methods_name,
         path=run.path,
@@ -259,8 +289,31 @@ def _view(run: RunData, label: str) -> RunView:
         recipe_text=text,
         scoring_seconds=sum(float(row.get("seconds") or 0) for row in rows),
         evidence=Evidence(
-            tasks, matrix, run.items, texts, run.general_items, Margins.of(recipe), str(run.path)
+            tasks, matrix, items, texts, run.general_items, Margins.of(recipe), str(run.path)
         ),
+        facts=tuple(run.facts()),
+        counted=tuple(row for row in rows if "body_passes" in row),
+        scenario=scenario,
+        probes=tuple(row for row in rows if row.get("kind") == "probe"),
+    )
+    return replace(found, other=_other(found, known, items)) if scenario else found
+
+
+def _other(
+    view: RunView, rows: Sequence[Mapping[str, Any]], items: Callable[[int, str], Any]
+) -> RunView:
+    scenario, matrix, evidence = scenarios.other_scores(
+        view.scenario, view.matrix, view.evidence, rows, items, str(view.path)
+    )
+    return replace(
+        view,
+        matrix=matrix,
+        evidence=evidence,
+        scenario=scenario,
+        general=(),
+        general_tasks=(),
+        unseen=(),
+        probes=(),
     )
 
 

@@ -100,6 +100,14 @@ class Evidence:
         self._texts: dict[int, Texts | None] = {}
         self._changes: dict[tuple[str, int, int], Change | None] = {}
 
+    def rows(self, after: int, task: str) -> Items:
+        """The scored rows of a cell, as the run kept them."""
+        return self._items(after, task)
+
+    @property
+    def general_rows(self) -> Callable[..., Items]:
+        return self._general_items
+
     # --- figures and cells
 
     @cached_property

@@ -90,6 +90,11 @@ def memory(megabytes: float | None) -> str:
     return f"{megabytes / 1024:.1f} GB" if megabytes >= 1024 else f"{megabytes:.0f} MB"
 
 
+def count(value: float | None) -> str:
+    """A whole number: `19,500`; a dash where the value is missing."""
+    return DASH if value is None or math.isnan(value) else f"{round(value):,}"
+
+
 def listing(names: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     if len(names) < 2:

@@ -14,7 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.errors import UsageError
-from perdure.reports import colours, format, general, provenance, ranking, sections, training, words
+from perdure.reports import (
+    classes,
+    colours,
+    format,
+    general,
+    probed,
+    provenance,
+    ranking,
+    sections,
+    tradeoff,
+    training,
+    words,
+)
 from perdure.reports.charts import COLOURS, DASHES, MARKERS
 from perdure.reports.data import RunData, RunView, comparable, views
 from perdure.reports.seeds import grouped, seed_of
@@ -72,6 +84,7 @@ def _templates() -> Environment:
         percent=format.percent,
         duration=format.duration,
         memory=format.memory,
+        count=format.count,
     )
     return env
 
@@ -103,11 +116,16 @@ def page(runs: Sequence[RunView]) -> dict[str, Any]:
         ],
         "retention": sections.retention(runs),
         "summary": sections.summary(runs),
-        "heatmaps": sections.heatmaps(runs),
+        "map_sets": sections.map_sets(runs),
+        "classes": classes.sections(runs),
+        "probed": probed.sections(runs),
+        "tradeoffs": tradeoff.tradeoffs(runs),
         "map_width": sections.map_width(runs),
         "ramps": colours.ramp_css(),
         "tasks": sections.task_charts(runs),
         "changes": sections.changes(runs),
+        "many": any(run.scenario and len(run.tasks) >= sections.MANY for run in runs),
+        "has_base": sections.has_base(runs),
         "general": sections.general(runs),
         "general_tasks": general.task_charts(runs),
         "general_changes": general.changes(runs),

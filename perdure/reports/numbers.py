@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from perdure.reports import general, ranking, seeds, words
+from perdure.reports import classes, general, probed, ranking, seeds, tradeoff, words
 from perdure.reports.data import SUMMARY, RunView, TaskFacts
 from perdure.reports.evidence import of_scores
 from perdure.scoring.change import Change
@@ -31,6 +31,11 @@ def of_run(view: RunView) -> dict[str, Any]:
             {"task": task, "after": after, "score": score} for task, after, score in view.unseen
         ],
         **{key: view.summary(key) for key in KEYS},
+        "accuracy_by_sample": view.summary("accuracy_by_sample"),
+        "other_scenario": None if view.other is None else _other(view.other),
+        **classes.numbers(view),
+        "probes": probed.numbers(view),
+        "cost": tradeoff.numbers(view),
         "general_perplexity": list(view.general),
         "general_tasks": {
             task.name: {
@@ -45,6 +50,17 @@ def of_run(view: RunView) -> dict[str, Any]:
     }
 
 
+def _other(view: RunView) -> dict[str, Any]:
+    """The scores and figures of the other scenario, from the same forward pass."""
+    return {
+        "scenario": view.scenario,
+        "scores": _cells(view),
+        **{key: view.summary(key) for key in KEYS},
+        "accuracy_by_sample": view.summary("accuracy_by_sample"),
+        "intervals": {key: _ends(view.evidence.interval(key)) for key in KEYS},
+    }
+
+
 def of_group(view: RunView) -> dict[str, Any]:
     """Runs that differ in their seed alone: mean, standard deviation and interval over seeds."""
     return {
@@ -55,6 +71,15 @@ def of_group(view: RunView) -> dict[str, Any]:
         "tasks": [task.name for task in view.tasks],
         "scores": _cells(view),
         "figures": {key: figure(view, key) for key in KEYS},
+        "other_scenario": None
+        if view.other is None
+        else {
+            "scenario": view.other.scenario,
+            "figures": {key: figure(view.other, key) for key in KEYS},
+        },
+        **classes.numbers(view),
+        "probes": probed.numbers(view),
+        "cost": tradeoff.numbers(view),
         "general_perplexity": list(view.general),
         "changes": _changes(view),
     }
@@ -96,7 +121,7 @@ def _intervals(view: RunView) -> dict[str, Any]:
     evidence = view.evidence
     return {
         "level": 0.95,
-        **{key: _ends(evidence.interval(key)) for key in KEYS},
+        **{key: _ends(evidence.interval(key)) for key in (*KEYS, "accuracy_by_sample")},
         "scores": [
             {"after": after, **{name: _ends(evidence.cell(after, name)) for name in names}}
             for after in range(len(names) + 1)

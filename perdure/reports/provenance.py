@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
-from itertools import pairwise
 from pathlib import Path
-from statistics import fmean, median
 from typing import Any
 
+from perdure.reports import tradeoff
 from perdure.reports.data import MISSING, RunView
 from perdure.reports.format import DASH
 
@@ -22,7 +20,10 @@ def cost(runs: Sequence[RunView]) -> dict[str, Any] | None:
             "label": run.label,
             "slot": slot,
             "speed": run.tokens_per_second,
-            "training": fmean(map(training_seconds, run.members)),
+            "training": tradeoff.learning_seconds(run),
+            "parameters": tradeoff.trained_parameters(run),
+            "passes": tradeoff.passes(run),
+            "needed": tradeoff.passes(run, "body_passes_needed"),
             "scoring": run.scoring_seconds or MISSING,
             "memory": run.peak_memory_mb,
             "steps": len({(r.get("after"), r.get("phase"), r.get("step")) for r in run.log}),
@@ -31,30 +32,14 @@ def cost(runs: Sequence[RunView]) -> dict[str, Any] | None:
     ]
     if all(math.isnan(r["speed"]) and math.isnan(r["memory"]) for r in rows):
         return None
-    return {"rows": rows} | {
+    return {
+        "rows": rows,
+        "parameters": any(not math.isnan(r["parameters"]) for r in rows),
+        "passes": any(not math.isnan(r["passes"]) for r in rows),
+    } | {
         f"most_{key}": max((r[key] for r in rows if not math.isnan(r[key])), default=0.0) or 1.0
         for key in ("speed", "training", "memory")
     }
-
-
-def training_seconds(run: RunView) -> float:
-    """Seconds between logged steps of a task; pauses (a run killed and resumed) do not count."""
-    gaps: list[float] = []
-    for first, second in pairwise(run.log):
-        if (first.get("after"), first.get("phase")) == (second.get("after"), second.get("phase")):
-            try:
-                start, end = (
-                    datetime.fromisoformat(str(row["time"]).replace("Z", "+00:00"))
-                    for row in (first, second)
-                )
-                gaps.append((end - start).total_seconds())
-            except (KeyError, ValueError, TypeError):
-                continue
-    gaps = [gap for gap in gaps if gap >= 0]
-    if not gaps:
-        return MISSING
-    pause = max(60.0, 20 * median(gaps))
-    return sum(gap for gap in gaps if gap <= pause)
 
 
 def differences(runs: Sequence[RunView]) -> list[tuple[str, list[str]]]:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from perdure.reports import charts, format, ranking, words
+from perdure.reports import charts, classes, format, ranking, scenarios, words
 from perdure.reports.colours import STEPS
-from perdure.reports.data import SUMMARY, RunView, TaskFacts, left_out_of_means, task_order
+from perdure.reports.data import LEVELS, SUMMARY, RunView, TaskFacts, left_out_of_means, task_order
 from perdure.reports.format import number, percent, signed, significant
 from perdure.streams.kinds import PERPLEXITY, is_perdures
 
@@ -97,10 +97,16 @@ def summary(runs: Sequence[RunView]) -> dict[str, Any]:
     ]
     general_columns = any(run.general for run in runs)
     rows = []
-    for slot, run in enumerate(runs):
+    others = [run.other for run in runs if run.other is not None]
+    best_other = {key: ranking.best(others, key) if len(others) == len(runs) else None
+                  for key in best}  # fmt: skip
+    shown = [(slot, one) for slot, run in enumerate(runs) for one in classes.both(run)]
+    for slot, run in shown:
+        first = run is runs[slot]
+        at = best if first else best_other
         cells = []
         for key, _, _, _ in SUMMARY:
-            change = key != "average_accuracy" and key != "learning_accuracy"
+            change = key not in LEVELS
             show = signed if change and key != "forgetting" else number
             cells.append(
                 {
@@ -109,7 +115,8 @@ def summary(runs: Sequence[RunView]) -> dict[str, Any]:
                     "parts": words.mixed_parts(run, key, digits - 1),
                     "sd": words.spread_words(run, key, digits),
                     "cells": words.cells_words(run, key),
-                    "best": best[key] == slot,
+                    "sample": classes.by_sample(run, digits) if key == LEVELS[0] else [],
+                    "best": at[key] == slot,
                 }
             )
         before, after = run.general_before, run.general_after
@@ -117,6 +124,8 @@ def summary(runs: Sequence[RunView]) -> dict[str, Any]:
             {
                 "label": run.label,
                 "told": run.told,
+                "scenario": run.scenario,
+                "first": first,
                 "slot": slot,
                 "cells": cells,
                 "before": significant(before),
@@ -124,11 +133,26 @@ def summary(runs: Sequence[RunView]) -> dict[str, Any]:
                 "change": percent(after / before - 1) if before > 0 else format.DASH,
                 "interval": words.general_interval(run),
                 "verdict": words.general_verdict(run),
-                "best": best[ranking.GENERAL] == slot,
+                "best": first and best[ranking.GENERAL] == slot,
             }
         )
     left_out = left_out_of_means(runs)
     return {"columns": columns, "rows": rows, "general": general_columns, "left_out": left_out}
+
+
+def map_sets(runs: Sequence[RunView]) -> list[dict[str, Any]]:
+    """The score matrices, one set for each scenario that the runs know, their own first."""
+    names = list(dict.fromkeys(one.scenario for run in runs for one in classes.both(run)))
+    if len(names) < 2:
+        return [{"name": "", "what": "", "maps": heatmaps(runs)}]
+    found = []
+    for name in names:
+        # A run that knows one answer only is shown under its own.
+        views = [next((v for v in classes.both(run) if v.scenario == name), None) for run in runs]
+        maps = heatmaps([view or run for view, run in zip(views, runs, strict=True)])
+        kept = [one for one, view in zip(maps, views, strict=True) if view is not None]
+        found.append({"name": name, "what": scenarios.MEANING.get(name, ""), "maps": kept})
+    return found
 
 
 def heatmaps(runs: Sequence[RunView]) -> list[dict[str, Any]]:
@@ -279,6 +303,12 @@ def changes(runs: Sequence[RunView]) -> list[dict[str, Any]]:
             {"task": task.name, "metric": metric_words(task), "n": task.rows, "rows": rows}
         )
     return groups
+
+
+def has_base(runs: Sequence[RunView]) -> bool:
+    """Whether the untouched base model has a score; a head that is not there yet has none."""
+    bare = all(run.scenario for run in runs)
+    return not bare or any(not math.isnan(r.score(0, t.name)) for r in runs for t in r.tasks)
 
 
 def general(runs: Sequence[RunView]) -> charts.Chart | None:

@@ -201,7 +201,7 @@ def _labels(groups: Sequence[Sequence[RunView]]) -> list[str]:
 def _merged(runs: Sequence[RunView], label: str) -> SeedsView:
     first = runs[0]
     matrix = _mean_matrix([run.matrix for run in runs])
-    evidence = SeedsEvidence(runs)
+    evidence, others = SeedsEvidence(runs), [run.other for run in runs]
     general = tuple(
         math.exp(fmean(map(math.log, values))) if min(values) > 0 else MISSING
         for values in zip(*(run.general for run in runs), strict=False)
@@ -226,6 +226,9 @@ def _merged(runs: Sequence[RunView], label: str) -> SeedsView:
         recipe_text=first.recipe_text,
         scoring_seconds=fmean(run.scoring_seconds for run in runs),
         evidence=evidence,
+        scenario=first.scenario,
+        other=_merged([one for one in others if one is not None], label) if all(others) else None,
+        probes=first.probes,
         runs=tuple(runs),
     )
 
@@ -233,7 +236,9 @@ def _merged(runs: Sequence[RunView], label: str) -> SeedsView:
 def _mean_matrix(matrices: Sequence[ScoreMatrix]) -> ScoreMatrix:
     """Cell by cell; a cell that one run lacks is missing."""
     first = matrices[0]
-    found = ScoreMatrix(first.tasks, first.higher_is_better, first.in_shares)
+    found = ScoreMatrix(
+        first.tasks, first.higher_is_better, first.in_shares, first.learned, first.rows
+    )
     mean = np.mean([matrix.array() for matrix in matrices], axis=0)
     for after, row in enumerate(mean):
         for task, score in zip(first.tasks, row, strict=True):

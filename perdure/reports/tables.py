@@ -20,7 +20,12 @@ from perdure.reports.seeds import grouped, seed_of
 
 Form = Literal["csv", "latex", "markdown"]
 FORMS: tuple[str, ...] = get_args(Form)
-FIGURES = ("average_accuracy", "backward_transfer", "forgetting")
+FIGURES = (
+    "average_accuracy",
+    "average_incremental_accuracy",
+    "backward_transfer",
+    "forgetting",
+)
 """Of the rounded tables; CSV has all."""
 _TEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",

@@ -15,9 +15,18 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from perdure.errors import printable
-from perdure.reports import format, general, ranking, words
-from perdure.reports.data import SUMMARY, RunData, RunView, TaskFacts, left_out_of_means, views
+from perdure.reports import class_tables, classes, format, general, ranking, words
+from perdure.reports.data import (
+    LEVELS,
+    SUMMARY,
+    RunData,
+    RunView,
+    TaskFacts,
+    left_out_of_means,
+    views,
+)
 from perdure.reports.seeds import grouped
+from perdure.reports.tables import FIGURES
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -216,6 +225,10 @@ def score_table(runs: Sequence[RunData], console: Console | None = None) -> None
         target.print(
             _plain(f"not in these means (another unit, or only scored): {', '.join(left_out)}")
         )
+    for said in class_tables.scenarios(digested):
+        target.print(_plain(said))
+    for table in class_tables.probes(digested):
+        target.print(table)
     if any(run.general_tasks for run in digested):
         target.print(_general_table(digested))
     for run in digested:
@@ -271,33 +284,37 @@ def _heading(task: TaskFacts) -> str:
 def _summary_table(runs: Sequence[RunView]) -> Table:
     table = _table("Methods" if len(runs) > 1 else "Summary")
     table.add_column("method", overflow="fold")
-    wanted = [
-        row for row in SUMMARY if row[0] in ("average_accuracy", "backward_transfer", "forgetting")
-    ]
+    wanted = [row for row in SUMMARY if row[0] in FIGURES]
     for _, title, higher, _ in wanted:
         table.add_column(f"{title.lower()} {'↑' if higher else '↓'}", justify="right")
-    table.add_column("general perplexity ↓", justify="right")
+    perplexity = any(run.general for run in runs)
+    if perplexity:
+        table.add_column("general perplexity ↓", justify="right")
     digits = 1 + format.digits_for(min((t.rows for r in runs for t in r.tasks), default=0))
     keys = (*(row[0] for row in wanted), ranking.GENERAL)
     best = {key: ranking.best(runs, key) for key in keys}
-    for slot, run in enumerate(runs):
-        cells = []
+    for slot, run in [(i, one) for i, own in enumerate(runs) for one in classes.both(own)]:
+        cells, first = [], run is runs[slot]
         for key, _, _, _ in wanted:
             show = format.signed if key == "backward_transfer" else format.number
             lines = [
                 show(run.summary(key), digits),
-                words.figure_interval(run, key, digits - 1, sign=key != "average_accuracy"),
+                words.figure_interval(run, key, digits - 1, sign=key not in LEVELS),
                 words.mixed_parts(run, key, digits - 1),
                 words.spread_words(run, key, digits),
+                *(classes.by_sample(run, digits - 1) if key == LEVELS[0] else ()),
             ]
-            cells.append(_lines(lines, best[key] == slot))
+            cells.append(_lines(lines, first and best[key] == slot))
         before, after = run.general_before, run.general_after
         shown = format.DASH
         if not (math.isnan(before) and math.isnan(after)):
             shown = f"{format.significant(before)} → {format.significant(after)}"
-        cells.append(_lines([shown, words.general_interval(run)], best[ranking.GENERAL] == slot))
+        if perplexity:
+            ends = words.general_interval(run)
+            cells.append(_lines([shown, ends], first and best[ranking.GENERAL] == slot))
         seeds = f"{len(run.members)} seeds" if len(run.members) > 1 else ""
-        table.add_row(_lines([run.label, seeds], best=False), *cells)
+        named = [run.label, run.scenario.replace("-", "-\n"), seeds]
+        table.add_row(_lines(named, best=False), *cells)
     return table
 
 

@@ -335,15 +335,17 @@ def cells_words(run: RunView, key: str) -> str:
     that is not complete, of which that is said once.
     """
     found = run.matrix.cells(key)
-    if not found.missing or not run.complete:
+    # A class that was not learned yet has no score: that is no gap.
+    missing = [c for c in found.missing if not run.scenario or c.after >= run.learned_at(c.task)]
+    if not missing or not run.complete:
         return ""
     gone: dict[str, list[str]] = {}
-    for cell in found.missing:
+    for cell in missing:
         gone.setdefault(cell.task, []).append(str(cell.after) if cell.after else "none")
     names = "; ".join(f"{task} after {listing(after)}" for task, after in gone.items())
     if run.summary(key) is None:
         return f"not defined; never scored: {names}"
-    every = len(found.used) + len(found.missing)
+    every = len(found.used) + len(missing)
     return f"rests on {len(found.used)} of {every} cells; never scored: {names}"
 
 

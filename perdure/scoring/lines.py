@@ -1,7 +1,8 @@
-"""Lines of scores.jsonl: one function for a task's score and one for general ability's."""
+"""Lines of scores.jsonl: of a task's score, of general ability's, and of probes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,10 @@ if TYPE_CHECKING:
     from perdure.scoring.lm_eval import HarnessScore
     from perdure.scoring.perplexity import GeneralScore
     from perdure.scoring.score import TaskScore
+
+
+PROBE = "probe"
+"""Kind of the lines of probes, which are no cells of the score matrix."""
 
 
 def task_line(after: int, task: str, found: TaskScore, seconds: float) -> dict[str, Any]:
@@ -57,3 +62,26 @@ def general_line(
             "tokens": text.tokens,
         }
     return {**line, **figures, "seconds": round(seconds, 2)}
+
+
+def probe_line(
+    after: int,
+    task: str,
+    rows: int,
+    found: Mapping[str, Mapping[str, Mapping[str, float]]],
+    seconds: float,
+) -> dict[str, Any]:
+    """What probes know of a task after learning `after` tasks.
+
+    Args:
+        found: by the classes that they were fitted on ("seen": those learned so far; "all": also
+            future ones), by probe, the share right `among_all` those classes and `within_task`.
+    """
+    return {
+        "kind": PROBE,
+        "after": after,
+        "task": task,
+        "rows": rows,
+        "fitted_on": {name: dict(found[name]) for name in ("seen", "all") if name in found},
+        "seconds": round(seconds, 2),
+    }

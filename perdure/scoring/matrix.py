@@ -15,46 +15,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from perdure.errors import PerdureError, UsageError
+from perdure.scoring.terms import Cell, Cells, Term
 
 
 class ScoreMissing(PerdureError):
     """A score that a figure needs was never recorded, or the figure is not defined."""
-
-
-@dataclass(frozen=True)
-class Term:
-    """One task's part of a figure: the highest of its scores in `rows`, minus that in row `less`.
-
-    Every summary figure is the mean of such terms, so that intervals need no second formula.
-    """
-
-    task: int
-    """Column of the task, from 0."""
-    rows: tuple[int, ...]
-    less: int | None = None
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A place in the matrix: the score on a task after so many were learned."""
-
-    task: str
-    after: int
-
-
-@dataclass(frozen=True)
-class Cells:
-    """What a figure rests on: the cells that are in it, and those that were never scored."""
-
-    used: tuple[Cell, ...]
-    missing: tuple[Cell, ...]
 
 
 class ScoreMatrix:
@@ -65,15 +37,19 @@ class ScoreMatrix:
         higher_is_better: one flag a task; None means True for all.
         in_shares: one flag a task: its scores run from 0 to 1; None means True for all.
         learned: one flag a task: it is trained on, not only scored; None means True for all.
+        rows: test rows of each task, 0 where not known; None means not known for all.
     """
 
     FIGURES = (
         "average_accuracy",
+        "average_incremental_accuracy",
         "backward_transfer",
         "forgetting",
         "forward_transfer",
         "learning_accuracy",
     )
+    BY_SAMPLE = "accuracy_by_sample"
+    """Beside average accuracy where test sets differ in size; not one of `FIGURES`."""
 
     def __init__(
         self,
@@ -81,6 +57,7 @@ class ScoreMatrix:
         higher_is_better: Sequence[bool] | None = None,
         in_shares: Sequence[bool] | None = None,
         learned: Sequence[bool] | None = None,
+        rows: Sequence[int] | None = None,
     ) -> None:
         if higher_is_better is None:
             higher_is_better = [True] * len(tasks)
@@ -95,6 +72,7 @@ class ScoreMatrix:
         shares = [True] * len(tasks) if in_shares is None else in_shares
         self.in_shares = tuple(bool(flag) for flag in shares)
         self.learned = tuple([True] * len(tasks) if learned is None else map(bool, learned))
+        self.rows = tuple([0] * len(tasks) if rows is None else map(int, rows))
         self._scores = np.full((len(self.tasks) + 1, len(self.tasks)), np.nan)
 
     def record(self, after: int, task: str, score: float) -> None:
@@ -137,6 +115,31 @@ class ScoreMatrix:
         Source: Lopez-Paz and Ranzato 2017 (GEM), section 2.
         """
         return self._figure("average_accuracy", self._averaged(after))
+
+    def average_incremental_accuracy(self) -> float:
+        """Mean over all steps of the average accuracy after that step, on what was learned by then.
+
+        AIA = 1/T * sum over i >= 1 of 1/i * sum over j < i of R[i, j]. Steps at which a task was
+        only scored are no steps. Unit: the metrics', 0 to 1.
+        Raises: ScoreMissing, naming the cell.
+        Source: Rebuffi et al. 2017 (iCaRL), section 4; "average incremental" in SEQ* (2312.07887).
+        """
+        name = "average_incremental_accuracy"
+        return self._figure(name, self.terms(name))
+
+    def accuracy_by_sample(self) -> float:
+        """Share of all test rows that are right at the end: average accuracy with each task
+        weighted by its test rows, so that a small test set counts for less.
+
+        Raises: ScoreMissing, naming the cell; or the tasks' test rows are not known.
+        """
+        return self._figure(self.BY_SAMPLE, self.terms(self.BY_SAMPLE))
+
+    @property
+    def uneven(self) -> bool:
+        """Whether the counted tasks' test sets are known and differ in size."""
+        known = {self.rows[j] for j in self._counted()}
+        return len(known) > 1 and 0 not in known
 
     def backward_transfer(self) -> float:
         """Mean change on earlier tasks, from just learned to the end of the stream.
@@ -188,6 +191,14 @@ class ScoreMatrix:
         last = len(self.tasks)
         if name == "average_accuracy":
             return self._averaged(None)
+        if name == self.BY_SAMPLE:
+            found = [replace(t, weight=float(self.rows[t.task])) for t in self._averaged(None)]
+            return found if all(term.weight for term in found) else []
+        if name == "average_incremental_accuracy":
+            steps = [
+                self._averaged(i) for i, learned in enumerate(self.learned, start=1) if learned
+            ]
+            return [replace(term, weight=1 / len(step)) for step in steps for term in step]
         if name == "forgetting":
             return self._drops(1)
         if name == "backward_transfer":
@@ -220,7 +231,17 @@ class ScoreMatrix:
 
         Raises: ScoreMissing, naming the cell.
         """
-        return {self.tasks[term.task]: self._value(term) for term in self.terms(name)}
+        terms = self.terms(name)
+        found: dict[int, list[Term]] = {}
+        for term in terms:
+            found.setdefault(term.task, []).append(term)
+        if len(found) == len(terms) and len({term.weight for term in terms}) == 1:
+            return {self.tasks[term.task]: self._value(term) for term in terms}
+        share = len(found) / math.fsum(term.weight for term in terms)
+        return {
+            self.tasks[j]: share * math.fsum(t.weight * self._value(t) for t in mine)
+            for j, mine in found.items()
+        }
 
     def _averaged(self, after: int | None) -> list[Term]:
         last = len(self.tasks) if after is None else self._row(after)
@@ -240,7 +261,8 @@ class ScoreMatrix:
         ]
 
     def _figure(self, name: str, terms: Sequence[Term]) -> float:
-        return _mean(name.replace("_", " "), [self._value(term) for term in terms])
+        weights = [term.weight for term in terms]
+        return _mean(name.replace("_", " "), [self._value(term) for term in terms], weights)
 
     def _value(self, term: Term) -> float:
         highest = max(self._at(row, term.task) for row in term.rows)
@@ -263,6 +285,7 @@ class ScoreMatrix:
             "higher_is_better": list(self.higher_is_better),
             "in_shares": list(self.in_shares),
             "learned": list(self.learned),
+            "rows": list(self.rows),
             "scores": [[None if np.isnan(x) else float(x) for x in row] for row in self._scores],
             "summary": self.summary(),
         }
@@ -276,7 +299,7 @@ class ScoreMatrix:
         """Read what `to_json` wrote; the summary in it is derived again, not read."""
         data = json.loads(text)
         flags = (data["higher_is_better"], data.get("in_shares"), data.get("learned"))
-        matrix = cls(data["tasks"], *flags)
+        matrix = cls(data["tasks"], *flags, data.get("rows"))
         for after, row in enumerate(data["scores"]):
             for task, score in zip(data["tasks"], row, strict=True):
                 if score is not None:
@@ -304,11 +327,13 @@ class ScoreMatrix:
         names = list(tasks) if tasks is not None else list(dict.fromkeys(r["task"] for r in scored))
         higher = {row["task"]: bool(row.get("higher_is_better", True)) for row in scored}
         wide = {r["task"] for r in scored if (r.get("low", 0), r.get("high", 1)) != (0, 1)}
+        rows_of = {row["task"]: int(row.get("rows") or 0) for row in scored}
         matrix = cls(
             names,
             [higher.get(n, True) for n in names],
             [n not in wide for n in names],
             [n not in only_scored for n in names],
+            [rows_of.get(n, 0) for n in names],
         )
         for row in scored:
             if row["task"] in names:
@@ -351,7 +376,10 @@ class ScoreMatrix:
 _NAN_REMEDY = "a score is missing (not recorded) or a number"
 
 
-def _mean(name: str, values: Sequence[float]) -> float:
+def _mean(name: str, values: Sequence[float], weights: Sequence[float]) -> float:
     if not values:
         raise ScoreMissing(f"{name} is not defined here: no task that it averages over")
-    return math.fsum(values) / len(values)
+    if len(set(weights)) == 1:
+        return math.fsum(values) / len(values)
+    weighed = (value * weight for value, weight in zip(values, weights, strict=True))
+    return math.fsum(weighed) / math.fsum(weights)

@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 
 from perdure.scoring.change import ALPHA
 from perdure.scoring.intervals import Array, bootstrap_bounds, group_sums, standard_error
-from perdure.scoring.matrix import ScoreMatrix, Term
+from perdure.scoring.matrix import ScoreMatrix
+from perdure.scoring.terms import Term
 
 DRAWS = 4_000
 CLEARLY = 0.001
@@ -85,13 +86,17 @@ class Drawn:
         return Drawn(self.value - other.value, self.lower - other.upper, self.upper - other.lower)
 
     @staticmethod
-    def mean(parts: Sequence[Drawn]) -> Drawn:
-        """The mean of several figures, draw by draw: rows that they share have the same weights."""
-        count = len(parts)
+    def mean(parts: Sequence[Drawn], weights: Sequence[float] | None = None) -> Drawn:
+        """The mean of several figures, draw by draw: rows that they share have the same weights.
+
+        Args: weights: how often each figure counts; None: all alike.
+        """
+        counts = [1.0] * len(parts) if weights is None else list(weights)
+        total, pairs = math.fsum(counts), list(zip(parts, counts, strict=True))
         return Drawn(
-            math.fsum(p.value for p in parts) / count,
-            np.sum([p.lower for p in parts], axis=0) / count,
-            np.sum([p.upper for p in parts], axis=0) / count,
+            math.fsum(p.value * w for p, w in pairs) / total,
+            np.sum([p.lower * w for p, w in pairs], axis=0) / total,
+            np.sum([p.upper * w for p, w in pairs], axis=0) / total,
         )
 
 
@@ -116,8 +121,9 @@ def resample(
     """
     shape = (len(matrix.tasks) + 1, len(matrix.tasks))
     low, high = np.full(shape, np.nan), np.full(shape, np.nan)
-    terms = {name: _terms(matrix, name) for name in ScoreMatrix.FIGURES}
-    parts: dict[str, list[Drawn]] = {name: [] for name in terms}
+    names = (*ScoreMatrix.FIGURES, ScoreMatrix.BY_SAMPLE)
+    terms = {name: _terms(matrix, name) for name in names}
+    parts: dict[str, list[tuple[Drawn, float]]] = {name: [] for name in terms}
     for j, column in enumerate(columns):
         if (drawn := _draw(column, draws)) is None:
             continue
@@ -126,9 +132,10 @@ def resample(
                 cell = _part(Term(j, (i,)), column, *drawn).interval(alpha)
                 low[i, j], high[i, j] = max(cell.low, column.low), min(cell.high, column.high)
         for name, wanted in terms.items():
-            parts[name] += [_part(term, column, *drawn) for term in wanted if term.task == j]
+            mine = [term for term in wanted if term.task == j]
+            parts[name] += [(_part(term, column, *drawn), term.weight) for term in mine]
     figures = {
-        name: Drawn.mean(found)
+        name: Drawn.mean(*zip(*found, strict=True))
         for name, found in parts.items()
         if found and len(found) == len(terms[name])
     }

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_runs import FORGETS, KEEPS, NAN, make_run, three_methods, twelve_runs
+from synthetic_runs import (
+    FORGETS,
+    KEEPS,
+    NAN,
+    make_class_run,
+    make_run,
+    three_methods,
+    twelve_runs,
+)
 
 from perdure.reports import colours, write_report
 
@@ -22,9 +30,9 @@ pytestmark = [
         CHROMIUM is None, reason="no chromium on PATH (Debian: apt install chromium)"
     ),
 ]
-WIDTHS = (360, 768, 1280)
-PAGES = ("compare", "single", "hostile", "twelve")
-MOST = {"single": 6, "twelve": 8}
+WIDTHS = (360, 400, 768, 1200, 1280)
+PAGES = ("compare", "single", "hostile", "twelve", "classes")
+MOST = {"single": 6, "twelve": 8, "classes": 16}
 """Sheets of paper; one run in 7 and twelve in 14 were mostly white."""
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
 
@@ -98,7 +106,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         for i, rows in enumerate((FORGETS, KEEPS))
     ]  # fmt: skip
     found = {"compare": runs, "single": runs[2:], "hostile": hostile,
-             "twelve": twelve_runs(folder / "twelve")}  # fmt: skip
+             "twelve": twelve_runs(folder / "twelve"),
+             "classes": [make_class_run(folder / "seq_star"),
+                         make_class_run(folder / "plain", "sequential", kept=0.6)]}  # fmt: skip
     return {name: write_report(rows, folder / f"{name}.html") for name, rows in found.items()}
 
 

@@ -30,7 +30,17 @@ from synthetic_runs import (
 from tiny_runs import write_recipe
 
 from perdure.errors import UsageError
-from perdure.reports import charts, colours, format, provenance, ranking, sections, training, words
+from perdure.reports import (
+    charts,
+    colours,
+    format,
+    provenance,
+    ranking,
+    sections,
+    tradeoff,
+    training,
+    words,
+)
 from perdure.reports.data import RunView, TaskFacts, views
 from perdure.reports.evidence import Margins, of_scores
 from perdure.reports.figures import write_figure
@@ -510,7 +520,8 @@ def test_every_section_is_there(three: list[Run]) -> None:
 def test_every_chart_has_words_and_numbers(three: list[Run]) -> None:
     text = render(three)
     drawn = re.findall(r'<svg viewBox="0 0 340 216".*?</details>', text, re.S)
-    assert len(drawn) == 3 + 1 + 3 + 3  # tasks, general, training loss, own losses
+    # Tasks, general, training loss, own losses, accuracy against time.
+    assert len(drawn) == 3 + 1 + 3 + 3 + 1
     for chart in drawn:
         assert 'role="img"' in chart
         assert re.search(r"<title id=[^>]*>[^<]+</title>", chart)
@@ -569,7 +580,7 @@ def test_best_is_marked_only_where_runs_compare(tmp_path: Path, three: list[Run]
     many = views(three_methods(tmp_path / "many", items=True, rows=400))
     rows = sections.summary(many)["rows"]
     assert [[c["best"] for c in row["cells"]] for row in rows] == [
-        [False] * 5, [False] * 5, [True, True, True, False, False],
+        [False] * 6, [False] * 6, [True, False, True, True, False, False],
     ]  # fmt: skip
     other = make_run(tmp_path / "o", "ewc", KEEPS, tasks=("a", "b", "c"))
     rows = sections.summary(views([three[0], other]))["rows"]
@@ -704,7 +715,7 @@ def test_pauses_are_no_training_time(tmp_path: Path) -> None:
         {"time": f"2026-01-02T{t}Z", "after": 1, "task": "topic", "phase": "main", "step": i,
          "steps": 5, "loss": 1.0} for i, t in enumerate(clock, start=1)
     ])  # fmt: skip
-    assert provenance.training_seconds(view(Run.open(run.path))) == 6
+    assert tradeoff.training_seconds(view(Run.open(run.path))) == 6
 
 
 def test_environments_are_said_once(three: list[Run], tmp_path: Path) -> None:
@@ -813,8 +824,8 @@ def test_score_table(three: list[Run], tmp_path: Path) -> None:
     rows = [re.sub(r"[\s─]+", " ", line).strip() for line in text.splitlines()]
     assert "3 german-names 0.29 0.41 0.82" in rows
     assert "base model 0.31 0.20 0.02" in rows
-    assert "sequential 0.507 −0.515 0.515 23.4 → 33.8" in rows
-    assert "gere 0.817 −0.025 0.025 23.4 → 24.9" in rows
+    assert "sequential 0.507 0.642 −0.515 0.515 23.4 → 33.8" in rows
+    assert "gere 0.817 0.806 −0.025 0.025 23.4 → 24.9" in rows
     assert "ewc: not finished; – is not scored yet" in rows
     assert control_characters(text) == set()
 

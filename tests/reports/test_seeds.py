@@ -244,12 +244,12 @@ def test_csv_holds_every_figure(twelve: list[Run]) -> None:
 def test_latex_escapes_and_marks_the_best(tmp_path: Path, twelve: list[Run]) -> None:
     text = table(twelve, "latex")
     lines = text.splitlines()
-    assert lines[1:3] == [r"\begin{tabular}{llrrrr}", r"\toprule"]
+    assert lines[1:3] == [r"\begin{tabular}{llrrrrr}", r"\toprule"]
     assert lines[-2:] == [r"\bottomrule", r"\end{tabular}"]
     best = next(line for line in lines if line.startswith("gere"))
     assert r"\textbf{0.7033} {\small (0.6654 to 0.7413)}" in best
     assert not any(r"\textbf{0.6" in line for line in lines)
-    assert all(line.endswith(r"\\") and line.count(" & ") == 5 for line in lines[5:-2])
+    assert all(line.endswith(r"\\") and line.count(" & ") == 6 for line in lines[5:-2])
     assert tex("a_b & 5 % ~^\\{}#$") == (
         r"a\_b \& 5 \% \textasciitilde{}\textasciicircum{}\textbackslash{}\{\}\#\$"
     )
@@ -259,7 +259,7 @@ def test_markdown_is_a_table(twelve: list[Run]) -> None:
     lines = table(twelve, "markdown").splitlines()
     rows = [line for line in lines if line.startswith("|")]
     assert len(rows) == 6
-    assert {row.count("|") for row in rows} == {7}
+    assert {row.count("|") for row in rows} == {8}
     assert "**0.7033** (0.6654 to 0.7413)" in rows[-1]
 
 

@@ -89,6 +89,7 @@ def test_one_task_has_no_transfer_and_says_so():
     matrix = filled([[0.1], [0.9]])
     assert matrix.summary() == {
         "average_accuracy": 0.9,
+        "average_incremental_accuracy": 0.9,
         "backward_transfer": None,
         "forgetting": None,
         "forward_transfer": None,
@@ -160,6 +161,7 @@ def test_a_lower_triangle_has_the_figures_whose_cells_are_there():
     found = {k: None if v is None else round(v, 2) for k, v in matrix.summary().items()}
     assert found == {
         "average_accuracy": 74.33,
+        "average_incremental_accuracy": 79.78,
         "backward_transfer": -17.5,
         "forgetting": 17.5,
         "forward_transfer": None,
@@ -167,6 +169,64 @@ def test_a_lower_triangle_has_the_figures_whose_cells_are_there():
     }
     with pytest.raises(ScoreMissing, match="'a' was never scored after 0"):
         matrix.forgetting(from_base=True)
+
+
+SPECIFICATION = ((0.9,), (0.7, 0.8), (0.75, 0.6, 0.88))
+"""SEQ*'s specification, example 10.12."""
+
+
+def lower(rows=SPECIFICATION, **options):
+    matrix = ScoreMatrix(["a", "b", "c"][: len(rows)], **options)
+    for after, row in enumerate(rows, 1):
+        for task, score in zip("abc", row, strict=False):
+            matrix.record(after, task, score)
+    return matrix
+
+
+def test_average_incremental_accuracy_by_hand():
+    matrix = lower()
+    assert matrix.average_accuracy() == pytest.approx(0.743333, abs=1e-6)
+    # (0.9 + (0.7 + 0.8) / 2 + (0.75 + 0.6 + 0.88) / 3) / 3
+    assert matrix.average_incremental_accuracy() == pytest.approx(0.797778, abs=1e-6)
+    assert matrix.forgetting() == pytest.approx(0.175)
+    assert matrix.backward_transfer() == pytest.approx(-0.175)
+    parts = matrix.parts("average_incremental_accuracy")
+    # a's cells count 1, 1/2 and 1/3 of a step, of three steps and three tasks.
+    assert parts["a"] == pytest.approx(3 * (0.9 + 0.7 / 2 + 0.75 / 3) / 3)
+    assert sum(parts.values()) / 3 == pytest.approx(matrix.average_incremental_accuracy())
+    assert len(matrix.cells("average_incremental_accuracy").used) == 6
+    short = lower(SPECIFICATION[:2])
+    assert short.average_incremental_accuracy() == pytest.approx((0.9 + 0.75) / 2)
+
+
+def test_average_incremental_accuracy_against_a_plain_loop():
+    rng = np.random.default_rng(3)
+    for count in (1, 2, 5):
+        scores = rng.random((count + 1, count))
+        plain = 0.0
+        for i in range(1, count + 1):
+            plain += sum(scores[i][j] for j in range(i)) / i / count
+        assert filled(scores.tolist()).average_incremental_accuracy() == pytest.approx(plain)
+
+
+def test_a_task_that_is_only_scored_is_no_step():
+    matrix = lower(learned=[True, False, True])
+    # After a, and after c with a and c: b is neither a step nor in a mean.
+    assert matrix.average_incremental_accuracy() == pytest.approx((0.9 + (0.75 + 0.88) / 2) / 2)
+
+
+def test_accuracy_by_sample_counts_rows():
+    matrix = lower()
+    assert not matrix.uneven
+    with pytest.raises(ScoreMissing, match="accuracy by sample"):
+        matrix.accuracy_by_sample()
+    uneven = ScoreMatrix(["a", "b"], rows=[30, 10])
+    uneven.record(2, "a", 0.9)
+    uneven.record(2, "b", 0.5)
+    assert uneven.uneven
+    assert uneven.average_accuracy() == pytest.approx(0.7)
+    assert uneven.accuracy_by_sample() == pytest.approx((27 + 5) / 40)
+    assert ScoreMatrix.from_json(uneven.to_json()).rows == (30, 10)
 
 
 def test_forgetting_misses_a_score_after_the_task_was_learned():

@@ -79,6 +79,39 @@ def test_figures_against_a_slow_plain_loop() -> None:
     assert found.figures["forgetting"].interval().high == pytest.approx(slow["forgetting"][1])
 
 
+def test_weighted_figures_have_the_ends_of_a_weighted_mean() -> None:
+    matrix, columns = drawn(4)
+    found = resample(matrix, columns, draws=400).figures["average_incremental_accuracy"]
+    rngs = [np.random.default_rng([c.key, 1]) for c in columns]
+    lower, upper = [], []
+    for _ in range(400):
+        means, extra = [], []
+        for column, rng in zip(columns, rngs, strict=True):
+            weights = rng.standard_exponential(column.rows + 1)
+            weights = weights / weights.sum()
+            means.append(column.items @ weights[:-1])
+            extra.append(weights[-1])
+        lower.append(sum(sum(means[j][i] for j in range(i)) / i for i in (1, 2, 3)) / 3)
+        imagined = sum(sum(extra[:i]) / i for i in (1, 2, 3)) / 3
+        upper.append(lower[-1] + imagined)
+    k = math.floor(0.025 * 401)
+    ends = found.interval()
+    assert ends.value == pytest.approx(matrix.average_incremental_accuracy())
+    assert (ends.low, ends.high) == pytest.approx((sorted(lower)[k - 1], sorted(upper)[-k]))
+
+
+def test_a_lower_triangle_has_intervals() -> None:
+    scores = np.array([[math.nan] * 3, [0.9, math.nan, math.nan], [0.7, 0.8, math.nan],
+                       [0.75, 0.6, 0.88]])  # fmt: skip
+    columns = [Column(scores[:, j], 100) for j in range(3)]
+    found = resample(matrix_of(scores), columns).figures
+    assert set(found) == set(ScoreMatrix.FIGURES) - {"forward_transfer"}
+    ends = found["average_incremental_accuracy"].interval()
+    assert ends.low < ends.value < ends.high
+    assert ends.value == pytest.approx(0.797778, abs=1e-6)
+    assert found["forgetting"].interval().value == pytest.approx(0.175)
+
+
 def test_cells_are_those_of_the_audits_interval() -> None:
     matrix, columns = drawn(5)
     found = resample(matrix, columns)

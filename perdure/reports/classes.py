@@ -1,0 +1,146 @@
+"""What a report says of classes: both scenarios' scores, where rows went, which classes were lost.
+
+A run of classes records two answers of each row: among all classes learned so far
+(class-incremental), and among those of the row's own task (task-incremental). One is its score;
+the other one is shown beside it as a view of its own (`RunView.other`), with the same figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from perdure.reports.format import between, number
+from perdure.scoring.classes import ClassLoss, Confusion, Pair, confusion, losses
+from perdure.scoring.matrix import ScoreMatrix
+
+if TYPE_CHECKING:
+    from perdure.reports.data import RunView
+
+WORST = 10
+"""Classes shown at once; the others are folded away."""
+
+
+def both(run: RunView) -> list[RunView]:
+    """A run's scores by its own scenario, and by the other one where that is known."""
+    return [run] if run.other is None else [run, run.other]
+
+
+def by_sample(run: RunView, digits: int) -> list[str]:
+    """Accuracy over all test rows and its interval, where test sets differ in size; else none."""
+    value = run.summary(ScoreMatrix.BY_SAMPLE) if run.matrix.uneven else None
+    if value is None:
+        return []
+    ends = run.evidence.interval(ScoreMatrix.BY_SAMPLE)
+    said = [f"by sample {number(value, digits)}"]
+    return said if ends is None else [*said, between(ends.low, ends.high, digits)]
+
+
+# --- where rows went
+
+
+def steps(run: RunView) -> list[tuple[int, Confusion]]:
+    """After each task, where old and new rows went while all learned classes competed; the mean
+    over the runs of several seeds. Empty where a run did not keep both answers."""
+    every = [dict(_steps(member)) for member in run.members]
+    return [
+        (after, _mean([found[after] for found in every]))
+        for after in every[0]
+        if all(after in found for found in every)
+    ]
+
+
+def _steps(run: RunView) -> list[tuple[int, Confusion]]:
+    names, found = [task.name for task in run.tasks], []
+    if not run.scenario:
+        return []
+    for after in range(1, run.done + 1):
+        pairs = {name: _pairs(run, after, name) for name in names[:after]}
+        newest = pairs[names[after - 1]]
+        if not newest:
+            continue
+        old = {a for name in names[: after - 1] for a, _ in pairs[name]}
+        new = {answer for answer, _ in newest} - old
+        found.append((after, confusion([p for rows in pairs.values() for p in rows], new)))
+    return found
+
+
+def _mean(found: Sequence[Confusion]) -> Confusion:
+    def mean(name: str) -> float | None:
+        values = [getattr(one, name) for one in found]
+        return None if None in values else fmean(values)
+
+    return Confusion(*(mean(name) for name in ("right", "other_old", "as_new", "as_old")))
+
+
+def _pairs(run: RunView, after: int, task: str) -> list[Pair]:
+    rows = run.evidence.rows(after, task)
+    return [(row["answer"], row["among_all"]) for row in rows if "among_all" in row]
+
+
+def by_loss(run: RunView) -> list[ClassLoss]:
+    """Classes from the largest loss since they were learned to the largest gain, while all learned
+    classes competed; the mean over the runs of several seeds."""
+    every = [{one.name: one for one in _losses(member)} for member in run.members]
+    merged = [
+        replace(
+            first,
+            learned=fmean(found[name].learned for found in every),
+            end=fmean(found[name].end for found in every),
+        )
+        for name, first in every[0].items()
+        if all(name in found for found in every)
+    ]
+    return sorted(merged, key=lambda one: (-one.loss, one.name))
+
+
+def _losses(run: RunView) -> list[ClassLoss]:
+    if not run.scenario:
+        return []
+    names = [task.name for task in run.tasks[: run.done]]
+    return losses(
+        {name: _pairs(run, i, name) for i, name in enumerate(names, start=1)},
+        {name: _pairs(run, run.done, name) for name in names},
+    )
+
+
+def numbers(run: RunView) -> dict[str, Any]:
+    """The same as data, for `--json`; lists are empty where a run has no classes."""
+    return {
+        "scenario": run.scenario or None,
+        "confusion": [{"after": after, **asdict(found)} for after, found in steps(run)],
+        "classes": [{**asdict(one), "loss": one.loss} for one in by_loss(run)],
+    }
+
+
+# --- for the page
+
+
+def sections(runs: Sequence[RunView]) -> list[dict[str, Any]]:
+    """For each run of classes its tables: confusion by step, and classes by loss."""
+    found = []
+    for slot, run in enumerate(runs):
+        moved, lost = steps(run), by_loss(run)
+        if not moved:
+            continue
+        rows = [
+            {
+                "after": after,
+                "task": run.tasks[after - 1].name,
+                "cells": [number(getattr(one, name)) for name in
+                          ("right", "other_old", "as_new", "as_old")],
+            }
+            for after, one in moved
+        ]  # fmt: skip
+        listed = [
+            {"name": one.name, "task": one.task, "most": one.most, "rows": one.rows,
+             "cells": [number(value) for value in (one.learned, one.end, -one.loss)]}
+            for one in lost
+        ]  # fmt: skip
+        found.append(
+            {"label": run.label, "slot": slot, "steps": rows, "classes": listed[:WORST],
+             "rest": listed[WORST:], "count": len(listed)}
+        )  # fmt: skip
+    return found

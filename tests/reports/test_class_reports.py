@@ -1,0 +1,279 @@
+"""Reports of classes: both scenarios, probes, confusion, classes by loss, cost; by hand."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from synthetic_runs import make_class_run, make_run, write_lines
+
+from perdure.reports import classes, numbers, probed, sections, tradeoff, words
+from perdure.reports.data import views
+from perdure.reports.html import render
+from perdure.reports.seeds import grouped
+from perdure.reports.terminal import score_table
+from perdure.run import Run
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return make_class_run(
+        tmp_path_factory.mktemp("small") / "run", tasks=3, classes=2, kept=0.7, uneven=True
+    )
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+    folder = tmp_path_factory.mktemp("large")
+    return [
+        make_class_run(folder / "seq_star"),
+        make_class_run(
+            folder / "plain", "sequential", kept=0.6, seconds=900, parameters=2e7, probes=False
+        ),
+    ]
+
+
+def text_of(runs: list[Run], width: int = 100) -> str:
+    file = io.StringIO()
+    score_table(runs, Console(file=file, width=width))
+    return file.getvalue()
+
+
+def by_hand(run: Run, key: str) -> dict[tuple[int, str], float]:
+    return {
+        (line["after"], line["task"]): line["measures"][key]
+        for line in run.scores() if line["kind"] == "task"
+    }  # fmt: skip
+
+
+# --- scenarios
+
+
+def test_both_scenarios_are_there_with_their_figures(small: Run) -> None:
+    (view,) = views([small])
+    assert view.scenario == "class-incremental"
+    other = view.other
+    assert other is not None
+    assert other.scenario == "task-incremental"
+    for one, key in ((view, "accuracy"), (other, "accuracy_within_task")):
+        cells = by_hand(small, key)
+        assert one.score(3, "task 1") == cells[3, "task 1"]
+        last = [cells[3, f"task {j}"] for j in (1, 2, 3)]
+        assert one.summary("average_accuracy") == pytest.approx(sum(last) / 3)
+        steps = [sum(cells[i, f"task {j}"] for j in range(1, i + 1)) / i for i in (1, 2, 3)]
+        found = one.summary("average_incremental_accuracy")
+        assert found == pytest.approx(sum(steps) / 3)
+        ends = one.evidence.interval("average_incremental_accuracy")
+        assert ends is not None
+        assert ends.low < ends.value == pytest.approx(found)
+    assert view.summary("forward_transfer") is None
+    assert other.summary("average_accuracy") != view.summary("average_accuracy")
+
+
+def test_a_task_incremental_run_has_the_other_one_beside_it(tmp_path: Path, small: Run) -> None:
+    """The same lines with the two answers changed over."""
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(small.path, folder)
+    lines = []
+    for line in small.scores():
+        if line["kind"] == "task":
+            both = line["measures"]
+            within = both["accuracy_within_task"]
+            line |= {
+                "score": within,
+                "measures": {"accuracy": within, "accuracy_among_all": both["accuracy"]},
+            }
+        lines.append(line)
+    write_lines(folder / "scores.jsonl", lines)
+    (view,), (first,) = views([Run.open(folder)]), views([small])
+    assert view.other is not None
+    assert first.other is not None
+    assert (view.scenario, view.other.scenario) == ("task-incremental", "class-incremental")
+    assert view.summary("average_accuracy") == first.other.summary("average_accuracy")
+    assert view.other.summary("average_accuracy") == first.summary("average_accuracy")
+    assert classes.steps(view) == classes.steps(first)  # all classes compete in either
+    # In a comparison each matrix stands under its own scenario.
+    sets = sections.map_sets(views([small, Run.open(folder)]))
+    assert [one["name"] for one in sets] == ["class-incremental", "task-incremental"]
+    assert sets[0]["maps"][0]["rows"] == sets[0]["maps"][1]["rows"]
+
+
+def test_accuracy_by_sample_counts_rows(small: Run) -> None:
+    (view,) = views([small])
+    cells, rows = by_hand(small, "accuracy"), {"task 1": 8, "task 2": 16, "task 3": 8}
+    share = sum(cells[3, task] * count for task, count in rows.items()) / 32
+    assert view.summary("accuracy_by_sample") == pytest.approx(share)
+    said = classes.by_sample(view, 3)
+    assert said[0] == f"by sample {share:.3f}"
+    assert " to " in said[1]
+    assert said[0] in render([small])
+    assert f"by sample {share:.2f}" in text_of([small])
+
+
+def test_the_page_has_a_switch_without_a_script(small: Run) -> None:
+    page = render([small])
+    assert "<script" not in page
+    assert len(re.findall(r'<input class="switch" type="radio"', page)) == 2
+    assert len(re.findall(r'<div class="set set\d">', page)) == 2
+    assert "all classes learned so far compete" in page
+
+
+def test_other_runs_have_no_switch(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    page = render([run])
+    assert 'class="switch"' not in page
+    assert 'id="classes"' not in page
+    assert 'id="probed"' not in page
+    (view,) = views([run])
+    assert view.other is None
+    found = numbers.of_run(view)
+    assert (found["scenario"], found["other_scenario"]) == (None, None)
+    assert (found["classes"], found["confusion"], found["probes"]) == ([], [], {})
+
+
+def test_cells_before_a_class_was_learned_are_no_gap(small: Run) -> None:
+    (view,) = views([small])
+    assert words.cells_words(view, "forgetting") == ""
+    assert words.cells_words(view, "forward_transfer") == ""
+    assert "never scored" not in text_of([small])
+
+
+def test_the_terminal_prints_both_averages(large: list[Run]) -> None:
+    text = text_of(large, 80)
+    for run in views(large):
+        assert run.other is not None
+        for one in (run, run.other):
+            assert f"{one.summary('average_accuracy'):.3f}" in text
+            assert f"{one.summary('average_incremental_accuracy'):.3f}" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+# --- classes
+
+
+def test_confusion_and_losses_are_those_of_a_plain_loop(small: Run) -> None:
+    (view,) = views([small])
+    found = dict(classes.steps(view))
+    assert list(found) == [1, 2, 3]
+    new = {"intent_4_about_money", "intent_5_about_money"}
+    old = [r for task in ("task 1", "task 2") for r in small.items(3, task)]
+    assert found[3].right == sum(r["score"] for r in old) / len(old)
+    assert found[3].as_new == sum(r["among_all"] in new for r in old) / len(old)
+    assert found[3].other_old == pytest.approx(1 - found[3].right - found[3].as_new)
+    assert found[1].right is None
+    lost = {one.name: one for one in classes.by_loss(view)}
+    for task, after in (("task 1", 1), ("task 2", 2), ("task 3", 3)):
+        for name in {r["answer"] for r in small.items(3, task)}:
+            shares = [
+                [r["score"] for r in small.items(k, task) if r["answer"] == name]
+                for k in (after, 3)
+            ]
+            assert lost[name].learned == sum(shares[0]) / len(shares[0])
+            assert lost[name].end == sum(shares[1]) / len(shares[1])
+    order = [one.loss for one in classes.by_loss(view)]
+    assert order == sorted(order, reverse=True)
+
+
+def test_the_page_shows_the_worst_ten_and_folds_the_rest(large: list[Run]) -> None:
+    shown = classes.sections(views(large))
+    assert [(len(c["classes"]), len(c["rest"]), c["count"]) for c in shown] == [(10, 140, 150)] * 2
+    page = render(large)
+    assert "The other 140 classes" in page
+    assert "the worst 10 of 150" in page
+
+
+def test_seeds_are_means(tmp_path: Path) -> None:
+    runs = [
+        make_class_run(tmp_path / str(seed), tasks=3, classes=2, kept=kept, seed=seed)
+        for seed, kept in enumerate((0.9, 0.5))
+    ]
+    (view,) = grouped(views(runs))
+    first, second = views(runs)
+    assert view.other is not None
+    assert first.other is not None
+    assert second.other is not None
+    name = "average_incremental_accuracy"
+    mean = (first.summary(name) + second.summary(name)) / 2  # type: ignore[operator]
+    assert view.summary(name) == pytest.approx(mean)
+    mean = (first.other.summary(name) + second.other.summary(name)) / 2  # type: ignore[operator]
+    assert view.other.summary(name) == pytest.approx(mean)
+    steps = [dict(classes.steps(one))[3].right for one in (view, first, second)]
+    assert None not in steps
+    assert steps[0] == pytest.approx((steps[1] + steps[2]) / 2)  # type: ignore[operator]
+    assert "mean over 2 seeds" in render(runs)
+
+
+# --- probes
+
+
+def test_probes_are_shown_beside_what_was_observed(small: Run) -> None:
+    (view,) = views([small])
+    assert probed.names(view) == ["linear", "cosine", "prototype", "cosine_prototype"]
+    assert probed.value(view, "linear", "seen", 2, "task 1") == pytest.approx(0.9 - 0.008)
+    assert math.isnan(probed.value(view, "linear", "seen", 1, "task 3"))
+    averages = probed.averages(view, "cosine", "all")
+    assert averages == pytest.approx([0.85, 0.846, 0.842, 0.838])
+    assert math.isnan(probed.averages(view, "cosine", "seen")[0])
+    cells = by_hand(small, "accuracy")
+    mean = (cells[2, "task 1"] + cells[2, "task 2"]) / 2
+    assert probed.observed(view)[2] == pytest.approx(mean)
+    assert view.other is not None
+    text = text_of([small])
+    assert "observed and probed, mean over the tasks learned so far" in text
+    assert "future ones included" in text
+    page = render([small])
+    assert "Observed and probed" in page
+    assert "future ones included" in page
+    assert page.count('<table class="heat many">') >= 8  # each probe on either set of classes
+
+
+def test_json_has_all_of_it(small: Run) -> None:
+    (view,) = views([small])
+    found = json.loads(json.dumps(numbers.of_run(view)))
+    assert found["other_scenario"]["scenario"] == "task-incremental"
+    assert found["other_scenario"]["average_incremental_accuracy"] == pytest.approx(
+        view.other.summary("average_incremental_accuracy")  # type: ignore[union-attr]
+    )
+    assert (
+        found["intervals"]["average_incremental_accuracy"]["low"]
+        < found["average_incremental_accuracy"]
+    )
+    assert found["probes"]["all"]["linear"]["averages"][0] == pytest.approx(0.9)
+    assert [step["after"] for step in found["confusion"]] == [1, 2, 3]
+    assert len(found["classes"]) == 6
+
+
+# --- cost
+
+
+def test_cost_is_read_from_facts(small: Run) -> None:
+    (view,) = views([small])
+    found = tradeoff.numbers(view)
+    assert found["trained_parameters"] == 3840
+    assert found["learning_seconds"] == pytest.approx(40)
+    assert found["seconds"] == pytest.approx(40 + 6 * 0.2)  # six cells; probes do not count
+    # 8 + (8 + 16) + (8 + 16 + 8) test rows, and 40 in each of three tasks.
+    assert found["body_passes"] == found["body_passes_needed"] == 64 + 120
+
+
+def test_charts_of_accuracy_against_cost(large: list[Run]) -> None:
+    time, parameters = tradeoff.tradeoffs(views(large))
+    assert [row[0] for row in time.table.rows] == ["seq_star", "sequential"]
+    assert parameters.note == "logarithmic"
+    assert [row[2] for row in parameters.table.rows] == ["3,840", "20,000,000"]
+    left, right = (line.points[0].x for line in parameters.lines)
+    assert left < right
+    assert tradeoff.tradeoffs(views(large[:1])) == []
+    page = render(large)
+    assert "Accuracy against time" in page
+    assert "Accuracy against trained parameters" in page
+    assert not re.search(r">(nan|inf)<", page)
