@@ -201,10 +201,11 @@ def _prepare(
 
     tell = (lambda text: None) if display is None else display.message
     stream = stream or stream_of(recipe)
-    if recipe.scoring.probes and (kind := stream.tasks[0].kind) != "classification":
+    kind = kinds.kind(stream.tasks[0].kind)
+    if recipe.scoring.probes and kind.name != kinds.CLASSIFICATION:
         raise UsageError(
             f"{recipe.place('scoring.probes')}: has no effect: probes are fitted on features of "
-            f"classes, and these tasks are of kind {kind}",
+            f"classes, and these tasks are of kind {kind.name}",
             "leave it out",
         )
     methods = tuple(chosen_methods(recipe, stream)) if training else ()
@@ -216,7 +217,6 @@ def _prepare(
         return Prepared(recipe, stream, methods, None, general, recipe.train.batch_size, 1, None)
     micro, accumulation = split_batch(recipe, int(os.environ.get("WORLD_SIZE", "1")))
     facts, encoder = None, None
-    kind = kinds.kind(stream.tasks[0].kind)
     module, _, name = kind.check.partition(":")
     if name:
         tell(f"{recipe.name}: checking the rows of {len(stream)} tasks")

@@ -14,6 +14,7 @@ file my_scores.py beside it, or in a module that can be imported.
 """
 
 from perdure.streams.kinds.base import Format, Kind, Metric, Row
+from perdure.streams.kinds.classes import CLASSIFICATION
 from perdure.streams.kinds.find import (
     format_of,
     is_perdures,
@@ -29,6 +30,7 @@ from perdure.streams.kinds.find import (
 from perdure.streams.kinds.text import EXACT_MATCH, GENERATION, LABEL_LIKELIHOOD, PERPLEXITY
 
 __all__ = [
+    "CLASSIFICATION",
     "EXACT_MATCH",
     "GENERATION",
     "LABEL_LIKELIHOOD",

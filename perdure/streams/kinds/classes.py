@@ -19,6 +19,7 @@ from perdure.streams.cells import EmptyCell, cell_text, folded, one_spaced
 from perdure.streams.kinds.base import Format, Kind, Metric, Row
 from perdure.streams.kinds.relations import marked, relation
 
+CLASSIFICATION = "classification"
 ACCURACY = Metric("accuracy", "accuracy", needs="classes")
 WITHIN_TASK = "accuracy_within_task"
 """The measure beside it: a row's classes compete within its own task alone."""
@@ -60,7 +61,7 @@ def _mistakes(task: TaskConfig) -> Iterator[Mistake]:
 
 
 KIND = Kind(
-    "classification",
+    CLASSIFICATION,
     schema={
         "text": "what is classified",
         "label": "the name of its class",
