@@ -21,7 +21,6 @@ from perdure.learners.base import Learner
 from perdure.learners.heads_only import HeadsTrainer
 from perdure.learners.training import PhaseTrainer
 from perdure.methods import registry
-from perdure.models.class_rows import ClassEncoder, class_encoder
 from perdure.models.classifier import (
     Classifier,
     Heads,
@@ -32,6 +31,7 @@ from perdure.models.classifier_files import load_classifier_weights, save_classi
 from perdure.models.configuration import has_dropout, is_decoder, pooling_of, read_config
 from perdure.models.features import TEXT, Features, state_key
 from perdure.models.load import load_body
+from perdure.models.prepared_classes import PreparedClasses, class_encoder
 from perdure.models.weights import evaluating, fingerprint
 from perdure.processes import Progress, rank
 from perdure.scoring.score import TaskScore
@@ -91,15 +91,15 @@ class ClassificationLearner(Learner):
         return {name: number for number, name in enumerate(self.stream.classes)}
 
     @cached_property
-    def reader(self) -> ClassEncoder:
+    def reader(self) -> PreparedClasses:
         """Turns a row's text into token ids; what was prepared knows the stream's rows already."""
-        found: ClassEncoder = self.prepared_encoder or self.make_encoder(
+        found: PreparedClasses = self.prepared_encoder or self.make_encoder(
             self.tokenizer, self.recipe
         )
         return found
 
     @classmethod
-    def make_encoder(cls, tokenizer: Any, recipe: Recipe) -> ClassEncoder:
+    def make_encoder(cls, tokenizer: Any, recipe: Recipe) -> PreparedClasses:
         """What tokenizes rows for a model loaded with its tokenizer."""
         return class_encoder(recipe, tokenizer)
 

@@ -66,14 +66,6 @@ OWN_POSITIONS = ("roberta", "camembert", "xlm-roberta", "xlm-roberta-xl", "data2
 """Families that number positions by padding tokens themselves, from an offset of their own."""
 
 
-def context_of(config: Any) -> int:
-    """Tokens that a model of this configuration reads at most; 0 where it does not say."""
-    found = int(getattr(config, "max_position_embeddings", 0) or 0)
-    if found and config.model_type in OWN_POSITIONS:  # the first ones are padding's
-        found -= int(getattr(config, "pad_token_id", 1) or 0) + 1
-    return found
-
-
 def is_decoder(config: Any) -> bool:
     """Whether a body of this configuration reads a text from left to right; else it is an encoder,
     which sees the whole text at once."""

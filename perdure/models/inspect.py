@@ -11,7 +11,6 @@ from perdure.consent import given
 from perdure.models.configuration import (
     POOLERS,
     attention_of,
-    context_of,
     is_decoder,
     read_config,
     why_not_causal,
@@ -63,7 +62,7 @@ def inspect_base(model: ModelConfig, writes: bool = True) -> ModelFacts:
         hidden=int(getattr(text, "hidden_size", 0) or 0),
         layers=int(getattr(text, "num_hidden_layers", 0) or 0),
         vocab=int(text.vocab_size),
-        context_length=context_of(text),
+        context_length=int(getattr(text, "max_position_embeddings", 0) or 0),
         decoder=is_decoder(config),
         no_language_head=why_not_causal(config),
     )

@@ -17,7 +17,7 @@ from perdure.models.adapters import (
     saved_template,
     without_file,
 )
-from perdure.models.configuration import POOLERS, attention_of, context_of, read_config
+from perdure.models.configuration import POOLERS, attention_of, read_config
 from perdure.models.gguf import converted, plain
 from perdure.models.locate import Place, loading, locate
 from perdure.models.locate import resolve_saved as resolve_saved
@@ -189,7 +189,7 @@ def _complete(tokenizer: Any, config: Any, place: Place, causal: bool) -> Any:
             f"but the model only {text.vocab_size}",
             "are tokenizer and weights of the same model?",
         )
-    context = context_of(text)
+    context = int(getattr(text, "max_position_embeddings", 0) or 0)
     if context and tokenizer.model_max_length > context:
         tokenizer.model_max_length = context
     return tokenizer

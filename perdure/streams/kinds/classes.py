@@ -54,7 +54,7 @@ KIND = Kind(
     ),
     metrics=(ACCURACY,),
     learner="perdure.learners.classification:ClassificationLearner",
-    encoder="perdure.models.class_rows:class_encoder",
+    encoder="perdure.models.prepared_classes:class_encoder",
     writes=False,
     question=question,
     # SEQ*'s settings; the heads' own are in model.head.
