@@ -51,8 +51,10 @@ def save_decoder(folder: Path, name: str = "llama", tied: bool = False) -> Path:
         "bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id,
     }  # fmt: skip
     if name == "gpt2":
-        renamed = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer",
-                   "num_attention_heads": "n_head", "max_position_embeddings": "n_positions"}  # fmt: skip
+        renamed = {
+            "hidden_size": "n_embd", "num_hidden_layers": "n_layer",
+            "num_attention_heads": "n_head", "max_position_embeddings": "n_positions",
+        }  # fmt: skip
         sizes = {renamed.get(key, key): value for key, value in sizes.items()}
         sizes |= {"n_inner": sizes.pop("intermediate_size"), "embd_pdrop": 0.0, "attn_pdrop": 0.0,
                   "resid_pdrop": 0.0}  # fmt: skip

@@ -11,10 +11,9 @@ Zheng et al. 2024 (arXiv 2312.07887), tags W (warm-up), FixB (body), FixC (old c
     from then on                 the body stays (FixB)
     task t > 1                   the heads of tasks 1 to t - 1 stay (FixC); head t learns
     with prototypes              no step but the warm-up's: head t is its classes' mean features
-Departs: what stays has no gradient and no dropout, where the released code sets learning rates to 0
-and leaves dropout on; heads move a decoder's body unless W or FixB keep it, where the released code
-reads features without a gradient. `official` does as the code does. The warm-up has an optimizer of
-its own, and a prototype's bias is 0.
+Departs: what stays has no gradient and no dropout, where the code sets learning rates to 0 and
+leaves dropout on; heads move a decoder, of which the code has no gradient. `official` does as it
+does. The warm-up has an optimizer of its own, and a prototype's bias is 0.
 Cost: negative; a frozen body needs one forward pass a text.
 """
 
@@ -35,9 +34,9 @@ if TYPE_CHECKING:
     from perdure.protocol.context import Context
 
 BODY, HEADS = r"^(?!heads\.)", r"^heads\."
-"""Every parameter that is no head's, and every head's."""
 EPOCHS = {"ce": 3, "lm": 1}
 """The released settings' epochs of a warm-up with each loss."""
+MEANS = {"none": "task", "raw": "prototypes", "normalized": "normalized prototypes"}
 
 
 class SeqStarConfig(MethodConfig):
@@ -90,8 +89,8 @@ class SeqStar(Method):
 
     def __init__(self, config: SeqStarConfig) -> None:
         super().__init__(config)
-        if config.freeze_body and config.warmup_epochs != 0 and config.warmup_loss != "ce":
-            head = "must" if config.warmup_loss == "lm" else "decoder"
+        if config.freeze_body and config.warmup_epochs != 0:
+            head = {"ce": "", "lm": "must", "auto": "decoder"}[config.warmup_loss]
             self.requires = Requires(language_head=head)
         if config.official:
             self.says = "seq_star: official: it computes as the released code of its paper does"
@@ -126,22 +125,16 @@ class SeqStar(Method):
         options, task, decoder = self.config, ctx.task_index, is_decoder(model.config)
         by_rate = options.official or options.freeze_mode == "lr_zero"
         eval_mode = options.frozen_eval_mode and not options.official
-        body = not self._reaches_body(decoder)  # never moved by heads
+        still, loss = not self._reaches_body(decoder), self._loss(decoder)
         phases: list[Phase] = []
-        loss = self._loss(decoder)
         if task == 0 and options.freeze_body and (epochs := self._epochs(loss)):
+            kept = frozen(0, still, False)
+            phases = [Phase("warm-up", epochs, freeze=kept, frozen_eval=eval_mode)]
             if loss == "lm":
-                phases.append(Phase("warm-up", epochs, freeze=HEADS, objective="lm"))
-            else:
-                kept = frozen(0, body, False)
-                phases.append(Phase("warm-up", epochs, freeze=kept, frozen_eval=eval_mode))
-        body = body or options.freeze_body
-        if options.prototype != "none":
-            wanted = {"raw": "prototypes", "normalized": "normalized prototypes"}
-            kept = frozen(task, body, options.freeze_old_heads)
-            phases.append(Phase(freeze=kept, objective=wanted[options.prototype]))
-            return phases
-        kept = frozen(task, body, options.freeze_old_heads and not by_rate)
-        held = frozen(task, False, options.freeze_old_heads and by_rate)
-        phases.append(Phase(freeze=kept, hold=held, frozen_eval=eval_mode))
-        return phases
+                phases = [Phase("warm-up", epochs, freeze=HEADS, objective="lm")]
+        means, old = MEANS[options.prototype], options.freeze_old_heads
+        by_rate = by_rate and means == "task"  # no step, no rate
+        kept = frozen(task, still or options.freeze_body, old and not by_rate)
+        held = frozen(task, False, old and by_rate)
+        main = Phase(freeze=kept, hold=held, objective=means, frozen_eval=eval_mode)
+        return [*phases, main]
