@@ -205,7 +205,7 @@ def _plan(
 
 def _with_heads(
     recipe: Recipe, stream: TaskStream, facts: ModelFacts
-) -> tuple[ModelFacts, list[tuple[float, float]]]:
+) -> tuple[ModelFacts, list[tuple[float, float | None]]]:
     """The body's sizes with all heads beside it, of which what learns at any time is trained; and
     for each task the epochs in which the body learns, and those of heads alone."""
     from perdure.methods import registry
@@ -232,7 +232,7 @@ def _plan_of_classes(
     micro: int,
     precision: str,
     speed: float,
-    parts: Sequence[tuple[float, float]],
+    parts: Sequence[tuple[float, float | None]],
 ) -> TaskPlan:
     """Args: parts: epochs of body and heads in this task and in each one after it."""
     from perdure.engine.batching import steps_of
@@ -242,7 +242,7 @@ def _plan_of_classes(
     steps = steps_of(recipe, rows, learns) if learns else 0
     head_steps = steps_of(recipe, rows, heads) if heads else 0
     mean = sum(widths) / max(1, len(widths))
-    trained, once = steps * recipe.train.batch_size, 0 if learns and not heads else rows
+    trained, once = steps * recipe.train.batch_size, 0 if heads is None else rows
     n, again = facts.parameters, recipe.train.gradient_checkpointing
     per_token = 4 * n + 2 * facts.trainable + (2 * n if again else 0)
     shown = min(len(task.test), recipe.scoring.max_test_rows or len(task.test))

@@ -262,8 +262,8 @@ class ClassificationLearner(Learner):
         model: Any = self.model
         key = state_key(
             weights=fingerprint(model.body),
-            template=self.reader.template,
-            max_length=self.reader.max_length,
+            template=[self.reader.template, self.reader.of_relations],
+            max_length=self.reader.limit,
             tokenizer=sorted(self.tokenizer.get_vocab().items()),
             side="right",
             pooling=model.pooling,

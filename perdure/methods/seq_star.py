@@ -95,10 +95,10 @@ class SeqStar(Method):
         if config.official:
             self.says = "seq_star: official: it computes as the released code of its paper does"
 
-    def epochs(self, task: int, epochs: float, decoder: bool) -> tuple[float, float]:
+    def epochs(self, task: int, epochs: float, decoder: bool) -> tuple[float, float | None]:
         reaches, loss = self._reaches_body(decoder), self._loss(decoder)
         if not self.config.freeze_body:
-            return (epochs, 0.0) if reaches else (0.0, epochs)
+            return (epochs, None) if reaches else (0.0, epochs)
         warm = float(self._epochs(loss)) if task == 0 else 0.0
         after = epochs if self.config.prototype == "none" else 0.0
         return (warm, after) if reaches or loss == "lm" else (0.0, warm + after)

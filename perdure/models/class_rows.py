@@ -60,6 +60,7 @@ class ClassEncoder:
         self.cut: set[str] = set()
         """Texts that lost a part."""
         self._known: dict[str, dict[str, Any]] = {}
+        self._last: tuple[str | None, list[int]] = (None, [])
         if self.starts and not getattr(tokenizer, "is_fast", False):
             raise UsageError(
                 "model.pooling: entity_starts needs a tokenizer that knows where its tokens stand "
@@ -182,11 +183,17 @@ class ClassEncoder:
         return written(low)
 
     def _count(self, text: str) -> int:
-        return len(self.tokenizer(text)["input_ids"])
+        return len(self._read(text))
+
+    def _read(self, text: str) -> list[int]:
+        """Ids of a text; those of the last one are kept, which is mostly the one that fits."""
+        if self._last[0] != text:
+            self._last = text, self.tokenizer(text)["input_ids"]
+        return self._last[1]
 
     def _found(self, text: str) -> dict[str, Any]:
         if not self.starts:
-            return {"input_ids": self.tokenizer(text)["input_ids"]}
+            return {"input_ids": self._read(text)}
         found = self.tokenizer(text, return_offsets_mapping=True)
         spans: Sequence[tuple[int, int]] = found["offset_mapping"]
         places = [text.index(marker) for marker, _ in (HEAD, TAIL)]

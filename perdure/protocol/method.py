@@ -124,13 +124,13 @@ class Method:
         """Return the trainings that make up this task, in order."""
         return (Phase(),)
 
-    def epochs(self, task: int, epochs: float, decoder: bool) -> tuple[float, float]:
+    def epochs(self, task: int, epochs: float, decoder: bool) -> tuple[float, float | None]:
         """Epochs in which a classifier's body learns in task number `task`, and in which heads
-        alone do: what a plan counts before any weight is loaded.
+        alone do, after it (None: no phase is theirs): what a plan counts without any weight.
 
         Args: epochs: the recipe's; decoder: the body is one.
         """
-        return epochs, 0.0
+        return epochs, None
 
     def train_data(self, ctx: Context, data: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the rows to train on in this phase; `data` is the task's training split."""

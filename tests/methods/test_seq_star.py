@@ -116,7 +116,7 @@ def test_what_a_plan_counts() -> None:
         ({}, False, 0, (3, 5)),
         ({}, True, 0, (1, 5)),
         ({}, True, 1, (0, 5)),
-        (seq, False, 2, (5, 0)),
+        (seq, False, 2, (5, None)),
         ({**seq, "official": True}, True, 2, (0, 5)),
         ({"warmup_loss": "ce", "feature_grad": False}, True, 0, (0, 8)),
         ({"prototype": "raw"}, False, 0, (3, 0)),
