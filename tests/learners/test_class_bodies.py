@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -214,3 +215,35 @@ def test_a_gguf_decoder_learns_two_tasks(smollm2_dir: Path, tmp_path: Path) -> N
     assert all(torch.equal(one[n], two[n]) for n in one if n.startswith("body."))
     scores = {(s["after"], s["task"]): s["measures"] for s in run.scores()}
     assert scores[1, "task 1"]["accuracy"] >= 0.75  # the text says the class's name
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["eaft", {"name": "ewc", "lam": 10, "rows": 4}, {"name": "replay", "ratio": 0.5}, "lwf"],
+)
+def test_methods_beside_a_warm_up_by_writing(other: Any, tmp_path: Path) -> None:
+    """Their terms see the phase's own predictions, next tokens first and classes then."""
+    recipe = write_class_recipe(
+        tmp_path, save_decoder(tmp_path / "m"), model__pooling="auto", method=["seq_star", other]
+    )
+    run = Run.open(learn(tmp_path / "run", recipe))
+    phases = dict.fromkeys((r["after"], r["phase"]) for r in run.log_rows())
+    assert list(phases) == [(1, "warm-up"), (1, "main"), (2, "main"), (3, "main")]
+    assert all(math.isfinite(row["loss"]) for row in run.log_rows())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_head_that_writes_is_where_the_rows_are(tmp_path: Path) -> None:
+    """It is no part of the model, so that moving the model does not move it."""
+    recipe = write_class_recipe(tmp_path, save_decoder(tmp_path / "m"), model__pooling="auto")
+    model: Any = learner_of(tmp_path / "l", recipe).model.cpu()
+    model.objective = "lm"
+    ids = torch.arange(10).reshape(2, 5)
+    losses = [
+        model.to(device)(
+            input_ids=ids.to(device), attention_mask=torch.ones_like(ids).to(device),
+            labels=ids.to(device),
+        ).loss.cpu()
+        for device in ("cpu", "cuda")
+    ]  # fmt: skip
+    torch.testing.assert_close(*losses, atol=1e-4, rtol=0)
