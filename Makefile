@@ -21,7 +21,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-demo: $(STAMP) ## teach a small model three tasks in turn and see what it forgot (12 minutes)
+demo: $(STAMP) ## teach a small model two tasks in turn and see what it forgot (a few minutes)
 	$(BIN)/perdure demo $(ARGS)
 
 test: $(STAMP) ## run the whole test suite

@@ -66,7 +66,15 @@ def root(
 )
 @handle_errors
 def demo(
-    quick: Annotated[bool, typer.Option("--quick", help="The smallest size: 4 minutes.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The smallest size, in at most 4 minutes.")
+    ] = False,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=1, metavar="N", help="How long it may take.  [default: 12, with --quick 4]"
+        ),
+    ] = None,
     methods: Annotated[
         str, typer.Option(metavar="A,B,...", help="Methods to compare, by name.")
     ] = "sequential,replay,gere",
@@ -82,10 +90,11 @@ def demo(
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Teach a small model three tasks in turn, with each method, and show what was forgotten."""
+    """Teach a small model two tasks in turn, with each method, and show what was forgotten."""
     from perdure.commands import demo as command
 
-    raise typer.Exit(command.demo(methods, as_json, quick=quick, base=base, seed=seed, out=out))
+    options = {"quick": quick, "base": base, "seed": seed, "out": out, "minutes": minutes}
+    raise typer.Exit(command.demo(methods, as_json, **options))
 
 
 @app.command(
@@ -246,14 +255,20 @@ def metrics(as_json: Json = False) -> None:
 
 
 @app.command(
-    epilog="Example: perdure streams --json", short_help="List the built-in streams of tasks"
+    epilog="Example: perdure streams clinc150", short_help="List the built-in streams of tasks"
 )
 @handle_errors
-def streams(as_json: Json = False) -> None:
+def streams(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="a stream: its tasks, classes, sizes, licence and citation"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """List the built-in streams of tasks, for `stream: {name: ...}` in a recipe."""
     from perdure.commands import lists
 
-    lists.streams(as_json)
+    lists.streams(name, as_json)
 
 
 @recipes_app.callback(

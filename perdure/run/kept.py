@@ -91,7 +91,8 @@ def whole_stream(
                     "this method trains on them: put the old files back",
                 )
             tasks[number] = replace(task, train=read.train, train_kept=True)
-    return TaskStream((*tasks, *new.tasks), kept_general(run), new.scenario, new.name)
+    every = (*tasks, *new.tasks)
+    return TaskStream(every, kept_general(run), new.scenario, new.name, new.no_class)
 
 
 def _told(run: Run, file: Path, old: Callable[[Path], TaskStream]) -> TaskStream:

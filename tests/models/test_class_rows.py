@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import BertConfig, GPT2Config, RobertaConfig
 
-from perdure.errors import DataError, UsageError
+from perdure.engine.rows import encode_stream
+from perdure.errors import DataError, RecipeError, UsageError
 from perdure.models.class_rows import ClassEncoder, context_of
-from perdure.streams.task import PlacedRow, Task
+from perdure.models.prepared_classes import PreparedClasses
+from perdure.streams.task import PlacedRow, Task, TaskStream
 from perdure.testing import make_tokenizer
 
 pytestmark = pytest.mark.unit
@@ -187,25 +192,32 @@ def test_a_long_relation_in_its_template(tokenizer: Any) -> None:
         ClassEncoder(tokenizer, None, 6, "last").encode({"text": "pay my bill", "label": "pay"})
 
 
-def test_how_many_texts_are_cut_is_told_once_a_task(
+def test_how_many_texts_are_cut_is_told_once_a_split(
     tokenizer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     def rows(*texts: str) -> list[dict[str, Any]]:
         return [{"text": text, "label": "a"} for text in texts]
 
     long = ["many words " * 9, "other words " * 9]
-    task = Task("one", rows("short", *long), [], rows("short too", long[0]), "accuracy")
-    encoder = ClassEncoder(tokenizer, None, 20, "mean")
+    one = Task("one", rows("short", *long), [], rows("short too", long[0]), "accuracy")
+    two = Task("two", rows("short"), [], rows("ends in blanks   "), "accuracy")
+    encoder = PreparedClasses(tokenizer, None, 20, "mean")
     with caplog.at_level(logging.WARNING):
-        assert encoder.check(task) == []
-        encoder.check(Task("two", rows("short"), [], rows("ends in blanks   "), "accuracy"))
+        encode_stream(TaskStream([one, two]), encoder, None)
+    rest = (
+        "rows have more than 20 tokens: the end of the text is left out, template and markers "
+        "stay; train.max_length may be raised"
+    )
     assert [record.getMessage() for record in caplog.records] == [
-        "task one: 3 of 5 rows have more than 20 tokens: the end of the text is left out, "
-        "template and markers stay; train.max_length may be raised"
+        f"task one: 2 of 3 train {rest}",
+        f"task one: 1 of 2 test {rest}",
     ]
-    small = ClassEncoder(tokenizer, None, 400, "mean", context=20)
+    assert encoder.lengths(("one", "train"))[1:] == [
+        len(encoder.encode({"text": text})["input_ids"]) for text in long
+    ]
+    small = PreparedClasses(tokenizer, None, 400, "mean", context=20)
     caplog.clear()
-    small.check(task)
+    encode_stream(TaskStream([one]), small, None)
     assert caplog.records[0].getMessage().endswith("raised, but the model reads no more")
 
 
@@ -213,10 +225,14 @@ def test_how_many_texts_are_cut_is_told_once_a_task(
 def test_all_rows_that_do_not_fit_are_named_at_once(tokenizer: Any, pooling: str) -> None:
     texts = [MARKED, "[E11] a [E12] b [E21] c [E22]", MARKED + " And so on."]
     least = ClassEncoder(tokenizer, None, 400, pooling).encode(row_of(texts[1]))["input_ids"]
-    encoder = ClassEncoder(tokenizer, None, len(least), pooling)
+    encoder = PreparedClasses(tokenizer, None, len(least), pooling)
     placed = [PlacedRow({**row_of(text)}, f"t.jsonl:{n}") for n, text in enumerate(texts, 1)]
-    found = encoder.check(Task("one", placed[:2], [], placed[2:], "accuracy"))
+    task = Task("one", placed[:2], [], placed[2:], "accuracy")
+    with pytest.raises(RecipeError) as told:
+        encode_stream(TaskStream([task]), encoder, None)
+    found = told.value.mistakes
     assert [error.what.partition(": ")[0] for error in found] == ["t.jsonl:1", "t.jsonl:3"]
+    assert not any(error.what.count("t.jsonl") > 1 for error in found)
     assert {error.source for error in found} == {"t.jsonl"}
 
 
@@ -225,3 +241,60 @@ def test_the_models_own_places_are_a_limit() -> None:
     assert context_of(GPT2Config(n_positions=64)) == 64
     # RoBERTa's first position is behind that of padding: 514 rows of its table, 512 tokens.
     assert context_of(RobertaConfig(max_position_embeddings=514, pad_token_id=1)) == 512
+
+
+# ---- a run
+
+
+@pytest.mark.train
+def test_relations_are_learned_by_their_markers(
+    wordpiece: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The feature is the body's states at both first markers, whatever else is in the batch."""
+    from transformers import AutoModel
+
+    from perdure.learners.classification import ClassificationLearner
+    from perdure.loop import learn
+    from perdure.prepare import load_recipe
+    from perdure.run import Run
+
+    monkeypatch.chdir(tmp_path)
+    wordpiece.save_pretrained("model")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModel.from_config(
+            BertConfig(
+                vocab_size=len(wordpiece), hidden_size=16, intermediate_size=24,
+                num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=64,
+                pad_token_id=0,
+            )
+        ).save_pretrained("model")  # fmt: skip
+    rows = [
+        {"tokens": ["so", *["long"] * (i % 5), "Ann", "worked", "for", "Acme"],
+         "label": f"r{i % 4}", "head": "Ann", "tail": "Acme"}
+        for i in range(40)
+    ]  # fmt: skip
+    Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("recipe.yaml").write_text(
+        "model: {path: ./model, pooling: entity_starts}\n"
+        "stream: {data: {train: train.jsonl, format: relations, tasks: 2}}\n"
+        "method: seq_star\n"
+        "train: {epochs: 1, precision: fp32}\n"
+    )
+    recipe = load_recipe("recipe.yaml")
+    learn(recipe, run := Run.create("run", recipe))
+    assert run.state == "finished"
+    model, tokenizer = ClassificationLearner.load(recipe, "fp32")
+    encoder = ClassEncoder(tokenizer, None, 64, "entity_starts")
+    text = "so long long [E11] Ann [E12] worked for [E21] Acme [E22]"
+    found = encoder.encode(row_of(text))
+    ids = torch.tensor([found["input_ids"]])
+    tokens = tokenizer.convert_ids_to_tokens(found["input_ids"])
+    first, _, second, _ = (n for n, token in enumerate(tokens) if token == "[")
+    assert found["entity_starts"] == [first, second]
+    with torch.no_grad():
+        states = model.eval().body(ids, torch.ones_like(ids)).last_hidden_state[0]
+        padded = torch.cat([ids, torch.zeros(1, 5, dtype=torch.long)], 1)
+        feature = model.features(padded, (padded != 0).long(), torch.tensor([[first, second]]))
+    by_hand = torch.cat([states[first], states[second]])
+    torch.testing.assert_close(feature[0], by_hand, atol=1e-5, rtol=0)
