@@ -243,8 +243,9 @@ def _plan_of_classes(
     head_steps = steps_of(recipe, rows, heads) if heads else 0
     mean = sum(widths) / max(1, len(widths))
     trained, once = steps * recipe.train.batch_size, 0 if heads is None else rows
-    n, again = facts.parameters, recipe.train.gradient_checkpointing
-    per_token = 4 * n + 2 * facts.trainable + (2 * n if again else 0)
+    # A token's embedding is looked up, and a body has no head over the vocabulary.
+    n, again = facts.parameters - facts.vocab * facts.hidden, recipe.train.gradient_checkpointing
+    per_token = 4 * n + 2 * min(n, facts.trainable) + (2 * n if again else 0)
     shown = min(len(task.test), recipe.scoring.max_test_rows or len(task.test))
     # Its test rows are read after it, and again after each task that moves the body.
     scorings = 1 + sum(moved > 0 for moved, _ in parts[1:])
