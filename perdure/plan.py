@@ -11,16 +11,18 @@ layer in 16 bit; twice that in fp32). Both are guesses, good to a factor of two.
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from perdure.streams.kinds import metric
+from perdure.protocol.method import Method
+from perdure.streams.kinds import kind, metric
 
 if TYPE_CHECKING:
+    from perdure.engine.rows import RowEncoder
     from perdure.models import ModelFacts
-    from perdure.models.chat import Encoder
     from perdure.recipe.schema import MethodSpec, Recipe
     from perdure.streams import Task, TaskStream
 
@@ -36,6 +38,8 @@ OPTIMIZER_BYTES = {
     "adamw_torch_8bit": 2.0,
 }
 """Optimizer state in bytes a trained number; 8 (two fp32 moments) for all others."""
+HEAD_STEP = 0.0015
+"""Seconds of an optimizer step of heads on features, of which hardly any is arithmetic."""
 PROCESS_MB = 600
 """A Python process with torch and transformers, before any model."""
 
@@ -59,6 +63,13 @@ class TaskPlan:
     score_seconds: float | None = None
     """To score this task once."""
     memory_mb: int | None = None
+    scorings: int | None = None
+    """How often its test rows are read; None: once before the first and once after each task."""
+    body_passes: int | None = None
+    """Of a task with classes: texts that the body reads in the whole run for it, to learn and to be
+    scored: once for each state of its weights where heads alone learn."""
+    head_steps: int | None = None
+    """Those of its steps in which heads alone learn."""
 
 
 @dataclass(frozen=True)
@@ -85,16 +96,24 @@ class Plan:
         training = [task.train_seconds for task in self.tasks if task.train_seconds is not None]
         if len(scoring) < len(self.tasks):
             return None
-        return sum(training) + (len(self.tasks) + 1) * sum(scoring)
+        every = len(self.tasks) + 1
+        times = [every if task.scorings is None else task.scorings for task in self.tasks]
+        return sum(training) + sum(map(operator.mul, times, scoring))
+
+    @property
+    def body_passes(self) -> int | None:
+        """Texts that a classifier's body reads in the whole run."""
+        found = [task.body_passes for task in self.tasks if task.body_passes is not None]
+        return sum(found) if found else None
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "seconds": self.seconds}
+        return {**asdict(self), "seconds": self.seconds, "body_passes": self.body_passes}
 
 
 def plan(
     recipe: Recipe,
     stream: TaskStream,
-    encoder: Encoder | None,
+    encoder: RowEncoder | None,
     facts: ModelFacts | None,
     *,
     micro_batch: int,
@@ -115,10 +134,19 @@ def plan(
         measured = models.measure_speed(0.5)
         speed = (measured.bf16 or measured.fp32) if precision == "bf16" else measured.fp32
         speed *= 1e9 * EFFICIENCY * processes
-        tasks = [
-            _plan(bare, recipe, task, encoder, facts, micro_batch, precision, speed)
-            for bare, task in zip(tasks, stream, strict=True)
-        ]
+        if kind(stream.tasks[0].kind).writes:
+            tasks = [
+                _plan(bare, recipe, task, encoder, facts, micro_batch, precision, speed)
+                for bare, task in zip(tasks, stream, strict=True)
+            ]
+        else:
+            facts, parts = _with_heads(recipe, stream, facts)
+            tasks = [
+                _plan_of_classes(
+                    bare, recipe, task, encoder, facts, micro_batch, precision, speed, parts[i:]
+                )
+                for i, (bare, task) in enumerate(zip(tasks, stream, strict=True))
+            ]
     return Plan(
         recipe=recipe.name,
         methods=tuple(spec.name for spec in recipe.methods),
@@ -151,7 +179,7 @@ def _plan(
     bare: TaskPlan,
     recipe: Recipe,
     task: Task,
-    encoder: Encoder,
+    encoder: RowEncoder,
     facts: ModelFacts,
     micro: int,
     precision: str,
@@ -175,7 +203,69 @@ def _plan(
     )
 
 
-def _scored_tokens(recipe: Recipe, task: Task, widths: Sequence[int], encoder: Encoder) -> float:
+def _with_heads(
+    recipe: Recipe, stream: TaskStream, facts: ModelFacts
+) -> tuple[ModelFacts, list[tuple[float, float | None]]]:
+    """The body's sizes with all heads beside it, of which what learns at any time is trained; and
+    for each task the epochs in which the body learns, and those of heads alone."""
+    from perdure.methods import registry
+
+    own = [m for m in registry.build(recipe.methods) if type(m).epochs is not Method.epochs]
+    decide = own[0].epochs if own else Method(None).epochs
+    parts = [
+        (0.0, 0.0) if task.learn == "none" else decide(i, recipe.train.epochs, facts.decoder)
+        for i, task in enumerate(stream)
+    ]
+    width = facts.hidden * (2 if recipe.model.pooling == "entity_starts" else 1)
+    heads = len(stream.classes) * (width + (recipe.model.head.type == "linear"))
+    body = facts.trainable if any(learns for learns, _ in parts) else 0
+    whole = replace(facts, parameters=facts.parameters + heads, trainable=body + heads)
+    return whole, parts
+
+
+def _plan_of_classes(
+    bare: TaskPlan,
+    recipe: Recipe,
+    task: Task,
+    encoder: RowEncoder,
+    facts: ModelFacts,
+    micro: int,
+    precision: str,
+    speed: float,
+    parts: Sequence[tuple[float, float | None]],
+) -> TaskPlan:
+    """Args: parts: epochs of body and heads in this task and in each one after it."""
+    from perdure.engine.batching import steps_of
+
+    lengths = {s: encoder.lengths((task.name, s)) for s in ("train", "validation", "test")}
+    widths, rows, (learns, heads) = lengths["train"], len(task.train), parts[0]
+    steps = steps_of(recipe, rows, learns) if learns else 0
+    head_steps = steps_of(recipe, rows, heads) if heads else 0
+    mean = sum(widths) / max(1, len(widths))
+    trained, once = steps * recipe.train.batch_size, 0 if heads is None else rows
+    # A token's embedding is looked up, and a body has no head over the vocabulary.
+    n, again = facts.parameters - facts.vocab * facts.hidden, recipe.train.gradient_checkpointing
+    per_token = 4 * n + 2 * min(n, facts.trainable) + (2 * n if again else 0)
+    shown = min(len(task.test), recipe.scoring.max_test_rows or len(task.test))
+    # Its test rows are read after it, and again after each task that moves the body.
+    scorings = 1 + sum(moved > 0 for moved, _ in parts[1:])
+    scored = sum(lengths["test"]) / max(1, len(task.test)) * shown
+    none = replace(facts, vocab=0, trainable=facts.trainable if learns else 0)
+    return replace(
+        bare,
+        steps=steps + head_steps,
+        longest=max(map(max, filter(None, lengths.values()))),
+        train_tokens=round(trained * mean),
+        train_seconds=(per_token * trained + 2 * n * once) * mean / speed + HEAD_STEP * head_steps,
+        score_seconds=2 * n * scored / speed,
+        memory_mb=_memory_mb(recipe, none, micro, max(widths, default=0), precision),
+        scorings=scorings,
+        body_passes=trained + once + scorings * shown,
+        head_steps=head_steps,
+    )
+
+
+def _scored_tokens(recipe: Recipe, task: Task, widths: Sequence[int], encoder: Any) -> float:
     rows = min(len(widths), recipe.scoring.max_test_rows or len(widths))
     mean = sum(widths) / max(1, len(widths))
     needs = metric(task.metric).needs

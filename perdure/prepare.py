@@ -25,7 +25,7 @@ from perdure.recipe.schema import MethodSpec, Recipe
 if TYPE_CHECKING:
     from datetime import date
 
-    from perdure.models.chat import Encoder
+    from perdure.engine.rows import RowEncoder
     from perdure.models.inspect import ModelFacts
     from perdure.protocol.method import Method
     from perdure.run import Run
@@ -141,7 +141,7 @@ class Prepared:
     recipe: Recipe
     stream: TaskStream
     methods: tuple[Method, ...]
-    encoder: Encoder | None
+    encoder: RowEncoder | None
     lm_eval_tasks: dict[str, Any]
     micro_batch: int
     accumulation: int
@@ -217,13 +217,10 @@ def _prepare(
         return Prepared(recipe, stream, methods, None, general, recipe.train.batch_size, 1, None)
     micro, accumulation = split_batch(recipe, int(os.environ.get("WORLD_SIZE", "1")))
     facts, encoder = None, None
-    module, _, name = kind.check.partition(":")
-    if name:
-        tell(f"{recipe.name}: checking the rows of {len(stream)} tasks")
-        getattr(importlib.import_module(module), name)(recipe, stream)
     module, _, name = kind.encoder.partition(":")
     if name:
-        facts = models.inspect_base(recipe.model)
+        facts = models.inspect_base(recipe.model, kind.writes)
+        _refuse_headless(recipe, methods, facts)
         encoder = getattr(importlib.import_module(module), name)(recipe)
         if today is not None and hasattr(encoder, "pin"):
             encoder.pin(today)
@@ -231,6 +228,18 @@ def _prepare(
         tell(f"{recipe.name}: checking {count:,} rows of {len(stream)} tasks")
         encode_stream(stream, encoder, facts.context_length or None)
     return Prepared(recipe, stream, methods, encoder, general, micro, accumulation, facts)
+
+
+def _refuse_headless(recipe: Recipe, methods: Sequence[Method], facts: ModelFacts) -> None:
+    """Refuse methods that have the model write text where it has no head to do so."""
+    for method, spec in zip(methods, recipe.methods, strict=True):
+        wanted = method.requires.language_head
+        if facts.no_language_head and (wanted == "must" or (wanted and facts.decoder)):
+            raise UsageError(
+                f"method: {spec.name} has the model write text first, and {recipe.model.path} "
+                f"cannot: {facts.no_language_head}",
+                "write method.warmup_loss: ce, or take a decoder with its language-model head",
+            )
 
 
 def chosen_methods(recipe: Recipe, stream: TaskStream) -> list[Method]:

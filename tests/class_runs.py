@@ -37,6 +37,35 @@ def save_encoder(folder: Path, name: str = "bert", dropout: float = 0.1) -> Path
     return folder
 
 
+def save_decoder(folder: Path, name: str = "llama", tied: bool = False) -> Path:
+    """A decoder of two layers with its language-model head, random, and a tokenizer."""
+    import torch
+    from small_tokenizer import make_tokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tokenizer = make_tokenizer()
+    sizes: dict[str, Any] = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 128,
+        "tie_word_embeddings": tied, "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    if name == "gpt2":
+        renamed = {
+            "hidden_size": "n_embd", "num_hidden_layers": "n_layer",
+            "num_attention_heads": "n_head", "max_position_embeddings": "n_positions",
+        }  # fmt: skip
+        sizes = {renamed.get(key, key): value for key, value in sizes.items()}
+        sizes |= {"n_inner": sizes.pop("intermediate_size"), "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+                  "resid_pdrop": 0.0}  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **sizes))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def write_classes(folder: Path, train: int = 8, test: int = 4, classes: int = 6) -> None:
     """Files train.jsonl, validation.jsonl and test.jsonl with so many rows of each class."""
     folder.mkdir(parents=True, exist_ok=True)

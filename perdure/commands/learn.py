@@ -152,8 +152,17 @@ def _estimate(plan: Plan, rounds: int) -> tuple[str, ...]:
 
     if plan.seconds is None:
         return (f"time and memory of tasks of kind {plan.kind} are not known beforehand; methods:",)
+    if plan.body_passes is None:
+        scored = f"with {rounds} scorings of every task"
+    else:
+        heads = sum(task.head_steps or 0 for task in plan.tasks)
+        steps = sum(task.steps for task in plan.tasks)
+        scored = (
+            f"the body reads {plan.body_passes:,} texts; {heads:,} of {steps:,} steps move heads "
+            "alone"
+        )
     return (
-        f"about {format.duration(plan.seconds)} in all, with {rounds} scorings of every task",
+        f"about {format.duration(plan.seconds)} in all, {scored}",
         "time and memory: estimates, good to a factor of two, without "
         f"{'lm-eval and ' if plan.general else ''}what methods add:",
     )

@@ -3,20 +3,62 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Hashable, Sequence
+from typing import Any, Protocol
 
 from perdure.errors import DataError, PerdureError, RecipeError
-from perdure.models.chat import Encoder
-from perdure.streams.labels import same_tokens
-from perdure.streams.task import TaskStream, place_of
+from perdure.streams.task import Row, Task, TaskStream, place_of
 
 logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
 
 
-def encode_stream(stream: TaskStream, encoder: Encoder, context_length: int | None) -> None:
+class Keeps(Protocol):
+    """Where an encoder keeps the rows of a stream."""
+
+    def begin(self, split: Hashable) -> None:
+        """Begin a split of this name, without rows."""
+
+    def add(self, split: Hashable, row: Row, encoded: dict[str, Any], cut: bool) -> None:
+        """Keep a row behind the others of its split."""
+
+
+class RowEncoder(Protocol):
+    """What tokenizes a kind's rows before weights are loaded (`Kind.encoder`).
+
+    It keeps what it made of a row and never tokenizes a text again: the learner is given it as
+    `prepared_encoder`. It may also have `pin(date)` and `today`, where it writes the date.
+    """
+
+    @property
+    def kept(self) -> Keeps:
+        """The rows that were encoded."""
+
+    @property
+    def cut_told(self) -> str:
+        """What happens to a row that is cut: "a text of more than 64 tokens: its end ..."."""
+
+    def encode_and_tell(self, row: Row) -> tuple[dict[str, Any], bool]:
+        """A row as `{"input_ids": [...], ...}`, and whether it was cut.
+
+        Raises:
+            DataError: the row cannot be read; `encode_stream` says where it stands.
+        """
+
+    def lengths(self, split: Hashable) -> Sequence[int]:
+        """Tokens of each row that was kept of a split."""
+
+    def mistakes(self, task: Task) -> Sequence[PerdureError]:
+        """What is wrong with a task as a whole, such as labels of equal tokens."""
+
+    def special_in(self, row: Row) -> tuple[str, bool] | None:
+        """A special token in a row's own texts, and whether it stands in the answer."""
+
+
+def encode_stream(stream: TaskStream, encoder: RowEncoder, context_length: int | None) -> None:
     """Have `encoder` tokenize and keep all rows, so that one too long is told now.
 
-    How many prompts lose their middle, and rows whose texts hold special tokens, are told as
+    How many rows are cut, and rows whose texts hold special tokens, are told as
     warnings.
 
     Raises:
@@ -26,7 +68,7 @@ def encode_stream(stream: TaskStream, encoder: Encoder, context_length: int | No
     mistakes: list[PerdureError] = []
     special: list[tuple[str, str, bool]] = []
     for task in stream:
-        mistakes += same_tokens(task.name, task.labels, encoder.answer_ids)
+        mistakes += encoder.mistakes(task)
         for split in SPLITS:
             rows, cut, name = getattr(task, split), 0, (task.name, split)
             encoder.kept.begin(name)
@@ -51,10 +93,13 @@ def encode_stream(stream: TaskStream, encoder: Encoder, context_length: int | No
                     special.append((place, *found))
             if cut:
                 logger.warning(
-                    "task %s: %d of %d %s rows have a prompt of more than %s tokens: its middle "
-                    "is left out",
-                    task.name, cut, len(rows), split, encoder.max_prompt_length,
-                )  # fmt: skip
+                    "task %s: %d of %d %s rows have %s",
+                    task.name,
+                    cut,
+                    len(rows),
+                    split,
+                    encoder.cut_told,
+                )
     if special:
         (place, token, _), answers = special[0], sum(in_answer for *_, in_answer in special)
         logger.warning(

@@ -114,6 +114,8 @@ class Learner(KindHooks):
         self._moved: dict[str, int] = {}  # elements of the parameters that a task trained
         self._session = self._session_of(0)
         self._gauges: Gauges | None = None
+        for said in filter(None, (method.says for method in methods)):
+            self.listener.note(said)
         if self.state.num_processes > 1:
             how = "sharded" if is_sharded(model) else "copied"
             self.listener.note(f"weights {how} over {self.state.num_processes} processes")
@@ -233,6 +235,11 @@ class Learner(KindHooks):
                 phases = method.phases(session.context)
                 if len({p.name for p in phases}) < len(phases):
                     raise UsageError("method: two phases of a task have the same name")
+                if unknown := {p.objective for p in phases} - set(self.objectives):
+                    raise UsageError(
+                        f"method: tasks of kind {self.kind} are not learned by {min(unknown)}",
+                        f"a phase's objective is here: {', '.join(self.objectives)}",
+                    )
                 return phases
         return (Phase(),)
 

@@ -7,6 +7,7 @@ and within which of them training's cross-entropy runs; the other one is recorde
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -21,11 +22,18 @@ from perdure.learners.base import Learner
 from perdure.learners.heads_only import HeadsTrainer
 from perdure.learners.probing import Probing
 from perdure.learners.training import PhaseTrainer
-from perdure.models.class_rows import ClassEncoder, context_of
-from perdure.models.classifier import Classifier, Heads, pooling_of, views
+from perdure.methods import registry
+from perdure.models.classifier import (
+    Classifier,
+    Heads,
+    class_means,
+    views,
+)
 from perdure.models.classifier_files import load_classifier_weights, save_classifier
+from perdure.models.configuration import has_dropout, is_decoder, pooling_of, read_config
 from perdure.models.features import TEXT, Features, state_key
 from perdure.models.load import load_body
+from perdure.models.prepared_classes import PreparedClasses, class_encoder
 from perdure.models.weights import evaluating, fingerprint
 from perdure.processes import Progress, rank
 from perdure.protocol.method import Method
@@ -35,23 +43,40 @@ from perdure.streams.rows import row_key
 from perdure.streams.task import Row, Task
 
 if TYPE_CHECKING:
+    from perdure.engine.session import TaskSession
     from perdure.protocol.step import Phase
     from perdure.recipe.schema import Recipe
 
 HEADS = r"^heads\."
+MEANS = ("prototypes", "normalized prototypes")
+
+
+def needs_language_head(recipe: Recipe) -> bool:
+    """Whether a phase of a method has a decoder write text, and the recipe's model is one."""
+    wanted = {method.requires.language_head for method in registry.build(recipe.methods)}
+    return "must" in wanted or (
+        "decoder" in wanted and is_decoder(read_config(recipe.model, causal=False))
+    )
 
 
 class ClassificationLearner(Learner):
     """Trains a classifier whose head grows with each task, and scores it."""
 
     kind = "classification"
+    objectives = ("task", "lm", *MEANS)
     features: Features | None = None
     """Those of the body as it is, while it stays."""
 
     @classmethod
     def load(cls, recipe: Recipe, precision: str) -> tuple[Any, Any]:
-        """A body without its head, and no class yet; LoRA stands in the body."""
-        body, tokenizer = load_body(recipe.model)
+        """A body, with the head that writes text only where a method needs that of a decoder, and
+        no class yet; LoRA stands in the body."""
+        language = None
+        if writes := needs_language_head(recipe):
+            language, tokenizer = load_body(recipe.model, language=writes)
+            body = language.base_model
+        else:
+            body, tokenizer = load_body(recipe.model)
         pooling = pooling_of(body.config, recipe.model.pooling)
         width = body.config.hidden_size * (2 if pooling == "entity_starts" else 1)
         head = recipe.model.head
@@ -61,7 +86,7 @@ class ClassificationLearner(Learner):
             body = attach_lora(body, recipe.model.lora, task_type="FEATURE_EXTRACTION")
         kept = head.preallocate if isinstance(head.preallocate, int) else 0
         heads = Heads(width, head.type, head.scale, head.learn_scale, kept)
-        return Classifier(body, pooling, heads), tokenizer
+        return Classifier(body, pooling, heads, language=language), tokenizer
 
     @cached_property
     def classes(self) -> dict[str, int]:
@@ -69,16 +94,17 @@ class ClassificationLearner(Learner):
         return {name: number for number, name in enumerate(self.stream.classes)}
 
     @cached_property
-    def reader(self) -> ClassEncoder:
-        """Turns a row's text into token ids."""
-        model: Any = self.model
-        return ClassEncoder(
-            self.tokenizer,
-            self.recipe.model.template,
-            self.recipe.train.max_length,
-            model.pooling,
-            context_of(model.config),
+    def reader(self) -> PreparedClasses:
+        """Turns a row's text into token ids; what was prepared knows the stream's rows already."""
+        found: PreparedClasses = self.prepared_encoder or self.make_encoder(
+            self.tokenizer, self.recipe
         )
+        return found
+
+    @classmethod
+    def make_encoder(cls, tokenizer: Any, recipe: Recipe) -> PreparedClasses:
+        """What tokenizes rows for a model loaded with its tokenizer."""
+        return class_encoder(recipe, tokenizer)
 
     @property
     def pad_id(self) -> int:  # type: ignore[override]
@@ -105,10 +131,49 @@ class ClassificationLearner(Learner):
         new = [name for name, task in self.stream.classes.items() if task == index]
         model.grow(len(new), index)
 
+    def _train(self, session: TaskSession, phase: Phase) -> None:
+        """As any learner; what the model computes is the phase's objective until its end."""
+        model: Any = self.model
+        if phase.objective in MEANS:
+            self._place_means(session, phase)
+            return
+        model.objective, model.frozen_eval = phase.objective, phase.frozen_eval
+        try:
+            super()._train(session, phase)
+        finally:
+            model.objective, model.frozen_eval = "task", True
+
+    @torch.no_grad()
+    def _place_means(self, session: TaskSession, phase: Phase) -> None:
+        """Set the weights of each class that has rows, and whose head is not frozen, to the mean of
+        their features."""
+        rows: list[Row] = list(session.task.train)
+        for method in self.methods:
+            rows = method.train_data(session.context, rows)
+        self.listener.note(f"task {session.task.name}: {phase.objective} of {len(rows)} rows")
+        texts, model = [row["text"] for row in rows], cast(Classifier, self.model)
+        self.features = self._features_now()
+        self.features.add(texts)
+        labels = torch.tensor([self.classes[row["label"]] for row in rows])
+        means, counts = class_means(
+            self.features.of(texts), labels, model.heads.classes, phase.objective != MEANS[0]
+        )
+        stays = [bool(phase.freeze and re.search(phase.freeze, f"heads.parts.{k}.weight"))
+                 for k, size in enumerate(model.heads.sizes) for _ in range(size)]  # fmt: skip
+        model.heads.place(means, (counts > 0) & ~torch.tensor(stays))
+
     def rates(self, model: nn.Module) -> Mapping[str, Mapping[str, float]]:
         """The heads learn at a rate, and with a weight decay, of their own."""
         head = self.recipe.model.head
         return {HEADS: {"lr": head.learning_rate, "weight_decay": head.weight_decay}}
+
+    def encoded(self, rows: Sequence[Row]) -> tuple[Sequence[dict[str, Any]], list[int]]:
+        """Rows as the phase's objective reads them: with their class's number, or its name."""
+        model: Any = self.model
+        if model.objective != "lm":
+            return super().encoded(rows)
+        found = [self.reader.encode_answer(row) for row in rows]
+        return found, [len(row["input_ids"]) for row in found]
 
     def encode(self, row: Row) -> dict[str, Any]:
         """Token ids, and the number of the row's class as its one label."""
@@ -176,8 +241,10 @@ class ClassificationLearner(Learner):
         """Where no parameter of the body learns, a trainer of heads on features."""
         model: Any = self.model
         self.features = None  # of the weights as they were
-        if any(p.requires_grad for p in model.body.parameters()):
-            self._state += 1
+        drops = not phase.frozen_eval and has_dropout(model.body.config)
+        learns = any(p.requires_grad for p in model.body.parameters())
+        self._state += learns
+        if learns or drops:
             return super().trainer(task, rows, phase, folder)
         texts = [row["text"] for row in rows]
         if self._look_inside():

@@ -41,6 +41,8 @@ class KindHooks:
     packs: bool = False
     """Whether extra rows of methods may run in one pass with the task's, where the model lets
     them: only models whose rows attend to nothing but earlier tokens."""
+    objectives: tuple[str, ...] = ("task",)
+    """What a phase may have as its objective."""
     trainer_class: type[PhaseTrainer] = PhaseTrainer
 
     model: nn.Module
@@ -120,7 +122,9 @@ class KindHooks:
             data_collator=lambda rows: {**self.collate(rows), ROWS: HostRows(rows)},
             processing_class=self.tokenizer,
         )
-        made.rates, made.packs = self.rates(self.model), self.packs
+        # What a phase holds comes first: of several patterns that find a name the first one counts.
+        held: dict[str, float] = {phase.hold: 0.0} if phase.hold else {}
+        made.rates, made.packs = {**held, **self.rates(self.model)}, self.packs
         made.sampler = EpochSampler(lengths, self.recipe.train.batch_size, self.recipe.seed)
         return made
 

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perdure.errors import DataError
+from perdure.errors import DataError, PerdureError
 from perdure.models.kept_rows import KeptRows
 from perdure.models.templates import ChatTemplate
 from perdure.recipe.schema import Recipe
-from perdure.streams.task import Row
+from perdure.streams.labels import same_tokens
+from perdure.streams.task import Row, Task
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -180,6 +181,15 @@ class Encoder:
         if self._header is None or self._header[0] != header:
             self._header = (header, self._ids(header))
         return self._header[1]
+
+    @property
+    def cut_told(self) -> str:
+        """What happens to a row that is cut, to end a sentence with."""
+        return f"a prompt of more than {self.max_prompt_length} tokens: its middle is left out"
+
+    def mistakes(self, task: Task) -> list[PerdureError]:
+        """Labels of a task that the tokenizer cannot tell apart."""
+        return list(same_tokens(task.name, task.labels, self.answer_ids))
 
     def special_in(self, row: Row) -> tuple[str, bool] | None:
         """A special token that a row's own texts hold, which is read as such.

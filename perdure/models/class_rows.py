@@ -9,19 +9,17 @@ Source of the templates: SEQ*'s released code (arXiv 2312.07887).
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from perdure.errors import DataError, RecipeError, UsageError, brief
+from perdure.errors import DataError, UsageError, brief
 from perdure.streams.cells import CellError
 from perdure.streams.kinds.relations import HEAD, TAIL, Relation, has_markers, relation, unmarked
-from perdure.streams.task import Row, Task, TaskStream, place_of
+from perdure.streams.task import Row, place_of
 
 if TYPE_CHECKING:
-    from perdure.recipe.schema import Recipe
+    pass
 
-logger = logging.getLogger("perdure")
 TEXT, NAMES = "{text}", ("{head}", "{tail}")
 SENTENCE = "Input sentence: {text}\n The label:"
 RELATION = "Input sentence: {text}\n The relationship between {head} and {tail} is"
@@ -60,6 +58,7 @@ class ClassEncoder:
         self.cut: set[str] = set()
         """Texts that lost a part."""
         self._known: dict[str, dict[str, Any]] = {}
+        self._last: tuple[str | None, list[int]] = (None, [])
         if self.starts and not getattr(tokenizer, "is_fast", False):
             raise UsageError(
                 "model.pooling: entity_starts needs a tokenizer that knows where its tokens stand "
@@ -82,46 +81,6 @@ class ClassEncoder:
         if text not in self._known:
             self._known[text] = self._encoded(text, row)
         return self._known[text]
-
-    def check(self, task: Task) -> list[DataError]:
-        """Look at all rows of a task; tell how many lose a part, and return those that cannot.
-
-        Only what may be too long is encoded, so that it takes a moment.
-        """
-        rows = [
-            *(task.train if task.train_kept else ()), *task.validation, *task.test
-        ]  # fmt: skip
-        wrong: list[DataError] = []
-        for row in self._doubtful(rows):
-            try:
-                self.encode(row)
-            except DataError as error:
-                wrong.append(error)
-        lost = sum(row["text"] in self.cut for row in rows)
-        if lost:
-            logger.warning(
-                "task %s: %d of %d rows have more than %d tokens: the end of the text is left out, "
-                "template and markers stay; train.max_length may be raised%s",
-                task.name, lost, len(rows), self.limit,
-                "" if self.limit == self.max_length else ", but the model reads no more",
-            )  # fmt: skip
-        return wrong
-
-    def _doubtful(self, rows: Sequence[Row]) -> list[Row]:
-        """Rows that may be longer than the limit, or lack a marker, each text once."""
-        once = list({row["text"]: row for row in rows}.values())
-        if self.starts or not once:
-            return once
-        written = [
-            self.of_relations.replace(TEXT, row["text"])
-            .replace(NAMES[0], str(row.get("head", "")))
-            .replace(NAMES[1], str(row.get("tail", "")))
-            if has_markers(row["text"])
-            else self._plain(row["text"])
-            for row in once
-        ]
-        counts = [len(ids) for ids in self.tokenizer(written)["input_ids"]]
-        return [row for row, count in zip(once, counts, strict=True) if count > self.limit]
 
     def _encoded(self, text: str, row: Row) -> dict[str, Any]:
         parts = None
@@ -182,11 +141,17 @@ class ClassEncoder:
         return written(low)
 
     def _count(self, text: str) -> int:
-        return len(self.tokenizer(text)["input_ids"])
+        return len(self._read(text))
+
+    def _read(self, text: str) -> list[int]:
+        """Ids of a text; those of the last one are kept, which is mostly the one that fits."""
+        if self._last[0] != text:
+            self._last = text, self.tokenizer(text)["input_ids"]
+        return self._last[1]
 
     def _found(self, text: str) -> dict[str, Any]:
         if not self.starts:
-            return {"input_ids": self.tokenizer(text)["input_ids"]}
+            return {"input_ids": self._read(text)}
         found = self.tokenizer(text, return_offsets_mapping=True)
         spans: Sequence[tuple[int, int]] = found["offset_mapping"]
         places = [text.index(marker) for marker, _ in (HEAD, TAIL)]
@@ -197,34 +162,12 @@ class ClassEncoder:
         return {"input_ids": found["input_ids"], "entity_starts": starts}
 
 
-def check_rows(recipe: Recipe, stream: TaskStream) -> None:
-    """Look at all rows of a stream before weights are loaded, and tell how many lose a part.
-
-    Raises:
-        RecipeError: rows of which what must stay is too long, each with its file and line.
-        ModelError: there is no such model, or no tokenizer of it.
-    """
-    from perdure.models.classifier import pooling_of
-    from perdure.models.configuration import read_config
-    from perdure.models.load import load_tokenizer
-
-    config = read_config(recipe.model, causal=False)
-    tokenizer = load_tokenizer(recipe.model, config, causal=False)
-    pooling = pooling_of(config, recipe.model.pooling)
-    encoder = ClassEncoder(
-        tokenizer, recipe.model.template, recipe.train.max_length, pooling, context_of(config)
-    )
-    wrong = [error for task in stream for error in encoder.check(task)]
-    if wrong:
-        raise RecipeError(wrong)
-
-
 def context_of(config: Any) -> int:
     """Tokens that a model has places for, of its configuration; 0: it does not say.
 
     Families that count from an offset of their own have fewer places than rows in their table.
     """
-    from perdure.models.classifier import OWN_POSITIONS
+    from perdure.models.configuration import OWN_POSITIONS
 
     most = int(getattr(config, "max_position_embeddings", None) or 0)
     if most and config.model_type in OWN_POSITIONS:

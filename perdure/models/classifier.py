@@ -5,6 +5,11 @@
 
 Class number c is column c: classes are numbered in the order in which they are learned, so a new
 task's head moves no older column.
+
+A decoder may keep the head that writes text beside them (`language`), for phases in which it learns
+to write a class's name behind the text:
+
+    ids ──► body ──► states ──► language head ──► logits (rows, seq, vocab)
 """
 
 from __future__ import annotations
@@ -17,12 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.modeling_outputs import CausalLMOutput, SequenceClassifierOutput
 
+from perdure.models.anatomy import takes_positions
 from perdure.models.chat import IGNORE
-
-OWN_POSITIONS = ("roberta", "camembert", "xlm-roberta", "xlm-roberta-xl", "data2vec-text", "mpnet")
-"""Families that number positions by padding tokens themselves, from an offset of their own."""
+from perdure.models.configuration import OWN_POSITIONS
 
 
 class Linear(nn.Linear):
@@ -110,10 +114,38 @@ class Heads(nn.Module):
             self.reserve = rest
         self.parts.append(new)
 
+    @torch.no_grad()
+    def place(self, means: Tensor, chosen: Tensor) -> None:
+        """Set the weights of `chosen` classes, (classes,) bool, to theirs of `means`, (classes,
+        width); a bias becomes 0."""
+        start = 0
+        for part in self.parts:
+            size = len(part.weight)  # type: ignore[arg-type]
+            own = chosen[start : start + size].to(part.weight.device)  # type: ignore[arg-type]
+            part.weight[own] = means[start : start + size].to(part.weight)[own]  # type: ignore
+            if getattr(part, "bias", None) is not None:
+                part.bias[own] = 0.0  # type: ignore[operator]
+            start += size
+
     def forward(self, features: Tensor) -> Tensor:
         every = [*self.parts, *([] if self.reserve is None else [self.reserve])]
         logits = torch.cat([part(features) for part in every], -1)
         return logits * self.scale if self.form == "cosine" else logits
+
+
+def class_means(
+    features: Tensor, labels: Tensor, classes: int, normalized: bool
+) -> tuple[Tensor, Tensor]:
+    """The mean feature of each class, (classes, width), and its rows, (classes,).
+
+    Args:
+        features: (rows, width); labels: (rows,).
+        normalized: each feature has the length 1 first, so that long ones count no more.
+    """
+    vectors = F.normalize(features, dim=-1) if normalized else features
+    counts = torch.bincount(labels, minlength=classes)
+    sums = vectors.new_zeros(classes, vectors.shape[1]).index_add(0, labels, vectors)
+    return sums / counts.clamp(min=1).unsqueeze(1), counts
 
 
 def positions(mask: Tensor) -> Tensor:
@@ -173,12 +205,16 @@ class Classifier(PreTrainedModel):
     Args:
         body: an encoder, or a decoder without its language-model head.
         within: classes compete within their own task (task-incremental), not all of them.
+        language: the causal language model whose body this is. Its head is no part of this model:
+            it is not saved, and learns nothing unless it is tied to the body's embeddings.
     """
 
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     accepts_loss_kwargs = True
 
-    def __init__(self, body: Any, pooling: str, heads: Heads, within: bool = False) -> None:
+    def __init__(
+        self, body: Any, pooling: str, heads: Heads, within: bool = False, language: Any = None
+    ) -> None:
         super().__init__(body.config)
         self.body, self.pooling, self.heads, self.within = body, pooling, heads, within
         self.owners: list[int] = []
@@ -187,7 +223,18 @@ class Classifier(PreTrainedModel):
         """Texts that the body has read."""
         self.learning_passes = 0
         """Those among them that it has learned from."""
-        accepts = inspect.signature(body.forward).parameters
+        self.objective = "task"
+        """What a pass computes: classes ("task"), or next tokens ("lm")."""
+        self.frozen_eval = True
+        """Whether a body that is frozen as a whole has no dropout."""
+        # In a tuple: it is no module of this one.
+        self._language: tuple[Any, ...] = () if language is None else (language,)
+        if language is not None:
+            head = language.get_output_embeddings()
+            if head.weight is not language.get_input_embeddings().weight:
+                head.requires_grad_(False)
+        bare = body.get_base_model() if hasattr(body, "get_base_model") else body
+        accepts = inspect.signature(bare.forward).parameters
         self.numbers_positions = (
             "position_ids" in accepts and body.config.model_type not in OWN_POSITIONS
         )
@@ -208,13 +255,15 @@ class Classifier(PreTrainedModel):
         return self.body
 
     def get_output_embeddings(self) -> Any:
+        if self.objective == "lm":
+            return self._language[0].get_output_embeddings()
         return self.heads
 
     def train(self, mode: bool = True) -> Classifier:
         """As any module; a body that is frozen as a whole has no dropout, so that a text's feature
-        is the same at each look."""
+        is the same at each look, unless `frozen_eval` is off."""
         super().train(mode)
-        if mode and not any(p.requires_grad for p in self.body.parameters()):
+        if mode and self.frozen_eval and not any(p.requires_grad for p in self.body.parameters()):
             self.body.eval()
         return self
 
@@ -222,14 +271,51 @@ class Classifier(PreTrainedModel):
         self, input_ids: Tensor, attention_mask: Tensor, entity_starts: Tensor | None = None
     ) -> Tensor:
         """One vector a row, (rows, width)."""
-        options: dict[str, Any] = {}
-        self.body_passes += len(input_ids)
-        if self.numbers_positions:
-            options["position_ids"] = positions(attention_mask)
+        options = self._counted(attention_mask)
         states = self.body(input_ids=input_ids, attention_mask=attention_mask, **options)
         if states.last_hidden_state.requires_grad:
             self.learning_passes += len(input_ids)
         return pooled(states.last_hidden_state, attention_mask, self.pooling, entity_starts)
+
+    def _counted(self, mask: Tensor) -> dict[str, Any]:
+        """Count the rows of a pass of the body; what the body is told beside them."""
+        self.body_passes += len(mask)
+        return {"position_ids": positions(mask)} if self.numbers_positions else {}
+
+    def _written(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor | None,
+        keep: Tensor | int | None,
+        shifted: Tensor | None,
+        items: Tensor | int | None,
+    ) -> CausalLMOutput:
+        """Logits of next tokens, and their cross-entropy where there are labels, (rows, seq).
+
+        Args:
+            keep: positions whose logits are computed, as the model's own `logits_to_keep`.
+            shifted: the labels of those positions, (tokens,).
+        """
+        model, options = self._language[0], self._counted(attention_mask)
+        if self.training and torch.is_grad_enabled():
+            self.learning_passes += len(input_ids)
+        model.get_output_embeddings().to(input_ids.device)
+        cuts = takes_positions(model)
+        if keep is not None and cuts:
+            options["logits_to_keep"] = keep
+        logits = model(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **options
+        ).logits
+        if isinstance(keep, Tensor) and not cuts:
+            logits = logits[keep]
+        if labels is None and shifted is None:
+            return CausalLMOutput(logits=logits)
+        if shifted is None:
+            assert labels is not None
+            shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORE).flatten()
+        loss = class_loss(logits.flatten(0, -2), shifted, items=items)
+        return CausalLMOutput(loss=loss, logits=logits)
 
     def forward(
         self,
@@ -239,12 +325,25 @@ class Classifier(PreTrainedModel):
         entity_starts: Tensor | None = None,
         features: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        logits_to_keep: Tensor | int | None = None,
+        shift_labels: Tensor | None = None,
         **_: Any,
-    ) -> SequenceClassifierOutput:
+    ) -> SequenceClassifierOutput | CausalLMOutput:
         """Logits over all classes, (rows, classes), and the loss where there are labels.
 
-        Args: features: (rows, width) in place of token ids, where they were computed before.
+        While the objective is "lm": those of next tokens.
+
+        Args:
+            features: (rows, width) in place of token ids, where they were computed before.
+            logits_to_keep, shift_labels: of the objective "lm", as causal language models have
+                them.
         """
+        if self.objective == "lm":
+            assert input_ids is not None
+            assert attention_mask is not None
+            return self._written(
+                input_ids, attention_mask, labels, logits_to_keep, shift_labels, num_items_in_batch
+            )
         if features is None:
             assert input_ids is not None
             assert attention_mask is not None
@@ -255,16 +354,6 @@ class Classifier(PreTrainedModel):
             owner = self.owner if self.within else None
             loss = class_loss(logits, labels, owner, num_items_in_batch)
         return SequenceClassifierOutput(loss=loss, logits=logits)
-
-
-def pooling_of(config: Any, chosen: str) -> str:
-    """The pooling that "auto" stands for: the last token of a decoder, else the first one."""
-    if chosen != "auto":
-        return chosen
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
-
-    encoder = config.model_type in MASKED and not getattr(config, "is_decoder", False)
-    return "cls" if encoder else "last"
 
 
 def views(logits: Tensor, owners: Sequence[int], own: Sequence[int]) -> tuple[Tensor, Tensor]:

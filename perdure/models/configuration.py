@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,9 +46,9 @@ def read_config(model: ModelConfig, causal: bool = True) -> Any:
     kernel = str(getattr(config, "_attn_implementation", "") or "")
     if "/" in kernel:
         demand(f"model.path: {place.shown}: names a hub repository's attention kernel, {kernel}")
-    if not causal and getattr(config, "is_encoder_decoder", False):
+    if not causal and (why := _why_no_body(config)):
         raise ModelError(
-            f"model.path: {place.shown}: is an encoder-decoder, which no classifier stands on yet",
+            f"model.path: {place.shown}: {why}, which no classifier of texts stands on",
             "give an encoder such as BERT, or a decoder such as Llama or SmolLM",
         )
     if causal and (why := why_not_causal(config)):
@@ -56,6 +57,37 @@ def read_config(model: ModelConfig, causal: bool = True) -> Any:
             "give a decoder model that predicts the next token, such as Llama, Qwen or SmolLM",
         )
     return config
+
+
+POOLERS = ("bert", "roberta", "camembert", "xlm-roberta", "mpnet", "albert")
+"""Families whose body has a pooling layer of its own, which nothing here reads."""
+
+OWN_POSITIONS = ("roberta", "camembert", "xlm-roberta", "xlm-roberta-xl", "data2vec-text", "mpnet")
+"""Families that number positions by padding tokens themselves, from an offset of their own."""
+
+
+def is_decoder(config: Any) -> bool:
+    """Whether a body of this configuration reads a text from left to right; else it is an encoder,
+    which sees the whole text at once."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
+
+    return config.model_type not in MASKED or bool(getattr(config, "is_decoder", False))
+
+
+def pooling_of(config: Any, chosen: str) -> str:
+    """The pooling that "auto" stands for: the last token of a decoder, else the first one."""
+    if chosen != "auto":
+        return chosen
+    return "last" if is_decoder(config) else "cls"
+
+
+def has_dropout(config: Any) -> bool:
+    """Whether a body of this configuration drops anything while it is in training mode."""
+    return any(
+        isinstance(value, float) and value > 0
+        for name, value in config.to_dict().items()
+        if re.search("drop", name) and not name.startswith(("classifier", "summary"))
+    )
 
 
 def attention_of(model: ModelConfig) -> dict[str, str]:
@@ -80,6 +112,22 @@ def _check_json(file: Path) -> None:
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"{file}: cannot be read: {error}", "copy or download it again") from error
+
+
+def _why_no_body(config: Any) -> str:
+    """Say why no classifier stands on a model of this configuration; "" if one can."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL,
+    )
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED,
+    )
+
+    if getattr(config, "is_encoder_decoder", False):
+        return "is an encoder-decoder"
+    if getattr(config, "auto_map", None) or config.model_type in {*CAUSAL, *MASKED}:
+        return ""
+    return f"is of type {config.model_type}, neither an encoder nor a decoder of texts"
 
 
 def why_not_causal(config: Any) -> str:

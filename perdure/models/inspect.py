@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.consent import given
-from perdure.models.configuration import attention_of, read_config
+from perdure.models.configuration import (
+    POOLERS,
+    attention_of,
+    is_decoder,
+    read_config,
+    why_not_causal,
+)
 from perdure.models.gguf import converted
 from perdure.models.locate import locate
 
@@ -29,19 +35,25 @@ class ModelFacts:
     vocab: int
     context_length: int
     """Tokens; 0 where the configuration does not say."""
-    is_causal_lm: bool = True
+    decoder: bool = True
+    """It reads a text from left to right; else it is an encoder."""
+    no_language_head: str = ""
+    """Why it cannot write text; "" if it can."""
 
 
-def inspect_base(model: ModelConfig) -> ModelFacts:
+def inspect_base(model: ModelConfig, writes: bool = True) -> ModelFacts:
     """Read sizes, and check the recipe's LoRA targets, on a model built without memory.
 
     A folder of weights that is trained in full says its sizes by itself: nothing is built then.
 
+    Args: writes: it must write text; else it is a body alone, of an encoder or a decoder.
+
     Raises:
         ModelError: as `perdure.models.load_base`, but for damaged weights.
     """
-    config = read_config(model)
-    architecture, parameters, trainable = counted(model, config) or _built(model, config)
+    config = read_config(model, causal=writes)
+    counts = counted(model, config) if writes else None
+    architecture, parameters, trainable = counts or _built(model, config, writes)
     text = config.get_text_config()
     return ModelFacts(
         architecture=architecture,
@@ -51,20 +63,23 @@ def inspect_base(model: ModelConfig) -> ModelFacts:
         layers=int(getattr(text, "num_hidden_layers", 0) or 0),
         vocab=int(text.vocab_size),
         context_length=int(getattr(text, "max_position_embeddings", 0) or 0),
+        decoder=is_decoder(config),
+        no_language_head=why_not_causal(config),
     )
 
 
-def _built(model: ModelConfig, config: Any) -> tuple[str, int, int]:
+def _built(model: ModelConfig, config: Any, writes: bool) -> tuple[str, int, int]:
     """Class, parameters and trained parameters of the model built without memory."""
     from perdure.models.adapters import attach_lora
 
-    empty = build_empty(model, config)
+    empty = build_empty(model, config, writes)
     parameters = trainable = sum(p.numel() for p in empty.parameters())
     if model.tuning == "lora":
         import torch
 
         with torch.device("meta"):
-            tuned = attach_lora(empty, model.lora)
+            task_type = "CAUSAL_LM" if writes else "FEATURE_EXTRACTION"
+            tuned = attach_lora(empty, model.lora, task_type=task_type)
         trainable = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
     return type(empty).__name__, parameters, trainable
 
@@ -107,16 +122,22 @@ def counted(model: ModelConfig, config: Any) -> tuple[str, int, int] | None:
     return str(known), total, total
 
 
-def build_empty(model: ModelConfig, config: Any) -> Any:
-    """The model on torch's meta device: modules and shapes, no memory."""
+def build_empty(model: ModelConfig, config: Any, writes: bool = True) -> Any:
+    """The model on torch's meta device: modules and shapes, no memory.
+
+    Args: writes: with its language-model head; else the body alone.
+    """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModel, AutoModelForCausalLM
 
     from perdure.models.locate import loading
 
-    options = attention_of(model)
+    options: dict[str, Any] = dict(attention_of(model))
+    if not writes and config.model_type in POOLERS:
+        options["add_pooling_layer"] = False
+    family = AutoModelForCausalLM if writes else AutoModel
     reading = loading(locate(model.path), "configuration")
     with reading, torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config, trust_remote_code=given(), **options)
+        empty = family.from_config(config, trust_remote_code=given(), **options)
     empty.tie_weights()
     return empty

@@ -20,7 +20,7 @@ from perdure.models.adapters import (
     saved_template,
     without_file,
 )
-from perdure.models.configuration import attention_of, read_config
+from perdure.models.configuration import POOLERS, attention_of, read_config
 from perdure.models.gguf import converted, plain
 from perdure.models.locate import Place, loading, locate
 from perdure.models.locate import resolve_saved as resolve_saved
@@ -110,26 +110,28 @@ def _tidy(model: Any, tokenizer: Any, place: Place, source: Place) -> Any:
     return model
 
 
-def load_body(model: ModelConfig) -> tuple[Any, Any]:
+def load_body(model: ModelConfig, language: bool = False) -> tuple[Any, Any]:
     """Load a base model without its head, and its tokenizer, to stand a classifier on.
 
-    Returns: (model, tokenizer); its output's `last_hidden_state` is (rows, seq, hidden).
+    Args: language: a causal language model as a whole, whose `base_model` is the body.
 
-    Raises: as `load_base`, but encoders are taken too.
+    Returns: (model, tokenizer); a body's output has `last_hidden_state`, (rows, seq, hidden).
+
+    Raises: as `load_base`, but without `language` encoders are taken too.
     """
     import torch
-    from transformers import AutoModel
+    from transformers import AutoModel, AutoModelForCausalLM
 
-    config = read_config(model, causal=False)
-    tokenizer = load_tokenizer(model, config, causal=False)
+    config = read_config(model, causal=language)
+    tokenizer = load_tokenizer(model, config, causal=language)
     place = locate(model.path)
     source = converted(place, weights=True)
     options: dict[str, Any] = {"config": config} if source.gguf else {}
     options |= source.arguments | attention_of(model)
-    if config.model_type in _POOLERS:
+    if config.model_type in POOLERS and not language:
         options["add_pooling_layer"] = False  # a head of another training's that nothing reads
     with loading(place, "model"), _report_unsaid():
-        loaded, found = AutoModel.from_pretrained(
+        loaded, found = (AutoModelForCausalLM if language else AutoModel).from_pretrained(
             source.name,
             revision=model.revision,
             trust_remote_code=given(),
@@ -161,9 +163,6 @@ def _report_unsaid() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-_POOLERS = ("bert", "roberta", "camembert", "xlm-roberta", "mpnet", "albert")
 
 
 def load_tokenizer(model: ModelConfig, config: Any = None, causal: bool = True) -> Any:

@@ -77,6 +77,9 @@ class Requires:
     rows: bool = False
     """Rows of `ctx.task.train` are run again, each by itself: kept, replayed or measured.
     `perdure.attach` then refuses a trainer of whose rows that cannot be."""
+    language_head: str = ""
+    """A phase has the objective "lm", so that a classifier's decoder keeps the head that writes
+    text: "decoder" (where the body is one) or "must" (other bodies are refused)."""
     step_gradients: bool = False
     """`p.grad` is read in `after_step`; refused under DeepSpeed, which frees it earlier."""
 
@@ -100,6 +103,8 @@ class Method:
     in order, so that their weights find their place."""
     projects: bool = False
     """True if `gradients` replaces the gradient's direction, so that two such methods clash."""
+    says: str = ""
+    """A line for the run's log and its report, of what it computes otherwise than one expects."""
     example_options: ClassVar[Mapping[str, Any]] = {}
     """Options under which it acts on small tasks: what `perdure.testing.check_method` runs."""
     noop_options: ClassVar[Mapping[str, Any] | None] = None
@@ -118,6 +123,14 @@ class Method:
     def phases(self, ctx: Context) -> Sequence[Phase]:
         """Return the trainings that make up this task, in order."""
         return (Phase(),)
+
+    def epochs(self, task: int, epochs: float, decoder: bool) -> tuple[float, float | None]:
+        """Epochs in which a classifier's body learns in task number `task`, and in which heads
+        alone do, after it (None: no phase is theirs): what a plan counts without any weight.
+
+        Args: epochs: the recipe's; decoder: the body is one.
+        """
+        return epochs, None
 
     def train_data(self, ctx: Context, data: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the rows to train on in this phase; `data` is the task's training split."""

@@ -16,6 +16,15 @@ class Phase:
     """Weights to start from: "current", "base", or "previous" (before this task)."""
     freeze: str = ""
     """Regular expression over parameter names; a parameter that it finds gets no update."""
+    hold: str = ""
+    """Regular expression over parameter names; one that it finds has the learning rate 0: its
+    gradient is computed, and counts in the norm that gradients are clipped to."""
+    objective: str = "task"
+    """What is learned: "task", the kind's own loss; or, of classes, "lm" (a decoder writes the
+    class's name behind the text), "prototypes" or "normalized prototypes" (a class's weights become
+    the mean of its rows' features, each of length 1 in the latter; no gradient)."""
+    frozen_eval: bool = True
+    """Whether a body that learns nothing in this phase has no dropout either."""
 
 
 @dataclass(frozen=True)

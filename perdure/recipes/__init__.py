@@ -16,7 +16,8 @@ FOLDER = Path(__file__).parent
 
 
 def names() -> list[str]:
-    """All recipes, then the configurations for `accelerate launch` (`accelerate/...`)."""
+    """All recipes, then those in folders: the configurations for `accelerate launch`
+    (`accelerate/...`), and a paper's (`seq_star/...`)."""
     files = sorted(FOLDER.rglob("*.yaml"))
     found = [_name(path) for path in files]
     return sorted(found, key=lambda name: ("/" in name, name))

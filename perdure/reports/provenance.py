@@ -73,13 +73,21 @@ def environments(runs: Sequence[RunView]) -> list[dict[str, Any]]:
     """One block for each environment: the runs that share it, and its facts."""
     blocks: list[dict[str, Any]] = []
     for label, member in [(run.label, member) for run in runs for member in run.members]:
-        facts = _facts(member.environment)
+        facts = [*_facts(member.environment), *_released(member.recipe)]
         same = next((block for block in blocks if block["facts"] == facts), None)
         if same is None:
             blocks.append({"labels": [label], "facts": facts})
         elif label not in same["labels"]:
             same["labels"].append(label)
     return blocks
+
+
+def _released(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Which methods compute as the released code of their papers does (`official: true`)."""
+    chosen = recipe.get("method") or ()
+    specs = [chosen] if isinstance(chosen, Mapping) else list(chosen)
+    names = [str(s["name"]) for s in specs if isinstance(s, Mapping) and s.get("official") is True]
+    return [("As released", ", ".join(f"{name} (official: true)" for name in names))] * bool(names)
 
 
 def _facts(environment: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -11,9 +11,11 @@ import pytest
 import torch
 from transformers import BertConfig, GPT2Config, RobertaConfig
 
-from perdure.errors import DataError, UsageError
+from perdure.engine.rows import encode_stream
+from perdure.errors import DataError, RecipeError, UsageError
 from perdure.models.class_rows import ClassEncoder, context_of
-from perdure.streams.task import PlacedRow, Task
+from perdure.models.prepared_classes import PreparedClasses
+from perdure.streams.task import PlacedRow, Task, TaskStream
 from perdure.testing import make_tokenizer
 
 pytestmark = pytest.mark.unit
@@ -190,25 +192,32 @@ def test_a_long_relation_in_its_template(tokenizer: Any) -> None:
         ClassEncoder(tokenizer, None, 6, "last").encode({"text": "pay my bill", "label": "pay"})
 
 
-def test_how_many_texts_are_cut_is_told_once_a_task(
+def test_how_many_texts_are_cut_is_told_once_a_split(
     tokenizer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     def rows(*texts: str) -> list[dict[str, Any]]:
         return [{"text": text, "label": "a"} for text in texts]
 
     long = ["many words " * 9, "other words " * 9]
-    task = Task("one", rows("short", *long), [], rows("short too", long[0]), "accuracy")
-    encoder = ClassEncoder(tokenizer, None, 20, "mean")
+    one = Task("one", rows("short", *long), [], rows("short too", long[0]), "accuracy")
+    two = Task("two", rows("short"), [], rows("ends in blanks   "), "accuracy")
+    encoder = PreparedClasses(tokenizer, None, 20, "mean")
     with caplog.at_level(logging.WARNING):
-        assert encoder.check(task) == []
-        encoder.check(Task("two", rows("short"), [], rows("ends in blanks   "), "accuracy"))
+        encode_stream(TaskStream([one, two]), encoder, None)
+    rest = (
+        "rows have more than 20 tokens: the end of the text is left out, template and markers "
+        "stay; train.max_length may be raised"
+    )
     assert [record.getMessage() for record in caplog.records] == [
-        "task one: 3 of 5 rows have more than 20 tokens: the end of the text is left out, "
-        "template and markers stay; train.max_length may be raised"
+        f"task one: 2 of 3 train {rest}",
+        f"task one: 1 of 2 test {rest}",
     ]
-    small = ClassEncoder(tokenizer, None, 400, "mean", context=20)
+    assert encoder.lengths(("one", "train"))[1:] == [
+        len(encoder.encode({"text": text})["input_ids"]) for text in long
+    ]
+    small = PreparedClasses(tokenizer, None, 400, "mean", context=20)
     caplog.clear()
-    small.check(task)
+    encode_stream(TaskStream([one]), small, None)
     assert caplog.records[0].getMessage().endswith("raised, but the model reads no more")
 
 
@@ -216,10 +225,14 @@ def test_how_many_texts_are_cut_is_told_once_a_task(
 def test_all_rows_that_do_not_fit_are_named_at_once(tokenizer: Any, pooling: str) -> None:
     texts = [MARKED, "[E11] a [E12] b [E21] c [E22]", MARKED + " And so on."]
     least = ClassEncoder(tokenizer, None, 400, pooling).encode(row_of(texts[1]))["input_ids"]
-    encoder = ClassEncoder(tokenizer, None, len(least), pooling)
+    encoder = PreparedClasses(tokenizer, None, len(least), pooling)
     placed = [PlacedRow({**row_of(text)}, f"t.jsonl:{n}") for n, text in enumerate(texts, 1)]
-    found = encoder.check(Task("one", placed[:2], [], placed[2:], "accuracy"))
+    task = Task("one", placed[:2], [], placed[2:], "accuracy")
+    with pytest.raises(RecipeError) as told:
+        encode_stream(TaskStream([task]), encoder, None)
+    found = told.value.mistakes
     assert [error.what.partition(": ")[0] for error in found] == ["t.jsonl:1", "t.jsonl:3"]
+    assert not any(error.what.count("t.jsonl") > 1 for error in found)
     assert {error.source for error in found} == {"t.jsonl"}
 
 

@@ -81,7 +81,8 @@ KIND = Kind(
     ),
     metrics=(ACCURACY,),
     learner="perdure.learners.classification:ClassificationLearner",
-    check="perdure.models.class_rows:check_rows",
+    encoder="perdure.models.prepared_classes:class_encoder",
+    writes=False,
     question=question,
     # SEQ*'s settings; the heads' own are in model.head.
     defaults={"train": {"learning_rate": 1e-5, "weight_decay": 5e-4, "epochs": 5}},

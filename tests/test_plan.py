@@ -1,0 +1,163 @@
+"""`run --check` of classes: what the body reads is what it then reads, and what is told before."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from class_runs import CLASSES, save_decoder, save_encoder, write_class_recipe
+
+import perdure
+from perdure.errors import RecipeError
+from perdure.models.classifier import Classifier
+from perdure.plan import Plan, plan
+from perdure.prepare import prepare
+from perdure.run import Run
+
+pytestmark = pytest.mark.train
+
+
+def planned(recipe: Path) -> Plan:
+    ready = prepare(perdure.load_recipe(recipe))
+    return plan(
+        ready.recipe, ready.stream, ready.encoder, ready.model,
+        micro_batch=ready.micro_batch, precision="fp32",
+    )  # fmt: skip
+
+
+def learned(recipe: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The classifiers of a run; texts that reached their body are counted by a hook of our own."""
+    made: list[Any] = []
+    init = Classifier.__init__
+
+    def spied(model: Any, *args: Any, **options: Any) -> None:
+        init(model, *args, **options)
+        model.hooked = 0
+
+        def count(body: Any, args: Any, given: Any, output: Any) -> None:
+            model.hooked += len(given["input_ids"])
+
+        model.body.register_forward_hook(count, with_kwargs=True)
+        made.append(model)
+
+    monkeypatch.setattr(Classifier, "__init__", spied)
+    run = Run.create(out, perdure.load_recipe(recipe))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        perdure.learn(run.recipe, run)
+    finally:
+        torch.set_num_threads(threads)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("body", "method", "passes", "heads"),
+    [
+        # 16 training and 8 test rows a task; 4 rows a step, 2 epochs: 8 steps.
+        ("bert", {"name": "seq_star", "warmup_epochs": 1}, 16 + 48 + 24, 24),
+        ("llama", {"name": "seq_star"}, 16 + 48 + 24, 24),
+        ("bert", {"name": "seq_star", "warmup_epochs": 0}, 48 + 24, 24),
+        ("bert", {"name": "seq_star", "warmup_epochs": 1, "prototype": "raw"}, 16 + 48 + 24, 0),
+        ("bert", {"name": "sequential"}, 2 * 48 + 8 * (3 + 2 + 1), 0),
+    ],
+)
+def test_the_body_reads_what_was_planned(
+    body: str, method: Any, passes: int, heads: int, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    make = save_encoder if body == "bert" else save_decoder
+    recipe = write_class_recipe(
+        tmp_path, make(tmp_path / "m"), method=method, model__pooling="auto"
+    )
+    found = planned(recipe)
+    assert found.body_passes == passes
+    assert sum(task.head_steps or 0 for task in found.tasks) == heads
+    (model,) = learned(recipe, tmp_path / "run", monkeypatch)
+    assert model.hooked == model.body_passes == passes
+    log = Run.open(tmp_path / "run").log_rows()
+    steps = {(row["after"], row["phase"]): row["steps"] for row in log}
+    assert sum(task.steps for task in found.tasks) == sum(steps.values())
+    # What learns at any time: the whole body and six classes' weights, or those alone.
+    own = sum(p.numel() for p in model.parameters())
+    body_learns = method["name"] == "sequential" or method.get("warmup_epochs") != 0
+    assert found.parameters == own
+    assert found.trainable == (own if body_learns else 6 * 32)
+
+
+def test_the_plan_is_read_without_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import PreTrainedModel
+
+    from perdure.commands import learn as command
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("weights are loaded")
+
+    recipe = write_class_recipe(tmp_path, save_encoder(tmp_path / "m"))
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", refuse)
+    monkeypatch.chdir(tmp_path)
+    command.run(recipe, [], None, check=True, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found["body_passes"] == 16 + 48 + 24
+    longest = [task["longest"] for task in found["tasks"]]
+    tokens = found["tasks"][0]["train_tokens"]
+    assert all(8 < n < 60 for n in longest)
+    assert 16 * 4 < tokens < 16 * longest[0]
+    assert found["seconds"] > 0
+    assert all(task["memory_mb"] >= 600 for task in found["tasks"])
+    command.run(recipe, [], None, check=True, as_json=False)
+    shown = capsys.readouterr().out
+    assert "the body reads 88 texts; 24 of 28 steps move heads alone" in shown
+    assert "no weight was loaded, nothing was written" in shown
+
+
+def test_rows_that_are_cut_are_counted_and_those_that_do_not_fit_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = save_decoder(tmp_path / "m")
+    recipe = write_class_recipe(tmp_path, folder, model__pooling="auto")
+    ready = prepare(perdure.load_recipe(recipe))
+    assert ready.encoder is not None
+    widths = sorted(ready.encoder.lengths(("task 1", "train")))
+    limit = widths[len(widths) // 2]
+    over = sum(width > limit for width in widths)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        prepare(perdure.load_recipe(recipe, [f"train.max_length={limit}"]))
+    assert (
+        f"task task 1: {over} of 16 train rows have more than {limit} tokens: the end of the text "
+        "is left out"
+    ) in caplog.text
+    with pytest.raises(RecipeError, match=r"train\.jsonl:\d+: no word fits into 5 tokens") as told:
+        prepare(perdure.load_recipe(recipe, ["train.max_length=5"]))
+    assert str(told.value).count("train.jsonl") == 1  # all of a kind in one line
+
+
+def test_each_text_is_tokenized_once_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+    asked: Counter[str] = Counter()
+    call = Tokenizer.__call__
+
+    def counting(tokenizer: Any, text: Any, *args: Any, **options: Any) -> Any:
+        asked.update([text] if isinstance(text, str) else text)
+        return call(tokenizer, text, *args, **options)
+
+    recipe = write_class_recipe(tmp_path, save_decoder(tmp_path / "m"), model__pooling="auto")
+    monkeypatch.setattr(Tokenizer, "__call__", counting)
+    learned(recipe, tmp_path / "run", monkeypatch)
+    rows = [row for task in prepare(perdure.load_recipe(recipe)).stream for rows in
+            (task.train, task.validation, task.test) for row in rows]  # fmt: skip
+    framed = [f"Input sentence: {row['text']}\n The label:" for row in rows]
+    assert len(set(framed)) == 48 + 12 + 24
+    # Once by the run, and once by the preparation above.
+    assert {asked[text] for text in framed} == {2}
+    names = [f"Input sentence: \n The label: {name}" for name in CLASSES[:2]]
+    assert [asked[name] for name in names] == [1, 1]
