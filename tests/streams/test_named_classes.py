@@ -95,7 +95,7 @@ def test_what_is_known_without_the_data() -> None:
     assert CLASS_STREAMS["clinc150"].tasks[0][0] == "restaurant_reviews"
     assert CLASS_STREAMS["clinc150"].tasks[-1][-1] == "reset_settings"
     assert "not seen" in CLASS_STREAMS["fewrel"].order
-    assert set(abouts()) == {"demo", *CLASS_STREAMS}
+    assert set(abouts()) == {"demo", "intents", *CLASS_STREAMS}
 
 
 # ---- on the real data, where it is
