@@ -18,14 +18,18 @@ from torch import Tensor, nn
 from perdure.errors import UsageError
 from perdure.learners.base import Learner
 from perdure.learners.heads_only import HeadsTrainer
+from perdure.learners.kind import drawn
 from perdure.learners.training import PhaseTrainer
+from perdure.models.chat import IGNORE
 from perdure.models.class_rows import ClassEncoder
 from perdure.models.classifier import Classifier, Heads, pooling_of, views
 from perdure.models.classifier_files import load_classifier_weights, save_classifier
 from perdure.models.features import TEXT, Features, state_key
 from perdure.models.load import load_body
-from perdure.models.weights import evaluating, fingerprint
+from perdure.models.random_state import seed_of
+from perdure.models.weights import evaluating, fingerprint, trainable
 from perdure.processes import Progress, rank
+from perdure.protocol.labels import Classes, classes_of
 from perdure.scoring.score import TaskScore
 from perdure.streams.kinds.classes import ACCURACY, AMONG_ALL, WITHIN_TASK
 from perdure.streams.rows import row_key
@@ -44,6 +48,8 @@ class ClassificationLearner(Learner):
     kind = "classification"
     features: Features | None = None
     """Those of the body as it is, while it stays."""
+    _features_at, _features_body = 0, ""
+    """How often the body was written to when its features were begun, and its fingerprint."""
 
     @classmethod
     def load(cls, recipe: Recipe, precision: str) -> tuple[Any, Any]:
@@ -84,19 +90,50 @@ class ClassificationLearner(Learner):
         model.within = self.stream.scenario == "task-incremental"
         head = self.recipe.model.head
         if head.preallocate == "all" and not model.heads.classes:
-            model.heads.allocate(len(self.classes))
+            drawn(lambda: model.heads.allocate(len(self.classes)), seed_of(self.recipe.seed, "all"))
         elif isinstance(head.preallocate, int) and 0 < head.preallocate < len(self.classes):
             raise UsageError(
                 f"model.head.preallocate: {head.preallocate}: the stream has {len(self.classes)} "
                 "classes",
                 "write a higher number, or all, or 0: heads grow by themselves",
             )
+        reserve = model.heads.reserve
+        named = () if reserve is None else reserve.named_parameters()
+        self._first_reserve = {n: p.detach().cpu().clone() for n, p in named}
 
     def begin_task(self, index: int) -> None:
         """Add a head for the classes of the task that no earlier one has."""
         model: Any = self.model
         new = [name for name, task in self.stream.classes.items() if task == index]
         model.grow(len(new), index)
+
+    def layout(self, index: int) -> Classes:
+        """The learned columns by what competes; see `perdure.protocol.labels.Classes`."""
+        model: Any = self.model
+        return classes_of(model.owners, index, model.within)
+
+    def encode_text(
+        self, text: str, max_tokens: int | None = None, special: bool = False
+    ) -> dict[str, Any]:
+        """A general text as tokens of no class, for methods that hold states on it."""
+        ids = self.tokenizer(text, add_special_tokens=True)["input_ids"]
+        most = int(self.tokenizer.model_max_length)
+        return {"input_ids": ids[: min(most, max_tokens or most)], "labels": IGNORE}
+
+    def base_weights(self) -> dict[str, Tensor]:
+        """As any learner's; of heads that were cut from a reserve the reserve's first values, not
+        what it had learned as negatives by then."""
+        found, at = super().base_weights(), 0
+        model: Any = self.model
+        for number, size in enumerate([*model.heads.sizes, model.heads.reserved]):
+            last = number == len(model.heads.sizes)
+            for name, first in self._first_reserve.items():
+                whole = f"heads.reserve.{name}" if last else f"heads.parts.{number}.{name}"
+                if size:
+                    found[whole] = first[at : at + size].to(model.device)
+            at += size
+        own = set(trainable(model))
+        return {n: w for n, w in found.items() if n in own}
 
     def rates(self, model: nn.Module) -> Mapping[str, Mapping[str, float]]:
         """The heads learn at a rate, and with a weight decay, of their own."""
@@ -114,7 +151,7 @@ class ClassificationLearner(Learner):
         """A batch, with the entities' places where the feature is read from them, and with the
         features themselves where the body stays and they are known."""
         batch = super().collate(rows)
-        if self.features is not None and all(self.features.has(row.get(TEXT, "")) for row in rows):
+        if self._stays and self.features is not None and all(self.features.has(row.get(TEXT, "")) for row in rows):
             batch["features"] = self.features.of([row[TEXT] for row in rows])
         if "entity_starts" in rows[0]:
             batch["entity_starts"] = torch.tensor([row["entity_starts"] for row in rows])
@@ -169,7 +206,8 @@ class ClassificationLearner(Learner):
             return super().trainer(task, rows, phase, folder)
         features = self._features_now()
         features.add([row["text"] for row in rows])
-        self.features = features
+        self.features, self._features_at = features, self._writes
+        self._features_body = fingerprint(model.body)
         if self.state.num_processes > 1:
             return super().trainer(task, rows, phase, folder)
         self.trainer_class = HeadsTrainer
@@ -181,10 +219,29 @@ class ClassificationLearner(Learner):
         made.labels = torch.tensor([self.classes[row["label"]] for row in rows])
         return cast(PhaseTrainer, made)
 
+    @property
+    def _writes(self) -> int:
+        """How often the body was written to."""
+        model: Any = self.model
+        return sum(p._version for p in model.body.parameters())
+
+    @property
+    def _stays(self) -> bool:
+        """Whether the body is the one that the features are of: a method may take weights back."""
+        if self._writes != self._features_at and self._features_body:
+            model: Any = self.model
+            if fingerprint(model.body) != self._features_body:
+                return False
+            self._features_at = self._writes
+        return True
+
     def _look_inside(self) -> bool:
         """Whether a method looks at the body's states, or at a body of other weights."""
         reads = [method.requires for method in self.methods]
-        return any(r.hidden or r.attentions or r.teacher == "base" for r in reads)
+        if any(r.hidden or r.attentions or r.teacher == "base" for r in reads):
+            return True
+        teachers = any(r.teacher == "previous" for r in reads)
+        return teachers and not self._session.as_before("body.")
 
     def _features_now(self) -> Features:
         """The features of the body as it is."""
@@ -226,7 +283,7 @@ class ClassificationLearner(Learner):
         """Logits of rows in their order, (rows, columns)."""
         model: Any = self.model
         with evaluating(model):
-            if self.features is not None:
+            if self._stays and self.features is not None:
                 texts = [row["text"] for row in rows]
                 self.features.add(texts)
                 logits: Tensor = model.heads(self.features.of(texts).to(model.device))

@@ -20,6 +20,7 @@ from perdure.protocol.batch import ROWS, HostRows, collate
 
 if TYPE_CHECKING:
     from perdure.engine.session import TaskSession
+    from perdure.protocol.labels import Classes
     from perdure.protocol.step import Phase
     from perdure.recipe.schema import Recipe
     from perdure.scoring import GeneralScore, TaskScore
@@ -49,6 +50,8 @@ class KindHooks:
     precision: str
     micro_batch: int
     accumulation: int
+    rows_a_step: int
+    """The task's rows in an optimizer step: the batch, or half of it where kept rows fill it up."""
     born: dict[str, Tensor]
     prepared_encoder: Any
 
@@ -107,7 +110,7 @@ class KindHooks:
         args = arguments(
             self.recipe,
             folder,
-            steps=steps_of(self.recipe, len(encoded), phase.epochs),
+            steps=steps_of(self.recipe, len(encoded), phase.epochs, self.rows_a_step),
             micro_batch=self.micro_batch,
             accumulation=self.accumulation,
             bf16=self.precision == "bf16",
@@ -120,8 +123,13 @@ class KindHooks:
             processing_class=self.tokenizer,
         )
         made.rates, made.packs = self.rates(self.model), self.packs
-        made.sampler = EpochSampler(lengths, self.recipe.train.batch_size, self.recipe.seed)
+        made.sampler = EpochSampler(lengths, self.rows_a_step, self.recipe.seed)
         return made
+
+    def layout(self, index: int) -> Classes | None:
+        """Return which columns of the logits are old and which seen in task number `index`; None
+        where labels are tokens."""
+        return None
 
     def rates(self, model: nn.Module) -> Mapping[str, float | Mapping[str, float]]:
         """Return learning rates by a regular expression over parameter names; or a mapping of the

@@ -37,6 +37,11 @@ if TYPE_CHECKING:
 class EWCConfig(MethodConfig):
     lam: float = Field(1e4, ge=0, description="strength, the paper's lambda")
     rows: int = Field(64, gt=0, description="training rows of a task that estimate its Fisher")
+    fisher_mode: Literal["per_sample", "batch"] = Field(
+        "per_sample",
+        description="per_sample: squared gradients of single rows; batch: of a batch's mean loss, "
+        "times its rows, as released code of later papers does",
+    )
     tasks: Literal["sum", "online"] = Field(
         "sum",
         description="sum: a penalty for each task; online: one, around the last task's weights",
@@ -64,6 +69,12 @@ def add_penalty(
     return total, center + share * apart, (fisher * share * apart.square()).sum()
 
 
+def share_of_fisher(mean: Tensor, tokens: float, rows: int, total: int) -> Tensor:
+    """What some rows add to F: their mean gradient as one row's (times the tokens of a row), squared,
+    times `rows`, over all `total` rows."""
+    return (tokens * mean.float()).square() * rows / total
+
+
 class EWC(Method):
     Config = EWCConfig
     config: EWCConfig
@@ -77,6 +88,22 @@ class EWC(Method):
         self.fisher: dict[str, Tensor] = {}
         self.center: dict[str, Tensor] = {}
         self.constant = 0.0
+
+    def begin_task(self, ctx: Context) -> None:
+        """Fit what is held to a head that has grown: new rows of a weight are not held. Columns
+        that were only kept for classes to come are let go."""
+        params = {n: p for n, p in ctx.model.named_parameters() if n in self.fisher}
+        for name, param in params.items():
+            old = self.fisher[name]
+            if param.shape == old.shape:
+                continue
+            more = param.shape[0] - old.shape[0] if param.shape[1:] == old.shape[1:] else -1
+            if more < 0:
+                del self.fisher[name], self.center[name]
+                continue
+            rest = param.detach()[-more:].float()
+            self.fisher[name] = torch.cat([old, torch.zeros_like(rest)])
+            self.center[name] = torch.cat([self.center[name], rest])
 
     @torch.no_grad()
     def gradients(
@@ -99,12 +126,15 @@ class EWC(Method):
         rows = [train[i] for i in rng.sample(range(len(train)), min(self.config.rows, len(train)))]
         weights = {n: p.float() for n, p in ctx.snapshot().items()}
         new = {n: torch.zeros_like(w) for n, w in weights.items()}
-        for encoded in map(ctx.encode, rows):
-            if not (tokens := labels_of(encoded)):
-                continue  # a row without an answer says nothing; its mean would be no number
-            # One row at a time: the square of a batch's mean is not the mean of squares.
-            for name, mean in ctx.gradients_of([encoded]).items():
-                new[name] += (tokens * mean.float()).square() / len(rows)
+        encoded = [ctx.encode(row) for row in rows]
+        size = ctx.batch_size if self.config.fisher_mode == "batch" else 1
+        for start in range(0, len(encoded), size):
+            part = encoded[start : start + size]
+            if not (tokens := sum(map(labels_of, part))):
+                continue  # rows without an answer say nothing; their mean would be no number
+            # The square of a batch's mean is not the mean of squares.
+            for name, mean in ctx.gradients_of(part).items():
+                new[name] += share_of_fisher(mean, tokens / len(part), len(part), len(rows))
         for name, fisher in new.items():
             old = self.fisher.get(name)
             if old is None:

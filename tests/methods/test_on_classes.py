@@ -1,0 +1,138 @@
+"""Every method that there is, on a classifier: it acts, resumes, and does not see how a batch is
+split; or it is refused by name before weights are loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import class_matrix
+import pytest
+import torch
+from class_matrix import MATRIX, NOOP, REFUSED, Stopped, learn, recipe_of, weights
+from class_runs import save_encoder
+from tiny_runs import finish, start
+from torch import Tensor
+
+import perdure
+from perdure.errors import UsageError
+from perdure.methods.registry import names
+from perdure.prepare import prepare
+
+pytestmark = pytest.mark.train
+
+
+@pytest.fixture(scope="module")
+def smooth(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A body without dropout."""
+    return save_encoder(tmp_path_factory.mktemp("smooth"), dropout=0.0)
+
+
+@pytest.fixture(scope="module")
+def rough(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_encoder(tmp_path_factory.mktemp("rough"))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory, smooth: Path) -> dict[str, Tensor]:
+    folder = tmp_path_factory.mktemp("plain")
+    return weights(learn(folder / "run", recipe_of(folder, smooth, {"name": "sequential"})))
+
+
+def same(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float = 0.0) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        torch.testing.assert_close(
+            value, theirs[name], atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_the_matrix_has_every_method() -> None:
+    assert sorted([*MATRIX, *REFUSED]) == sorted(names())
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_it_acts_and_not_by_how_the_batch_is_split(
+    smooth: Path, tmp_path: Path, plain: dict[str, Tensor], name: str
+) -> None:
+    method = {"name": name, **MATRIX[name]}
+    whole = learn(tmp_path / "whole/run", recipe_of(tmp_path / "whole", smooth, method))
+    small = recipe_of(tmp_path / "small", smooth, method, train__micro_batch_size=1)
+    same(weights(whole), weights(learn(tmp_path / "small/run", small)), 5e-6)
+    assert len(whole.scores()) == 6  # a lower triangle: heads have no row 0
+    if name != "sequential":
+        found = weights(whole)
+        assert max(float((found[n] - plain[n]).abs().max()) for n in plain) > 1e-4
+
+
+@pytest.mark.parametrize("name", NOOP)
+def test_switched_off_it_changes_nothing(
+    smooth: Path, tmp_path: Path, plain: dict[str, Tensor], name: str
+) -> None:
+    recipe = recipe_of(tmp_path, smooth, {"name": name, **NOOP[name]})
+    # A term that is 0 times a pass may still change the order in which gradients are added.
+    same(weights(learn(tmp_path / "run", recipe)), plain, 1e-7)
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_stopped_within_a_task_it_goes_on_to_the_same_weights(
+    rough: Path, tmp_path: Path, name: str
+) -> None:
+    method = {"name": name, **MATRIX[name]}
+    recipe = recipe_of(tmp_path, rough, method, save={"steps": 1})
+    with pytest.raises(Stopped):
+        learn(tmp_path / "stopped", recipe, (2, 3))
+    learn(tmp_path / "stopped", recipe)
+    assert "from checkpoint-2" in (tmp_path / "stopped/perdure.log").read_text()
+    same(weights(tmp_path / "stopped"), weights(learn(tmp_path / "whole", recipe)))
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("name", ["replay", "lwf", "derpp"])
+def test_two_processes_learn_the_same(smooth: Path, tmp_path: Path, name: str) -> None:
+    recipe = recipe_of(tmp_path, smooth, {"name": name, **MATRIX[name]})
+    finish(start(["run", str(recipe), "--out", str(tmp_path / "two")], processes=2))
+    same(weights(tmp_path / "two"), weights(learn(tmp_path / "one", recipe)), 5e-6)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_text_with_labels_is_refused_before_weights_are_loaded(
+    smooth: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perdure.learners.classification.load_body", lambda *_: pytest.fail())
+    recipe = perdure.load_recipe(recipe_of(tmp_path, smooth, {"name": name}))
+    with pytest.raises(UsageError, match=f"method: {name} learns to continue general texts"):
+        prepare(recipe)
+
+
+@pytest.mark.parametrize(
+    ("method", "general", "why"),
+    [
+        ({"name": "gere"}, None, "gere learns to continue general texts"),
+        ({"name": "gere", "label_weight": 0, "weight": "dynamic"}, None, "gere learns to continue"),
+        ({"name": "gere", "label_weight": 0}, {"source": "none"}, "cannot write its own"),
+        (
+            {"name": "replay", "balance": "class", "buffer_size": 5},
+            None,
+            "buffer_size: 5: fewer rows than the 6 classes",
+        ),
+        ({"name": "derpp", "balance": "class", "buffer_size": 5}, None, "fewer rows than the 6"),
+    ],
+)
+def test_what_it_cannot_do_is_told_before_weights_are_loaded(
+    smooth: Path, tmp_path: Path, method: Any, general: Any, why: str
+) -> None:
+    changes = {} if general is None else {"general": general}
+    with pytest.raises(UsageError, match=why):
+        prepare(perdure.load_recipe(recipe_of(tmp_path, smooth, method, **changes)))
+
+
+def test_an_odd_batch_has_no_half(smooth: Path, tmp_path: Path) -> None:
+    method = {"name": "replay", "mix": "half"}
+    recipe = recipe_of(tmp_path, smooth, method, train__batch_size=3)
+    with pytest.raises(UsageError, match=r"mix: half: .* 3 rows, has no half"):
+        prepare(perdure.load_recipe(recipe))
+
+
+def test_texts_are_there() -> None:
+    assert len(set(class_matrix.TEXTS)) == 8
