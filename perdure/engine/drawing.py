@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -12,12 +12,29 @@ from perdure.models.weights import is_sharded, trainable
 from perdure.protocol.batch import EncodedRows, unlabelled
 
 if TYPE_CHECKING:
-    from perdure.engine.runtime import TaskRuntime
+    from torch import nn
+
+    from perdure.protocol.batch import ForwardOutput
     from perdure.protocol.context import Weights
+    from perdure.protocol.step import Step
+
+
+class Session(Protocol):
+    """The part of a task's session that is read here; see `perdure.engine.runtime`."""
+
+    model: nn.Module
+    seed: int
+    task_index: int
+    step: Step
+    accumulation: int
+    rank: int
+    world: int
+
+    def forward(self, rows: Sequence[dict[str, Any]]) -> ForwardOutput: ...
 
 
 def draw(
-    session: TaskRuntime,
+    session: Session,
     rows: Sequence[dict[str, Any]],
     size: int,
     *,
@@ -53,7 +70,7 @@ def draw(
     return EncodedRows((unlabelled(drawn[0]),), counts, fills=True)
 
 
-def _order(session: TaskRuntime, cycle: int, n: int) -> list[int]:
+def _order(session: Session, cycle: int, n: int) -> list[int]:
     generator = torch.Generator().manual_seed(
         seed_of(session.seed, session.task_index, session.step.phase.name, cycle)
     )
@@ -61,7 +78,7 @@ def _order(session: TaskRuntime, cycle: int, n: int) -> list[int]:
     return order
 
 
-def _any(session: TaskRuntime, first: int, n: int, size: int) -> list[int]:
+def _any(session: Session, first: int, n: int, size: int) -> list[int]:
     """Numbers below `n`, each drawn by itself."""
     seed = seed_of(session.seed, session.task_index, session.step.phase.name, "any", first)
     generator = torch.Generator().manual_seed(seed)
@@ -69,7 +86,7 @@ def _any(session: TaskRuntime, first: int, n: int, size: int) -> list[int]:
     return found
 
 
-def gradients_of(session: TaskRuntime, rows: Sequence[dict[str, Any]]) -> Weights:
+def gradients_of(session: Session, rows: Sequence[dict[str, Any]]) -> Weights:
     """Gradient of the mean loss of a label on `rows`, by name; `p.grad` is not touched."""
     names, params = zip(*trainable(session.model).items(), strict=True)
     if is_sharded(session.model):
@@ -80,7 +97,7 @@ def gradients_of(session: TaskRuntime, rows: Sequence[dict[str, Any]]) -> Weight
     return {n: g for n, g in zip(names, found, strict=True) if g is not None}
 
 
-def _by_backward(session: TaskRuntime, rows: Sequence[dict[str, Any]], params: Weights) -> Weights:
+def _by_backward(session: Session, rows: Sequence[dict[str, Any]], params: Weights) -> Weights:
     """FSDP2 reduces gradients in its backward hooks, so `autograd.grad` is not enough."""
     kept = {n: p.grad for n, p in params.items()}
     for p in params.values():

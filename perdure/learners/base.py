@@ -166,8 +166,8 @@ class Learner(KindHooks):
         """Leave half of the batch to kept rows where a method wants that, and there are some."""
         halves = bool(self._learned(index)) and any(m.halves for m in self.methods)
         self.rows_a_step = self.recipe.train.batch_size // (2 if halves else 1)
-        self.micro_batch, self.accumulation = halved(*self.whole_split) if halves else (
-            self.whole_split
+        self.micro_batch, self.accumulation = (
+            halved(*self.whole_split) if halves else (self.whole_split)
         )
 
     def _to_device(self) -> None:

@@ -151,7 +151,11 @@ class ClassificationLearner(Learner):
         """A batch, with the entities' places where the feature is read from them, and with the
         features themselves where the body stays and they are known."""
         batch = super().collate(rows)
-        if self._stays and self.features is not None and all(self.features.has(row.get(TEXT, "")) for row in rows):
+        if (
+            self._stays
+            and self.features is not None
+            and all(self.features.has(row.get(TEXT, "")) for row in rows)
+        ):
             batch["features"] = self.features.of([row[TEXT] for row in rows])
         if "entity_starts" in rows[0]:
             batch["entity_starts"] = torch.tensor([row["entity_starts"] for row in rows])

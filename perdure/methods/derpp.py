@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from perdure.methods.replay import Replay, ReplayConfig
+from perdure.mechanisms.kept_rows import BufferConfig, Buffered
 from perdure.protocol.method import Requires
 from perdure.recipe.mistakes import Mistake
 
@@ -35,10 +35,9 @@ LOGITS = "_logits"
 """Key of an encoded row for what the model said of it: (labels, columns)."""
 
 
-class DERppConfig(ReplayConfig):
+class DERppConfig(BufferConfig):
     alpha: float = Field(0.5, ge=0, description="weight of the distance between logits")
     beta: float = Field(0.5, ge=0, description="weight of the kept rows' cross-entropy")
-    weight: Literal[1] = Field(1, description="of all kept rows' terms; alpha and beta say more")
     ratio: float = Field(1.0, gt=0, description="on top: kept rows a step, over the batch size")
     target: Literal["stored", "snapshot"] = Field(
         "stored",
@@ -67,8 +66,8 @@ def logit_distance(student: Tensor, target: Tensor) -> Tensor:
     return gap.square().sum(-1) / there.sum(-1).clamp(min=1)
 
 
-class DERpp(Replay):
-    Config: type[DERppConfig] = DERppConfig
+class DERpp(Buffered):
+    Config = DERppConfig
     config: DERppConfig
     example_options: ClassVar = {"buffer_size": 6, "ratio": 0.4}
     noop_options: ClassVar = {"alpha": 0, "beta": 0}

@@ -70,8 +70,8 @@ def add_penalty(
 
 
 def share_of_fisher(mean: Tensor, tokens: float, rows: int, total: int) -> Tensor:
-    """What some rows add to F: their mean gradient as one row's (times the tokens of a row), squared,
-    times `rows`, over all `total` rows."""
+    """What some rows add to F: their mean gradient as one row's (times the tokens of a row),
+    squared, times `rows`, over all `total` rows."""
     return (tokens * mean.float()).square() * rows / total
 
 

@@ -26,7 +26,7 @@ def head_of(model: nn.Module) -> nn.Module | None:
     host: Any = unwrapped(model)
     found = host.get_output_embeddings() if hasattr(host, "get_output_embeddings") else None
     if found is not None:
-        return found  # type: ignore[no-any-return]
+        return found
     for name in ("classifier", "score", "classification_head"):
         if isinstance(part := getattr(host, name, None), nn.Module):
             return [m for m in part.modules() if isinstance(m, nn.Linear)][-1]

@@ -39,7 +39,9 @@ def _body() -> Any:
     return AutoModel.from_config(config)
 
 
-def classifier(weight: Sequence[Sequence[float]], sizes: Sequence[int], within: bool = False) -> Any:
+def classifier(
+    weight: Sequence[Sequence[float]], sizes: Sequence[int], within: bool = False
+) -> Any:
     """Linear heads of so many classes each; `weight`: (classes, width), no bias."""
     table = torch.tensor(weight, dtype=torch.float32)
     model: Any = Classifier(_body(), "mean", Heads(table.shape[1], "linear"), within)

@@ -44,19 +44,20 @@ NOOP: dict[str, dict[str, Any]] = {
 }
 """Options under which they change nothing."""
 REFUSED = ("general_replay", "gere_kl", "gere_official")
-TEXTS = [f"A general text number {i} of the world and its {'many ' * (i % 3)}things." for i in range(8)]
+TEXTS = [f"General text {i} of the world and its {'many ' * (i % 3)}things." for i in range(8)]
 
 
 def recipe_of(folder: Path, encoder: Path, method: Any, **changes: Any) -> Path:
-    """Three tasks of two classes at one epoch, with a few general texts for those that take some."""
+    """Three tasks of two classes at one epoch, with general texts for those that take some."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in TEXTS))
     names = [m["name"] for m in (method if isinstance(method, list) else [method])]
     if any(name.startswith(("gere", "general")) for name in names):
-        changes.setdefault(
-            "general", {"source": str(folder / "texts.jsonl"), "replay_rows": 8, "held_out_rows": 0}
-        )
-    changes = {"train__epochs": 1, "train__optimizer": "sgd", "train__learning_rate": 0.05, **changes}
+        source = str(folder / "texts.jsonl")
+        general = {"source": source, "replay_rows": 8, "held_out_rows": 0}
+        changes.setdefault("general", general)
+    rate = {"train__optimizer": "sgd", "train__learning_rate": 0.05}
+    changes = {"train__epochs": 1, **rate, **changes}
     return write_class_recipe(folder, encoder, method=method, **changes)
 
 

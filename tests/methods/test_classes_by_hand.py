@@ -69,9 +69,7 @@ def test_the_fisher_of_single_rows_and_of_batches_by_hand() -> None:
     method.end_task(ctx)
     torch.testing.assert_close(method.fisher[name], single)
     batches = [[rows[0], rows[1]], [rows[2]]]
-    found = [
-        share_of_fisher(ctx.gradients_of(part)[name], 1, len(part), 3) for part in batches
-    ]
+    found = [share_of_fisher(ctx.gradients_of(part)[name], 1, len(part), 3) for part in batches]
     torch.testing.assert_close(found[0] + found[1], tensor([[0.417940, 0.700468]] * 2))
 
 
@@ -273,7 +271,8 @@ def test_half_of_a_batch_is_kept_rows_drawn_with_replacement() -> None:
 # --- DER++
 
 
-NEW, OLD = [[0.5, 0.2, 1.0, -0.5], [0.0, 0.1, 0.3, 0.9]], [[1.2, -0.3, 0.4, 0.0], [0.1, 0.8, -0.2, 0.5]]
+NEW = [[0.5, 0.2, 1.0, -0.5], [0.0, 0.1, 0.3, 0.9]]
+OLD = [[1.2, -0.3, 0.4, 0.0], [0.1, 0.8, -0.2, 0.5]]
 TEACHER = [[1.0, 0.0], [0.0, 1.5]]
 
 
@@ -310,9 +309,7 @@ def test_derpp_within_tasks_by_hand(new_too: bool, total: float) -> None:
     """Specification, example 10.6, and the released code's treatment of new rows."""
     # rows: new, old; columns: the old task's two, the new task's two
     before = [[7.0, 7.0, 0.0, 0.3], [0.8, -0.2, 7.0, 7.0]]
-    method, model, eye = dark(
-        before, [2, 2], True, target="snapshot", distill_new_rows=new_too
-    )
+    method, model, eye = dark(before, [2, 2], True, target="snapshot", distill_new_rows=new_too)
     new, old = rows_of(eye[:1], [2]), rows_of(eye[1:], [0])
     ctx = context(model, new, method)
     write(model, tensor([[-3.0, 4.0, 0.5, -0.5], [1.0, 0.0, 9.0, -9.0]]).T)

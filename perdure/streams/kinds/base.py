@@ -100,7 +100,7 @@ class Kind:
         learner: "module:Class" of its `perdure.learners.base.Learner`, imported when it learns.
         question: what makes two rows the same question; such rows stay in one split.
         defaults: values of a recipe's keys that it leaves out, by section.
-        classes: a row's one label is a class, `Task.labels` of its task; nothing is written as text.
+        classes: a row's one label is a class of `Task.labels`; nothing is written as text.
         scenarios: those a stream of such tasks may have; the first is the default.
         ways: words for a task's `learn`, how it can be learned; "none" is not at all.
         parts: the row's keys that decide which question it is and what the right answer is; (): all
