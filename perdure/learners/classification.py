@@ -206,7 +206,13 @@ class ClassificationLearner(Learner):
         """Where no parameter of the body learns, a trainer of heads on features."""
         model: Any = self.model
         self.features = None  # of the weights as they were
-        if any(p.requires_grad for p in model.body.parameters()) or self._look_inside():
+        learns = any(p.requires_grad for p in model.body.parameters())
+        if not learns and any(m.requires.texts for m in self.methods):
+            self.listener.warn(
+                f"task {task.name}, phase {phase.name}: the body is frozen, so states on general "
+                "texts stay as they are, and there is nothing to hold"
+            )
+        if learns or self._look_inside():
             return super().trainer(task, rows, phase, folder)
         features = self._features_now()
         features.add([row["text"] for row in rows])
@@ -244,8 +250,8 @@ class ClassificationLearner(Learner):
         reads = [method.requires for method in self.methods]
         if any(r.hidden or r.attentions or r.teacher == "base" for r in reads):
             return True
-        teachers = any(r.teacher == "previous" for r in reads)
-        return teachers and not self._session.as_before("body.")
+        compares = any(r.teacher == "previous" for r in reads) and self._session.task_index > 0
+        return compares and not self._session.as_before("body.")
 
     def _features_now(self) -> Features:
         """The features of the body as it is."""

@@ -8,9 +8,8 @@ Paper: Elastic Weight Consolidation, Kirkpatrick et al. 2017 (arXiv 1612.00796),
     L = CE(task) + lam / 2 * sum over tasks t and weights i of F_t,i (w_i - w*_t,i)^2
     F_t,i = mean over rows of (d log p(answer | prompt) / d w_i)^2
 Departs: F takes the data's own answers ("empirical Fisher"), not answers sampled from the model.
-The sum over tasks is kept as one quadratic (summed F, its minimum, a constant): the same penalty
-in the memory of two copies. lam depends on the model; start where the logged penalty is near the
-loss. With an adapter, only the adapter's weights are held.
+The sum over tasks is kept as one quadratic (summed F, its minimum, a constant). lam depends on the
+model; start where the logged penalty is near the loss. An adapter's own weights alone are held.
 Cost: two fp32 copies of the trainable weights; `rows` single-row gradients at the end of a task.
 """
 
@@ -39,8 +38,7 @@ class EWCConfig(MethodConfig):
     rows: int = Field(64, gt=0, description="training rows of a task that estimate its Fisher")
     fisher_mode: Literal["per_sample", "batch"] = Field(
         "per_sample",
-        description="per_sample: squared gradients of single rows; batch: of a batch's mean loss, "
-        "times its rows, as released code of later papers does",
+        description="squared gradients of rows, or of batches times their rows (SEQ*'s code)",
     )
     tasks: Literal["sum", "online"] = Field(
         "sum",
@@ -70,8 +68,7 @@ def add_penalty(
 
 
 def share_of_fisher(mean: Tensor, tokens: float, rows: int, total: int) -> Tensor:
-    """What some rows add to F: their mean gradient as one row's (times the tokens of a row),
-    squared, times `rows`, over all `total` rows."""
+    """What `rows` of `total` rows add to F, from the mean gradient of their tokens."""
     return (tokens * mean.float()).square() * rows / total
 
 
@@ -90,20 +87,15 @@ class EWC(Method):
         self.constant = 0.0
 
     def begin_task(self, ctx: Context) -> None:
-        """Fit what is held to a head that has grown: new rows of a weight are not held. Columns
-        that were only kept for classes to come are let go."""
-        params = {n: p for n, p in ctx.model.named_parameters() if n in self.fisher}
-        for name, param in params.items():
-            old = self.fisher[name]
-            if param.shape == old.shape:
+        """Hold a grown head's old rows alone; let one that shrank, kept for new classes, go."""
+        for name, param in ctx.model.named_parameters():
+            if (old := self.fisher.get(name)) is None or param.shape == old.shape:
                 continue
-            more = param.shape[0] - old.shape[0] if param.shape[1:] == old.shape[1:] else -1
-            if more < 0:
-                del self.fisher[name], self.center[name]
-                continue
-            rest = param.detach()[-more:].float()
-            self.fisher[name] = torch.cat([old, torch.zeros_like(rest)])
-            self.center[name] = torch.cat([self.center[name], rest])
+            new, center = param.detach()[len(old) :].float(), self.center.pop(name)
+            del self.fisher[name]
+            if len(new):
+                self.fisher[name] = torch.cat([old, torch.zeros_like(new)])
+                self.center[name] = torch.cat([center, new])
 
     @torch.no_grad()
     def gradients(
@@ -118,8 +110,8 @@ class EWC(Method):
             penalty = term if penalty is None else penalty + term
             yield name, param.grad + pull.to(param.grad.dtype)
         if penalty is not None:
-            value = float(ctx.full(penalty)) + self.constant
-            ctx.log("ewc_penalty", self.config.lam / 2 * value)
+            total = float(ctx.full(penalty)) + self.constant
+            ctx.log("ewc_penalty", self.config.lam / 2 * total)
 
     def end_task(self, ctx: Context) -> None:
         rng, train = random.Random(f"ewc/{ctx.seed}/{ctx.task_index}"), ctx.task.train
@@ -132,7 +124,6 @@ class EWC(Method):
             part = encoded[start : start + size]
             if not (tokens := sum(map(labels_of, part))):
                 continue  # rows without an answer say nothing; their mean would be no number
-            # The square of a batch's mean is not the mean of squares.
             for name, mean in ctx.gradients_of(part).items():
                 new[name] += share_of_fisher(mean, tokens / len(part), len(part), len(rows))
         for name, fisher in new.items():
