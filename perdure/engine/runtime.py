@@ -33,7 +33,7 @@ from perdure.protocol.batch import (
 )
 from perdure.protocol.batch import collate as padded
 from perdure.protocol.context import Weights
-from perdure.protocol.labels import Classes
+from perdure.protocol.labels import Classes, Where
 from perdure.protocol.method import Method, Requires
 from perdure.protocol.step import Phase, Step
 from perdure.streams.task import GeneralText, Row, Task
@@ -91,6 +91,8 @@ class TaskRuntime:
         self.seed, self.batch_size = seed, batch_size
         self.cache = cache or Path("perdure-cache")
         self.autocast, self.packs, self.classes = autocast, packs, classes
+        self.labels_at: Where = "next" if classes is None else "row"
+        """Where the labels of a trainer's batches stand, if the trainer itself does not know."""
         self.rank, self.world = processes
         self.accumulation = 1
         self.step = Step()

@@ -267,7 +267,11 @@ class ClassificationLearner(Learner):
         )
         if key not in self._kept:
             folder = self.folders.cache / "features" / key
-            self._kept[key] = Features(folder, self._run_body)
+            found = self._kept[key] = Features(folder, self._run_body)
+            # Of a run that goes on: rows that methods replay have the vectors that they had.
+            for task in self._session.tasks_seen:
+                if task.train_kept:
+                    found.recall([row["text"] for row in task.train])
         return self._kept[key]
 
     @cached_property

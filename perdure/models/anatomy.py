@@ -40,7 +40,8 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
         AttributeError: the decoder has no list of layers that we know.
     """
     decoder = decoder_of(model)
-    for host in (decoder, getattr(decoder, "encoder", None)):  # of encoders, they are in there
+    inside = (getattr(decoder, name, None) for name in ("encoder", "transformer"))  # of encoders
+    for host in (decoder, *inside):
         for name in ("layers", "layer", "h", "blocks", "block"):
             if isinstance(found := getattr(host, name, None), nn.ModuleList):
                 return found

@@ -115,6 +115,9 @@ class Method:
     home: Path | None = None
     """The folder of what this object computed once; `perdure.attach` keeps it from task to task."""
 
+    classes: tuple[int, ...] = ()
+    """Numbers of the classes of all tasks that it was on so far; `perdure.attach` keeps them."""
+
     def __init__(self, config: Any) -> None:
         self.config = config
 
