@@ -32,7 +32,13 @@ from perdure.engine.trainer_classes import (
     refuse_for_classes,
     refuse_unscaled,
 )
-from perdure.engine.trainer_needs import check_trainer, eval_rows, train_rows, try_model
+from perdure.engine.trainer_needs import (
+    check_trainer,
+    eval_rows,
+    reads_rows,
+    train_rows,
+    try_model,
+)
 from perdure.engine.trainer_rows import TrainerRows
 from perdure.errors import TrainingError, UsageError, brief
 from perdure.methods.registry import build
@@ -161,7 +167,8 @@ def _classes(
             "give the methods of the earlier trainer, attach(trainer, *earlier.methods), or their "
             "numbers: attach(..., classes=[0, 1])",
         )
-    seen = sorted({*old, *classes_in(train)})
+    own = classes_in(train) if any(map(reads_rows, methods)) else ()
+    seen = sorted({*old, *own})
     return Classes((tuple(old),) if old else (), (tuple(seen),))
 
 

@@ -15,7 +15,7 @@ from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     DataCollatorForLanguageModeling,
     DataCollatorWithPadding,
     Trainer,
@@ -154,8 +154,8 @@ TRAINERS: dict[str, tuple[Made, set[str], str]] = {
         lambda t, o: plain(t, o, model=None, model_init=lambda: t[0]), ALL, "model_init",
     ),
     "classifier": (
-        lambda t, o: of_class(t, o, AutoModelForSequenceClassification, "llama"),
-        ALL, "LlamaForSequenceClassification is a classifier",
+        lambda t, o: of_class(t, o, AutoModelForTokenClassification, "llama"),
+        ALL, "LlamaForTokenClassification is a classifier of another kind",
     ),
     "masked": (lambda t, o: of_class(t, o, AutoModelForMaskedLM, "bert"), ALL, "an encoder that"),
     "two halves": (

@@ -271,4 +271,4 @@ def _is_elsewhere(model: nn.Module) -> bool:
     return any(p.is_meta or hasattr(p, "ds_id") or not p.numel() for p in model.parameters())
 
 
-__all__ = ["check_trainer", "eval_rows", "train_rows", "try_model"]
+__all__ = ["check_trainer", "eval_rows", "reads_rows", "train_rows", "try_model"]

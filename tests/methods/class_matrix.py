@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import perdure
+from perdure.methods import registry
 from perdure.run import Run
 
 HELD = {"label_weight": 0, "insert": 2, "max_tokens": 12, "samples": 6}
-MATRIX: dict[str, dict[str, Any]] = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "sequential": {},
     "seq_star": {"warmup_epochs": 1},
     "replay": {"buffer_size": 6, "balance": "class", "choose": "herding", "ratio": 0.5},
@@ -29,8 +30,8 @@ MATRIX: dict[str, dict[str, Any]] = {
     "gere_distance": {**HELD, "weight": 100, "noise_floor": 0.0},
     "derpp": {"buffer_size": 6, "ratio": 0.5},
 }
-"""Methods that learn classes, with options under which they act."""
-NOOP: dict[str, dict[str, Any]] = {
+"""Options under which methods act here, where their own examples do not."""
+OFF: dict[str, dict[str, Any]] = {
     "seq_star": {"warmup_epochs": 0, "freeze_body": False, "freeze_old_heads": False},
     "replay": {"weight": 0},
     "ewc": {"lam": 0, "rows": 2},
@@ -43,7 +44,26 @@ NOOP: dict[str, dict[str, Any]] = {
     "derpp": {"alpha": 0, "beta": 0},
 }
 """Options under which they change nothing."""
-REFUSED = ("general_replay", "gere_kl", "gere_official")
+
+
+def _options(name: str) -> dict[str, Any]:
+    return OPTIONS.get(name, dict(registry.load(name).example_options))
+
+
+def _reads_text(name: str) -> bool:
+    kind = registry.load(name)
+    return kind(registry.load_config(name, _options(name))).requires.texts == "labels"
+
+
+REFUSED = [name for name in registry.names() if _reads_text(name)]
+"""Methods that learn general texts, which a classifier does not predict."""
+MATRIX = {name: _options(name) for name in registry.names() if name not in REFUSED}
+"""All others: a new file is in it because it is there."""
+NOOP = {
+    name: OFF.get(name, dict(registry.load(name).noop_options or {}))
+    for name in MATRIX
+    if registry.load(name).noop_options is not None
+}
 TEXTS = [f"General text {i} of the world and its {'many ' * (i % 3)}things." for i in range(8)]
 
 
