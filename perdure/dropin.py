@@ -219,7 +219,11 @@ def _frozen_names(session: TaskSession, methods: Sequence[Method]) -> list[str]:
     frozen = []
     for method in methods:
         name = name_of(method)
-        phases = method.phases(session.context)
+        try:
+            phases = method.phases(session.context)
+        except UsageError as error:
+            what = error.what.removeprefix("method: ").removeprefix(f"{name}: ")
+            raise UsageError(f"attach: {name}: {what}", error.remedy) from error
         plain = len(phases) == 1 and phases[0].epochs is None and phases[0].start == "current"
         if not plain or type(method).train_data is not Method.train_data:
             raise UsageError(

@@ -95,7 +95,7 @@ def refuse_for_classes(trainer: Trainer, methods: Sequence[Method]) -> None:
         try:
             method.check([str(i) for i in range(config.num_labels)])
         except UsageError as error:
-            raise UsageError(f"{who}: {error.what}", *error.remedy) from error
+            raise UsageError(f"{who}: {error.what}", error.remedy) from error
 
 
 def refuse_unscaled(trainer: Trainer, session: TaskSession, methods: Sequence[Method]) -> None:

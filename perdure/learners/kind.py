@@ -63,7 +63,7 @@ class KindHooks:
         return load_base(recipe.model, precision=precision)
 
     def encode(self, row: Row) -> dict[str, Any]:
-        """Return `{"input_ids": [...], "labels": ...}`; see `protocol.batch.label_places`.
+        """Return `{"input_ids": [...], "labels": ...}`; see `protocol.labels.label_places`.
 
         A row that has `input_ids` is encoded already and comes back as it is.
         """
