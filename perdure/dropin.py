@@ -222,7 +222,7 @@ def _frozen_names(session: TaskSession, methods: Sequence[Method]) -> list[str]:
         try:
             phases = method.phases(session.context)
         except UsageError as error:
-            what = error.what.removeprefix("method: ").removeprefix(f"{name}: ")
+            what = error.what.removeprefix("method: ").removeprefix(name).lstrip(": ")
             raise UsageError(f"attach: {name}: {what}", error.remedy) from error
         plain = len(phases) == 1 and phases[0].epochs is None and phases[0].start == "current"
         if not plain or type(method).train_data is not Method.train_data:

@@ -112,7 +112,8 @@ def test_it_acts_and_not_by_how_the_batch_is_split(
     tmp_path: Path, name: str, plain: dict[str, Any]
 ) -> None:
     whole, log, method = learned(tmp_path, name, classifier())
-    assert method.classes == (0, 1, 2, 3)
+    reads = name not in ("sequential", "freeze")  # those look at no row
+    assert method.classes == ((0, 1, 2, 3) if reads else ())
     small, _, _ = learned(tmp_path, name, classifier(), micro=2)
     for key, value in whole.items():
         torch.testing.assert_close(value, small[key], atol=5e-6, rtol=0)
