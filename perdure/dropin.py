@@ -24,13 +24,30 @@ from perdure.consent import trusting
 from perdure.engine.attach import attach as put_on
 from perdure.engine.method_state import give_weights
 from perdure.engine.session import TaskSession
-from perdure.engine.trainer_needs import check_trainer, eval_rows, train_rows, try_model
+from perdure.engine.trainer_classes import (
+    RowEncoder,
+    accuracy,
+    classes_in,
+    is_classifier,
+    refuse_for_classes,
+    refuse_unscaled,
+)
+from perdure.engine.trainer_needs import (
+    check_trainer,
+    eval_rows,
+    reads_rows,
+    train_rows,
+    try_model,
+)
+from perdure.engine.trainer_rows import TrainerRows
 from perdure.errors import TrainingError, UsageError, brief
 from perdure.methods.registry import build
 from perdure.models.chat import Encoder
 from perdure.models.weights import trainable
+from perdure.protocol.labels import Classes
 from perdure.protocol.method import Method, name_of, refuse_clashes
 from perdure.streams.kinds import PERPLEXITY
+from perdure.streams.kinds.classes import ACCURACY
 from perdure.streams.task import GeneralText, Row, Task
 
 
@@ -42,6 +59,7 @@ def attach(
     task_index: int = 0,
     base: Mapping[str, Tensor] | None = None,
     cache: str | Path | None = None,
+    classes: Sequence[int] = (),
 ) -> Trainer:
     """Put methods on a trainer, before `trainer.train()`, and return it.
 
@@ -56,6 +74,8 @@ def attach(
             it when `trainer.model` has learned something before; default: the model as it is.
         cache: a folder for what methods compute once; default: where the same method objects
             kept it before, else `perdure` in the output folder.
+        classes: of a classifier (`AutoModelForSequenceClassification`), the numbers of those that
+            earlier tasks taught it, where no method object of an earlier trainer remembers them.
 
     Raises:
         UsageError: no method, two that clash, no list of texts; a trainer that lacks what a method
@@ -79,16 +99,14 @@ def attach(
     chosen = [m if isinstance(m, Method) else _built(m) for m in methods]
     refuse_clashes(chosen)
     check_trainer(trainer, chosen)
+    if is_classifier(trainer.model):
+        refuse_for_classes(trainer, chosen)
     train, validation = train_rows(trainer, chosen), eval_rows(trainer, chosen)
     homes = [m.home for m in chosen if m.home is not None]
     home = Path(cache) if cache else (homes or [Path(str(trainer.args.output_dir)) / "perdure"])[0]
-    learned = Task(
-        task,
-        train=train,
-        validation=validation,
-        test=(),
-        metric=PERPLEXITY.name,
-    )
+    layout = _classes(trainer, train, chosen, classes, task_index)
+    metric = PERPLEXITY.name if layout is None else ACCURACY.name
+    learned = Task(task, train=train, validation=validation, test=(), metric=metric)
     model: Any = trainer.model
     processing: Any = trainer.processing_class
     lines = (
@@ -96,9 +114,12 @@ def attach(
         * trainer.args.gradient_accumulation_steps
         * trainer.args.world_size
     )
+    tokenizer = getattr(processing, "tokenizer", processing)
+    encoder: Any = Encoder(tokenizer) if layout is None else RowEncoder(tokenizer)
+    measure = _perplexity if layout is None else accuracy
     session = TaskSession(
         model,
-        Encoder(getattr(processing, "tokenizer", processing)),
+        encoder,
         learned,
         methods=chosen,
         task_index=task_index,
@@ -107,12 +128,15 @@ def attach(
         batch_size=max(1, round(lines * len(train) / train.lines)),  # rows, also of packs
         cache=home,
         base=(lambda: dict(base)) if base is not None else None,
-        score=lambda _, rows: _perplexity(session, rows),
+        score=lambda _, rows: measure(session, rows),
         autocast=trainer.accelerator.autocast,
         stream_tokens=lambda: _tokens(session, trainer),
+        classes=layout,
     )
     frozen = _frozen_names(session, chosen)
     try_model(session, train, chosen)
+    if layout is not None:
+        refuse_unscaled(trainer, session, chosen)
     put_on(trainer, *chosen, session=session, compare=True)
     params = trainable(model)
     for name in frozen:
@@ -122,6 +146,30 @@ def attach(
         method.begin_task(session.context)
     trainer.add_callback(_Ending(trainer, session, frozen))
     return trainer
+
+
+def _classes(
+    trainer: Trainer,
+    train: TrainerRows,
+    methods: Sequence[Method],
+    given: Sequence[int],
+    task_index: int,
+) -> Classes | None:
+    """A classifier's columns that earlier tasks taught it, and those seen with this one."""
+    if not is_classifier(trainer.model):
+        return None
+    old = sorted({*given, *(c for method in methods for c in method.classes)})
+    comparing = [m for m in methods if m.requires.teacher == "previous"]
+    if comparing and task_index and not old:
+        raise UsageError(
+            f"attach: {name_of(comparing[0])}: it holds old classes, and which of the model's "
+            "labels those are is not known",
+            "give the methods of the earlier trainer, attach(trainer, *earlier.methods), or their "
+            "numbers: attach(..., classes=[0, 1])",
+        )
+    own = classes_in(train) if any(map(reads_rows, methods)) else ()
+    seen = sorted({*old, *own})
+    return Classes((tuple(old),) if old else (), (tuple(seen),))
 
 
 def _refuse_what_is_no_trainer(trainer: Any) -> None:
@@ -171,7 +219,11 @@ def _frozen_names(session: TaskSession, methods: Sequence[Method]) -> list[str]:
     frozen = []
     for method in methods:
         name = name_of(method)
-        phases = method.phases(session.context)
+        try:
+            phases = method.phases(session.context)
+        except UsageError as error:
+            what = error.what.removeprefix("method: ").removeprefix(name).lstrip(": ")
+            raise UsageError(f"attach: {name}: {what}", error.remedy) from error
         plain = len(phases) == 1 and phases[0].epochs is None and phases[0].start == "current"
         if not plain or type(method).train_data is not Method.train_data:
             raise UsageError(
@@ -232,6 +284,9 @@ class _Ending(TrainerCallback):
         for name in self.frozen:
             params[name].requires_grad_(True)
         self.ended = True
+        if (layout := self.session.classes) is not None:
+            for method in self.session.methods:
+                method.classes = layout.seen[0]
         for method in self.session.methods:
             try:
                 weights = method.end_task(self.session.context)

@@ -194,7 +194,7 @@ def _prepare(
     recipe: Recipe, stream: TaskStream | None, display: Any, training: bool, today: date | None
 ) -> Prepared:
     from perdure import models
-    from perdure.engine.batching import split_batch
+    from perdure.engine.batching import halved, split_batch
     from perdure.engine.rows import encode_stream
     from perdure.scoring import metrics
     from perdure.streams import kinds, lm_eval_tasks
@@ -217,6 +217,8 @@ def _prepare(
         return Prepared(recipe, stream, methods, None, general, recipe.train.batch_size, 1, None)
     micro, accumulation = split_batch(recipe, int(os.environ.get("WORLD_SIZE", "1")))
     facts, encoder = None, None
+    if any(method.halves for method in methods):
+        halved(micro, accumulation)
     module, _, name = kind.encoder.partition(":")
     if name:
         facts = models.inspect_base(recipe.model, kind.writes)
@@ -253,6 +255,7 @@ def chosen_methods(recipe: Recipe, stream: TaskStream) -> list[Method]:
 
     chosen = registry.build(recipe.methods)
     refuse_clashes(chosen, recipe.order_matters)
+    _refuse_by_kind(chosen, recipe, stream)
     learned = [task for task in stream if task.learn != "none" and task.train_kept]
     bare = [task.name for task in learned if not task.validation]
     for method, spec in zip(chosen, recipe.methods, strict=True):
@@ -262,3 +265,38 @@ def chosen_methods(recipe: Recipe, stream: TaskStream) -> list[Method]:
                 "give it `validation:` rows, or a `validation_share:` above 0",
             )
     return chosen
+
+
+def _refuse_by_kind(chosen: Sequence[Method], recipe: Recipe, stream: TaskStream) -> None:
+    """Raise `UsageError` where a method cannot learn tasks of this kind."""
+    from perdure.streams import kinds
+
+    kind = kinds.kind(stream.tasks[0].kind)
+    for method, spec in zip(chosen, recipe.methods, strict=True):
+        method.check(tuple(stream.classes) if kind.classes else ())
+        asked = method.requires.texts
+        if not asked:
+            continue
+        who = f"method: {spec.name}"
+        if kind.classes and asked == "labels":
+            raise UsageError(
+                f"{who} learns to continue general texts, and a classifier writes no text",
+                "gere and gere_distance hold its states on them, with label_weight: 0",
+            )
+        if kind.classes and not stream.general.replay:
+            raise UsageError(
+                f"{who} holds states on general texts, and a classifier cannot write its own",
+                "give some: general: {replay: texts.txt}",
+            )
+        if not (kind.encoder or kind.classes) and not _reads_texts(stream):
+            raise UsageError(
+                f"{who} learns along with general texts, which tasks of kind {kind.name} cannot be",
+                "take a method that needs none; see perdure methods",
+            )
+
+
+def _reads_texts(stream: TaskStream) -> bool:
+    from perdure.learners import learner_class
+    from perdure.learners.kind import KindHooks
+
+    return learner_class(stream).encode_text is not KindHooks.encode_text

@@ -163,7 +163,9 @@ class Attached:
         batch = self._main_batch(inputs)
         main = ForwardOutput(self.model, batch, self._main_counts(num_items_in_batch))
         main.exact = getattr(self, "head_is_exact", False) and head_is_cut(self.model, batch)
-        wanted = return_outputs or maps or (main.exact and self._extra_logits())
+        # Families differ in how a classifier's head comes to a row's logits: its outputs say it.
+        own = self._extra_logits() and self.session.labels_at == "row"
+        wanted = return_outputs or maps or own or (main.exact and self._extra_logits())
         with capture(self.model, [m.requires for m in active], main):
             result = parent.compute_loss(
                 model,
@@ -174,7 +176,9 @@ class Attached:
         outputs: Any
         loss, outputs = result if wanted else (result, None)
         self._note_task(loss, num_items_in_batch)
-        if main.exact and self._extra_logits():  # with all that a family does after its head
+        if own or (
+            main.exact and self._extra_logits()
+        ):  # with all that a family does after its head
             main.head, main.final = outputs.logits, True
         main.attentions = outputs.attentions if outputs is not None and maps else None
         extras, reached = self._extra_passes(model, active, drawn, maps)
@@ -183,9 +187,9 @@ class Attached:
 
     def _main_batch(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The trainer's batch, which says where its labels stand: Perdure's trainer knows; of
-        another `perdure.attach` has seen that they are next tokens."""
+        another `perdure.attach` has seen it."""
         host: Any = self
-        at = host.labels_at(inputs) if hasattr(host, "labels_at") else "next"
+        at = host.labels_at(inputs) if hasattr(host, "labels_at") else self.session.labels_at
         return {**inputs, LABELS_AT: at}
 
     def _terms(

@@ -33,9 +33,31 @@ def split_batch(recipe: Recipe, world: int) -> tuple[int, int]:
     return micro, batch // (micro * world)
 
 
-def steps_of(recipe: Recipe, rows: int, epochs: float | None = None) -> int:
-    """Optimizer steps of one phase over `rows` rows."""
+def halved(micro: int, accumulation: int) -> tuple[int, int]:
+    """The split of a batch of which half is left to kept rows.
+
+    Args: micro, accumulation: of the whole batch, see `split_batch`.
+
+    Raises:
+        UsageError: a process's part of the batch has no half.
+    """
+    if micro * accumulation % 2:
+        raise UsageError(
+            f"method: mix: half: a process's part of the batch, {micro * accumulation} rows, has "
+            "no half",
+            "make train.batch_size an even number of rows for each process",
+        )
+    return (micro // 2, accumulation) if micro % 2 == 0 else (micro, accumulation // 2)
+
+
+def steps_of(
+    recipe: Recipe, rows: int, epochs: float | None = None, batch_size: int | None = None
+) -> int:
+    """Optimizer steps of one phase over `rows` rows.
+
+    Args: batch_size: the task's rows in a step; None: the recipe's.
+    """
     train = recipe.train
-    per_epoch = math.ceil(rows / train.batch_size)
+    per_epoch = math.ceil(rows / (batch_size or train.batch_size))
     steps = max(1, math.ceil(per_epoch * (train.epochs if epochs is None else epochs)))
     return steps if train.max_steps is None else min(steps, train.max_steps)

@@ -1,4 +1,4 @@
-"""What methods see of a task's session: the twenty names of `perdure.protocol.context.Context`."""
+"""What methods see of a task's session: the names of `perdure.protocol.context.Context`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from perdure.errors import UsageError
 from perdure.models.weights import full, swapped
 from perdure.protocol.batch import EncodedRows, ForwardOutput
 from perdure.protocol.context import BaseStates, Weights
+from perdure.protocol.labels import Classes
 from perdure.protocol.step import Step
 from perdure.streams.task import Row, Task
 
@@ -39,6 +40,10 @@ class TaskContext:
     @property
     def tasks_seen(self) -> tuple[Task, ...]:
         return self._session.tasks_seen
+
+    @property
+    def classes(self) -> Classes | None:
+        return self._session.classes
 
     @property
     def step(self) -> Step:
@@ -66,9 +71,14 @@ class TaskContext:
         return self._session.encoder.encode(row)
 
     def draw(
-        self, rows: Sequence[dict[str, Any]], size: int, *, first: int | None = None
+        self,
+        rows: Sequence[dict[str, Any]],
+        size: int,
+        *,
+        first: int | None = None,
+        replace: bool = False,
     ) -> EncodedRows | None:
-        return self._session.draw(rows, size, first=first)
+        return self._session.draw(rows, size, first=first, replace=replace)
 
     def general_rows(
         self,

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from perdure.models.anatomy import decoder_of, layers_of, takes_positions
+from perdure.models.anatomy import decoder_of, head_of, layers_of, takes_positions
 from perdure.models.chat import IGNORE
 from perdure.protocol.batch import ForwardOutput, batch_labels_at, batch_targets
 from perdure.protocol.method import Requires
@@ -68,14 +68,13 @@ def capture(
             if -1 in layers:
                 hidden[-1] = into.last
 
-    def keep_head(_: nn.Module, __: Any, output: Any) -> None:
+    def keep_head(_: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
         if into.head is None:
-            into.head = output
+            into.head, into.read = output, args[0]
 
     if need_logits or -1 in layers:
         handles.append(decoder_of(model).register_forward_hook(keep_last))
-    if need_logits:
-        head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
+    if need_logits and (head := head_of(model)) is not None:
         handles.append(head.register_forward_hook(keep_head))
     for k in layers:
         if k != -1:

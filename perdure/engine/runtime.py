@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from perdure.engine.drawing import draw, gradients_of
 from perdure.engine.forward import capture, computing, head_is_cut, head_options
 from perdure.engine.packing import of_tokens_alone, packed_states
 from perdure.errors import TrainingError
 from perdure.models.anatomy import check_layers
 from perdure.models.chat import Encoder
-from perdure.models.random_state import forked_rng, seed_of
+from perdure.models.random_state import forked_rng
 from perdure.models.weights import adapter_off, fingerprint, is_sharded, swapped, trainable
 from perdure.protocol.batch import (
     LABELS_AT,
@@ -29,10 +30,10 @@ from perdure.protocol.batch import (
     ForwardOutput,
     batch_labels_at,
     model_inputs,
-    unlabelled,
 )
 from perdure.protocol.batch import collate as padded
 from perdure.protocol.context import Weights
+from perdure.protocol.labels import Classes, Where
 from perdure.protocol.method import Method, Requires
 from perdure.protocol.step import Phase, Step
 from perdure.streams.task import GeneralText, Row, Task
@@ -58,6 +59,7 @@ class TaskRuntime:
         packs: replayed rows run in one pass with the task's, where the model lets them.
         collate: makes a batch of encoded rows; None: pads rows of token ids.
         processes: this process's number, and how many there are.
+        classes: of tasks with classes, which columns compete; None: labels are tokens.
     """
 
     def __init__(
@@ -81,13 +83,16 @@ class TaskRuntime:
         packs: bool = False,
         collate: Callable[[Sequence[Mapping[str, Any]]], dict[str, Tensor]] | None = None,
         processes: tuple[int, int] = (0, 1),
+        classes: Classes | None = None,
     ) -> None:
         self.model, self.encoder, self.task = model, encoder, task
         self.methods, self.task_index, self.tasks_seen = methods, task_index, tuple(tasks_seen)
         self.general = general or GeneralText()
         self.seed, self.batch_size = seed, batch_size
         self.cache = cache or Path("perdure-cache")
-        self.autocast, self.packs = autocast, packs
+        self.autocast, self.packs, self.classes = autocast, packs, classes
+        self.labels_at: Where = "next" if classes is None else "row"
+        """Where the labels of a trainer's batches stand, if the trainer itself does not know."""
         self.rank, self.world = processes
         self.accumulation = 1
         self.step = Step()
@@ -160,38 +165,15 @@ class TaskRuntime:
     # --- rows
 
     def draw(
-        self, rows: Sequence[dict[str, Any]], size: int, *, first: int | None = None
+        self,
+        rows: Sequence[dict[str, Any]],
+        size: int,
+        *,
+        first: int | None = None,
+        replace: bool = False,
     ) -> EncodedRows | None:
-        """See `Context.draw`. A process without rows in a micro-batch in which others have some
-        gets one that only fills its place (`EncodedRows.fills`), so that all run equally often."""
-        if not len(rows) or size < 1:
-            return None
-        first = self.step.index * size if first is None else first
-        orders: dict[int, list[int]] = {}
-        drawn = []
-        for position in range(first, first + size):
-            cycle, place = divmod(position, len(rows))
-            if cycle not in orders:
-                orders[cycle] = self._order(cycle, len(rows))
-            drawn.append(rows[orders[cycle][place]])
-        shares = self.accumulation * self.world
-        counts = EncodedRows(drawn).counts_of_all(shares)
-        # Ranks of one micro-batch come first, so that they run their extra passes together.
-        micro = self.step.micro_batch
-        slot = micro * self.world + self.rank
-        mine = [row for j, row in enumerate(drawn) if j % shares == slot]
-        if mine:
-            return EncodedRows(tuple(mine), counts)
-        if micro * self.world >= size:
-            return None  # nobody has rows in this micro-batch
-        return EncodedRows((unlabelled(drawn[0]),), counts, fills=True)
-
-    def _order(self, cycle: int, n: int) -> list[int]:
-        generator = torch.Generator().manual_seed(
-            seed_of(self.seed, self.task_index, self.step.phase.name, cycle)
-        )
-        order: list[int] = torch.randperm(n, generator=generator).tolist()
-        return order
+        """See `Context.draw`."""
+        return draw(self, rows, size, first=first, replace=replace)
 
     def stream_tokens(self) -> int:
         """Tokens of the tasks' rows that are trained on in all, as far as is known; else 0."""
@@ -274,26 +256,8 @@ class TaskRuntime:
         return run
 
     def gradients_of(self, rows: Sequence[dict[str, Any]]) -> Weights:
-        """Gradient of the mean token loss on `rows`, by name; `p.grad` is not touched."""
-        names, params = zip(*trainable(self.model).items(), strict=True)
-        if is_sharded(self.model):
-            return self._gradients_by_backward(rows, dict(zip(names, params, strict=True)))
-        with torch.enable_grad():
-            loss = self.forward(rows).nll.mean()
-            found = torch.autograd.grad(loss, params, allow_unused=True)
-        return {n: g for n, g in zip(names, found, strict=True) if g is not None}
-
-    def _gradients_by_backward(self, rows: Sequence[dict[str, Any]], params: Weights) -> Weights:
-        """FSDP2 reduces gradients in its backward hooks, so `autograd.grad` is not enough."""
-        kept = {n: p.grad for n, p in params.items()}
-        for p in params.values():
-            p.grad = None
-        with torch.enable_grad():
-            self.forward(rows).nll.mean().backward()
-        found = {n: p.grad for n, p in params.items() if p.grad is not None}
-        for n, p in params.items():
-            p.grad = kept[n]
-        return found
+        """Gradient of the mean loss of a label on `rows`, by name; `p.grad` is not touched."""
+        return gradients_of(self, rows)
 
     def _run(
         self,
@@ -325,6 +289,12 @@ class TaskRuntime:
     def snapshot(self) -> Weights:
         """A copy of the trainable parameters by name, on their device."""
         return {n: p.detach().clone() for n, p in trainable(self.model).items()}
+
+    def as_before(self, prefix: str) -> bool:
+        """Whether the parameters below `prefix` are those of the "previous" model still."""
+        params = dict(self.model.named_parameters())
+        kept = self._frozen.get("previous", {})
+        return all(torch.equal(w, params[n]) for n, w in kept.items() if n.startswith(prefix))
 
     # --- measuring
 

@@ -15,9 +15,10 @@ from torch import nn
 
 from perdure.engine.packing import keeps_rows_apart
 from perdure.engine.session import TaskSession
+from perdure.engine.trainer_classes import ClassRows, is_classifier
 from perdure.engine.trainer_rows import BORDER_NAMES, BORDERS, READ, TrainerRows
 from perdure.errors import PerdureError, UsageError
-from perdure.models.anatomy import decoder_of, layers_of, unwrapped
+from perdure.models.anatomy import decoder_of, head_of, layers_of, unwrapped
 from perdure.protocol.batch import labels_of
 from perdure.protocol.method import Method, name_of
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 _LOOKED_AT = 64  # rows in which at least one must have a label
 _TRIED = 16  # tokens of the row that the model is tried with
-_CLASSIFIER = re.compile(r"For\w*Classification|ForMultipleChoice|ForQuestionAnswering")
+_OTHER = re.compile(r"For\w*Classification|ForMultipleChoice|ForQuestionAnswering")
 
 
 def runs_rows(method: Method) -> bool:
@@ -59,8 +60,12 @@ def train_rows(trainer: Trainer, methods: Sequence[Method]) -> TrainerRows:
     """
     readers = [m for m in methods if reads_rows(m)]
     if not readers:
-        return TrainerRows(trainer, trainer.train_dataset, look=False)
+        return _rows_of(trainer)(trainer, trainer.train_dataset, look=False)
     return _looked_at(trainer, trainer.train_dataset, readers, "the trainer's rows")
+
+
+def _rows_of(trainer: Trainer) -> type[TrainerRows]:
+    return ClassRows if is_classifier(trainer.model) else TrainerRows
 
 
 def eval_rows(trainer: Trainer, methods: Sequence[Method]) -> TrainerRows:
@@ -72,7 +77,7 @@ def eval_rows(trainer: Trainer, methods: Sequence[Method]) -> TrainerRows:
     needing = [m for m in methods if m.needs_validation]
     found: Any = trainer.eval_dataset
     if not needing:
-        return TrainerRows(trainer, None, look=False)
+        return _rows_of(trainer)(trainer, None, look=False)
     wrong = None
     if found is None:
         wrong = "there are none"
@@ -130,7 +135,7 @@ def try_model(session: TaskSession, rows: TrainerRows, methods: Sequence[Method]
             ),
         )
     row = next(row for row in rows if labels_of(row))
-    short = {k: v[:_TRIED] for k, v in row.items()}
+    short = {k: v[:_TRIED] if isinstance(v, list) else v for k, v in row.items()}
     if not labels_of(short):
         short["labels"] = list(short["input_ids"])
     wanted = labels_of(short)
@@ -145,7 +150,7 @@ def try_model(session: TaskSession, rows: TrainerRows, methods: Sequence[Method]
         told = f"the model takes no row by itself: {type(error).__name__}: {error}"
         _refuse(running, (told, "use perdure run, or a plain causal language model"))
     else:
-        if counted != wanted or any(v != (1, len(short["labels"])) for v in states.values()):
+        if counted != wanted or any(v != (1, len(short["input_ids"])) for v in states.values()):
             told = "the model adds tokens of its own to a row, so that labels and states are apart"
             _refuse(running, (told, "use LoRA or full weights instead of learned prompts"))
 
@@ -180,10 +185,13 @@ def _of_model(trainer: Trainer) -> tuple[str, str] | None:
         )
     model: Any = unwrapped(trainer.model)
     name, only = type(model).__name__, "give a causal language model (AutoModelForCausalLM)"
-    if _CLASSIFIER.search(name):
+    if is_classifier(model):
+        return None
+    if _OTHER.search(name):
         return (
-            f"{name} is a classifier, which attach does not know yet",
-            "let the labels be written as text by a causal language model, as perdure run does",
+            f"{name} is a classifier of another kind than attach knows",
+            "give a classifier of whole rows (AutoModelForSequenceClassification), or let the "
+            "labels be written as text by a causal language model, as perdure run does",
         )
     if "ForMaskedLM" in name:
         return f"{name} is an encoder that fills masked tokens, no causal language model", only
@@ -205,7 +213,7 @@ def _of_dataset(trainer: Trainer) -> tuple[str, str] | None:
 
 def _looked_at(trainer: Trainer, found: Any, methods: Sequence[Method], what: str) -> TrainerRows:
     try:
-        rows = TrainerRows(trainer, found, alone=any(map(runs_rows, methods)))
+        rows = _rows_of(trainer)(trainer, found, alone=any(map(runs_rows, methods)))
         batch = rows.batch(0)
         labelled = any(labels_of(row) for row in rows[:_LOOKED_AT])
     except UsageError as error:
@@ -221,7 +229,7 @@ def _looked_at(trainer: Trainer, found: Any, methods: Sequence[Method], what: st
         and not key.startswith(BORDER_NAMES)
         and torch.is_tensor(value)
         # Of text they are all one number, which is the model's default.
-        and not (key == "token_type_ids" and not value.any())
+        and not (key == "token_type_ids" and (isinstance(rows, ClassRows) or not value.any()))
     ]
     rerun = [m for m in methods if runs_rows(m) or m.requires.teacher is not None]
     if unread and rerun:
@@ -245,7 +253,7 @@ def _of_parts(model: nn.Module, method: Method) -> tuple[str, str] | None:
             "the model has learned prompts, so that its states and labels stand apart",
             "use LoRA or full weights",
         )
-    remedy = "take a causal language model of transformers"
+    remedy = "take a causal language model of transformers, or a classifier"
     try:
         if asked.logits or asked.hidden:
             decoder_of(model)
@@ -253,9 +261,7 @@ def _of_parts(model: nn.Module, method: Method) -> tuple[str, str] | None:
             layers_of(model)
     except AttributeError as error:
         return f"hidden states are read, and {type(host).__name__} has none known: {error}", remedy
-    if asked.logits and (
-        not hasattr(model, "get_output_embeddings") or model.get_output_embeddings() is None  # type: ignore[operator]
-    ):
+    if asked.logits and head_of(model) is None:
         return f"predictions are read, and {type(host).__name__} has no head", remedy
     return None
 
@@ -265,4 +271,4 @@ def _is_elsewhere(model: nn.Module) -> bool:
     return any(p.is_meta or hasattr(p, "ds_id") or not p.numel() for p in model.parameters())
 
 
-__all__ = ["check_trainer", "eval_rows", "train_rows", "try_model"]
+__all__ = ["check_trainer", "eval_rows", "reads_rows", "train_rows", "try_model"]

@@ -94,13 +94,17 @@ class TrainerRows(Sequence[Row]):
                 "give a data_collator that makes both, for example "
                 "DataCollatorForLanguageModeling(tokenizer, mlm=False)",
             )
+        self.check_labels(found)
+        return cast(Mapping[str, Any], found)
+
+    def check_labels(self, found: Mapping[str, Any]) -> None:
+        """Raise `UsageError` where a batch's labels are not of this kind."""
         if found["labels"].shape != found["input_ids"].shape or found["labels"].dim() != 2:
             raise UsageError(
                 "the trainer's labels are no next tokens: their shape is "
                 f"{tuple(found['labels'].shape)}, of input_ids {tuple(found['input_ids'].shape)}",
                 "a label stands for each token, -100 where nothing is learned",
             )
-        return cast(Mapping[str, Any], found)
 
     def _tokens(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Ids and labels of a line without its padding, each (tokens,)."""

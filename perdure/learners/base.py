@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, TrainingArguments
 
 from perdure.engine.attach import attach, serving
-from perdure.engine.batching import split_batch, steps_of
+from perdure.engine.batching import halved, split_batch, steps_of
 from perdure.engine.callbacks import GaugeCallback, ProgressCallback
 from perdure.engine.method_state import STATE, give_weights, load_methods, save_methods
 from perdure.engine.session import TaskSession
@@ -103,7 +103,8 @@ class Learner(KindHooks):
         self._to_device()
         self.trackers = Trackers(recipe.train.report_to, self.state.is_main_process)
         split = batch_split or split_batch(recipe, self.state.num_processes)
-        self.micro_batch, self.accumulation = split
+        self.micro_batch, self.accumulation = self.whole_split = split
+        self.rows_a_step = recipe.train.batch_size
         self.check()
         if is_sharded(model) and any(m.requires.teacher for m in methods):
             raise UsageError(
@@ -129,6 +130,7 @@ class Learner(KindHooks):
             return Fitted()
         started, counts, self._moved = time.monotonic(), self.passes(), {}
         self._grow(index)
+        self._split(index)
         session = self._session = self._session_of(index)
         gauges, budget = self._gauges_of(session), self.recipe.stop_when
         for method in self.methods:
@@ -168,6 +170,14 @@ class Learner(KindHooks):
             if name not in before:
                 self.born[name] = parameter.detach().cpu().clone()
         self._to_device()
+
+    def _split(self, index: int) -> None:
+        """Leave half of the batch to kept rows where a method wants that, and there are some."""
+        halves = bool(self._learned(index)) and any(m.halves for m in self.methods)
+        self.rows_a_step = self.recipe.train.batch_size // (2 if halves else 1)
+        self.micro_batch, self.accumulation = (
+            halved(*self.whole_split) if halves else (self.whole_split)
+        )
 
     def _to_device(self) -> None:
         if torch.cuda.is_available() and not is_sharded(self.model):
@@ -256,7 +266,7 @@ class Learner(KindHooks):
             ],
             general=self.stream.general,
             seed=self.recipe.seed,
-            batch_size=self.recipe.train.batch_size,
+            batch_size=self.rows_a_step,
             cache=self.folders.cache,
             base=self.base_weights if index else None,
             autocast=self.autocast,
@@ -266,6 +276,7 @@ class Learner(KindHooks):
             packs=self.packs,
             collate=self.collate,
             processes=(self.state.process_index, self.state.num_processes),
+            classes=self.layout(index),
         )
 
     def _stream_tokens(self) -> int:

@@ -8,9 +8,8 @@ and within which of them training's cross-entropy runs; the other one is recorde
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import cached_property, partial
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,11 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from perdure.errors import UsageError
-from perdure.learners.base import Learner
-from perdure.learners.heads_only import HeadsTrainer
-from perdure.learners.probing import Probing
-from perdure.learners.training import PhaseTrainer
+from perdure.learners.class_features import BodyFeatures
+from perdure.learners.kind import drawn
 from perdure.methods import registry
+from perdure.models.chat import IGNORE
 from perdure.models.classifier import (
     Classifier,
     Heads,
@@ -30,13 +28,14 @@ from perdure.models.classifier import (
     views,
 )
 from perdure.models.classifier_files import load_classifier_weights, save_classifier
-from perdure.models.configuration import has_dropout, is_decoder, pooling_of, read_config
-from perdure.models.features import TEXT, Features, state_key
+from perdure.models.configuration import is_decoder, pooling_of, read_config
+from perdure.models.features import TEXT
 from perdure.models.load import load_body
 from perdure.models.prepared_classes import PreparedClasses, class_encoder
-from perdure.models.weights import evaluating, fingerprint
+from perdure.models.random_state import seed_of
+from perdure.models.weights import trainable
 from perdure.processes import Progress, rank
-from perdure.protocol.method import Method
+from perdure.protocol.labels import Classes, classes_of
 from perdure.scoring.score import TaskScore
 from perdure.streams.kinds.classes import ACCURACY, AMONG_ALL, WITHIN_TASK
 from perdure.streams.rows import row_key
@@ -59,13 +58,11 @@ def needs_language_head(recipe: Recipe) -> bool:
     )
 
 
-class ClassificationLearner(Learner):
+class ClassificationLearner(BodyFeatures):
     """Trains a classifier whose head grows with each task, and scores it."""
 
     kind = "classification"
     objectives = ("task", "lm", *MEANS)
-    features: Features | None = None
-    """Those of the body as it is, while it stays."""
 
     @classmethod
     def load(cls, recipe: Recipe, precision: str) -> tuple[Any, Any]:
@@ -117,13 +114,16 @@ class ClassificationLearner(Learner):
         model.within = self.stream.scenario == "task-incremental"
         head = self.recipe.model.head
         if head.preallocate == "all" and not model.heads.classes:
-            model.heads.allocate(len(self.classes))
+            drawn(lambda: model.heads.allocate(len(self.classes)), seed_of(self.recipe.seed, "all"))
         elif isinstance(head.preallocate, int) and 0 < head.preallocate < len(self.classes):
             raise UsageError(
                 f"model.head.preallocate: {head.preallocate}: the stream has {len(self.classes)} "
                 "classes",
                 "write a higher number, or all, or 0: heads grow by themselves",
             )
+        reserve = model.heads.reserve
+        named = () if reserve is None else reserve.named_parameters()
+        self._first_reserve = {n: p.detach().cpu().clone() for n, p in named}
 
     def begin_task(self, index: int) -> None:
         """Add a head for the classes of the task that no earlier one has."""
@@ -152,15 +152,44 @@ class ClassificationLearner(Learner):
             rows = method.train_data(session.context, rows)
         self.listener.note(f"task {session.task.name}: {phase.objective} of {len(rows)} rows")
         texts, model = [row["text"] for row in rows], cast(Classifier, self.model)
-        self.features = self._features_now()
-        self.features.add(texts)
+        features = self._features_now()
+        features.add(texts)
+        self._use(features)
         labels = torch.tensor([self.classes[row["label"]] for row in rows])
         means, counts = class_means(
-            self.features.of(texts), labels, model.heads.classes, phase.objective != MEANS[0]
+            features.of(texts), labels, model.heads.classes, phase.objective != MEANS[0]
         )
         stays = [bool(phase.freeze and re.search(phase.freeze, f"heads.parts.{k}.weight"))
                  for k, size in enumerate(model.heads.sizes) for _ in range(size)]  # fmt: skip
         model.heads.place(means, (counts > 0) & ~torch.tensor(stays))
+
+    def layout(self, index: int) -> Classes:
+        """The learned columns by what competes; see `perdure.protocol.labels.Classes`."""
+        model: Any = self.model
+        return classes_of(model.owners, index, model.within)
+
+    def encode_text(
+        self, text: str, max_tokens: int | None = None, special: bool = False
+    ) -> dict[str, Any]:
+        """A general text as tokens of no class, for methods that hold states on it."""
+        ids = self.tokenizer(text, add_special_tokens=True)["input_ids"]
+        most = int(self.tokenizer.model_max_length)
+        return {"input_ids": ids[: min(most, max_tokens or most)], "labels": IGNORE}
+
+    def base_weights(self) -> dict[str, Tensor]:
+        """As any learner's; of heads that were cut from a reserve the reserve's first values, not
+        what it had learned as negatives by then."""
+        found, at = super().base_weights(), 0
+        model: Any = self.model
+        for number, size in enumerate([*model.heads.sizes, model.heads.reserved]):
+            last = number == len(model.heads.sizes)
+            for name, first in self._first_reserve.items():
+                whole = f"heads.reserve.{name}" if last else f"heads.parts.{number}.{name}"
+                if size:
+                    found[whole] = first[at : at + size].to(model.device)
+            at += size
+        own = set(trainable(model))
+        return {n: w for n, w in found.items() if n in own}
 
     def rates(self, model: nn.Module) -> Mapping[str, Mapping[str, float]]:
         """The heads learn at a rate, and with a weight decay, of their own."""
@@ -186,7 +215,11 @@ class ClassificationLearner(Learner):
         """A batch, with the entities' places where the feature is read from them, and with the
         features themselves where the body stays and they are known."""
         batch = super().collate(rows)
-        if self.features is not None and all(self.features.has(row.get(TEXT, "")) for row in rows):
+        if (
+            self._stays
+            and self.features is not None
+            and all(self.features.has(row.get(TEXT, "")) for row in rows)
+        ):
             batch["features"] = self.features.of([row[TEXT] for row in rows])
         if "entity_starts" in rows[0]:
             batch["entity_starts"] = torch.tensor([row["entity_starts"] for row in rows])
@@ -234,170 +267,3 @@ class ClassificationLearner(Learner):
 
         beside = {AMONG_ALL: share(among_all)} if model.within else {WITHIN_TASK: share(within)}
         return TaskScore(share(chosen), ACCURACY.name, True, items, beside)
-
-    # --- features of a body that stays
-
-    def trainer(self, task: Task, rows: Sequence[Row], phase: Phase, folder: Path) -> PhaseTrainer:
-        """Where no parameter of the body learns, a trainer of heads on features."""
-        model: Any = self.model
-        self.features = None  # of the weights as they were
-        drops = not phase.frozen_eval and has_dropout(model.body.config)
-        learns = any(p.requires_grad for p in model.body.parameters())
-        self._state += learns
-        if learns or drops:
-            return super().trainer(task, rows, phase, folder)
-        texts = [row["text"] for row in rows]
-        if self._look_inside():
-            self._asked(texts)
-            return super().trainer(task, rows, phase, folder)
-        features = self._features_now()
-        features.add(texts)
-        self._asked(texts, features)
-        self.features = features
-        if self.state.num_processes > 1:
-            return super().trainer(task, rows, phase, folder)
-        self.trainer_class = HeadsTrainer
-        try:
-            made: Any = super().trainer(task, rows, phase, folder)
-        finally:
-            del self.trainer_class
-        made.features = features.of(texts)
-        made.labels = torch.tensor([self.classes[row["label"]] for row in rows])
-        return cast(PhaseTrainer, made)
-
-    @contextmanager
-    def looking(self) -> Iterator[None]:
-        """Where probes are fitted, scores and probes share one pass of each text."""
-        before = self.features
-        # A method that routes rows changes the body between them.
-        routes = any(type(method).route is not Method.route for method in self.methods)
-        if self.recipe.scoring.probes and not routes:
-            self.features = self._features_now()
-        try:
-            yield
-        finally:
-            self.features = before
-
-    def more_scores(self, after: int, done: Collection[Any]) -> Iterable[Any]:
-        """The lines of the recipe's probes."""
-        if not self.recipe.scoring.probes:
-            return ()
-        gone = [task.name for task in self.stream if not task.train_kept]
-        if gone:
-            self.listener.note(f"no probes: the training rows of {gone[0]} are not kept")
-            return ()
-        model: Any = self.model
-        features = self.features or self._features_now()
-        for task in self.stream:
-            tested = list(task.test)[: self.recipe.scoring.max_test_rows]
-            self._asked([row["text"] for row in (*task.train, *tested)], features)
-        return self._probing.lines(after, len(model.owners), features.folder.name, features, done)
-
-    @cached_property
-    def _probing(self) -> Probing:
-        scoring = self.recipe.scoring
-        return Probing(
-            scoring.probes, self.stream.tasks, self.classes, self.recipe.seed, scoring.max_test_rows
-        )
-
-    def passes(self) -> Mapping[str, int]:
-        """Texts that the body read, and those that it had to: each once for each state of the
-        weights, and those that it learns from."""
-        model: Any = self.model
-        learning = model.learning_passes
-        return {"body_passes": model.body_passes, "body_passes_needed": learning + self._needed}
-
-    _state, _needed = 0, 0
-
-    @cached_property
-    def _known(self) -> set[tuple[int, str]]:
-        return set()
-
-    def _asked(self, texts: Sequence[str], features: Features | None = None) -> None:
-        """Count texts whose features are needed for the first time in this state of the weights."""
-        found = features or self.features
-        new = {(self._state, text) for text in texts} - self._known
-        self._known.update(new)
-        files = set() if found is None else found.from_file
-        self._needed += sum(text not in files for _, text in new)
-
-    def finish(self) -> None:
-        """As of every learner; says how many passes the body made."""
-        counts = self.passes()
-        self.listener.note(
-            f"the body read {counts['body_passes']} texts, {counts['body_passes_needed']} needed"
-        )
-        super().finish()
-
-    def _look_inside(self) -> bool:
-        """Whether a method looks at the body's states, or at a body of other weights."""
-        reads = [method.requires for method in self.methods]
-        return any(r.hidden or r.attentions or r.teacher == "base" for r in reads)
-
-    def _features_now(self) -> Features:
-        """The features of the body as it is."""
-        model: Any = self.model
-        key = state_key(
-            weights=fingerprint(model.body),
-            template=[self.reader.template, self.reader.of_relations],
-            max_length=self.reader.limit,
-            tokenizer=sorted(self.tokenizer.get_vocab().items()),
-            side="right",
-            pooling=model.pooling,
-            precision=self.precision,
-        )
-        if key not in self._kept:
-            folder = self.folders.cache / "features" / key
-            self._kept[key] = Features(folder, self._run_body)
-        return self._kept[key]
-
-    @cached_property
-    def _kept(self) -> dict[str, Features]:
-        return {}
-
-    @torch.no_grad()
-    def _run_body(self, texts: Sequence[str]) -> Tensor:
-        """Features of texts, in their order; one pass of the body a text."""
-        model: Any = self.model
-        rows = [self.reader.encode({"text": text}) for text in texts]
-        with evaluating(model), self.autocast():
-            return self._in_batches(
-                [{**row, "labels": 0} for row in rows],
-                lambda batch: model.features(
-                    batch["input_ids"], batch["attention_mask"], batch.get("entity_starts")
-                ),
-                partial(self.listener.progress, "reading", "texts"),
-            )
-
-    @torch.no_grad()
-    def _logits(self, rows: Sequence[Row], progress: Progress | None) -> Tensor:
-        """Logits of rows in their order, (rows, columns)."""
-        model: Any = self.model
-        with evaluating(model):
-            if self.features is not None:
-                texts = [row["text"] for row in rows]
-                self.features.add(texts)
-                logits: Tensor = model.heads(self.features.of(texts).to(model.device))
-                return logits.float().cpu()
-            encoded = [self.encode(row) for row in rows]
-            return self._in_batches(encoded, lambda batch: model(**batch).logits, progress)
-
-    def _in_batches(
-        self,
-        encoded: Sequence[Mapping[str, Any]],
-        run: Callable[[dict[str, Tensor]], Tensor],
-        progress: Progress | None,
-    ) -> Tensor:
-        """What `run` gives for encoded rows, longest first, back in their order, on the host."""
-        order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]["input_ids"]))
-        size, found = self.recipe.scoring.batch_size, dict[int, Tensor]()
-        device = next(self.model.parameters()).device
-        for start in range(0, len(order), size):
-            some = order[start : start + size]
-            batch = self.collate([encoded[i] for i in some])
-            del batch["labels"]
-            out = run({k: v.to(device) for k, v in batch.items()})
-            found |= dict(zip(some, out.float().cpu(), strict=True))
-            if progress is not None:
-                progress(len(found), len(encoded))
-        return torch.stack([found[i] for i in range(len(encoded))])

@@ -21,6 +21,7 @@ from perdure.protocol.batch import ROWS, HostRows, collate
 
 if TYPE_CHECKING:
     from perdure.engine.session import TaskSession
+    from perdure.protocol.labels import Classes
     from perdure.protocol.step import Phase
     from perdure.recipe.schema import Recipe
     from perdure.scoring import GeneralScore, TaskScore
@@ -52,6 +53,8 @@ class KindHooks:
     precision: str
     micro_batch: int
     accumulation: int
+    rows_a_step: int
+    """The task's rows in an optimizer step: the batch, or half of it where kept rows fill it up."""
     born: dict[str, Tensor]
     prepared_encoder: Any
 
@@ -63,7 +66,7 @@ class KindHooks:
         return load_base(recipe.model, precision=precision)
 
     def encode(self, row: Row) -> dict[str, Any]:
-        """Return `{"input_ids": [...], "labels": ...}`; see `protocol.batch.label_places`.
+        """Return `{"input_ids": [...], "labels": ...}`; see `protocol.labels.label_places`.
 
         A row that has `input_ids` is encoded already and comes back as it is.
         """
@@ -110,7 +113,7 @@ class KindHooks:
         args = arguments(
             self.recipe,
             folder,
-            steps=steps_of(self.recipe, len(encoded), phase.epochs),
+            steps=steps_of(self.recipe, len(encoded), phase.epochs, self.rows_a_step),
             micro_batch=self.micro_batch,
             accumulation=self.accumulation,
             bf16=self.precision == "bf16",
@@ -125,8 +128,13 @@ class KindHooks:
         # What a phase holds comes first: of several patterns that find a name the first one counts.
         held: dict[str, float] = {phase.hold: 0.0} if phase.hold else {}
         made.rates, made.packs = {**held, **self.rates(self.model)}, self.packs
-        made.sampler = EpochSampler(lengths, self.recipe.train.batch_size, self.recipe.seed)
+        made.sampler = EpochSampler(lengths, self.rows_a_step, self.recipe.seed)
         return made
+
+    def layout(self, index: int) -> Classes | None:
+        """Return which columns of the logits are old and which seen in task number `index`; None
+        where labels are tokens."""
+        return None
 
     def rates(self, model: nn.Module) -> Mapping[str, float | Mapping[str, float]]:
         """Return learning rates by a regular expression over parameter names; or a mapping of the

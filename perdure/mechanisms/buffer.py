@@ -9,8 +9,13 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from perdure.errors import UsageError
+
 Kept = list[dict[str, Any]]
-"""Kept rows, each `{"task": name, "row": {...}}`."""
+"""Kept rows, each `{"task": name, "row": {...}}`, with "class" where it is kept by its class."""
 
 
 def reservoir(
@@ -60,3 +65,55 @@ def shares(available: Sequence[int], size: int) -> list[int]:
             take = min(each, available[i] - given[i], size)
             given[i], size = given[i] + take, size - take
     return given
+
+
+def by_class(kept: Kept, size: int, room: int) -> Kept:
+    """The first `size // classes` entries of each class, which an entry names as "class".
+
+    Args: room: classes that must have a row each, those kept included.
+
+    Raises:
+        UsageError: there is less than one row for each.
+    """
+    quota = class_quota(size, room)
+    found: Kept = []
+    counts: dict[int, int] = {}
+    for entry in kept:
+        counts[entry["class"]] = counts.get(entry["class"], 0) + 1
+        if counts[entry["class"]] <= quota:
+            found.append(entry)
+    return found
+
+
+def class_quota(size: int, classes: int) -> int:
+    """Rows of each class in a buffer of `size` rows: the whole part of size / classes.
+
+    Raises:
+        UsageError: that is none.
+    """
+    if size < classes:
+        raise UsageError(
+            f"method: buffer_size: {size}: fewer rows than the {classes} classes, and each keeps "
+            "at least one",
+            f"write {classes} or more, or balance: task",
+        )
+    return size // max(1, classes)
+
+
+def herded(features: Tensor, count: int) -> list[int]:
+    """Rows whose running mean stays nearest to the mean of all, in the order chosen.
+
+    Args: features: (rows, width), taken at length 1; count: the most rows.
+    Returns: row numbers; of equally near ones the first.
+    Source: iCaRL, Rebuffi et al. 2017 (arXiv 1611.07725), algorithm 4.
+    """
+    unit = torch.nn.functional.normalize(features.double(), dim=-1)
+    mean, total = unit.mean(0), torch.zeros_like(unit[0])
+    left = list(range(len(unit)))
+    chosen: list[int] = []
+    while left and len(chosen) < count:
+        apart = (mean - (total + unit[left]) / (len(chosen) + 1)).norm(dim=-1)
+        nearest = left.pop(int((apart <= apart.min() + 1e-12).nonzero()[0]))
+        chosen.append(nearest)
+        total = total + unit[nearest]
+    return chosen

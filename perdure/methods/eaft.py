@@ -14,7 +14,6 @@ Cost: a top-20 of the logits at answer positions; nothing is kept.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
@@ -37,11 +36,14 @@ class EAFTConfig(MethodConfig):
 
 @torch.no_grad()
 def entropy_weight(logits: Tensor, top: int = 20, alpha: float = 1.0) -> Tensor:
-    """Normalised entropy of the `top` likeliest tokens, in [0, 1]; (tokens, vocab) -> (tokens,)."""
+    """Normalised entropy of the `top` likeliest tokens, in [0, 1]; (tokens, vocab) -> (tokens,).
+
+    A logit of -inf is no candidate."""
     top = min(top, logits.shape[-1])
-    log_p = logits.float().topk(top, dim=-1).values.log_softmax(-1)  # renormalised
-    entropy = -(log_p.exp() * log_p).sum(-1)
-    return (entropy / math.log(top)).clamp(0, 1) ** alpha
+    p = logits.float().topk(top, dim=-1).values.softmax(-1)  # renormalised
+    entropy = torch.special.entr(p).sum(-1)  # 0 where p is
+    there = logits.isfinite().sum(-1).clamp(min=2, max=max(2, top))
+    return (entropy / there.log()).clamp(0, 1) ** alpha
 
 
 class EAFT(Method):
@@ -53,6 +55,6 @@ class EAFT(Method):
     def loss(
         self, ctx: Context, main: ForwardOutput, extra: ForwardOutput | None
     ) -> Mapping[str, Tensor]:
-        weight = entropy_weight(main.logits, self.config.top, self.config.alpha)
+        weight = entropy_weight(main.competing, self.config.top, self.config.alpha)
         # The learner's own mean of nll stays; adding (w - 1) * nll makes it a mean of w * nll.
         return {"eaft": main.token_mean((weight - 1) * main.nll)}

@@ -8,9 +8,8 @@ Paper: Elastic Weight Consolidation, Kirkpatrick et al. 2017 (arXiv 1612.00796),
     L = CE(task) + lam / 2 * sum over tasks t and weights i of F_t,i (w_i - w*_t,i)^2
     F_t,i = mean over rows of (d log p(answer | prompt) / d w_i)^2
 Departs: F takes the data's own answers ("empirical Fisher"), not answers sampled from the model.
-The sum over tasks is kept as one quadratic (summed F, its minimum, a constant): the same penalty
-in the memory of two copies. lam depends on the model; start where the logged penalty is near the
-loss. With an adapter, only the adapter's weights are held.
+The sum over tasks is kept as one quadratic (summed F, its minimum, a constant). lam depends on the
+model; start where the logged penalty is near the loss. An adapter's own weights alone are held.
 Cost: two fp32 copies of the trainable weights; `rows` single-row gradients at the end of a task.
 """
 
@@ -37,6 +36,10 @@ if TYPE_CHECKING:
 class EWCConfig(MethodConfig):
     lam: float = Field(1e4, ge=0, description="strength, the paper's lambda")
     rows: int = Field(64, gt=0, description="training rows of a task that estimate its Fisher")
+    fisher_mode: Literal["per_sample", "batch"] = Field(
+        "per_sample",
+        description="squared gradients of rows, or of batches times their rows (SEQ*'s code)",
+    )
     tasks: Literal["sum", "online"] = Field(
         "sum",
         description="sum: a penalty for each task; online: one, around the last task's weights",
@@ -64,6 +67,11 @@ def add_penalty(
     return total, center + share * apart, (fisher * share * apart.square()).sum()
 
 
+def share_of_fisher(mean: Tensor, tokens: float, rows: int, total: int) -> Tensor:
+    """What `rows` of `total` rows add to F, from the mean gradient of their tokens."""
+    return (tokens * mean.float()).square() * rows / total
+
+
 class EWC(Method):
     Config = EWCConfig
     config: EWCConfig
@@ -78,6 +86,17 @@ class EWC(Method):
         self.center: dict[str, Tensor] = {}
         self.constant = 0.0
 
+    def begin_task(self, ctx: Context) -> None:
+        """Hold a grown head's old rows alone; let one that shrank, kept for new classes, go."""
+        for name, param in ctx.model.named_parameters():
+            if (old := self.fisher.get(name)) is None or param.shape == old.shape:
+                continue
+            new, center = param.detach()[len(old) :].float(), self.center.pop(name)
+            del self.fisher[name]
+            if len(new):
+                self.fisher[name] = torch.cat([old, torch.zeros_like(new)])
+                self.center[name] = torch.cat([center, new])
+
     @torch.no_grad()
     def gradients(
         self, ctx: Context, params: Mapping[str, Parameter]
@@ -91,20 +110,22 @@ class EWC(Method):
             penalty = term if penalty is None else penalty + term
             yield name, param.grad + pull.to(param.grad.dtype)
         if penalty is not None:
-            value = float(ctx.full(penalty)) + self.constant
-            ctx.log("ewc_penalty", self.config.lam / 2 * value)
+            total = float(ctx.full(penalty)) + self.constant
+            ctx.log("ewc_penalty", self.config.lam / 2 * total)
 
     def end_task(self, ctx: Context) -> None:
         rng, train = random.Random(f"ewc/{ctx.seed}/{ctx.task_index}"), ctx.task.train
         rows = [train[i] for i in rng.sample(range(len(train)), min(self.config.rows, len(train)))]
         weights = {n: p.float() for n, p in ctx.snapshot().items()}
         new = {n: torch.zeros_like(w) for n, w in weights.items()}
-        for encoded in map(ctx.encode, rows):
-            if not (tokens := labels_of(encoded)):
-                continue  # a row without an answer says nothing; its mean would be no number
-            # One row at a time: the square of a batch's mean is not the mean of squares.
-            for name, mean in ctx.gradients_of([encoded]).items():
-                new[name] += (tokens * mean.float()).square() / len(rows)
+        encoded = [ctx.encode(row) for row in rows]
+        size = ctx.batch_size if self.config.fisher_mode == "batch" else 1
+        for start in range(0, len(encoded), size):
+            part = encoded[start : start + size]
+            if not (tokens := sum(map(labels_of, part))):
+                continue  # rows without an answer say nothing; their mean would be no number
+            for name, mean in ctx.gradients_of(part).items():
+                new[name] += share_of_fisher(mean, tokens / len(part), len(part), len(rows))
         for name, fisher in new.items():
             old = self.fisher.get(name)
             if old is None:

@@ -38,13 +38,16 @@ def freeze_pattern(model: nn.Module, layers: int, embeddings: bool = True) -> st
     """Regular expression over parameter names, made from where the model keeps its parts.
 
     Raises:
-        UsageError: the model has too few layers to leave one to train.
+        UsageError: the model's layers are not known, or too few to leave one to train.
     """
     from torch.nn import Embedding
 
     from perdure.models.anatomy import decoder_of, layers_of
 
-    stack = layers_of(model)
+    try:
+        stack = layers_of(model)
+    except AttributeError as error:
+        raise UsageError(f"freeze: {error}", "take a model of another family") from error
     if layers >= len(stack):
         raise UsageError(
             f"freeze: layers: {layers} leaves none of the model's {len(stack)} layers to train",

@@ -57,7 +57,7 @@ class GeneralReplay(Method):
     def __init__(self, config: GeneralReplayConfig) -> None:
         super().__init__(config)
         # The head runs on general tokens only where a term asks for their predictions.
-        self.requires = Requires(logits=config.label_weight > 0)
+        self.requires = Requires(logits=config.label_weight > 0, texts="labels")
         self.base = ""  # fingerprint of the model that was distilled first; "": none was
         self.texts = ""  # file of the texts that were sampled from it; "" if they were given
         self.given = False  # whether the user gave the texts

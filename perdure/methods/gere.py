@@ -73,7 +73,7 @@ class GeRe(GeneralReplay):
     def __init__(self, config: GeReConfig) -> None:
         super().__init__(config)
         logits = config.label_weight > 0 or config.weight == "dynamic"
-        self.requires = Requires(hidden=config.layers, logits=logits)
+        self.requires = Requires(config.layers, logits, texts="labels" if logits else "states")
 
     def begin_task(self, ctx: Context) -> None:
         super().begin_task(ctx)

@@ -57,7 +57,9 @@ class GeReDistance(GeneralReplay):
 
     def __init__(self, config: GeReDistanceConfig) -> None:
         super().__init__(config)
-        self.requires = Requires(hidden=config.layers, logits=config.label_weight > 0)
+        labels = config.label_weight > 0
+        texts = "labels" if labels else "states"
+        self.requires = Requires(hidden=config.layers, logits=labels, texts=texts)
 
     def begin_task(self, ctx: Context) -> None:
         super().begin_task(ctx)

@@ -51,7 +51,7 @@ class GeReKL(GeneralReplay):
 
     def __init__(self, config: GeReKLConfig) -> None:
         super().__init__(config)
-        self.requires = Requires(logits=True)
+        self.requires = Requires(logits=True, texts="labels")
 
     def begin_task(self, ctx: Context) -> None:
         super().begin_task(ctx)

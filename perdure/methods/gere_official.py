@@ -93,7 +93,8 @@ class GeReOfficial(GeneralReplay):
         c = config
         predicted = c.label_weight > 0 or c.loss == "kl" or c.scope == "micro"
         held = c.layers if c.loss in ("margin", "l1", "l2") else ()
-        self.requires = Requires(hidden=held, logits=predicted or c.weight == "dynamic")
+        logits = predicted or c.weight == "dynamic"
+        self.requires = Requires(hidden=held, logits=logits, texts="labels")
         self.special_tokens = c.add_special_tokens
 
     def begin_task(self, ctx: Context) -> None:

@@ -7,6 +7,8 @@ Paper: Learning without Forgetting, Li and Hoiem 2016 (arXiv 1606.09282), equati
 factor T^2 is Hinton et al. 2015 (arXiv 1503.02531), section 2.
 
     L = CE(task) + weight * T^2 * mean over answer tokens of KL(softmax(z_prev/T) || softmax(z/T))
+    of classes: softmax over the old ones alone (of each old task where tasks are known), a row is
+    one "token", and the first task has no old ones: L = CE(task)
 Departs: KL for the paper's cross entropy (same gradient, 0 at the start); one shared vocabulary
 for the paper's old and new heads, so old predictions are held on the very tokens being learned;
 no warm-up of a new head; T^2, which the paper leaves out.
@@ -15,9 +17,10 @@ Cost: a second copy of the trainable weights and one more forward pass a step, w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from pydantic import Field
 
 from perdure.mechanisms.distances import kl
@@ -42,6 +45,19 @@ def lwf_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return temperature**2 * kl(student, teacher, temperature)
 
 
+def old_classes_loss(
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float,
+    groups: Sequence[Sequence[int]] | None,
+) -> Tensor:
+    """`lwf_loss` summed over groups of columns that compete; None: over all columns as one."""
+    if groups is None:
+        return lwf_loss(student, teacher, temperature)
+    each = [lwf_loss(student[:, list(g)], teacher[:, list(g)], temperature) for g in groups]
+    return torch.stack(each).sum(0)
+
+
 class LwF(Method):
     Config = LwFConfig
     config: LwFConfig
@@ -51,8 +67,11 @@ class LwF(Method):
     def loss(
         self, ctx: Context, main: ForwardOutput, extra: ForwardOutput | None
     ) -> Mapping[str, Tensor]:
+        groups = None if ctx.classes is None else ctx.classes.old
+        if groups == ():
+            return {}
         teacher = ctx.frozen("previous")(main.batch)
-        pull = lwf_loss(main.logits, teacher.logits, self.config.temperature)
+        pull = old_classes_loss(main.logits, teacher.logits, self.config.temperature, groups)
         term = main.token_mean(pull)
         ctx.log("lwf", term.detach())
         return {"lwf": self.config.weight * term}

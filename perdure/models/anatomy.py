@@ -18,6 +18,21 @@ def decoder_of(model: nn.Module) -> nn.Module:
     return found
 
 
+def head_of(model: nn.Module) -> nn.Module | None:
+    """The head, or of a `transformers` classifier the layer that makes its logits; None: not known.
+
+    The first is what `get_output_embeddings` says.
+    """
+    host: Any = unwrapped(model)
+    found = host.get_output_embeddings() if hasattr(host, "get_output_embeddings") else None
+    if found is not None:
+        return found
+    for name in ("classifier", "score", "classification_head"):
+        if isinstance(part := getattr(host, name, None), nn.Module):
+            return [m for m in part.modules() if isinstance(m, nn.Linear)][-1]
+    return None
+
+
 def layers_of(model: nn.Module) -> nn.ModuleList:
     """The decoder's layers, whatever the family calls them.
 
@@ -25,7 +40,8 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
         AttributeError: the decoder has no list of layers that we know.
     """
     decoder = decoder_of(model)
-    for host in (decoder, getattr(decoder, "encoder", None)):  # of encoders, they are in there
+    inside = (getattr(decoder, name, None) for name in ("encoder", "transformer"))  # of encoders
+    for host in (decoder, *inside):
         for name in ("layers", "layer", "h", "blocks", "block"):
             if isinstance(found := getattr(host, name, None), nn.ModuleList):
                 return found

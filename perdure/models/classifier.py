@@ -192,11 +192,17 @@ def class_loss(
         items: what the sum is divided by; None: this batch's labelled rows.
     """
     if owner is not None:
-        own = owner[labels.clamp(min=0)].unsqueeze(1) == owner.unsqueeze(0)
-        logits = logits.masked_fill(~own, float("-inf"))
+        logits = within_own(logits, labels, owner)
     found = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
     count = (labels != IGNORE).sum() if items is None else items
     return found / count.clamp(min=1) if isinstance(count, Tensor) else found / max(1, count)
+
+
+def within_own(logits: Tensor, labels: Tensor, owner: Tensor) -> Tensor:
+    """Logits (rows, classes) with -inf where a class's task, in `owner` (classes,), is not that of
+    the row's label (rows,)."""
+    own = owner[labels.clamp(min=0)].unsqueeze(1) == owner.unsqueeze(0)
+    return logits.masked_fill(~own, float("-inf"))
 
 
 class Classifier(PreTrainedModel):
@@ -249,6 +255,11 @@ class Classifier(PreTrainedModel):
         """The task of each column, (classes,); -1 for those to come."""
         found = [*self.owners, *[-1] * self.heads.reserved]
         return torch.tensor(found, device=next(self.heads.parameters()).device)
+
+    def compete(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits with -inf at the classes that do not compete with each label: those of other
+        tasks where the task is known; (rows, columns), labels (rows,)."""
+        return within_own(logits, labels, self.owner) if self.within else logits
 
     def get_decoder(self) -> Any:
         """The part below the heads, as methods know it of language models."""

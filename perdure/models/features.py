@@ -61,6 +61,12 @@ class Features:
         self._blocks[name] = self._write(file, new) if block is None else block
         self._places |= {text: (name, i) for i, text in enumerate(new)}
 
+    def recall(self, texts: Sequence[str]) -> None:
+        """Have those that an earlier process wrote for these same texts, if it did."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._places]
+        if new and (self.folder / f"{_hash(new)}.npy").exists():
+            self.add(new)
+
     def has(self, text: str) -> bool:
         return text in self._places
 

@@ -11,12 +11,44 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from perdure.models.chat import IGNORE
+from perdure.protocol.labels import (
+    LABELS_AT,
+    ROWS,
+    Where,
+    batch_labels_at,
+    batch_targets,
+    label_places,
+    labels_at,
+    labels_of,
+    row_targets,
+    unlabelled,
+)
+
+__all__ = [
+    "LABELS_AT",
+    "ROWS",
+    "EncodedRows",
+    "ForwardOutput",
+    "HostRows",
+    "StepCounts",
+    "Where",
+    "batch_labels_at",
+    "batch_targets",
+    "collate",
+    "label_places",
+    "labels_at",
+    "labels_of",
+    "model_inputs",
+    "real_positions",
+    "row_targets",
+    "unlabelled",
+]
 
 
 @dataclass(frozen=True)
@@ -76,6 +108,9 @@ class ForwardOutput:
     """`head` is the model's own output: what comes after the head (soft capping) is in it."""
     attentions: Sequence[Tensor] | None = None
     """Attention maps, one a layer, (batch, heads, seq, seq)."""
+    read: Tensor | None = None
+    """What the head was given where each row has one label: (batch, hidden), or at all positions.
+    """
 
     @cached_property
     def mask(self) -> Tensor:
@@ -138,9 +173,31 @@ class ForwardOutput:
         return logits if not cap or self.final else cap * torch.tanh(logits / cap)
 
     @cached_property
+    def competing(self) -> Tensor:
+        """`logits` with -inf where a class does not compete with the label, as those of other
+        tasks where a row's task is known; of tokens all compete."""
+        compete: Any = getattr(self.model, "compete", None)
+        return self.logits if compete is None else compete(self.logits, self.labels)
+
+    @cached_property
+    def features(self) -> Tensor:
+        """What the head reads for each label, (tokens, hidden) fp32, in a pass of `ctx.forward`."""
+        row, column = self.where
+        found = self.read if self._one_a_row else self.last
+        if found is None:
+            raise ValueError("features were not captured: set `requires = Requires(logits=True)`")
+        if self._one_a_row:
+            if found.dim() == 2:
+                return found[row].float()
+            # A head that runs at all positions predicts at the last real one.
+            places = torch.arange(self.mask.shape[1], device=self.mask.device)
+            column = (places * self.mask)[row].argmax(-1)
+        return found[row, column].float()
+
+    @cached_property
     def log_probs(self) -> Tensor:
         """Log-probability of each label token, (tokens,)."""
-        return self.logits.log_softmax(-1).gather(-1, self.labels.unsqueeze(-1)).squeeze(-1)
+        return self.competing.log_softmax(-1).gather(-1, self.labels.unsqueeze(-1)).squeeze(-1)
 
     @property
     def nll(self) -> Tensor:
@@ -243,74 +300,6 @@ def _cut_known(whole: ForwardOutput, part: ForwardOutput, cut: slice) -> None:
     part.__dict__["labels"] = whole.labels[spoken]
 
 
-Where = Literal["next", "own", "row"]
-LABELS_AT = "_labels_at"
-"""Key of an encoded row that says where its labels stand, see `label_places`; without it a list
-of labels is of next tokens and a single number is the row's own label. A batch that the engine
-makes or takes from a trainer says it under the same key."""
-
-
-def label_places(labels: Any, at: Where) -> Any:
-    """Labels at the positions that predict them: the one place that knows where a label stands.
-
-    Args:
-        labels: of one encoded row, a list or a number; or of a batch, a tensor (batch, seq), or
-            (batch,) where each row has one.
-        at: "next": a position predicts the token after it; "own": a position predicts its own
-            label, as a tagger does; "row": the whole row has one.
-
-    Returns: as many labels as there are positions, with -100 where nothing is predicted; of "row"
-        a single one, (batch, 1).
-    """
-    if at == "row":
-        return labels[:, None] if isinstance(labels, Tensor) and labels.dim() else [int(labels)]
-    if at == "own":
-        return labels
-    if isinstance(labels, Tensor):
-        return nn.functional.pad(labels[..., 1:], (0, 1), value=IGNORE)
-    return [*labels[1:], IGNORE]
-
-
-def labels_at(row: Mapping[str, Any]) -> Where:
-    """Where the labels of an encoded row stand."""
-    labels = row["labels"]
-    single = not labels.dim() if isinstance(labels, Tensor) else not hasattr(labels, "__len__")
-    found: Where = row.get(LABELS_AT, "row" if single else "next")
-    return found
-
-
-def batch_labels_at(batch: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] = ()) -> Where:
-    """Where the labels of a batch stand: its rows say so, or the batch itself.
-
-    Args: rows: the batch's encoded rows, where they are at hand.
-
-    Raises:
-        ValueError: nothing says so, or the rows differ in it.
-    """
-    rows = rows or batch.get(ROWS) or ()
-    found: set[Where] = {labels_at(row) for row in rows}
-    if len(found) > 1:
-        raise ValueError(f"rows of one batch have their labels at unlike places: {sorted(found)}")
-    if not found and LABELS_AT in batch:
-        found = {batch[LABELS_AT]}
-    if not found and batch["labels"].dim() == 1:
-        found = {"row"}
-    if not found:
-        raise ValueError(
-            "nothing says where the labels of this batch stand: give its rows, or "
-            f'{LABELS_AT!r}: "next", "own" or "row" in the batch'
-        )
-    return found.pop()
-
-
-def batch_targets(batch: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] = ()) -> Tensor:
-    """`label_places` of a batch, (batch, seq), or (batch, 1) where each row has one label."""
-    if (shifted := batch.get("shift_labels")) is not None:
-        return torch.as_tensor(shifted)  # a trainer that has moved them itself
-    found: Tensor = label_places(batch["labels"], batch_labels_at(batch, rows))
-    return found
-
-
 _NO_INPUTS = frozenset({"labels", "shift_labels", "logits_to_keep"})
 
 
@@ -327,27 +316,6 @@ def real_positions(batch: Mapping[str, Any]) -> Tensor:
     """Positions of a batch that are no padding, (batch, seq) bool."""
     mask = batch.get("attention_mask")
     return (torch.ones_like(batch["input_ids"]) if mask is None else mask).bool()
-
-
-def row_targets(row: Mapping[str, Any]) -> Sequence[int]:
-    """`label_places` of one encoded row."""
-    found: Sequence[int] = label_places(row["labels"], labels_at(row))
-    return found
-
-
-def labels_of(row: Mapping[str, Any]) -> int:
-    """How many labels of an encoded row are predicted and counted."""
-    return sum(label != IGNORE for label in row_targets(row))
-
-
-def unlabelled(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row with nothing to predict."""
-    one = labels_at(row) == "row"
-    return {**row, "labels": IGNORE if one else [IGNORE] * len(row["labels"])}
-
-
-ROWS = "_rows"
-"""Key of a batch under which Perdure's own trainer finds the rows on the host (`HostRows`)."""
 
 
 def collate(rows: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from perdure.protocol.batch import EncodedRows, ForwardOutput
+from perdure.protocol.labels import Classes
 from perdure.protocol.step import Step
 from perdure.streams.task import Row, Task
 
@@ -69,6 +70,11 @@ class Context(Protocol):
         """The tasks learned before it, in order."""
 
     @property
+    def classes(self) -> Classes | None:
+        """Of tasks with classes, which columns of the logits compete, of old tasks and of all seen;
+        None where labels are tokens, whose vocabulary is the same in all tasks."""
+
+    @property
     def step(self) -> Step:
         """The optimizer step being made."""
 
@@ -96,12 +102,18 @@ class Context(Protocol):
         """
 
     def draw(
-        self, rows: Sequence[dict[str, Any]], size: int, *, first: int | None = None
+        self,
+        rows: Sequence[dict[str, Any]],
+        size: int,
+        *,
+        first: int | None = None,
+        replace: bool = False,
     ) -> EncodedRows | None:
         """This micro-batch's slice of `size` rows drawn for this optimizer step.
 
         The draw is a function of seed, task, phase and step alone: equal on all processes and
-        after a resume. Every row is used before any repeats.
+        after a resume. Every row is used before any repeats, unless `replace` has each one drawn
+        by itself.
 
         Args:
             rows: encoded; keys that start with "_" stay with their rows.

@@ -74,6 +74,9 @@ class Requires:
     """Attention maps; the learner then runs eager attention."""
     teacher: str | None = None
     """A frozen model for `ctx.frozen`: "base" or "previous" (as the last task left it)."""
+    texts: str = ""
+    """What is learned of general texts: "labels" (their tokens are predicted), or "states" alone,
+    which a model without a language-model head has too. "": it takes none."""
     rows: bool = False
     """Rows of `ctx.task.train` are run again, each by itself: kept, replayed or measured.
     `perdure.attach` then refuses a trainer of whose rows that cannot be."""
@@ -101,6 +104,9 @@ class Method:
     grows: bool = False
     """True if `begin_task` adds modules: a resumed run then calls it for each task learned before,
     in order, so that their weights find their place."""
+    halves: bool = False
+    """True if, once rows of earlier tasks are kept, half of each batch is left to `replay`'s rows:
+    the learner then takes half as many of the task's own, in twice as many steps."""
     projects: bool = False
     """True if `gradients` replaces the gradient's direction, so that two such methods clash."""
     says: str = ""
@@ -114,8 +120,15 @@ class Method:
     home: Path | None = None
     """The folder of what this object computed once; `perdure.attach` keeps it from task to task."""
 
+    classes: tuple[int, ...] = ()
+    """Numbers of the classes of all tasks that it was on so far; `perdure.attach` keeps them."""
+
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    def check(self, classes: Sequence[str]) -> None:
+        """Raise `UsageError` where it cannot learn tasks of these classes; asked before weights are
+        loaded. `classes`: of all tasks, in order; (): the tasks have none."""
 
     def begin_task(self, ctx: Context) -> None:
         """Prepare for `ctx.task`: add modules, freeze, cache states (in `ctx.cache`)."""

@@ -34,12 +34,13 @@ FORMS: dict[str, tuple[dict[str, Any], ...]] = {
     "gere_distance": ({"norm": "l1"}, {"norm": "l2"}),
     "gere_kl": ({}, {"temperature": 1.0}),
     "ewc": ({"tasks": "sum"}, {"tasks": "online"}),
-    "replay": ({"policy": "balanced"}, {"policy": "reservoir"}),
+    "replay": ({"policy": "balanced"}, {"policy": "reservoir"}, {"mix": "half"}),
+    "derpp": ({"target": "stored"}, {"target": "snapshot"}, {"mix": "half"}),
 }
 """Options that decide what others do."""
 SMALL: dict[str, dict[str, Any]] = {
     "ewc": {"rows": 3, "lam": 1.0}, "rewind": {"tolerance": 100.0, "grid": [0.5], "rows": 3},
-    "replay": {"buffer_size": 6, "ratio": 1.0}, "freeze": {"layers": 1},
+    "replay": {"buffer_size": 6}, "derpp": {"buffer_size": 6}, "freeze": {"layers": 1},
 }  # fmt: skip
 """What makes an option act on tasks as small as these."""
 OTHER: dict[str, Any] = {
@@ -50,15 +51,19 @@ OTHER: dict[str, Any] = {
     "add_special_tokens": True, "kl_temperature": 1.5, "kl_mask": True, "kl_t2": True, "kl_top": 3,
     "lam": 3.0, "rows": 2, "tasks": "online", "decay": 0.5, "buffer_size": 3,
     "policy": "reservoir", "ratio": 0.5, "tolerance": 0.0, "grid": [0.25], "embeddings": False,
-    "start": "current", "alpha": 2.0,
+    "start": "current", "alpha": 2.0, "beta": 2.0, "target": "snapshot", "distill_new_rows": True,
+    "balance": "class", "choose": "herding", "fisher_mode": "batch",
 }  # fmt: skip
 """Another value of each option than its default."""
 
 
-OTHERS: dict[str, dict[str, Any]] = {"freeze": {"layers": 0}}
+OTHERS: dict[str, dict[str, Any]] = {
+    "freeze": {"layers": 0}, "replay": {"mix": "half"}, "derpp": {"mix": "half"},
+}  # fmt: skip
 """Where two methods have an option of one name and different values."""
-ELSEWHERE = {"own_share"}
-"""Acts where the model samples its own texts: see test_own_share_decides_how_many_are_sampled."""
+ELSEWHERE = {"own_share", "balance", "choose", "distill_new_rows"}
+"""The first acts where the model samples its own texts: see
+test_own_share_decides_how_many_are_sampled; the others on classes: see test_classes_by_hand.py."""
 
 
 def refused(name: str, options: dict[str, Any]) -> str:

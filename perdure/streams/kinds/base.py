@@ -101,6 +101,7 @@ class Kind:
         learner: "module:Class" of its `perdure.learners.base.Learner`, imported when it learns.
         question: what makes two rows the same question; such rows stay in one split.
         defaults: values of a recipe's keys that it leaves out, by section.
+        classes: a row's one label is a class of `Task.labels`; nothing is written as text.
         scenarios: those a stream of such tasks may have; the first is the default.
         ways: words for a task's `learn`, how it can be learned; "none" is not at all.
         parts: the row's keys that decide which question it is and what the right answer is; (): all
@@ -125,6 +126,7 @@ class Kind:
     with_examples: Callable[[Row, Sequence[Row]], Row] | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     scenarios: tuple[Scenario, ...] = ("task-incremental", "domain-incremental")
+    classes: bool = False
 
     def item(self, row: Row) -> Row:
         """What of a row makes it that row; what it has beside (its `group`) is left out."""

@@ -87,4 +87,5 @@ KIND = Kind(
     # SEQ*'s settings; the heads' own are in model.head.
     defaults={"train": {"learning_rate": 1e-5, "weight_decay": 5e-4, "epochs": 5}},
     scenarios=("class-incremental", "task-incremental"),
+    classes=True,
 )  # fmt: skip

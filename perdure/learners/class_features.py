@@ -1,0 +1,247 @@
+"""The half of the learner of classes that spares passes of the body.
+
+While no parameter of the body learns, a text's feature is the same at each look: it is computed
+once, heads learn on it (`perdure.learners.heads_only`), scores and probes read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from perdure.learners.base import Learner
+from perdure.learners.heads_only import HeadsTrainer
+from perdure.learners.probing import Probing
+from perdure.learners.training import PhaseTrainer
+from perdure.models.configuration import has_dropout
+from perdure.models.features import Features, state_key
+from perdure.models.weights import evaluating, fingerprint
+from perdure.processes import Progress
+from perdure.protocol.method import Method
+from perdure.streams.task import Row, Task
+
+if TYPE_CHECKING:
+    from perdure.models.prepared_classes import PreparedClasses
+    from perdure.protocol.step import Phase
+
+
+class BodyFeatures(Learner):
+    """See the module; `perdure.learners.classification.ClassificationLearner` is the whole."""
+
+    @property
+    def classes(self) -> dict[str, int]:
+        """Each class's number, which is its column."""
+        raise NotImplementedError
+
+    @property
+    def reader(self) -> PreparedClasses:
+        """Turns a row's text into token ids."""
+        raise NotImplementedError
+
+    features: Features | None = None
+    """Those of the body as it is, while it stays."""
+    _features_body = ""
+    """The fingerprint of the body that they are of."""
+    _printed: tuple[int, str] | None = None
+    """How often the body was written to, and its fingerprint then."""
+
+    def trainer(self, task: Task, rows: Sequence[Row], phase: Phase, folder: Path) -> PhaseTrainer:
+        """Where no parameter of the body learns, a trainer of heads on features."""
+        model: Any = self.model
+        self.features = None  # of the weights as they were
+        learns = any(p.requires_grad for p in model.body.parameters())
+        drops = not phase.frozen_eval and has_dropout(model.body.config)
+        self._state += learns
+        if not learns and any(m.requires.texts for m in self.methods):
+            self.listener.warn(
+                f"task {task.name}, phase {phase.name}: the body is frozen, so states on general "
+                "texts stay as they are, and there is nothing to hold"
+            )
+        if learns or drops:
+            return super().trainer(task, rows, phase, folder)
+        texts = [row["text"] for row in rows]
+        if self._look_inside():
+            self._asked(texts)
+            return super().trainer(task, rows, phase, folder)
+        features = self._features_now()
+        features.add(texts)
+        self._asked(texts, features)
+        self._use(features)
+        if self.state.num_processes > 1:
+            return super().trainer(task, rows, phase, folder)
+        self.trainer_class = HeadsTrainer
+        try:
+            made: Any = super().trainer(task, rows, phase, folder)
+        finally:
+            del self.trainer_class
+        made.features = features.of(texts)
+        made.labels = torch.tensor([self.classes[row["label"]] for row in rows])
+        return cast(PhaseTrainer, made)
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Where probes are fitted, scores and probes share one pass of each text."""
+        before, of = self.features, self._features_body
+        # A method that routes rows changes the body between them.
+        routes = any(type(method).route is not Method.route for method in self.methods)
+        if self.recipe.scoring.probes and not routes:
+            self._use(self._features_now())
+        try:
+            yield
+        finally:
+            self.features, self._features_body = before, of
+
+    def more_scores(self, after: int, done: Collection[Any]) -> Iterable[Any]:
+        """The lines of the recipe's probes."""
+        if not self.recipe.scoring.probes:
+            return ()
+        gone = [task.name for task in self.stream if not task.train_kept]
+        if gone:
+            self.listener.note(f"no probes: the training rows of {gone[0]} are not kept")
+            return ()
+        model: Any = self.model
+        features = self.features or self._features_now()
+        for task in self.stream:
+            tested = list(task.test)[: self.recipe.scoring.max_test_rows]
+            self._asked([row["text"] for row in (*task.train, *tested)], features)
+        return self._probing.lines(after, len(model.owners), features.folder.name, features, done)
+
+    @cached_property
+    def _probing(self) -> Probing:
+        scoring = self.recipe.scoring
+        return Probing(
+            scoring.probes, self.stream.tasks, self.classes, self.recipe.seed, scoring.max_test_rows
+        )
+
+    def passes(self) -> Mapping[str, int]:
+        """Texts that the body read, and those that it had to: each once for each state of the
+        weights, and those that it learns from."""
+        model: Any = self.model
+        learning = model.learning_passes
+        return {"body_passes": model.body_passes, "body_passes_needed": learning + self._needed}
+
+    _state, _needed = 0, 0
+
+    @cached_property
+    def _known(self) -> set[tuple[int, str]]:
+        return set()
+
+    def _asked(self, texts: Sequence[str], features: Features | None = None) -> None:
+        """Count texts whose features are needed for the first time in this state of the weights."""
+        found = features or self.features
+        new = {(self._state, text) for text in texts} - self._known
+        self._known.update(new)
+        files = set() if found is None else found.from_file
+        self._needed += sum(text not in files for _, text in new)
+
+    def finish(self) -> None:
+        """As of every learner; says how many passes the body made."""
+        counts = self.passes()
+        self.listener.note(
+            f"the body read {counts['body_passes']} texts, {counts['body_passes_needed']} needed"
+        )
+        super().finish()
+
+    def _use(self, features: Features | None) -> None:
+        """Take features in place of passes, as long as the body is the one that they are of."""
+        self.features, self._features_body = features, self._body_print
+
+    @property
+    def _body_print(self) -> str:
+        """The body's fingerprint, computed again whenever the body was written to."""
+        model: Any = self.model
+        writes = sum(p._version for p in model.body.parameters())
+        if self._printed is None or self._printed[0] != writes:
+            self._printed = writes, fingerprint(model.body)
+        return self._printed[1]
+
+    @property
+    def _stays(self) -> bool:
+        """Whether the body is the one that the features are of: a method may take weights back."""
+        return self._body_print == self._features_body
+
+    def _look_inside(self) -> bool:
+        """Whether a method looks at the body's states, or at a body of other weights."""
+        reads = [method.requires for method in self.methods]
+        if any(r.hidden or r.attentions or r.teacher == "base" for r in reads):
+            return True
+        compares = any(r.teacher == "previous" for r in reads) and self._session.task_index > 0
+        return compares and not self._session.as_before("body.")
+
+    def _features_now(self) -> Features:
+        """The features of the body as it is."""
+        model: Any = self.model
+        key = state_key(
+            weights=self._body_print,
+            template=[self.reader.template, self.reader.of_relations],
+            max_length=self.reader.limit,
+            tokenizer=sorted(self.tokenizer.get_vocab().items()),
+            side="right",
+            pooling=model.pooling,
+            precision=self.precision,
+        )
+        if key not in self._kept:
+            folder = self.folders.cache / "features" / key
+            found = self._kept[key] = Features(folder, self._run_body)
+            # Of a run that goes on: rows that methods replay have the vectors that they had.
+            for task in self._session.tasks_seen:
+                if task.train_kept:
+                    found.recall([row["text"] for row in task.train])
+        return self._kept[key]
+
+    @cached_property
+    def _kept(self) -> dict[str, Features]:
+        return {}
+
+    @torch.no_grad()
+    def _run_body(self, texts: Sequence[str]) -> Tensor:
+        """Features of texts, in their order; one pass of the body a text."""
+        model: Any = self.model
+        rows = [self.reader.encode({"text": text}) for text in texts]
+        with evaluating(model), self.autocast():
+            return self._in_batches(
+                [{**row, "labels": 0} for row in rows],
+                lambda batch: model.features(
+                    batch["input_ids"], batch["attention_mask"], batch.get("entity_starts")
+                ),
+                partial(self.listener.progress, "reading", "texts"),
+            )
+
+    @torch.no_grad()
+    def _logits(self, rows: Sequence[Row], progress: Progress | None) -> Tensor:
+        """Logits of rows in their order, (rows, columns)."""
+        model: Any = self.model
+        with evaluating(model):
+            if self._stays and self.features is not None:
+                texts = [row["text"] for row in rows]
+                self.features.add(texts)
+                logits: Tensor = model.heads(self.features.of(texts).to(model.device))
+                return logits.float().cpu()
+            encoded = [self.encode(row) for row in rows]
+            return self._in_batches(encoded, lambda batch: model(**batch).logits, progress)
+
+    def _in_batches(
+        self,
+        encoded: Sequence[Mapping[str, Any]],
+        run: Callable[[dict[str, Tensor]], Tensor],
+        progress: Progress | None,
+    ) -> Tensor:
+        """What `run` gives for encoded rows, longest first, back in their order, on the host."""
+        order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]["input_ids"]))
+        size, found = self.recipe.scoring.batch_size, dict[int, Tensor]()
+        device = next(self.model.parameters()).device
+        for start in range(0, len(order), size):
+            some = order[start : start + size]
+            batch = self.collate([encoded[i] for i in some])
+            del batch["labels"]
+            out = run({k: v.to(device) for k, v in batch.items()})
+            found |= dict(zip(some, out.float().cpu(), strict=True))
+            if progress is not None:
+                progress(len(found), len(encoded))
+        return torch.stack([found[i] for i in range(len(encoded))])

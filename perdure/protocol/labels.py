@@ -1,0 +1,139 @@
+"""Where labels stand, and which classes compete: what is known of them is known here alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from perdure.models.chat import IGNORE
+
+Where = Literal["next", "own", "row"]
+ROWS = "_rows"
+"""Key of a batch under which Perdure's own trainer finds the rows on the host (`HostRows`)."""
+LABELS_AT = "_labels_at"
+"""Key of an encoded row that says where its labels stand, see `label_places`; without it a list
+of labels is of next tokens and a single number is the row's own label. A batch that the engine
+makes or takes from a trainer says it under the same key."""
+
+
+def label_places(labels: Any, at: Where) -> Any:
+    """Labels at the positions that predict them: the one place that knows where a label stands.
+
+    Args:
+        labels: of one encoded row, a list or a number; or of a batch, a tensor (batch, seq), or
+            (batch,) where each row has one.
+        at: "next": a position predicts the token after it; "own": a position predicts its own
+            label, as a tagger does; "row": the whole row has one.
+
+    Returns: as many labels as there are positions, with -100 where nothing is predicted; of "row"
+        a single one, (batch, 1).
+    """
+    if at == "row":
+        return labels[:, None] if isinstance(labels, Tensor) and labels.dim() else [int(labels)]
+    if at == "own":
+        return labels
+    if isinstance(labels, Tensor):
+        return nn.functional.pad(labels[..., 1:], (0, 1), value=IGNORE)
+    return [*labels[1:], IGNORE]
+
+
+def labels_at(row: Mapping[str, Any]) -> Where:
+    """Where the labels of an encoded row stand."""
+    labels = row["labels"]
+    single = not labels.dim() if isinstance(labels, Tensor) else not hasattr(labels, "__len__")
+    found: Where = row.get(LABELS_AT, "row" if single else "next")
+    return found
+
+
+def batch_labels_at(batch: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] = ()) -> Where:
+    """Where the labels of a batch stand: its rows say so, or the batch itself.
+
+    Args: rows: the batch's encoded rows, where they are at hand.
+
+    Raises:
+        ValueError: nothing says so, or the rows differ in it.
+    """
+    rows = rows or batch.get(ROWS) or ()
+    found: set[Where] = {labels_at(row) for row in rows}
+    if len(found) > 1:
+        raise ValueError(f"rows of one batch have their labels at unlike places: {sorted(found)}")
+    if not found and LABELS_AT in batch:
+        found = {batch[LABELS_AT]}
+    if not found and batch["labels"].dim() == 1:
+        found = {"row"}
+    if not found:
+        raise ValueError(
+            "nothing says where the labels of this batch stand: give its rows, or "
+            f'{LABELS_AT!r}: "next", "own" or "row" in the batch'
+        )
+    return found.pop()
+
+
+def batch_targets(batch: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] = ()) -> Tensor:
+    """`label_places` of a batch, (batch, seq), or (batch, 1) where each row has one label."""
+    if (shifted := batch.get("shift_labels")) is not None:
+        return torch.as_tensor(shifted)  # a trainer that has moved them itself
+    found: Tensor = label_places(batch["labels"], batch_labels_at(batch, rows))
+    return found
+
+
+def row_targets(row: Mapping[str, Any]) -> Sequence[int]:
+    """`label_places` of one encoded row."""
+    found: Sequence[int] = label_places(row["labels"], labels_at(row))
+    return found
+
+
+def labels_of(row: Mapping[str, Any]) -> int:
+    """How many labels of an encoded row are predicted and counted."""
+    return sum(label != IGNORE for label in row_targets(row))
+
+
+def unlabelled(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with nothing to predict."""
+    one = labels_at(row) == "row"
+    return {**row, "labels": IGNORE if one else [IGNORE] * len(row["labels"])}
+
+
+def class_of(row: Mapping[str, Any]) -> int | None:
+    """The number of an encoded row's class, which is its column of the logits; None where its
+    labels are of tokens, or it has none."""
+    if labels_at(row) != "row" or row_targets(row)[0] == IGNORE:
+        return None
+    return row_targets(row)[0]
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Columns of the logits by what competes: one group of all classes (class-incremental), or one
+    a task (task-incremental).
+
+    Attributes:
+        old: those learned before this task; seen: and this task's own.
+    """
+
+    old: tuple[tuple[int, ...], ...]
+    seen: tuple[tuple[int, ...], ...]
+
+    @property
+    def count(self) -> int:
+        """Classes seen so far."""
+        return sum(map(len, self.seen))
+
+
+def classes_of(owners: Sequence[int], task: int, within: bool) -> Classes:
+    """The classes of a model whose columns belong to tasks.
+
+    Args: owners: the task of each learned column; task: the one being learned; within: classes
+        compete within their own task.
+    """
+
+    def groups(tasks: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        each = [tuple(c for c, owner in enumerate(owners) if owner == t) for t in tasks]
+        found = tuple(group for group in each if group)
+        return found if within or not found else (tuple(sorted(c for g in found for c in g)),)
+
+    return Classes(groups(range(task)), groups(range(task + 1)))
