@@ -19,6 +19,7 @@ from perdure.commands.errors import handle_errors
 from perdure.commands.export import export
 from perdure.commands.extend import extend
 from perdure.commands.options import Accept, Json, NewRun, RunPath, Trust
+from perdure.commands.predict import predict
 
 app = typer.Typer(
     name="perdure",
@@ -135,6 +136,12 @@ app.command(
     epilog="Example: perdure extend runs/shop --data may.csv",
     short_help="Learn more tasks where a finished run ended",
 )(extend)
+
+
+app.command(
+    epilog="Example: perdure predict runs/shop new.csv --out answers.jsonl",
+    short_help="Answer rows without labels by a run's model",
+)(predict)
 
 
 app.command(

@@ -26,6 +26,7 @@ from perdure.models.features import TEXT, Features, state_key
 from perdure.models.load import load_body
 from perdure.models.weights import evaluating, fingerprint
 from perdure.processes import Progress, rank
+from perdure.scoring.answers import ranked
 from perdure.scoring.score import TaskScore
 from perdure.streams.kinds.classes import ACCURACY, AMONG_ALL, WITHIN_TASK
 from perdure.streams.rows import row_key
@@ -158,6 +159,23 @@ class ClassificationLearner(Learner):
 
         beside = {AMONG_ALL: share(among_all)} if model.within else {WITHIN_TASK: share(within)}
         return TaskScore(share(chosen), ACCURACY.name, True, items, beside)
+
+    answer = "class"
+
+    def predict(
+        self, rows: Sequence[Row], task: Task, within: Task | None
+    ) -> list[dict[str, Any]]:
+        """The class of each row with its share of the softmax, and the three best."""
+        model: Any = self.model
+        learned = list(self.classes)[: model.heads.classes]
+        names = learned if within is None else list(within.labels)
+        with self.autocast():  # what stands for the label is not looked at
+            logits = self._logits([{**row, "label": learned[0]} for row in rows], None)
+        columns = logits[:, [self.classes[name] for name in names]]
+        return [
+            {"text": row["text"], **ranked(self.answer, names, line)}
+            for row, line in zip(rows, columns, strict=True)
+        ]
 
     # --- features of a body that stays
 
