@@ -263,9 +263,7 @@ def _learner(
     from perdure.learners.listener import Folders
     from perdure.run.pins import refuse_changes
 
-    refuse_changes(
-        run, accept=accept_changes, base=after == 0 or run.recipe.model.tuning == "lora"
-    )
+    refuse_changes(run, accept=accept_changes, base=after == 0 or run.recipe.model.tuning == "lora")
     return learners.build_saved(
         run.recipe,
         stream,
@@ -277,4 +275,3 @@ def _learner(
         today=run.today,
         lm_eval_tasks={},
     )
-

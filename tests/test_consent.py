@@ -25,6 +25,7 @@ import perdure
 from perdure.cli import app
 from perdure.consent import ConsentError, given, trusting
 from perdure.errors import ModelError, PerdureError, RecipeError, printable
+from perdure.seals import seal
 
 pytestmark = pytest.mark.train
 
@@ -119,6 +120,12 @@ class Strange:
         self.model().rename(place)
         return folder
 
+    def sealed(self) -> Path:
+        """The same, whose last model counts as whole."""
+        folder = self.learned()
+        seal(folder / "checkpoints" / "task-1", {})
+        return folder
+
     def rows(self) -> Path:
         """Texts to ask a model."""
         (self.folder / "rows.txt").write_text("xq a\n")
@@ -164,8 +171,7 @@ def cases() -> list[tuple[str, str, list[str]]]:
                 found.append((command, what, list(arguments)))
     found += [("audit", "metric", ["tiny", "tiny", "--tasks", "RECIPE"])]
     found += [("export", what, ["X", "--out", "new"]) for what in ("model", "adapter", "learned")]
-    found += [("predict", what, ["RUN", "ROWS"]) for what in ("model",)]
-    found += [("predict", "learned", ["X", "ROWS"])]
+    found += [("predict", "model", ["RUN", "ROWS"]), ("predict", "sealed", ["X", "ROWS"])]
     # A run that is extended needs its method's code; it must have finished.
     found += [("extend", "finished", ["X", "--data", "may.jsonl", "--out", "new"])]
     return found

@@ -162,9 +162,7 @@ class ClassificationLearner(Learner):
 
     answer = "class"
 
-    def predict(
-        self, rows: Sequence[Row], task: Task, within: Task | None
-    ) -> list[dict[str, Any]]:
+    def predict(self, rows: Sequence[Row], task: Task, within: Task | None) -> list[dict[str, Any]]:
         """The class of each row with its share of the softmax, and the three best."""
         model: Any = self.model
         learned = list(self.classes)[: model.heads.classes]

@@ -88,9 +88,7 @@ class GenerationLearner(Learner):
             on_progress=progress,
         )
 
-    def predict(
-        self, rows: Sequence[Row], task: Task, within: Task | None
-    ) -> list[dict[str, Any]]:
+    def predict(self, rows: Sequence[Row], task: Task, within: Task | None) -> list[dict[str, Any]]:
         """Answer prompts as the task's metric reads its answers: by label, or by writing."""
         from perdure.scoring.score import answer_rows
 

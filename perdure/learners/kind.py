@@ -77,9 +77,7 @@ class KindHooks:
     answer: str = "answer"
     """What an answer is called where rows without one are answered."""
 
-    def predict(
-        self, rows: Sequence[Row], task: Task, within: Task | None
-    ) -> list[dict[str, Any]]:
+    def predict(self, rows: Sequence[Row], task: Task, within: Task | None) -> list[dict[str, Any]]:
         """Answer rows without labels, in their order.
 
         Args:

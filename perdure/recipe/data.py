@@ -241,6 +241,13 @@ class DataConfig(TaskConfig):
         None, description="how many tasks of about as many classes; or each one's classes"
     )
     by: str | None = Field(None, description="column that names each row's task, such as month")
+    task: str | None = Field(
+        None,
+        pattern=r"^\w[\w .+-]*$",
+        max_length=70,
+        description="what its tasks are called, with a number behind where there are several; "
+        "else task 1, task 2 and so on",
+    )
     order: Literal["file", "alphabetical", "frequency"] = Field(
         "file", description="of the classes: as they first come, by name, the most frequent first"
     )
@@ -250,8 +257,16 @@ class DataConfig(TaskConfig):
         None, gt=0, description="train on so many rows of each class at most"
     )
 
+    def task_name(self, number: int, count: int) -> str:
+        """What the task of this number is called, of so many, where no column names them."""
+        if self.task is None:
+            return f"task {number}"
+        return self.task if count == 1 else f"{self.task} {number}"
+
     def mistakes(self) -> Iterator[Mistake]:
         yield from super().mistakes()
+        if self.task is not None and self.by is not None:
+            yield Mistake(("task",), "has no effect with by", "leave one out")
         if (self.tasks is None) == (self.by is None):
             what = "has both tasks and by" if self.by else "has neither tasks nor by"
             yield Mistake((), what, "write how many tasks there are, or the column that names them")

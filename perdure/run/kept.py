@@ -91,7 +91,7 @@ def whole_stream(
                     "this method trains on them: put the old files back",
                 )
             tasks[number] = replace(task, train=read.train, train_kept=True)
-    return TaskStream((*tasks, *new.tasks), kept_general(run), new.scenario, new.name)
+    return replace(new, tasks=(*tasks, *new.tasks), general=kept_general(run))
 
 
 def _told(run: Run, file: Path, old: Callable[[Path], TaskStream]) -> TaskStream:

@@ -55,7 +55,7 @@ def cut(
             for split, placed_rows in splits.items()
         }
         whole = _whole(rows, key, classes, config, seed, mistakes)
-        found.append((f"task {number}", classes, whole))
+        found.append((config.task_name(number, len(tasks)), classes, whole))
     return found
 
 

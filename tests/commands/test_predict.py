@@ -73,7 +73,9 @@ def lines(*words: Any) -> list[dict[str, Any]]:
 
 def bare(run: Path, after: int, task: str, file: Path, column: str = "utterance") -> Path:
     """The test rows of a task without their labels."""
-    rows = [{column: item["prompt"], "id": i} for i, item in enumerate(Run.open(run).items(after, task))]
+    rows = [
+        {column: item["prompt"], "id": i} for i, item in enumerate(Run.open(run).items(after, task))
+    ]
     if file.suffix == ".txt":
         file.write_text("".join(row[column] + "\n" for row in rows))
     elif file.suffix == ".jsonl":
@@ -99,13 +101,15 @@ def bare(run: Path, after: int, task: str, file: Path, column: str = "utterance"
 def test_answers_are_what_the_run_recorded(intents: Path, tmp_path: Path, ending: str) -> None:
     run = Run.open(intents)
     for after, task in ((3, "task 1"), (2, "task 2")) if ending == ".csv" else ((3, "task 3"),):
-        found = lines(intents, bare(intents, after, task, tmp_path / f"rows{ending}"), "--after", after)
+        found = lines(
+            intents, bare(intents, after, task, tmp_path / f"rows{ending}"), "--after", after
+        )
         items = run.items(after, task)
         assert [line["class"] for line in found] == [item["prediction"] for item in items]
         assert [line["text"] for line in found] == [item["prompt"] for item in items]
         for line in found:
             assert list(line) == ["text", "class", "score", "best"]
-            assert [b["class"] for b in line["best"]][0] == line["class"]
+            assert line["best"][0]["class"] == line["class"]
             assert len(line["best"]) == 3
             shares = [b["score"] for b in line["best"]]
             assert shares == sorted(shares, reverse=True)
@@ -135,7 +139,9 @@ def test_ranked_by_hand() -> None:
     found = ranked("class", ["a", "b", "c", "d"], torch.tensor([2.0, 1.0, 0.0, 1.0]))
     assert [b["class"] for b in found["best"]] == ["a", "b", "d"]
     assert found["class"] == "a"
-    assert [b["score"] for b in found["best"]] == pytest.approx([0.53444, 0.19661, 0.19661], abs=1e-5)
+    assert [b["score"] for b in found["best"]] == pytest.approx(
+        [0.53444, 0.19661, 0.19661], abs=1e-5
+    )
 
 
 def test_records_texts_and_rows_without_text(intents: Path, tmp_path: Path) -> None:
