@@ -8,6 +8,7 @@ and within which of them training's cross-entropy runs; the other one is recorde
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from perdure.errors import UsageError
 from perdure.learners.base import Learner
 from perdure.learners.heads_only import HeadsTrainer
+from perdure.learners.listener import Fitted
+from perdure.learners.no_class import no_class_figures
 from perdure.learners.training import PhaseTrainer
 from perdure.models.class_rows import ClassEncoder
 from perdure.models.classifier import Classifier, Heads, pooling_of, views
@@ -92,6 +95,21 @@ class ClassificationLearner(Learner):
                 "classes",
                 "write a higher number, or all, or 0: heads grow by themselves",
             )
+
+    def fit(self, index: int) -> Fitted:
+        """As any learner; then tell texts of its classes from texts of no class, if there are."""
+        fitted = super().fit(index)
+        if self.stream.tasks[index].learn == "none":
+            return fitted
+        model: Any = self.model
+        with self.serving(), self.autocast():
+            found = no_class_figures(
+                self.stream,
+                index + 1,
+                lambda rows: self._logits(rows, None)[:, : model.heads.classes],
+            )
+        self.track(found)
+        return replace(fitted, facts={**fitted.facts, **found})
 
     def begin_task(self, index: int) -> None:
         """Add a head for the classes of the task that no earlier one has."""

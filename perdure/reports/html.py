@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.errors import UsageError
-from perdure.reports import colours, format, general, provenance, ranking, sections, training, words
+from perdure.reports import (
+    colours,
+    format,
+    general,
+    no_class,
+    provenance,
+    ranking,
+    sections,
+    training,
+    words,
+)
 from perdure.reports.charts import COLOURS, DASHES, MARKERS
 from perdure.reports.data import RunData, RunView, comparable, views
 from perdure.reports.seeds import grouped, seed_of
@@ -91,7 +101,7 @@ def page(runs: Sequence[RunView]) -> dict[str, Any]:
                 "label": run.label,
                 "slot": slot,
                 "story": words.story(run),
-                "general": words.general_story(run),
+                "general": "; ".join(filter(None, (words.general_story(run), no_class.line(run)))),
                 "state": run.state,
             }
             for slot, run in enumerate(runs)

@@ -110,6 +110,15 @@ class GeneralText:
 
 
 @dataclass(frozen=True)
+class NoClass:
+    """Texts of no class, such as questions that no intent answers. No task has them, none is
+    learned: they show whether a classifier knows what it does not know."""
+
+    validation: Sequence[str] = ()
+    test: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class TaskStream:
     """Tasks in the order they are learned."""
 
@@ -117,6 +126,7 @@ class TaskStream:
     general: GeneralText = field(default_factory=GeneralText)
     scenario: Scenario = "task-incremental"
     name: str = ""
+    no_class: NoClass = field(default_factory=NoClass)
 
     def __post_init__(self) -> None:
         names = [t.name for t in self.tasks]
