@@ -10,6 +10,7 @@ import json
 import os
 import random
 import signal
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +115,7 @@ def learn_again(out: Path, recipe: Path) -> None:
 
 
 @pytest.mark.parametrize("after", [1, 2, 3])
-def test_each_checkpoint_is_scored_as_recorded(
-    whole: tuple[Path, Path, int], after: int
-) -> None:
+def test_each_checkpoint_is_scored_as_recorded(whole: tuple[Path, Path, int], after: int) -> None:
     told = CliRunner().invoke(app, ["eval", str(whole[1]), "--after", str(after), "--json"])
     assert told.exit_code == 0, told.output
     found = json.loads(told.stdout)["scores"]
@@ -132,5 +131,5 @@ def test_old_heads_are_those_of_their_own_checkpoints(whole: tuple[Path, Path, i
     found = [
         load_file(whole[1] / f"checkpoints/task-{k}/model/heads.safetensors") for k in (1, 2, 3)
     ]
-    for earlier, later in zip(found, found[1:], strict=False):
+    for earlier, later in pairwise(found):
         assert all(torch.equal(later[name], earlier[name]) for name in earlier)
