@@ -253,3 +253,67 @@ def test_an_extension_that_was_killed_goes_on(two: Run, tmp_path: Path) -> None:
     assert cells(straight) == cells(Run.open(killed.path))
     ours, theirs = weights(straight), weights(killed)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_run_of_listed_tasks_takes_a_file_of_one_class(encoder: Path, tmp_path: Path) -> None:
+    """Tasks with a file each (`format: classes`) and columns of their own."""
+    path = written(tmp_path / "data", encoder, 2, train__epochs=1)
+    said = json.loads(path.read_text())
+    rows = [json.loads(line) for line in (tmp_path / "data/train.jsonl").read_text().splitlines()]
+    for name, classes in (("a", CLASSES[:2]), ("b", CLASSES[2:4])):
+        some = [{"said": r["text"], "what": r["label"]} for r in rows if r["label"] in classes]
+        (tmp_path / f"data/{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in some))
+    columns = {"text": "said", "label": "what"}
+    said["stream"] = {"tasks": [
+        {"name": name, "format": "classes", "train": f"{name}.jsonl", "columns": columns,
+         "test_share": 0.3} for name in ("a", "b")
+    ]}  # fmt: skip
+    path.write_text(json.dumps(said))
+    run = learned(path, tmp_path / "run")
+    file = may(tmp_path, ("ee", "e"))
+    file.write_text(file.read_text().replace("text,label", "said,what"))
+    told = typed(run.path, "--data", file, "--out", tmp_path / "new")
+    assert told.exit_code == 0, told.output
+    longer = Run.open(tmp_path / "new")
+    assert longer.matrix().tasks == ("a", "b", "may")
+    data = longer.recipe.stream.data
+    assert data is not None
+    assert (data.columns, data.test_share) == (columns, 0.3)
+
+
+def test_only_classes_that_come_again(encoder: Path, tmp_path: Path) -> None:
+    """No head is new: where the method keeps nothing back, the old columns are trained."""
+    method = {"name": "sequential"}
+    run = learned(
+        written(tmp_path / "data", encoder, 2, method=method, train__epochs=1), tmp_path / "run"
+    )
+    file = may(tmp_path, ("xq", "red"), ("zk", "blue"))
+    told = typed(run.path, "--data", file, "stream.data.repeat=true", "--out", tmp_path / "new")
+    assert told.exit_code == 0, told.output
+    old, new = weights(run, 2), weights(Run.open(tmp_path / "new"))
+    assert old.keys() == new.keys()
+    assert not torch.equal(old["heads.parts.0.weight"], new["heads.parts.0.weight"])
+
+
+def test_seq_star_has_nothing_to_learn_of_old_classes_alone(
+    two: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told; and the next task's head is the one that is trained."""
+    file = may(tmp_path, ("xq", "red"), ("zk", "blue"))
+    again = typed(two.path, "--data", file, "stream.data.repeat=true", "--out", tmp_path / "may")
+    assert again.exit_code == 0, again.output
+    assert "task may: all its classes are old and old heads stay" in caplog.text
+    same, old = weights(Run.open(tmp_path / "may")), weights(two, 2)
+    assert same.keys() == old.keys()
+    assert all(torch.equal(same[name], old[name]) for name in old)
+    june = may(tmp_path, ("yy", "e"), ("zz", "f"), name="june.csv")
+    more = typed(tmp_path / "may", "--data", june, "--out", tmp_path / "june")
+    assert more.exit_code == 0, more.output
+    run = Run.open(tmp_path / "june")
+    new = weights(run, 4)
+    assert new.keys() - old.keys() == {"heads.parts.3.weight"}
+    assert all(torch.equal(new[name], old[name]) for name in old)
+    assert any(row["after"] == 4 for row in run.log_rows())
+    told = CliRunner().invoke(app, ["eval", str(run.path), "--json"])
+    assert told.exit_code == 0, told.output
+    assert all(s["score"] == s["recorded"] for s in json.loads(told.stdout)["scores"])

@@ -15,6 +15,8 @@ Cost: negative; a frozen body needs one forward pass a text.
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -27,6 +29,7 @@ from perdure.protocol.step import Phase
 if TYPE_CHECKING:
     from perdure.protocol.context import Context
 
+logger = logging.getLogger("perdure")
 BODY = r"^(?!heads\.)"
 """Every parameter that is no head's."""
 
@@ -61,6 +64,12 @@ class SeqStar(Method):
             )
         options = self.config
         kept = frozen(ctx.task_index, options.freeze_body, options.freeze_old_heads)
+        named = ctx.model.named_parameters()
+        if kept and not any(p.requires_grad and not re.search(kept, n) for n, p in named):
+            # A task whose classes all came before has no head of its own.
+            told = "task %s: all its classes are old and old heads stay: nothing is learned of it"
+            logger.warning(told, ctx.task.name)
+            return ()
         main = Phase(freeze=kept)
         if ctx.task_index == 0 and options.warmup_epochs and options.freeze_body:
             return Phase("warm-up", epochs=options.warmup_epochs), main
