@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from perdure.errors import UsageError
 from perdure.learners.base import Learner
 from perdure.learners.heads_only import HeadsTrainer
+from perdure.learners.kind import drawn
 from perdure.learners.listener import Fitted
 from perdure.learners.no_class import no_class_figures
 from perdure.learners.training import PhaseTrainer
@@ -27,6 +28,7 @@ from perdure.models.classifier import Classifier, Heads, pooling_of, views
 from perdure.models.classifier_files import load_classifier_weights, save_classifier
 from perdure.models.features import TEXT, Features, state_key
 from perdure.models.load import load_body
+from perdure.models.random_state import seed_of
 from perdure.models.weights import evaluating, fingerprint
 from perdure.processes import Progress, rank
 from perdure.scoring.answers import ranked
@@ -88,7 +90,8 @@ class ClassificationLearner(Learner):
         model.within = self.stream.scenario == "task-incremental"
         head = self.recipe.model.head
         if head.preallocate == "all" and not model.heads.classes:
-            model.heads.allocate(len(self.classes))
+            seed = seed_of(self.recipe.seed, "allocate")
+            drawn(lambda: model.heads.allocate(len(self.classes)), seed)
         elif isinstance(head.preallocate, int) and 0 < head.preallocate < len(self.classes):
             raise UsageError(
                 f"model.head.preallocate: {head.preallocate}: the stream has {len(self.classes)} "
