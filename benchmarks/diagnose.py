@@ -2,7 +2,7 @@
 
     python benchmarks/diagnose.py [--quick] [--base FILE] [--reference FOLDER] [--out FILE]
 
-One reference model learns the demo's three tasks (topic, language, kind) together: SmolLM2-135M-
+One reference model learns three tasks (topic, language, kind) together: SmolLM2-135M-
 Instruct, full fine-tuning. Then losses of a known kind are planted in copies of it, 20 of each:
 
     alignment   a few steps on the task's rows with the labels permuted
@@ -188,7 +188,7 @@ def main() -> int:
         lines.append(line)
 
     started = time.perf_counter()
-    tasks = {t.name: replace(t, max_new_tokens=WORDS) for t in demo.demo(0, ROWS)}
+    tasks = {t.name: replace(t, max_new_tokens=WORDS) for t in demo.three_tasks(0, ROWS)}
     model, tokenizer = reference(arguments.base or smollm2(), arguments.reference, tasks)
     copy = deepcopy(model)
     base = Measured(model, tokenizer, "auto", SIZES, "reference")

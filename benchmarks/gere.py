@@ -224,10 +224,10 @@ def load(shape: str, base: str) -> tuple[Any, Any, bool]:
 def data(tokenizer: Any, steps: int, size: Load) -> tuple[list[dict[str, Any]], list[str]]:
     """The demo's first task, encoded, and general texts of at least `text_tokens` tokens."""
     from perdure.models.chat import Encoder
-    from perdure.streams.named.demo import demo, pydoc_texts
+    from perdure.streams.named.demo import pydoc_texts, three_tasks
 
     encoder = Encoder(tokenizer)
-    short = [encoder.encode(row) for row in demo(0).tasks[0].train]
+    short = [encoder.encode(row) for row in three_tasks(0).tasks[0].train]
     rows: list[dict[str, Any]] = [{"input_ids": [], "labels": []}]
     for i in range(10**6):
         if len(rows[-1]["input_ids"]) >= size.row_tokens:

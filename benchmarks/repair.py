@@ -2,7 +2,7 @@
 
     python benchmarks/repair.py [--steps 12] [--rows 64] [--texts 24] [--tasks A,B] [--out FOLDER]
 
-SmolLM2-135M-Instruct learns each of the demo stream's three tasks by itself, with `sequential`, and
+SmolLM2-135M-Instruct learns each of three tasks by itself, with `sequential`, and
 each tuned model is repaired. The table's figures are those of the report halves, which neither the
 training nor the search has seen. Without `--out` the models go to a temporary folder.
 """
@@ -22,7 +22,7 @@ from perdure.models.memory import keep_freed_memory
 from perdure.repair import Grid, Repair, Sizes, repair
 from perdure.run import Run
 from perdure.streams.named.demo import Sizes as StreamSizes
-from perdure.streams.named.demo import demo, pydoc_texts
+from perdure.streams.named.demo import pydoc_texts, three_tasks
 from perdure.streams.task import GeneralText, Task, TaskStream
 
 GRID = Grid(factors=(0.3, 0.5, 0.6, 0.7, 0.8, 0.9), shares=(0.1, 0.3))
@@ -32,7 +32,7 @@ BATCH, LEARNING_RATE, TEXT_TOKENS = 8, 2e-4, 48
 def tune(task: Task, steps: int, precision: str, seed: int, folder: Path) -> Run:
     """Learn one task; what the loop scores on the way is kept small."""
     size = Size("benchmark", steps, BATCH, LEARNING_RATE, test_rows=4, texts=4)
-    recipe = recipe_of("sequential", str(base_model()), size, precision, seed)
+    recipe = recipe_of("sequential", str(base_model()), size, precision, seed, lora=False)
     text = pydoc_texts(seed)
     few = GeneralText(text.replay[:4], text.replay[4:6], text.source)
     run = Run.create(folder, recipe)
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12, help="optimizer steps a task")
     parser.add_argument("--rows", type=int, default=64, help="test rows, both halves together")
     parser.add_argument("--texts", type=int, default=24, help="texts, both halves together")
-    parser.add_argument("--tasks", default="topic,language,kind", help="of the demo stream")
+    parser.add_argument("--tasks", default="topic,language,kind", help="of `three_tasks`")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="a new folder to keep models and curves in")
     wanted = parser.parse_args()
@@ -80,7 +80,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
     general = pydoc_texts(wanted.seed).held_out
     try:
-        for task in demo(wanted.seed, StreamSizes(test=wanted.rows)):
+        for task in three_tasks(wanted.seed, StreamSizes(test=wanted.rows)):
             if task.name not in names:
                 continue
             begun = time.monotonic()

@@ -18,7 +18,17 @@ from perdure.commands.begin import say_what
 from perdure.commands.errors import handle_errors
 from perdure.commands.export import export
 from perdure.commands.extend import extend
-from perdure.commands.options import Accept, Json, NewRun, RunPath, Trust
+from perdure.commands.options import (
+    Accept,
+    DemoBase,
+    DemoMethods,
+    DemoMinutes,
+    DemoName,
+    Json,
+    NewRun,
+    RunPath,
+    Trust,
+)
 from perdure.commands.predict import predict
 
 app = typer.Typer(
@@ -63,18 +73,17 @@ def root(
 
 @app.command(
     epilog="Example: perdure demo --quick --methods sequential,replay",
-    short_help="See three methods at work on a small model",
+    short_help="See methods at work on a small model",
 )
 @handle_errors
 def demo(
-    quick: Annotated[bool, typer.Option("--quick", help="The smallest size: 4 minutes.")] = False,
-    methods: Annotated[
-        str, typer.Option(metavar="A,B,...", help="Methods to compare, by name.")
-    ] = "sequential,replay,gere",
-    base: Annotated[
-        str | None,
-        typer.Option(help="Base model: hub id, folder or .gguf.  [default: SmolLM2-135M]"),
-    ] = None,
+    what: DemoName = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The smallest size, in at most 4 minutes.")
+    ] = False,
+    minutes: DemoMinutes = None,
+    methods: DemoMethods = None,
+    base: DemoBase = None,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same scores.")] = 0,
     out: Annotated[
         Path | None,
@@ -83,10 +92,14 @@ def demo(
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Teach a small model three tasks in turn, with each method, and show what was forgotten."""
+    """Teach a small model tasks in turn, with each method, and show what was forgotten.
+
+    Two tasks of short answers, or with `intents` six tasks of new classes.
+    """
     from perdure.commands import demo as command
 
-    raise typer.Exit(command.demo(methods, as_json, quick=quick, base=base, seed=seed, out=out))
+    options = {"quick": quick, "base": base, "seed": seed, "out": out, "minutes": minutes}
+    raise typer.Exit(command.demo(what, methods, as_json, **options))
 
 
 @app.command(
@@ -253,14 +266,20 @@ def metrics(as_json: Json = False) -> None:
 
 
 @app.command(
-    epilog="Example: perdure streams --json", short_help="List the built-in streams of tasks"
+    epilog="Example: perdure streams clinc150", short_help="List the built-in streams of tasks"
 )
 @handle_errors
-def streams(as_json: Json = False) -> None:
+def streams(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="a stream: its tasks, classes, sizes, licence and citation"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """List the built-in streams of tasks, for `stream: {name: ...}` in a recipe."""
     from perdure.commands import lists
 
-    lists.streams(as_json)
+    lists.streams(name, as_json)
 
 
 @recipes_app.callback(

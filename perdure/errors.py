@@ -165,7 +165,9 @@ def _once(mistakes: Sequence[PerdureError]) -> list[PerdureError]:
         found = _ROW.fullmatch(mistake.what)
         parts = (found[1], found[3]) if found else (mistake.what, str(number))
         keys.append((mistake.source, mistake.kind, *parts, *mistake.remedy))
-        rows.setdefault(keys[-1], []).append(found[2] if found else "")
+        places = rows.setdefault(keys[-1], [])
+        if (place := found[2] if found else "") not in places:  # a file may be read for two splits
+            places.append(place)
     shown: list[PerdureError] = []
     told: set[tuple[str, ...]] = set()
     for mistake, key in zip(mistakes, keys, strict=True):

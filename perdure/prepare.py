@@ -210,7 +210,12 @@ def _prepare(
         return Prepared(recipe, stream, methods, None, general, recipe.train.batch_size, 1, None)
     micro, accumulation = split_batch(recipe, int(os.environ.get("WORLD_SIZE", "1")))
     facts, encoder = None, None
-    module, _, name = kinds.kind(stream.tasks[0].kind).encoder.partition(":")
+    kind = kinds.kind(stream.tasks[0].kind)
+    module, _, name = kind.check.partition(":")
+    if name:
+        tell(f"{recipe.name}: checking the rows of {len(stream)} tasks")
+        getattr(importlib.import_module(module), name)(recipe, stream)
+    module, _, name = kind.encoder.partition(":")
     if name:
         facts = models.inspect_base(recipe.model)
         encoder = getattr(importlib.import_module(module), name)(recipe)

@@ -3,7 +3,7 @@
     unit       fast, and neither of the next three
     train      trains or loads a small random model
     process    starts processes, or a browser
-    real       needs the weights of SmolLM2-135M
+    real       needs the weights of SmolLM2-135M, or of the packaged sentence encoder
 
 A mark on a test or its class counts before all else. Without one, the dearest counts of its
 module's mark (`pytestmark = pytest.mark.unit`) and what its fixtures load. Collection fails if a

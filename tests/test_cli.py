@@ -179,7 +179,20 @@ def test_broken_packages_are_named_in_the_lists(monkeypatch: pytest.MonkeyPatch)
 
 def test_streams() -> None:
     assert perdure("streams").stdout.startswith("demo  ")
-    assert [each["name"] for each in as_json("streams")] == ["demo"]
+    names = [each["name"] for each in as_json("streams")]
+    assert names == ["demo", "intents", "clinc150", "banking77", "topic3", "fewrel", "tacred"]
+    for name in names:
+        told, shown = as_json("streams", name), perdure("streams", name).stdout
+        assert told["name"] == name
+        assert shown.startswith(f"{name}: {told['about']}\n")
+        assert told["licence"] in shown
+        assert len(told["tasks"]) >= 2
+        assert all(c in shown for task in told["tasks"] for c in task["classes"])
+    assert "Larson et al. 2019" in as_json("streams", "clinc150")["citation"]
+    assert as_json("streams", "clinc150")["rows"] == {
+        "training": 15_000, "validation": 3_000, "test": 4_500
+    }  # fmt: skip
+    assert 'did you mean "clinc150"?' in perdure("streams", "clinc", code=2).stderr
 
 
 def test_recipes_lists_and_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,7 +303,7 @@ def test_the_example_of_the_demo_is_understood(monkeypatch: pytest.MonkeyPatch) 
     assert asked.pop("learn") is learn
     assert asked == {
         "methods": ["sequential", "replay"], "quick": True, "base": None, "seed": 0, "out": None,
-        "json": False,
+        "json": False, "minutes": None,
     }  # fmt: skip
 
 

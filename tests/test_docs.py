@@ -133,7 +133,8 @@ def check_yaml(text: str, model: Path) -> None:
     if first := re.match(r"# (\S+\.yaml)\n", text):
         path = Path(first[1])
         path.write_text(text, encoding="utf-8")
-        assert load_recipe(path).stream.tasks
+        stream = load_recipe(path).stream
+        assert stream.tasks or stream.data or stream.name
         return
     given: dict[str, Any] = YAML(typ="safe").load(text)
     recipe = load_recipe(write_recipe(Path("part"), model, **given))

@@ -128,9 +128,10 @@ def test_training_reads_the_rows_that_were_prepared(
     seen: list[Any] = []
     trainer = GenerationLearner.trainer
 
-    def looked_at(self: Any, args: Any, encoded: Any, phase: Any) -> Any:
-        seen.append((self, encoded))
-        return trainer(self, args, encoded, phase)
+    def looked_at(self: Any, *args: Any) -> Any:
+        made = trainer(self, *args)
+        seen.append((self, made.train_dataset))
+        return made
 
     monkeypatch.setattr(GenerationLearner, "trainer", looked_at)
     recipe = load_recipe(

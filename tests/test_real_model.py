@@ -47,7 +47,7 @@ def test_gere_keeps_general_ability_that_plain_training_loses(
     ):
         recipe = recipe_of(method, smollm2_dir)
         stream = build_stream(recipe.stream, recipe.general, recipe.folder, recipe.seed)
-        stream = replace(stream, tasks=stream.tasks[1:2])
+        stream = replace(stream, tasks=tuple(t for t in stream.tasks if t.name == "language"))
         run = runs[name] = Run.create(tmp_path / name, recipe)
         learn(recipe, run, stream=stream, base_scores=runs.get("sequential"))
         for line in run.scores():
@@ -57,7 +57,7 @@ def test_gere_keeps_general_ability_that_plain_training_loses(
     assert general["gere", 0] == base
     assert general["sequential", 1] > 1.15 * base
     assert general["gere", 1] - base < 0.5 * (general["sequential", 1] - base)
-    # Both have learned: eight languages, two in five right before.
+    # Both have learned: four languages, half of them right before.
     assert min(language["gere", 1], language["sequential", 1]) > language["gere", 0]
     first = runs["gere"].log_rows()[0]  # of the untouched model
     assert first["method/gere_margin"] == first["method/gere_noise_flipped"] == 0.0

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from perdure.errors import UsageError
+from perdure.recipe.mistakes import near
 from perdure.reports.output import emit, lines
 from perdure.streams.kinds.base import Metric
+
+if TYPE_CHECKING:
+    from perdure.streams.named.base import ClassStream
 
 
 def methods(name: str | None, as_json: bool) -> None:
@@ -90,10 +95,95 @@ def _as_data(name: str, known: Metric | str, owner: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def streams(as_json: bool) -> None:
-    from perdure.streams import STREAMS
+def streams(name: str | None, as_json: bool) -> None:
+    from perdure.streams import CLASS_STREAMS, STREAMS, abouts
 
-    _show([(name, about) for name, (about, _) in STREAMS.items()], as_json)
+    if name is None:
+        _show(list(abouts().items()), as_json)
+    elif name in CLASS_STREAMS:
+        _class_stream(CLASS_STREAMS[name], as_json)
+    elif name in STREAMS:
+        _demo(name, as_json)
+    else:
+        known = list(abouts())
+        hint = near(name, known) or f"there are: {', '.join(known)}"
+        raise UsageError(f'no stream is called "{name}"', hint)
+
+
+def _class_stream(stream: ClassStream, as_json: bool) -> None:
+    """One named stream of classes, without its data."""
+    count, classes = stream.counts
+    splits = ("training", "validation", "test")
+    sizes = dict(zip(splits, stream.rows, strict=True))
+    tasks: list[dict[str, Any]] = [
+        {"name": f"task {number}", "classes": list(names)}
+        for number, names in enumerate(stream.tasks or [()] * count, 1)
+    ]
+    facts: dict[str, Any] = {
+        "name": stream.name,
+        "about": stream.about,
+        "format": stream.format,
+        "licence": stream.licence,
+        "citation": stream.citation,
+        "from": stream.home,
+        "folder": [*stream.files, *(f"{file} (if it is there)" for file in stream.more)],
+        "hub": list(stream.hub),
+        "order": stream.order,
+        "remark": stream.remark,
+    }
+    if as_json:
+        emit({**facts, "classes": classes, "rows": sizes, "tasks": tasks})
+        return
+    rows = [f"{n:,} {split}" for split, n in sizes.items() if n is not None]
+    if not stream.validated:
+        rows.append("validation rows are set aside from the training rows")
+    said = {key: ", ".join(v) if isinstance(v, list) else v for key, v in facts.items()}
+    said["hub"] = said["hub"] or "on none: give folder"
+    said["classes"] = f"{classes} in {count} tasks"
+    said["rows"] = ", ".join(rows) or "as many as the data has"
+    print(f"{stream.name}: {stream.about}\n")
+    lines([(key, text) for key, text in said.items() if text and key not in ("name", "about")])
+    print()
+    if stream.tasks:
+        lines([(task["name"], ", ".join(task["classes"])) for task in tasks])
+    else:
+        print("the data names the classes")
+
+
+def _demo(name: str, as_json: bool) -> None:
+    """A built-in stream, whose data is at hand."""
+    from perdure.streams import STREAMS
+    from perdure.streams.named.demo import LICENCES
+
+    about, build = STREAMS[name]
+    found: list[dict[str, Any]] = [
+        {
+            "name": task.name,
+            "classes": list(task.labels),
+            "rows": {
+                "training": len(task.train),
+                "validation": len(task.validation),
+                "test": len(task.test),
+            },
+            "from": task.source,
+        }
+        for task in build(0, None)
+    ]
+    licence = LICENCES[name]
+    if as_json:
+        emit({"name": name, "about": about, "licence": licence, "tasks": found})
+        return
+    print(f"{name}: {about}\n\nlicence  {licence}\n")
+    lines(
+        [
+            (
+                str(task["name"]),
+                f"{task['rows']['training']}, {task['rows']['validation']} and "
+                f"{task['rows']['test']} rows of {task['from']}: {', '.join(task['classes'])}",
+            )
+            for task in found
+        ]
+    )
 
 
 def recipes(as_json: bool) -> None:

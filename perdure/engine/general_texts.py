@@ -183,3 +183,30 @@ def _sample(session: TaskRuntime, count: int, length: int) -> list[dict[str, Any
             if len(found) == count:
                 break
     return found
+
+
+def refuse_other_texts(who: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise `UsageError` where general texts, or the base model, changed between two states."""
+    if then["given"] and not now["given"]:
+        raise UsageError(
+            f"{who}: general texts were given when this was saved, and none are now",
+            "give the same ones again: attach(trainer, *methods, general=texts)",
+        )
+    if now["given"] and not then["given"]:
+        raise UsageError(
+            f"{who}: the model wrote its own general texts when this was saved, and some are given "
+            "now",
+            "leave them out: attach(trainer, *methods)",
+        )
+    if then["base"] != now["base"]:
+        raise UsageError(
+            f"{who}: the base model is another one than when this was saved",
+            "call attach with the model as it was before its first task, or give that one's "
+            "weights: attach(..., base=weights)",
+        )
+    if then["texts"] != now["texts"]:
+        raise UsageError(
+            f"{who}: the texts that the base model wrote are others than when this was saved: "
+            "the model, the seed or the length of the training is another one",
+            "call attach with the model as it was before its first task, the same seed and steps",
+        )

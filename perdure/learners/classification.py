@@ -23,7 +23,7 @@ from perdure.learners.kind import drawn
 from perdure.learners.listener import Fitted
 from perdure.learners.no_class import no_class_figures
 from perdure.learners.training import PhaseTrainer
-from perdure.models.class_rows import ClassEncoder
+from perdure.models.class_rows import ClassEncoder, context_of
 from perdure.models.classifier import Classifier, Heads, pooling_of, views
 from perdure.models.classifier_files import load_classifier_weights, save_classifier
 from perdure.models.features import TEXT, Features, state_key
@@ -76,7 +76,11 @@ class ClassificationLearner(Learner):
         """Turns a row's text into token ids."""
         model: Any = self.model
         return ClassEncoder(
-            self.tokenizer, self.recipe.model.template, self.recipe.train.max_length, model.pooling
+            self.tokenizer,
+            self.recipe.model.template,
+            self.recipe.train.max_length,
+            model.pooling,
+            context_of(model.config),
         )
 
     @property
@@ -228,8 +232,8 @@ class ClassificationLearner(Learner):
         model: Any = self.model
         key = state_key(
             weights=fingerprint(model.body),
-            template=self.reader.template,
-            max_length=self.reader.max_length,
+            template=[self.reader.template, self.reader.of_relations],
+            max_length=self.reader.limit,
             tokenizer=sorted(self.tokenizer.get_vocab().items()),
             side="right",
             pooling=model.pooling,

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from perdure.engine.general_texts import GIVEN, SHARE
-from perdure.errors import UsageError
+from perdure.engine.general_texts import GIVEN, SHARE, refuse_other_texts
 from perdure.mechanisms.distances import state_weight
 from perdure.mechanisms.state_cache import note
 from perdure.protocol.method import Method, MethodConfig, Requires
@@ -38,33 +37,6 @@ class GeneralReplayConfig(MethodConfig):
         SHARE, gt=0, description="without general text: tokens sampled, over those trained on"
     )
     max_tokens: int = Field(563, gt=1, description="tokens kept of each text")
-
-
-def refuse_other_texts(who: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise `UsageError` where general texts, or the base model, changed between two states."""
-    if then["given"] and not now["given"]:
-        raise UsageError(
-            f"{who}: general texts were given when this was saved, and none are now",
-            "give the same ones again: attach(trainer, *methods, general=texts)",
-        )
-    if now["given"] and not then["given"]:
-        raise UsageError(
-            f"{who}: the model wrote its own general texts when this was saved, and some are given "
-            "now",
-            "leave them out: attach(trainer, *methods)",
-        )
-    if then["base"] != now["base"]:
-        raise UsageError(
-            f"{who}: the base model is another one than when this was saved",
-            "call attach with the model as it was before its first task, or give that one's "
-            "weights: attach(..., base=weights)",
-        )
-    if then["texts"] != now["texts"]:
-        raise UsageError(
-            f"{who}: the texts that the base model wrote are others than when this was saved: "
-            "the model, the seed or the length of the training is another one",
-            "call attach with the model as it was before its first task, the same seed and steps",
-        )
 
 
 class GeneralReplay(Method):
@@ -159,12 +131,8 @@ class GeneralReplay(Method):
         self, ctx: Context, extra: ForwardOutput, name: str, term: Tensor, weight: float | str,
         limit: float | None = None,
     ) -> Tensor | float:  # fmt: skip
-        """The weight of each row's `term`, both (rows,): fixed, or as large as the row's CE.
-
-        The term is logged before any weight, and so is a dynamic weight.
-
-        Args: name: of the term, as `held` returns it.
-        """
+        """The weight of each row's `term`, both (rows,): fixed, or as large as the row's CE. Both
+        are logged, the term as `held` names it and before any weight."""
         ctx.log(f"gere_{name}", extra.row_mean(term.detach()))
         found = state_weight(weight, extra.row_nll if weight == "dynamic" else term, term, limit)
         if isinstance(found, Tensor):

@@ -10,8 +10,8 @@ Paper: GeRe, Zhang et al. 2025 (arXiv 2508.04676); the official code Qznan/GeRe 
     term: of all states of the micro-batch, sum of e / number of e > 0 (`gere`), or another `loss`,
           a mean over all its tokens
 Departs: general rows come on top of the batch, so that an epoch has no more steps for them; with
-one task row in a micro-batch each general row counts as another micro-batch, as in the code, where
-nothing is halved. l1 and l2 are in the paper, not in the code; they have `gere_distance`'s floor.
+one task row in a micro-batch each general row counts as another micro-batch, as in the code.
+l1 and l2 are in the paper, not in the code; they have `gere_distance`'s floor.
 Cost: as `gere`, `gere_kl` or `gere_distance`.
 """
 
@@ -47,9 +47,7 @@ class GeReOfficialConfig(GeneralReplayConfig):
     )
     weight_max: float | None = Field(None, gt=0, description="upper limit of a dynamic weight")
     k: float = Field(1.0, gt=0, description="half width of the middle interval in deviations")
-    layers: tuple[int, ...] = Field(
-        (-1,), min_length=1, description="layers held, averaged; -1: final norm"
-    )
+    layers: tuple[int, ...] = Field((-1,), min_length=1, description="held; -1: final norm")
     reduction: Literal["violating", "elements", "tokens"] = Field(
         "violating", description="what the margin is averaged over"
     )
@@ -146,7 +144,7 @@ class GeReOfficial(GeneralReplay):
         term, weight = self._term_and_weight(ctx, extra, (ce_task + ce) / 2, pool=True)  # ()
         held = weight * term  # ()
         ctx.log("gere_label", (ce / 2).detach())
-        self._log_unscaled(ctx, term)
+        ctx.log(f"gere_{self.config.loss}", term.detach())
         whole = distances.micro_loss(ce_task, ce, term, weight)  # ()
         return {"gere_scope": whole - held} | self._named(held)
 
@@ -164,12 +162,8 @@ class GeReOfficial(GeneralReplay):
         held = (weight * term).sum()  # ()
         whole = distances.micro_loss(None, ce, term, weight).sum() + ce_task  # ()
         ctx.log("gere_label", share * (whole - held - ce_task).detach())
-        self._log_unscaled(ctx, share * term.sum())
+        ctx.log(f"gere_{self.config.loss}", share * term.sum().detach())
         return {"gere_scope": share * (whole - held)} | self._named(share * held)
-
-    def _log_unscaled(self, ctx: Context, term: Tensor) -> None:
-        if self.config.loss != "label":
-            ctx.log(f"gere_{self.config.loss}", term.detach())
 
     def _named(self, held: Tensor) -> dict[str, Tensor]:
         """What is held on the texts; with their labels alone nothing is."""

@@ -129,7 +129,10 @@ def save_plain(
 ) -> None:
     """Write weights and tokenizer as transformers does, with the base's generation settings."""
     options: dict[str, Any] = {} if state is None else {"state_dict": dict(state)}
-    model.save_pretrained(folder, **options)
+    with warnings.catch_warnings():
+        # Of a GGUF file as base. What peft then assumes, an unchanged vocabulary, is so.
+        warnings.filterwarnings("ignore", "Could not find a config file in")
+        model.save_pretrained(folder, **options)
     settings, file = getattr(unwrapped(model), _SETTINGS, None), folder / "generation_config.json"
     if settings is not None and file.exists():
         file.write_text(settings, encoding="utf-8")

@@ -1,74 +1,247 @@
 """Rows of tasks with classes as token ids: the text in its template, cut so that no frame is lost.
 
-    encoder   the text as it is
-    decoder   "Input sentence: {text}\\n The label:", whose last token is the feature
+    encoder   the text as it is, a relation's with the markers around its entities
+    decoder   "Input sentence: {text}\\n The label:", whose last token is the feature; a relation as
+              "Input sentence: {text}\\n The relationship between {head} and {tail} is", unmarked
 
-Source of the template: SEQ*'s released code (arXiv 2312.07887).
+Source of the templates: SEQ*'s released code (arXiv 2312.07887).
 """
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from perdure.errors import DataError, brief
-from perdure.streams.task import place_of
+from perdure.errors import DataError, RecipeError, UsageError, brief
+from perdure.streams.cells import CellError
+from perdure.streams.kinds.relations import HEAD, TAIL, Relation, has_markers, relation, unmarked
+from perdure.streams.task import Row, Task, TaskStream, place_of
 
-TEXT = "{text}"
+if TYPE_CHECKING:
+    from perdure.recipe.schema import Recipe
+
+logger = logging.getLogger("perdure")
+TEXT, NAMES = "{text}", ("{head}", "{tail}")
 SENTENCE = "Input sentence: {text}\n The label:"
+RELATION = "Input sentence: {text}\n The relationship between {head} and {tail} is"
 
 
 class ClassEncoder:
     """Tokenizes rows of the kind "classification".
 
+    A text with markers around two entities is a relation's. Its markers stay, unless the template
+    names {head} and {tail} and the feature is not read from the markers.
+
     Args:
-        template: the text that is read, with {text} in it; None: the text alone, of "last" pooling
-            (decoders) SEQ*'s template.
-        max_length: tokens at most; a longer text loses its end, the template never anything.
+        template: the text that is read, with {text}, and of relations {head} and {tail}, in it;
+            None: the text alone, of "last" pooling (decoders) SEQ*'s templates.
+        max_length: tokens at most. A longer text loses its end, a relation's first what is right
+            of its second entity and then what is left of its first one; template, markers and
+            what is between them stay.
+        context: tokens that the model has places for; 0: not known.
     """
 
-    def __init__(self, tokenizer: Any, template: str | None, max_length: int, pooling: str) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: str | None,
+        max_length: int,
+        pooling: str,
+        context: int = 0,
+    ) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
-        self.template = template or (SENTENCE if pooling == "last" else TEXT)
-        self.cut = 0
-        """How many texts lost their end."""
-        self._known: dict[str, list[int]] = {}
+        last = pooling == "last"
+        self.template = template or (SENTENCE if last else TEXT)
+        self.of_relations = template or (RELATION if last else TEXT)
+        self.limit = min(max_length, int(tokenizer.model_max_length), context or max_length)
+        self.starts = pooling == "entity_starts"
+        self.unmarks = not self.starts and any(name in self.of_relations for name in NAMES)
+        self.cut: set[str] = set()
+        """Texts that lost a part."""
+        self._known: dict[str, dict[str, Any]] = {}
+        if self.starts and not getattr(tokenizer, "is_fast", False):
+            raise UsageError(
+                "model.pooling: entity_starts needs a tokenizer that knows where its tokens stand "
+                "in the text, and the model's does not",
+                "take another pooling, or a model with a tokenizer.json",
+            )
 
     @property
     def pad_id(self) -> int:
         return int(self.tokenizer.pad_token_id)
 
-    def encode(self, row: dict[str, Any]) -> dict[str, Any]:
-        """`{"input_ids": [...]}`; each text is tokenized once.
+    def encode(self, row: Row) -> dict[str, Any]:
+        """`{"input_ids": [...]}`, and for "entity_starts" the places of both entities' first
+        markers, `[head, tail]`; each text is tokenized once.
 
         Raises:
-            DataError: the template alone is longer than `max_length`.
+            DataError: what must stay is longer than the limit, or a marker is missing.
         """
         text = row["text"]
         if text not in self._known:
-            self._known[text] = self._ids(text, row)
-        return {"input_ids": self._known[text]}
+            self._known[text] = self._encoded(text, row)
+        return self._known[text]
 
-    def _ids(self, text: str, row: dict[str, Any]) -> list[int]:
-        limit = min(self.max_length, int(self.tokenizer.model_max_length))
-        whole = self._tokens(text)
-        if len(whole) <= limit:
+    def check(self, task: Task) -> list[DataError]:
+        """Look at all rows of a task; tell how many lose a part, and return those that cannot.
+
+        Only what may be too long is encoded, so that it takes a moment.
+        """
+        rows = [
+            *(task.train if task.train_kept else ()), *task.validation, *task.test
+        ]  # fmt: skip
+        wrong: list[DataError] = []
+        for row in self._doubtful(rows):
+            try:
+                self.encode(row)
+            except DataError as error:
+                wrong.append(error)
+        lost = sum(row["text"] in self.cut for row in rows)
+        if lost:
+            logger.warning(
+                "task %s: %d of %d rows have more than %d tokens: the end of the text is left out, "
+                "template and markers stay; train.max_length may be raised%s",
+                task.name, lost, len(rows), self.limit,
+                "" if self.limit == self.max_length else ", but the model reads no more",
+            )  # fmt: skip
+        return wrong
+
+    def _doubtful(self, rows: Sequence[Row]) -> list[Row]:
+        """Rows that may be longer than the limit, or lack a marker, each text once."""
+        once = list({row["text"]: row for row in rows}.values())
+        if self.starts or not once:
+            return once
+        written = [
+            self.of_relations.replace(TEXT, row["text"])
+            .replace(NAMES[0], str(row.get("head", "")))
+            .replace(NAMES[1], str(row.get("tail", "")))
+            if has_markers(row["text"])
+            else self._plain(row["text"])
+            for row in once
+        ]
+        counts = [len(ids) for ids in self.tokenizer(written)["input_ids"]]
+        return [row for row, count in zip(once, counts, strict=True) if count > self.limit]
+
+    def _encoded(self, text: str, row: Row) -> dict[str, Any]:
+        parts = None
+        if has_markers(text) or self.starts:
+            try:
+                parts = relation(text)
+            except CellError as wrong:
+                # A text that is no relation's may speak of a marker.
+                if "head" in row or self.starts:
+                    where = _where(row)
+                    raise DataError(f"{where}: {wrong.what}", wrong.remedy) from None
+        filled = self._filled(parts) if parts else lambda left, right: self._plain(right)
+        left, right = (parts.left, parts.right) if parts else ("", text)
+        least = 0 if parts else 1
+        written = self._longest(lambda n: filled(left, _beginning(right, n)), len(right), least)
+        if written is None and parts:
+            written = self._longest(lambda n: filled(left[len(left) - n :], ""), len(left), 0)
+        if written is None:
+            rest = "the entities and what is between them do not fit" if parts else "no word fits"
+            where = _where(row)
+            raise DataError(
+                f"{where}: {rest} into {self.limit} tokens beside the template",
+                "raise train.max_length, shorten model.template, or take the row out",
+                where.rpartition(":")[0],
+            )
+        if written != filled(left, right):
+            self.cut.add(text)
+        return self._found(written)
+
+    def _plain(self, text: str) -> str:
+        return self.template.replace(TEXT, text)
+
+    def _filled(self, parts: Relation) -> Callable[[str, str], str]:
+        """The template of a relation as a function of what is left and right of its entities."""
+
+        def filled(left: str, right: str) -> str:
+            text = left + parts.middle + right
+            # What stands in the text is no place to fill, whatever it looks like.
+            names = [_named(piece, parts) for piece in self.of_relations.split(TEXT)]
+            return (unmarked(text) if self.unmarks else text).join(names)
+
+        return filled
+
+    def _longest(self, written: Callable[[int], str], most: int, least: int) -> str | None:
+        """The text that keeps as many characters as fit into the limit; None: not even `least`."""
+        whole = written(most)
+        if self._count(whole) <= self.limit:
             return whole
-        self.cut += 1
-        low, high = 0, len(text)
-        while low < high:  # the longest beginning of the text that fits
-            middle = (low + high + 1) // 2
-            if len(self._tokens(text[:middle])) <= limit:
+        if self._count(written(least)) > self.limit:
+            return None
+        low, high = least, most
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._count(written(middle)) <= self.limit:
                 low = middle
             else:
-                high = middle - 1
-        if not low:
-            where = place_of(row) or f'the row "{brief(text)}"'
-            raise DataError(
-                f"{where}: no word fits into {limit} tokens beside the template",
-                "raise train.max_length, or shorten model.template",
-            )
-        return self._tokens(text[:low].rstrip())
+                high = middle
+        return written(low)
 
-    def _tokens(self, text: str) -> list[int]:
-        found: list[int] = self.tokenizer(self.template.replace(TEXT, text))["input_ids"]
-        return found
+    def _count(self, text: str) -> int:
+        return len(self.tokenizer(text)["input_ids"])
+
+    def _found(self, text: str) -> dict[str, Any]:
+        if not self.starts:
+            return {"input_ids": self.tokenizer(text)["input_ids"]}
+        found = self.tokenizer(text, return_offsets_mapping=True)
+        spans: Sequence[tuple[int, int]] = found["offset_mapping"]
+        places = [text.index(marker) for marker, _ in (HEAD, TAIL)]
+        starts = [
+            next(i for i, (start, end) in enumerate(spans) if start <= place < end)
+            for place in places
+        ]
+        return {"input_ids": found["input_ids"], "entity_starts": starts}
+
+
+def check_rows(recipe: Recipe, stream: TaskStream) -> None:
+    """Look at all rows of a stream before weights are loaded, and tell how many lose a part.
+
+    Raises:
+        RecipeError: rows of which what must stay is too long, each with its file and line.
+        ModelError: there is no such model, or no tokenizer of it.
+    """
+    from perdure.models.classifier import pooling_of
+    from perdure.models.configuration import read_config
+    from perdure.models.load import load_tokenizer
+
+    config = read_config(recipe.model, causal=False)
+    tokenizer = load_tokenizer(recipe.model, config, causal=False)
+    pooling = pooling_of(config, recipe.model.pooling)
+    encoder = ClassEncoder(
+        tokenizer, recipe.model.template, recipe.train.max_length, pooling, context_of(config)
+    )
+    wrong = [error for task in stream for error in encoder.check(task)]
+    if wrong:
+        raise RecipeError(wrong)
+
+
+def context_of(config: Any) -> int:
+    """Tokens that a model has places for, of its configuration; 0: it does not say.
+
+    Families that count from an offset of their own have fewer places than rows in their table.
+    """
+    from perdure.models.classifier import OWN_POSITIONS
+
+    most = int(getattr(config, "max_position_embeddings", None) or 0)
+    if most and config.model_type in OWN_POSITIONS:
+        most -= int(getattr(config, "pad_token_id", None) or 0) + 1
+    return most
+
+
+def _named(template: str, parts: Relation) -> str:
+    """A piece of a template with the entities' names in it."""
+    pieces = [piece.replace(NAMES[1], parts.tail) for piece in template.split(NAMES[0])]
+    return parts.head.join(pieces)
+
+
+def _beginning(text: str, count: int) -> str:
+    """So many characters of a text; one that is cut ends in no blank."""
+    return text if count == len(text) else text[:count].rstrip()
+
+
+def _where(row: Row) -> str:
+    return place_of(row) or f'the row "{brief(row["text"])}"'

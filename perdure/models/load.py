@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,13 +128,20 @@ def load_body(model: ModelConfig) -> tuple[Any, Any]:
     options |= source.arguments | attention_of(model)
     if config.model_type in _POOLERS:
         options["add_pooling_layer"] = False  # a head of another training's that nothing reads
-    with loading(place, "model"):
-        loaded = AutoModel.from_pretrained(
+    with loading(place, "model"), _report_unsaid():
+        loaded, found = AutoModel.from_pretrained(
             source.name,
             revision=model.revision,
             trust_remote_code=given(),
             dtype=torch.float32,
+            output_loading_info=True,
             **options,
+        )
+    if missing := sorted(found["missing_keys"]):
+        raise ModelError(
+            f"model.path: {place.shown}: lacks {len(missing)} of the model's weights, such as "
+            f"{missing[0]}, which would be random",
+            "give a folder that was saved whole",
         )
     if source.gguf:
         plain(loaded)
@@ -139,6 +149,18 @@ def load_body(model: ModelConfig) -> tuple[Any, Any]:
         loaded.config.name_or_path = loaded.name_or_path = place.shown
     loaded.config.pad_token_id = tokenizer.pad_token_id
     return loaded, tokenizer
+
+
+@contextmanager
+def _report_unsaid() -> Iterator[None]:
+    """transformers lists the weights of a head that nothing reads here; what is missing is told."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 _POOLERS = ("bert", "roberta", "camembert", "xlm-roberta", "mpnet", "albert")

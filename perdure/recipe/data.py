@@ -233,10 +233,17 @@ class TaskConfig(Section):
 
 
 class DataConfig(TaskConfig):
-    """One labelled source that is cut into tasks by its classes: a task's keys, and these."""
+    """One labelled source that is cut into tasks by its classes: a task's keys, and these.
+
+    With a named stream it says what is changed of it: the keys of `CHANGES` alone.
+    """
 
     name: str = Field("data", description="what messages call it")
-    format: str = Field("classes", description="classes: text and label; or another kind's")
+    format: str = Field(
+        "classes",
+        description="classes: text and label; relations: tokens, head, tail and label; or "
+        "another kind's",
+    )
     tasks: int | list[list[str]] | None = Field(
         None, description="how many tasks of about as many classes; or each one's classes"
     )
@@ -252,9 +259,14 @@ class DataConfig(TaskConfig):
         "file", description="of the classes: as they first come, by name, the most frequent first"
     )
     order_seed: int | None = Field(None, ge=0, description="shuffle the classes by this seed")
-    repeat: bool = Field(False, description="a class may come again in a later task")
+    repeat: bool = Field(
+        False, description="a class may come again in a later task, with other rows"
+    )
     rows_per_class: int | None = Field(
         None, gt=0, description="train on so many rows of each class at most"
+    )
+    no_class: str | None = Field(
+        None, description="label of rows of no class: not learned, kept apart to be scored"
     )
 
     def task_name(self, number: int, count: int) -> str:
@@ -264,14 +276,16 @@ class DataConfig(TaskConfig):
         return self.task if count == 1 else f"{self.task} {number}"
 
     def mistakes(self) -> Iterator[Mistake]:
-        yield from super().mistakes()
+        """Those of any source; the stream adds what depends on whether it has a name."""
         if self.task is not None and self.by is not None:
             yield Mistake(("task",), "has no effect with by", "leave one out")
-        if (self.tasks is None) == (self.by is None):
-            what = "has both tasks and by" if self.by else "has neither tasks nor by"
-            yield Mistake((), what, "write how many tasks there are, or the column that names them")
         if isinstance(self.tasks, int) and self.tasks < 1:
             yield Mistake(("tasks",), "must be at least 1")
+        for i, task in enumerate(self.tasks if isinstance(self.tasks, list) else ()):
+            if not task:
+                yield Mistake(("tasks", i), "is a task without classes", "take it out")
+        if self.tasks == []:
+            yield Mistake(("tasks",), "the list is empty", "write how many tasks there are")
         fixed = self.by is not None or isinstance(self.tasks, list)
         for key, default in (("order", "file"), ("order_seed", None)):
             if fixed and getattr(self, key) != default:
@@ -279,8 +293,34 @@ class DataConfig(TaskConfig):
                 yield Mistake((key,), f"has no effect with {why}", "leave it out")
         if self.order != "file" and self.order_seed is not None:
             yield Mistake(("order",), "has no effect with order_seed", "leave one out")
+
+    def mistakes_of_a_table(self) -> Iterator[Mistake]:
+        """What is wrong where it is a source of its own."""
+        yield from super().mistakes()
+        if (self.tasks is None) == (self.by is None):
+            what = "has both tasks and by" if self.by else "has neither tasks nor by"
+            yield Mistake((), what, "write how many tasks there are, or the column that names them")
         if self.learn == "none":
             yield Mistake(("learn",), "is of single tasks", "list them under stream.tasks")
+        if self.repeat and not (self.by or self.task or isinstance(self.tasks, list)):
+            what = "has no effect where classes are dealt to tasks: each goes to one"
+            yield Mistake(("repeat",), what, "list each task's classes, or name a column by")
+
+    def mistakes_of_changes(self, stream: str) -> Iterator[Mistake]:
+        """What is wrong where it changes a named stream."""
+        for key, field in type(self).model_fields.items():
+            if key not in CHANGES and getattr(self, key) != field.get_default(
+                call_default_factory=True
+            ):
+                what = f"cannot be changed in the stream {stream}"
+                yield Mistake((key,), what, f"what can be: {', '.join(CHANGES)}")
+
+
+CHANGES = (
+    "tasks", "order", "order_seed", "rows_per_class", "max_train_rows", "max_validation_rows",
+    "max_test_rows", "validation_share",
+)  # fmt: skip
+"""Keys of `stream.data` that change a named stream of classes."""
 
 
 class StreamConfig(Section):
@@ -289,7 +329,9 @@ class StreamConfig(Section):
         None, description="where a built-in stream's files lie; else it comes from the hub"
     )
     data: DataConfig | None = Field(
-        None, description="one source of labelled rows, cut into tasks by class"
+        None,
+        description="one source of labelled rows, cut into tasks by class; with name: what is "
+        "changed of that stream",
     )
     scenario: Scenario | None = Field(
         None, description="which answers compete: those of a task, or all that were learned"
@@ -297,9 +339,19 @@ class StreamConfig(Section):
     order: list[str] | None = Field(None, description="the tasks' names in the order to learn")
     tasks: list[TaskConfig] = Field(default_factory=list, description="your own tasks, in order")
 
+    _places: Callable[[str], str] | None = PrivateAttr(None)
+
+    def place(self, key: str) -> str:
+        """`file:line: key` of one of the section's keys, to begin a message with."""
+        return self._places(key) if self._places else f"stream.{key}"
+
     def mistakes(self) -> Iterator[Mistake]:
         given = [k for k in ("name", "tasks", "data") if getattr(self, k) not in (None, [])]
-        if len(given) != 1:
+        if self.data is not None:
+            own = self.data.mistakes_of_a_table()
+            for wrong in own if self.name is None else self.data.mistakes_of_changes(self.name):
+                yield Mistake(("data", *wrong.key), wrong.what, wrong.remedy)
+        if len(given) != 1 and given != ["name", "data"]:
             what = f"has both {' and '.join(given)}" if given else "has neither name nor tasks"
             remedy = "name a built-in stream, list your own tasks, or give one table as data"
             yield Mistake((), what, remedy)

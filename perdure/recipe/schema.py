@@ -91,7 +91,9 @@ class ModelConfig(Section):
         description="of tasks with classes: the text's feature; auto: cls, of decoders last",
     )
     template: str | None = Field(
-        None, description="of tasks with classes: the text that is read, with {text} in it"
+        None,
+        description="of tasks with classes: the text that is read, with {text} in it; of "
+        "relations also {head} and {tail}",
     )
     max_prompt_length: int | None = Field(
         None, gt=1, description="tokens; a longer prompt loses its middle, also when scored"

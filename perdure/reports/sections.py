@@ -10,7 +10,7 @@ from perdure.reports import charts, format, ranking, words
 from perdure.reports.colours import STEPS
 from perdure.reports.data import SUMMARY, RunView, TaskFacts, left_out_of_means, task_order
 from perdure.reports.format import number, percent, signed, significant
-from perdure.streams.kinds import is_perdures
+from perdure.streams.kinds import PERPLEXITY, is_perdures
 
 MANY = 8
 """Tasks from which on a matrix is drawn small, its columns' names upright."""
@@ -293,7 +293,7 @@ def general(runs: Sequence[RunView]) -> charts.Chart | None:
         series=series,
         axis=axis,
         show=significant,
-        y_title="perplexity",
+        y_title=PERPLEXITY.label,
     )
 
 

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 from perdure.errors import RecipeError
 from perdure.recipe.data import SPLITS
-from perdure.streams.classes import cut
+from perdure.streams.classes import apart, cut
 from perdure.streams.general_text import general_text
-from perdure.streams.kinds import Kind, format_of, metric_mistakes, metric_of
+from perdure.streams.kinds import Format, Kind, format_of, metric_mistakes, metric_of
 from perdure.streams.kinds import kind as kind_of
 from perdure.streams.labels import settle_labels
+from perdure.streams.named.base import Source
 from perdure.streams.named.demo import STREAMS
+from perdure.streams.named.find import CLASS_STREAMS
 from perdure.streams.repeats import warn_of_repeats
 from perdure.streams.rows import (
     Placed,
@@ -27,7 +29,7 @@ from perdure.streams.rows import (
 )
 from perdure.streams.sources import Reader, Reading
 from perdure.streams.tables import Mistakes, choices
-from perdure.streams.task import GeneralText, PlacedRow, Row, Task, TaskStream
+from perdure.streams.task import GeneralText, NoClass, PlacedRow, Row, Task, TaskStream
 
 if TYPE_CHECKING:
     from perdure.recipe.data import DataConfig, GeneralConfig, StreamConfig, TaskConfig
@@ -52,14 +54,17 @@ def build_stream(
     """
     mistakes = Mistakes()
     reader = Reader(Path(folder), mistakes)
-    if stream.name is not None:
+    text, no_class = GeneralText(), NoClass()
+    tasks: Sequence[Task]
+    if stream.name in STREAMS:
         built = STREAMS[stream.name][1](seed, None)
         tasks, text = built.tasks, built.general
+    elif stream.name is not None:
+        tasks, no_class = _named(stream.name, stream, reader, seed)
     elif stream.data is not None:
-        tasks, text = tuple(_cut(stream.data, reader, seed)), GeneralText()
+        tasks, no_class = _cut(stream.data, reader, seed)
     else:
-        found = [_task(config, reader, seed) for config in stream.tasks]
-        tasks, text = tuple(task for task in found if task), GeneralText()
+        tasks = [task for one in stream.tasks if (task := _task(one, reader, seed))]
     if general is not None:
         text = general_text(general, reader, seed)
     names = [config.name for config in stream.tasks] or [task.name for task in tasks]
@@ -67,9 +72,9 @@ def build_stream(
     if mistakes:
         raise RecipeError(mistakes.listed())
     if stream.order is not None:
-        tasks = tuple(tasks[names.index(name)] for name in stream.order)
+        tasks = [tasks[names.index(name)] for name in stream.order]
     scenario = stream.scenario or kind_of(tasks[0].kind).scenarios[0]
-    return TaskStream(tasks, text, scenario, stream.name or "+".join(names))
+    return TaskStream(tuple(tasks), text, scenario, stream.name or "+".join(names), no_class)
 
 
 def _check_order(stream: StreamConfig, names: list[str], mistakes: Mistakes) -> None:
@@ -97,24 +102,63 @@ def _task(config: TaskConfig, reader: Reader, seed: int) -> Task | None:
     return _made(config, config.name, kind, labels, _within_caps(splits, config, seed))
 
 
-def _cut(config: DataConfig, reader: Reader, seed: int) -> list[Task]:
+def _cut(config: DataConfig, reader: Reader, seed: int) -> tuple[list[Task], NoClass]:
     """Read one source and cut it into tasks; none if there was a mistake."""
-    found = _read(config, reader, seed)
-    form = format_of(config.format)[1]
+    found = _read_splits(config, reader, seed)
+    return ([], NoClass()) if found is None else _cut_up(*found, config, reader.mistakes, seed)
+
+
+def _named(
+    name: str, stream: StreamConfig, reader: Reader, seed: int
+) -> tuple[list[Task], NoClass]:
+    """Read a named stream of classes; no task if there was a mistake."""
+    source = Source(CLASS_STREAMS[name], stream, reader)
+    found = source.found()
     if found is None:
-        return []
-    kind, splits, _ = found
-    before = len(reader.mistakes)
-    parts = cut(_within_caps(splits, config, seed), form.label, config, seed, reader.mistakes)
+        return [], NoClass()
+    config, before = source.settings(found), len(reader.mistakes)
+    rows = {split: to_rows(table, config, reader.mistakes) for split, table in found.tables.items()}
     if len(reader.mistakes) > before:
-        return []
-    return [_made(config, name, kind, classes, rows) for name, classes, rows in parts]
+        return [], NoClass()
+    return _cut_up(*format_of(config.format), rows, config, reader.mistakes, seed, found.tasks)
+
+
+def _cut_up(
+    kind: Kind,
+    form: Format,
+    splits: dict[str, list[Placed]],
+    config: DataConfig,
+    mistakes: Mistakes,
+    seed: int,
+    own: Sequence[Sequence[str]] = (),
+) -> tuple[list[Task], NoClass]:
+    """Tasks of one source's rows; `own` are a named stream's, each its classes."""
+    before = len(mistakes)
+    splits, no_class = apart(splits, form.label, config, seed, mistakes)
+    settle_labels(splits, form, config, mistakes)
+    if len(mistakes) > before:
+        return [], NoClass()
+    parts = cut(splits, form.label, config, seed, mistakes, own)
+    made = [_made(config, part.name, kind, part.classes, part.rows) for part in parts]
+    return made, no_class
 
 
 def _read(
     config: TaskConfig, reader: Reader, seed: int
 ) -> tuple[Kind, dict[str, list[Placed]], tuple[str, ...]] | None:
     """Rows of the splits that are given, and their labels; None if there was a mistake."""
+    before = len(reader.mistakes)
+    if (found := _read_splits(config, reader, seed)) is None:
+        return None
+    kind, form, splits = found
+    labels = settle_labels(splits, form, config, reader.mistakes) if form.label else ()
+    return None if len(reader.mistakes) > before else (kind, splits, labels)
+
+
+def _read_splits(
+    config: TaskConfig, reader: Reader, seed: int
+) -> tuple[Kind, Format, dict[str, list[Placed]]] | None:
+    """Rows of the splits that are given; None if there was a mistake."""
     mistakes = reader.mistakes
     before = len(mistakes)
     kind, form = format_of(config.format)
@@ -139,11 +183,10 @@ def _read(
             how = Reading(config.separator, config.encoding, columns_read(config))
             table = reader.file(source, how)
         splits[split] = to_rows(table, config, mistakes) if table else []
-    labels = settle_labels(splits, form, config, mistakes) if form.label else ()
     if config.train_on == "all" and kind.turns is None:
         what = f"{config.place('train_on')}: all: rows of kind {kind.name} have one answer each"
         mistakes.add(config.name, what, "leave train_on out")
-    return None if len(mistakes) > before else (kind, splits, labels)
+    return None if len(mistakes) > before else (kind, form, splits)
 
 
 def _within_caps(

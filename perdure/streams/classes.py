@@ -5,58 +5,96 @@
 
 Classes are dealt to tasks in an order that the recipe names; validation and test rows follow their
 class. A split that is not given is taken from the training rows of each class, so that every class
-has rows in it.
+has rows in it. Caps are of a task and go by class: its classes keep as equal shares as they can.
 """
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from perdure.errors import brief
-from perdure.streams.rows import Placed, capped, hold_out
-from perdure.streams.tables import Mistakes, choices
+from perdure.streams.cells import folded
+from perdure.streams.rows import Placed, capped, hold_out, shuffle_key
+from perdure.streams.tables import Mistakes, choices, listed
+from perdure.streams.task import NoClass
 
 if TYPE_CHECKING:
     from perdure.recipe.data import DataConfig
 
+logger = logging.getLogger("perdure")
 Splits = dict[str, list[Placed]]
 
 
+class Part(NamedTuple):
+    """A task to be: its name, its classes in the order of their columns, its rows."""
+
+    name: str
+    classes: tuple[str, ...]
+    rows: Splits
+
+
 def cut(
-    splits: Splits, key: str, config: DataConfig, seed: int, mistakes: Mistakes
-) -> list[tuple[str, tuple[str, ...], Splits]]:
-    """Return each task's name, classes and rows, in the order in which they are learned.
+    splits: Splits,
+    key: str,
+    config: DataConfig,
+    seed: int,
+    mistakes: Mistakes,
+    own: Sequence[Sequence[str]] = (),
+) -> list[Part]:
+    """Return the tasks in the order in which they are learned; none where there is a mistake.
 
     Args:
         splits: "train" and, where the source has them, "validation" and "test".
         key: a row's key that holds its class.
-        seed: of the splits that are taken from the training rows.
+        seed: of the splits that are taken from the training rows, and of caps.
+        own: a named stream's own tasks, each its classes; the recipe may deal them anew.
     """
+    before = len(mistakes)
     if config.by is not None:
-        return _by_column(splits, key, config, seed, mistakes)
-    order = class_order([placed.row[key] for placed in splits["train"]], config)
-    if isinstance(config.tasks, list):
-        tasks = [tuple(task) for task in config.tasks]
-        _check_listed(tasks, order, config, mistakes)
+        parts = _by_column(splits, key, config, mistakes)
     else:
-        tasks = dealt(order, config.tasks or 1)
-        if len(order) < (config.tasks or 1):
-            what = f"{config.place('tasks')}: {config.tasks} tasks of {len(order)} classes"
-            mistakes.add(config.name, what, f"write at most {len(order)}")
-    _check_repeats(tasks, config, mistakes)
-    found = []
-    for number, classes in enumerate(tasks, 1):
-        rows = {
-            split: [placed for placed in placed_rows if placed.row[key] in set(classes)]
-            for split, placed_rows in splits.items()
-        }
-        whole = _whole(rows, key, classes, config, seed, mistakes)
-        found.append((config.task_name(number, len(tasks)), classes, whole))
-    return found
+        parts = _by_class(splits, key, config, mistakes, own)
+    if len(mistakes) > before:
+        return []
+    found = [part._replace(rows=_whole(part, key, config, seed, mistakes)) for part in parts]
+    untested = [
+        name
+        for part in found
+        for name in part.classes
+        if not any(placed.row[key] == name for placed in part.rows["test"])
+    ]
+    if untested and config.max_test_rows is None:
+        told = "%s: %d classes have no test row, so that no score is of them: %s"
+        logger.warning(told, config.name, len(untested), listed(untested))
+    return found if len(mistakes) == before else []
+
+
+def apart(
+    splits: Splits, key: str, config: DataConfig, seed: int, mistakes: Mistakes
+) -> tuple[Splits, NoClass]:
+    """Return the splits without rows of no class, and the texts of those.
+
+    Nothing is learned of them. Where only the training split has some, they are dealt to
+    validation and test in halves; else those in it are left out.
+    """
+    if config.no_class is None:
+        return splits, NoClass()
+    wanted = folded(config.no_class)
+    none = {s: [p for p in rows if folded(p.row[key]) == wanted] for s, rows in splits.items()}
+    rest = {s: [p for p in rows if folded(p.row[key]) != wanted] for s, rows in splits.items()}
+    if not any(none.values()):
+        what = f'{config.place("no_class")}: no row has the label "{brief(config.no_class)}"'
+        known = dict.fromkeys(p.row[key] for p in splits["train"])
+        mistakes.add(config.name, what, choices(config.no_class, known, "labels there are"))
+    if not none.get("validation") and not none.get("test") and len(none["train"]) > 1:
+        none["validation"], none["test"] = hold_out(none["train"], 0.5, seed)
+    texts = {s: tuple(p.row["text"] for p in rows) for s, rows in none.items()}
+    return rest, NoClass(texts.get("validation", ()), texts.get("test", ()))
 
 
 def class_order(labels: Sequence[str], config: DataConfig) -> list[str]:
@@ -83,90 +121,169 @@ def dealt(order: Sequence[str], tasks: int) -> list[tuple[str, ...]]:
     return [tuple(order[a:b]) for a, b in pairwise(ends)]
 
 
-def _by_column(
-    splits: Splits, key: str, config: DataConfig, seed: int, mistakes: Mistakes
-) -> list[tuple[str, tuple[str, ...], Splits]]:
+def capped_by_class(rows: list[Placed], key: str, most: int | None, seed: int) -> list[Placed]:
+    """Return `most` rows in file order, of each class as nearly the same number as there are.
+
+    Which ones of a class decides a seeded shuffle; None returns all.
+    """
+    if most is None or len(rows) <= most:
+        return rows
+    turn: Counter[str] = Counter()
+    order: list[tuple[int, bytes, int]] = []
+    keys = [shuffle_key(seed, placed.question) for placed in rows]
+    for i in sorted(range(len(rows)), key=lambda i: (keys[i], i)):
+        label = rows[i].row[key]
+        order.append((turn[label], keys[i], i))
+        turn[label] += 1
+    return [rows[i] for i in sorted(i for _, _, i in sorted(order)[:most])]
+
+
+def _by_class(
+    splits: Splits,
+    key: str,
+    config: DataConfig,
+    mistakes: Mistakes,
+    own: Sequence[Sequence[str]],
+) -> list[Part]:
+    order = class_order([placed.row[key] for placed in splits["train"]], config)
+    if isinstance(config.tasks, list):
+        tasks = [tuple(task) for task in config.tasks]
+        _check_listed(tasks, order, config, mistakes)
+        _check_twice(tasks, config, mistakes)
+    else:
+        shuffled = config.order != "file" or config.order_seed is not None
+        if own and not shuffled:
+            _check_listed(own, order, config, mistakes)
+            order = [name for task in own for name in task]
+        tasks = [tuple(task) for task in own]
+        if shuffled or not own or config.tasks is not None:
+            wanted = config.tasks or len(own) or 1
+            if len(order) < wanted:
+                what = f"{config.place('tasks')}: {wanted} tasks of {len(order)} classes"
+                mistakes.add(config.name, what, f"write at most {len(order)}")
+                return []
+            tasks = dealt(order, wanted)
+    homes: dict[str, list[int]] = {}
+    for number, task in enumerate(tasks):
+        for name in task:
+            homes.setdefault(name, []).append(number)
+    called = [config.task_name(number, len(tasks)) for number in range(1, len(tasks) + 1)]
+    parts = [Part(name, task, {}) for name, task in zip(called, tasks, strict=True)]
+    for split, rows in splits.items():
+        turn: Counter[str] = Counter()
+        for part in parts:
+            part.rows[split] = []
+        for placed in rows:
+            # A class that comes again has other rows each time: they are dealt in turn.
+            name = placed.row[key]
+            if at := homes.get(name):
+                parts[at[turn[name] % len(at)]].rows[split].append(placed)
+                turn[name] += 1
+    return parts
+
+
+def _by_column(splits: Splits, key: str, config: DataConfig, mistakes: Mistakes) -> list[Part]:
     names = list(dict.fromkeys(placed.part for placed in splits["train"]))
-    found = []
-    for name in names:
-        rows = {
-            split: [placed for placed in placed_rows if placed.part == name]
-            for split, placed_rows in splits.items()
-        }
-        classes = tuple(dict.fromkeys(placed.row[key] for placed in rows["train"]))
-        found.append((name, classes, rows))
-    _check_repeats([classes for _, classes, _ in found], config, mistakes, names)
+    first: dict[str, Placed] = {}
+    classes: dict[str, dict[str, None]] = {name: {} for name in names}
+    for placed in splits["train"]:
+        label = placed.row[key]
+        classes[placed.part][label] = None
+        other = first.setdefault(label, placed)
+        if other.part != placed.part and not config.repeat:
+            first[label] = placed  # each further task is told once
+            what = f'{placed.place}: the class "{brief(label)}" is in the task '
+            what += f'"{brief(placed.part)}", and at {other.place} in "{brief(other.part)}"'
+            remedy = f"if it does come again, write repeat: true ({config.place('by')})"
+            mistakes.add(placed.source, what, remedy)
+    for split, rows in splits.items():
+        for placed in rows:
+            if placed.part not in classes:
+                what = f'{placed.place}: the task "{brief(placed.part)}" has no training row'
+                mistakes.add(placed.source, what, choices(placed.part, names, "tasks there are"))
+            elif placed.row[key] not in classes[placed.part]:
+                what = f'{placed.place}: the class "{brief(placed.row[key])}" is not learned in '
+                what += f'the task "{brief(placed.part)}"'
+                mistakes.add(placed.source, what, f"put the {split} row into a task that learns it")
     return [
-        (name, classes, _whole(rows, key, classes, config, seed, mistakes))
-        for name, classes, rows in found
+        Part(
+            name,
+            tuple(classes[name]),
+            {split: [p for p in rows if p.part == name] for split, rows in splits.items()},
+        )
+        for name in names
     ]
 
 
 def _check_listed(
     tasks: Sequence[Sequence[str]], known: Sequence[str], config: DataConfig, mistakes: Mistakes
 ) -> None:
-    listed = [name for task in tasks for name in task]
+    """Note names in a list that no row bears, and classes of rows that are in no list."""
+    names = {name for task in tasks for name in task}
     for number, task in enumerate(tasks):
-        for name in task:
+        for place, name in enumerate(task):
             if name not in known:
-                what = f'{config.place(f"tasks.{number}")}: no class is called "{brief(name)}"'
+                what = f"{config.place(f'tasks.{number}.{place}')}: no class is called "
+                what += f'"{brief(name)}"'
                 mistakes.add(config.name, what, choices(name, known, "classes there are"))
     for name in known:
-        if name not in listed:
+        if name not in names:
             what = f'{config.place("tasks")}: the class "{brief(name)}" is in no task'
             mistakes.add(config.name, what, "name every class once, or take its rows out")
 
 
-def _check_repeats(
-    tasks: Sequence[Sequence[str]],
-    config: DataConfig,
-    mistakes: Mistakes,
-    names: Sequence[str] | None = None,
-) -> None:
-    if config.repeat:
-        return
-    first: dict[str, int] = {}
+def _check_twice(tasks: Sequence[Sequence[str]], config: DataConfig, mistakes: Mistakes) -> None:
+    first: dict[str, tuple[int, int]] = {}
     for number, task in enumerate(tasks):
-        for name in task:
-            other = first.setdefault(name, number)
-            if other != number:
-                here, there = (
-                    f"task {names[k]}" if names else f"stream.data.tasks.{k}"
-                    for k in (number, other)
-                )
-                what = f'{config.place("by" if names else "tasks")}: the class "{brief(name)}" '
-                what += f"is in {there} and in {here}"
-                mistakes.add(config.name, what, "if it does come again, write repeat: true")
+        for place, name in enumerate(task):
+            other = first.setdefault(name, (number, place))
+            if other == (number, place) or (config.repeat and other[0] != number):
+                continue
+            here = config.place(f"tasks.{number}.{place}")
+            there = config.place("tasks.{}.{}".format(*other))
+            what = f'{here}: the class "{brief(name)}" is in a task already: {there}'
+            again = "if it does come again, write repeat: true"
+            mistakes.add(config.name, what, "name it once" if other[0] == number else again)
 
 
-def _whole(
-    rows: Splits,
-    key: str,
-    classes: Sequence[str],
-    config: DataConfig,
-    seed: int,
-    mistakes: Mistakes,
-) -> Splits:
+def _whole(part: Part, key: str, config: DataConfig, seed: int, mistakes: Mistakes) -> Splits:
     """The task's splits, those that were not given taken from its training rows class by class."""
     train: list[Placed] = []
-    held: Splits = {"validation": rows.get("validation", []), "test": rows.get("test", [])}
-    for name in classes:
-        own = [placed for placed in rows["train"] if placed.row[key] == name]
-        count = len(own)
-        if "test" not in rows and count:
+    given = part.rows
+    held: Splits = {"validation": given.get("validation", []), "test": given.get("test", [])}
+    by_class: dict[str, list[Placed]] = {name: [] for name in part.classes}
+    for placed in given["train"]:
+        by_class[placed.row[key]].append(placed)
+    for name, rows in by_class.items():
+        own, count = rows, len(rows)
+        if "test" not in given and count:
             own, some = hold_out(own, config.test_share, seed)
             held["test"] = [*held["test"], *some]
-        if "validation" not in rows and config.validation_share > 0 and own:
-            own, some = hold_out(own, config.validation_share * count / len(own), seed)
-            held["validation"] = [*held["validation"], *some]
+        if "validation" not in given and config.validation_share > 0 and len(own) > 1:
+            rest, some = hold_out(own, config.validation_share * count / len(own), seed)
+            if rest:  # else all of them ask the same
+                own, held["validation"] = rest, [*held["validation"], *some]
         if not own:
-            what = f'{config.place("train")}: the class "{brief(name)}" has {count} row'
-            what += ("s" if count != 1 else "") + ", too few to learn and to test"
-            mistakes.add(config.name, what, "give it more, or a test file of its own")
+            where = rows[0].place if rows else f"{config.place('train')}: task {part.name}"
+            what = f'{where}: the class "{brief(name)}" has {count} row{"s" * (count != 1)}'
+            if count > 1:
+                what += " that ask the same"
+            remedy = "give it more, or a test file of its own"
+            mistakes.add(config.name, f"{what}, too few to learn and to test", remedy)
         train += capped(own, config.rows_per_class, seed)
-    order = {id(placed): i for i, placed in enumerate(rows["train"])}
+    most = config.max_train_rows
+    if most is not None and most < len(part.classes):
+        what = f"{config.place('max_train_rows')}: {most} rows for the {len(part.classes)} classes"
+        what += f' of the task "{brief(part.name)}"'
+        mistakes.add(config.name, what, "write more, or rows_per_class instead")
+    order = {id(placed): i for i, placed in enumerate(given["train"])}
     train.sort(key=lambda placed: order[id(placed)])
     if not held["test"]:
-        what = f"{config.place('test')}: no test row has one of these classes: "
-        mistakes.add(config.name, what + ", ".join(map(brief, classes[:5])), "give it test rows")
-    return {"train": train, **held}
+        what = f"{config.place('test')}: no test row has one of the classes of the task "
+        what += f'"{brief(part.name)}": {listed(part.classes)}'
+        mistakes.add(config.name, what, "give it test rows, or leave test out: some are set aside")
+    return {
+        "train": capped_by_class(train, key, most, seed),
+        "validation": capped_by_class(held["validation"], key, config.max_validation_rows, seed),
+        "test": capped_by_class(held["test"], key, config.max_test_rows, seed),
+    }

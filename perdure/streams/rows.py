@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from perdure.errors import brief
 from perdure.recipe.columns import columns_in
+from perdure.recipe.data import DataConfig
 from perdure.streams.cells import CellError, EmptyCell, cell_text, is_empty
 from perdure.streams.kinds import Kind, Row, format_of
 from perdure.streams.tables import Mistakes, Record, Table, choices, listed
@@ -43,7 +44,12 @@ def columns_read(task: TaskConfig) -> tuple[str, ...]:
 
 
 def enough_rows(task: TaskConfig, split: str) -> int | None:
-    """Return how many rows of a split are enough to choose the kept ones from; None: all."""
+    """Return how many rows of a split are enough to choose the kept ones from; None: all.
+
+    One source that is cut by its classes is read whole: its caps go by class.
+    """
+    if isinstance(task, DataConfig):
+        return None
     caps = {
         "train": task.max_train_rows,
         "validation": task.max_validation_rows,

@@ -212,6 +212,7 @@ class Reader:
         needed: Iterable[str],
         most: int | None = None,
         seed: int = 0,
+        revision: str | None = None,
     ) -> Table | None:
         """Return one split of a hub data set, or of a local folder that `datasets` can load.
 
@@ -219,6 +220,8 @@ class Reader:
         noted; its message begins with `place`, where the recipe asks for the split. Of the columns
         only the needed ones are read, as far as there are any; of more than `most` rows so many,
         drawn with the seed.
+
+        Args: revision: a branch of the data set, where that is not its main one.
         """
         import datasets
 
@@ -226,7 +229,8 @@ class Reader:
         far = where == dataset
         with self._hub_mistakes(name, split, place, "`dataset`: train: FILE.jsonl", far):
             self._ask_hub()
-            data = datasets.load_dataset(where, subset, split=split)
+            options = {} if revision is None else {"revision": revision}
+            data = datasets.load_dataset(where, subset, split=split, **options)
             read = [name for name in data.column_names if name in needed] or data.column_names
             columns, data = tuple(data.column_names), data.select_columns(read)
             numbers: Sequence[int] = range(len(data))

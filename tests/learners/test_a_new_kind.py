@@ -186,11 +186,11 @@ def shop(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path
             lines = (json.dumps(row) for row in getattr(task, split))
             (folder / f"{task.name}-{split}.jsonl").write_text("".join(f"{x}\n" for x in lines))
     tasks = [
-        {"name": t.name, "format": "classes", "train": f"{t.name}-train.jsonl",
+        {"name": t.name, "format": "toy", "train": f"{t.name}-train.jsonl",
          "test": f"{t.name}-test.jsonl", "validation_share": 0}
         for t in two_tasks()
     ]  # fmt: skip
-    tasks.append({"name": "again", "format": "classes", "learn": "none", "test": tasks[0]["test"]})
+    tasks.append({"name": "again", "format": "toy", "learn": "none", "test": tasks[0]["test"]})
     return write_recipe(
         folder, tiny_model_dir, stream={"tasks": tasks}, general=None, method="sequential",
         train__learning_rate=1e-2,
@@ -278,7 +278,7 @@ def test_what_the_kind_lacks_is_refused_by_name(tiny_model_dir: Path, tmp_path: 
     ):
         with pytest.raises(UsageError, match=message):
             learner_class(TaskStream((one, changed)))
-    with pytest.raises(UsageError, match='"picture" is none of generation, toy'):
+    with pytest.raises(UsageError, match='"picture" is none of generation, classification, toy'):
         learner_class(TaskStream((replace(one, kind="picture"),)))
     assert learner_class(stream).__module__ == "toy_kind"
 
@@ -315,7 +315,7 @@ def test_each_extra_pass_gets_all_that_the_model_needs(
     stream = replace(two_tasks(), general=GeneralText(("one text of many words", "a short one")))
     sizes: list[int] = []
 
-    def encode_text(learner: Any, text: str, max_tokens: int | None = None) -> dict[str, Any]:
+    def encode_text(learner: Any, text: str, max_tokens: int, special: bool) -> dict[str, Any]:
         ids = learner.tokenizer(text)["input_ids"][:max_tokens]
         sizes.append(len(ids))
         return {"input_ids": ids, "labels": -100, "size": len(ids) / 10}

