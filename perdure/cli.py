@@ -149,14 +149,10 @@ app.command(
     epilog="Example: perdure extend runs/shop --data may.csv",
     short_help="Learn more tasks where a finished run ended",
 )(extend)
-
-
 app.command(
     epilog="Example: perdure predict runs/shop new.csv --out answers.jsonl",
     short_help="Answer rows without labels by a run's model",
 )(predict)
-
-
 app.command(
     name="export",
     epilog="Example: perdure export runs/shop --to merged --out shop-model",
@@ -311,8 +307,6 @@ def copy(
 
 
 app.add_typer(recipes_app, name="recipes")
-
-
 app.command(
     name="audit",
     epilog="Example: perdure audit base tuned --tasks recipe.yaml --junit audit.xml",

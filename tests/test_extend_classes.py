@@ -88,13 +88,14 @@ def typed(*words: Any) -> Result:
     return CliRunner().invoke(app, ["extend", *map(str, words)])
 
 
+SEQ = {"name": "seq_star", "warmup_epochs": 1}
+
+
 @pytest.mark.parametrize(
-    "method", [{"name": "seq_star", "warmup_epochs": 1}, {"name": "sequential"}],
-    ids=["seq_star", "sequential"],
+    "method", [SEQ, {"name": "sequential"}, [SEQ, {"name": "replay", "ratio": 0.5}]],
+    ids=["seq_star", "sequential", "replay"],
 )  # fmt: skip
-def test_it_ends_as_one_run_of_three_tasks(
-    encoder: Path, tmp_path: Path, method: dict[str, Any]
-) -> None:
+def test_it_ends_as_one_run_of_three_tasks(encoder: Path, tmp_path: Path, method: Any) -> None:
     old = learned(written(tmp_path / "two", encoder, 2, method=method), tmp_path / "old")
     whole = learned(written(tmp_path / "three", encoder, 3, method=method), tmp_path / "whole")
     write_classes(tmp_path / "next")
@@ -118,7 +119,7 @@ def test_it_ends_as_one_run_of_three_tasks(
         name for name in ours
         if name in weights(old, 2) and not torch.equal(ours[name], weights(old, 2)[name])
     ]  # fmt: skip
-    assert bool(moved) == (method["name"] == "sequential")
+    assert bool(moved) == (method == {"name": "sequential"})
 
 
 def test_a_file_becomes_one_more_task(two: Run, tmp_path: Path) -> None:

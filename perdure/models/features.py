@@ -65,7 +65,9 @@ class Features:
 
     def of(self, texts: Sequence[str]) -> Tensor:
         """Features of texts that were added, (texts, width) float32."""
-        found = [self._blocks[name][i] for name, i in (self._places[_hash([text])] for text in texts)]
+        found = [
+            self._blocks[name][i] for name, i in (self._places[_hash([text])] for text in texts)
+        ]
         return torch.from_numpy(np.stack(found))
 
     def _recall(self, said: Path) -> None:
