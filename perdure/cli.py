@@ -154,7 +154,6 @@ app.command(
     short_help="Answer rows without labels by a run's model",
 )(predict)
 app.command(
-    name="export",
     epilog="Example: perdure export runs/shop --to merged --out shop-model",
     short_help="Write a run's model as a folder for other programs",
 )(export)
@@ -308,7 +307,6 @@ def copy(
 
 app.add_typer(recipes_app, name="recipes")
 app.command(
-    name="audit",
     epilog="Example: perdure audit base tuned --tasks recipe.yaml --junit audit.xml",
     short_help="Test whether a tuned model kept what it could",
 )(audit_options.audit)
