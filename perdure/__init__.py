@@ -3,6 +3,7 @@
     attach(trainer, "gere", ...)      a method on your own transformers or trl trainer
     learn(recipe, run)                what `perdure run` does
     load_recipe(path, overrides)      a YAML recipe, checked
+    load_predictor(run)               answers of a run's model, what `perdure predict` does
     Run                               a run directory
     Task, TaskStream, GeneralText     data, from your own code
     ScoreMatrix                       scores, and every figure derived from them
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from perdure.dropin import attach as attach
     from perdure.errors import PerdureError as PerdureError
     from perdure.loop import learn as learn
+    from perdure.predictor import load_predictor as load_predictor
     from perdure.prepare import load_recipe as load_recipe
     from perdure.protocol.method import Method as Method
     from perdure.protocol.method import MethodConfig as MethodConfig
@@ -43,6 +45,7 @@ _HOME = {
     "TaskStream": "streams.task",
     "attach": "dropin",
     "learn": "loop",
+    "load_predictor": "predictor",
     "load_recipe": "prepare",
 }
 

@@ -29,6 +29,7 @@ from perdure.commands.options import (
     RunPath,
     Trust,
 )
+from perdure.commands.predict import predict
 
 app = typer.Typer(
     name="perdure",
@@ -148,10 +149,11 @@ app.command(
     epilog="Example: perdure extend runs/shop --data may.csv",
     short_help="Learn more tasks where a finished run ended",
 )(extend)
-
-
 app.command(
-    name="export",
+    epilog="Example: perdure predict runs/shop new.csv --out answers.jsonl",
+    short_help="Answer rows without labels by a run's model",
+)(predict)
+app.command(
     epilog="Example: perdure export runs/shop --to merged --out shop-model",
     short_help="Write a run's model as a folder for other programs",
 )(export)
@@ -304,10 +306,7 @@ def copy(
 
 
 app.add_typer(recipes_app, name="recipes")
-
-
 app.command(
-    name="audit",
     epilog="Example: perdure audit base tuned --tasks recipe.yaml --junit audit.xml",
     short_help="Test whether a tuned model kept what it could",
 )(audit_options.audit)

@@ -19,8 +19,9 @@ from typing import Any
 
 from perdure.errors import RecipeError, RunError, UsageError
 from perdure.files import write_atomic
-from perdure.prepare import recipe_judge
+from perdure.prepare import recipe_judge, stream_of
 from perdure.recipe import load
+from perdure.recipe.data import DataConfig, TaskConfig
 from perdure.recipe.load import recipe_data
 from perdure.recipe.schema import Recipe
 from perdure.run.damage import verify
@@ -29,6 +30,8 @@ from perdure.run.kept import kept_general, kept_tasks
 from perdure.run.old_recipes import renew
 from perdure.run.pins import accepted, refuse_changes
 from perdure.seals import write_sealed
+from perdure.streams.growing import refuse_classes
+from perdure.streams.kinds import format_of, kind
 
 SAME = ("model", "method", "general", "seed", "order_matters")
 """Keys that an extension takes from its run; the rest of a recipe may be new."""
@@ -71,7 +74,10 @@ def extension_recipe(
         for key in ("stream", "name", "trust_remote_code"):
             recorded.pop(key, None)
         found = load.load(path, overrides, judge=recipe_judge(), defaults=recorded)
-    return _same_in(found, run, path)
+    found = _same_in(found, run, path)
+    scenario = found.stream.scenario or run.recipe.stream.scenario
+    stream = found.stream.model_copy(update={"scenario": scenario})
+    return found.model_copy(update={"stream": stream})
 
 
 def _same_in(recipe: Recipe, run: Run, path: str | Path) -> Recipe:
@@ -90,13 +96,35 @@ def _same_in(recipe: Recipe, run: Run, path: str | Path) -> Recipe:
                 "leave it out: scores over other rows could not be compared",
             )
         )
+    scenario = recipe.stream.scenario
+    if scenario is not None and scenario != _scenario(run):
+        wrong.append(
+            UsageError(
+                f"{recipe.place('stream.scenario')}: an extension keeps the run's own scenario, "
+                f"{_scenario(run)}",
+                "leave it out: old and new scores could not be compared",
+            )
+        )
     if wrong:
         raise RecipeError(wrong)
     return recipe
 
 
+def _scenario(run: Run) -> str:
+    """Which answers compete in a run."""
+    said = run.recipe.stream.scenario
+    return said or kind(kept_tasks(run, 1)[0].kind).scenarios[0]
+
+
 def _shaped_like_the_last(run: Run, data: Path) -> dict[str, Any]:
     stream = run.recipe.stream
+    name = f"{run.recipe.name}-{data.stem}"
+    if (table := _table(run)) is not None:
+        section = table.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+        for key in _OF_THE_OLD_TABLE:
+            section.pop(key, None)
+        section |= {"task": data.stem, "train": str(data.expanduser().resolve()), "tasks": 1}
+        return {"name": name, "stream": {"data": section}}
     if not stream.tasks:
         raise UsageError(
             f"extend: {run.path} learned a built-in stream, so --data has no task to be like",
@@ -113,7 +141,33 @@ def _shaped_like_the_last(run: Run, data: Path) -> dict[str, Any]:
     for split in ("validation", "test"):
         section.pop(split, None)
     section |= {"name": data.stem, "train": str(data.expanduser().resolve())}
-    return {"name": f"{run.recipe.name}-{data.stem}", "stream": {"tasks": [section]}}
+    return {"name": name, "stream": {"tasks": [section]}}
+
+
+_OF_THE_OLD_TABLE = (
+    "name", "validation", "test", "dataset", "subset", "tasks", "by", "task", "order",
+    "order_seed", "repeat", "labels", "max_train_rows", "max_validation_rows", "max_test_rows",
+    "no_class",
+)  # fmt: skip
+"""Keys of a table or task that say nothing of another file."""
+
+
+def _table(run: Run) -> DataConfig | TaskConfig | None:
+    """The section whose form a further table of classes has; None for tasks of another kind."""
+    stream = run.recipe.stream
+    if stream.data is not None and stream.data.train is not None:
+        return stream.data
+    last = next(iter(kept_tasks(run, len(run.stream_facts()))[-1:]), None)
+    if last is None or last.kind != "classification":
+        return None
+    for task in stream.tasks:
+        if task.name == last.name:
+            return task
+    # A named stream's rows have our own columns.
+    home = kind(last.kind)
+    keys = {key for row in last.test for key in row}
+    forms = [f for f in home.formats if set(f.columns) <= keys] or list(home.formats)
+    return DataConfig(train="rows.jsonl", tasks=1, format=forms[0].name)
 
 
 def extend(run: Run, recipe: Recipe, out: str | Path, *, accept_changes: bool = False) -> Run:
@@ -139,6 +193,7 @@ def extend(run: Run, recipe: Recipe, out: str | Path, *, accept_changes: bool = 
                 f"{task.place('name')}: the run has learned a task {task.name} already",
                 "give the new task another name",
             )
+    _refuse_classes(run, recipe)
     changed = refuse_changes(run, accept=accept_changes)
     known = accepted(run, changed)
     facts: dict[str, Any] = {
@@ -146,6 +201,26 @@ def extend(run: Run, recipe: Recipe, out: str | Path, *, accept_changes: bool = 
     }
     facts |= {"accepted_changes": known} if known else {}
     return Run.create(out, recipe, lambda draft: _fill(run, draft, len(old), facts))
+
+
+def _refuse_classes(run: Run, recipe: Recipe) -> None:
+    """Read a table of classes, and refuse names and classes that do not go with the run's own."""
+    data = recipe.stream.data
+    of_classes = data is not None or any(
+        format_of(task.format)[0].name == "classification" for task in recipe.stream.tasks
+    )
+    if not of_classes and recipe.stream.name is None:
+        return
+    old, new = kept_tasks(run, len(run.stream_facts())), stream_of(recipe)
+    known = {task.name for task in old}
+    for task in new:
+        if task.name in known:
+            where = recipe.place("stream.data" if data is not None else "stream")
+            raise UsageError(
+                f"{where}: the run has learned a task {task.name} already",
+                "give the new tasks another name, for example `task: june` under stream.data",
+            )
+    refuse_classes(recipe, old, new.tasks)
 
 
 def _fill(run: Run, draft: Path, learned: int, facts: Mapping[str, Any]) -> None:

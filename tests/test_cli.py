@@ -24,7 +24,7 @@ from perdure.methods import registry
 
 pytestmark = pytest.mark.unit
 
-COMMANDS = ["demo", "run", "resume", "extend", "export", "eval", "compare", "report",
+COMMANDS = ["demo", "run", "resume", "extend", "predict", "export", "eval", "compare", "report",
             "methods", "metrics", "streams", "recipes", "recipes copy", "audit", "diagnose",
             "repair"]  # fmt: skip
 HEAVY = {"torch", "transformers", "datasets", "trl", "peft", "accelerate", "matplotlib", "scipy",

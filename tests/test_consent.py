@@ -25,6 +25,7 @@ import perdure
 from perdure.cli import app
 from perdure.consent import ConsentError, given, trusting
 from perdure.errors import ModelError, PerdureError, RecipeError, printable
+from perdure.seals import seal
 
 pytestmark = pytest.mark.train
 
@@ -119,6 +120,17 @@ class Strange:
         self.model().rename(place)
         return folder
 
+    def sealed(self) -> Path:
+        """The same, whose last model counts as whole."""
+        folder = self.learned()
+        seal(folder / "checkpoints" / "task-1", {})
+        return folder
+
+    def rows(self) -> Path:
+        """Texts to ask a model."""
+        (self.folder / "rows.txt").write_text("xq a\n")
+        return self.folder / "rows.txt"
+
     def finished(self) -> Path:
         """A run of somebody else that has ended, with a method in a file."""
         recipe = write_recipe(self.folder / "clean-data", self.tiny, train__max_steps=1)
@@ -159,6 +171,7 @@ def cases() -> list[tuple[str, str, list[str]]]:
                 found.append((command, what, list(arguments)))
     found += [("audit", "metric", ["tiny", "tiny", "--tasks", "RECIPE"])]
     found += [("export", what, ["X", "--out", "new"]) for what in ("model", "adapter", "learned")]
+    found += [("predict", "model", ["RUN", "ROWS"]), ("predict", "sealed", ["X", "ROWS"])]
     # A run that is extended needs its method's code; it must have finished.
     found += [("extend", "finished", ["X", "--data", "may.jsonl", "--out", "new"])]
     return found
@@ -178,6 +191,7 @@ def typed(strange: Strange, what: str, words: list[str]) -> list[str]:
         "R": lambda: write_recipe(strange.folder / "clean", strange.tiny),
         "X": getattr(strange, what, strange.model),
         "tiny": lambda: strange.tiny,
+        "ROWS": strange.rows,
     }
     return [str(made[word]()) if word in made else word for word in words]
 
@@ -270,6 +284,8 @@ def functions() -> dict[str, tuple[str, Callable[[Strange, bool], Any]]]:
         "repair": ("model", lambda s, word: repair(s.tiny, x(s), tasks(s).tasks, [*"abcdefgh"],
                                                    trust_remote_code=word)),
         "learn": ("run", learn),
+        "load_predictor": ("run", lambda s, word: perdure.load_predictor(
+            s.folder / "somebodys-run", trust_remote_code=word)),
     }  # fmt: skip
 
 

@@ -137,8 +137,7 @@ class BodyFeatures(Learner):
         found = features or self.features
         new = {(self._state, text) for text in texts} - self._known
         self._known.update(new)
-        files = set() if found is None else found.from_file
-        self._needed += sum(text not in files for _, text in new)
+        self._needed += sum(found is None or not found.is_from_file(text) for _, text in new)
 
     def finish(self) -> None:
         """As of every learner; says how many passes the body made."""
@@ -188,11 +187,7 @@ class BodyFeatures(Learner):
         )
         if key not in self._kept:
             folder = self.folders.cache / "features" / key
-            found = self._kept[key] = Features(folder, self._run_body)
-            # Of a run that goes on: rows that methods replay have the vectors that they had.
-            for task in self._session.tasks_seen:
-                if task.train_kept:
-                    found.recall([row["text"] for row in task.train])
+            self._kept[key] = Features(folder, self._run_body)
         return self._kept[key]
 
     @cached_property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from perdure.errors import UsageError
 from perdure.learners.class_features import BodyFeatures
 from perdure.learners.kind import drawn
+from perdure.learners.listener import Fitted
+from perdure.learners.no_class import no_class_figures
 from perdure.methods import registry
 from perdure.models.chat import IGNORE
 from perdure.models.classifier import (
@@ -36,6 +39,7 @@ from perdure.models.random_state import seed_of
 from perdure.models.weights import trainable
 from perdure.processes import Progress, rank
 from perdure.protocol.labels import Classes, classes_of
+from perdure.scoring.answers import ranked
 from perdure.scoring.score import TaskScore
 from perdure.streams.kinds.classes import ACCURACY, AMONG_ALL, WITHIN_TASK
 from perdure.streams.rows import row_key
@@ -114,7 +118,8 @@ class ClassificationLearner(BodyFeatures):
         model.within = self.stream.scenario == "task-incremental"
         head = self.recipe.model.head
         if head.preallocate == "all" and not model.heads.classes:
-            drawn(lambda: model.heads.allocate(len(self.classes)), seed_of(self.recipe.seed, "all"))
+            seed = seed_of(self.recipe.seed, "allocate")
+            drawn(lambda: model.heads.allocate(len(self.classes)), seed)
         elif isinstance(head.preallocate, int) and 0 < head.preallocate < len(self.classes):
             raise UsageError(
                 f"model.head.preallocate: {head.preallocate}: the stream has {len(self.classes)} "
@@ -124,6 +129,21 @@ class ClassificationLearner(BodyFeatures):
         reserve = model.heads.reserve
         named = () if reserve is None else reserve.named_parameters()
         self._first_reserve = {n: p.detach().cpu().clone() for n, p in named}
+
+    def fit(self, index: int) -> Fitted:
+        """As any learner; then tell texts of its classes from texts of no class, if there are."""
+        fitted = super().fit(index)
+        if self.stream.tasks[index].learn == "none":
+            return fitted
+        model: Any = self.model
+        with self.serving(), self.autocast():
+            found = no_class_figures(
+                self.stream,
+                index + 1,
+                lambda rows: self._logits(rows, None)[:, : model.heads.classes],
+            )
+        self.track(found)
+        return replace(fitted, facts={**fitted.facts, **found})
 
     def begin_task(self, index: int) -> None:
         """Add a head for the classes of the task that no earlier one has."""
@@ -267,3 +287,18 @@ class ClassificationLearner(BodyFeatures):
 
         beside = {AMONG_ALL: share(among_all)} if model.within else {WITHIN_TASK: share(within)}
         return TaskScore(share(chosen), ACCURACY.name, True, items, beside)
+
+    answer = "class"
+
+    def predict(self, rows: Sequence[Row], task: Task, within: Task | None) -> list[dict[str, Any]]:
+        """The class of each row with its share of the softmax, and the three best."""
+        model: Any = self.model
+        learned = list(self.classes)[: model.heads.classes]
+        names = learned if within is None else list(within.labels)
+        with self.autocast():  # what stands for the label is not looked at
+            logits = self._logits([{**row, "label": learned[0]} for row in rows], None)
+        columns = logits[:, [self.classes[name] for name in names]]
+        return [
+            {"text": row["text"], **ranked(self.answer, names, line)}
+            for row, line in zip(rows, columns, strict=True)
+        ]

@@ -88,6 +88,20 @@ class GenerationLearner(Learner):
             on_progress=progress,
         )
 
+    def predict(self, rows: Sequence[Row], task: Task, within: Task | None) -> list[dict[str, Any]]:
+        """Answer prompts as the task's metric reads its answers: by label, or by writing."""
+        from perdure.scoring.score import answer_rows
+
+        with self.autocast():
+            return answer_rows(
+                self.model,
+                self.encoder,
+                task,
+                rows,
+                batch_size=self.recipe.scoring.batch_size,
+                accelerator=self.state,
+            )
+
     def general(self) -> Mapping[str | None, Callable[[], GeneralScore | HarnessScore]]:
         """Perplexity on held-out general text, and the recipe's lm-eval tasks."""
         from perdure.streams import lm_eval_tasks

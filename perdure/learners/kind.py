@@ -80,6 +80,23 @@ class KindHooks:
         """Score `task.test`; None where there is nothing to score with before it was learned."""
         raise NotImplementedError
 
+    answer: str = "answer"
+    """What an answer is called where rows without one are answered."""
+
+    def predict(self, rows: Sequence[Row], task: Task, within: Task | None) -> list[dict[str, Any]]:
+        """Answer rows without labels, in their order.
+
+        Args:
+            task: whose form the rows have.
+            within: the task whose answers alone compete; None: all that were learned.
+
+        Returns: `text` and the answer of each row, as `perdure.predictor.Predictor` says.
+        """
+        raise UsageError(
+            f"predict: the learner of kind {self.kind} does not answer rows without labels",
+            "its package would have to give it `predict`",
+        )
+
     @classmethod
     def load_saved(cls, folder: Path, recipe: Recipe, precision: str) -> tuple[Any, Any] | None:
         """Load the model and tokenizer that `save_weights` left in `folder`, to score them.

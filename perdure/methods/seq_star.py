@@ -19,6 +19,8 @@ Cost: negative; a frozen body needs one forward pass a text.
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -33,6 +35,7 @@ from perdure.recipe.mistakes import Mistake
 if TYPE_CHECKING:
     from perdure.protocol.context import Context
 
+logger = logging.getLogger("perdure")
 BODY, HEADS = r"^(?!heads\.)", r"^heads\."
 EPOCHS = {"ce": 3, "lm": 1}
 """The released settings' epochs of a warm-up with each loss."""
@@ -136,5 +139,12 @@ class SeqStar(Method):
         by_rate = by_rate and means == "task"  # no step, no rate
         kept = frozen(task, still or options.freeze_body, old and not by_rate)
         held = frozen(task, False, old and by_rate)
+        stays = re.compile("|".join(filter(None, (kept, held))) or "$^")
+        named = model.named_parameters()
+        if not any(p.requires_grad and not stays.search(name) for name, p in named):
+            # A task whose classes all came before has no head of its own.
+            told = "task %s: all its classes are old and old heads stay: nothing is learned of it"
+            logger.warning(told, ctx.task.name)
+            return ()
         main = Phase(freeze=kept, hold=held, objective=means, frozen_eval=eval_mode)
         return [*phases, main]

@@ -50,6 +50,15 @@ class Cosine(nn.Module):
 HEADS: dict[str, Any] = {"linear": Linear, "cosine": Cosine}
 
 
+class NoHead(nn.Module):
+    """In the place of a task that has no class of its own: head K is always that of task K."""
+
+    weight = ()
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features[..., :0]
+
+
 class Heads(nn.Module):
     """One head a task; `forward` gives all logits side by side, (rows, classes).
 
@@ -97,10 +106,15 @@ class Heads(nn.Module):
         """Have so many classes in the softmax before any is learned."""
         self.reserve = HEADS[self.form](self.width, classes)
 
-    def grow(self, classes: int) -> None:
-        """Add a head of so many classes, from the reserve as far as that goes."""
+    def grow(self, classes: int, at: int = 0) -> None:
+        """Add a head of so many classes, from the reserve as far as that goes.
+
+        Args: at: the task's number; places before it that no task has filled have no head.
+        """
         if not classes:
             return
+        while len(self.parts) < at:
+            self.parts.append(NoHead())
         new = HEADS[self.form](self.width, classes)
         taken = min(classes, self.reserved)
         if taken and self.reserve is not None:
@@ -247,7 +261,7 @@ class Classifier(PreTrainedModel):
 
     def grow(self, classes: int, task: int) -> None:
         """Add a head of so many classes for a task."""
-        self.heads.grow(classes)
+        self.heads.grow(classes, task)
         self.owners += [task] * classes
 
     @property

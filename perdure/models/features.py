@@ -3,7 +3,8 @@
 A frozen body gives a text the same vector at each look, so heads, scores and probes can share one
 forward pass a text. Vectors lie in blocks, one for each time that new texts were asked for, in
 files that are mapped into memory; a block appears whole or not at all, and is computed again where
-its bytes are not what was written.
+its bytes are not what was written. Beside each block stand hashes of its texts, so that a process
+that goes on knows all that an earlier one computed: it reads the same numbers, to the bit.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from perdure.files import write_atomic
-from perdure.seals import is_whole, sha256
+from perdure.seals import is_whole, sha256, write_sealed
 
 logger = logging.getLogger("perdure")
 
@@ -45,35 +46,45 @@ class Features:
         self.folder, self.compute = folder, compute
         self._blocks: dict[str, np.ndarray[Any, Any]] = {}
         self._places: dict[str, tuple[str, int]] = {}
-        self.from_file: set[str] = set()
-        """Texts whose features a process before this one computed."""
+        for said in sorted(folder.glob("*.texts")):
+            self._recall(said)
+        self._recalled = set(self._places)
 
     def add(self, texts: Sequence[str]) -> None:
         """Have the features of texts, from a file or by running the body, unless they are known."""
-        new = [text for text in dict.fromkeys(texts) if text not in self._places]
+        new = [text for text in dict.fromkeys(texts) if not self.has(text)]
         if not new:
             return
         name = _hash(new)
         file = self.folder / f"{name}.npy"
         block = self._read(file, len(new))
-        if block is not None:
-            self.from_file.update(new)
         self._blocks[name] = self._write(file, new) if block is None else block
-        self._places |= {text: (name, i) for i, text in enumerate(new)}
-
-    def recall(self, texts: Sequence[str]) -> None:
-        """Have those that an earlier process wrote for these same texts, if it did."""
-        new = [text for text in dict.fromkeys(texts) if text not in self._places]
-        if new and (self.folder / f"{_hash(new)}.npy").exists():
-            self.add(new)
+        self._places |= {_hash([text]): (name, i) for i, text in enumerate(new)}
 
     def has(self, text: str) -> bool:
-        return text in self._places
+        return _hash([text]) in self._places
+
+    def is_from_file(self, text: str) -> bool:
+        """Whether a process before this one computed it."""
+        return _hash([text]) in self._recalled
 
     def of(self, texts: Sequence[str]) -> Tensor:
         """Features of texts that were added, (texts, width) float32."""
-        found = [self._blocks[name][i] for name, i in (self._places[text] for text in texts)]
+        found = [
+            self._blocks[name][i] for name, i in (self._places[_hash([text])] for text in texts)
+        ]
         return torch.from_numpy(np.stack(found))
+
+    def _recall(self, said: Path) -> None:
+        """Know the texts of a block that an earlier process wrote, if it is whole."""
+        file = said.with_suffix(".npy")
+        if not (is_whole(said) and file.exists()):
+            return
+        hashes: list[str] = json.loads(said.read_text("utf-8"))
+        if (block := self._read(file, len(hashes))) is not None:
+            self._blocks[file.stem] = block
+            for i, found in enumerate(hashes):
+                self._places.setdefault(found, (file.stem, i))
 
     def _read(self, file: Path, count: int) -> np.ndarray[Any, Any] | None:
         if not file.exists():
@@ -89,6 +100,7 @@ class Features:
         self.folder.mkdir(parents=True, exist_ok=True)
         draft = file.with_name(f"{file.stem}.{os.getpid()}.part.npy")
         np.save(draft, vectors)
+        write_sealed(file.with_suffix(".texts"), json.dumps([_hash([text]) for text in texts]))
         # First the sum: a file without one, left by a power cut, is computed again.
         write_atomic(file.with_name(file.name + ".sha256"), sha256(draft, True) + "\n")
         os.replace(draft, file)

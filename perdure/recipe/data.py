@@ -248,6 +248,13 @@ class DataConfig(TaskConfig):
         None, description="how many tasks of about as many classes; or each one's classes"
     )
     by: str | None = Field(None, description="column that names each row's task, such as month")
+    task: str | None = Field(
+        None,
+        pattern=r"^\w[\w .+-]*$",
+        max_length=70,
+        description="what its tasks are called, with a number behind where there are several; "
+        "else task 1, task 2 and so on",
+    )
     order: Literal["file", "alphabetical", "frequency"] = Field(
         "file", description="of the classes: as they first come, by name, the most frequent first"
     )
@@ -262,8 +269,16 @@ class DataConfig(TaskConfig):
         None, description="label of rows of no class: not learned, kept apart to be scored"
     )
 
+    def task_name(self, number: int, count: int) -> str:
+        """What the task of this number is called, of so many, where no column names them."""
+        if self.task is None:
+            return f"task {number}"
+        return self.task if count == 1 else f"{self.task} {number}"
+
     def mistakes(self) -> Iterator[Mistake]:
         """Those of any source; the stream adds what depends on whether it has a name."""
+        if self.task is not None and self.by is not None:
+            yield Mistake(("task",), "has no effect with by", "leave one out")
         if isinstance(self.tasks, int) and self.tasks < 1:
             yield Mistake(("tasks",), "must be at least 1")
         for i, task in enumerate(self.tasks if isinstance(self.tasks, list) else ()):
@@ -287,7 +302,7 @@ class DataConfig(TaskConfig):
             yield Mistake((), what, "write how many tasks there are, or the column that names them")
         if self.learn == "none":
             yield Mistake(("learn",), "is of single tasks", "list them under stream.tasks")
-        if self.repeat and self.by is None and not isinstance(self.tasks, list):
+        if self.repeat and not (self.by or self.task or isinstance(self.tasks, list)):
             what = "has no effect where classes are dealt to tasks: each goes to one"
             yield Mistake(("repeat",), what, "list each task's classes, or name a column by")
 

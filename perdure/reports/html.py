@@ -19,6 +19,7 @@ from perdure.reports import (
     colours,
     format,
     general,
+    no_class,
     probed,
     provenance,
     ranking,
@@ -104,7 +105,7 @@ def page(runs: Sequence[RunView]) -> dict[str, Any]:
                 "label": run.label,
                 "slot": slot,
                 "story": words.story(run),
-                "general": words.general_story(run),
+                "general": "; ".join(filter(None, (words.general_story(run), no_class.line(run)))),
                 "state": run.state,
             }
             for slot, run in enumerate(runs)

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from perdure.errors import printable
-from perdure.reports import class_tables, classes, format, general, ranking, words
+from perdure.reports import class_tables, classes, format, general, no_class, ranking, words
 from perdure.reports.data import (
     LEVELS,
     SUMMARY,
@@ -235,6 +235,8 @@ def score_table(runs: Sequence[RunData], console: Console | None = None) -> None
         if run.tasks:
             target.print(_plain(f"{run.label} {words.story(run)}"))
         if said := words.general_story(run):
+            target.print(_plain(f"{run.label}: {said}"))
+        if said := no_class.line(run):
             target.print(_plain(f"{run.label}: {said}"))
     for run in digested:
         if not run.complete:

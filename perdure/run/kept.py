@@ -2,6 +2,7 @@
 
 data/task-1.json     test and validation rows of the first task, and what is known of it
 data/general.json    general texts
+data/no-class.json   texts of no class, where the stream has some
 data/recipe-2.yaml   the recipe by which the first two tasks were learned; of extensions alone
 """
 
@@ -17,7 +18,7 @@ from perdure.consent import ConsentError
 from perdure.errors import RunError
 from perdure.processes import barrier, rank
 from perdure.seals import is_whole, write_sealed
-from perdure.streams.task import GeneralText, Task, TaskStream
+from perdure.streams.task import GeneralText, NoClass, Task, TaskStream
 
 if TYPE_CHECKING:
     from perdure.run.directory import Run
@@ -36,6 +37,9 @@ def keep(run: Run, stream: TaskStream) -> None:
             "source": texts.source,
         }
         _write(folder / "general.json", said, ("replay", "held_out"))
+        none = {name: [*getattr(stream.no_class, name)] for name in ("validation", "test")}
+        if any(none.values()):
+            _write(folder / "no-class.json", none, tuple(none))
         for number, task in enumerate(stream, 1):
             facts = {name: getattr(task, name) for name in _FACTS}
             rows = {"validation": [*task.validation], "test": [*task.test]}
@@ -62,6 +66,13 @@ def kept_general(run: Run) -> GeneralText:
     """The general texts of a run."""
     said = _read(run.path / "data" / "general.json")
     return GeneralText(tuple(said["replay"]), tuple(said["held_out"]), said["source"])
+
+
+def kept_no_class(run: Run) -> NoClass:
+    """The texts of no class of a run; none where its stream had none."""
+    file = run.path / "data" / "no-class.json"
+    said = _read(file) if file.exists() else {}
+    return NoClass(tuple(said.get("validation", ())), tuple(said.get("test", ())))
 
 
 def whole_stream(
@@ -91,8 +102,13 @@ def whole_stream(
                     "this method trains on them: put the old files back",
                 )
             tasks[number] = replace(task, train=read.train, train_kept=True)
-    every = (*tasks, *new.tasks)
-    return TaskStream(every, kept_general(run), new.scenario, new.name, new.no_class)
+    fresh = new.no_class
+    return replace(
+        new,
+        tasks=(*tasks, *new.tasks),
+        general=kept_general(run),
+        no_class=fresh if fresh.validation or fresh.test else kept_no_class(run),
+    )
 
 
 def _told(run: Run, file: Path, old: Callable[[Path], TaskStream]) -> TaskStream:

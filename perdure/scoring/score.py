@@ -22,14 +22,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from perdure.errors import DataError, UsageError
+from perdure.errors import DataError, UsageError, brief
 from perdure.models.chat import Encoder
 from perdure.models.generate import batches_alike, generate
 from perdure.models.weights import evaluating, is_sharded
 from perdure.processes import Progress, over_ranks, world_size
+from perdure.scoring.answers import ranked
 from perdure.scoring.likelihood import Pair, score_pairs
 from perdure.scoring.metrics import item_score, mean
-from perdure.streams.kinds import Metric, is_perdures, kind, metric
+from perdure.streams.kinds import EXACT_MATCH, Metric, is_perdures, kind, known_metric, metric
 from perdure.streams.labels import same_tokens
 from perdure.streams.rows import row_key
 from perdure.streams.task import Row, Task
@@ -115,6 +116,52 @@ def score_task(
     return TaskScore(score, found.name, found.higher_is_better, items, recorded=how)
 
 
+def answer_rows(
+    model: nn.Module,
+    encoder: Encoder,
+    task: Task,
+    rows: Sequence[Row],
+    *,
+    batch_size: int = 16,
+    accelerator: Any = None,
+) -> list[dict[str, Any]]:
+    """Answer rows of `task` whose own answers nobody knows, as they would be scored.
+
+    Returns: `text` and `answer` of each row; where the task's metric compares labels also `score`,
+        the answer's share of the labels' likelihoods, and `best`, the three likeliest.
+
+    Raises:
+        DataError: a prompt and the longest answer do not fit into the model.
+    """
+    known = known_metric(task.metric)  # a user's own metric reads what the model writes
+    by_labels = known is not None and known.needs == "labels"
+    own = known if known is not None else EXACT_MATCH
+    run = _Run(model, encoder, task, own, batch_size, accelerator, lambda done: None)
+    _refuse_long(run, rows)
+    texts = [_text(row["prompt"][-1:]) for row in rows]
+    with evaluating(model), torch.no_grad():
+        if by_labels:
+            sums = _label_sums(run, rows)
+            found = [ranked("answer", task.labels, torch.tensor(one)) for one in sums]
+        else:
+            found = [{"answer": answer} for answer in _written(run, rows)]
+    return [{"text": text, **one} for text, one in zip(texts, found, strict=True)]
+
+
+def _refuse_long(run: _Run, rows: Sequence[Row]) -> None:
+    config: Any = run.model.config
+    most = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if most is None:
+        return
+    for row in rows:
+        if (long := len(run.encoder.prompt_ids(row)) + run.task.max_new_tokens) > most:
+            raise DataError(
+                f'the text "{brief(_text(row["prompt"][-1:]))}" and an answer to it: {long} '
+                f"tokens, and the model reads {most}",
+                "shorten the text",
+            )
+
+
 def pooled(name: str, items: Sequence[Mapping[str, Any]]) -> float:
     """Return a task's score from its items: their mean, or over all tokens, as its metric says."""
     if metric(name).scores_items:
@@ -142,19 +189,23 @@ class _Run:
 def _by_labels(run: _Run, rows: Sequence[Row]) -> list[dict[str, Any]]:
     labels = run.task.labels
     _check_labels(run.task, rows)
+    sums = _label_sums(run, rows)
+    best = [labels[of_row.index(max(of_row))] for of_row in sums]  # the first one of equals
+    return _items(
+        run.task, rows, best, [float(b == row["answer"]) for b, row in zip(best, rows, strict=True)]
+    )
+
+
+def _label_sums(run: _Run, rows: Sequence[Row]) -> list[list[float]]:
+    """The log-likelihood of each label of the task behind each row's prompt."""
+    labels = run.task.labels
     answers = [run.encoder.answer_ids(label) for label in labels]
     for same in same_tokens(run.task.name, labels, run.encoder.answer_ids):
         raise same  # an audited model may have another tokenizer than the one that was checked
     prompts = [run.encoder.prompt_ids(row) for row in rows]
     pairs: list[Pair] = [(prompt, answer) for prompt in prompts for answer in answers]
     sums = [float(found.sum()) for found in _pairs(run, pairs)]
-    best = []
-    for start in range(0, len(sums), len(labels)):
-        of_row = sums[start : start + len(labels)]
-        best.append(labels[of_row.index(max(of_row))])  # the first declared one of equals
-    return _items(
-        run.task, rows, best, [float(b == row["answer"]) for b, row in zip(best, rows, strict=True)]
-    )
+    return [sums[start : start + len(labels)] for start in range(0, len(sums), len(labels))]
 
 
 def _by_likelihood(run: _Run, rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -177,6 +228,18 @@ def _pairs(run: _Run, pairs: Sequence[Pair]) -> list[torch.Tensor]:
 
 
 def _by_generation(run: _Run, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    predictions = _written(run, rows)
+    answers = [run.encoder.answer_text(row) for row in rows]
+    scores = [
+        item_score(run.task.name, run.metric, p, a)
+        for p, a in zip(predictions, answers, strict=True)
+    ]
+    return [{**item, "answer": answer} for item, answer in
+            zip(_items(run.task, rows, predictions, scores), answers, strict=True)]  # fmt: skip
+
+
+def _written(run: _Run, rows: Sequence[Row]) -> list[str]:
+    """What greedy decoding writes behind each row's prompt."""
     prompts = [run.encoder.prompt_ids(row) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: -len(prompts[i]))  # like lengths together
     synced = is_sharded(run.model) and world_size() > 1
@@ -204,14 +267,7 @@ def _by_generation(run: _Run, rows: Sequence[Row]) -> list[dict[str, Any]]:
         for batch, part in zip(batches, texts, strict=True)
         for i, text in zip(batch, part, strict=True)
     }
-    predictions = [written[i] for i in range(len(rows))]
-    answers = [run.encoder.answer_text(row) for row in rows]
-    scores = [
-        item_score(run.task.name, run.metric, p, a)
-        for p, a in zip(predictions, answers, strict=True)
-    ]
-    return [{**item, "answer": answer} for item, answer in
-            zip(_items(run.task, rows, predictions, scores), answers, strict=True)]  # fmt: skip
+    return [written[i] for i in range(len(rows))]
 
 
 _COMPUTED: dict[str, Callable[[_Run, Sequence[Row]], list[dict[str, Any]]]] = {

@@ -167,7 +167,8 @@ def _by_class(
     for number, task in enumerate(tasks):
         for name in task:
             homes.setdefault(name, []).append(number)
-    parts = [Part(f"task {number}", task, {}) for number, task in enumerate(tasks, 1)]
+    called = [config.task_name(number, len(tasks)) for number in range(1, len(tasks) + 1)]
+    parts = [Part(name, task, {}) for name, task in zip(called, tasks, strict=True)]
     for split, rows in splits.items():
         turn: Counter[str] = Counter()
         for part in parts:

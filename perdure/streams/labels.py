@@ -33,7 +33,8 @@ def settle_labels(
     labels = declared or _found(splits["train"], form.label, config.name)
     if not labels:
         return ()
-    if len(labels) == 1 and not declared:
+    # A table that is one task among others may have one class.
+    if len(labels) == 1 and not declared and getattr(config, "task", None) is None:
         what = f'{config.place("train")}: "{brief(labels[0])}" is the only label'
         mistakes.add(config.name, what, "there is nothing to tell apart")
     known, forms = set(labels), {_form(label): label for label in labels}

@@ -1,0 +1,154 @@
+"""Rows that have no label yet, read as a task's own rows are.
+
+A file may be any that a recipe reads, or .txt with a text a line. Of a record only what comes
+before the answer is read; the answer's columns need not be there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perdure.errors import RecipeError
+from perdure.recipe.columns import check_cell, columns_in
+from perdure.streams.cells import CellError, EmptyCell
+from perdure.streams.kinds import Row, format_of
+from perdure.streams.sources import FORMATS, Reader, Reading
+from perdure.streams.tables import Mistakes, Record, Table, choices
+
+if TYPE_CHECKING:
+    from perdure.recipe.data import TaskConfig
+
+logger = logging.getLogger("perdure")
+ANSWERS = ("label", "answer")
+"""Our columns of an answer, in every format that has one."""
+ANSWER = "\0answer"
+"""A column that no file has: what stands there is no answer of anybody's."""
+TEXT_FILE = ".txt"
+
+
+class Unlabelled:
+    """How rows of a task are read where the answer is what is asked for.
+
+    Args:
+        task: the section of the recipe that the task was learned by.
+        column: the column that the text is read from; None: as the section says.
+    """
+
+    def __init__(self, task: TaskConfig, column: str | None = None) -> None:
+        form = format_of(task.format)[1]
+        self.first = form.columns[0]
+        """Our name of the column that holds the text."""
+        if column is not None and (wrong := check_cell(column, self.first in form.whole)):
+            what = f"--column {column}: {wrong[0]}"
+            mistakes = Mistakes()
+            mistakes.add("column", what, wrong[1])
+            raise RecipeError(mistakes.listed())
+        columns = {ours: ANSWER for ours in form.columns if ours in ANSWERS}
+        given = {} if column is None else {self.first: column}
+        self.asked = [c for c in form.columns if c not in ANSWERS]
+        # What names an answer is not looked at: there is none.
+        self.task = task.model_copy(
+            update={"columns": {**task.columns, **given, **columns}, "label_names": None}
+        )
+        self.form = form
+
+    def of_file(self, path: Path) -> list[Row | None]:
+        """The rows of a file in its order; None for a row with no text in it.
+
+        Raises:
+            RecipeError: it cannot be read, has no such column, or holds something else than text.
+        """
+        mistakes = Mistakes()
+        reader = Reader(Path.cwd(), mistakes)
+        task = self.task
+        table: Table | None
+        if path.suffix.lower() == TEXT_FILE:
+            text = reader.text(str(path), Reading(None, task.encoding, whose=""))
+            lines = (text or "").removesuffix("\n").split("\n")
+            records = [
+                Record(f"{path}:{n}", {self.first: line.rstrip("\r")})
+                for n, line in enumerate(lines, 1)
+            ]
+            found = self._plain().of_records(Table(str(path), (self.first,), records), mistakes)
+        elif path.suffix.lower() not in FORMATS:
+            what = f'{path}: files ending in "{path.suffix}" are not read'
+            known = [*FORMATS, TEXT_FILE]
+            mistakes.add(str(path), what, choices(path.suffix, known, "endings that are"))
+            found = []
+        else:
+            needed = tuple(c for ours in self.asked for c in columns_in(task.column(ours)))
+            table = reader.file(str(path), Reading(task.separator, task.encoding, needed, ""))
+            found = [] if table is None else self.of_records(table, mistakes)
+        if mistakes:
+            raise RecipeError(mistakes.listed())
+        if empty := sum(row is None for row in found):
+            logger.warning("%s: %d of %d rows have no text: no answer", path, empty, len(found))
+        return found
+
+    def of_texts(self, texts: Sequence[str | Mapping[str, Any]]) -> list[Row | None]:
+        """Texts, and records by their columns, as rows.
+
+        Raises:
+            RecipeError: a record has no such column, or something else than text there.
+        """
+        mistakes, plain, found = Mistakes(), self._plain(), []
+        for number, text in enumerate(texts, 1):
+            values = {self.first: text} if isinstance(text, str) else dict(text)
+            form = plain if isinstance(text, str) else self
+            place = f"text {number}"
+            one = Table(place, tuple(values), [Record(place, values)])
+            found += form.of_records(one, mistakes) or [None]
+        if mistakes:
+            raise RecipeError(mistakes.listed())
+        return found
+
+    def _plain(self) -> Unlabelled:
+        """The same where a record is the text alone."""
+        return Unlabelled(self.task, self.first)
+
+    def of_records(self, table: Table, mistakes: Mistakes) -> list[Row | None]:
+        """The rows of a table; mistakes are noted with their place."""
+        found: list[Row | None] = []
+        missing = [
+            (ours, theirs)
+            for ours in self.asked
+            for theirs in columns_in(self.task.column(ours))
+            if theirs not in table.columns
+        ]
+        for ours, theirs in missing:
+            remedy = choices(theirs, table.columns, "columns there are")
+            if ours == self.first:
+                remedy = [*remedy, "name the one that holds the text: --column NAME"]
+            mistakes.add(table.name, f'{table.name}: no column "{theirs}"', remedy)
+        if missing:
+            return []
+        for record in table.records:
+            values = dict.fromkeys(table.columns) | record.values | {ANSWER: "?"}
+            if self.first in self.form.whole:
+                source = self.task.column(self.first)
+                values[source] = _with_an_answer(values[source])
+            try:
+                found.append(self.form.row(values, self.task))
+            except EmptyCell:
+                found.append(None)
+            except CellError as wrong:
+                mistakes.add(table.name, f"{record.place}: {wrong.what}", wrong.remedy)
+        return found
+
+
+def _with_an_answer(messages: Any) -> Any:
+    """A conversation that ends with what is asked, and a place for the answer to it."""
+    if isinstance(messages, str) and messages.strip():
+        try:
+            messages = json.loads(messages)
+        except ValueError:  # the text itself
+            messages = [{"role": "user", "content": messages}]
+    if not isinstance(messages, list) or not messages:
+        return messages
+    last = messages[-1]
+    asked = isinstance(last, dict) and last.get("role") != "assistant"
+    return [*messages, {"role": "assistant", "content": "?"}] if asked else messages

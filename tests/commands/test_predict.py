@@ -1,0 +1,275 @@
+"""`perdure predict` and `perdure.load_predictor`: rows without labels, answered as they are scored.
+
+What is compared with is what the run recorded of its own test rows.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from class_runs import CLASSES, save_encoder, write_class_recipe
+from tiny_runs import write_recipe
+from typer.testing import CliRunner, Result
+
+import perdure
+from perdure.cli import app
+from perdure.errors import PerdureError, RecipeError, UsageError
+from perdure.run import Run
+from perdure.scoring.answers import ranked
+
+pytestmark = pytest.mark.train
+
+
+def learned(recipe: Path, out: Path) -> Path:
+    loaded = perdure.load_recipe(recipe)
+    perdure.learn(loaded, Run.create(out, loaded))
+    return out
+
+
+@pytest.fixture(scope="module")
+def intents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three tasks of two classes, whose files call the text "utterance"."""
+    folder = tmp_path_factory.mktemp("intents")
+    recipe = write_class_recipe(folder / "data", save_encoder(folder / "model"))
+    said = json.loads(recipe.read_text())
+    said["stream"]["data"]["columns"] = {"text": "utterance"}
+    recipe.write_text(json.dumps(said))
+    for file in (folder / "data").glob("*.jsonl"):
+        file.write_text(file.read_text().replace('"text"', '"utterance"'))
+    out = learned(recipe, folder / "run")
+    for file in (folder / "data").glob("*.jsonl"):
+        file.unlink()  # the run directory is enough
+    return out
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
+    """A run of two labelled tasks and one of free answers, in which each has an instruction."""
+    folder = tmp_path_factory.mktemp("texts")
+    recipe = write_recipe(folder / "data", tiny_model_dir, train__max_steps=3)
+    said = json.loads(recipe.read_text())
+    tasks = said["stream"]["tasks"]
+    tasks[0]["instruction"] = "Say the colour."
+    tasks[1] |= {"instruction": "Count.", "format": "prompt", "metric": "exact_match",
+                 "columns": {"prompt": "text", "answer": "label"}, "max_new_tokens": 6}  # fmt: skip
+    recipe.write_text(json.dumps(said))
+    return learned(recipe, folder / "run")
+
+
+def typed(*words: Any) -> Result:
+    return CliRunner().invoke(app, ["predict", *map(str, words)])
+
+
+def lines(*words: Any) -> list[dict[str, Any]]:
+    found = typed(*words)
+    assert found.exit_code == 0, found.output
+    return [json.loads(line) for line in found.stdout.splitlines()]
+
+
+def bare(run: Path, after: int, task: str, file: Path, column: str = "utterance") -> Path:
+    """The test rows of a task without their labels."""
+    rows = [
+        {column: item["prompt"], "id": i} for i, item in enumerate(Run.open(run).items(after, task))
+    ]
+    if file.suffix == ".txt":
+        file.write_text("".join(row[column] + "\n" for row in rows))
+    elif file.suffix == ".jsonl":
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif file.suffix == ".parquet":
+        import pyarrow
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    else:
+        with open(file, "w", newline="") as handle:
+            sign = "\t" if file.suffix == ".tsv" else ","
+            writer = csv.DictWriter(handle, [column, "id"], delimiter=sign)
+            writer.writeheader()
+            writer.writerows(rows)
+    return file
+
+
+# --- classes
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet", ".txt"])
+def test_answers_are_what_the_run_recorded(intents: Path, tmp_path: Path, ending: str) -> None:
+    run = Run.open(intents)
+    for after, task in ((3, "task 1"), (2, "task 2")) if ending == ".csv" else ((3, "task 3"),):
+        found = lines(
+            intents, bare(intents, after, task, tmp_path / f"rows{ending}"), "--after", after
+        )
+        items = run.items(after, task)
+        assert [line["class"] for line in found] == [item["prediction"] for item in items]
+        assert [line["text"] for line in found] == [item["prompt"] for item in items]
+        for line in found:
+            assert list(line) == ["text", "class", "score", "best"]
+            assert line["best"][0]["class"] == line["class"]
+            assert len(line["best"]) == 3
+            shares = [b["score"] for b in line["best"]]
+            assert shares == sorted(shares, reverse=True)
+            assert 1 / (2 * after) <= line["score"] == shares[0] < 1
+
+
+def test_the_share_is_that_of_the_softmax_by_hand(intents: Path) -> None:
+    """Logits of all six classes by the saved tensors, and of one task's two."""
+    predict = perdure.load_predictor(intents)
+    within = perdure.load_predictor(intents, task="task 1")
+    model: Any = predict.learner.model.eval()
+    ids = torch.tensor([predict.learner.tokenizer("xq hello")["input_ids"]])
+    with torch.no_grad():
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
+    wanted = logits.softmax(-1)
+    (found,) = predict(["xq hello"])
+    assert found["class"] == CLASSES[int(wanted.argmax())]
+    assert found["score"] == pytest.approx(float(wanted.max()), abs=1e-6)
+    (one,) = within(["xq hello"])
+    assert one["score"] == pytest.approx(float(logits[:2].softmax(-1).max()), abs=1e-6)
+    assert {b["class"] for b in one["best"]} == set(CLASSES[:2])
+
+
+@pytest.mark.unit
+def test_ranked_by_hand() -> None:
+    """exp 2 : exp 1 : exp 0 : exp 1 = .5344 : .1966 : .0723 : .1966; the first of equals counts."""
+    found = ranked("class", ["a", "b", "c", "d"], torch.tensor([2.0, 1.0, 0.0, 1.0]))
+    assert [b["class"] for b in found["best"]] == ["a", "b", "d"]
+    assert found["class"] == "a"
+    assert [b["score"] for b in found["best"]] == pytest.approx(
+        [0.53444, 0.19661, 0.19661], abs=1e-5
+    )
+
+
+def test_records_texts_and_rows_without_text(intents: Path, tmp_path: Path) -> None:
+    predict = perdure.load_predictor(intents, after=1)
+    one, two, three = predict(["zk a", {"utterance": "zk a"}, {"utterance": " "}])
+    assert one == two
+    assert {b["class"] for b in one["best"]} == set(CLASSES[:2])
+    assert three == {"text": "", "class": None}
+    with pytest.raises(RecipeError, match='text 1: no column "utterance"'):
+        predict([{"words": "zk a"}])
+    (tmp_path / "rows.txt").write_text("zk a\n\nxq b\n")
+    assert [line["class"] is None for line in lines(intents, tmp_path / "rows.txt")] == [
+        False, True, False,
+    ]  # fmt: skip
+
+
+def test_a_task_incremental_run_asks_the_last_task(tmp_path: Path) -> None:
+    recipe = write_class_recipe(
+        tmp_path / "data", save_encoder(tmp_path / "model"), stream__scenario="task-incremental",
+        method={"name": "seq_star", "warmup_epochs": 0},
+    )  # fmt: skip
+    run = learned(recipe, tmp_path / "run")
+    rows = bare(run, 3, "task 1", tmp_path / "rows.csv", "text")
+    recorded = [item["prediction"] for item in Run.open(run).items(3, "task 1")]
+    assert [line["class"] for line in lines(run, rows, "--task", "task 1")] == recorded
+    assert {line["class"] for line in lines(run, rows)} <= set(CLASSES[4:])
+
+
+def test_a_file_of_answers(intents: Path, tmp_path: Path) -> None:
+    rows, out = bare(intents, 3, "task 1", tmp_path / "rows.csv"), tmp_path / "answers.jsonl"
+    told = typed(intents, rows, "--out", out)
+    assert told.exit_code == 0
+    assert told.stdout == f"answers: {out}\n"
+    assert [json.loads(x) for x in out.read_text().splitlines()] == lines(intents, rows)
+    again = typed(intents, rows, "--out", out)
+    assert again.exit_code == 2
+    assert "exists already" in again.stderr
+
+
+def test_mistakes_are_told_before_weights(
+    intents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perdure.learners.build_saved", None)
+    (tmp_path / "rows.csv").write_text("words,id\nzk a,1\n")
+    (tmp_path / "rows.xls").write_text("")
+    (tmp_path / "broken.jsonl").write_text('{"utterance": \n')
+    (tmp_path / "list.jsonl").write_text('{"utterance": ["a"]}\n')
+    rows = tmp_path / "rows.csv"
+    for words, code, said in (
+        ((intents, rows), 2, 'no column "utterance"'),
+        ((intents, rows), 2, "--column NAME"),
+        ((intents, tmp_path / "gone.csv"), 2, "no such file"),
+        ((intents, tmp_path / "rows.xls"), 2, 'ending in ".xls" are not read'),
+        ((intents, tmp_path / "broken.jsonl"), 2, "broken.jsonl:1: broken JSON"),
+        ((intents, tmp_path / "list.jsonl"), 2, "list.jsonl:1"),
+        ((intents, rows, "--task", "task 9"), 2, 'the run has no task "task 9"'),
+        ((intents, rows, "--task", "task 2", "--after", 1), 2, "has not learned it"),
+        ((intents, rows, "--after", 0), 2, "no class was learned after 0 tasks"),
+        ((intents, rows, "--after", 7), 4, "has no model after 7 tasks"),
+        ((tmp_path / "none", rows), 4, "not found"),
+    ):
+        told = typed(*words)
+        assert (told.exit_code, told.stdout) == (code, ""), told.output
+        assert said in told.stderr
+
+
+def test_another_column(intents: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("words,id\nzk a,1\n")
+    found = lines(intents, tmp_path / "rows.csv", "--column", "words")
+    assert found == perdure.load_predictor(intents)(["zk a"])
+
+
+# --- text
+
+
+def test_a_labelled_task_by_likelihood(texts: Path, tmp_path: Path) -> None:
+    items = Run.open(texts).items(2, "colour")
+    rows = bare(texts, 2, "colour", tmp_path / "rows.jsonl", "text")
+    with_system = {item["prompt"] for item in items}
+    assert all(prompt.startswith("system: Say the colour.") for prompt in with_system)
+    plain = [json.loads(line) for line in rows.read_text().splitlines()]
+    only = [{"text": row["text"].partition("user: ")[2]} for row in plain]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in only))
+    found = lines(texts, rows, "--task", "colour")
+    assert [line["answer"] for line in found] == [item["prediction"] for item in items]
+    assert [line["text"] for line in found] == [row["text"] for row in only]
+    for line in found:
+        assert {b["answer"] for b in line["best"]} == {"red", "blue"}
+        assert sum(b["score"] for b in line["best"]) == pytest.approx(1)
+        assert line["score"] >= 0.5
+
+
+def test_free_answers_are_written(texts: Path, tmp_path: Path) -> None:
+    """The last task is asked, with its own instruction."""
+    items = Run.open(texts).items(2, "count")
+    asked = [item["prompt"].partition("user: ")[2] for item in items]
+    (tmp_path / "rows.txt").write_text("".join(text + "\n" for text in asked))
+    found = lines(texts, tmp_path / "rows.txt")
+    assert found == [
+        {"text": text, "answer": item["prediction"]}
+        for text, item in zip(asked, items, strict=True)
+    ]
+
+
+def test_a_conversation_ends_in_what_is_asked(texts: Path) -> None:
+    from perdure.recipe.data import TaskConfig
+    from perdure.streams.unlabelled import Unlabelled
+
+    form = Unlabelled(TaskConfig(name="t", format="chat", train="a.jsonl", instruction="Be short."))
+    ask = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
+           {"role": "user", "content": "c"}]  # fmt: skip
+    asked = [{"role": "system", "content": "Be short."}, *ask]
+    told = [*ask, {"role": "assistant", "content": "the label"}]
+    for messages in (ask, told, json.dumps(ask)):
+        (row,) = form.of_texts([{"messages": messages}])
+        assert row is not None
+        assert row["prompt"] == asked
+    (row,) = form.of_texts(["c"])
+    assert row is not None
+    assert row["prompt"] == [asked[0], ask[2]]
+
+
+def test_a_text_too_long_for_the_model(texts: Path) -> None:
+    predict = perdure.load_predictor(texts)
+    with pytest.raises(PerdureError, match="tokens, and the model reads"):
+        predict(["word " * 5000])
+
+
+def test_an_unknown_task_in_python(texts: Path) -> None:
+    with pytest.raises(UsageError, match='did you mean "count"'):
+        perdure.load_predictor(texts, task="coumt")
