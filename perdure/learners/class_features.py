@@ -153,7 +153,7 @@ class BodyFeatures(Learner):
 
     @property
     def _body_print(self) -> str:
-        """The body's fingerprint, computed again whenever the body was written to."""
+        """The body's fingerprint, computed again after each phase and each write to it."""
         model: Any = self.model
         writes = sum(p._version for p in model.body.parameters())
         if self._printed is None or self._printed[0] != writes:
@@ -213,7 +213,7 @@ class BodyFeatures(Learner):
         """Logits of rows in their order, (rows, columns)."""
         model: Any = self.model
         with evaluating(model):
-            if self._stays and self.features is not None:
+            if self.features is not None and self._stays:
                 texts = [row["text"] for row in rows]
                 self.features.add(texts)
                 logits: Tensor = model.heads(self.features.of(texts).to(model.device))

@@ -162,6 +162,7 @@ class ClassificationLearner(BodyFeatures):
             super()._train(session, phase)
         finally:
             model.objective, model.frozen_eval = "task", True
+            self._printed = None  # optimizers that are fused count no write
 
     @torch.no_grad()
     def _place_means(self, session: TaskSession, phase: Phase) -> None:
@@ -236,8 +237,8 @@ class ClassificationLearner(BodyFeatures):
         features themselves where the body stays and they are known."""
         batch = super().collate(rows)
         if (
-            self._stays
-            and self.features is not None
+            self.features is not None
+            and self._stays
             and all(self.features.has(row.get(TEXT, "")) for row in rows)
         ):
             batch["features"] = self.features.of([row[TEXT] for row in rows])

@@ -140,8 +140,7 @@ class SeqStar(Method):
         kept = frozen(task, still or options.freeze_body, old and not by_rate)
         held = frozen(task, False, old and by_rate)
         stays = re.compile("|".join(filter(None, (kept, held))) or "$^")
-        named = model.named_parameters()
-        if not any(p.requires_grad and not stays.search(name) for name, p in named):
+        if all(stays.search(name) for name, _ in model.named_parameters()):
             # A task whose classes all came before has no head of its own.
             told = "task %s: all its classes are old and old heads stay: nothing is learned of it"
             logger.warning(told, ctx.task.name)

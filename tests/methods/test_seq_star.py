@@ -39,7 +39,7 @@ def method_of(**options: Any) -> Any:
 
 
 def phases(config: dict[str, str], task: int, **options: Any) -> list[Phase]:
-    names = {"heads.parts.0.weight": None}
+    names = dict.fromkeys(("body.x.weight", *(f"heads.parts.{k}.weight" for k in range(task + 1))))
     model = SimpleNamespace(
         config=SimpleNamespace(**config), named_parameters=lambda: names.items()
     )
