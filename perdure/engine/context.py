@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from perdure.engine.distillation import Distillation, distilled
 from perdure.engine.general_texts import GIVEN, SHARE, given_rows, sampled_rows
 from perdure.errors import UsageError
-from perdure.models.weights import full, swapped
+from perdure.models.weights import swapped
 from perdure.protocol.batch import EncodedRows, ForwardOutput
 from perdure.protocol.context import BaseStates, Weights
 from perdure.protocol.labels import Classes
@@ -131,9 +131,6 @@ class TaskContext:
 
     def snapshot(self) -> Weights:
         return self._session.snapshot()
-
-    def full(self, tensor: Tensor) -> Tensor:
-        return full(tensor)
 
     def use_weights(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[None]:
         return swapped(self._session.model, weights)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from pydantic import Field
 
+from perdure.models.weights import full
 from perdure.protocol.batch import labels_of
 from perdure.protocol.method import Method, MethodConfig, Requires
 from perdure.recipe.mistakes import Mistake
@@ -110,7 +111,7 @@ class EWC(Method):
             penalty = term if penalty is None else penalty + term
             yield name, param.grad + pull.to(param.grad.dtype)
         if penalty is not None:
-            total = float(ctx.full(penalty)) + self.constant
+            total = float(full(penalty)) + self.constant
             ctx.log("ewc_penalty", self.config.lam / 2 * total)
 
     def end_task(self, ctx: Context) -> None:
@@ -137,4 +138,4 @@ class EWC(Method):
                 self.fisher[name], self.center[name], rest = add_penalty(
                     old, self.center[name], fisher, weights[name]
                 )
-                self.constant += float(ctx.full(rest))
+                self.constant += float(full(rest))

@@ -85,6 +85,7 @@ def frozen(task: int, body: bool, old_heads: bool) -> str:
 class SeqStar(Method):
     Config = SeqStarConfig
     config: SeqStarConfig
+    classes_only = True
     example_options: ClassVar = {"warmup_epochs": 1}
     noop_options: ClassVar = {
         "warmup_epochs": 0, "freeze_body": False, "freeze_old_heads": False,

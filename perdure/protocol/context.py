@@ -208,9 +208,6 @@ class Context(Protocol):
     def snapshot(self) -> Weights:
         """A copy of the trainable parameters by name, on their device."""
 
-    def full(self, tensor: Tensor) -> Tensor:
-        """The whole of a tensor that may be sharded; all processes call it."""
-
     def use_weights(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[None]:
         """Have `weights` in the model inside the block, and the old ones back afterwards."""
 

@@ -101,6 +101,8 @@ class Method:
     needs_old_rows: bool = False
     """True if the method trains on the rows of earlier tasks themselves: a run that was extended
     then reads the old files again."""
+    classes_only: bool = False
+    """True if the method is for tasks with classes: it works on their heads."""
     grows: bool = False
     """True if `begin_task` adds modules: a resumed run then calls it for each task learned before,
     in order, so that their weights find their place."""
@@ -129,6 +131,11 @@ class Method:
     def check(self, classes: Sequence[str]) -> None:
         """Raise `UsageError` where it cannot learn tasks of these classes; asked before weights are
         loaded. `classes`: of all tasks, in order; (): the tasks have none."""
+        if self.classes_only and not classes:
+            raise UsageError(
+                f"method: {name_of(self)} works on the heads of classes, and these tasks have none",
+                "it is for tasks with classes: format: classes",
+            )
 
     def begin_task(self, ctx: Context) -> None:
         """Prepare for `ctx.task`: add modules, freeze, cache states (in `ctx.cache`)."""

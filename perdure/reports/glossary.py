@@ -35,6 +35,11 @@ TERMS = {
     "method/gere_kl": Said("Term: KL from the base model's predictions on general texts.", NATS),
     "method/gere_l1": Said("Term: L1 distance to the base model's states.", _STATES),
     "method/gere_l2": Said("Term: L2 distance to the base model's states.", _STATES),
+    "method/derpp_ce": Said("Term: loss on replayed rows.", NATS),
+    "method/derpp_logits": Said(
+        "Term: squared distance of replayed rows' logits to those that were kept.",
+    ),
+    "method/derpp_new": Said("Term: what new rows' loss loses where they are distilled.", NATS),
     "method/gere_scope": Said(
         "Term: what turns the loss into that of GeRe's published code; added as it is.", NATS
     ),

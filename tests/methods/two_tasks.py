@@ -14,7 +14,8 @@ from typing import Any
 from perdure.methods import registry
 from perdure.testing import chooses_rows, make, train
 
-METHODS = {name: registry.load(name) for name in registry.names()}
+METHODS = {n: m for n in registry.names() if not (m := registry.load(n)).classes_only}
+"""All methods but those for tasks with classes alone, which test_on_classes.py goes through."""
 ACTIVE: dict[str, Mapping[str, Any]] = {n: kind.example_options for n, kind in METHODS.items()}
 OWN_ROWS = {name for name, kind in METHODS.items() if chooses_rows(kind)}
 
