@@ -48,8 +48,8 @@ def extension_recipe(
 
     Args:
         path: a recipe that holds only what is new, the `stream` above all.
-        data: in its place a file shaped like the run's last task, whose rows are then set aside
-            for scores and validation by the run's shares.
+        data: in its place a file shaped like the last task that was learned; rows are set aside
+            for scores and validation by its shares.
 
     Raises:
         RecipeError: all mistakes, each with its line.
@@ -131,7 +131,14 @@ def _shaped_like_the_last(run: Run, data: Path) -> dict[str, Any]:
             "write a recipe with the new task: perdure extend RUN next.yaml",
         )
     order = stream.order or [task.name for task in stream.tasks]
-    last = next(task for task in stream.tasks if task.name == order[-1])
+    tasks = {task.name: task for task in stream.tasks}
+    learned = [tasks[name] for name in order if tasks[name].learn != "none"]
+    if not learned:
+        raise UsageError(
+            f"extend: {run.path} learned no task, so --data has none to be like",
+            "write a recipe with the new task: perdure extend RUN next.yaml",
+        )
+    last = learned[-1]
     if last.dataset is not None:
         raise UsageError(
             f"extend: the last task of {run.path} is a hub data set, and {data} is a file",

@@ -78,7 +78,7 @@ def _learn(
         learner = learners.build(
             recipe,
             ready.stream,
-            methods=ready.methods,
+            methods=ready.take_methods(recipe),
             encoder=ready.encoder,
             batch_split=(ready.micro_batch, ready.accumulation),
             lm_eval_tasks=ready.lm_eval_tasks,

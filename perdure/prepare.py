@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,6 +146,24 @@ class Prepared:
     micro_batch: int
     accumulation: int
     model: ModelFacts | None
+    _taken: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def take_methods(self, recipe: Recipe) -> tuple[Method, ...]:
+        """The methods for one run; a second run gets its own, as they keep what they have seen.
+
+        Raises:
+            UsageError: `recipe` is not the one that was prepared.
+        """
+        if recipe != self.recipe:
+            raise UsageError(
+                f"learn: prepared is of another recipe, {self.recipe.name}",
+                "give what prepare(recipe) made of this one, or leave prepared out",
+            )
+        if self._taken:
+            with trusting(recipe.trust_remote_code):
+                return tuple(chosen_methods(recipe, self.stream))
+        self._taken.append(recipe.name)
+        return self.methods
 
     @cached_property
     def precision(self) -> str:

@@ -360,3 +360,19 @@ def test_own_code_that_has_changed_is_told(
     told = typed(old.path, last, "--trust-remote-code", "--out", tmp_path / "new")
     assert told.exit_code == 4, told.output
     assert "own code, mine.py: has other bytes since this run began" in told.stderr
+
+
+@pytest.mark.train
+def test_a_file_is_like_the_last_task_that_was_learned(
+    home: Path, model: Path, tmp_path: Path
+) -> None:
+    path = write_recipe(tmp_path, model, general=None, gauges__every=0, train__max_steps=1)
+    recipe = json.loads(path.read_text())
+    scored = {"name": "again", "format": "labels", "learn": "none", "test": "count-test.jsonl"}
+    recipe["stream"]["tasks"].append(scored)
+    path.write_text(json.dumps(recipe))
+    run = learned(path, tmp_path / "run")
+    assert run.matrix().learned == (True, True, False)
+    shutil.copy(tmp_path / "count-train.jsonl", tmp_path / "may.jsonl")
+    found = extension_recipe(run, data=tmp_path / "may.jsonl")
+    assert [(task.name, task.learn) for task in found.stream.tasks] == [("may", "sft")]

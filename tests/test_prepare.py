@@ -238,3 +238,20 @@ def test_rules_between_options_are_told_alike(tiny_model_dir: Path, tmp_path: Pa
     words = "method.weight_max: has no effect without weight: dynamic"
     assert f"{tmp_path / 'recipe.yaml'}:1: {words}" in str(in_recipe.value)
     assert str(in_python.value).startswith(words)
+
+
+@pytest.mark.train
+def test_what_was_prepared_serves_each_run_anew(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Methods keep what they have seen: a second run must not replay the first one's rows."""
+    path = write_recipe(tmp_path, tiny_model_dir, method="replay", general=None, gauges__every=0)
+    recipe = load_recipe(path)
+    ready = prepare(recipe)
+    files = []
+    for name, given in (("one", ready), ("two", ready), ("fresh", None)):
+        run = Run.create(tmp_path / name, recipe)
+        learn(recipe, run, prepared=given)
+        files.append((run.path / "checkpoints/task-2/model/model.safetensors").read_bytes())
+    assert files[0] == files[1] == files[2]
+    other = load_recipe(path, ["method=sequential"])
+    with pytest.raises(UsageError, match="learn: prepared is of another recipe"):
+        learn(other, Run.create(tmp_path / "other", other), prepared=ready)

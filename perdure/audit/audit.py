@@ -28,6 +28,7 @@ from perdure.audit.runs import changed_bases, today_of
 from perdure.consent import by_argument
 from perdure.errors import UsageError
 from perdure.models.chat import Encoder
+from perdure.models.precision import in_bf16
 from perdure.models.told import other_template, template_told
 from perdure.recipe.schema import MAX_DROP, MAX_LOSS_RISE
 from perdure.scoring.intervals import shared_alpha
@@ -161,7 +162,7 @@ def load_model(model: Model, precision: str, device: torch.device | str | None) 
         loaded, tokenizer = load_saved(model)
         if precision == "bf16":
             # All weights alike, an adapter's base too: rounding must not look like a change.
-            loaded = loaded.to(torch.bfloat16)
+            loaded = in_bf16(loaded)
         if device is None and torch.cuda.is_available():
             device = "cuda"
     return (loaded if device is None else loaded.to(device)), tokenizer

@@ -24,6 +24,7 @@ from perdure.models.configuration import POOLERS, attention_of, read_config
 from perdure.models.gguf import converted, plain
 from perdure.models.locate import Place, loading, locate
 from perdure.models.locate import resolve_saved as resolve_saved
+from perdure.models.precision import in_bf16
 from perdure.seals import MANIFEST, verify
 
 if TYPE_CHECKING:
@@ -289,9 +290,7 @@ def load_saved(
             f"{folder}: the base of this adapter: {error.what}", error.remedy
         ) from error
     if precision == "bf16":
-        import torch
-
-        model = model.to(torch.bfloat16)
+        model = in_bf16(model)
     model = load_adapter(folder, model, trainable=trainable)
     tokenizer.chat_template = saved_template(folder) or tokenizer.chat_template
     return model, tokenizer

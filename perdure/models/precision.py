@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from perdure.errors import ModelError
 
@@ -64,6 +65,19 @@ def cpu_has_bf16() -> bool:
 
     ask = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return bool(ask()) if ask is not None else False
+
+
+def in_bf16(model: Any) -> Any:
+    """The model, its parameters rounded to bf16 in place, as `from_pretrained` does it.
+
+    `model.to(torch.bfloat16)` would round buffers too: rotary frequencies among them, whose error
+    grows with a token's position.
+    """
+    import torch
+
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    return model
 
 
 def measure_speed(seconds: float = 2.0) -> Speed:

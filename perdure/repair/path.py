@@ -29,6 +29,7 @@ from perdure.models.adapters import (
 )
 from perdure.models.chat import Encoder
 from perdure.models.load import resolve_saved
+from perdure.models.precision import in_bf16
 from perdure.recipe.schema import ModelConfig
 from perdure.repair.candidates import Candidate, layer_groups, mixed
 
@@ -160,7 +161,7 @@ def _of_adapter(base: str, folder: Path, precision: str) -> Line:
     model, tokenizer = load_base(without_file(config))
     tokenizer.chat_template = saved_template(folder) or tokenizer.chat_template
     if precision == "bf16":
-        model = model.to(torch.bfloat16)
+        model = in_bf16(model)
     model = load_adapter(folder, model, trainable=True)
     params = {name: parameter.detach() for name, parameter in model.named_parameters()}
     every = model.state_dict()  # tied weights under both of their names

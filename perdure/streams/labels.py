@@ -25,17 +25,19 @@ def settle_labels(
     """Return a task's labels, and give each row the form of its label that is among them.
 
     Forms of a label are equal as `folded` writes them. The declared one counts; where labels are
-    not declared, the one that most training rows have. A label that is not among them, or no other
+    not declared, the one that most training rows have (test rows, of a task that is only scored).
+    A label that is not among them, or no other
     label beside it, is noted as a mistake.
     """
     declared = tuple(config.labels or dict.fromkeys((config.label_names or {}).values()))
-    whose = "declared labels" if declared else "labels of the training split"
-    labels = declared or _found(splits["train"], form.label, config.name)
+    split = "train" if "train" in splits else "test"
+    whose = "declared labels" if declared else f"labels of the {_CALLED[split]} split"
+    labels = declared or _found(splits[split], form.label, config.name)
     if not labels:
         return ()
     # A table that is one task among others may have one class.
     if len(labels) == 1 and not declared and getattr(config, "task", None) is None:
-        what = f'{config.place("train")}: "{brief(labels[0])}" is the only label'
+        what = f'{config.place(split)}: "{brief(labels[0])}" is the only label'
         mistakes.add(config.name, what, "there is nothing to tell apart")
     known, forms = set(labels), {_form(label): label for label in labels}
     lower = {_form(label, True): label for label in labels}
@@ -55,6 +57,9 @@ def settle_labels(
                 ]
             mistakes.add(placed.source, what, remedy)
     return labels
+
+
+_CALLED = {"train": "training", "test": "test"}
 
 
 def same_tokens(

@@ -576,3 +576,29 @@ def test_weight_files_are_not_asked_where_they_do_not_tell(tiny_model_dir: Path)
     assert counted(plain.model_copy(update={"attention": "eager"}), read) is None
     read.num_hidden_layers += 1
     assert counted(plain, read) is None
+
+
+@pytest.mark.train
+def test_a_saved_adapter_in_bf16_is_the_model_that_was_trained(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """Rotary frequencies are buffers: rounded to bf16 they would move far tokens."""
+    import torch
+    from tiny_runs import write_recipe
+
+    from perdure import Run, learn, load_recipe
+
+    path = write_recipe(
+        tmp_path, tiny_model_dir, model__tuning="lora", train__precision="bf16", general=None,
+        gauges__every=0, train__max_steps=1,
+    )  # fmt: skip
+    recipe = load_recipe(path)
+    run = Run.create(tmp_path / "run", recipe)
+    learn(recipe, run)
+    folder = run.path / "checkpoints/task-2/model"
+    trained, _ = load_base(recipe.model, precision="bf16")
+    saved, _ = load_saved(folder, precision="bf16")
+    ours, theirs = (dict(model.named_buffers()) for model in (trained, saved))
+    assert {n.rpartition(".")[2] for n in ours} >= {"inv_freq"}
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert all(value.dtype == theirs[name].dtype for name, value in ours.items())

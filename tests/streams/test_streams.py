@@ -1057,3 +1057,17 @@ def test_other_parts_are_named_with_file_and_row(tmp_path: Path, part: Any, what
     told = mistakes(tmp_path, format="chat", train="t.jsonl")
     assert told.startswith('t.jsonl:2: "messages": message 1')
     assert what in told
+
+
+@pytest.mark.unit
+def test_labels_of_a_task_that_is_only_scored_are_its_test_rows(tmp_path: Path) -> None:
+    from perdure.prepare import load_recipe, stream_of
+
+    (tmp_path / "test.csv").write_text("text,label\ngood,yes\nbad,no\nfine,yes\n")
+    task = "{name: seen, format: labels, learn: none, test: test.csv}"
+    (tmp_path / "r.yaml").write_text(
+        f"model: {{path: org/x}}\nmethod: sequential\nstream: {{tasks: [{task}]}}\n"
+    )
+    (found,) = stream_of(load_recipe(tmp_path / "r.yaml"))
+    assert found.labels == ("no", "yes")
+    assert (len(found.train), len(found.test)) == (0, 3)
