@@ -8,8 +8,9 @@ from typing import Any
 
 from perdure.reports import charts, classes, format, ranking, scenarios, words
 from perdure.reports.colours import STEPS
-from perdure.reports.data import LEVELS, SUMMARY, RunView, TaskFacts, left_out_of_means, task_order
+from perdure.reports.data import LEVELS, SUMMARY, RunView, TaskFacts, task_order
 from perdure.reports.format import number, percent, signed, significant
+from perdure.reports.left_out import left_out_of_means
 from perdure.streams.kinds import PERPLEXITY, is_perdures
 
 MANY = 8

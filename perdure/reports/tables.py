@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from perdure.errors import UsageError
-from perdure.reports import format, numbers, ranking, words
+from perdure.reports import format, left_out, numbers, ranking, words
 from perdure.reports.data import SUMMARY, RunData, RunView, task_order, views
 from perdure.reports.seeds import grouped, seed_of
 
@@ -149,7 +149,10 @@ def _small_print(runs: Sequence[RunView]) -> str:
         if any(len(run.members) > 1 for run in runs)
         else "over test rows"
     )
-    return (
+    said = (
         f"In brackets: 95 % intervals, {over}; of general perplexity, of its change. "
         "Bold: ahead of all others beyond the interval of the difference."
     )
+    # A line break in a name would end LaTeX's comment.
+    missing = " ".join(left_out.line(runs).split())
+    return f"{said} {missing[0].upper()}{missing[1:]}." if missing else said
