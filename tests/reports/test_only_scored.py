@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from synthetic_runs import make_run
 
-from perdure.reports import ranking
+from perdure.reports import numbers, ranking, words
 from perdure.reports.data import comparable, views
 from perdure.reports.html import render
 from perdure.reports.left_out import left_out_of_means
@@ -81,3 +81,48 @@ def test_a_name_with_a_line_break_stays_in_latex_s_comment(tmp_path: Path) -> No
         tmp_path / "r", "replay", [[0.1], [0.2]], tasks=["a\nb"], only_scored=["a\nb"], steps=1
     )
     assert "only scored): a b." in table([run], "latex").splitlines()[0]
+
+
+MANY = 20_000
+
+
+def test_no_word_says_that_an_only_scored_task_was_learned(tmp_path: Path) -> None:
+    """c falls from .5 to .1, which is a loss against the base model and nothing else."""
+    run = run_of(tmp_path / "run", rows=MANY, general=())
+    (view,) = views([run])
+    found = {f.task.name: f for f in words.findings(view)}
+    assert (found["c"].gained, found["c"].kept, found["c"].only_scored) == (
+        "unknown", "unknown", True,
+    )  # fmt: skip
+    assert found["c"].learned != found["c"].learned  # nan
+    what = words.account(view)
+    assert (what.learned, what.not_learned, what.unclear) == (("a", "b"), (), ())
+    assert (what.below, what.earlier) == (("c",), 1)
+    assert words.story(view) == (
+        "learned a and b; lost c (0.500 → 0.100) against the base model; kept a"
+    )
+    changes = numbers.of_run(view)["intervals"]["changes"]["tasks"]
+    assert (changes["c"]["learned"], changes["c"]["since_learned"]) == (None, None)
+    assert changes["c"]["since_base"]["outcome"] == "lost"
+    page = " ".join(render([run]).split())
+    assert "only scored; <span" in page
+    assert "not learned" not in words.headline(view)
+
+
+def test_the_last_task_is_the_last_that_was_learned(tmp_path: Path) -> None:
+    """Of 40 rows each nothing is told of a kept task; b was learned last and needs no word."""
+    (view,) = views([run_of(tmp_path / "run", rows=40, general=())])
+    assert [f.kept for f in words.findings(view)] == ["open", "last", "unknown"]
+    assert words.account(view).open == ("a",)
+    assert "whether it kept a" in words.story(view)
+    assert numbers.of_run(view)["intervals"]["changes"]["tasks"]["b"]["since_learned"] is None
+
+
+def test_before_anything_is_learned_nothing_is_said_of_it(tmp_path: Path) -> None:
+    run = make_run(
+        tmp_path / "run", "replay", SCORES[:2], tasks=ABC, only_scored=["a"], finished=False,
+        steps=1,
+    )  # fmt: skip
+    (view,) = views([run])
+    assert words.story(view) == "has learned no task yet"
+    assert words.headline(view) == "replay has learned no task yet"
