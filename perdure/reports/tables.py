@@ -145,7 +145,8 @@ def tex(text: str) -> str:
 
 def _small_print(runs: Sequence[RunView]) -> str:
     over = (
-        "over seeds (Student's t, n - 1) where there are several, else over test rows"
+        "over test rows, and where there are several seeds over them too (Student's t, n - 1), "
+        "whichever is wider"
         if any(len(run.members) > 1 for run in runs)
         else "over test rows"
     )

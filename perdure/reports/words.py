@@ -316,8 +316,9 @@ def figure_interval(run: RunView, key: str, digits: int, *, sign: bool) -> str:
 
 SEEDS = (
     "Runs that differ in their seed alone are one row: the mean over seeds, below it its 95 % "
-    "interval (Student's t, one degree of freedom less than there are seeds) and sd, the standard "
-    "deviation between seeds; where all seeds agree, no interval is known. A seed also draws rows "
+    "interval (at each end the wider of Student's t, one degree of freedom less than there are "
+    "seeds, and of the runs' own over test rows) and sd, the standard "
+    "deviation between seeds. A seed also draws rows "
     "and general texts, so the spread holds that too; general text is compared with the same "
     "run's own base model. Marked best is only what is ahead of all others by the seeds and by "
     "the rows."
