@@ -4,8 +4,8 @@ A mean over seeds has Student's interval with one degree of freedom less than th
 to ten runs are what people have. It says how far another set of seeds may lie. What other test rows
 would say it does not know where all seeds are scored on the same rows, so the rows are asked too:
 an interval is the wider at each end of Student's and of the mean of the runs' own, and a method is
-ahead of another only if the seeds and the rows say so. Two methods that ran with the same seeds are compared
-seed by seed, since a seed decides what both were trained and scored on.
+ahead of another only if the seeds and the rows say so. Two methods that ran with the same seeds are
+compared seed by seed, since a seed decides what both were trained and scored on.
 """
 
 from __future__ import annotations

@@ -52,7 +52,8 @@ def test_over_seeds_it_is_the_wider_of_seeds_and_items(tmp_path: Path) -> None:
     ((task, _),) = group.general_tasks
     found = change_of(group, task)
     assert found is not None
-    assert (found.mean, found.seeds) == (pytest.approx(-0.025), 3)
+    assert found.mean == pytest.approx(-0.025)
+    assert found.seeds == 3
     own = [change_of(one, task) for one in group.members]
     assert found.low <= sum(one.low for one in own if one) / 3
     assert "quiz" in render(runs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -25,7 +26,9 @@ SCORES = [[0.1, 0.1, 0.5], [0.8, 0.1, 0.5], [0.8, 0.9, 0.1], [0.8, 0.9, 0.1]]
 """Of c, which is only scored, the model loses much."""
 
 
-def run_of(folder: Path, method: str = "replay", only: tuple[str, ...] = ("c",), **more) -> Run:  # type: ignore[no-untyped-def]
+def run_of(
+    folder: Path, method: str = "replay", only: tuple[str, ...] = ("c",), **more: Any
+) -> Run:
     return make_run(folder, method, SCORES, tasks=ABC, only_scored=only, steps=2, **more)
 
 

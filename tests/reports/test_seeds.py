@@ -79,7 +79,8 @@ def test_where_all_seeds_agree_the_rows_interval_is_left(tmp_path: Path) -> None
     group = group_of(runs_of(tmp_path, "replay", [0.6, 0.6, 0.6], rows=20))
     found, own = numbers.figure(group, "average_accuracy"), []
     for run in group.members:
-        assert (ends := run.evidence.interval("average_accuracy")) is not None
+        ends = run.evidence.interval("average_accuracy")
+        assert ends is not None
         own.append((ends.low, ends.high))
     low, high = (sum(ends) / 3 for ends in zip(*own, strict=True))
     assert found == pytest.approx({"mean": 0.6, "sd": 0.0, "low": low, "high": high, "seeds": 3})
