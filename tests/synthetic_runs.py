@@ -56,11 +56,13 @@ def make_run(
     seed: int = 0,
     items: bool = False,
     texts: int = 32,
+    only_scored: Sequence[str] = (),
 ) -> Run:
     """Write a run directory: row i of `matrix` is what was scored after i tasks, nan is missing.
 
     With `items` it also holds the scored rows, of which the first ones are right (so many that
     their share is next to the score, which becomes their mean), and each general text's loss.
+    `only_scored` names the tasks that stream.json marks as not learned.
     """
     folder.mkdir(parents=True)
     methods = method.split("+")
@@ -73,6 +75,9 @@ def make_run(
         encoding="utf-8",
     )
     (folder / "environment.json").write_text(json.dumps(environment), encoding="utf-8")
+    if only_scored:
+        marks = [{"name": t} | ({"learn": "none"} if t in only_scored else {}) for t in tasks]
+        (folder / "stream.json").write_text(json.dumps(marks), encoding="utf-8")
     scores: list[dict[str, Any]] = []
     for after, line in enumerate(matrix):
         for task, score in zip(tasks, line, strict=True):

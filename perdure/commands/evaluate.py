@@ -133,12 +133,17 @@ def _score(
 def interval(line: dict[str, Any], items: list[dict[str, Any]]) -> dict[str, float | None]:
     """A score's 95 % interval, `low` and `high`, over its rows or their groups.
 
-    None for both where scores have no limits (perplexity), or where rows are not known (lm-eval).
+    None for both where rows are not known, or where scores have no limits (perplexity) or none
+    that is known: of lm-eval's metrics nothing says what a row's score may be, so those count as
+    shares of 1 whose rows all lie within 0 and 1.
     """
-    known = known_metric(line["metric"])
+    # lm-eval's metrics are its own, whatever they are called.
+    known = None if line.get("kind") == "general" else known_metric(line["metric"])
     low, high = (known.low, known.high) if known is not None else (0.0, 1.0)
     low, high = float(line.get("low", low)), float(line.get("high", high))
-    if not items or not math.isfinite(high - low):
+    told = known is not None or "high" in line
+    shares = told or all(0 <= item["score"] <= 1 for item in items)
+    if not items or not shares or not math.isfinite(high - low):
         return {"low": None, "high": None}
     found = mean_interval([item["score"] for item in items], low, high, groups_of(items))
     return {"low": found.low, "high": found.high}

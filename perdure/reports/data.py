@@ -176,9 +176,11 @@ class RunView:
         return ""
 
     @property
-    def tasks_key(self) -> tuple[tuple[str, str], ...]:
-        """The tasks in their order with how they are scored: equal where cells can be compared."""
-        return tuple((task.name, task.metric) for task in self.tasks)
+    def tasks_key(self) -> tuple[tuple[str, str, bool], ...]:
+        """The tasks in their order, how each is scored and whether it is learned: equal where cells
+        can be compared."""
+        tasks = zip(self.tasks, self.matrix.learned, strict=True)
+        return tuple((task.name, task.metric, learned) for task, learned in tasks)
 
     @property
     def done(self) -> int:
@@ -385,12 +387,6 @@ def task_order(runs: Sequence[RunView]) -> list[TaskFacts]:
     return list(tasks.values())
 
 
-def left_out_of_means(runs: Sequence[RunView]) -> list[str]:
-    """Tasks that the summary figures do not count; see `ScoreMatrix.left_out`."""
-    out = {name for run in runs for name in run.matrix.left_out}
-    return [task.name for task in task_order(runs) if task.name in out]
-
-
 def comparable(runs: Sequence[RunView]) -> bool:
-    """True if all runs learned the same tasks, so that their averages mean the same."""
-    return len({frozenset((t.name, t.metric) for t in run.tasks) for run in runs}) <= 1
+    """True if all runs learned and scored the same tasks, so that their averages mean the same."""
+    return len({frozenset(run.tasks_key) for run in runs}) <= 1

@@ -10,6 +10,8 @@ from typing import Any
 from perdure.reports import charts, format, words
 from perdure.reports.data import MISSING, RunView, TaskFacts
 from perdure.reports.sections import metric_words
+from perdure.reports.seeds import over_seeds
+from perdure.scoring.change import Change
 
 F1, F1_WORDS, DIGITS = "F1 Avg", "harmonic mean of general and downstream", 2
 
@@ -50,7 +52,7 @@ def f1_average(general: Sequence[float], downstream: Sequence[float]) -> float:
 def f1_before_after(run: RunView) -> tuple[float, float] | None:
     """`f1_average` of the base model and at the end, over the lm-eval tasks scored in shares of 1.
 
-    None where there is none, or where a task of the stream is scored in another way.
+    None where there is none, where no task is learned, or one of those is scored in another way.
     """
     if len(run.members) > 1:
         pairs = [f1_before_after(member) for member in run.members]
@@ -59,8 +61,12 @@ def f1_before_after(run: RunView) -> tuple[float, float] | None:
             return None
         return fmean(pair[0] for pair in known), fmean(pair[1] for pair in known)
     shares = [values for task, values in run.general_tasks if _is_share(task, values)]
-    learned = [(task, run.over_time(task.name)) for task in run.tasks]
-    if not shares or not all(_is_share(task, values) for task, values in learned):
+    learned = [
+        (task, run.over_time(task.name))
+        for task, trained in zip(run.tasks, run.matrix.learned, strict=True)
+        if trained
+    ]
+    if not shares or not learned or not all(_is_share(task, values) for task, values in learned):
         return None
     first, last = (
         f1_average([values[i] for values in shares], [values[i] for _, values in learned])
@@ -113,7 +119,7 @@ def changes(runs: Sequence[RunView]) -> list[dict[str, Any]]:
                     "before": show(before),
                     "after": show(after),
                     "change": change,
-                    **_verdict(run, task, before, after),
+                    **_verdict(run, task),
                 }
             )
         groups.append(
@@ -153,12 +159,23 @@ def on_a_scale(task: TaskFacts, values: Sequence[float]) -> bool:
     return _is_share(task, values) or (not task.higher_is_better and min(values) > 0)
 
 
-def _verdict(run: RunView, task: TaskFacts, before: float, after: float) -> dict[str, str]:
-    """lost | kept | improved | open and its words; unknown where the scores are on no scale."""
-    if math.isnan(before + after) or not on_a_scale(task, (before, after)):
-        return {"kept": "unknown", "kept_words": "", "interval": ""}
+def change_of(run: RunView, task: TaskFacts) -> Change | None:
+    """An lm-eval task's change from the base model to the newest score; None where one of them is
+    missing or they are on no scale."""
+    if len(run.members) > 1:
+        return over_seeds([change_of(member, task) for member in run.members])
+    pair = before_after(run, task.name)
+    if pair is None or any(map(math.isnan, pair)) or not on_a_scale(task, pair):
+        return None
     newest = max(i for i, v in enumerate(scores(run, task.name)) if not math.isnan(v))
-    change = run.evidence.harness_change(task, (0, before), (newest, after))
+    return run.evidence.harness_change(task, (0, pair[0]), (newest, pair[1]))
+
+
+def _verdict(run: RunView, task: TaskFacts) -> dict[str, str]:
+    """lost | kept | improved | open and its words; unknown where the scores are on no scale."""
+    change = change_of(run, task)
+    if change is None:
+        return {"kept": "unknown", "kept_words": "", "interval": ""}
     kept = "improved" if change.gain == "learned" else change.outcome
     interval = words.interval_words(task, change)
     return {"kept": kept, "kept_words": words.outcome_words(change), "interval": interval}

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from perdure.reports import classes, general, probed, ranking, seeds, tradeoff, words
-from perdure.reports.data import SUMMARY, RunView, TaskFacts
-from perdure.reports.evidence import of_scores
+from perdure.reports.data import SUMMARY, RunView
 from perdure.scoring.change import Change
 from perdure.scoring.resampling import Interval
 
@@ -41,7 +39,7 @@ def of_run(view: RunView) -> dict[str, Any]:
             task.name: {
                 "metric": task.metric,
                 "scores": list(scores),
-                "change": _task_change(view, task),
+                "change": change(general.change_of(view, task)),
             }
             for task, scores in view.general_tasks
         },
@@ -160,15 +158,6 @@ def change(found: Change | None) -> dict[str, Any] | None:
         "rows": found.rows,
         "paired": found.paired,
     }
-
-
-def _task_change(view: RunView, task: TaskFacts) -> dict[str, Any] | None:
-    pair = general.before_after(view, task.name)
-    if pair is None or any(map(math.isnan, pair)):
-        return None
-    if not general.on_a_scale(task, pair):
-        return None
-    return change(of_scores(task, *pair, view.evidence.margins))
 
 
 def rests_on(view: RunView, key: str) -> dict[str, Any]:

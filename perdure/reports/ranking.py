@@ -78,7 +78,9 @@ def headline(runs: Sequence[RunView]) -> str:
     if len(runs) == 1:
         return words.headline(runs[0])
     if not comparable(runs):
-        return f"{len(runs)} runs over different tasks"
+        alike = len({frozenset(task.name for task in run.tasks) for run in runs}) == 1
+        how = "of the same tasks, not all learned and scored alike"
+        return f"{len(runs)} runs {how if alike else 'over different tasks'}"
     if any(run.summary("average_accuracy") is None for run in runs):
         return f"{len(runs)} methods over the same tasks, not all of them finished"
     knows, general = leading(runs, "average_accuracy"), leading(runs, GENERAL)

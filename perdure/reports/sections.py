@@ -8,8 +8,9 @@ from typing import Any
 
 from perdure.reports import charts, classes, format, ranking, scenarios, words
 from perdure.reports.colours import STEPS
-from perdure.reports.data import LEVELS, SUMMARY, RunView, TaskFacts, left_out_of_means, task_order
+from perdure.reports.data import LEVELS, SUMMARY, RunView, TaskFacts, task_order
 from perdure.reports.format import number, percent, signed, significant
+from perdure.reports.left_out import left_out_of_means
 from perdure.streams.kinds import PERPLEXITY, is_perdures
 
 MANY = 8
@@ -292,7 +293,7 @@ def changes(runs: Sequence[RunView]) -> list[dict[str, Any]]:
                     "interval": words.interval_words(task, found.since),
                     "against": words.change_words(task, found.against),
                     "against_interval": words.interval_words(task, found.against),
-                    "gained": "" if found.gain is None else words.gain_words(found.gain),
+                    "gained": _gained(found),
                     "kept": found.kept,
                     "kept_words": "" if found.since is None else words.outcome_words(found.since),
                     "below": found.against is not None and found.against.outcome == "lost",
@@ -303,6 +304,12 @@ def changes(runs: Sequence[RunView]) -> list[dict[str, Any]]:
             {"task": task.name, "metric": metric_words(task), "n": task.rows, "rows": rows}
         )
     return groups
+
+
+def _gained(found: words.Finding) -> str:
+    if found.gain is None:
+        return "only scored" if found.only_scored else ""
+    return words.gain_words(found.gain)
 
 
 def has_base(runs: Sequence[RunView]) -> bool:

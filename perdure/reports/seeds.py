@@ -2,10 +2,10 @@
 
 A mean over seeds has Student's interval with one degree of freedom less than there are runs, as two
 to ten runs are what people have. It says how far another set of seeds may lie. What other test rows
-would say it does not know where all seeds are scored on the same rows, so a claim (lost, kept,
-ahead) also asks the rows: a change is said only if both intervals agree, and a method is ahead of
-another only if the seeds and the rows say so. Two methods that ran with the same seeds are compared
-seed by seed, since a seed decides what both were trained and scored on.
+would say it does not know where all seeds are scored on the same rows, so the rows are asked too:
+an interval is the wider at each end of Student's and of the mean of the runs' own, and a method is
+ahead of another only if the seeds and the rows say so. Two methods that ran with the same seeds are
+compared seed by seed, since a seed decides what both were trained and scored on.
 """
 
 from __future__ import annotations
@@ -102,11 +102,15 @@ class SeedsEvidence(Evidence):
     def interval(self, name: str) -> Interval | None:
         values = [run.summary(name) for run in self.runs]
         known = [value for value in values if value is not None]
-        return _interval(known) if len(known) == len(values) else None
+        if len(known) < len(values):
+            return None
+        return _interval(known, [run.evidence.interval(name) for run in self.runs])
 
     def cell(self, after: int, task: str) -> Interval | None:
         values = [run.score(after, task) for run in self.runs]
-        return None if any(map(math.isnan, values)) else _interval(values)
+        if any(map(math.isnan, values)):
+            return None
+        return _interval(values, [run.evidence.cell(after, task) for run in self.runs])
 
     def change(self, task: TaskFacts, before: int, after: int) -> Change | None:
         return over_seeds([run.evidence.change(task, before, after) for run in self.runs])
@@ -120,9 +124,16 @@ class SeedsEvidence(Evidence):
         return min(run.evidence.general_last for run in self.runs)
 
 
-def _interval(values: Sequence[float]) -> Interval | None:
-    found = spread(values)
-    return None if math.isnan(found.low) else Interval(found.mean, found.low, found.high)
+def _interval(values: Sequence[float], by_rows: Sequence[Interval | None]) -> Interval | None:
+    """The wider end of Student's interval and of the mean of the runs' own, as `over_seeds` has it;
+    where one of the two is not known, the other."""
+    found, known = spread(values), [ends for ends in by_rows if ends is not None]
+    ends = [] if math.isnan(found.low) else [(found.low, found.high)]
+    if len(known) == len(by_rows):
+        ends.append((fmean(one.low for one in known), fmean(one.high for one in known)))
+    if not ends:
+        return None
+    return Interval(found.mean, min(low for low, _ in ends), max(high for _, high in ends))
 
 
 def over_seeds(changes: Sequence[Change | None]) -> Change | None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from perdure.errors import UsageError
-from perdure.reports import format, numbers, ranking, words
+from perdure.reports import format, left_out, numbers, ranking, words
 from perdure.reports.data import SUMMARY, RunData, RunView, task_order, views
 from perdure.reports.seeds import grouped, seed_of
 
@@ -145,11 +145,15 @@ def tex(text: str) -> str:
 
 def _small_print(runs: Sequence[RunView]) -> str:
     over = (
-        "over seeds (Student's t, n - 1) where there are several, else over test rows"
+        "over test rows, and where there are several seeds over them too (Student's t, n - 1), "
+        "whichever is wider"
         if any(len(run.members) > 1 for run in runs)
         else "over test rows"
     )
-    return (
+    said = (
         f"In brackets: 95 % intervals, {over}; of general perplexity, of its change. "
         "Bold: ahead of all others beyond the interval of the difference."
     )
+    # A line break in a name would end LaTeX's comment.
+    missing = " ".join(left_out.line(runs).split())
+    return f"{said} {missing[0].upper()}{missing[1:]}." if missing else said

@@ -15,14 +15,22 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from perdure.errors import printable
-from perdure.reports import class_tables, classes, format, general, no_class, ranking, words
+from perdure.reports import (
+    class_tables,
+    classes,
+    format,
+    general,
+    left_out,
+    no_class,
+    ranking,
+    words,
+)
 from perdure.reports.data import (
     LEVELS,
     SUMMARY,
     RunData,
     RunView,
     TaskFacts,
-    left_out_of_means,
     views,
 )
 from perdure.reports.seeds import grouped
@@ -221,10 +229,8 @@ def score_table(runs: Sequence[RunData], console: Console | None = None) -> None
                 target.print(_plain(f"{run.label}: {title.lower()} {said}"))
     if any(run.told for run in digested):
         target.print(_plain(words.SEEDS))
-    if left_out := left_out_of_means(digested):
-        target.print(
-            _plain(f"not in these means (another unit, or only scored): {', '.join(left_out)}")
-        )
+    if said := left_out.line(digested):
+        target.print(_plain(said))
     for said in class_tables.scenarios(digested):
         target.print(_plain(said))
     for table in class_tables.probes(digested):

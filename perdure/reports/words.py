@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import stdev
 
-from perdure.reports.data import RunView, TaskFacts
+from perdure.reports.data import MISSING, RunView, TaskFacts
 from perdure.reports.format import (
     DASH,
     between,
@@ -42,10 +42,11 @@ class Finding:
     gain: Change | None
     """From the base model to just learned."""
     since: Change | None
-    """From just learned to the end; None of the task that was learned last."""
+    """From just learned to the end; None of the task that was learned last, or only scored."""
     against: Change | None
     """From the base model to the end."""
     last: bool = False
+    only_scored: bool = False
 
     @property
     def gained(self) -> str:
@@ -64,19 +65,22 @@ class Finding:
 
 def findings(run: RunView) -> list[Finding]:
     """One finding a task, in the order of the stream, as far as the run has come."""
-    found = []
+    found, change, done = [], run.evidence.change, run.done
+    trained = [i for i, learned in enumerate(run.matrix.learned, start=1) if learned]
+    last = max((i for i in trained if i <= done), default=0)
     for index, task in enumerate(run.tasks, start=1):
-        change, done = run.evidence.change, run.done
+        only_scored = index not in trained
         found.append(
             Finding(
                 task,
                 run.score(0, task.name),
-                run.score(index, task.name),
+                MISSING if only_scored else run.score(index, task.name),
                 run.score(done, task.name),
-                gain=change(task, 0, index),
-                since=change(task, index, done) if done > index else None,
+                gain=None if only_scored else change(task, 0, index),
+                since=change(task, index, done) if index < last and not only_scored else None,
                 against=change(task, 0, done) if done >= index else None,
-                last=done == index,
+                last=index == last,
+                only_scored=only_scored,
             )
         )
     return found
@@ -145,7 +149,7 @@ def general_outcome(run: RunView) -> str:
 
 def story(run: RunView) -> str:
     """What a run did, as clauses without their subject: "learned a and b; forgot a (0.7 → 0.3)"."""
-    if run.done == 0:
+    if not any(run.matrix.learned[: run.done]):
         return "has learned no task yet"
     what, found = account(run), findings(run)
     reached = sum(f.gained != "unknown" for f in found)
@@ -201,7 +205,7 @@ def general_story(run: RunView) -> str:
 
 def headline(run: RunView) -> str:
     """The finding of a report of one run in one line: losses first, the rest as it was shown."""
-    if run.done == 0:
+    if not any(run.matrix.learned[: run.done]):
         return f"{run.label} has learned no task yet"
     what = account(run)
     reached = len(what.learned) + len(what.not_learned) + len(what.unclear)
@@ -312,8 +316,9 @@ def figure_interval(run: RunView, key: str, digits: int, *, sign: bool) -> str:
 
 SEEDS = (
     "Runs that differ in their seed alone are one row: the mean over seeds, below it its 95 % "
-    "interval (Student's t, one degree of freedom less than there are seeds) and sd, the standard "
-    "deviation between seeds; where all seeds agree, no interval is known. A seed also draws rows "
+    "interval (at each end the wider of Student's t, one degree of freedom less than there are "
+    "seeds, and of the runs' own over test rows) and sd, the standard "
+    "deviation between seeds. A seed also draws rows "
     "and general texts, so the spread holds that too; general text is compared with the same "
     "run's own base model. Marked best is only what is ahead of all others by the seeds and by "
     "the rows."

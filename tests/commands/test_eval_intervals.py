@@ -34,3 +34,15 @@ def test_without_limits_or_rows_there_is_none() -> None:
     none = {"low": None, "high": None}
     assert interval({"metric": "perplexity"}, [{"score": 3.0}]) == none
     assert interval({"metric": "acc"}, []) == none  # of lm-eval
+
+
+def test_an_lm_eval_metric_has_an_interval_only_in_shares_of_one() -> None:
+    """BLEU goes to 100: taken for a share, its interval would be clipped to end at 1."""
+    bleu = {"kind": "general", "metric": "bleu"}
+    assert interval(bleu, [{"score": 30.0}, {"score": 40.0}]) == {"low": None, "high": None}
+    assert interval(bleu, [{"score": 0.5}, {"score": -0.1}]) == {"low": None, "high": None}
+    # A name that Perdure has too says nothing of lm-eval's metric.
+    match = {"kind": "general", "metric": "exact_match"}
+    assert interval(match, [{"score": 100 * item["score"]} for item in HALF])["low"] is None
+    found = interval({"kind": "general", "metric": "acc"}, HALF)
+    assert found == pytest.approx({"low": 0.187, "high": 0.813}, abs=0.015)

@@ -74,6 +74,37 @@ def test_mean_and_interval_over_seeds_by_hand(tmp_path: Path) -> None:
     assert (cell.low, cell.high) == pytest.approx((0.7 - reach, 0.7 + reach))
 
 
+def test_where_all_seeds_agree_the_rows_interval_is_left(tmp_path: Path) -> None:
+    """.6 at each seed, of 20 rows: the spread over seeds is 0, but another 20 rows may differ."""
+    group = group_of(runs_of(tmp_path, "replay", [0.6, 0.6, 0.6], rows=20))
+    found, own = numbers.figure(group, "average_accuracy"), []
+    for run in group.members:
+        ends = run.evidence.interval("average_accuracy")
+        assert ends is not None
+        own.append((ends.low, ends.high))
+    low, high = (sum(ends) / 3 for ends in zip(*own, strict=True))
+    assert found == pytest.approx({"mean": 0.6, "sd": 0.0, "low": low, "high": high, "seeds": 3})
+    assert low < 0.5 < 0.7 < high
+    cell = group.evidence.cell(2, "a")
+    assert cell is not None
+    assert cell.low < 0.5 < 0.7 < cell.high
+
+
+def test_an_interval_over_seeds_is_the_wider_at_each_end(tmp_path: Path) -> None:
+    """Seeds that hardly differ (.6, .6001, .5999) say less than 20 rows do; without rows, all."""
+    few = group_of(runs_of(tmp_path / "few", "replay", [0.6, 0.6001, 0.5999], rows=20))
+    ends = few.evidence.interval("average_accuracy")
+    assert ends is not None
+    assert ends.low < 0.5 < 0.7 < ends.high
+    none = group_of(runs_of(tmp_path / "none", "replay", [0.6, 0.6001, 0.5999], rows=0))
+    ends = none.evidence.interval("average_accuracy")
+    reach = T2 * 0.0001 / math.sqrt(3)
+    assert ends is not None
+    assert (ends.low, ends.high) == pytest.approx((0.6 - reach, 0.6 + reach))
+    same = group_of(runs_of(tmp_path / "same", "replay", [0.6, 0.6], rows=0))
+    assert same.evidence.interval("average_accuracy") is None
+
+
 def test_forgetting_is_the_mean_of_the_runs_own(tmp_path: Path) -> None:
     """Of two seeds, whose best was before and after task b: not that of the mean matrix."""
     rows = [
@@ -238,7 +269,9 @@ def test_csv_holds_every_figure(twelve: list[Run]) -> None:
     # General text: ln(22/20), ln(23/20), ln(24/20), each against the same run's own base.
     mean = (math.log(1.1) + math.log(1.15) + math.log(1.2)) / 3
     assert float(gere["general_nats"]) == pytest.approx(mean)
-    assert gere["forward_transfer_low"] == ""  # no spread between these seeds
+    # These seeds agree: what is left is the rows' interval.
+    assert float(gere["forward_transfer_sd"]) == 0
+    assert float(gere["forward_transfer_low"]) < 0 < float(gere["forward_transfer_high"])
 
 
 def test_latex_escapes_and_marks_the_best(tmp_path: Path, twelve: list[Run]) -> None:
