@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.consent import trusting
-from perdure.errors import UsageError
+from perdure.errors import PerdureError, RecipeError, UsageError
 from perdure.recipe import load
 from perdure.recipe.mistakes import Mistake
 from perdure.recipe.schema import MethodSpec, Recipe
@@ -197,7 +197,8 @@ def prepare(
         today: the day whose date a chat template writes; None is that of now.
 
     Raises:
-        RecipeError: mistakes in the data, or rows too long for the limit or the model.
+        RecipeError: mistakes in the data, rows too long for the limit or the model, or options of a
+            method that the model is too small for.
         ModelError: the base model cannot be used.
         UsageError: methods that clash or lack what they need, a batch that cannot be split over
             the processes, or an lm-eval task that cannot be read.
@@ -241,6 +242,7 @@ def _prepare(
     if name:
         facts = models.inspect_base(recipe.model, kind.writes)
         _refuse_headless(recipe, methods, facts)
+        _refuse_mistakes_on(recipe, methods, facts)
         encoder = getattr(importlib.import_module(module), name)(recipe)
         if today is not None and hasattr(encoder, "pin"):
             encoder.pin(today)
@@ -260,6 +262,19 @@ def _refuse_headless(recipe: Recipe, methods: Sequence[Method], facts: ModelFact
                 f"cannot: {facts.no_language_head}",
                 "write method.warmup_loss: ce, or take a decoder with its language-model head",
             )
+
+
+def _refuse_mistakes_on(recipe: Recipe, methods: Sequence[Method], facts: ModelFacts) -> None:
+    """Raise `RecipeError` where options of methods do not go with the base model."""
+    if not facts.layers:
+        return  # the configuration does not say how many: it is asked once the model is there
+    found = [
+        PerdureError(f"{recipe.method_place(i, '.'.join(map(str, m.key)))}: {m.what}", m.remedy)
+        for i, method in enumerate(methods)
+        for m in method.mistakes_on(facts)
+    ]
+    if found:
+        raise RecipeError(found)
 
 
 def chosen_methods(recipe: Recipe, stream: TaskStream) -> list[Method]:

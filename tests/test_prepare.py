@@ -14,7 +14,7 @@ import pytest
 from tiny_runs import LABELS, write_recipe
 
 from perdure import Run, learn, load_recipe
-from perdure.errors import UsageError
+from perdure.errors import RecipeError, UsageError
 from perdure.models.chat import Encoder
 from perdure.prepare import prepare, stream_of
 
@@ -255,3 +255,50 @@ def test_what_was_prepared_serves_each_run_anew(tiny_model_dir: Path, tmp_path: 
     other = load_recipe(path, ["method=sequential"])
     with pytest.raises(UsageError, match="learn: prepared is of another recipe"):
         learn(other, Run.create(tmp_path / "other", other), prepared=ready)
+
+
+LAYERS = [
+    ({"name": "freeze", "layers": 3}, "3 leaves none of the model's 3 layers to train"),
+    ({"name": "freeze"}, "4 leaves none of the model's 3 layers to train"),
+    ({"name": "gere", "layers": [0, 3]}, "the model has no layer 3"),
+    ({"name": "gere_distance", "layers": [-4]}, "the model has no layer -4"),
+    ({"name": "gere_official", "layers": [0, -3]}, "a layer is named twice"),
+]
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize(("method", "what"), LAYERS)
+def test_layers_that_the_model_has_not_are_told_with_their_line(
+    method: dict[str, Any], what: str, listed: bool, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    path = write_recipe(tmp_path, tiny_model_dir, method=[method] if listed else method)
+    indented = json.dumps(json.loads(path.read_text()), indent=1)
+    path.write_text(indented)
+    lines = indented.splitlines()
+    option = [i for i, line in enumerate(lines, 1) if '"layers"' in line]
+    written = [i for i, line in enumerate(lines, 1) if '"method"' in line]
+    if listed:
+        written = [written[0] + 1]
+    with pytest.raises(RecipeError) as error:
+        prepare(load_recipe(path))
+    (mistake,) = error.value.mistakes
+    (line,) = option or written
+    assert mistake.what == f"{path}:{line}: method.{'0.' if listed else ''}layers: {what}"
+    assert mistake.remedy
+    assert error.value.remedy == ("nothing was loaded or written",)
+
+
+@pytest.mark.unit
+def test_all_methods_layers_are_told_at_once_and_those_it_has_are_taken(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    both = [{"name": "gere", "layers": [5]}, {"name": "freeze", "layers": 2}, {"name": "lwf"}]
+    path = write_recipe(tmp_path, tiny_model_dir, method=both)
+    with pytest.raises(RecipeError) as error:
+        prepare(load_recipe(path, ["method.1.layers=7"]))
+    assert [m.what for m in error.value.mistakes] == [
+        f"{path}:1: method.0.layers: the model has no layer 5",
+        "command line: method.1.layers: 7 leaves none of the model's 3 layers to train",
+    ]
+    prepare(load_recipe(path, ["method.0.layers=[0, 2, -1, -2]"]))

@@ -84,7 +84,7 @@ def attach(
         )
     trainer.__class__ = type(type(trainer).__name__, (Attached, type(trainer)), {})
     host: Any = trainer
-    host.methods, host.session, host.term_sums, host.passes_noted = methods, session, {}, 0
+    host.methods, host.session, host.term_sums, host.steps_noted = methods, session, {}, 0.0
     host.step_sums, host.task_sum, host.added_sums = {}, 0.0, {}
     host.compare = compare
     session.join(trainer.accelerator)
@@ -106,7 +106,7 @@ class Attached:
     session: TaskSession
     term_sums: dict[str, Any]
     added_sums: dict[str, Any]
-    passes_noted: int
+    steps_noted: float
     step_sums: dict[str, tuple[Any, int]]
     task_sum: Any
     compare: bool
@@ -289,19 +289,19 @@ class Attached:
     def _note_task(self, loss: Tensor, items: Any) -> None:
         """Keep the task's own loss, which the trainer logs only with all terms added to it.
 
-        As the terms are: the mean over micro-batches of what each would be if it were the step.
+        As the terms are: its share of the step, which is a mean over the step's micro-batches.
         """
-        scale = self.session.accumulation if self._scaled_for_accumulation(items) else 1
-        self.task_sum = self.task_sum + loss.detach() * scale
+        passes = 1 if self._scaled_for_accumulation(items) else self.session.accumulation
+        self.task_sum = self.task_sum + loss.detach() / passes
 
     def _note(self, terms: Mapping[str, Tensor]) -> None:
         """Keep each term as it is logged: unscaled where its method logged it under its name."""
-        self.passes_noted += 1
-        unscaled = self.session.take_watched()
-        for name, value in {**terms, **unscaled}.items():  # on the device until it is logged
-            self.term_sums[name] = self.term_sums.get(name, 0.0) + value.detach()
-        for name in terms.keys() & unscaled.keys():
-            self.added_sums[name] = self.added_sums.get(name, 0.0) + terms[name].detach()
+        passes = self.session.accumulation  # of this step; an epoch's last one may have fewer
+        self.steps_noted += 1 / passes
+        logged = {**terms, **self.session.take_watched()}
+        for sums, values in ((self.term_sums, logged), (self.added_sums, terms)):
+            for name, value in values.items():  # on the device until it is logged
+                sums[name] = sums.get(name, 0.0) + value.detach() / passes
 
     def note_step(self) -> None:
         """Take over tensors that were logged outside of a pass, by `begin_task`, `gradients` or
@@ -315,29 +315,29 @@ class Attached:
         # The summary at the end has what was logged after the last line.
         if "loss" in logs or "train_loss" in logs:
             # What is asked here is equal on all processes, which then average together.
-            if self.passes_noted or any(
+            if self.steps_noted or any(
                 getattr(type(m), hook) is not getattr(Method, hook)
                 for m in self.methods
                 for hook in ("begin_task", "after_step", "gradients")
             ):
                 logs.update(self._mean_terms())
-                self.term_sums, self.passes_noted, self.step_sums = {}, 0, {}
+                self.term_sums, self.steps_noted, self.step_sums = {}, 0.0, {}
                 self.task_sum, self.added_sums = 0.0, {}
             logs.update(self.session.take_logged())
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def _mean_terms(self) -> dict[str, float]:
-        """Each named loss since the last log, mean over micro-batches and processes; and what was
-        logged once a step, mean over steps and processes.
+        """Each named loss and what was logged once a step: the mean over the steps since the last
+        log, of each step over its micro-batches, and over processes.
 
-        A term that is known unscaled has its weight beside it: what it was multiplied by in the
-        loss, over these steps. `task_loss` and all terms times their weights are the loss.
+        A term has its weight beside it: what it was multiplied by in the loss, over these steps.
+        `task_loss` and all terms times their weights are the loss; a name without is no term.
         """
-        mine = {f"method/{n}": float(v) / self.passes_noted for n, v in self.term_sums.items()}
+        mine = {f"method/{n}": float(v) / self.steps_noted for n, v in self.term_sums.items()}
         mine |= {f"method/{n}": float(v) / count for n, (v, count) in self.step_sums.items()}
-        if self.passes_noted:
-            mine["task_loss"] = float(self.task_sum) / self.passes_noted
-        added = {f"method/{n}": float(v) / self.passes_noted for n, v in self.added_sums.items()}
+        if self.steps_noted:
+            mine["task_loss"] = float(self.task_sum) / self.steps_noted
+        added = {f"method/{n}": float(v) / self.steps_noted for n, v in self.added_sums.items()}
         if self.accelerator.num_processes > 1:
             everyone = gather_object([(mine, added)])
             mine, added = (

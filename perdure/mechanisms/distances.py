@@ -92,14 +92,3 @@ def state_weight(
         return float(weight)
     found = ce.detach() / (term.detach() + 1e-8)
     return found if limit is None else found.clamp(max=limit)
-
-
-def micro_loss(
-    ce_task: Tensor | None, ce_general: Tensor, term: Tensor, weight: Tensor | float
-) -> Tensor:
-    """A whole micro-batch's loss as in the official code; `ce_task` None: it has no task rows.
-
-    Then one of each general row, where the others are (rows,).
-    """
-    ce = ce_general if ce_task is None else (ce_task + ce_general) / 2
-    return ce + weight * term

@@ -1,15 +1,14 @@
 """Pull each weight back to where earlier tasks left it, the more the more they depended on it.
 
-After a task the diagonal of the Fisher information is estimated from single rows of it; later
-tasks pay a quadratic penalty for moving weights by that measure.
+After a task the diagonal of the Fisher information is estimated from its rows; later tasks pay a
+quadratic penalty for moving weights by that measure.
 Paper: Elastic Weight Consolidation, Kirkpatrick et al. 2017 (arXiv 1612.00796), equation 3;
 `tasks: online` is Schwarz et al. 2018 (arXiv 1805.06370), section 4.
 
     L = CE(task) + lam / 2 * sum over tasks t and weights i of F_t,i (w_i - w*_t,i)^2
     F_t,i = mean over rows of (d log p(answer | prompt) / d w_i)^2
-Departs: F takes the data's own answers ("empirical Fisher"), not answers sampled from the model.
-The sum over tasks is kept as one quadratic (summed F, its minimum, a constant). lam depends on the
-model; start where the logged penalty is near the loss. An adapter's own weights alone are held.
+Departs: F takes the data's own answers ("empirical Fisher"), and the sum over tasks is one
+quadratic. lam depends on the model: start where the logged penalty is near the loss.
 Cost: two fp32 copies of the trainable weights; `rows` single-row gradients at the end of a task.
 """
 

@@ -14,7 +14,7 @@ Cost: negative; frozen weights need no gradient and no optimizer state.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -22,16 +22,25 @@ from pydantic import Field
 from perdure.errors import UsageError
 from perdure.protocol.method import Method, MethodConfig
 from perdure.protocol.step import Phase
+from perdure.recipe.mistakes import Mistake
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from perdure.models.inspect import ModelFacts
     from perdure.protocol.context import Context
 
 
 class FreezeConfig(MethodConfig):
     layers: int = Field(4, ge=0, description="decoder layers that stay fixed, from the input up")
     embeddings: bool = Field(True, description="keep token and position embeddings fixed")
+
+
+def none_left(layers: int, count: int) -> Iterator[Mistake]:
+    """The mistake of fixing the lowest `layers` of a model that has no more than these."""
+    if layers >= count:
+        what = f"{layers} leaves none of the model's {count} layers to train"
+        yield Mistake(("layers",), what, f"set it to at most {count - 1}")
 
 
 def freeze_pattern(model: nn.Module, layers: int, embeddings: bool = True) -> str:
@@ -48,11 +57,8 @@ def freeze_pattern(model: nn.Module, layers: int, embeddings: bool = True) -> st
         stack = layers_of(model)
     except AttributeError as error:
         raise UsageError(f"freeze: {error}", "take a model of another family") from error
-    if layers >= len(stack):
-        raise UsageError(
-            f"freeze: layers: {layers} leaves none of the model's {len(stack)} layers to train",
-            f"set it to at most {len(stack) - 1}",
-        )
+    for mistake in none_left(layers, len(stack)):
+        raise UsageError(f"freeze: layers: {mistake.what}", mistake.remedy)
     inside = {id(module) for module in stack.modules()}
     outer = [m for m in decoder_of(model).modules() if isinstance(m, Embedding)]
     fixed = {id(module) for module in stack[:layers]}
@@ -67,6 +73,9 @@ class Freeze(Method):
     config: FreezeConfig
     example_options: ClassVar = {"layers": 1}
     noop_options: ClassVar = {"layers": 0, "embeddings": False}
+
+    def mistakes_on(self, facts: ModelFacts) -> Iterator[Mistake]:
+        yield from none_left(self.config.layers, facts.layers)
 
     def phases(self, ctx: Context) -> Sequence[Phase]:
         pattern = freeze_pattern(ctx.model, self.config.layers, self.config.embeddings)

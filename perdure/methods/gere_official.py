@@ -127,7 +127,7 @@ class GeReOfficial(GeneralReplay):
     ) -> Mapping[str, Tensor]:
         if self.config.scope == "row":
             return super().loss(ctx, main, extra)
-        # Terms that turn the trainer's loss into the code's: what it adds for these rows goes.
+        # `gere_scope` turns the trainer's loss of the task's rows into the code's part of them.
         # By how steps are cut: a batch that happens to hold one row, or a pack, is as the others.
         alone = ctx.batch_size <= (ctx.step.whole or ctx.step.micro_batches)
         whole = self._alone if alone else self._pooled
@@ -137,17 +137,14 @@ class GeReOfficial(GeneralReplay):
     def _pooled(
         self, ctx: Context, main: ForwardOutput, extra: ForwardOutput | None
     ) -> dict[str, Tensor]:
-        """The code's loss of a micro-batch of several task rows, and the held part of it."""
+        """The parts of the code's loss of a micro-batch of several task rows."""
         ce_task = main.nll.mean()  # ()
         if extra is None:
             return {"gere_scope": ce_task}
         ce = extra.nll.mean()  # ()
         term, weight = self._term_and_weight(ctx, extra, (ce_task + ce) / 2, pool=True)  # ()
-        held = weight * term  # ()
-        ctx.log("gere_label", (ce / 2).detach())
-        ctx.log(f"gere_{self.config.loss}", term.detach())
-        whole = distances.micro_loss(ce_task, ce, term, weight)  # ()
-        return {"gere_scope": whole - held} | self._named(held)
+        parts = {"gere_scope": ce_task / 2, "gere_label": ce / 2}
+        return parts | self._named(weight * term)
 
     def _alone(
         self, ctx: Context, main: ForwardOutput, extra: ForwardOutput | None
@@ -160,11 +157,9 @@ class GeReOfficial(GeneralReplay):
             return {"gere_scope": share * ce_task}
         ce = extra.row_nll  # (rows,)
         term, weight = self._term_and_weight(ctx, extra, ce, pool=False)  # (rows,)
-        held = (weight * term).sum()  # ()
-        whole = distances.micro_loss(None, ce, term, weight).sum() + ce_task  # ()
-        ctx.log("gere_label", share * (whole - held - ce_task).detach())
-        ctx.log(f"gere_{self.config.loss}", share * term.sum().detach())
-        return {"gere_scope": share * (whole - held)} | self._named(share * held)
+        parts = {"gere_scope": ce_task, "gere_label": ce.sum()}
+        parts |= self._named((weight * term).sum())
+        return {name: share * part for name, part in parts.items()}
 
     def _named(self, held: Tensor) -> dict[str, Tensor]:
         """What is held on the texts; with their labels alone nothing is."""
@@ -173,13 +168,17 @@ class GeReOfficial(GeneralReplay):
     def _term_and_weight(
         self, ctx: Context, extra: ForwardOutput, ce: Tensor, pool: bool
     ) -> tuple[Tensor, Tensor | float]:
-        c = self.config
+        """Logged as by the other methods: a mean over the step's general rows, before any weight.
+        What is pooled counts for each row of its micro-batch."""
+        c, rows = self.config, len(extra.mask)
+        ctx.log("gere_label", extra.row_mean(extra.row_nll.detach()))
         if c.loss == "label":
             return torch.zeros_like(ce), 0.0
         term = self.term(ctx, extra, pool).reshape(ce.shape)
         weight = distances.state_weight(c.weight, ce, term, c.weight_max)
-        if isinstance(weight, Tensor):
-            ctx.log("gere_weight", extra.row_mean(weight.detach().expand(len(extra.mask))))
+        for name, value in ((c.loss, term), ("weight", weight)):
+            if isinstance(value, Tensor):
+                ctx.log(f"gere_{name}", extra.row_mean(value.detach().expand(rows)))
         return term, weight
 
     def held(self, ctx: Context, extra: ForwardOutput) -> Mapping[str, Tensor]:

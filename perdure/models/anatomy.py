@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
 
 from perdure.errors import UsageError
+from perdure.recipe.mistakes import Mistake
 
 
 def decoder_of(model: nn.Module) -> nn.Module:
@@ -55,15 +56,19 @@ def check_layers(model: nn.Module, layers: Sequence[int]) -> None:
     """
     if tuple(layers) in ((), (-1,)):
         return
-    count = len(layers_of(model))
+    for mistake in layer_mistakes(layers, len(layers_of(model))):
+        raise UsageError(f"method: layers: {mistake.what}", mistake.remedy)
+
+
+def layer_mistakes(layers: Sequence[int], count: int) -> Iterator[Mistake]:
+    """What is wrong with `layers` of a model that has `count`, at an option's key of that name."""
     wrong = [k for k in layers if not -count <= k < count]
     if wrong:
-        raise UsageError(
-            f"method: layers: the model has no layer {wrong[0]}",
-            f"its layers are 0 to {count - 1}, and -1, the output of the final norm",
-        )
-    if len({k if k == -1 else k % count for k in layers}) < len(layers):
-        raise UsageError("method: layers: a layer is named twice", f"-{count} is 0, and so on")
+        what = f"the model has no layer {wrong[0]}"
+        remedy = f"its layers are 0 to {count - 1}, and -1, the output of the final norm"
+        yield Mistake(("layers",), what, remedy)
+    elif len({k if k == -1 else k % count for k in layers}) < len(layers):
+        yield Mistake(("layers",), "a layer is named twice", f"-{count} is 0, and so on")
 
 
 def takes_positions(model: nn.Module) -> bool:

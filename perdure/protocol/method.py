@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Parameter
 
+    from perdure.models.inspect import ModelFacts
     from perdure.protocol.batch import EncodedRows, ForwardOutput
     from perdure.protocol.context import Context
 
@@ -136,6 +137,17 @@ class Method:
                 f"method: {name_of(self)} works on the heads of classes, and these tasks have none",
                 "it is for tasks with classes: format: classes",
             )
+
+    def mistakes_on(self, facts: ModelFacts) -> Iterator[Mistake]:
+        """Yield options that do not go with the base model, each at its own key; asked before
+        weights are loaded. As it is: layers that `requires.hidden` names and the model has not.
+
+        Args: facts: of the base model, whose number of layers is known.
+        """
+        if self.requires.hidden:
+            from perdure.models.anatomy import layer_mistakes  # it imports torch
+
+            yield from layer_mistakes(self.requires.hidden, facts.layers)
 
     def begin_task(self, ctx: Context) -> None:
         """Prepare for `ctx.task`: add modules, freeze, cache states (in `ctx.cache`)."""

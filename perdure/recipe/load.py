@@ -78,6 +78,7 @@ def load(
     recipe = recipe.model_copy(update={"trust_remote_code": trusted})
     recipe._folder = folder
     recipe._places = partial(_place, document, ())
+    recipe._lists_methods = isinstance(data.get("method"), list)
     recipe.stream._places = partial(_place, document, ("stream",))
     for i, task in enumerate(recipe.stream.tasks):
         task._places = partial(_place, document, ("stream", "tasks", i))

@@ -292,6 +292,7 @@ class Recipe(Section):
     save: SaveConfig = Field(default_factory=SaveConfig, description="which checkpoints are kept")
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
     _places: Callable[[str], str] | None = PrivateAttr(None)
+    _lists_methods: bool = PrivateAttr(False)
 
     @property
     def methods(self) -> tuple[MethodSpec, ...]:
@@ -305,6 +306,11 @@ class Recipe(Section):
     def place(self, key: str) -> str:
         """`file:line: key`, to begin a message about a value with."""
         return self._places(key) if self._places else key
+
+    def method_place(self, number: int, key: str) -> str:
+        """`place` of an option of the method with this number in `methods`."""
+        listed = self._lists_methods or len(self.methods) > 1
+        return self.place(f"method.{number}.{key}" if listed else f"method.{key}")
 
     @field_validator("method", mode="before")
     @classmethod

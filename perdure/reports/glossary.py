@@ -1,8 +1,8 @@
 """What the figures are that a run logs, in a sentence each, for the page where they appear.
 
 A method's term `method/NAME` is logged as it is, before any weight, with `method/NAME_weight`
-beside it: what it was multiplied by in the loss. `loss` is `task_loss` and all terms times their
-weights. What stands under another kind of name is measured only.
+beside it: what it was multiplied by in the loss, 1 where it is added as it is. `loss` is
+`task_loss` and all terms times their weights. A name without a weight is measured only.
 """
 
 from __future__ import annotations
@@ -23,25 +23,31 @@ class Said(NamedTuple):
 _SHARE, _STATES = "share of states", "distance of states"
 TERMS = {
     "method/replay": Said("Term: loss on replayed rows of earlier tasks.", NATS),
+    "method/derpp_ce": Said("Term: loss on kept rows of earlier tasks.", NATS),
+    "method/derpp_logits": Said(
+        "Term: squared distance to the logits kept with these rows.", "squared logits"
+    ),
+    "method/derpp_new": Said(
+        "Term: what turns the new rows' loss into beta times it and the distance of their logits; "
+        "added as it is.",
+        NATS,
+    ),
     "method/lwf": Said("Term: distance to the predictions before this task.", NATS),
     "method/eaft": Said(
         "Term: what weighing each token by its entropy adds to the task's loss; added as it is.",
         NATS,
     ),
-    "method/gere_label": Said("Term: loss on general texts.", NATS),
+    "method/gere_label": Said("Term: loss on general texts, a mean over their rows.", NATS),
     "method/gere_margin": Said(
         "Term: how far states lie outside the base model's intervals.", _STATES
     ),
     "method/gere_kl": Said("Term: KL from the base model's predictions on general texts.", NATS),
     "method/gere_l1": Said("Term: L1 distance to the base model's states.", _STATES),
     "method/gere_l2": Said("Term: L2 distance to the base model's states.", _STATES),
-    "method/derpp_ce": Said("Term: loss on replayed rows.", NATS),
-    "method/derpp_logits": Said(
-        "Term: squared distance of replayed rows' logits to those that were kept.",
-    ),
-    "method/derpp_new": Said("Term: what new rows' loss loses where they are distilled.", NATS),
     "method/gere_scope": Said(
-        "Term: what turns the loss into that of GeRe's published code; added as it is.", NATS
+        "Term: the task's part in the loss of GeRe's published code (half its loss, where a "
+        "micro-batch has general rows) less task_loss; added as it is.",
+        NATS,
     ),
 }
 EXPLAINED = {
@@ -89,7 +95,8 @@ EXPLAINED = {
 }
 WEIGHTS = (
     "What the term was multiplied by before it was added to the loss: the method's weight and, of "
-    "GeRe, the general rows' share of all rows of the step."
+    "GeRe, the general rows' share of all rows of the step. A figure without a weight is measured "
+    "only and no part of the loss, or a term that is 0."
 )
 _WEIGHT = "_weight"
 

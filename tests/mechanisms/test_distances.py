@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, tensor
 
-from perdure.mechanisms.distances import distance, kl, kl_of_largest, micro_loss, state_weight
+from perdure.mechanisms.distances import distance, kl, kl_of_largest, state_weight
 from perdure.mechanisms.state_cache import top
 
 pytestmark = pytest.mark.unit
@@ -33,8 +33,6 @@ def test_m12_weight_fixed_and_dynamic() -> None:
     close(tensor(2.4) + state_weight("dynamic", tensor(2.4), term) * term, 4.8)
     close(state_weight("dynamic", ce, tensor(0.583333)), 3.085714)
     close(state_weight("dynamic", ce, tensor(1e-6), 50.0), 50.0)  # trap 3: it would be 1.8e6
-    close(micro_loss(tensor(1.2), tensor(2.4), term, 100.0), 6.8)
-    close(micro_loss(None, tensor(2.4), term, 100.0), 7.4)
 
 
 def test_m14_distillation() -> None:

@@ -260,3 +260,25 @@ def test_terms_are_logged_unscaled_with_their_weights(tiny: Any, tmp_path: Path)
     assert last["method/lwf_weight"] == pytest.approx(0.25, rel=1e-4)
     assert lines[0]["method/gere_margin"] == 0.0  # the base itself: no weight can be told
     assert "method/gere_margin_weight" not in lines[0]
+
+
+@pytest.mark.parametrize("method", ["general_replay", "gere", "gere_official", "eaft"])
+@pytest.mark.parametrize("counted", [True, False])
+def test_the_parts_are_the_loss_where_a_last_step_has_fewer_micro_batches(
+    tiny: Any, tmp_path: Path, method: str, counted: bool
+) -> None:
+    """Eighteen rows in micro-batches of two: steps of four, four and one, in one line of the log.
+    What adds to the loss is what has a weight, whether the trainer counts its labels or not."""
+    trainer = plain(tiny[0], tiny[1], tmp_path, per_device_train_batch_size=2,
+                    gradient_accumulation_steps=4, logging_steps=3)  # fmt: skip
+    trainer.train_dataset = (rows(tiny[1]) * 2)[:18]
+    trainer.model_accepts_loss_kwargs = counted
+    options = {} if method == "eaft" else {"max_tokens": 12}
+    perdure.attach(trainer, {"name": method, **options}, general=GENERAL)
+    trainer.train()
+    (line,) = [row for row in trainer.state.log_history if "loss" in row]
+    weights = {k: v for k, v in line.items() if k.startswith("method/") and k[:-7] in line}
+    assert weights
+    parts = [weight * line[key.removesuffix("_weight")] for key, weight in weights.items()]
+    # The trainer rounds its own figure to four digits.
+    assert line["task_loss"] + sum(parts) == pytest.approx(line["loss"], abs=6e-5)

@@ -73,6 +73,48 @@ def test_a_row_left_over_is_a_micro_batch_as_the_others_are() -> None:
     assert total(method, ctx, task_rows([3.0]), general) == pytest.approx(wanted)
 
 
+@pytest.mark.parametrize("alone", [False, True])
+def test_the_parts_of_the_loss_have_the_names_of_the_family(alone: bool) -> None:
+    """A task row of 3 and a general one of 7: (3 + 7) / 2, if they are one micro-batch or two."""
+    method, ctx, general = m13("micro")
+    logged: dict[str, Any] = {}
+    ctx.log = logged.__setitem__
+    if alone:
+        ctx.batch_size = 1
+    found = method.loss(ctx, task_rows([3.0]), general)
+    assert float(logged["gere_label"]) == 7.0  # plain, as `general_replay` logs it
+    assert float(logged["gere_margin"]) == pytest.approx(0.1)
+    assert float(found["gere_label"]) == 3.5
+    assert float(found["gere_scope"]) == -1.5
+    assert float(found["gere_margin"]) == pytest.approx(5.0 if alone else 10.0)
+
+
+@pytest.mark.parametrize("micro", [1, 2])
+@pytest.mark.parametrize("loss", ["margin", "label", "kl"])
+def test_its_log_is_that_of_the_others(tiny: Any, tmp_path: Path, micro: int, loss: str) -> None:
+    """Whatever it computes, `gere_label` of the untouched model is the one `general_replay` logs,
+    and the parts are the loss."""
+    lines = []
+    for name, options in (
+        ("general_replay", {}), ("gere_official", {"loss": loss, "mix": "insert"}),
+    ):  # fmt: skip
+        trainer = trainer_of(
+            *tiny, tmp_path, max_steps=1, per_device_train_batch_size=micro, learning_rate=0.0,
+            gradient_accumulation_steps=4,
+        )  # fmt: skip
+        given = {"name": name, "max_tokens": 8, "insert": 3, **options}
+        perdure.attach(trainer, given, general=GENERAL)
+        trainer.train()
+        lines.append(next(row for row in trainer.state.log_history if "loss" in row))
+    plain, line = lines
+    assert line["method/gere_label"] == pytest.approx(plain["method/gere_label"], rel=1e-5)
+    weights = {k: v for k, v in line.items() if k.startswith("method/") and k[:-7] in line}
+    assert {"method/gere_label_weight", "method/gere_scope_weight"} <= set(weights)
+    assert weights["method/gere_scope_weight"] == 1
+    parts = [weight * line[key[:-7]] for key, weight in weights.items()]
+    assert line["task_loss"] + sum(parts) == pytest.approx(line["loss"], abs=6e-5)
+
+
 def test_a_step_says_how_many_micro_batches_a_whole_one_has(tiny: Any, tmp_path: Path) -> None:
     trainer = trainer_of(
         *tiny, tmp_path, max_steps=4, per_device_train_batch_size=1, gradient_accumulation_steps=5
