@@ -135,15 +135,16 @@ class ClassificationLearner(BodyFeatures):
         fitted = super().fit(index)
         if self.stream.tasks[index].learn == "none":
             return fitted
-        model: Any = self.model
         with self.serving(), self.autocast():
-            found = no_class_figures(
-                self.stream,
-                index + 1,
-                lambda rows: self._logits(rows, None)[:, : model.heads.classes],
-            )
+            found = no_class_figures(self.stream, index + 1, self._learned_logits)
         self.track(found)
         return replace(fitted, facts={**fitted.facts, **found})
+
+    def _learned_logits(self, rows: Sequence[Row]) -> Tensor:
+        """Logits of rows over the learned classes, of figures beside the scores."""
+        model: Any = self.model
+        self._asked([row["text"] for row in rows])
+        return self._logits(rows, None)[:, : model.heads.classes]
 
     def begin_task(self, index: int) -> None:
         """Add a head for the classes of the task that no earlier one has."""

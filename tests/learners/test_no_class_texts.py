@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -51,6 +52,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_each_text_passes_once_more(run: Run) -> None:
     """48 training and 24 test rows, 16 steps of the warm-up's rows; 12 validation rows, 5 texts."""
     assert run.passes == 48 + 24 + 16 + 12 + 5  # type: ignore[attr-defined]
+
+
+def test_the_passes_are_counted_as_needed(run: Run) -> None:
+    told = (run.path / "perdure.log").read_text("utf-8")
+    ((read, needed),) = re.findall(r"the body read (\d+) texts, (\d+) needed", told)
+    assert read == needed
 
 
 def test_figures_are_those_of_the_shares_that_predict_gives(run: Run) -> None:
