@@ -103,3 +103,11 @@ def write_class_recipe(folder: Path, model: Path, **changes: Any) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(json.dumps(recipe))
     return path
+
+
+def weights(run: Path, after: int = 3) -> dict[str, Any]:
+    """Tensors of body and heads that a run saved after so many tasks."""
+    from safetensors.torch import load_file
+
+    folder = run / f"checkpoints/task-{after}/model"
+    return load_file(folder / "body.safetensors") | load_file(folder / "heads.safetensors")

@@ -50,6 +50,8 @@ class BodyFeatures(Learner):
     """The fingerprint of the body that they are of."""
     _printed: tuple[int, str] | None = None
     """How often the body was written to, and its fingerprint then."""
+    _moves = False
+    """Whether the body learns in the phase at hand."""
 
     def trainer(self, task: Task, rows: Sequence[Row], phase: Phase, folder: Path) -> PhaseTrainer:
         """Where no parameter of the body learns, a trainer of heads on features."""
@@ -58,6 +60,7 @@ class BodyFeatures(Learner):
         learns = any(p.requires_grad for p in model.body.parameters())
         drops = not phase.frozen_eval and has_dropout(model.body.config)
         self._state += learns
+        self._moves = learns
         if not learns and any(m.requires.texts for m in self.methods):
             self.listener.warn(
                 f"task {task.name}, phase {phase.name}: the body is frozen, so states on general "
@@ -180,7 +183,7 @@ class BodyFeatures(Learner):
             weights=self._body_print,
             template=[self.reader.template, self.reader.of_relations],
             max_length=self.reader.limit,
-            tokenizer=sorted(self.tokenizer.get_vocab().items()),
+            tokenizer=self._vocabulary,
             side="right",
             pooling=model.pooling,
             precision=self.precision,
@@ -189,6 +192,10 @@ class BodyFeatures(Learner):
             folder = self.folders.cache / "features" / key
             self._kept[key] = Features(folder, self._run_body)
         return self._kept[key]
+
+    @cached_property
+    def _vocabulary(self) -> str:
+        return state_key(words=sorted(self.tokenizer.get_vocab().items()))
 
     @cached_property
     def _kept(self) -> dict[str, Features]:

@@ -163,7 +163,8 @@ class ClassificationLearner(BodyFeatures):
             super()._train(session, phase)
         finally:
             model.objective, model.frozen_eval = "task", True
-            self._printed = None  # optimizers that are fused count no write
+            if self._moves:
+                self._printed = None  # optimizers that are fused count no write
 
     @torch.no_grad()
     def _place_means(self, session: TaskSession, phase: Phase) -> None:

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from class_runs import CLASSES, WORDS, save_decoder, save_encoder, write_class_recipe
-from safetensors.torch import load_file
+from class_runs import CLASSES, WORDS, save_decoder, save_encoder, weights, write_class_recipe
 from tiny_runs import fork_server
 from torch import Tensor
 
@@ -46,11 +45,6 @@ def learn(out: Path, recipe: Path, die: tuple[int, str, int] | None = None) -> P
     finally:
         torch.set_num_threads(threads)
     return out
-
-
-def weights(run: Path, after: int = 3) -> dict[str, Tensor]:
-    folder = run / f"checkpoints/task-{after}/model"
-    return load_file(folder / "body.safetensors") | load_file(folder / "heads.safetensors")
 
 
 def learner_of(folder: Path, recipe: Path) -> Any:

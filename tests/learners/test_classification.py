@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from class_runs import CLASSES, save_encoder, write_class_recipe
+from class_runs import CLASSES, save_encoder, weights, write_class_recipe
 from safetensors.torch import load_file
 from tiny_runs import fork_server
 from torch import Tensor
@@ -67,11 +67,6 @@ def learn_and_die(out: Path, recipe: Path, die: tuple[int, int]) -> int | None:
     process.start()
     process.join(250)
     return process.exitcode
-
-
-def weights(run: Path, after: int = 3) -> dict[str, Tensor]:
-    folder = run / f"checkpoints/task-{after}/model"
-    return load_file(folder / "body.safetensors") | load_file(folder / "heads.safetensors")
 
 
 def learner_of(folder: Path, recipe: Path) -> ClassificationLearner:

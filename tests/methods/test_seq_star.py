@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from class_runs import CLASSES, save_decoder, save_encoder, write_class_recipe
+from class_runs import CLASSES, save_decoder, save_encoder, weights, write_class_recipe
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -256,11 +256,6 @@ def learn(out: Path, recipe: Path, overrides: Any = ()) -> Path:
         finally:
             torch.set_num_threads(threads)
     return out
-
-
-def weights(run: Path, after: int = 3) -> dict[str, Tensor]:
-    folder = run / f"checkpoints/task-{after}/model"
-    return load_file(folder / "body.safetensors") | load_file(folder / "heads.safetensors")
 
 
 def learner_of(folder: Path, recipe: Path) -> Any:
