@@ -6,9 +6,9 @@
 A codebook of `--groups` groups of `--texts` instructions each, made of 400 invented words by a
 seed; requests are new sentences of the same words, routed one at a time, as a server does, and 64
 at once, as a test set is. "Index" is what is done once when a codebook is loaded: counting the
-words of all instructions, or loading the encoder and reading them with it. The answer is 64 tokens that
-SmolLM2-135M-Instruct writes to one request in fp32, without stopping earlier. Times are medians on
-the clock, the share is choosing one request over choosing and answering it; the aim is 5 %.
+words of all instructions, or loading the encoder and reading them with it. The answer is 64 tokens
+that SmolLM2-135M-Instruct writes to one request in fp32, without stopping earlier. Times are
+medians on the clock; the share is choosing for one request over answering it, and the aim is 5 %.
 A minute on one idle core.
 """
 
@@ -52,7 +52,7 @@ def codebook(config: SimilarityConfig, groups: int, texts: int) -> Codebook:
         )
         for g in range(groups)
     ]
-    return Codebook.new(config, groups=tuple(made))
+    return Codebook(similarity=config, groups=tuple(made))
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -124,7 +124,7 @@ def main() -> None:
     print("|---|---|---|---|---|")
     for name in names:
         found = routing(configs[name], given.groups, given.texts, given.rounds)
-        share = "" if answer is None else f"{found['one'] / (found['one'] + answer):.2%}"
+        share = "" if answer is None else f"{found['one'] / answer:.2%}"
         cells = [f"{1000 * found[key]:.2f}" for key in ("index", "one", "many")]
         print(f"| {name} | {' | '.join(cells)} | {share} |")
 

@@ -22,10 +22,10 @@ with its nearest.
                        strangers not below it), of the midpoints between neighbouring scores; of
                        several the lowest, which turns the fewest away
     without            the highest value that lets `keep` of the rewordings pass: 0.95
-    without rewordings 0.3, which is no measurement
+    without rewordings 0.3, which is no measurement (by words: `threshold`)
 
-Held-out rewordings are those that are given, and of a group of several texts each one, scored with
-the others.
+Held-out rewordings are those that a group has in the codebook, but for texts that it has learned
+since, and of a group of several texts each one, scored with the others.
 """
 
 from __future__ import annotations
@@ -59,8 +59,9 @@ def calibrate(
     """The codebook with both thresholds measured; see the module.
 
     Args:
-        rewordings: by group, other wordings of its instructions that are not stored in it.
-        strangers: requests that fit no group.
+        rewordings: by group, other wordings of its instructions; they are kept in the codebook with
+            those that it has.
+        strangers: requests that fit no group; kept as well.
         keep: share of the rewordings that `accept` lets pass where there are no strangers.
         given: "threshold" or "accept" where it stays as it is, as the user gave it.
 
@@ -71,6 +72,7 @@ def calibrate(
     """
     if not 0 < keep <= 1:
         raise UsageError(f"keep: {keep:g} is no share", "give a number above 0, at most 1: 0.95")
+    codebook = _with(codebook, rewordings or {}, strangers)
     router = Router(codebook, similarity)
     groups = codebook.groups
     right: list[float] = []
@@ -84,12 +86,14 @@ def calibrate(
             right += _each_with_the_others(
                 pairs[:, start : int(router.ends[number])], codebook.score
             )
-    for name, texts in (rewordings or {}).items():
-        number = groups.index(codebook.group(name))
-        right += router.scores(list(texts))[:, number].tolist()
-    wrong = router.scores(list(strangers)).max(1).tolist() if strangers and groups else []
-    threshold, first = _threshold(between, right, THRESHOLDS[codebook.similarity.name])
-    accept, second = _accept(right, wrong, keep)
+        held = [text for text in group.rewordings if text not in group.instructions]
+        if held:
+            right += router.scores(held)[:, number].tolist()
+    away = codebook.strangers if groups else ()
+    wrong = router.scores(away).max(1).tolist() if away else []
+    measure = codebook.similarity.name
+    threshold, first = _threshold(between, right, THRESHOLDS[measure])
+    accept, second = _accept(right, wrong, keep, threshold if measure == "tfidf" else UNCALIBRATED)
     if "threshold" in given:
         threshold, first = codebook.threshold, GIVEN
     if "accept" in given:
@@ -111,6 +115,21 @@ def told(codebook: Codebook) -> str:
     if said is None:
         return "\n".join(f"{line}: {GIVEN}" for line in lines)
     return "\n".join(f"{line}: {why}" for line, why in zip(lines, said.why, strict=False))
+
+
+def _with(
+    codebook: Codebook, rewordings: Mapping[str, Sequence[str]], strangers: Sequence[str]
+) -> Codebook:
+    """The codebook that keeps these texts as well, each once."""
+    more = {codebook.group(name).name: texts for name, texts in rewordings.items()}
+    groups = [
+        g.model_copy(
+            update={"rewordings": tuple(dict.fromkeys((*g.rewordings, *more.get(g.name, ()))))}
+        )
+        for g in codebook.groups
+    ]
+    away = tuple(dict.fromkeys((*codebook.strangers, *strangers)))
+    return codebook.model_copy(update={"groups": tuple(groups), "strangers": away})
 
 
 def _each_with_the_others(own: NDArray[np.float64], score: str) -> list[float]:
@@ -137,10 +156,10 @@ def _threshold(
 
 
 def _accept(
-    rewordings: Sequence[float], strangers: Sequence[float], keep: float
+    rewordings: Sequence[float], strangers: Sequence[float], keep: float, default: float
 ) -> tuple[float, str]:
     if not rewordings:
-        return UNCALIBRATED, "no rewording, nothing to measure: the default"
+        return default, "no rewording, nothing to measure: the default"
     right, wrong = np.sort(rewordings), np.sort(strangers)
     if not len(wrong):
         refused = len(right) - math.ceil(keep * len(right) - 1e-9)

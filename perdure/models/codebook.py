@@ -11,12 +11,14 @@ A value that is written beside the adapters as `codebook.json`, and can be read 
      "accept": 0.9,                          below it a request fits no group
      "fallback": "base",                     who answers then: base, nearest or last
      "calibration": {...},                   how the two were found, where they were measured
+     "strangers": ["Book a table."],         requests that fit none, to measure thresholds on
      "groups": [
       {
        "name": "sentiment",
        "adapter": "sentiment@3",             folder of the adapter: the group, and its third version
        "instructions": ["What is the sentiment of ..."],
-       "tasks": ["amazon", "sst2"]
+       "tasks": ["amazon", "sst2"],
+       "rewordings": ["Is it ..."]           held out: only thresholds are measured on them
       }
      ]
     }
@@ -35,7 +37,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from perdure.errors import PerdureError, RecipeError, UsageError, brief
 from perdure.files import write_atomic
@@ -94,6 +96,9 @@ class Group(Section):
         min_length=1, description="texts it is known by, in order"
     )
     tasks: tuple[str, ...] = Field((), description="tasks that were learned in it, in order")
+    rewordings: tuple[str, ...] = Field(
+        (), description="other wordings, held out: only thresholds are measured on them"
+    )
 
     def mistakes(self) -> Iterator[Mistake]:
         if self.name.casefold() == BASE:
@@ -142,7 +147,29 @@ class Codebook(Section):
         "base", description="who answers a request that fits none; last: the newest group"
     )
     calibration: Calibrated | None = Field(None, description="how both thresholds were found")
+    strangers: tuple[str, ...] = Field(
+        (), description="requests that fit no group, on which thresholds are measured"
+    )
     groups: tuple[Group, ...] = Field((), description="in the order in which they were opened")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _measures_own(cls, data: Any) -> Any:
+        """Thresholds that are not given are those of the measure.
+
+        By words a request fits the group that a task of its instruction would continue: the
+        specification has one threshold for both. By embeddings both are to be calibrated.
+        """
+        if not isinstance(data, dict):
+            return data
+        said = data.get("similarity")
+        if isinstance(said, SimilarityConfig):
+            said = dict(said)
+        name = str(said.get("name", "tfidf")) if isinstance(said, dict) else "tfidf"
+        opens = data.get("threshold", THRESHOLDS.get(name, 0.9))
+        number = isinstance(opens, int | float) and not isinstance(opens, bool)
+        fits = UNCALIBRATED if name == "embedding" else opens if number else 0.9
+        return {"threshold": opens, "accept": fits, **data}
 
     def mistakes(self) -> Iterator[Mistake]:
         names: dict[str, int] = {}
@@ -164,28 +191,6 @@ class Codebook(Section):
                     f'"{group.adapter}" is the adapter of {self.groups[first].name} as well',
                     "put the instructions of both into one group",
                 )
-
-    @classmethod
-    def new(
-        cls,
-        similarity: SimilarityConfig,
-        *,
-        base: str = "",
-        threshold: float | None = None,
-        accept: float | None = None,
-        **settings: Any,
-    ) -> Codebook:
-        """An empty codebook; thresholds that are not given are the measure's.
-
-        By words a request fits the group that a task of its instruction would continue, as in the
-        specification: `accept` is `threshold`. By embeddings both are to be calibrated.
-        """
-        opens = THRESHOLDS[similarity.name] if threshold is None else threshold
-        fits = opens if similarity.name == "tfidf" else UNCALIBRATED
-        return cls(
-            base=base, similarity=similarity, threshold=opens,
-            accept=fits if accept is None else accept, **settings,
-        )  # fmt: skip
 
     @classmethod
     def load(cls, path: Path) -> Codebook:
@@ -228,7 +233,10 @@ class Codebook(Section):
     def text(self) -> str:
         """The codebook as JSON to read."""
         said = self.model_dump(mode="json", exclude_none=True)
-        said["similarity"] = {k: v for k, v in said["similarity"].items() if v != ""}
+        for part in (said, said["similarity"], *said["groups"]):
+            for key in ("fingerprint", "rewordings", "strangers"):
+                if key in part and not part[key]:
+                    del part[key]
         return json.dumps(said, ensure_ascii=False, indent=1) + "\n"
 
     def save(self, folder: Path) -> Path:
@@ -267,6 +275,7 @@ class Codebook(Section):
             adapter=next_version(old.adapter),
             instructions=tuple(dict.fromkeys((*old.instructions, *_said(instructions)))),
             tasks=tuple(dict.fromkeys((*old.tasks, task))),
+            rewordings=old.rewordings,
         )
         return self._with(groups)
 

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perdure.consent import given
+from perdure.consent import demand, given
 from perdure.errors import ModelError, UsageError
 from perdure.models.locate import loading, locate
 from perdure.recipe.schema import ModelConfig
@@ -49,6 +50,7 @@ class SentenceEncoder:
 
     Raises:
         UsageError: there is no such encoder, or what loads it is not installed; no weight was read.
+        ConsentError: its folder names Python code to import.
     """
 
     def __init__(self, path: str, revision: str | None = None) -> None:
@@ -67,6 +69,8 @@ class SentenceEncoder:
         self.plain = self.place.local and is_plain(Path(self.place.name))
         if not self.plain:
             _demand_package(path)
+            if self.place.local:
+                _demand_known(Path(self.place.name))
         self._encode: Callable[[Sequence[str]], NDArray[np.float32]] | None = None
 
     def vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -115,7 +119,9 @@ class SentenceEncoder:
         body.eval()
         said = _json(Path(self.place.name) / "sentence_bert_config.json")
         context = int(getattr(body.config, "max_position_embeddings", 0) or 512)
-        limit = min(int(tokenizer.model_max_length), context, int(said.get("max_seq_length", 512)))
+        limit = min(
+            int(tokenizer.model_max_length), context, int(said.get("max_seq_length") or 512)
+        )
 
         @torch.inference_mode()
         def encode(texts: Sequence[str]) -> NDArray[np.float32]:
@@ -156,9 +162,12 @@ class SentenceEncoder:
 def is_plain(folder: Path) -> bool:
     """Whether an encoder's folder asks for the mean over its tokens and nothing else."""
     said = _json(folder / "modules.json", [])
-    names = [str(module.get("type", "")).rpartition(".")[2] for module in said]
-    if not names:
+    if not said:
         return True
+    types = [str(module.get("type", "")) for module in said]
+    if not all(name.startswith(f"{PACKAGE}.") for name in types):
+        return False
+    names = [name.rpartition(".")[2] for name in types]
     if names[:2] != ["Transformer", "Pooling"] or names[2:] not in ([], ["Normalize"]):
         return False
     pooling = _json(folder / str(said[1].get("path", "")) / "config.json")
@@ -166,6 +175,13 @@ def is_plain(folder: Path) -> bool:
         name for name, on in pooling.items() if name.startswith("pooling_mode_") and on is True
     }
     return modes == {"pooling_mode_mean_tokens"} or pooling.get("pooling_mode") == "mean"
+
+
+def _demand_known(folder: Path) -> None:
+    """sentence-transformers imports whatever class a folder names."""
+    for module in _json(folder / "modules.json", []):
+        if not str(module.get("type", "")).startswith(f"{PACKAGE}."):
+            demand(f"{folder / 'modules.json'}: names Python code to import, {module.get('type')}")
 
 
 def _json(file: Path, nothing: Any = None) -> Any:
@@ -195,12 +211,12 @@ def _demand_package(path: str) -> None:
         )
 
 
-class _at_our_key:
+@contextmanager
+def _at_our_key() -> Iterator[None]:
     """What a loader of base models says of `model.path` is said of the encoder here."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, ModelError) and error.what.startswith("model.path:"):
-            what = KEY + error.what.removeprefix("model.path")
-            raise ModelError(what, error.remedy) from error
+    try:
+        yield
+    except ModelError as error:
+        if not error.what.startswith("model.path:"):
+            raise
+        raise ModelError(KEY + error.what.removeprefix("model.path"), error.remedy) from error

@@ -213,23 +213,34 @@ class Embedding:
     """Cosine of sentence vectors.
 
     A vector differs in its last digits with the texts that it was computed beside, so similarities
-    are rounded to six digits.
+    are rounded to six digits. Stored texts are read once, and not before anybody asks; a request
+    that is one of them, as a system message often is, is not read again.
 
     Args: encoder: its `vectors(texts)` are (texts, width), each of length 1.
     """
 
     def __init__(self, encoder: Any) -> None:
         self.encoder = encoder
+        self.known: dict[str, NDArray[np.float32]] = {}
 
     def index(self, stored: Sequence[str]) -> Index:
-        vectors: list[NDArray[np.float32]] = []
+        folded = [_folded(text) for text in stored]
+        others: list[NDArray[np.float32]] = []  # (width, stored), when they were read
 
         def cosine(texts: Sequence[str]) -> NDArray[np.float64]:
-            if not vectors:  # stored texts are read once, and not before anybody asks
-                vectors.append(self.encoder.vectors([_folded(text) for text in stored]))
-            return np.asarray(self.encoder.vectors(texts) @ vectors[0].T, dtype=np.float64)
+            if not others:
+                self.known.update(self._read(folded))
+                others.append(np.stack([self.known[text] for text in folded]).T)
+            new = self._read(texts)
+            asked = np.stack([new[t] if t in new else self.known[t] for t in texts])
+            return np.asarray(asked @ others[0], dtype=np.float64)
 
         return _Rules(stored, cosine, digits=6)
+
+    def _read(self, texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """Vectors of the texts that are not known."""
+        new = [text for text in dict.fromkeys(texts) if text not in self.known]
+        return dict(zip(new, self.encoder.vectors(new), strict=True)) if new else {}
 
 
 def _mapped(sparse: Any, function: Callable[[Any], Any]) -> Any:

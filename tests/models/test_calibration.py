@@ -30,7 +30,7 @@ CONFIG = SimilarityConfig(name="embedding", encoder="by hand")
 
 def book(**groups: Sequence[str]) -> Codebook:
     made = [Group(name=n, adapter=f"{n}@1", instructions=tuple(t)) for n, t in groups.items()]
-    return Codebook.new(CONFIG, groups=tuple(made))
+    return Codebook(similarity=CONFIG, groups=tuple(made))
 
 
 def degrees(cosine: float) -> str:
@@ -143,6 +143,28 @@ def test_it_is_kept_in_the_codebook(tmp_path: Path) -> None:
     assert Codebook.load(tmp_path) == found
     assert start.calibration is None
     assert told(Codebook.load(tmp_path)) == told(found)
+
+
+def test_a_later_measurement_has_the_same_rewordings_and_strangers() -> None:
+    """Nothing is given again next week; what the group has learned since is held out no more."""
+    one, other = (f"-{text}" for text in at(0.1, 0.2))  # on the side where b is not
+    first = calibrate(book(a=["0"], b=at(0.4)), {"a": at(0.9, 0.6)}, [one], similarity=MEASURE)
+    assert first.groups[0].rewordings == tuple(at(0.9, 0.6))
+    assert calibrate(first, similarity=MEASURE) == first
+    more = calibrate(first, {"a": at(0.9, 0.55)}, [other], similarity=MEASURE)
+    assert more.calibration is not None
+    assert more.calibration.rewordings == pytest.approx([0.55, 0.6, 0.9], abs=1e-5)
+    assert more.calibration.strangers == pytest.approx([0.1, 0.2], abs=1e-5)
+    learned = first.model_copy(update={"score": "max"}).continued("a", at(0.6), "t")
+    again = calibrate(learned, similarity=MEASURE).calibration
+    assert again is not None
+    assert len(again.rewordings) == 3  # both texts of the group against each other, and one more
+
+
+def test_by_words_the_specification_has_one_threshold_for_both() -> None:
+    words = Codebook(groups=(Group(name="a", adapter="a@1", instructions=("red cat",)),))
+    found = calibrate(words)
+    assert (found.threshold, found.accept) == (0.9, 0.9)
 
 
 def test_wrong_arguments_are_refused() -> None:

@@ -34,19 +34,27 @@ def test_it_is_readable_json_that_reads_back_as_it_was(tmp_path: Path) -> None:
     assert Codebook.load(tmp_path) == Codebook.load(file) == BOOK
     encoder = SimilarityConfig(name="embedding", encoder="package:e", fingerprint="ab")
     said = Calibrated(between=0.73, rewordings=[0.4, 0.5], why=["a", "b"])
-    other = Codebook.new(encoder, fallback="last").model_copy(update={"calibration": said})
+    held = TOPIC.model_copy(update={"rewordings": ("Which theme?",)})
+    other = Codebook(
+        similarity=encoder, fallback="last", calibration=said, strangers=("Hi.",), groups=(held,)
+    )
     other.save(tmp_path)
     assert Codebook.load(tmp_path) == other
+    assert other.continued("topic", ["New."], "t").groups[0].rewordings == held.rewordings
 
 
 def test_thresholds_that_are_not_given_are_the_measure_s() -> None:
-    words, vectors = SimilarityConfig(), SimilarityConfig(name="embedding", encoder="e")
-    assert (Codebook.new(words).threshold, Codebook.new(words).accept) == (0.9, 0.9)
-    low = Codebook.new(words, threshold=0.3)
-    assert (low.threshold, low.accept) == (0.3, 0.3)  # the specification has one for both
-    book = Codebook.new(vectors, accept=0.4)
-    assert (book.threshold, book.accept) == (0.9, 0.4)
-    assert Codebook.new(vectors).accept == 0.3
+    def of(**given: Any) -> tuple[float, float]:
+        book = Codebook(**given)
+        return book.threshold, book.accept
+
+    vectors: Any = {"name": "embedding", "encoder": "e"}
+    assert of() == of(similarity=SimilarityConfig()) == (0.9, 0.9)
+    assert of(threshold=0.3) == (0.3, 0.3)  # the specification has one for both
+    assert of(threshold=0.3, accept=0.2) == (0.3, 0.2)
+    assert of(similarity=vectors) == of(similarity=SimilarityConfig(**vectors)) == (0.9, 0.3)
+    assert of(similarity=vectors, accept=0.4) == (0.9, 0.4)
+    assert of(similarity=vectors, threshold=0.8) == (0.8, 0.3)
 
 
 def edit(change: Callable[[dict[str, Any]], Any]) -> Callable[[str], str]:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shutil
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from perdure.consent import ConsentError, trusting
 from perdure.errors import ModelError, UsageError
 from perdure.models.codebook import SimilarityConfig
 from perdure.models.encoders import SentenceEncoder, is_plain
@@ -135,6 +137,22 @@ def test_what_needs_the_extra_names_the_line_that_installs_it(
     told = str(caught.value)
     assert f"similarity.encoder: {which}: is loaded by sentence-transformers" in told
     assert "pip install perdure[router]" in told
+
+
+def test_a_folder_that_names_foreign_code_needs_the_user_s_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sentence_transformers", types.ModuleType("there"))
+    layered(tmp_path, ["Transformer", "Pooling"], **MEAN)
+    (tmp_path / "config.json").write_text("{}")
+    text = (tmp_path / "modules.json").read_text()
+    changed = text.replace("sentence_transformers.models.Pooling", "my_code.Pooling")
+    (tmp_path / "modules.json").write_text(changed)
+    assert not is_plain(tmp_path)
+    with pytest.raises(ConsentError, match=r"modules.json: names Python code.*my_code.Pooling"):
+        SentenceEncoder(str(tmp_path))
+    with trusting(True):
+        assert not SentenceEncoder(str(tmp_path)).plain
 
 
 def test_what_is_no_encoder_is_said_at_our_key(tmp_path: Path) -> None:

@@ -41,6 +41,8 @@ def test_a_group_s_score_is_the_mean_over_pairs_or_the_nearest_text() -> None:
     )
     np.testing.assert_allclose(group_scores(pairs, [1, 4], "max"), [[1, 0.9], [0, 0.6]])
     assert group_scores(np.zeros((3, 0)), [], "mean").shape == (3, 0)
+    turned = group_scores(np.array([[0.1, 0.2, 0.3, 0.3, 0.2, 0.1]]), [3, 6], "mean")[0]
+    assert turned[0] == turned[1]  # a tie, although 0.1 + 0.2 + 0.3 > 0.3 + 0.2 + 0.1
 
 
 def test_the_specification_s_thresholds_by_hand() -> None:
@@ -75,6 +77,8 @@ def test_of_two_groups_that_are_equally_near_the_older_one_is_taken() -> None:
         choice = router.choose([ask("red w1 w2")])[0]
         assert choice.group == groups[0].name
         assert choice.runner_up == (groups[1].name, choice.similarity)
+    many = tuple(group(f"g{i}", "red cat") for i in range(100))
+    assert Router(Codebook(groups=many)).choose([ask("red cat")])[0].group == "g0"
 
 
 def test_requests_are_routed_one_by_one_in_their_order() -> None:
@@ -247,7 +251,7 @@ def test_reworded_instructions_are_nearest_to_their_own_group_by_embeddings() ->
     prompts = [ask(text) for _, text in asked]
     own = [name for name, _ in asked]
     config = SimilarityConfig(name="embedding", encoder=MINILM)
-    router = Router(Codebook.new(config, groups=groups))
+    router = Router(Codebook(similarity=config, groups=groups))
     choices = router.choose(prompts)
     assert [choice.nearest for choice in choices] == own  # 8 of 8
     assert all(choice.similarity < 0.9 for choice in choices)

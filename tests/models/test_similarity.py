@@ -159,7 +159,7 @@ def test_embeddings_are_compared_by_their_cosine_under_the_same_rules() -> None:
     )  # fmt: skip
     assert found[1, 1] == 1.0
     index(["30"])
-    assert encoder.asked == [["0", "60", ""], ["90", "60", "180"], ["30"]]  # each text once
+    assert encoder.asked == [["0", "60", ""], ["90", "180"], ["30"]]  # each text once
 
 
 def test_a_measure_is_named() -> None:
