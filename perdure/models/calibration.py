@@ -1,9 +1,9 @@
 """The two thresholds of a codebook, measured on its groups and on held-out rewordings.
 
-By words (`tfidf`) the specification's thresholds stand. Cosines of sentence vectors mean something
-else with each encoder, and one threshold cannot serve both uses: with MiniLM two known groups
-(topic and sentiment) are at .73, and right rewordings of one instruction at .34 to .67. So there
-are two, each with its own rule.
+By words (`tfidf`) the specification's thresholds stand, and nobody need measure them. Cosines of
+sentence vectors mean something else with each encoder, and one threshold cannot serve both uses:
+with MiniLM two known groups (topic and sentiment) are at .73, and right rewordings of one
+instruction at .34 to .67. So there are two, each with its own rule.
 
 `threshold`, from which on a task continues a group. B is the highest score of two stored groups,
 which are known to differ; R is the lowest score of a rewording with its own group.
