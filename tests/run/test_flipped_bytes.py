@@ -94,8 +94,8 @@ def test_each_file_is_told_or_changes_nothing(
         caplog.clear()
         said = told_of(copy, caplog)
         if Path(name).name not in said and not (name.endswith("sha256") and name[:-7] in said):
-            # A sum that was changed: told of the file whose sum it is.
-            silent += [] if said else [name]
+            silent.append(name)
             assert view(Run.open(copy)) == whole, name
         shutil.rmtree(copy)
-    assert silent == [], silent
+    # A sum that was changed is told of the file whose sum it is, if at all.
+    assert {Path(name).name for name in silent} <= {"manifest.json", "finished"}
