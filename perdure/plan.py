@@ -23,6 +23,7 @@ from perdure.streams.kinds import kind, metric
 if TYPE_CHECKING:
     from perdure.engine.rows import RowEncoder
     from perdure.models import ModelFacts
+    from perdure.models.task_adapters import TaskAdapters
     from perdure.recipe.schema import MethodSpec, Recipe
     from perdure.streams import Task, TaskStream
 
@@ -143,7 +144,7 @@ def plan(
             facts, parts = _with_heads(recipe, stream, facts)
             tasks = [
                 _plan_of_classes(
-                    bare, recipe, task, encoder, facts, micro_batch, precision, speed, parts[i:]
+                    bare, recipe, task, encoder, facts, micro_batch, precision, speed, parts, i
                 )
                 for i, (bare, task) in enumerate(zip(tasks, stream, strict=True))
             ]
@@ -210,7 +211,8 @@ def _with_heads(
     for each task the epochs in which the body learns, and those of heads alone."""
     from perdure.methods import registry
 
-    own = [m for m in registry.build(recipe.methods) if type(m).epochs is not Method.epochs]
+    methods = registry.build(recipe.methods)
+    own = [m for m in methods if type(m).epochs is not Method.epochs]
     decide = own[0].epochs if own else Method(None).epochs
     parts = [
         (0.0, 0.0) if task.learn == "none" else decide(i, recipe.train.epochs, facts.decoder)
@@ -218,9 +220,29 @@ def _with_heads(
     ]
     width = facts.hidden * (2 if recipe.model.pooling == "entity_starts" else 1)
     heads = len(stream.classes) * (width + (recipe.model.head.type == "linear"))
-    body = facts.trainable if any(learns for learns, _ in parts) else 0
+    learning = sum(learns > 0 for learns, _ in parts)
+    body = facts.trainable if learning else 0
+    if (adapters := _adapters(methods)) is not None:  # their size grows with their rank
+        body = learning * facts.trainable * adapters.r // recipe.model.lora.r
     whole = replace(facts, parameters=facts.parameters + heads, trainable=body + heads)
     return whole, parts
+
+
+def _adapters(methods: Sequence[Method]) -> TaskAdapters | None:
+    """Settings of the adapters that tasks have for themselves, if they do."""
+    return next((m.requires.adapters for m in methods if m.requires.adapters is not None), None)
+
+
+def _scorings(recipe: Recipe, parts: Sequence[tuple[float, float | None]], number: int) -> int:
+    """How often the test rows of task `number` pass the body in a run: after the task, and after
+    each later one that moves the body; where tasks have adapters of their own once for each that
+    answers. Args: parts: epochs of body and heads in each task."""
+    from perdure.methods import registry
+
+    adapters = _adapters(registry.build(recipe.methods))
+    if adapters is not None:
+        return 1 if adapters.select == "oracle" else sum(learns > 0 for learns, _ in parts)
+    return 1 + sum(learns > 0 for learns, _ in parts[number + 1 :])
 
 
 def _plan_of_classes(
@@ -233,12 +255,13 @@ def _plan_of_classes(
     precision: str,
     speed: float,
     parts: Sequence[tuple[float, float | None]],
+    number: int,
 ) -> TaskPlan:
-    """Args: parts: epochs of body and heads in this task and in each one after it."""
+    """Args: parts: epochs of body and heads in each task; number: of this one."""
     from perdure.engine.batching import steps_of
 
     lengths = {s: encoder.lengths((task.name, s)) for s in ("train", "validation", "test")}
-    widths, rows, (learns, heads) = lengths["train"], len(task.train), parts[0]
+    widths, rows, (learns, heads) = lengths["train"], len(task.train), parts[number]
     steps = steps_of(recipe, rows, learns) if learns else 0
     head_steps = steps_of(recipe, rows, heads) if heads else 0
     mean = sum(widths) / max(1, len(widths))
@@ -247,8 +270,7 @@ def _plan_of_classes(
     n, again = facts.parameters - facts.vocab * facts.hidden, recipe.train.gradient_checkpointing
     per_token = 4 * n + 2 * min(n, facts.trainable) + (2 * n if again else 0)
     shown = min(len(task.test), recipe.scoring.max_test_rows or len(task.test))
-    # Its test rows are read after it, and again after each task that moves the body.
-    scorings = 1 + sum(moved > 0 for moved, _ in parts[1:])
+    scorings = _scorings(recipe, parts, number)
     scored = sum(lengths["test"]) / max(1, len(task.test)) * shown
     none = replace(facts, vocab=0, trainable=facts.trainable if learns else 0)
     return replace(
