@@ -245,6 +245,17 @@ def _scorings(recipe: Recipe, parts: Sequence[tuple[float, float | None]], numbe
     return 1 + sum(learns > 0 for learns, _ in parts[number + 1 :])
 
 
+def _given(recipe: Recipe, parts: Sequence[tuple[float, float | None]], number: int) -> int:
+    """Earlier tasks whose adapters each training text of task `number` passes once, as their
+    classes compete with its own."""
+    from perdure.methods import registry
+
+    adapters = _adapters(registry.build(recipe.methods))
+    if adapters is None or adapters.compete == "own":
+        return 0
+    return sum(learns > 0 for learns, _ in parts[:number])
+
+
 def _plan_of_classes(
     bare: TaskPlan,
     recipe: Recipe,
@@ -271,6 +282,7 @@ def _plan_of_classes(
     per_token = 4 * n + 2 * min(n, facts.trainable) + (2 * n if again else 0)
     shown = min(len(task.test), recipe.scoring.max_test_rows or len(task.test))
     scorings = _scorings(recipe, parts, number)
+    once += _given(recipe, parts, number) * rows
     scored = sum(lengths["test"]) / max(1, len(task.test)) * shown
     none = replace(facts, vocab=0, trainable=facts.trainable if learns else 0)
     return replace(

@@ -361,10 +361,15 @@ def _refuse_adapters(chosen: Sequence[Method], recipe: Recipe, stream: TaskStrea
         what = f"oracle: a row's task must be known, and the stream is {stream.scenario}"
         remedy = "write stream.scenario: task-incremental, or select: concat"
         refuse(recipe.method_place(own[0], "select"), what, remedy)
+    if settings.compete == "seen" and stream.scenario == "task-incremental":
+        what = "seen: has no effect where a row's task is known"
+        refuse(recipe.method_place(own[0], "compete"), what, "leave it out")
     for method, spec in zip(chosen, recipe.methods, strict=True):
-        if isinstance(method, Buffered) or method.requires.teacher == "previous":
-            what = f"{spec.name} has nothing to hold: with {who} old adapters and heads stay"
-            refuse(recipe.place("method"), what, f"leave out {spec.name} or {who}")
+        kept = isinstance(method, Buffered) and settings.compete == "own"
+        if kept or method.requires.teacher == "previous":
+            what = f"{spec.name} has nothing to act on: with {who} old adapters and heads stay"
+            remedy = f"write compete: seen with {who}" if kept else f"leave out {spec.name}"
+            refuse(recipe.place("method"), what, remedy)
 
 
 def _reads_texts(stream: TaskStream) -> bool:

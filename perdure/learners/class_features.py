@@ -132,16 +132,13 @@ class BodyFeatures(Learner):
     _state, _needed = 0, 0
 
     @cached_property
-    def _known(self) -> set[tuple[int | str, str]]:
+    def _known(self) -> set[tuple[int, str]]:
         return set()
 
     def _asked(self, texts: Sequence[str], features: Features | None = None) -> None:
         """Count texts whose features are needed for the first time in this state of the weights."""
-        model: Any = self.model
-        if features is None and model.adapters:
-            return  # counted by adapter
         found = features or self.features
-        new: set[tuple[int | str, str]] = {(self._state, text) for text in texts} - self._known
+        new = {(self._state, text) for text in texts} - self._known
         self._known.update(new)
         self._needed += sum(found is None or not found.is_from_file(text) for _, text in new)
 
@@ -229,12 +226,6 @@ class BodyFeatures(Learner):
         """
         model: Any = self.model
         with evaluating(model):
-            if model.adapters:
-                asked = sorted(model.adapters if tasks is None else tasks)
-                found = torch.full((len(rows), len(model.owners)), float("-inf"))
-                for task in asked:
-                    found[:, model.columns(task)] = self._by_adapter(task, rows, progress)
-                return found
             if self.features is not None and self._stays:
                 texts = [row["text"] for row in rows]
                 self.features.add(texts)
@@ -242,37 +233,6 @@ class BodyFeatures(Learner):
                 return logits.float().cpu()
             encoded = [self.encode(row) for row in rows]
             return self._in_batches(encoded, lambda batch: model(**batch).logits, progress)
-
-    def _by_adapter(self, task: int, rows: Sequence[Row], progress: Progress | None) -> Tensor:
-        """A task's head on the features of its own adapter, (rows, its classes). While methods are
-        at work they are kept: old tasks' adapters stay, so that a text passes each of them once."""
-        model: Any = self.model
-        state, texts = model.fingerprint_of(task), [row["text"] for row in rows]
-        if task not in self._answers or self._answers[task][0] != state:
-            self._answers[task] = state, {}
-        known = self._answers[task][1] if self.methods else {}
-        new = {row["text"]: row for row in rows if row["text"] not in known}
-        unasked = {(state, text) for text in new} - self._known
-        self._needed += len(unasked)
-        if self.methods:
-            self._known.update(unasked)
-
-        def run(batch: dict[str, Tensor]) -> Tensor:
-            features = model.features(
-                batch["input_ids"], batch["attention_mask"], batch.get("entity_starts")
-            )
-            return cast(Tensor, model.heads(features)[:, model.columns(task)])
-
-        if new:
-            with model.using(task):
-                fresh = self._in_batches([self.encode(r) for r in new.values()], run, progress)
-            known.update(zip(new, fresh, strict=True))
-        return torch.stack([known[text] for text in texts])
-
-    @cached_property
-    def _answers(self) -> dict[int, tuple[str, dict[str, Tensor]]]:
-        """By task, the state of its adapter and head, and the logits of texts under it."""
-        return {}
 
     def _in_batches(
         self,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from perdure.errors import UsageError
-from perdure.learners.class_features import BodyFeatures
+from perdure.learners.adapter_logits import AdapterLogits
 from perdure.learners.kind import drawn
 from perdure.learners.listener import Fitted
 from perdure.learners.no_class import no_class_figures
@@ -62,7 +62,7 @@ def needs_language_head(recipe: Recipe) -> bool:
     )
 
 
-class ClassificationLearner(BodyFeatures):
+class ClassificationLearner(AdapterLogits):
     """Trains a classifier whose head grows with each task, and scores it."""
 
     kind = "classification"

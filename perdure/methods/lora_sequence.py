@@ -6,13 +6,16 @@ classes compete by their logits.
 Paper: LoRA as a method of its own in Learn or Recall?, Zheng et al. 2024 (arXiv 2312.07887), whose
 released code calls it PEFT; the adapters are those of Hu et al. 2021 (arXiv 2106.09685).
 
-    L = CE(head t on the features of adapter t), over the classes of task t alone
+    L = CE(head t on the features of adapter t), over the classes of task t alone; with
+        `compete: seen` over all learned ones, [z_1, ..., z_t], of which z_t alone learns
     concat    z = [head 1 (x; adapter 1), ..., head t (x; adapter t)], all classes compete
     oracle    z = head j (x; adapter j) of the row's own task j
-Departs: gradients reach a decoder's adapter, of which the code trains the head alone. A label that
-comes again in a later task keeps its first adapter, and its rows are left out there.
+Departs: `compete: seen` is ours. Gradients reach a decoder's adapter, where the code trains the
+head alone. A label that comes again in a later task keeps its first adapter, and its rows are left
+out there.
 Cost: training as with one adapter; scoring takes a pass of the body for each learned task, of
-`oracle` one in all. A text's logits under an old task's adapter are computed once in a run.
+`oracle` one in all. A text's logits under an old task's adapter are computed once in a run; with
+`compete: seen` also each training text's, once a task.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from perdure.errors import UsageError
-from perdure.models.task_adapters import Select, TaskAdapters
+from perdure.models.task_adapters import Compete, Select, TaskAdapters
 from perdure.protocol.labels import class_of
 from perdure.protocol.method import Method, MethodConfig, Requires
 from perdure.protocol.step import Phase
@@ -44,6 +47,11 @@ class LoraSequenceConfig(MethodConfig):
         "concat",
         description="concat: each head on its own adapter's features, all classes compete; oracle: "
         "the row's task is known (task-incremental), its own adapter alone answers",
+    )
+    compete: Compete = Field(
+        "own",
+        description="own: the loss is over the task's own classes; seen: over all learned ones, "
+        "with the logits of old ones as they stay, which is what replayed rows need",
     )
 
 
@@ -69,8 +77,7 @@ class LoraSequence(Method):
 
     def __init__(self, config: LoraSequenceConfig) -> None:
         super().__init__(config)
-        settings = TaskAdapters(config.r, config.alpha, config.dropout, config.select)
-        self.requires = Requires(adapters=settings)
+        self.requires = Requires(adapters=TaskAdapters(**config.model_dump()))
 
     def phases(self, ctx: Context) -> Sequence[Phase]:
         names = [name for name, _ in ctx.model.named_parameters()]

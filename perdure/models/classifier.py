@@ -240,7 +240,7 @@ class Classifier(AdapterBody, PreTrainedModel):
         self.body, self.pooling, self.heads, self.within = body, pooling, heads, within
         self.owners: list[int] = []
         """The task of each learned class."""
-        self.adapters, self.select = {}, "concat"
+        self.adapters, self.select, self.learning = {}, "concat", "own"
         self.body_passes = 0
         """Texts that the body has read."""
         self.learning_passes = 0
@@ -354,15 +354,16 @@ class Classifier(AdapterBody, PreTrainedModel):
         num_items_in_batch: Tensor | int | None = None,
         logits_to_keep: Tensor | int | None = None,
         shift_labels: Tensor | None = None,
+        others: Tensor | None = None,
         **_: Any,
     ) -> SequenceClassifierOutput | CausalLMOutput:
         """Logits over all classes, (rows, classes), and the loss where there are labels; where
-        tasks have adapters of their own, those of the one at work. Of the objective "lm": of tokens.
+        tasks have adapters of their own, those of the one at work. Of the objective "lm": tokens'.
 
         Args:
             features: (rows, width) in place of token ids, where they were computed before.
-            logits_to_keep, shift_labels: of the objective "lm", as causal language models have
-                them.
+            logits_to_keep, shift_labels: of "lm", as causal language models have them.
+            others: logits of the tasks whose adapter is not at work, (rows, classes).
         """
         if self.objective == "lm":
             assert input_ids is not None
@@ -375,7 +376,7 @@ class Classifier(AdapterBody, PreTrainedModel):
             assert attention_mask is not None
             features = self.features(input_ids, attention_mask, entity_starts)
         logits = self.heads(features)
-        logits = self.own_alone(logits) if self.adapters else logits
+        logits = self.own_alone(logits, others) if self.adapters else logits
         loss = None
         if labels is not None:
             owner = self.owner if self.apart else None

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Select = Literal["concat", "oracle"]
+Compete = Literal["own", "seen"]
 SHARED = "default"
 """The adapter that `tuning: lora` attaches: all tasks have it in common, if none has its own."""
 
@@ -32,12 +33,15 @@ class TaskAdapters:
         r, alpha, dropout: as of `perdure.recipe.schema.LoraConfig`.
         select: "concat": all learned classes have logits, each of its own task's adapter;
             "oracle": those of the row's task alone.
+        compete: what a task's classes compete with while they are learned: "own", one another;
+            "seen": earlier tasks' classes too, whose logits are given.
     """
 
     r: int = 4
     alpha: int = 8
     dropout: float = 0.1
     select: Select = "concat"
+    compete: Compete = "own"
 
 
 class AdapterBody:
@@ -45,7 +49,7 @@ class AdapterBody:
 
     Attributes:
         adapters: by task, the name of its adapter; empty: one body serves all heads.
-        select: see `TaskAdapters`.
+        select, learning: see `TaskAdapters`, whose `compete` the latter is.
     """
 
     body: Any
@@ -54,11 +58,12 @@ class AdapterBody:
     within: bool
     adapters: dict[int, str]
     select: Select
+    learning: Compete
 
     @property
     def apart(self) -> bool:
         """Whether classes compete within their own task while they are learned."""
-        return self.within or bool(self.adapters)
+        return self.within or (bool(self.adapters) and self.learning == "own")
 
     def add_adapter(self, task: int, settings: TaskAdapters) -> None:
         """Add an adapter for a task on the modules that `tuning: lora` chose, and have it alone
@@ -71,12 +76,14 @@ class AdapterBody:
         body.set_adapter(name)
         if SHARED in body.peft_config:
             body.delete_adapter(SHARED)
-        self.adapters[task], self.select = name, settings.select
+        self.adapters[task] = name
+        self.select, self.learning = settings.select, settings.compete
 
     def settings_of(self, task: int) -> TaskAdapters:
         """The settings of a task's adapter."""
         found = self.body.peft_config[self.adapters[task]]
-        return TaskAdapters(found.r, found.lora_alpha, found.lora_dropout, self.select)
+        both = self.select, self.learning
+        return TaskAdapters(found.r, found.lora_alpha, found.lora_dropout, *both)
 
     def columns(self, task: int) -> list[int]:
         """The logits' columns of a task's own classes."""
@@ -101,12 +108,14 @@ class AdapterBody:
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
 
-    def own_alone(self, logits: Any) -> Any:
-        """Logits, (rows, columns), with -inf at classes whose adapter is not the one at work: their
-        heads read other features."""
+    def own_alone(self, logits: Any, others: Any = None) -> Any:
+        """Logits, (rows, columns), with those of classes whose adapter is not the one at work, as
+        their heads read other features, taken from `others`; None: -inf."""
         own = logits.new_zeros(logits.shape[-1], dtype=bool)
         own[self.columns(self.at_work)] = True
-        return logits.masked_fill(~own, float("-inf"))
+        if others is None:
+            return logits.masked_fill(~own, float("-inf"))
+        return logits.where(own, others.to(logits))
 
     def fingerprint_of(self, task: int) -> str:
         """A hash of all that a task's logits depend on beside the body, which stays."""
