@@ -141,10 +141,20 @@ def plan(
                 for bare, task in zip(tasks, stream, strict=True)
             ]
         else:
-            facts, parts = _with_heads(recipe, stream, facts)
+            facts, parts, adapters = _with_heads(recipe, stream, facts)
             tasks = [
                 _plan_of_classes(
-                    bare, recipe, task, encoder, facts, micro_batch, precision, speed, parts, i
+                    bare,
+                    recipe,
+                    task,
+                    encoder,
+                    facts,
+                    micro_batch,
+                    precision,
+                    speed,
+                    parts,
+                    i,
+                    adapters,
                 )
                 for i, (bare, task) in enumerate(zip(tasks, stream, strict=True))
             ]
@@ -206,9 +216,10 @@ def _plan(
 
 def _with_heads(
     recipe: Recipe, stream: TaskStream, facts: ModelFacts
-) -> tuple[ModelFacts, list[tuple[float, float | None]]]:
-    """The body's sizes with all heads beside it, of which what learns at any time is trained; and
-    for each task the epochs in which the body learns, and those of heads alone."""
+) -> tuple[ModelFacts, list[tuple[float, float | None]], TaskAdapters | None]:
+    """The body's sizes with all heads beside it, of which what learns at any time is trained; for
+    each task the epochs in which the body learns, and those of heads alone; and the adapters that
+    tasks have for themselves, if they do."""
     from perdure.methods import registry
 
     methods = registry.build(recipe.methods)
@@ -222,38 +233,21 @@ def _with_heads(
     heads = len(stream.classes) * (width + (recipe.model.head.type == "linear"))
     learning = sum(learns > 0 for learns, _ in parts)
     body = facts.trainable if learning else 0
-    if (adapters := _adapters(methods)) is not None:  # their size grows with their rank
+    adapters = next((m.requires.adapters for m in methods if m.requires.adapters), None)
+    if adapters is not None:  # their size grows with their rank
         body = learning * facts.trainable * adapters.r // recipe.model.lora.r
     whole = replace(facts, parameters=facts.parameters + heads, trainable=body + heads)
-    return whole, parts
+    return whole, parts, adapters
 
 
-def _adapters(methods: Sequence[Method]) -> TaskAdapters | None:
-    """Settings of the adapters that tasks have for themselves, if they do."""
-    return next((m.requires.adapters for m in methods if m.requires.adapters is not None), None)
-
-
-def _scorings(recipe: Recipe, parts: Sequence[tuple[float, float | None]], number: int) -> int:
+def _scorings(
+    parts: Sequence[tuple[float, float | None]], number: int, adapters: TaskAdapters | None
+) -> int:
     """How often the test rows of task `number` pass the body in a run: after the task, and after
-    each later one that moves the body; where tasks have adapters of their own once for each that
-    answers. Args: parts: epochs of body and heads in each task."""
-    from perdure.methods import registry
-
-    adapters = _adapters(registry.build(recipe.methods))
+    each later one that moves the body; with adapters of tasks once for each that answers."""
     if adapters is not None:
         return 1 if adapters.select == "oracle" else sum(learns > 0 for learns, _ in parts)
     return 1 + sum(learns > 0 for learns, _ in parts[number + 1 :])
-
-
-def _given(recipe: Recipe, parts: Sequence[tuple[float, float | None]], number: int) -> int:
-    """Earlier tasks whose adapters each training text of task `number` passes once, as their
-    classes compete with its own."""
-    from perdure.methods import registry
-
-    adapters = _adapters(registry.build(recipe.methods))
-    if adapters is None or adapters.compete == "own":
-        return 0
-    return sum(learns > 0 for learns, _ in parts[:number])
 
 
 def _plan_of_classes(
@@ -267,6 +261,7 @@ def _plan_of_classes(
     speed: float,
     parts: Sequence[tuple[float, float | None]],
     number: int,
+    adapters: TaskAdapters | None,
 ) -> TaskPlan:
     """Args: parts: epochs of body and heads in each task; number: of this one."""
     from perdure.engine.batching import steps_of
@@ -281,8 +276,9 @@ def _plan_of_classes(
     n, again = facts.parameters - facts.vocab * facts.hidden, recipe.train.gradient_checkpointing
     per_token = 4 * n + 2 * min(n, facts.trainable) + (2 * n if again else 0)
     shown = min(len(task.test), recipe.scoring.max_test_rows or len(task.test))
-    scorings = _scorings(recipe, parts, number)
-    once += _given(recipe, parts, number) * rows
+    scorings = _scorings(parts, number, adapters)
+    if adapters is not None and adapters.compete == "seen":  # earlier tasks' classes have logits
+        once += rows * sum(moved > 0 for moved, _ in parts[:number])
     scored = sum(lengths["test"]) / max(1, len(task.test)) * shown
     none = replace(facts, vocab=0, trainable=facts.trainable if learns else 0)
     return replace(

@@ -121,6 +121,15 @@ def saved(run: Run, after: int = 3, **changes: Any) -> Any:
     )  # fmt: skip
 
 
+def begun(recipe: Path, folder: Path) -> Any:
+    """The learner of a recipe, before its first task."""
+    ready = prepare(perdure.load_recipe(recipe))
+    return build(
+        ready.recipe, ready.stream, methods=ready.methods, precision="fp32",
+        folders=Folders.below(folder), encoder=ready.encoder,
+    )  # fmt: skip
+
+
 def test_each_head_reads_its_own_adapters_features(concat: Run, encoder: Path) -> None:
     rows = [row for task in run_stream(concat).tasks for row in task.test]
     wanted = by_hand(concat, encoder, [row["text"] for row in rows])
@@ -158,6 +167,31 @@ def test_old_adapters_and_heads_stay_to_the_bit(concat: Run) -> None:
     ]  # fmt: skip
     assert not load_file(last / "body.safetensors")  # it is the base's
     assert all(float(three[n].abs().max()) > 0 for n in three if ".lora_B." in n)
+
+
+@pytest.mark.parametrize(("r", "alpha", "dropout"), [(4, 8, 0.1), (2, 3, 0.0)])
+def test_adapters_have_the_methods_own_settings(
+    encoder: Path, tmp_path: Path, r: int, alpha: int, dropout: float
+) -> None:
+    """The paper's are the defaults; the one that tuning: lora attaches is gone."""
+    options = {} if r == 4 else {"r": r, "alpha": alpha, "dropout": dropout}
+    learner = begun(ours(tmp_path, encoder, method={"name": "lora_sequence", **options}), tmp_path)
+    learner._grow(0)
+    learner._grow(1)
+    body = learner.model.body
+    assert list(body.peft_config) == ["task-1", "task-2"]
+    layer = body.base_model.model.encoder.layer[0].attention.self.query
+    assert layer.lora_A["task-2"].weight.shape == (r, 32)
+    assert layer.scaling["task-2"] == alpha / r
+    assert getattr(layer.lora_dropout["task-2"], "p", 0.0) == dropout
+    learning = {n for n, p in learner.model.named_parameters() if p.requires_grad}
+    assert learning == {
+        n for n, _ in learner.model.named_parameters() if ".task-2." in n or n.startswith("heads.")
+    }
+    with learner.model.using(0):
+        assert body.active_adapter == "task-1"
+    assert body.active_adapter == "task-2"
+    assert learning == {n for n, p in learner.model.named_parameters() if p.requires_grad}
 
 
 def test_both_answers_are_recorded_and_the_known_task_forgets_nothing(
@@ -268,11 +302,7 @@ def test_old_classes_logits_are_given_and_kept_rows_are_negatives(
     old = by_hand(run, smooth, [row["text"] for row in rows], 1)
     # B is 0 at first, so that the new head reads the base's features; of the head nothing is saved
     # from before its step, so that it is drawn again as the run drew it.
-    ready = prepare(run.recipe)
-    learner: Any = build(
-        ready.recipe, ready.stream, methods=ready.methods, precision="fp32",
-        folders=Folders.below(tmp_path / "again"), encoder=ready.encoder,
-    )  # fmt: skip
+    learner = begun(recipe, tmp_path / "again")
     learner.restore(run.path / "checkpoints/task-1", 1)
     learner._grow(1)
     batch = learner.collate([learner.encode(row) for row in rows])
