@@ -93,7 +93,7 @@ class BodyFeatures(Learner):
         before, of = self.features, self._features_body
         # A method that routes rows changes the body between them.
         routes = any(type(method).route is not Method.route for method in self.methods)
-        if self.recipe.scoring.probes and not routes:
+        if self.recipe.scoring.probes and not routes:  # of the newest adapter, where tasks have own
             self._use(self._features_now())
         try:
             yield
@@ -216,8 +216,14 @@ class BodyFeatures(Learner):
             )
 
     @torch.no_grad()
-    def _logits(self, rows: Sequence[Row], progress: Progress | None) -> Tensor:
-        """Logits of rows in their order, (rows, columns)."""
+    def _logits(
+        self, rows: Sequence[Row], progress: Progress | None, tasks: Collection[int] | None = None
+    ) -> Tensor:
+        """Logits of rows in their order, (rows, columns).
+
+        Args: tasks: whose classes are asked for, None all: others may have -inf, where they would
+            take passes of their own.
+        """
         model: Any = self.model
         with evaluating(model):
             if self.features is not None and self._stays:

@@ -27,6 +27,7 @@ from transformers.modeling_outputs import CausalLMOutput, SequenceClassifierOutp
 from perdure.models.anatomy import takes_positions
 from perdure.models.chat import IGNORE
 from perdure.models.configuration import OWN_POSITIONS
+from perdure.models.task_adapters import AdapterBody
 
 
 class Linear(nn.Linear):
@@ -219,7 +220,7 @@ def within_own(logits: Tensor, labels: Tensor, owner: Tensor) -> Tensor:
     return logits.masked_fill(~own, float("-inf"))
 
 
-class Classifier(PreTrainedModel):
+class Classifier(AdapterBody, PreTrainedModel):
     """Body, pooling and heads; see the module.
 
     Args:
@@ -239,6 +240,7 @@ class Classifier(PreTrainedModel):
         self.body, self.pooling, self.heads, self.within = body, pooling, heads, within
         self.owners: list[int] = []
         """The task of each learned class."""
+        self.adapters, self.select, self.learning = {}, "concat", "own"
         self.body_passes = 0
         """Texts that the body has read."""
         self.learning_passes = 0
@@ -273,7 +275,7 @@ class Classifier(PreTrainedModel):
     def compete(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits with -inf at the classes that do not compete with each label: those of other
         tasks where the task is known; (rows, columns), labels (rows,)."""
-        return within_own(logits, labels, self.owner) if self.within else logits
+        return within_own(logits, labels, self.owner) if self.apart else logits
 
     def get_decoder(self) -> Any:
         """The part below the heads, as methods know it of language models."""
@@ -352,16 +354,16 @@ class Classifier(PreTrainedModel):
         num_items_in_batch: Tensor | int | None = None,
         logits_to_keep: Tensor | int | None = None,
         shift_labels: Tensor | None = None,
+        others: Tensor | None = None,
         **_: Any,
     ) -> SequenceClassifierOutput | CausalLMOutput:
-        """Logits over all classes, (rows, classes), and the loss where there are labels.
-
-        While the objective is "lm": those of next tokens.
+        """Logits over all classes, (rows, classes), and the loss where there are labels; where
+        tasks have adapters of their own, those of the one at work. Of the objective "lm": tokens'.
 
         Args:
             features: (rows, width) in place of token ids, where they were computed before.
-            logits_to_keep, shift_labels: of the objective "lm", as causal language models have
-                them.
+            logits_to_keep, shift_labels: of "lm", as causal language models have them.
+            others: logits of the tasks whose adapter is not at work, (rows, classes).
         """
         if self.objective == "lm":
             assert input_ids is not None
@@ -374,9 +376,10 @@ class Classifier(PreTrainedModel):
             assert attention_mask is not None
             features = self.features(input_ids, attention_mask, entity_starts)
         logits = self.heads(features)
+        logits = self.own_alone(logits, others) if self.adapters else logits
         loss = None
         if labels is not None:
-            owner = self.owner if self.within else None
+            owner = self.owner if self.apart else None
             loss = class_loss(logits, labels, owner, num_items_in_batch)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
