@@ -8,6 +8,7 @@ and within which of them training's cross-entropy runs; the other one is recorde
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -135,10 +136,16 @@ class ClassificationLearner(BodyFeatures):
         fitted = super().fit(index)
         if self.stream.tasks[index].learn == "none":
             return fitted
+        started, counts = time.monotonic(), self.passes()
         with self.serving(), self.autocast():
             found = no_class_figures(self.stream, index + 1, self._learned_logits)
         self.track(found)
-        return replace(fitted, facts={**fitted.facts, **found})
+        facts = fitted.facts | {"seconds": round(
+            fitted.facts["seconds"] + time.monotonic() - started, 2
+        )}  # fmt: skip
+        for name, count in self.passes().items():  # the texts were read for these figures
+            facts[name] = facts[name] + count - counts[name]
+        return replace(fitted, facts={**facts, **found})
 
     def _learned_logits(self, rows: Sequence[Row]) -> Tensor:
         """Logits of rows over the learned classes, of figures beside the scores."""
