@@ -61,7 +61,9 @@ def _steps(run: RunView) -> list[tuple[int, Confusion]]:
     for after in range(1, run.done + 1):
         pairs = [_pairs(run, after, name) for name in names[:after]]
         if pairs[-1] and run.matrix.learned[after - 1]:
-            found.append((after, confusion([p for rows in pairs for p in rows], brought[after - 1])))
+            found.append(
+                (after, confusion([p for rows in pairs for p in rows], brought[after - 1]))
+            )
     return found
 
 
