@@ -140,9 +140,8 @@ class ClassificationLearner(BodyFeatures):
         with self.serving(), self.autocast():
             found = no_class_figures(self.stream, index + 1, self._learned_logits)
         self.track(found)
-        facts = fitted.facts | {"seconds": round(
-            fitted.facts["seconds"] + time.monotonic() - started, 2
-        )}  # fmt: skip
+        facts = dict(fitted.facts)
+        facts["seconds"] = round(facts["seconds"] + time.monotonic() - started, 2)
         for name, count in self.passes().items():  # the texts were read for these figures
             facts[name] = facts[name] + count - counts[name]
         return replace(fitted, facts={**facts, **found})
@@ -156,8 +155,10 @@ class ClassificationLearner(BodyFeatures):
     def begin_task(self, index: int) -> None:
         """Add a head for the classes of the task that no earlier one has."""
         model: Any = self.model
-        new = [name for name, task in self.stream.classes.items() if task == index]
-        model.grow(len(new), index)
+        homes = self.stream.classes
+        new = [name for name, task in homes.items() if task == index]
+        own = self.stream.tasks[index].labels
+        model.grow(len(new), index, [self.classes[name] for name in own if homes[name] < index])
 
     def _train(self, session: TaskSession, phase: Phase) -> None:
         """As any learner; what the model computes is the phase's objective until its end."""
@@ -196,7 +197,7 @@ class ClassificationLearner(BodyFeatures):
     def layout(self, index: int) -> Classes:
         """The learned columns by what competes; see `perdure.protocol.labels.Classes`."""
         model: Any = self.model
-        return classes_of(model.owners, index, model.within)
+        return classes_of(model.owners, index, model.within, model.again)
 
     def encode_text(
         self, text: str, max_tokens: int | None = None, special: bool = False

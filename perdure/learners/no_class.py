@@ -29,7 +29,7 @@ def no_class_figures(
                 row
                 for task in stream.tasks[:learned]
                 for row in getattr(task, split)
-                if homes[row["label"]] < learned  # of a task that is only scored
+                if homes.get(row["label"], learned) < learned  # of a task that is only scored
             ],
             getattr(stream.no_class, split),
             number,

@@ -73,9 +73,9 @@ def _brought(run: RunView) -> list[set[str]]:
     found: list[set[str]] = []
     known: set[str] = set()
     labels = kept_labels(run.path, len(run.tasks))
-    for number, (task, own) in enumerate(zip(run.tasks, labels, strict=True), start=1):
-        there = set(own) or {answer for answer, _ in _pairs(run, number, task.name)}
-        if not run.matrix.learned[number - 1]:
+    for after, (task, own) in enumerate(zip(run.tasks, labels, strict=True), start=1):
+        there = set(own) or {answer for answer, _ in _pairs(run, after, task.name)}
+        if not run.matrix.learned[after - 1]:
             there = set()
         found.append(there - known)
         known |= there
@@ -120,8 +120,8 @@ def _losses(runs: Sequence[RunView]) -> list[ClassLoss]:
     for run in runs:
         if not run.scenario:
             return []
-        for number, task in enumerate(run.tasks[: run.done], start=1):
-            first.setdefault(task.name, []).extend(_pairs(run, number, task.name))
+        for after, task in enumerate(run.tasks[: run.done], start=1):
+            first.setdefault(task.name, []).extend(_pairs(run, after, task.name))
             last.setdefault(task.name, []).extend(_pairs(run, run.done, task.name))
     return losses(first, last)
 

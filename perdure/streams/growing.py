@@ -30,10 +30,9 @@ def check_homes(tasks: Sequence[Task], mistakes: Mistakes) -> None:
     for task in of_classes:
         for label in task.labels if task.learn != "none" else ():
             if (home := homes.setdefault(label, task)) is not task:
-                what = f'{_first(task, label)}: the class "{brief(label)}" is in the task '
-                what += (
-                    f'"{brief(task.name)}", and at {_first(home, label)} in "{brief(home.name)}"'
-                )
+                here, there = _first(task, label), _first(home, label)
+                what = f'{here}: the class "{brief(label)}" is in the task "{brief(task.name)}", '
+                what += f'and at {there} in "{brief(home.name)}"'
                 remedy = "give each class to one task; one that does come again needs one table, "
                 mistakes.add(task.name, what, remedy + "stream.data with by and repeat: true")
     for task in of_classes:

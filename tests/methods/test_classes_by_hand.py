@@ -35,6 +35,11 @@ def test_classes_that_compete() -> None:
     assert classes_of(owners, 1, True) == Classes(((0, 1),), ((0, 1), (2, 3, 4)))
     assert classes_of(owners[:2], 0, False) == Classes((), ((0, 1),))
     assert classes_of(owners, 1, False).count == 5
+    # Class 1 comes again in task 1: it competes there too, and is one class all the same.
+    again = classes_of(owners, 1, True, {1: (1,)})
+    assert again == Classes(((0, 1),), ((0, 1), (1, 2, 3, 4)))
+    assert again.count == 5
+    assert classes_of(owners, 1, False, {1: (1,)}) == classes_of(owners, 1, False)
 
 
 def test_a_rows_class() -> None:
