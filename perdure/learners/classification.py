@@ -8,6 +8,7 @@ and within which of them training's cross-entropy runs; the other one is recorde
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -135,10 +136,15 @@ class ClassificationLearner(AdapterLogits):
         fitted = super().fit(index)
         if self.stream.tasks[index].learn == "none":
             return fitted
+        started, counts = time.monotonic(), self.passes()
         with self.serving(), self.autocast():
             found = no_class_figures(self.stream, index + 1, self._learned_logits)
         self.track(found)
-        return replace(fitted, facts={**fitted.facts, **found})
+        facts = dict(fitted.facts)
+        facts["seconds"] = round(facts["seconds"] + time.monotonic() - started, 2)
+        for name, count in self.passes().items():  # the texts were read for these figures
+            facts[name] = facts[name] + count - counts[name]
+        return replace(fitted, facts={**facts, **found})
 
     def _learned_logits(self, rows: Sequence[Row]) -> Tensor:
         """Logits of rows over the learned classes, of figures beside the scores."""
@@ -150,11 +156,13 @@ class ClassificationLearner(AdapterLogits):
         """Add a head for the classes of the task that no earlier one has, and before it the task's
         own adapter where a method wants one."""
         model: Any = self.model
-        new = [name for name, task in self.stream.classes.items() if task == index]
+        homes = self.stream.classes
+        new = [name for name, task in homes.items() if task == index]
         wanted = [m.requires.adapters for m in self.methods if m.requires.adapters is not None]
         if new and wanted:
             model.add_adapter(index, wanted[0])
-        model.grow(len(new), index)
+        own = self.stream.tasks[index].labels
+        model.grow(len(new), index, [self.classes[name] for name in own if homes[name] < index])
 
     def _train(self, session: TaskSession, phase: Phase) -> None:
         """As any learner; what the model computes is the phase's objective until its end."""
@@ -193,7 +201,7 @@ class ClassificationLearner(AdapterLogits):
     def layout(self, index: int) -> Classes:
         """The learned columns by what competes; see `perdure.protocol.labels.Classes`."""
         model: Any = self.model
-        return classes_of(model.owners, index, model.apart)
+        return classes_of(model.owners, index, model.apart, model.again)
 
     def encode_text(
         self, text: str, max_tokens: int | None = None, special: bool = False

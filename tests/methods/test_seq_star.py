@@ -173,7 +173,12 @@ def test_old_heads_stay_in_either_mode(mode: str, tmp_path: Path) -> None:
     recipe = write_class_recipe(
         tmp_path, save_encoder(tmp_path / "m"), method=method, train__max_grad_norm=0
     )
-    one, three = (weights(learn(tmp_path / "run", recipe), k) for k in (1, 3))
+    run = Run.open(learn(tmp_path / "run", recipe))
+    one, three = (weights(run.path, k) for k in (1, 3))
+    # What stays is not trained, whichever way; and the rate that is told is the new head's.
+    trained = [f["value"] for f in run.facts() if f["name"] == "trained_parameters"]
+    assert trained == [64, 64, 64]
+    assert {row["learning_rate"] for row in run.log_rows()} == {1e-2}
     assert torch.equal(one["heads.parts.0.weight"], three["heads.parts.0.weight"])
     # Nothing is clipped, so that both modes give the new heads the same weights.
     plain = {**method, "freeze_mode": "requires_grad"}

@@ -17,7 +17,7 @@ from perdure.reports.data import views
 from perdure.reports.html import render
 from perdure.reports.seeds import grouped
 from perdure.reports.terminal import score_table
-from perdure.run import Run
+from perdure.run import Run, item_files
 
 pytestmark = pytest.mark.unit
 
@@ -181,6 +181,65 @@ def test_confusion_and_losses_are_those_of_a_plain_loop(small: Run) -> None:
             assert lost[name].end == sum(shares[1]) / len(shares[1])
     order = [one.loss for one in classes.by_loss(view)]
     assert order == sorted(order, reverse=True)
+
+
+def answered(run: Run, after: int, task: str, guesses: dict[str, list[str]]) -> None:
+    """Have a run's rows of a task be these guesses after so many tasks, by their class."""
+    rows = [
+        {"id": f"{name}-{n}", "score": float(guess == name), "prediction": guess, "answer": name,
+         "prompt": f"{name} {n}", "among_all": guess, "within_task": name}
+        for name, all_of_it in guesses.items() for n, guess in enumerate(all_of_it)
+    ]  # fmt: skip
+    write_lines(item_files.path(run.path, "task", after, task), rows)
+
+
+def labelled(run: Run, *labels: list[str]) -> None:
+    (run.path / "data").mkdir()
+    for number, names in enumerate(labels, start=1):
+        (run.path / "data" / f"task-{number}.json").write_text(json.dumps({"labels": names}))
+
+
+def test_a_class_without_test_rows_is_still_of_its_task(tmp_path: Path) -> None:
+    """By hand: the second task brings "new" and "untested", the first "old" and "unseen"."""
+    run = make_class_run(tmp_path / "run", tasks=2, classes=1, probes=False)
+    labelled(run, ["old", "unseen"], ["new", "untested"])
+    answered(run, 1, "task 1", {"old": ["old", "unseen", "old", "unseen"]})
+    answered(run, 2, "task 1", {"old": ["old", "untested", "untested", "unseen"]})
+    answered(run, 2, "task 2", {"new": ["untested", "untested", "new", "old"]})
+    (view,) = views([run])
+    assert classes.steps(view) == [
+        (1, classes.Confusion(None, None, None, 0.0)),
+        (2, classes.Confusion(0.25, 0.25, 0.5, 0.25)),
+    ]
+
+
+def test_a_class_that_comes_again_is_old_and_listed_in_each_task(tmp_path: Path) -> None:
+    run = make_class_run(tmp_path / "run", tasks=2, classes=1, probes=False)
+    labelled(run, ["old", "again"], ["again", "new"])
+    answered(run, 1, "task 1", {"old": ["old", "old"], "again": ["again", "old"]})
+    answered(run, 2, "task 1", {"old": ["new", "again"], "again": ["new", "new"]})
+    answered(run, 2, "task 2", {"again": ["again", "new"], "new": ["again", "new"]})
+    (view,) = views([run])
+    assert classes.steps(view)[1] == (2, classes.Confusion(1 / 6, 1 / 6, 4 / 6, 0.5))
+    found = [(one.name, one.task, one.learned, one.end) for one in classes.by_loss(view)]
+    assert found == [
+        ("old", "task 1", 1.0, 0.0),
+        ("again", "task 1", 0.5, 0.0),
+        ("again", "task 2", 0.5, 0.5),
+        ("new", "task 2", 0.5, 0.5),
+    ]
+
+
+def test_most_often_taken_for_is_over_all_seeds(tmp_path: Path) -> None:
+    runs = [
+        make_class_run(tmp_path / str(k), tasks=1, classes=1, probes=False, seed=k)
+        for k in range(2)
+    ]
+    answered(runs[0], 1, "task 1", {"a": ["a", "a", "a", "a"]})
+    answered(runs[1], 1, "task 1", {"a": ["a", "b", "b", "c"]})
+    (view,) = grouped(views(runs))
+    (found,) = classes.by_loss(view)
+    assert (found.end, found.most) == (0.625, "b")
 
 
 def test_the_page_shows_the_worst_ten_and_folds_the_rest(large: list[Run]) -> None:

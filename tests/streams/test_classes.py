@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from perdure.errors import RecipeError
 from perdure.prepare import load_recipe
-from perdure.recipe.data import DataConfig, StreamConfig
+from perdure.recipe.data import DataConfig, StreamConfig, TaskConfig
 from perdure.streams import TaskStream, build_stream
 from perdure.streams.classes import capped_by_class, dealt
 from perdure.streams.rows import Placed
@@ -401,3 +402,58 @@ def test_spellings_of_a_class_are_one(caplog: pytest.LogCaptureFixture) -> None:
         stream = build(rows, tasks=6)
     assert len(stream) == 6
     assert "café" in stream.classes
+
+
+# ---- tasks that are listed, each with a file of its own
+
+
+def listed(files: dict[str, list[dict[str, Any]]], **more: dict[str, Any]) -> TaskStream:
+    for name, rows in files.items():
+        write(f"{name}.csv", rows)
+    tasks = [
+        TaskConfig(**{"name": name, "format": "classes", "train": f"{name}.csv",
+                      "columns": COLUMNS, **more.get(name, {})})
+        for name in files
+    ]  # fmt: skip
+    return build_stream(StreamConfig(tasks=tasks), None, Path(), 0)
+
+
+def rows_of(**counts: int) -> list[dict[str, Any]]:
+    return [{"utterance": f"{name} {i}", "intent": name} for name, n in counts.items()
+            for i in range(n)]  # fmt: skip
+
+
+def test_a_class_in_two_listed_tasks_is_refused_with_both_places() -> None:
+    with pytest.raises(RecipeError) as caught:
+        listed({"one": rows_of(pay=4, card=4), "two": rows_of(loan=4, card=4)})
+    (mistake,) = caught.value.mistakes
+    assert re.search(
+        r'two\.csv:\d+: the class "card" is in the task "two", and at one\.csv:\d+ in "one"',
+        str(mistake),
+    )
+    assert "repeat: true" in str(mistake)
+
+
+def test_classes_of_a_listed_task_are_each_learned_and_tested() -> None:
+    """Drawn from all rows alike, a class of two rows would be in one split alone, and a cap of
+    three rows would leave classes out."""
+    stream = listed({"one": rows_of(pay=30, card=2, loan=2)}, one={"max_train_rows": 3})
+    (task,) = stream
+    assert labels(task.train) == {"pay": 1, "card": 1, "loan": 1}
+    assert labels(task.test).keys() == {"pay", "card", "loan"}
+    with pytest.raises(RecipeError, match='the class "card" has 1 row, too few'):
+        listed({"one": rows_of(pay=30, card=1)})
+
+
+def test_a_task_that_is_only_scored_brings_no_class() -> None:
+    """Numbers of classes are the heads' columns, which learned tasks alone have."""
+    only = {"train": None, "test": "again.csv", "learn": "none"}
+    files = {"again": rows_of(loan=2, bye=2), "one": rows_of(pay=9, card=9),
+             "two": rows_of(loan=9, bye=9)}  # fmt: skip
+    stream = listed(files, again=only)
+    assert [task.learn for task in stream] == ["none", "sft", "sft"]
+    assert stream.classes == {"card": 1, "pay": 1, "bye": 2, "loan": 2}
+    with pytest.raises(RecipeError) as caught:
+        listed({"again": rows_of(loan=2, nobody=2), "two": rows_of(loan=9, bye=9)}, again=only)
+    (mistake,) = caught.value.mistakes
+    assert 'the class "nobody" is learned by no task, and the task "again" is only' in str(mistake)
