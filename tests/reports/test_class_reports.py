@@ -19,6 +19,7 @@ from perdure.reports.html import render
 from perdure.reports.seeds import grouped
 from perdure.reports.terminal import score_table
 from perdure.run import Run
+from perdure.scoring.change import OPEN
 
 pytestmark = pytest.mark.unit
 
@@ -134,13 +135,17 @@ def test_a_headline_says_nothing_of_a_gain_that_no_score_tells(
             make_class_run(tmp_path / "one", "lwf", tasks=1),
         ]
     )
-    said = "seq_star: too few rows to tell whether it kept task 1 and task 2"
+    said = "seq_star forgot task 2; too few rows to tell whether it kept task 1"
     assert words.headline(few) == said
     assert words.headline(loses) == "sequential forgot task 1 and task 2"
     assert words.headline(one) == "lwf has learned 1 task"
-    kept = replace(words.account(few), kept=("task 1", "task 2"), open=())
-    monkeypatch.setattr(words, "account", lambda run: kept)
-    assert words.headline(few) == "seq_star forgot nothing"
+    unlost, both = replace(words.account(few), forgotten=(), open=()), ("task 1", "task 2")
+    for changed, said in (
+        (replace(unlost, open=both), f": {OPEN} whether it kept task 1 and task 2"),
+        (replace(unlost, kept=both), " forgot nothing"),
+    ):
+        monkeypatch.setattr(words, "account", lambda run, found=changed: found)
+        assert words.headline(few) == f"seq_star{said}"
 
 
 def test_accuracy_by_sample_counts_rows(small: Run) -> None:
