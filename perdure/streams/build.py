@@ -12,6 +12,7 @@ from perdure.errors import RecipeError
 from perdure.recipe.data import SPLITS
 from perdure.streams.classes import apart, cut
 from perdure.streams.general_text import general_text
+from perdure.streams.growing import note_classes_twice
 from perdure.streams.kinds import Format, Kind, format_of, metric_mistakes, metric_of
 from perdure.streams.kinds import kind as kind_of
 from perdure.streams.labels import settle_labels
@@ -65,6 +66,7 @@ def build_stream(
         tasks, no_class = _cut(stream.data, reader, seed)
     else:
         tasks = [task for one in stream.tasks if (task := _task(one, reader, seed))]
+        note_classes_twice(tasks, mistakes)
     if general is not None:
         text = general_text(general, reader, seed)
     names = [config.name for config in stream.tasks] or [task.name for task in tasks]

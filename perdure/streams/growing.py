@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from perdure.errors import DataError, PerdureError, RecipeError, UsageError, brief
 from perdure.streams.cells import folded
+from perdure.streams.kinds import kind
 from perdure.streams.task import Task, place_of
 
 if TYPE_CHECKING:
     from perdure.recipe.schema import Recipe
+    from perdure.streams.tables import Mistakes
 
 
 def spelling(label: str) -> str:
@@ -59,6 +61,22 @@ def refuse_classes(recipe: Recipe, old: Sequence[Task], new: Sequence[Task]) -> 
         wrong.append(UsageError(what, remedy))
     if wrong:
         raise RecipeError(wrong)
+
+
+def note_classes_twice(tasks: Sequence[Task], mistakes: Mistakes) -> None:
+    """Note each class that two tasks with data of their own have, with the places of both."""
+    homes: dict[str, Task] = {}
+    for task in tasks:
+        if not kind(task.kind).classes:
+            continue
+        for label in task.labels:
+            if (other := homes.setdefault(label, task)) is task:
+                continue
+            where = _first(task, label)
+            what = f'{where}: the class "{brief(label)}" is in the task "{brief(task.name)}", and '
+            what += f'at {_first(other, label)} in "{brief(other.name)}"'
+            remedy = "if it does come again, cut one table: stream.data with by and repeat: true"
+            mistakes.add(where.rpartition(":")[0] or task.name, what, remedy)
 
 
 def _first(task: Task, label: str) -> str:
