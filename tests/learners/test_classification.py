@@ -372,7 +372,8 @@ def test_a_tensor_without_a_place_is_an_error(seq_star: Path, tmp_path: Path) ->
 def test_more_classes_than_preallocated(encoder_dir: Path, tmp_path: Path) -> None:
     recipe = write_class_recipe(tmp_path, encoder_dir)
     changed = perdure.load_recipe(recipe, ["model.head.preallocate=4"])
-    with pytest.raises(PerdureError, match="command line: model.head.preallocate: 4: the stream "):
+    told = r"command line: model\.head\.preallocate: 4: the stream has 6 classes"
+    with pytest.raises(PerdureError, match=told):
         prepare(changed)  # which `run --check` does, before a run's directory is made
     prepare(perdure.load_recipe(recipe, ["model.head.preallocate=6"]))
 
