@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import math
@@ -17,6 +18,7 @@ from perdure.reports import classes, numbers, probed, sections, tradeoff, words
 from perdure.reports.data import views
 from perdure.reports.html import render
 from perdure.reports.seeds import grouped
+from perdure.reports.tables import table
 from perdure.reports.terminal import score_table
 from perdure.run import Run
 from perdure.scoring.change import OPEN
@@ -146,6 +148,22 @@ def test_a_headline_says_nothing_of_a_gain_that_no_score_tells(
     ):
         monkeypatch.setattr(words, "account", lambda run, found=changed: found)
         assert words.headline(few) == f"seq_star{said}"
+
+
+def test_a_table_has_both_scenarios_by_name(small: Run) -> None:
+    rows = list(csv.DictReader(io.StringIO(table([small], "csv"))))
+    (view,) = views([small])
+    assert view.other is not None
+    assert [row["scenario"] for row in rows] == ["class-incremental", "task-incremental"]
+    for row, one in zip(rows, (view, view.other), strict=True):
+        assert float(row["average_accuracy"]) == one.summary("average_accuracy")
+    lines = table([small], "markdown").splitlines()
+    assert lines[0].startswith("| Method | Seeds | Scenario | Average accuracy")
+    assert lines[1].startswith("| --- | --- | --- | ---: |")
+    assert [line.split(" | ")[2] for line in lines[2:4]] == [row["scenario"] for row in rows]
+    tex = table([small], "latex")
+    assert r"\begin{tabular}{lllrrrr}" in tex
+    assert "& task-incremental &" in tex
 
 
 def test_accuracy_by_sample_counts_rows(small: Run) -> None:
