@@ -305,6 +305,25 @@ def test_a_class_of_two_tasks_with_files_of_their_own_is_refused() -> None:
     assert rest.splitlines()[1].startswith("  if it does come again, cut one table: stream.data")
 
 
+def test_a_text_of_two_classes_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Also where the classes are of two tasks, or the other row is a test row."""
+    more = [
+        {"utterance": "PAY number 0", "intent": "loan"},
+        {"utterance": "pay  number 0", "intent": "pay"},
+    ]
+    write("test.csv", [*ROWS, {"utterance": "bye number 1", "intent": "hello"}])
+    with caplog.at_level(logging.WARNING):
+        build([*ROWS, *more], tasks=3, test="test.csv")
+    (said,) = [text for text in caplog.messages if "more than one class" in text]
+    assert said.startswith(
+        'data: 2 texts have more than one class (the first: train.csv:38 is "loan", train.csv:2 '
+        '"pay"); '
+    )
+    caplog.clear()
+    build(tasks=3)
+    assert "more than one class" not in caplog.text
+
+
 def test_two_cases_of_a_class_are_told_with_a_remedy_that_works(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
