@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 from synthetic_runs import make_class_run, make_run, write_lines
 
-from perdure.reports import classes, numbers, probed, sections, tradeoff, words
+from perdure.reports import classes, no_class, numbers, probed, sections, tradeoff, words
 from perdure.reports.data import views
 from perdure.reports.html import render
 from perdure.reports.seeds import grouped
@@ -164,6 +164,23 @@ def test_a_table_has_both_scenarios_by_name(small: Run) -> None:
     tex = table([small], "latex")
     assert r"\begin{tabular}{lllrrrr}" in tex
     assert "& task-incremental &" in tex
+
+
+def test_a_title_is_one_line_over_a_narrow_table(small: Run) -> None:
+    assert "seq_star: score on each task after learning ...\n" in text_of([small], width=80)
+
+
+def test_a_threshold_that_is_left_out_is_told(tmp_path: Path, small: Run) -> None:
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(small.path, folder)
+    facts = (folder / "facts.jsonl").read_text(encoding="utf-8").splitlines()
+    more = {**json.loads(facts[-1]), "name": "no_class/auroc", "value": 0.75}
+    lines = [*facts, json.dumps(more)]
+    (folder / "facts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    said = no_class.line(views([Run.open(folder)])[0])
+    assert said.startswith("texts of no class: AUROC 0.750 (no threshold: it needs ")
 
 
 def test_accuracy_by_sample_counts_rows(small: Run) -> None:
