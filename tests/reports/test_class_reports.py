@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 from synthetic_runs import make_class_run, make_run, write_lines
 
-from perdure.reports import classes, no_class, numbers, probed, sections, tradeoff, words
+from perdure.reports import classes, no_class, numbers, probed, sections, tradeoff, training, words
 from perdure.reports.data import views
 from perdure.reports.html import render
 from perdure.reports.seeds import grouped
@@ -164,6 +164,14 @@ def test_a_table_has_both_scenarios_by_name(small: Run) -> None:
     tex = table([small], "latex")
     assert r"\begin{tabular}{lllrrrr}" in tex
     assert "& task-incremental &" in tex
+
+
+def test_the_loss_of_classes_is_of_texts(small: Run) -> None:
+    """Not "nats a token": a text's class is one prediction."""
+    (view,) = views([small])
+    for scenario, unit in ((view.scenario, "nats"), ("", "nats a token")):
+        found = training.losses([replace(view, scenario=scenario)])
+        assert [chart.y_title for chart in found] == [unit]
 
 
 def test_a_title_is_one_line_over_a_narrow_table(small: Run) -> None:
