@@ -198,7 +198,7 @@ def extend(run: Run, recipe: Recipe, out: str | Path, *, accept_changes: bool = 
     for task in recipe.stream.tasks:
         if task.name in old:
             raise UsageError(
-                f"{task.place('name')}: the run has learned a task {task.name} already",
+                f'{task.place("name")}: the run has learned a task "{task.name}" already',
                 "give the new task another name",
             )
     _refuse_classes(run, recipe)
@@ -225,8 +225,8 @@ def _refuse_classes(run: Run, recipe: Recipe) -> None:
         if task.name in known:
             where = recipe.place("stream.data" if data is not None else "stream")
             raise UsageError(
-                f"{where}: the run has learned a task {task.name} already",
-                "give the new tasks another name, for example `task: june` under stream.data",
+                f'{where}: the run has learned a task "{task.name}" already',
+                "give the new tasks another name, for example stream.data.task=june",
             )
     refuse_classes(recipe, old, new.tasks)
 

@@ -55,6 +55,8 @@ class TaskPlan:
     validation_rows: int
     test_rows: int
     steps: int
+    classes: tuple[str, ...] = ()
+    """Those that the task brings, of tasks with classes."""
     longest: int | None = None
     """Tokens of the longest row; this and what follows is None where the tasks' kind cannot tell
     before its model is loaded."""
@@ -80,6 +82,7 @@ class Plan:
     model: str
     kind: str
     """Of the tasks."""
+    scenario: str
     parameters: int | None
     trainable: int | None
     precision: str
@@ -163,6 +166,7 @@ def plan(
         methods=tuple(spec.name for spec in recipe.methods),
         model=recipe.model.path + (f" ({facts.architecture})" if facts else ""),
         kind=stream.tasks[0].kind,
+        scenario=stream.scenario,
         parameters=facts.parameters if facts else None,
         trainable=facts.trainable if facts else None,
         precision=precision,
@@ -183,6 +187,7 @@ def _bare(recipe: Recipe, task: Task) -> TaskPlan:
         validation_rows=len(task.validation),
         test_rows=len(task.test),
         steps=0 if task.learn == "none" else steps_of(recipe, len(task.train)),
+        classes=tuple(task.labels) if kind(task.kind).classes else (),
     )
 
 

@@ -234,6 +234,8 @@ def _prepare(
     metrics.try_own(stream)
     if not training:
         return Prepared(recipe, stream, methods, None, general, recipe.train.batch_size, 1, None)
+    if kind.classes:
+        _refuse_no_room(recipe, len(stream.classes))
     micro, accumulation = split_batch(recipe, int(os.environ.get("WORLD_SIZE", "1")))
     facts, encoder = None, None
     if any(method.halves for method in methods):
@@ -250,6 +252,16 @@ def _prepare(
         tell(f"{recipe.name}: checking {count:,} rows of {len(stream)} tasks")
         encode_stream(stream, encoder, facts.context_length or None)
     return Prepared(recipe, stream, methods, encoder, general, micro, accumulation, facts)
+
+
+def _refuse_no_room(recipe: Recipe, count: int) -> None:
+    """Refuse more classes than the recipe allocates beforehand."""
+    room = recipe.model.head.preallocate
+    if isinstance(room, int) and 0 < room < count:
+        raise UsageError(
+            f"{recipe.place('model.head.preallocate')}: {room}: the stream has {count} classes",
+            "write a higher number, or all, or 0: heads grow by themselves",
+        )
 
 
 def _refuse_headless(recipe: Recipe, methods: Sequence[Method], facts: ModelFacts) -> None:

@@ -222,7 +222,9 @@ def test_a_name_that_is_taken_and_another_scenario(two: Run, tmp_path: Path) -> 
     may(tmp_path, ("aa", "e"), ("bb", "f"))
     next_one = tmp_path / "next.yaml"
     next_one.write_text("stream:\n  data: {train: may.csv, tasks: 1}\n")
-    with pytest.raises(UsageError, match=r"learned a task task 1 already\n.*`task: june`"):
+    with pytest.raises(
+        UsageError, match=r'learned a task "task 1" already\n.*stream.data.task=june'
+    ):
         extend(two, extension_recipe(two, next_one), tmp_path / "new")
     next_one.write_text(
         "stream:\n  scenario: task-incremental\n  data: {train: may.csv, tasks: 1, task: may}\n"

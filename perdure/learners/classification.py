@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from perdure.errors import UsageError
 from perdure.learners.adapter_logits import AdapterLogits
 from perdure.learners.kind import drawn
 from perdure.learners.listener import Fitted
@@ -113,7 +112,7 @@ class ClassificationLearner(AdapterLogits):
         return self.reader.pad_id
 
     def check(self) -> None:
-        """Raise `UsageError` for more classes than were allocated beforehand."""
+        """As any learner; then allocate heads that are wanted for all classes beforehand."""
         super().check()
         model: Any = self.model
         model.within = self.stream.scenario == "task-incremental"
@@ -121,12 +120,6 @@ class ClassificationLearner(AdapterLogits):
         if head.preallocate == "all" and not model.heads.classes:
             seed = seed_of(self.recipe.seed, "allocate")
             drawn(lambda: model.heads.allocate(len(self.classes)), seed)
-        elif isinstance(head.preallocate, int) and 0 < head.preallocate < len(self.classes):
-            raise UsageError(
-                f"model.head.preallocate: {head.preallocate}: the stream has {len(self.classes)} "
-                "classes",
-                "write a higher number, or all, or 0: heads grow by themselves",
-            )
         reserve = model.heads.reserve
         named = () if reserve is None else reserve.named_parameters()
         self._first_reserve = {n: p.detach().cpu().clone() for n, p in named}

@@ -6,7 +6,6 @@ a figure that needs a cell which was never scored is None, and is shown as missi
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,12 +16,9 @@ from typing import Any, Protocol
 
 from perdure.reports import scenarios
 from perdure.reports.evidence import Evidence, Margins
-from perdure.reports.facts import MISSING, TaskFacts, facts_of
-from perdure.run.damage import doubts, verify_scores
-from perdure.run.directory import Run, only_scored
+from perdure.reports.facts import MISSING, TaskFacts, facts_of, stream_facts
+from perdure.run.directory import only_scored
 from perdure.scoring.matrix import ScoreMatrix, ScoreMissing
-
-logger = logging.getLogger("perdure")
 
 SUMMARY: tuple[tuple[str, str, bool, str], ...] = (
     # attribute of ScoreMatrix, heading, higher is better, what it is
@@ -257,7 +253,7 @@ def views(runs: Sequence[RunData]) -> list[RunView]:
 
 
 def _view(run: RunData, label: str) -> RunView:
-    pinned = _pinned(run)
+    pinned = stream_facts(run)
     rows = run.scores()
     scored = [row for row in rows if row.get("kind") == "task" and math.isfinite(row["score"])]
     recipe, text = _recipe(run.path)
@@ -346,20 +342,6 @@ def _stream(
         if row.get("kind") == "task":
             first[row["task"]] = None
     return list(first)
-
-
-def _pinned(run: RunData) -> list[dict[str, str]]:
-    """What stream.json says of the tasks; nothing in a run not begun, or a folder made by hand.
-
-    Raises:
-        RunError: it, or the scores, are not what was written.
-    """
-    if not isinstance(run, Run):
-        return []
-    verify_scores(run)
-    for told in doubts(run):
-        logger.warning("%s", told)
-    return run.stream_facts()
 
 
 def _general_tasks(

@@ -19,7 +19,7 @@ from perdure.streams.labels import settle_labels
 from perdure.streams.named.base import Source
 from perdure.streams.named.demo import STREAMS
 from perdure.streams.named.find import CLASS_STREAMS
-from perdure.streams.repeats import warn_of_repeats
+from perdure.streams.repeats import warn_of_repeats, warn_of_two_classes
 from perdure.streams.rows import (
     Placed,
     capped,
@@ -148,6 +148,7 @@ def _cut_up(
     settle_labels(splits, form, config, mistakes)
     if len(mistakes) > before:
         return [], NoClass()
+    warn_of_two_classes(config.name, splits, form.label)
     parts = cut(splits, form.label, config, seed, mistakes, own)
     made = [_made(config, part.name, kind, part.classes, part.rows) for part in parts]
     return made, no_class

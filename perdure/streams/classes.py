@@ -75,8 +75,9 @@ def tell_untested(parts: Sequence[Part], key: str, config: TaskConfig) -> None:
         if not any(placed.row[key] == name for placed in part.rows["test"])
     ]
     if untested and config.max_test_rows is None:
-        told = "%s: %d classes have no test row, so that no score is of them: %s"
-        logger.warning(told, config.name, len(untested), listed(untested))
+        have = "1 class has" if len(untested) == 1 else f"{len(untested)} classes have"
+        told = "%s: %s no test row and will have no score: %s"
+        logger.warning(told, config.name, have, listed(untested))
 
 
 def apart(
@@ -231,10 +232,11 @@ def _check_listed(
                 what = f"{config.place(f'tasks.{number}.{place}')}: no class is called "
                 what += f'"{brief(name)}"'
                 mistakes.add(config.name, what, choices(name, known, "classes there are"))
-    for name in known:
-        if name not in names:
-            what = f'{config.place("tasks")}: the class "{brief(name)}" is in no task'
-            mistakes.add(config.name, what, "name every class once, or take its rows out")
+    if left := [brief(name) for name in known if name not in names]:
+        more = f" and {len(left) - 10} more" if len(left) > 10 else ""
+        are = "1 class is" if len(left) == 1 else f"{len(left)} classes are"
+        what = f"{config.place('tasks')}: {are} in no task: {', '.join(left[:10])}{more}"
+        mistakes.add(config.name, what, "name every class once, or take its rows out")
 
 
 def _check_twice(tasks: Sequence[Sequence[str]], config: DataConfig, mistakes: Mistakes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +187,23 @@ def test_a_body_that_lacks_weights_is_refused(tmp_path: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=f"lacks 1 of the model's weights, such as {name}"):
         load_body(ModelConfig(path=str(folder)))
+
+
+@pytest.mark.train
+def test_a_body_is_loaded_without_a_word(tmp_path: Path) -> None:
+    """transformers lists weights of other heads, or all layers as "not sharded": nobody asked."""
+    from class_runs import save_encoder
+
+    from perdure.models.load import load_body
+    from perdure.recipe.schema import ModelConfig
+
+    said: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = said.append  # type: ignore[method-assign]
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    try:
+        load_body(ModelConfig(path=str(save_encoder(tmp_path / "bert"))))
+    finally:
+        logger.removeHandler(handler)
+    assert [record.getMessage() for record in said if record.levelno >= logging.WARNING] == []
