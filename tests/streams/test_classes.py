@@ -303,7 +303,7 @@ def test_a_class_of_two_tasks_with_files_of_their_own_is_refused() -> None:
     where, _, rest = str(mistake).partition(": ")
     assert where.startswith("feb.csv:")
     assert rest.startswith('the class "pay" is in the task "feb", and at jan.csv:')
-    assert rest.splitlines()[1].startswith("  if it does come again, cut one table: stream.data")
+    assert rest.splitlines()[1].startswith("  give each class to one task; one that does come again")
 
 
 def test_a_text_of_two_classes_is_told(caplog: pytest.LogCaptureFixture) -> None:
