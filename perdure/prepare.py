@@ -217,6 +217,7 @@ def _prepare(
     from perdure.engine.rows import encode_stream
     from perdure.scoring import metrics
     from perdure.streams import kinds, lm_eval_tasks
+    from perdure.streams.growing import refuse_beyond
 
     tell = (lambda text: None) if display is None else display.message
     stream = stream or stream_of(recipe)
@@ -227,6 +228,8 @@ def _prepare(
             f"classes, and these tasks are of kind {kind.name}",
             "leave it out",
         )
+    if kind.classes:
+        refuse_beyond(recipe, len(stream.classes))
     methods = tuple(chosen_methods(recipe, stream)) if training else ()
     if recipe.general is not None and recipe.general.tasks:
         tell(f"{recipe.name}: reading lm-eval tasks {', '.join(recipe.general.tasks)}")

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from perdure.errors import UsageError
 from perdure.learners.class_features import BodyFeatures
 from perdure.learners.kind import drawn
 from perdure.learners.listener import Fitted
@@ -41,6 +40,7 @@ from perdure.processes import Progress, rank
 from perdure.protocol.labels import Classes, classes_of
 from perdure.scoring.answers import ranked
 from perdure.scoring.score import TaskScore
+from perdure.streams.growing import refuse_beyond
 from perdure.streams.kinds.classes import ACCURACY, AMONG_ALL, WITHIN_TASK
 from perdure.streams.rows import row_key
 from perdure.streams.task import Row, Task
@@ -120,12 +120,7 @@ class ClassificationLearner(BodyFeatures):
         if head.preallocate == "all" and not model.heads.classes:
             seed = seed_of(self.recipe.seed, "allocate")
             drawn(lambda: model.heads.allocate(len(self.classes)), seed)
-        elif isinstance(head.preallocate, int) and 0 < head.preallocate < len(self.classes):
-            raise UsageError(
-                f"model.head.preallocate: {head.preallocate}: the stream has {len(self.classes)} "
-                "classes",
-                "write a higher number, or all, or 0: heads grow by themselves",
-            )
+        refuse_beyond(self.recipe, len(self.classes))
         reserve = model.heads.reserve
         named = () if reserve is None else reserve.named_parameters()
         self._first_reserve = {n: p.detach().cpu().clone() for n, p in named}

@@ -372,8 +372,11 @@ def test_a_tensor_without_a_place_is_an_error(seq_star: Path, tmp_path: Path) ->
 def test_more_classes_than_preallocated(encoder_dir: Path, tmp_path: Path) -> None:
     recipe = write_class_recipe(tmp_path, encoder_dir)
     changed = perdure.load_recipe(recipe, ["model.head.preallocate=4"])
-    ready, folders = prepare(changed), Folders.below(tmp_path)
-    with pytest.raises(PerdureError, match="preallocate: 4: the stream has 6 classes"):
+    says = "preallocate: 4: the stream has 6 classes"
+    with pytest.raises(PerdureError, match=says):  # before weights are loaded
+        prepare(changed)
+    ready, folders = prepare(perdure.load_recipe(recipe)), Folders.below(tmp_path)
+    with pytest.raises(PerdureError, match=says):
         build(changed, ready.stream, methods=ready.methods, precision="fp32", folders=folders)
 
 
