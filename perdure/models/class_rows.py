@@ -146,13 +146,14 @@ class ClassEncoder:
     def _read(self, text: str) -> list[int]:
         """Ids of a text; those of the last one are kept, which is mostly the one that fits."""
         if self._last[0] != text:
-            self._last = text, self.tokenizer(text)["input_ids"]
+            # Not told that a text is long: it is cut here.
+            self._last = text, self.tokenizer(text, verbose=False)["input_ids"]
         return self._last[1]
 
     def _found(self, text: str) -> dict[str, Any]:
         if not self.starts:
             return {"input_ids": self._read(text)}
-        found = self.tokenizer(text, return_offsets_mapping=True)
+        found = self.tokenizer(text, return_offsets_mapping=True, verbose=False)
         spans: Sequence[tuple[int, int]] = found["offset_mapping"]
         places = [text.index(marker) for marker, _ in (HEAD, TAIL)]
         starts = [

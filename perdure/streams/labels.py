@@ -32,7 +32,7 @@ def settle_labels(
     declared = tuple(config.labels or dict.fromkeys((config.label_names or {}).values()))
     split = "train" if "train" in splits else "test"
     whose = "declared labels" if declared else f"labels of the {_CALLED[split]} split"
-    labels = declared or _found(splits[split], form.label, config.name)
+    labels = declared or _found(splits[split], form, config.name)
     if not labels:
         return ()
     # A table that is one task among others may have one class.
@@ -52,9 +52,8 @@ def settle_labels(
             remedy = choices(label, labels, whose)
             if (other := lower.get(_form(label, True))) is not None:
                 what = f'{what}: it differs only in case from "{brief(other)}"'
-                remedy = [
-                    f"write both alike, or map it: label_names: {{{brief(label)}: {brief(other)}}}"
-                ]
+                mapped = f", or map it: label_names: {{{brief(label)}: {brief(other)}}}"
+                remedy = [f"write both alike{mapped if form.renames else ''}"]
             mistakes.add(placed.source, what, remedy)
     return labels
 
@@ -83,9 +82,9 @@ def same_tokens(
     return found
 
 
-def _found(train: list[Placed], key: str, task: str) -> tuple[str, ...]:
+def _found(train: list[Placed], form: Format, task: str) -> tuple[str, ...]:
     """The labels of the training rows, each in its most frequent form, sorted."""
-    counts = Counter(placed.row[key] for placed in train)
+    counts = Counter(placed.row[form.label] for placed in train)
     forms: dict[Hashable, list[Any]] = {}
     for label in sorted(counts, key=lambda label: (-counts[label], len(label), label)):
         forms.setdefault(_form(label), []).append(label)
@@ -101,9 +100,10 @@ def _found(train: list[Placed], key: str, task: str) -> tuple[str, ...]:
     for pair in _alike_but_for_case(labels):
         logger.warning(
             'task %s: the labels "%s" and "%s" differ only in case and count as two; if they are '
-            "one, map one to the other in label_names",
+            "one, %s",
             task,
             *map(brief, pair),
+            "map one to the other in label_names" if form.renames else "write both alike",
         )
     return tuple(labels)
 

@@ -401,3 +401,15 @@ def test_spellings_of_a_class_are_one(caplog: pytest.LogCaptureFixture) -> None:
         stream = build(rows, tasks=6)
     assert len(stream) == 6
     assert "café" in stream.classes
+
+
+def test_spellings_that_differ_in_case_are_told_with_a_remedy_that_helps(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """`label_names` has no effect on classes, so it is no remedy."""
+    rows = [*ROWS, *({**row, "intent": row["intent"].upper()} for row in ROWS)]
+    with caplog.at_level(logging.WARNING):
+        build(rows, tasks=2)
+    told = [r.getMessage() for r in caplog.records if "only in case" in r.getMessage()]
+    assert told
+    assert all(line.endswith("if they are one, write both alike") for line in told)
