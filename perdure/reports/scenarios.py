@@ -25,7 +25,7 @@ def scenario_of(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def foreknown(recipe: Mapping[str, Any]) -> str:
-    """What a run's recipe told of classes to come: those that were allocated beforehand; else ""."""
+    """What a run's recipe told of classes to come, by allocating them beforehand; else ""."""
     model = recipe.get("model")
     head = model.get("head") if isinstance(model, Mapping) else None
     kept = head.get("preallocate") if isinstance(head, Mapping) else None
