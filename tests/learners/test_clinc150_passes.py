@@ -51,9 +51,9 @@ def test_a_whole_run_reads_as_many_texts_as_needed(
     run = Run.create(tmp_path / "run", loaded)
     perdure.learn(loaded, run)
     assert read[True] == 1_000  # one epoch of the first task warms up
-    # 15,000 training and 4,500 test rows under the untouched and under the warmed-up body, two texts
-    # of which are there twice; for the threshold 3,000 validation rows, three of whose texts had
-    # been read by then, and 1,100 of no class.
+    # 15,000 training and 4,500 test rows under the untouched and under the warmed-up body, two of
+    # whose texts are there twice; for the threshold 3,000 validation rows, three of whose texts
+    # had been read by then, and 1,100 of no class.
     assert read[False] == 2 * (19_500 - 2) + (3_000 - 3) + 1_100
     log = (run.path / "perdure.log").read_text("utf-8")
-    assert f"the body read {sum(read.values()):,} texts, {sum(read.values()):,} needed" in log
+    assert f"the body read {sum(read.values())} texts, {sum(read.values())} needed" in log
