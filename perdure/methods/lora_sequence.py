@@ -77,7 +77,10 @@ class LoraSequence(Method):
 
     def __init__(self, config: LoraSequenceConfig) -> None:
         super().__init__(config)
-        self.requires = Requires(adapters=TaskAdapters(**config.model_dump()))
+        own = TaskAdapters(
+            config.r, config.alpha, config.dropout, select=config.select, compete=config.compete
+        )
+        self.requires = Requires(adapters=own)
 
     def phases(self, ctx: Context) -> Sequence[Phase]:
         names = [name for name, _ in ctx.model.named_parameters()]

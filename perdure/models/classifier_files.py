@@ -92,7 +92,9 @@ def load_classifier_weights(model: Any, folder: Path) -> dict[str, Tensor]:
     import torch
     from safetensors.torch import load_file
 
-    said = json.loads((folder / CLASSES).read_text("utf-8")).get("adapters", {})
+    whole = json.loads((folder / CLASSES).read_text("utf-8"))
+    # It answers by the features that it was trained on, whatever `auto` stands for today.
+    model.pooling, said = whole["pooling"], whole.get("adapters", {})
     with torch.random.fork_rng(devices=[]):  # their first values are written over
         for task, settings in said.items():
             if int(task) not in model.adapters:

@@ -75,10 +75,51 @@ def is_decoder(config: Any) -> bool:
 
 
 def pooling_of(config: Any, chosen: str) -> str:
-    """The pooling that "auto" stands for: the last token of a decoder, else the first one."""
+    """The pooling that "auto" stands for: the last token of a decoder; of an encoder what a
+    sentence encoder's own files say of it, else the first token."""
     if chosen != "auto":
         return chosen
-    return "last" if is_decoder(config) else "cls"
+    return "last" if is_decoder(config) else _own_pooling(config) or "cls"
+
+
+def _own_pooling(config: Any) -> str | None:
+    """What the files of sentence-transformers beside a model say of its pooling; None where there
+    are none, or where it is none of ours."""
+    for module in _beside(config, "modules.json") or ():
+        if str(module.get("type", "")).endswith(".Pooling"):
+            said = _beside(config, f"{module.get('path', '')}/config.json") or {}
+            on = {name for name, value in said.items() if value is True}
+            for ours, theirs in (("mean", "mean_tokens"), ("cls", "cls_token")):
+                if f"pooling_mode_{theirs}" in on and len(on & _MODES) == 1:
+                    return ours
+            mode = said.get("pooling_mode")
+            return mode if mode in ("mean", "cls") else None
+    return None
+
+
+_MODES = {
+    f"pooling_mode_{name}"
+    for name in (
+        "cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens",
+        "lasttoken",
+    )
+}  # fmt: skip
+
+
+def _beside(config: Any, name: str) -> Any:
+    """A JSON file beside a model's configuration, in its folder or on the hub; None: none."""
+    from transformers.utils.hub import cached_file
+
+    quiet = {f"_raise_exceptions_for_{what}": False
+             for what in ("gated_repo", "missing_entries", "connection_errors")}  # fmt: skip
+    if not config._name_or_path:  # made in memory
+        return None
+    try:
+        commit = getattr(config, "_commit_hash", None)
+        found = cached_file(config._name_or_path, name, revision=commit, **quiet)
+        return None if found is None else json.loads(Path(found).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def has_dropout(config: Any) -> bool:

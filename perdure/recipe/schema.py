@@ -88,7 +88,8 @@ class ModelConfig(Section):
     )
     pooling: Literal["auto", "cls", "mean", "last", "entity_starts"] = Field(
         "auto",
-        description="of tasks with classes: the text's feature; auto: cls, of decoders last",
+        description="of tasks with classes: the text's feature; auto: of decoders last, else as a "
+        "sentence encoder's files say, or cls",
     )
     template: str | None = Field(
         None,

@@ -18,13 +18,14 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from perdure.errors import brief
+from perdure.recipe.data import DataConfig
 from perdure.streams.cells import folded
 from perdure.streams.rows import Placed, capped, hold_out, shuffle_key
 from perdure.streams.tables import Mistakes, choices, listed
 from perdure.streams.task import NoClass
 
 if TYPE_CHECKING:
-    from perdure.recipe.data import DataConfig, TaskConfig
+    from perdure.recipe.data import TaskConfig
 
 logger = logging.getLogger("perdure")
 Splits = dict[str, list[Placed]]
@@ -281,13 +282,14 @@ def whole(part: Part, key: str, config: TaskConfig, seed: int, mistakes: Mistake
                 what += " that ask the same"
             remedy = "give it more, or a test file of its own"
             mistakes.add(config.name, f"{what}, too few to learn and to test", remedy)
-        train += capped(own, getattr(config, "rows_per_class", None), seed)
+        most = config.rows_per_class if isinstance(config, DataConfig) else None
+        train += capped(own, most, seed)
     most = config.max_train_rows
     if most is not None and most < len(part.classes):
         what = f"{config.place('max_train_rows')}: {most} rows for the {len(part.classes)} classes"
         what += f' of the task "{brief(part.name)}"'
         remedy = "write more"
-        if hasattr(config, "rows_per_class"):
+        if isinstance(config, DataConfig):
             remedy += ", or rows_per_class instead"
         mistakes.add(config.name, what, remedy)
     order = {id(placed): i for i, placed in enumerate(given["train"])}
