@@ -4,9 +4,9 @@ The weights of training are untouched by it. `beta` says what weight the old ave
 Paper: Large Continual Instruction Assistant, Qiao et al. 2025 (arXiv 2410.10868; read: abstract,
 a summary of the closed form, and the official code JingyangQiao/CoIN efa9cb4, lora.py:635-661).
 
-    average_t = beta average_t-1 + (1 - beta) w_t;  average_1 = w_1, anew in each task
+    w*_t = beta w*_t-1 + (1 - beta) w_t;  w*_1 = w_1, anew in each task
     fixed     beta = decay, or 1 - 1 / (window * steps of the task)
-    paper     beta = (1 + |g|) / (|w_t - average_t-1| * |g_t - g_t-1|), L1 norms of each tensor
+    paper     beta = (1 + |g_t|) / (|w_t - w*_t-1| |g_t - g_t-1|), L1 norms of each tensor
     official  1 - beta = twice that: the released code weighs the NEW weights so
     line      beta = (u + rho) / (1 + rho), u as in `line_minimum` below; ours
 Departs: the average is fp32; `paper` takes the change of the gradient for L'', as nothing more is

@@ -21,6 +21,7 @@ from perdure.methods.ema import (
     window_decay,
 )
 from perdure.methods.registry import load_config
+from perdure.protocol.batch import StepCounts
 from perdure.testing import make
 
 pytestmark = pytest.mark.unit
@@ -316,6 +317,56 @@ def test_line_does_not_depend_on_the_loss_unit_the_tensors_or_the_factors() -> N
     assert beta_along(times=10.0) == pytest.approx(plain, rel=1e-5)
     assert beta_along(cut=True) == pytest.approx(plain, rel=1e-5)
     assert beta_along(scale=7.0) == pytest.approx(plain, rel=1e-4)
+
+
+@pytest.mark.parametrize("micro", [1, 2])
+def test_a_look_is_the_parabola_of_the_steps_own_batch(context: Any, micro: int) -> None:
+    """In plain torch: losses of the batch at the weights and at the average, and the slope."""
+    torch.manual_seed(0)
+    method = make(Ema, {"beta": "line", "every": 2})
+    ctx = context(method, batch_size=4)
+    model, session = ctx.model, ctx._session
+    method.begin_task(ctx)
+    assert not method.average.follows(model, "main")
+    with torch.no_grad():
+        for kept in method.average.weights.values():
+            kept += 0.05 * torch.randn_like(kept)
+    rows = [ctx.encode(row) for row in ctx.task.train[:4]]
+    labels = sum(label != -100 for row in rows for label in row["labels"])
+    size = 4 // micro
+    for index in (1, 2):  # the second one is looked at
+        model.zero_grad()
+        for part in range(micro):
+            session.begin_micro_batch(index, micro)
+            main = ctx.forward(rows[part * size : (part + 1) * size])
+            main.counts = StepCounts(None, labels, None, micro)
+            assert method.loss(ctx, main, None) == {}
+            (main.token_mean(main.nll) / micro).backward()
+            session.end_micro_batch(part == micro - 1)
+        before = [p.detach().clone() for p in model.parameters()]
+        with torch.no_grad():
+            assert list(method.gradients(ctx, dict(model.named_parameters()))) == []
+        assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+        assert float(method.u) == 0 or index == 2
+
+    def loss() -> float:
+        return float(ctx.forward(rows).nll.detach().mean())
+
+    average = method.average.weights
+    here, slope = (
+        loss(),
+        sum(
+            float((p.grad * (average[n] - p.detach())).sum())
+            for n, p in model.named_parameters()
+            if p.grad is not None
+        ),
+    )
+    with ctx.use_weights(average):
+        there = loss()
+    curvature = 2 * (there - here - slope)
+    assert curvature > 0
+    assert 0.01 < -slope / curvature < 0.99  # else nothing is shown
+    assert float(method.u) == pytest.approx(-slope / curvature, abs=2e-3)
 
 
 # --- options

@@ -62,13 +62,15 @@ OTHER: dict[str, Any] = {
     "lam": 3.0, "rows": 2, "tasks": "online", "decay": 0.5, "buffer_size": 3,
     "policy": "reservoir", "ratio": 0.5, "tolerance": 0.0, "grid": [0.25], "embeddings": False,
     "start": "current", "alpha": 2.0, "beta": 2.0, "target": "snapshot", "distill_new_rows": True,
-    "outside": "clamp", "rho": 9.0, "every": 3, "window": 0.5, "balance": "class", "choose": "herding", "fisher_mode": "batch",
+    "outside": "clamp", "rho": 9.0, "every": 3, "window": 0.5,
+    "balance": "class", "choose": "herding", "fisher_mode": "batch",
 }  # fmt: skip
 """Another value of each option than its default."""
 
 
 OTHERS: dict[str, dict[str, Any]] = {
-    "ema": {"beta": "official"}, "freeze": {"layers": 0}, "replay": {"mix": "half"}, "derpp": {"mix": "half"},
+    "ema": {"beta": "official"}, "freeze": {"layers": 0}, "replay": {"mix": "half"},
+    "derpp": {"mix": "half"},
 }  # fmt: skip
 """Where two methods have an option of one name and different values."""
 ELSEWHERE = {"own_share", "balance", "choose", "distill_new_rows"}
