@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 TOGETHER = 2**26
 """Elements that are worked on at once: what is held for the length of an operation is as large."""
-BINS, SPAN = 2048, 16.0
+BINS, SPAN = 2049, 16.0
 """Weights are counted by log(w / (1 - w)) from -SPAN to SPAN: 1.6 % of w / (1 - w) apart."""
 SAMPLED = 512
 """Elements of a tensor that say how far it moved, at least; of large ones a 64th."""

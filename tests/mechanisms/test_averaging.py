@@ -87,7 +87,7 @@ def test_groups_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch, toget
         assert float(apart[i]) == pytest.approx(float((p.detach() - old[i]).abs().sum()), rel=1e-5)
         assert float(slopes[i]) == pytest.approx(float(p.grad.abs().sum()), rel=1e-5)
         assert float(changes[i]) == pytest.approx(float((p.grad - before[i]).abs().sum()), rel=1e-5)
-        total += float((p.grad * (old[i] - p)).sum())
+        total += float((p.grad * (old[i] - p.detach())).sum())
         torch.testing.assert_close(
             list(average.weights.values())[i], old[i] + new[i] * (p.detach() - old[i])
         )
