@@ -284,3 +284,25 @@ def _inside(run: Run) -> Weights:
     held = load_file(found[0] / "perdure_methods.safetensors")
     start = "state/0/average/weights/"
     return {n.removeprefix(start): w for n, w in held.items() if n.startswith(start)}
+
+
+@pytest.mark.parametrize("options", [{"beta": "paper"}, {"beta": "line", "every": 1}])
+def test_on_classes_with_dropout_losses_are_those_of_plain_training(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    from class_runs import save_encoder, write_class_recipe
+
+    body = save_encoder(tmp_path / "body")
+    found: list[Run] = []
+    for method in ({"name": "sequential"}, {"name": "ema", **options}):
+        folder = tmp_path / method["name"]
+        path = write_class_recipe(folder, body, method=method, train__epochs=2, train__log_steps=1)
+        found.append(Run.create(folder / "run", perdure.load_recipe(path)))
+        perdure.learn(found[-1].recipe, found[-1])
+    plain, averaged = ([r["loss"] for r in run.log_rows() if r["after"] == 1] for run in found)
+    assert len(plain) > 3
+    assert averaged == plain
+    names = {fact["name"] for fact in found[1].facts()}
+    assert {"method/averaging_moved", "method/averaging_decile_5"} <= names
+    rows = [row for row in found[1].log_rows() if "method/averaging_weight" in row]
+    assert rows
