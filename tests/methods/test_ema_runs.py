@@ -306,3 +306,54 @@ def test_on_classes_with_dropout_losses_are_those_of_plain_training(
     assert {"method/averaging_moved", "method/averaging_decile_5"} <= names
     rows = [row for row in found[1].log_rows() if "method/averaging_weight" in row]
     assert rows
+
+
+@pytest.mark.parametrize("options", [{"beta": "official"}, {"beta": "line", "every": 1}])
+def test_of_several_phases_the_last_one_is_averaged(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """The body learns in the warm-up alone; heads are trained on it as it is, and are averaged."""
+    from class_runs import save_encoder, write_class_recipe
+
+    body = save_encoder(tmp_path / "body", dropout=0.0)
+    star = {"name": "seq_star", "warmup_epochs": 1}
+    found: list[Run] = []
+    for method in (star, [star, {"name": "ema", **options}]):
+        folder = tmp_path / str(len(found))
+        path = write_class_recipe(folder, body, method=method, train__epochs=2, train__log_steps=1)
+        found.append(Run.create(folder / "run", perdure.load_recipe(path)))
+        perdure.learn(found[-1].recipe, found[-1])
+    plain, averaged = ([r["loss"] for r in run.log_rows() if r["after"] == 1] for run in found)
+    assert averaged == plain
+    models = [run.path / "checkpoints/task-1/model" for run in found]
+    one, two = (load_file(folder / "body.safetensors") for folder in models)
+    assert all(torch.equal(w, two[n]) for n, w in one.items())
+    one, two = (load_file(folder / "heads.safetensors") for folder in models)
+    assert any(not torch.equal(w, two[n]) for n, w in one.items())
+
+
+def test_a_budget_takes_back_the_average_and_not_the_weights(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    method = Watched({"decay": 0.7})
+    recipe = small(
+        tmp_path,
+        tiny_model_dir,
+        gauges={"every": 2},
+        stop_when={"kl": 0.005, "action": "rewind"},
+        train__learning_rate=2e-3,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("perdure.methods.registry.build", lambda specs: [method])
+        run = Run.create(tmp_path / "run", recipe)
+        perdure.learn(recipe, run)
+    facts = {fact["name"]: fact["value"] for fact in run.facts() if fact["after"] == 1}
+    share = facts["method/budget_share"]
+    assert 0 < share < 1
+    start, found = method.starts[0], saved(run, 1, "full")
+    end = start
+    for weights, _, _ in method.seen[0]:
+        first = end is start
+        end = {n: w if first else 0.7 * end[n] + 0.3 * w for n, w in weights.items()}
+    for name, w in start.items():
+        torch.testing.assert_close(found[name], w + share * (end[name] - w), rtol=1e-4, atol=1e-6)
