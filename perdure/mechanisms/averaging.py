@@ -23,6 +23,7 @@ TOGETHER = 2**26
 """Elements that are worked on at once: what is held for the length of an operation is as large."""
 BINS, SPAN = 2049, 16.0
 """Weights are counted by log(w / (1 - w)) from -SPAN to SPAN: 1.6 % of w / (1 - w) apart."""
+STATE = ("weights", "gradients", "counts", "outside", "phase")
 SAMPLED = 512
 """Elements of a tensor that say how far it moved, at least; of large ones a 64th."""
 
@@ -38,6 +39,9 @@ class Average:
         phase: of which phase.
     """
 
+    spreads = False
+    """Move as on a GPU also where there is none."""
+
     def __init__(self) -> None:
         self.weights: dict[str, Tensor] = {}
         self.gradients: dict[str, Tensor] = {}
@@ -45,10 +49,11 @@ class Average:
         self.outside: Tensor | None = None
         self.phase = ""
         self._params: dict[str, nn.Parameter] = {}
+        self._sizes: dict[str, Tensor] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
-        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return {name: getattr(self, name) for name in STATE}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.__init__()  # type: ignore[misc]
@@ -116,17 +121,27 @@ class Average:
 
         Args: new: the weight on the new weights, for all tensors or of each, (tensors,); in [0, 1].
         """
-        each = new.unbind() if isinstance(new, Tensor) and new.dim() else None
         start = 0
         for names in self._groups():
             old, weights = self._averages(names), self._floats(names)
-            if each is not None:
-                torch._foreach_lerp_(old, weights, list(each[start : start + len(names)]))
-            elif isinstance(new, Tensor):
-                torch._foreach_lerp_(old, weights, [new] * len(names))
+            if isinstance(new, Tensor):
+                each = new.expand(len(self._params))[start : start + len(names)]
+                torch._foreach_lerp_(old, weights, self._spread(each, old, names[0]))
             else:
                 torch._foreach_lerp_(old, weights, new)
             start += len(names)
+
+    def _spread(self, new: Tensor, like: Sequence[Tensor], first: str) -> list[Tensor]:
+        """A weight for each tensor. On a GPU as large as the tensor, so that one kernel moves all;
+        with one number for each there would be a kernel a tensor."""
+        if not (self.spreads or new.is_cuda):
+            return list(new.unbind())
+        sizes = [tensor.numel() for tensor in like]
+        if first not in self._sizes:  # a copy to the device is waited for: once
+            self._sizes[first] = torch.tensor(sizes, device=new.device)
+        whole = torch.repeat_interleave(new, self._sizes[first], output_size=sum(sizes))
+        pairs = zip(whole.split(sizes), like, strict=True)
+        return [part.view(tensor.shape) for part, tensor in pairs]
 
     def used(self, ctx: Context, new: Tensor, out: Tensor | None = None) -> None:
         """`move` by weights that were computed, note them, and log their means.
@@ -198,7 +213,8 @@ class Average:
                 layouts.setdefault((p.device_mesh, p.placements), []).append(i)
         for (mesh, placements), at in layouts.items():
             how = [Partial() if one.is_shard() else Replicate() for one in placements]
-            index = torch.tensor(at, device=sums.device)
+            # A list of places is copied to the device, which is waited for: most often it is all.
+            index: Any = slice(None) if len(at) == sums.shape[1] else at
             whole = DTensor.from_local(sums[:, index], mesh, how, run_check=False)
             sums[:, index] = whole.full_tensor()
         return sums

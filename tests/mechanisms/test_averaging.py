@@ -95,6 +95,22 @@ def test_groups_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch, toget
     assert float(way) == pytest.approx(total, rel=1e-4)
 
 
+@pytest.mark.parametrize("new", [torch.tensor(0.3), torch.tensor([0.1, 0.9, 1.0, 0.0])])
+def test_moved_as_on_a_gpu_it_is_the_same(new: torch.Tensor) -> None:
+    model, one, two = linear(), Average(), Average()
+    two.spreads = True
+    for average in (one, two):
+        average.follows(model, "main")
+    stepped(model)
+    for _ in range(2):
+        one.move(new)
+        two.move(new)
+    assert two._sizes
+    assert not one._sizes
+    for name, kept in one.weights.items():
+        torch.testing.assert_close(two.weights[name], kept, rtol=0, atol=1e-7)
+
+
 @pytest.mark.parametrize("many", [False, True])
 def test_of_bf16_weights_average_and_norms_are_fp32(many: bool) -> None:
     model, average = linear(torch.bfloat16), Average()
