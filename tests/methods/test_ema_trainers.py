@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_dropin import arguments, encoded, plain
+from test_dropin import arguments, encoded, plain, sft
 from test_dropin_classes import classifier
 from torch.profiler import ProfilerActivity, profile
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback
 
 import perdure
 from perdure.errors import UsageError
+from perdure.methods.ema import Ema
 from perdure.protocol.method import Method, MethodConfig
 
 pytestmark = pytest.mark.train
@@ -232,3 +233,31 @@ def test_the_budget_and_other_methods_act_on_the_average(tiny: Any, tmp_path: Pa
         assert moved == pytest.approx(facts["method/averaging_moved"] / 2, rel=0.15)
         assert facts["method/averaging_moved"] < 0.7 * facts["method/averaging_moved_raw"]
     assert all(torch.equal(w, ended[1][n]) for n, w in ended[0].items())
+
+
+@pytest.mark.parametrize("how", ["plain", "split", "packing", "padding_free"])
+def test_a_look_sees_the_trainers_own_batch(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """At the second step the average is the weights: both losses are the one that is logged."""
+    looks: list[tuple[float, float]] = []
+    lowest = Ema.lowest
+
+    def look(here: Any, there: Any, slope: Any) -> Any:
+        looks.append((float(here), float(there)))
+        return lowest(here, there, slope)
+
+    monkeypatch.setattr(Ema, "lowest", staticmethod(look))
+    if how in ("plain", "split"):
+        options = {"gradient_accumulation_steps": 2} if how == "split" else {}
+        trainer = plain(tiny, tmp_path, {"max_steps": 3, **options})
+    else:
+        length = {"max_length": None} if how == "padding_free" else {}
+        trainer = sft(tiny, tmp_path, {"max_steps": 3, how: True, **length})
+    perdure.attach(trainer, {"name": "ema", **LINE})
+    trainer.train()
+    (here, there), (second, behind) = looks
+    assert here == pytest.approx(losses(trainer)[1], abs=1e-4)
+    assert there == pytest.approx(here, abs=1e-5)
+    assert second == pytest.approx(losses(trainer)[2], abs=1e-4)
+    assert behind != pytest.approx(second, abs=1e-4)
