@@ -7,7 +7,8 @@
 `toy` is the same noisy quadratic in tensors of several sizes: share of steps whose weight is in
 range, the median weight on the old average, and how far the average moved as a share of the weights
 of training. `cost` is time a step beside plain LoRA training on the same batches, in one process by
-turns, and fp32 copies of the trainable weights that are kept from step to step. `factors` is how
+turns, the share of it that the method's own hooks take, which other work on the machine does not
+blur, and fp32 copies of the trainable weights that are kept from step to step. `factors` is how
 far the product of averaged LoRA factors lies from the average of their products, as a share of how
 far that average moved.
 """
@@ -119,25 +120,27 @@ def by_size() -> None:
 # --- on a model
 
 
+def now() -> float:
+    """Seconds of processor time, or on a GPU until it is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
 class Clock(TrainerCallback):
-    """Seconds of each step but the first: processor time, or on a GPU the time until it is done."""
+    """Seconds of each step but the first."""
 
     def __init__(self) -> None:
         self.steps: list[float] = []
         self.started = 0.0
 
-    def now(self) -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-            return time.perf_counter()
-        return time.process_time()
-
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self.started = self.now()
+        self.started = now()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step > 1:
-            self.steps.append(self.now() - self.started)
+            self.steps.append(now() - self.started)
 
 
 class Bench:
@@ -182,12 +185,26 @@ class Bench:
 
 
 class Counted(Ema):
-    """Counts elements that are kept from step to step."""
+    """Counts elements that are kept from step to step, and seconds in its own hooks."""
 
-    kept = 0
+    kept, spent = 0, 0.0
+
+    def loss(self, *args: Any) -> Any:
+        return self._timed(super().loss, *args)
+
+    def gradients(self, *args: Any) -> Any:
+        return self._timed(super().gradients, *args)
+
+    def _timed(self, hook: Callable[..., Any], *args: Any) -> Any:
+        began = now()
+        found = hook(*args)
+        self.spent += now() - began
+        return found
 
     def after_step(self, ctx: Any) -> None:
-        super().after_step(ctx)
+        self._timed(super().after_step, ctx)
+        if ctx.step.index == 1:  # the first one is not counted
+            self.spent = 0.0
         parts = (self.average.weights, self.average.gradients)
         self.kept = sum(t.numel() for part in parts for t in part.values())
 
@@ -202,11 +219,15 @@ def cost(bench: Bench, repeats: int) -> None:
         made[name] = lambda options=options: Counted(load_config("ema", options))  # type: ignore[misc]
     times: dict[str, list[float]] = {name: [] for name in made}
     copies: dict[str, float] = {}
+    hooks: dict[str, float] = dict.fromkeys(made, 0.0)
+    bench.train(None)  # warms up
     for _ in range(repeats):
         for name, make in made.items():
             method = make()
             times[name] += bench.train(method)
-            copies[name] = 0 if method is None else method.kept / size
+            if method is not None:
+                copies[name] = method.kept / size
+                hooks[name] += method.spent
     medians = {name: statistics.median(found) for name, found in times.items()}
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "processor time"
     print(
@@ -214,14 +235,18 @@ def cost(bench: Bench, repeats: int) -> None:
         f"{size / 1e6:.1f} M trainable in {len(bench.start)} tensors, "
         f"{medians['plain']:.3f} s a plain step ({where}, {torch.get_num_threads()} threads)\n"
     )
-    print("| | step time beside plain | fp32 copies kept |")
-    print("|---|---|---|")
+    print("| | step time beside plain | of it in the method's hooks | fp32 copies kept |")
+    print("|---|---|---|---|")
+    ratios = {name: median / medians["plain"] for name, median in medians.items()}
+    shares = {name: hooks[name] / sum(times[name]) for name in made}
     for name in made:
-        title, ratio = name, medians[name] / medians["plain"]
-        if name == "line":
-            print(f"| a look along the line | {ratio:.3f} | |")
-            title, ratio = f"line, a look each {EVERY} steps", 1 + (ratio - 1) / EVERY
-        print(f"| {title} | {ratio:.3f} | {copies[name]:.2f} |")
+        title = name
+        if name == "line":  # which moves the average as `fixed` does, and looks in some steps
+            print(f"| a look along the line | {ratios[name]:.3f} | {shares[name]:.2%} | |")
+            title = f"line, a look each {EVERY} steps"
+            for of in (ratios, shares):
+                of[name] = of["fixed"] + (of[name] - of["fixed"]) / EVERY
+        print(f"| {title} | {ratios[name]:.3f} | {shares[name]:.2%} | {copies.get(name, 0):.2f} |")
 
 
 # --- factors and products
