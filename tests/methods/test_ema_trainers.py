@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from test_dropin import arguments, encoded, plain, sft
 from test_dropin_classes import classifier
@@ -16,6 +17,7 @@ from transformers import DataCollatorWithPadding, Trainer, TrainerCallback
 import perdure
 from perdure.errors import UsageError
 from perdure.methods.ema import Ema
+from perdure.models.weights import trainable
 from perdure.protocol.method import Method, MethodConfig
 
 pytestmark = pytest.mark.train
@@ -129,16 +131,21 @@ class Measured(TrainerCallback):
         self.losses[state.global_step] = metrics["eval_loss"]
 
 
-@pytest.mark.parametrize("best", ["lowest", "highest"])
+@pytest.mark.parametrize(
+    ("best", "tuning"), [("lowest", "full"), ("highest", "full"), ("highest", "lora")]
+)
 def test_with_the_best_model_at_the_end_it_is_the_average_that_was_measured(
-    tiny: Any, tmp_path: Path, best: str
+    tiny: Any, tmp_path: Path, best: str, tuning: str
 ) -> None:
+    model = tiny[0]
+    if tuning == "lora":
+        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
     config = {
         "max_steps": 6, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps",
         "save_steps": 2, "load_best_model_at_end": True, "metric_for_best_model": "eval_loss",
         "greater_is_better": best == "highest",
     }  # fmt: skip
-    trainer = plain(tiny, tmp_path, config)
+    trainer = plain(tiny, tmp_path, config, model=model)
     perdure.attach(trainer, {"name": "ema", "decay": 0.7})
     measured = Measured()
     trainer.add_callback(measured)
@@ -150,10 +157,14 @@ def test_with_the_best_model_at_the_end_it_is_the_average_that_was_measured(
     assert step == (6 if best == "lowest" else 2)  # else the last average passes too
     assert trainer.evaluate()["eval_loss"] == expected
     held = load_file(chosen / "perdure_methods.safetensors")
-    raw = load_file(chosen / "model.safetensors")
-    for name, p in tiny[0].named_parameters():
+    (path,) = chosen.glob("*model.safetensors")
+    raw = {n.replace(".weight", ".default.weight") if tuning == "lora" else n: w
+           for n, w in load_file(path).items()}  # fmt: skip
+    moved = False
+    for name, p in trainable(model).items():
         assert torch.equal(p, held[f"state/0/average/weights/{name}"])
-        assert name not in raw or not torch.equal(p, raw[name])  # training goes on from these
+        moved |= name in raw and not torch.equal(p, raw[name])
+    assert moved  # training would go on from others
 
 
 def test_what_is_evaluated_is_the_average_and_training_goes_on_from_the_weights(
