@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from transformers import Trainer, TrainerCallback
 from perdure.consent import trusting
 from perdure.engine.attach import attach as put_on
 from perdure.engine.method_state import give_weights
+from perdure.engine.served import ending
 from perdure.engine.session import TaskSession
 from perdure.engine.trainer_classes import (
     RowEncoder,
@@ -287,7 +289,7 @@ class _Ending(TrainerCallback):
         if (layout := self.session.classes) is not None:
             for method in self.session.methods:
                 method.classes = layout.seen[0]
-        for method in self.session.methods:
+        for method in chain(*ending(self.session.methods)):
             try:
                 weights = method.end_task(self.session.context)
             except Exception as error:

@@ -76,6 +76,15 @@ def over_ranks(
     return [results[i] for i in range(len(batches))]
 
 
+def summed(value: Any) -> Any:
+    """The sum of a tensor over all processes, on each of them; a collective call."""
+    import torch.distributed as dist
+
+    if world_size() > 1:
+        dist.all_reduce(value)
+    return value
+
+
 def world_size() -> int:
     """World size; 1 without torch.distributed."""
     import torch.distributed as dist

@@ -128,7 +128,7 @@ def learned_prompts(tiny: Any, out: Path) -> Trainer:
 
 
 ALL = set(names())
-READ = ALL - {"sequential", "freeze", "joint", "seq_star"}
+READ = ALL - {"sequential", "freeze", "joint", "seq_star", "ema"}
 """Methods that look at rows of the task or at what a pass computes."""
 Made = Callable[[Any, Path], Any]
 TRAINERS: dict[str, tuple[Made, set[str], str]] = {

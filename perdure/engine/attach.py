@@ -16,8 +16,7 @@ Gradient accumulation, mixed precision, DDP and FSDP2 stay the trainer's busines
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +30,11 @@ from perdure.engine.callbacks import MethodEvents
 from perdure.engine.forward import capture, head_is_cut, head_options
 from perdure.engine.method_state import STATE, load_methods, save_methods
 from perdure.engine.packing import Packed
+from perdure.engine.served import serving
 from perdure.engine.session import TaskSession
 from perdure.errors import UsageError
 from perdure.models.random_state import forked_rng
-from perdure.models.weights import swapped, trainable
+from perdure.models.weights import trainable
 from perdure.protocol.batch import (
     LABELS_AT,
     EncodedRows,
@@ -47,8 +47,6 @@ from perdure.protocol.method import Method, Requires, name_of
 
 if TYPE_CHECKING:
     from transformers import Trainer
-
-    from perdure.protocol.context import Context
 
 
 def attach(
@@ -63,17 +61,17 @@ def attach(
         raise UsageError(
             "attach: this trainer has methods already", "give all methods in one call of attach"
         )
-    touch = [
-        m for m in methods if m.requires.step_gradients or type(m).gradients is not Method.gradients
-    ]
+    touch = [m for m in methods if m.requires.step_gradients or m.uses("gradients")]
     if touch and trainer.is_deepspeed_enabled:
         raise UsageError(
-            f"method: {name_of(touch[0])} reads gradients, which DeepSpeed frees in its backward",
+            f"method: {name_of(touch[0])} looks at each step's weights and gradients, which "
+            "DeepSpeed keeps elsewhere and frees in its backward",
             "use FSDP2 or DDP instead",
         )
     if touch and trainer.args.fp16:
         raise UsageError(
-            f"method: {name_of(touch[0])} changes gradients, which fp16 scales by its own factor",
+            f"method: {name_of(touch[0])} works with gradients, which fp16 scales by its own "
+            "factor, and with steps, which its scaler skips",
             "train in bf16 or fp32",
         )
     copies = [m for m in methods if m.requires.teacher and not _is_the_adapter_off(m, session)]
@@ -120,6 +118,7 @@ class Attached:
             self.state.global_step,
             getattr(self, "current_gradient_accumulation_steps", 1),
             self.args.gradient_accumulation_steps,
+            self.state.max_steps,
         )
         loss: Tensor = super().training_step(model, *args, **kwargs)  # type: ignore[misc]
         last = bool(self.accelerator.sync_gradients)
@@ -129,7 +128,7 @@ class Attached:
         return loss
 
     def _change_gradients(self) -> None:
-        active = [m for m in self.methods if type(m).gradients is not Method.gradients]
+        active = [m for m in self.methods if m.uses("gradients")]
         if not active:
             return
         params = trainable(self.model)
@@ -145,7 +144,7 @@ class Attached:
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        active = [m for m in self.methods if type(m).loss is not Method.loss]
+        active = [m for m in self.methods if m.uses("loss")]
         parent: Any = super()
         if not model.training or not active:
             return parent.compute_loss(
@@ -314,12 +313,7 @@ class Attached:
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         # The summary at the end has what was logged after the last line.
         if "loss" in logs or "train_loss" in logs:
-            # What is asked here is equal on all processes, which then average together.
-            if self.steps_noted or any(
-                getattr(type(m), hook) is not getattr(Method, hook)
-                for m in self.methods
-                for hook in ("begin_task", "after_step", "gradients")
-            ):
+            if self.methods:  # equal on all processes, which then average together
                 logs.update(self._mean_terms())
                 self.term_sums, self.steps_noted, self.step_sums = {}, 0.0, {}
                 self.task_sum, self.added_sums = 0.0, {}
@@ -357,6 +351,11 @@ class Attached:
         save_methods(folder / STATE, self.methods, self.accelerator.is_main_process)
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
 
+    def _load_best_model(self) -> None:
+        super()._load_best_model()  # type: ignore[misc]
+        # A method that serves other weights was measured with those of that step.
+        load_methods(Path(self.state.best_model_checkpoint) / STATE, self.methods, self.model)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
         # First, so that what other methods wrote is refused before any weight is loaded.
@@ -385,16 +384,3 @@ def _shares(
     return [
         None if part is None or part.fills else seen for part, seen in zip(drawn, own, strict=True)
     ]
-
-
-@contextmanager
-def serving(ctx: Context, methods: Sequence[Method]) -> Iterator[bool]:
-    """Have the weights that the methods serve in the model; says whether any method serves."""
-    with ExitStack() as stack:
-        any_served = False
-        for method in methods:
-            if (weights := method.serving(ctx)) is not None:
-                stack.enter_context(swapped(ctx.model, weights))
-                any_served = True
-                break  # the first one listed decides; two are refused unless ordered
-        yield any_served

@@ -100,9 +100,9 @@ class TaskContext:
 
     def forward(
         self,
-        rows: Sequence[dict[str, Any]],
+        rows: Sequence[dict[str, Any]] | Mapping[str, Any],
         *,
-        train: bool = False,
+        train: bool | None = False,
         logits: bool = True,
         hidden: tuple[int, ...] = (),
     ) -> ForwardOutput:

@@ -129,16 +129,22 @@ class TaskRuntime:
         """Let go of the trainer's accelerator, whose training has ended."""
         self.accelerator = None
 
-    def begin_micro_batch(self, steps_done: int, accumulation: int, whole: int = 0) -> None:
+    def begin_micro_batch(
+        self, steps_done: int, accumulation: int, whole: int = 0, total: int = 0
+    ) -> None:
         """Say that a micro-batch of the optimizer step after `steps_done` begins.
 
         Args: accumulation: this process's micro-batches of the step; whole: of one with all its
-            rows, if this may be another.
+            rows, if this may be another; total: steps of the phase.
         """
         self.accumulation = accumulation
         most = (whole or accumulation) * self.world
         self.step = replace(
-            self.step, index=steps_done, micro_batches=accumulation * self.world, whole=most
+            self.step,
+            index=steps_done,
+            micro_batches=accumulation * self.world,
+            whole=most,
+            total=total,
         )
 
     def end_micro_batch(self, last: bool) -> None:
@@ -202,16 +208,17 @@ class TaskRuntime:
 
     def forward(
         self,
-        rows: Sequence[dict[str, Any]],
+        rows: Sequence[dict[str, Any]] | Mapping[str, Any],
         *,
-        train: bool = False,
+        train: bool | None = False,
         logits: bool = True,
         hidden: tuple[int, ...] = (),
     ) -> ForwardOutput:
         """Run `rows` through the model as it is; see `Context.forward`."""
-        batch = self.batch_of(rows)
-        with self._mode(train), forked_rng(self.device) if train else nullcontext():
-            return self._run(batch, rows, logits, hidden=hidden)
+        batch, own = (dict(rows), ()) if isinstance(rows, Mapping) else (self.batch_of(rows), rows)
+        mode = nullcontext() if train is None else self._mode(train)
+        with mode, nullcontext() if train is False else forked_rng(self.device):
+            return self._run(batch, own, logits, hidden=hidden)
 
     def states_as_trained(
         self, rows: Sequence[dict[str, Any]], hidden: tuple[int, ...], beside: int = 8

@@ -37,9 +37,10 @@ def runs_rows(method: Method) -> bool:
 
 def reads_rows(method: Method) -> bool:
     """Whether a method looks at rows of the task, or at what a pass over them computes."""
-    asked, kind = method.requires, type(method)
-    hooks = ("loss", "replay", "end_task")
-    used = any(getattr(kind, hook) is not getattr(Method, hook) for hook in hooks)
+    asked = method.requires
+    # One that serves weights ends the task with those, and needs no row for it.
+    hooks = ("loss", "replay", *(() if method.uses("serving") else ("end_task",)))
+    used = any(map(method.uses, hooks))
     return runs_rows(method) or used or bool(asked.hidden or asked.logits or asked.attentions)
 
 
@@ -108,11 +109,7 @@ def try_model(session: TaskSession, rows: TrainerRows, methods: Sequence[Method]
     for method in methods:
         _refuse([method], _of_parts(model, method))
     alone = [m for m in methods if runs_rows(m)]
-    running = [
-        m
-        for m in methods
-        if m in alone or m.requires.teacher or type(m).replay is not Method.replay
-    ]
+    running = [m for m in methods if m in alone or m.requires.teacher or m.uses("replay")]
     if not running or _is_elsewhere(model):
         return
     if (

@@ -34,10 +34,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, TrainingArguments
 
-from perdure.engine.attach import attach, serving
+from perdure.engine.attach import attach
 from perdure.engine.batching import halved, split_batch, steps_of
 from perdure.engine.callbacks import GaugeCallback, ProgressCallback
 from perdure.engine.method_state import STATE, give_weights, load_methods, save_methods
+from perdure.engine.served import ending, serving
 from perdure.engine.session import TaskSession
 from perdure.engine.trackers import Trackers
 from perdure.errors import UsageError
@@ -144,6 +145,9 @@ class Learner(KindHooks):
             if phase.start != "current":
                 put(self.model, previous if phase.start == "previous" else self.base_weights())
             self._train(session, phase)
+        serve, others = ending(self.methods)
+        for method in serve:
+            give_weights(self.model, method.end_task(session.context))
         if gauges is not None and budget is not None and before is not None:
             share, weights = rewound(gauges, session, budget, before)
             give_weights(self.model, weights)
@@ -153,7 +157,7 @@ class Learner(KindHooks):
                 self.listener.warn(
                     f"task {session.task.name}: {share:.0%} of its update kept: {now}"
                 )
-        for method in self.methods:
+        for method in others:
             give_weights(self.model, method.end_task(session.context))
         facts = session.take_facts() | {
             "trained_parameters": float(sum(self._moved.values())),

@@ -154,13 +154,16 @@ class Context(Protocol):
 
     def forward(
         self,
-        rows: Sequence[dict[str, Any]],
+        rows: Sequence[dict[str, Any]] | Mapping[str, Any],
         *,
-        train: bool = False,
+        train: bool | None = False,
         logits: bool = True,
         hidden: tuple[int, ...] = (),
     ) -> ForwardOutput:
-        """Run encoded rows through the model as it is; autograd as around the call.
+        """Run encoded rows, or a batch (`ForwardOutput.batch`), through the model as it is;
+        autograd as around the call.
+
+        Args: train: in training mode; None: each module in the mode that it is in.
 
         What any method `requires` is captured, states of the layers in `hidden`, and logits
         unless `logits` is False.

@@ -89,7 +89,8 @@ class Requires:
     """Settings of an adapter that each task has for itself: the learner of classes adds it before
     the task, has no older one learn, saves them all, and each head reads its own one's features."""
     step_gradients: bool = False
-    """`p.grad` is read in `after_step`; refused under DeepSpeed, which frees it earlier."""
+    """Weights or `p.grad` are read in `after_step`: refused under DeepSpeed, which keeps weights
+    elsewhere and has freed gradients by then, and with fp16, which scales them."""
 
 
 class Method:
@@ -209,6 +210,10 @@ class Method:
         """Return an adapter's name for each row, without knowing its task."""
         return None
 
+    def uses(self, hook: str) -> bool:
+        """Whether a hook does something with these options; of one that does not no step pays."""
+        return getattr(type(self), hook) is not getattr(Method, hook)
+
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.saved}
 
@@ -225,7 +230,7 @@ def refuse_clashes(methods: Sequence[Method], ordered: bool = False) -> None:
     if ordered:
         return
     for hook in ("phases", "serving", "route"):
-        both = [m for m in methods if getattr(type(m), hook) is not getattr(Method, hook)]
+        both = [m for m in methods if m.uses(hook)]
         _refuse(both, f"both set the {hook} of a task")
     _refuse([m for m in methods if m.projects], "both replace the gradient's direction")
 

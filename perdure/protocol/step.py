@@ -37,6 +37,7 @@ class Step:
         per_epoch: optimizer steps in which each row that is trained on is seen once.
         micro_batch: which micro-batch of the step this is on this process, from 0.
         micro_batches: micro-batches of the step in all, over all processes.
+        total: optimizer steps of the phase in all; 0: not known.
         whole: micro-batches of a step that has all its rows, where an epoch's last one may have
             fewer; 0: as many as this one.
     """
@@ -47,3 +48,4 @@ class Step:
     micro_batch: int = 0
     micro_batches: int = 1
     whole: int = 0
+    total: int = 0

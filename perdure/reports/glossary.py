@@ -86,6 +86,14 @@ EXPLAINED = {
     "method/budget_share": Said(
         "Measured at a task's end: the share of the update within its budget.", "share kept"
     ),
+    "method/averaging_weight": Said(
+        "Measured: the weight on the old average, a mean over tensors. Near 0 nothing is averaged, "
+        "near 1 the average hardly moves.",
+        "weight",
+    ),
+    "method/averaging_outside": Said(
+        "Measured: share of tensors whose weight was out of range.", "share of tensors"
+    ),
     "gauge/flip_share": Said(
         "Share of hidden states on general texts that left the interval (low, middle, high) in "
         "which the base model's were.",

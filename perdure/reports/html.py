@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from perdure.errors import UsageError
 from perdure.reports import (
+    averaging,
     classes,
     colours,
     format,
@@ -120,6 +121,11 @@ def page(runs: Sequence[RunView]) -> dict[str, Any]:
         "map_sets": sections.map_sets(runs),
         "classes": classes.sections(runs),
         "probed": probed.sections(runs),
+        "averaging": {
+            "intro": averaging.INTRO,
+            "deciles": averaging.DECILES,
+            "runs": averaging.sections(runs),
+        },
         "tradeoffs": tradeoff.tradeoffs(runs),
         "map_width": sections.map_width(runs),
         "ramps": colours.ramp_css(),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from perdure.reports import classes, general, probed, ranking, seeds, tradeoff, words
+from perdure.reports import averaging, classes, general, probed, ranking, seeds, tradeoff, words
 from perdure.reports.data import SUMMARY, RunView
 from perdure.scoring.change import Change
 from perdure.scoring.resampling import Interval
@@ -33,6 +33,7 @@ def of_run(view: RunView) -> dict[str, Any]:
         "other_scenario": None if view.other is None else _other(view.other),
         **classes.numbers(view),
         "probes": probed.numbers(view),
+        "averaging": averaging.numbers(view),
         "cost": tradeoff.numbers(view),
         "general_perplexity": list(view.general),
         "general_tasks": {
@@ -77,6 +78,7 @@ def of_group(view: RunView) -> dict[str, Any]:
         },
         **classes.numbers(view),
         "probes": probed.numbers(view),
+        "averaging": averaging.numbers(view),
         "cost": tradeoff.numbers(view),
         "general_perplexity": list(view.general),
         "changes": _changes(view),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from perdure.errors import printable
 from perdure.reports import (
+    averaging,
     class_tables,
     classes,
     format,
@@ -233,7 +234,7 @@ def score_table(runs: Sequence[RunData], console: Console | None = None) -> None
         target.print(_plain(said))
     for said in class_tables.scenarios(digested):
         target.print(_plain(said))
-    for table in class_tables.probes(digested):
+    for table in (*class_tables.probes(digested), *averaging.tables(digested)):
         target.print(table)
     if any(run.general_tasks for run in digested):
         target.print(_general_table(digested))

@@ -63,6 +63,36 @@ def test_both_arrive(
     assert "task colour: method/share 0.373041" in log
 
 
+class OnlyAtTheEnd(Method):
+    """Has none of the hooks around a step."""
+
+    def phases(self, ctx: Any) -> Any:
+        ctx.log("planned", torch.tensor(3.0))
+        return super().phases(ctx)
+
+    def end_task(self, ctx: Any) -> None:
+        ctx.log("share", torch.tensor(0.5))
+
+
+def test_whatever_hooks_a_method_has_what_it_logs_arrives(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = perdure.load_recipe(
+        write_recipe(
+            tmp_path, tiny_model_dir, gauges={"every": 0}, general=None, train__max_steps=2,
+            train__log_steps=1,
+        )
+    )  # fmt: skip
+    monkeypatch.setattr(
+        "perdure.methods.registry.build", lambda specs: [OnlyAtTheEnd(MethodConfig())]
+    )
+    run = Run.create(tmp_path / "run", recipe)
+    perdure.learn(recipe, run)
+    told = [(r["after"], r["step"], r.get("method/planned")) for r in run.log_rows()]
+    assert told == [(1, 1, 3.0), (1, 2, None), (2, 1, 3.0), (2, 2, None)]
+    assert [f["value"] for f in run.facts() if f["name"] == "method/share"] == [0.5, 0.5]
+
+
 class InAPass(Method):
     """Logs what it is told by hand: a loss, and tensors of each step, of the task's begin."""
 

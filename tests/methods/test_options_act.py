@@ -37,6 +37,15 @@ FORMS: dict[str, tuple[dict[str, Any], ...]] = {
     "gere_kl": ({}, {"temperature": 1.0}),
     "ewc": ({"tasks": "sum"}, {"tasks": "online"}, {"tasks": "mean"}),
     "replay": ({"policy": "balanced"}, {"policy": "reservoir"}, {"mix": "half"}),
+    "ema": (
+        {},
+        {"decay": 0.9},
+        {"beta": "paper"},
+        {"beta": "paper", "outside": "clamp"},
+        {"beta": "official"},
+        {"beta": "official", "outside": "clamp"},
+        {"beta": "line", "every": 2},
+    ),
     "derpp": ({"target": "stored"}, {"target": "snapshot"}, {"mix": "half"}),
 }
 """Options that decide what others do."""
@@ -54,13 +63,15 @@ OTHER: dict[str, Any] = {
     "lam": 3.0, "rows": 2, "tasks": "online", "decay": 0.5, "buffer_size": 3,
     "policy": "reservoir", "ratio": 0.5, "tolerance": 0.0, "grid": [0.25], "embeddings": False,
     "start": "current", "alpha": 2.0, "beta": 2.0, "target": "snapshot", "distill_new_rows": True,
+    "outside": "clamp", "rho": 9.0, "every": 3, "window": 0.5,
     "balance": "class", "choose": "herding", "fisher_mode": "batch", "official": True,
 }  # fmt: skip
 """Another value of each option than its default."""
 
 
 OTHERS: dict[str, dict[str, Any]] = {
-    "freeze": {"layers": 0}, "replay": {"mix": "half"}, "derpp": {"mix": "half"},
+    "ema": {"beta": "official"}, "freeze": {"layers": 0}, "replay": {"mix": "half"},
+    "derpp": {"mix": "half"},
 }  # fmt: skip
 """Where two methods have an option of one name and different values."""
 ELSEWHERE = {"own_share", "balance", "choose", "distill_new_rows", "official"}
@@ -101,6 +112,7 @@ def by_hand(context: Any, name: str, options: dict[str, Any], texts: Any) -> str
 
     # Of a general text a step is enough; what was learned before counts from the second one on.
     steps, tasks = (1, 2) if "max_tokens" in options else (2, 3)
+    steps = 6 if name == "ema" else steps  # the average begins with the first one
     for index, task in enumerate((FIRST, SECOND, FIRST)[:tasks]):
         ctx = context(
             method, model=model, task=task, task_index=index, tasks_seen=(FIRST,)[:index],
@@ -117,7 +129,7 @@ def by_hand(context: Any, name: str, options: dict[str, Any], texts: Any) -> str
         for step in range(steps):
             model.zero_grad()
             for micro in range(2):
-                session.begin_micro_batch(step, 2)
+                session.begin_micro_batch(step, 2, total=steps)
                 main = ctx.forward([ctx.encode(r) for r in task.train[2 * micro : 2 * micro + 2]])
                 rows = method.replay(ctx)
                 extra = ctx.forward(rows) if rows else None

@@ -6,8 +6,10 @@ import ast
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import perdure
 from perdure.engine.context import TaskContext
@@ -93,3 +95,39 @@ def test_methods_ask_only_for_names_of_the_protocol() -> None:
     }
     assert asked - names(Context) == set()
     assert {"task", "log", "draw"} <= asked
+
+
+@pytest.mark.train
+def test_a_batch_runs_as_its_rows_do_and_none_leaves_each_module_in_its_mode(
+    tiny: Any, tmp_path: Path
+) -> None:
+    from perdure.engine.session import TaskSession
+    from perdure.models.chat import Encoder
+    from perdure.protocol.method import Method, MethodConfig, Requires
+    from perdure.testing import FIRST
+
+    class Reads(Method):
+        requires = Requires(logits=True)
+
+    model, tokenizer = tiny
+    session = TaskSession(
+        model, Encoder(tokenizer), FIRST, methods=[Reads(MethodConfig())], cache=tmp_path
+    )
+    ctx = session.context
+    rows = [ctx.encode(row) for row in FIRST.train[:3]]
+    seen = ctx.forward(rows)
+    again = ctx.forward(seen.batch)
+    assert torch.equal(seen.nll, again.nll)
+    modes: list[bool] = []
+    layer = model.model.layers[0]
+    handle = layer.register_forward_pre_hook(lambda *_: modes.append(layer.training))
+    model.train()
+    layer.train(False)
+    state = torch.get_rng_state()
+    for train in (None, True, False):
+        ctx.forward(seen.batch, train=train)
+    handle.remove()
+    assert modes == [False, True, False]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    assert not layer.training
