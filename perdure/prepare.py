@@ -307,6 +307,8 @@ def _refuse_by_kind(chosen: Sequence[Method], recipe: Recipe, stream: TaskStream
     kind = kinds.kind(stream.tasks[0].kind)
     for method, spec in zip(chosen, recipe.methods, strict=True):
         method.check(tuple(stream.classes) if kind.classes else ())
+        if method.adapters:
+            _refuse_without_adapters(spec.name, recipe, kind.name)
         asked = method.requires.texts
         if not asked:
             continue
@@ -326,6 +328,27 @@ def _refuse_by_kind(chosen: Sequence[Method], recipe: Recipe, stream: TaskStream
                 f"{who} learns along with general texts, which tasks of kind {kind.name} cannot be",
                 "take a method that needs none; see perdure methods",
             )
+
+
+def _refuse_without_adapters(name: str, recipe: Recipe, kind: str) -> None:
+    from perdure.streams import kinds
+
+    if kinds.kind(kind).classes:
+        raise UsageError(
+            f"method: {name} adds adapters, which tasks of kind {kind} cannot have yet",
+            "take tasks that are answered in words, or another method",
+        )
+    if recipe.model.tuning != "lora":
+        raise UsageError(
+            f"method: {name} adds adapters, and {recipe.place('model.tuning')} is "
+            f"{recipe.model.tuning}",
+            "write model.tuning: lora",
+        )
+    if recipe.model.fsdp_size > 1:
+        raise UsageError(
+            f"method: {name} adds adapters, which cannot be added to weights that are sharded",
+            "leave out model.fsdp_size",
+        )
 
 
 def _reads_texts(stream: TaskStream) -> bool:

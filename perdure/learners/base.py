@@ -50,6 +50,7 @@ from perdure.learners.training import (
     pickles_refused,
     step_of,
 )
+from perdure.models.adapter_lists import write_first
 from perdure.models.random_state import seed_of
 from perdure.models.weights import is_sharded, put, trainable
 from perdure.processes import barrier, processes, rank
@@ -133,8 +134,7 @@ class Learner(KindHooks):
         self._split(index)
         session = self._session = self._session_of(index)
         gauges, budget = self._gauges_of(session), self.recipe.stop_when
-        for method in self.methods:
-            method.begin_task(session.context)
+        self._begin(session)
         before = session.snapshot() if budget is not None and budget.action == "rewind" else None
         phases = self._phases(session)
         starts = {p.start for p in phases}
@@ -164,12 +164,15 @@ class Learner(KindHooks):
 
     def _grow(self, index: int) -> None:
         """Have `begin_task` add its modules; their first values are part of the base weights."""
-        before = set(dict(self.model.named_parameters()))
-        drawn(lambda: self.begin_task(index), seed_of(self.recipe.seed, "begin_task", index))
-        for name, parameter in self.model.named_parameters():
-            if name not in before:
-                self.born[name] = parameter.detach().cpu().clone()
+        with self.births():
+            drawn(lambda: self.begin_task(index), seed_of(self.recipe.seed, "begin_task", index))
         self._to_device()
+
+    def _begin(self, session: TaskSession) -> None:
+        """Have the methods prepare, those that add adapters first."""
+        with self.births():
+            for method in sorted(self.methods, key=lambda m: not m.adapters):
+                method.begin_task(session.context)
 
     def _split(self, index: int) -> None:
         """Leave half of the batch to kept rows where a method wants that, and there are some."""
@@ -342,6 +345,8 @@ class Learner(KindHooks):
         """Save weights and the methods' state to `folder`; all processes call it, one writes."""
         self.save_weights(folder / "model")
         save_methods(folder / STATE, self.methods, rank() == 0)
+        if rank() == 0:
+            write_first(self.model, self.born, folder)
         if any(type(m).serving is not Method.serving for m in self.methods):
             with self.serving() as served:
                 if served:
@@ -351,7 +356,7 @@ class Learner(KindHooks):
         """Go on from what `save` wrote after `learned` tasks.
 
         The model grows first as it did while they were learned, so that every weight finds its
-        place.
+        place; adapters are there again by what lies in the checkpoint.
 
         Args: steps: optimizer steps made so far, from which trackers count on.
         """
@@ -362,7 +367,7 @@ class Learner(KindHooks):
                 session = self._session_of(index)
                 for method in growing:
                     method.begin_task(session.context)
-        put(self.model, self.saved_weights(folder / "model"))
+        self.take_saved(folder / "model")
         load_methods(folder / STATE, self.methods, self.model)
         self._session = self._session_of(learned - 1)
         self.trackers.task_done(steps)
@@ -376,7 +381,7 @@ class Learner(KindHooks):
         verify(model.parent, "put it back from a copy, or score another checkpoint")
         for index in self._learned(learned):
             self._grow(index)
-        put(self.model, self.saved_weights(model))
+        self.take_saved(model)
 
     def finish(self) -> None:
         """Close the trackers."""

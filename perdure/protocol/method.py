@@ -105,8 +105,12 @@ class Method:
     classes_only: bool = False
     """True if the method is for tasks with classes: it works on their heads."""
     grows: bool = False
-    """True if `begin_task` adds modules: a resumed run then calls it for each task learned before,
-    in order, so that their weights find their place."""
+    """True if `begin_task` adds modules that are no adapters: a resumed run then calls it for each
+    task learned before, in order, so that their weights find their place."""
+    adapters: bool = False
+    """True if it adds adapters or switches them (`ctx.adapters`): the model must be tuned with
+    LoRA, and `begin_task` comes before that of methods that do not, so that these see the model as
+    it is trained."""
     halves: bool = False
     """True if, once rows of earlier tasks are kept, half of each batch is left to `replay`'s rows:
     the learner then takes half as many of the task's own, in twice as many steps."""
@@ -150,7 +154,7 @@ class Method:
             yield from layer_mistakes(self.requires.hidden, facts.layers)
 
     def begin_task(self, ctx: Context) -> None:
-        """Prepare for `ctx.task`: add modules, freeze, cache states (in `ctx.cache`)."""
+        """Prepare for `ctx.task`: add modules, freeze, cache states (`ctx.base_states`)."""
 
     def phases(self, ctx: Context) -> Sequence[Phase]:
         """Return the trainings that make up this task, in order."""
