@@ -98,6 +98,7 @@ def attach(
         raise UsageError("attach: no method is given", 'for example attach(trainer, "gere")')
     chosen = [m if isinstance(m, Method) else _built(m) for m in methods]
     refuse_clashes(chosen)
+    _refuse_what_runs_alone_do(chosen)
     check_trainer(trainer, chosen)
     if is_classifier(trainer.model):
         refuse_for_classes(trainer, chosen)
@@ -170,6 +171,19 @@ def _classes(
     own = classes_in(train) if any(map(reads_rows, methods)) else ()
     seen = sorted({*old, *own})
     return Classes((tuple(old),) if old else (), (tuple(seen),))
+
+
+def _refuse_what_runs_alone_do(methods: Sequence[Method]) -> None:
+    """Refuse methods that ask for what a trainer cannot save, restore and score."""
+    for method in methods:
+        routes = type(method).router is not Method.router
+        if routes or method.adapters:
+            raise UsageError(
+                f"attach: {name_of(method)}: it "
+                + ("routes requests to adapters" if routes else "adds adapters")
+                + ", which a trainer of your own does not do when it saves, resumes and evaluates",
+                "use perdure run, or perdure.learn",
+            )
 
 
 def _refuse_what_is_no_trainer(trainer: Any) -> None:

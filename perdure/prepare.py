@@ -302,12 +302,13 @@ def chosen_methods(recipe: Recipe, stream: TaskStream) -> list[Method]:
 
 def _refuse_by_kind(chosen: Sequence[Method], recipe: Recipe, stream: TaskStream) -> None:
     """Raise `UsageError` where a method cannot learn tasks of this kind."""
+    from perdure.protocol.method import Method
     from perdure.streams import kinds
 
     kind = kinds.kind(stream.tasks[0].kind)
     for method, spec in zip(chosen, recipe.methods, strict=True):
         method.check(tuple(stream.classes) if kind.classes else ())
-        if method.adapters:
+        if method.adapters or type(method).router is not Method.router:
             _refuse_without_adapters(spec.name, recipe, kind.name)
         asked = method.requires.texts
         if not asked:

@@ -43,7 +43,8 @@ from perdure.errors import UsageError
 from perdure.learners.freezing import frozen_parameters
 from perdure.learners.kind import KindHooks, drawn
 from perdure.learners.listener import Fitted, Folders, Listener, Silent
-from perdure.learners.scores import Key, Line, score_routed, scored
+from perdure.learners.routing import Routing
+from perdure.learners.scores import Key, Line, scored
 from perdure.learners.training import (
     PhaseTrainer,
     forget_trainer,
@@ -62,12 +63,11 @@ from perdure.streams.task import Gone
 
 if TYPE_CHECKING:
     from perdure.recipe.schema import Recipe
-    from perdure.scoring import TaskScore
     from perdure.scoring.gauges import Gauges
-    from perdure.streams.task import Row, Task, TaskStream
+    from perdure.streams.task import Row, TaskStream
 
 
-class Learner(KindHooks):
+class Learner(Routing, KindHooks):
     """Learns the tasks of a stream, one after the other, and scores them. Subclass it for a kind.
 
     Args:
@@ -293,31 +293,10 @@ class Learner(KindHooks):
 
     # --- scoring
 
-    def score(self, task: Task) -> TaskScore | None:
-        """Score a task's test rows with the weights as they are, or by the adapters that a method
-        routes to; None where the kind has no score for it yet."""
-        shown = list(task.test)[: self.recipe.scoring.max_test_rows]
-        return self._score_all(replace(task, test=shown))
-
-    def _score_all(self, task: Task) -> TaskScore | None:
-        shown = list(task.test)
-        for method in self.methods:
-            if (adapters := method.route(self._session.context, shown)) is not None:
-                return score_routed(self, task, adapters)
-        with self.autocast():
-            return self.score_task(task, partial(self.listener.progress, "scoring", task.name))
-
     def scores(self, after: int, done: Collection[Key] = ()) -> Iterator[Line]:
         """Score all tasks and general ability but what is `done`, with the weights that methods
         serve; yield a line of scores.jsonl and the scored rows each time one is there."""
         return scored(self, after, done)
-
-    def _score_for_methods(self, task: Task, rows: Sequence[Row]) -> float:
-        # How many rows a method looks at is its own option, not that of the scores.
-        found = self._score_all(replace(task, test=rows))
-        if found is None:
-            raise UsageError(f"method: task {task.name} has no score before it was learned")
-        return found.score
 
     @contextmanager
     def serving(self) -> Iterator[bool]:
@@ -343,14 +322,19 @@ class Learner(KindHooks):
 
     def save(self, folder: Path) -> None:
         """Save weights and the methods' state to `folder`; all processes call it, one writes."""
-        self.save_weights(folder / "model")
+        self._save_served(folder / "model")
         save_methods(folder / STATE, self.methods, rank() == 0)
         if rank() == 0:
             write_first(self.model, self.born, folder)
         if any(type(m).serving is not Method.serving for m in self.methods):
             with self.serving() as served:
                 if served:
-                    self.save_weights(folder / "serving")
+                    self._save_served(folder / "serving")
+
+    def _save_served(self, folder: Path) -> None:
+        self.save_weights(folder)
+        if (router := self.router) is not None and rank() == 0:
+            router.save(folder)
 
     def restore(self, folder: Path, learned: int, steps: int = 0) -> None:
         """Go on from what `save` wrote after `learned` tasks.

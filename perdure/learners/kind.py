@@ -81,6 +81,13 @@ class KindHooks:
         """Score `task.test`; None where there is nothing to score with before it was learned."""
         raise NotImplementedError
 
+    def score_mixed(
+        self, task: Task, adapters: Sequence[str], progress: Progress | None
+    ) -> TaskScore | None:
+        """Score `task.test` with an adapter for each row, by name, all in the same batches; None
+        where this task's rows are to be scored adapter by adapter."""
+        return None
+
     answer: str = "answer"
     """What an answer is called where rows without one are answered."""
 

@@ -19,6 +19,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ DEFAULT = "default"
 """The adapter that a recipe's `tuning: lora` makes."""
 BASE = "__base__"
 """In the place of an adapter's name, as `peft` has it: the base model alone."""
-_NAME = re.compile(r"[A-Za-z0-9][\w@+-]*")
+_NAME = re.compile(r"\w[\w @+-]*")
 _PREFIX = "lora_"
 
 
@@ -71,7 +72,7 @@ def adapter_of(model: Any, parameter: str) -> str | None:
     """The adapter that a parameter belongs to, by its name; None: it is the base's."""
     parts = parameter.split(".")
     known = names(model)
-    for before, part in zip(parts, parts[1:], strict=False):
+    for before, part in pairwise(parts):
         if part in known and before.startswith((_PREFIX, "modules_to_save")):
             return part
     return None
@@ -350,4 +351,3 @@ def read_first(folder: Path) -> dict[str, Tensor]:
 
     files = sorted((folder / FIRST).glob("*.safetensors")) if (folder / FIRST).is_dir() else []
     return {name: value for file in files for name, value in load_file(file).items()}
-

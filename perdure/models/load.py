@@ -26,6 +26,7 @@ from perdure.models.gguf import converted, plain
 from perdure.models.locate import Place, loading, locate
 from perdure.models.locate import resolve_saved as resolve_saved
 from perdure.models.precision import in_bf16
+from perdure.models.served import keep_router, load_router
 from perdure.seals import MANIFEST, verify
 
 if TYPE_CHECKING:
@@ -295,6 +296,7 @@ def load_saved(
     if precision == "bf16":
         model = in_bf16(model)
     model = load_adapter(folder, model, trainable=trainable)
+    keep_router(model, load_router(folder))
     tokenizer.chat_template = saved_template(folder) or tokenizer.chat_template
     return model, tokenizer
 

@@ -16,10 +16,10 @@ kind or model family is at work.
     after_step   once an optimizer step that was not skipped      nothing; changes own state only
     end_task     after the last phase, before scores and saving   weights to go on with
     serving      at every scoring and final save                  weights, swapped in and back
-    route        before scoring, without the task's identity      an adapter's name for each row
+    router       at every scoring and final save                  what chooses a request's adapter
 
 Losses add. `gradients` chain in list order. The extra rows of all methods run in one forward
-pass. Two methods that both replace the same thing (`phases`, `serving`, `route`, or a projected
+pass. Two methods that both replace the same thing (`phases`, `serving`, `router`, or a projected
 gradient) are refused by name unless the recipe says `order_matters: true`.
 """
 
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
 
     from perdure.models.inspect import ModelFacts
+    from perdure.models.served import Router
     from perdure.protocol.batch import EncodedRows, ForwardOutput
     from perdure.protocol.context import Context
 
@@ -199,8 +200,12 @@ class Method:
         """Return full weights, by parameter name, to score and ship with."""
         return None
 
-    def route(self, ctx: Context, rows: Sequence[Mapping[str, Any]]) -> Sequence[str] | None:
-        """Return an adapter's name for each row, without knowing its task."""
+    def router(self, ctx: Context) -> Router | None:
+        """Return what chooses an adapter for each request; None: the active ones answer.
+
+        It is a value that is written beside the adapters and read back without the method
+        (`perdure.models.served`), and is shown prompts alone: no answer, no task.
+        """
         return None
 
     def state_dict(self) -> dict[str, Any]:
@@ -218,7 +223,7 @@ def refuse_clashes(methods: Sequence[Method], ordered: bool = False) -> None:
     """
     if ordered:
         return
-    for hook in ("phases", "serving", "route"):
+    for hook in ("phases", "serving", "router"):
         both = [m for m in methods if getattr(type(m), hook) is not getattr(Method, hook)]
         _refuse(both, f"both set the {hook} of a task")
     _refuse([m for m in methods if m.projects], "both replace the gradient's direction")

@@ -31,6 +31,7 @@ from perdure.models.adapters import (
 from perdure.models.chat import Encoder
 from perdure.models.load import resolve_saved
 from perdure.models.precision import in_bf16
+from perdure.models.served import load_router
 from perdure.recipe.schema import ModelConfig
 from perdure.repair.candidates import Candidate, layer_groups, mixed
 
@@ -153,6 +154,11 @@ def _of_full(base: str, tuned: str) -> Line:
 
 def _of_adapter(base: str, folder: Path, precision: str) -> Line:
     _check_adapter(folder / "adapter_config.json")
+    if load_router(folder) is not None:
+        raise ModelError(
+            f"{folder}: a router chooses among its adapters for each request",
+            f"repair one of them: give its folder, such as {folder / list(folders(folder))[-1]}",
+        )
     if len(several := list(folders(folder))) > 1:
         raise ModelError(
             f"{folder}: holds {len(several)} adapters, {_listed(several)}, and one is scaled at a "

@@ -1,4 +1,4 @@
-"""O-LoRA: its overlap by hand, and a run with several active adapters that is killed and goes on."""
+"""O-LoRA: its overlap by hand, and a run with two active adapters that is killed and goes on."""
 
 from __future__ import annotations
 
@@ -134,9 +134,7 @@ def test_killed_at_any_step_it_ends_with_the_same_weights(
 
 
 @pytest.mark.train
-def test_a_run_that_lost_its_last_task_goes_on_from_both_lists(
-    whole: Run, tmp_path: Path
-) -> None:
+def test_a_run_that_lost_its_last_task_goes_on_from_both_lists(whole: Run, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(whole.path, copy)
     shutil.rmtree(copy / "checkpoints/task-2")
@@ -215,7 +213,7 @@ def test_a_model_without_an_adapter_is_refused_before_it_is_loaded(
 
     path = write_recipe(tmp_path, tiny_model_dir, method={"name": "olora"})
     recipe = perdure.load_recipe(path)
-    with pytest.raises(UsageError, match="olora adds adapters, and .*model.tuning.* is full"):
+    with pytest.raises(UsageError, match=r"olora adds adapters, and .*model\.tuning.* is full"):
         prepare(recipe)
 
 
