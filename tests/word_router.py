@@ -1,4 +1,4 @@
-"""A router for tests: the adapter of the first known word in a prompt; none: the base model."""
+"""A pool of adapters for tests: one a task, and a router that goes by a word of the prompt."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+
+from perdure.protocol.method import Method, MethodConfig
 
 FILE = "words.json"
 
@@ -24,7 +26,7 @@ class Chosen:
 class Words:
     """Args: words: a word -> the adapter that answers prompts with it."""
 
-    shown: list[list[Any]] = []
+    shown: ClassVar[list[list[Any]]] = []
     """All lists that any of them was shown, of this process."""
 
     def __init__(self, words: dict[str, str]) -> None:
@@ -48,6 +50,27 @@ class Words:
         return Chosen(None, 0.0, "no word is known")
 
 
+class AdapterPerTask(Method):
+    """Trains a LoRA adapter of its own for each task; its name is the word that tells it apart."""
+
+    adapters = True
+    saved = ("words",)
+
+    def __init__(self) -> None:
+        super().__init__(MethodConfig())
+        self.words: dict[str, str] = {}
+
+    def begin_task(self, ctx: Any) -> None:
+        name = "default" if ctx.task_index == 0 else f"task{ctx.task_index}"
+        if name not in ctx.adapters.names:
+            ctx.adapters.add(name)
+        ctx.adapters.use(active=[name], trained=[name])
+        self.words[ctx.task.name] = name
+
+    def router(self, ctx: Any) -> Any:
+        return Words(self.words)
+
+
 @contextmanager
 def known() -> Iterator[list[list[Any]]]:
     """Have its file be read as a router's inside; gives what routers are shown meanwhile."""
@@ -57,3 +80,19 @@ def known() -> Iterator[list[list[Any]]]:
         patch.setitem(served.ROUTERS, FILE, "word_router:Words")
         patch.setattr(Words, "shown", [])
         yield Words.shown
+
+
+def learn_pool(folder: Path, model: Path, **changes: Any) -> Any:
+    """A run on two tasks with an adapter and a word for each; its general texts are asked too."""
+    from tiny_runs import write_recipe
+
+    import perdure
+    from perdure.run import Run
+
+    few = {"model__tuning": "lora", "train__learning_rate": 3e-2, "train__epochs": 4}
+    recipe = perdure.load_recipe(write_recipe(folder, model, **few, **changes))
+    run = Run.create(folder / "run", recipe)
+    with pytest.MonkeyPatch.context() as patch, known():
+        patch.setattr("perdure.methods.registry.build", lambda specs: [AdapterPerTask()])
+        perdure.learn(recipe, run)
+    return run

@@ -16,13 +16,14 @@ pass through all adapters: both grow with the number of tasks, as does the check
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from pydantic import Field
 
 from perdure.protocol.method import Method, MethodConfig
+from perdure.recipe.mistakes import Mistake
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +36,10 @@ class OLoRAConfig(MethodConfig):
     lam: float = Field(0.5, ge=0, description="weight of the overlap, the code's lamda_1")
     l2: float = Field(0.0, ge=0, description="weight of the new matrices' norms, its lamda_2")
     square: bool = Field(False, description="square the overlap's entries, as the paper does")
+
+    def mistakes(self) -> Iterator[Mistake]:
+        if self.square and not self.lam:
+            yield Mistake(("square",), "has no effect with lam: 0", "leave it out, or raise lam")
 
 
 def overlap(old: Tensor, new: Tensor, square: bool = False) -> Tensor:

@@ -15,7 +15,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from perdure.errors import UsageError
 from perdure.methods import registry
+from perdure.models.adapters import attach_lora
 from perdure.models.weights import put, trainable
+from perdure.recipe.schema import LoraConfig
 from perdure.streams.task import GeneralText
 
 pytestmark = pytest.mark.unit
@@ -53,7 +55,7 @@ OTHER: dict[str, Any] = {
     "lam": 3.0, "rows": 2, "tasks": "online", "decay": 0.5, "buffer_size": 3,
     "policy": "reservoir", "ratio": 0.5, "tolerance": 0.0, "grid": [0.25], "embeddings": False,
     "start": "current", "alpha": 2.0, "beta": 2.0, "target": "snapshot", "distill_new_rows": True,
-    "balance": "class", "choose": "herding", "fisher_mode": "batch",
+    "balance": "class", "choose": "herding", "fisher_mode": "batch", "square": True, "l2": 0.1,
 }  # fmt: skip
 """Another value of each option than its default."""
 
@@ -88,6 +90,8 @@ def by_hand(context: Any, name: str, options: dict[str, Any], texts: Any) -> str
         for parameter in model.parameters():
             parameter *= 4  # so that nothing is nearly uniform
     method = registry.load(name)(registry.load_config(name, options))
+    if method.adapters:
+        model = attach_lora(model, LoraConfig(r=2))
     noted: list[Any] = []
     first = [p.detach().clone() for p in model.parameters()]
 

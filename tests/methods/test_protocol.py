@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_runs import scores, write_recipe
-from word_router import Words, known
+from word_router import AdapterPerTask, known
 
 from perdure.learners import build
 from perdure.learners.listener import Folders
@@ -35,37 +35,6 @@ def go(
     run = Run.open(out) if resume else Run.create(out, load_recipe(recipe))
     learn(run.recipe, run)
     return run
-
-
-class AdapterPerTask(Method):
-    """Trains a LoRA adapter of its own for each task and tells tasks apart by a word."""
-
-    adapters = True
-    saved = ("words",)
-
-    def __init__(self) -> None:
-        super().__init__(MethodConfig())
-        self.words: dict[str, str] = {}
-
-    def begin_task(self, ctx: Any) -> None:
-        name = "default" if ctx.task_index == 0 else f"task{ctx.task_index}"
-        if name not in ctx.adapters.names:
-            ctx.adapters.add(name)
-        ctx.adapters.use(active=[name], trained=[name])
-        self.words[ctx.task.name] = name
-
-    def router(self, ctx: Any) -> Any:
-        return Words(self.words)
-
-
-@pytest.fixture(scope="module")
-def pool(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run with an adapter for each of two tasks, and a router."""
-    folder = tmp_path_factory.mktemp("pool")
-    changes = {"model__tuning": "lora", "train__learning_rate": 3e-2, "train__epochs": 4}
-    recipe = write_recipe(folder, tiny_model_dir, **changes)
-    with pytest.MonkeyPatch.context() as patch, known():
-        return go(patch, recipe, folder / "run", AdapterPerTask())
 
 
 def test_an_adapter_for_each_task_chosen_at_test_time(
