@@ -14,6 +14,8 @@ import pytest
 from perdure.protocol.method import Method, MethodConfig
 
 FILE = "words.json"
+ANSWERS = {"colour": ("x", "y"), "count": ("p", "q")}
+"""Labels of one token each; the tiny model finds the last of each task less likely."""
 
 
 @dataclass(frozen=True)
@@ -82,17 +84,32 @@ def known() -> Iterator[list[list[Any]]]:
         yield Words.shown
 
 
-def learn_pool(folder: Path, model: Path, **changes: Any) -> Any:
-    """A run on two tasks with an adapter and a word for each; its general texts are asked too."""
+def learn_pool(
+    folder: Path, model: Path, method: type[Method] = AdapterPerTask, **changes: Any
+) -> Any:
+    """A run on two tasks with an adapter and a word for each; its general texts are asked too.
+
+    Each task has one answer, which the base model finds less likely than the other label: it
+    has all rows wrong, and what was trained on the task has them right.
+    """
     from tiny_runs import write_recipe
 
     import perdure
     from perdure.run import Run
 
-    few = {"model__tuning": "lora", "train__learning_rate": 3e-2, "train__epochs": 4}
-    recipe = perdure.load_recipe(write_recipe(folder, model, **few, **changes))
+    few = {"model__tuning": "lora", "train__learning_rate": 1e-2, "train__epochs": 2}
+    path = write_recipe(folder, model, **few | changes)
+    for task, (_, label) in ANSWERS.items():
+        for file in folder.glob(f"{task}-*.jsonl"):
+            rows = [json.loads(line) for line in file.read_text().splitlines()]
+            file.write_text("".join(json.dumps(row | {"label": label}) + "\n" for row in rows))
+    said = json.loads(path.read_text())
+    for task in said["stream"]["tasks"]:
+        task["labels"] = list(ANSWERS[task["name"]])
+    path.write_text(json.dumps(said))
+    recipe = perdure.load_recipe(path)
     run = Run.create(folder / "run", recipe)
     with pytest.MonkeyPatch.context() as patch, known():
-        patch.setattr("perdure.methods.registry.build", lambda specs: [AdapterPerTask()])
+        patch.setattr("perdure.methods.registry.build", lambda specs: [method()])
         perdure.learn(recipe, run)
     return run
