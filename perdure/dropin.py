@@ -98,7 +98,6 @@ def attach(
         raise UsageError("attach: no method is given", 'for example attach(trainer, "gere")')
     chosen = [m if isinstance(m, Method) else _built(m) for m in methods]
     refuse_clashes(chosen)
-    _refuse_what_runs_alone_do(chosen)
     check_trainer(trainer, chosen)
     if is_classifier(trainer.model):
         refuse_for_classes(trainer, chosen)
@@ -134,6 +133,7 @@ def attach(
         stream_tokens=lambda: _tokens(session, trainer),
         classes=layout,
     )
+    _refuse_what_runs_alone_do(chosen)
     frozen = _frozen_names(session, chosen)
     try_model(session, train, chosen)
     if layout is not None:
