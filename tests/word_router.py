@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,9 @@ class Words:
 
     def save(self, folder: Path) -> None:
         (folder / FILE).write_text(json.dumps(self.words), "utf-8")
+
+    def check(self, adapters: Collection[str]) -> None:
+        """Of adapters that are not there scoring tells."""
 
     def choose(self, prompts: Sequence[Any]) -> list[Chosen]:
         self.shown.append(list(prompts))

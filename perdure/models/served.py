@@ -7,11 +7,11 @@ method that wrote it, so that training, scoring, an audit and a server route ali
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from perdure.models.adapter_lists import holder
+from perdure.models.adapter_lists import holder, names
 
 Messages = Sequence[Mapping[str, str]]
 """A conversation before its answer: `[{"role": ..., "content": ...}]`."""
@@ -42,6 +42,9 @@ class Router(Protocol):
     def choose(self, prompts: Sequence[Messages]) -> Sequence[Choice]:
         """Choose an adapter for each prompt, in their order, whatever else is in the list."""
 
+    def check(self, adapters: Collection[str]) -> None:
+        """Raise where it knows adapters that are not among these."""
+
     def save(self, folder: Path) -> object:
         """Write the file of this router (`ROUTERS`) beside the adapters in `folder`."""
 
@@ -61,8 +64,12 @@ def load_router(folder: Path) -> Router | None:
 
 
 def keep_router(model: Any, router: Router | None) -> None:
-    """Note the router that a loaded model is served with."""
+    """Note the router that a loaded model is served with.
+
+    Raises: what the router's `check` does, where it chooses adapters that the model has not.
+    """
     if router is not None:
+        router.check(names(model))
         setattr(model, _ROUTER, router)
 
 

@@ -216,7 +216,13 @@ def test_a_trainer_of_ones_own_refuses_methods_that_route_or_add_adapters(tiny: 
         def router(self, ctx: Any) -> Any:
             return Words({})
 
-    trainer = Trainer(model=tiny[0], args=TrainingArguments(use_cpu=True, report_to="none"))
+    ids = tiny[1]("What is learned here is short.")["input_ids"]
+    trainer = Trainer(
+        model=tiny[0],
+        args=TrainingArguments(use_cpu=True, report_to="none"),
+        processing_class=tiny[1],
+        train_dataset=[{"input_ids": ids, "labels": ids}] * 4,
+    )
     with pytest.raises(UsageError, match="attach: olora: it adds adapters"):
         perdure.attach(trainer, "olora")
     with pytest.raises(UsageError, match="attach: test_routing: it routes requests to adapters"):
