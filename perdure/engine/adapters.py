@@ -42,6 +42,10 @@ class SessionAdapters:
             torch.manual_seed(seed_of(session.seed, "adapter", name))
             lists.add(session.model, name, like)
 
+    def remove(self, name: str) -> None:
+        self._refuse_late()
+        lists.remove(self._session.model, name)
+
     def use(self, active: Sequence[str], trained: Sequence[str]) -> None:
         self._refuse_late()
         if not trained:

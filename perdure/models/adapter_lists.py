@@ -159,6 +159,24 @@ def add(model: nn.Module, name: str, like: str | None = None) -> None:
     _set_flags(model, flags)
 
 
+def remove(model: nn.Module, name: str) -> None:
+    """Take an adapter out of the model.
+
+    Raises:
+        UsageError: there is none of this name; it is active; or it is `default`, without which a
+            folder of adapters cannot be loaded.
+    """
+    check_known(model, [name])
+    if name == DEFAULT or name in active(model):
+        why = "it is active", "have others active first"
+        if name == DEFAULT:
+            why = "it is the one that lies in the folder itself", "leave it there, inactive"
+        raise UsageError(f"adapter {name}: cannot be removed: {why[0]}", why[1])
+    flags = _flags(model)
+    holder(model).delete_adapter(name)
+    _set_flags(model, flags)
+
+
 def use(model: nn.Module, active: Sequence[str], trained: Sequence[str]) -> None:
     """Have `active` take part in passes, and of all adapters train `trained` alone.
 

@@ -39,6 +39,13 @@ class Adapters(Protocol):
                 LoRA, its weights are sharded, or a phase is being trained.
         """
 
+    def remove(self, name: str) -> None:
+        """Take an adapter away that is not active: of one that goes on under a new name the old.
+
+        Raises:
+            UsageError: it is active, is not there, or is `default`.
+        """
+
     def use(self, active: Sequence[str], trained: Sequence[str]) -> None:
         """Have `active` take part in passes and `trained`, some of them, get updates.
 

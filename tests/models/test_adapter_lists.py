@@ -94,6 +94,26 @@ def test_a_copy_is_what_it_was_made_of_and_goes_its_own_way(two: Any) -> None:
     assert (a.shape[0], b.shape[1]) == (2, 2)
 
 
+def test_an_adapter_that_goes_on_under_a_new_name(
+    two: Any, tiny: Any, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """`second@1` is continued as `second@2`, and the old one is no longer there."""
+    lists.add(two, "second@2", like="second")
+    lists.use(two, ["second@2"], ["second@2"])
+    before, trained = answers(two), flags(two)
+    lists.remove(two, "second")
+    assert (lists.names(two), lists.active(two)) == (("default", "second@2"), ("second@2",))
+    assert flags(two) == trained
+    assert not any(".second." in name for name, _ in two.named_parameters())
+    assert torch.equal(answers(two), before)
+    folder = saved(two, tiny[1], tiny_model_dir, tmp_path / "model")
+    assert sorted(lists.folders(folder)) == ["default", "second@2"]
+    assert torch.equal(answers(load_saved(folder)[0]), before)
+    for name, why in (("default", "in the folder itself"), ("second@2", "it is active")):
+        with pytest.raises(UsageError, match=why):
+            lists.remove(two, name)
+
+
 @pytest.mark.parametrize("name", ["default", "q_proj", "a.b", "", "../up", "lora", "base", "0"])
 def test_names_that_an_adapter_cannot_have(two: Any, name: str) -> None:
     with pytest.raises(UsageError, match="adapter"):
