@@ -309,7 +309,7 @@ def _refuse_by_kind(chosen: Sequence[Method], recipe: Recipe, stream: TaskStream
     for method, spec in zip(chosen, recipe.methods, strict=True):
         method.check(tuple(stream.classes) if kind.classes else ())
         if method.adapters or type(method).router is not Method.router:
-            _refuse_without_adapters(spec.name, recipe, kind.name)
+            _refuse_without_adapters(spec.name, recipe, kind.name, method.rank_parts)
         asked = method.requires.texts
         if not asked:
             continue
@@ -331,7 +331,7 @@ def _refuse_by_kind(chosen: Sequence[Method], recipe: Recipe, stream: TaskStream
             )
 
 
-def _refuse_without_adapters(name: str, recipe: Recipe, kind: str) -> None:
+def _refuse_without_adapters(name: str, recipe: Recipe, kind: str, parts: int) -> None:
     from perdure.streams import kinds
 
     if kinds.kind(kind).classes:
@@ -344,6 +344,12 @@ def _refuse_without_adapters(name: str, recipe: Recipe, kind: str) -> None:
             f"method: {name} adds adapters, and {recipe.place('model.tuning')} is "
             f"{recipe.model.tuning}",
             "write model.tuning: lora",
+        )
+    if recipe.model.lora.r % parts:
+        raise UsageError(
+            f"{recipe.place('model.lora.r')}: {recipe.model.lora.r} cannot be split into the "
+            f"{parts} equal parts of {name}",
+            f"take a rank that is divisible by {parts}, or another number of experts",
         )
     if recipe.model.fsdp_size > 1:
         raise UsageError(

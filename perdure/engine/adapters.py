@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import Parameter
 
 from perdure.errors import UsageError
 from perdure.models import adapter_lists as lists
+from perdure.models.experts import split
 from perdure.models.random_state import forked_rng, seed_of
 
 if TYPE_CHECKING:
@@ -35,12 +37,23 @@ class SessionAdapters:
         return lists.trained(self._session.model)
 
     def add(self, name: str, like: str | None = None) -> None:
-        session = self._session
         self._refuse_late()
-        # The draw depends on run and name alone: the same after a resume, whatever came before.
-        with forked_rng(session.device):
-            torch.manual_seed(seed_of(session.seed, "adapter", name))
-            lists.add(session.model, name, like)
+        with self._drawing("adapter", name):
+            lists.add(self._session.model, name, like)
+
+    def split(self, name: str, experts: int) -> None:
+        self._refuse_late()
+        lists.check_known(self._session.model, [name])
+        with self._drawing("experts", name):
+            split(self._session.model, name, experts)
+
+    @contextmanager
+    def _drawing(self, *what: str) -> Iterator[None]:
+        """A draw that depends on run and name alone: the same after a resume, whatever came
+        before."""
+        with forked_rng(self._session.device):
+            torch.manual_seed(seed_of(self._session.seed, *what))
+            yield
 
     def remove(self, name: str) -> None:
         self._refuse_late()

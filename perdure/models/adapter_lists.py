@@ -7,7 +7,8 @@ adapter in a folder of its name below, which is a plain `peft` folder too.
 
     model/adapter_config.json, adapter_model.safetensors     the adapter `default`
     model/NAME/adapter_config.json, adapter_model...         each other one
-    model/perdure_adapters.json                              {"active": [...], "trained": [...]}
+    model/perdure_adapters.json                              {"active": [...], "trained": [...]},
+                                                             and experts: {NAME: number}
 
 Active adapters add up, in the order of their list.
 """
@@ -27,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from perdure.errors import ModelError, UsageError
+from perdure.models.experts import numbers, split
 from perdure.models.weights import adapter_off, is_sharded
 from perdure.recipe.mistakes import near
 
@@ -264,9 +266,14 @@ def folders(folder: Path) -> dict[str, Path]:
 
 def write_lists(model: nn.Module, folder: Path) -> None:
     """Write the lists beside the adapters; a single adapter, which is active, needs none."""
-    if len(names(model)) < 2:
+    experts = numbers(holder(model)) if holder(model) is not None else {}
+    if len(names(model)) < 2 and not experts:
         return
-    lists = {"names": names(model), "active": active(model), "trained": trained(model)}
+    lists: dict[str, Any] = {
+        "names": names(model), "active": active(model), "trained": trained(model)
+    }  # fmt: skip
+    if experts:
+        lists["experts"] = dict(experts)
     (folder / ADAPTERS_FILE).write_text(json.dumps(lists, indent=1) + "\n", encoding="utf-8")
 
 
@@ -291,7 +298,7 @@ def read_lists(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return found[0], found[1]
 
 
-def _read(folder: Path) -> dict[str, list[str]]:
+def _read(folder: Path) -> dict[str, Any]:
     file = folder / ADAPTERS_FILE
     if not file.is_file():
         return {}
@@ -300,9 +307,13 @@ def _read(folder: Path) -> dict[str, list[str]]:
     except ValueError as error:
         raise ModelError(f"{file}: is not valid JSON: {error}", "restore it from a copy") from error
     keys = ("names", "active", "trained")
-    if not isinstance(found, dict) or not all(
-        isinstance(found.get(key), list) and all(isinstance(n, str) for n in found[key])
-        for key in keys
+    if (
+        not isinstance(found, dict)
+        or not all(
+            isinstance(found.get(key), list) and all(isinstance(n, str) for n in found[key])
+            for key in keys
+        )
+        or not isinstance(found.get("experts", {}), dict)
     ):
         raise ModelError(
             f"{file}: does not hold the lists {', '.join(keys)} of adapters' names",
@@ -331,6 +342,16 @@ def add_saved(model: nn.Module, folder: Path) -> None:
         for parameter in parameters_of(model, name).values():
             parameter.requires_grad_(False)
         _set_flags(model, flags)
+    split_saved(model, folder)
+
+
+def split_saved(model: nn.Module, folder: Path) -> bool:
+    """Split adapters among experts as those of a folder are; says whether any is."""
+    experts: Mapping[str, int] = _read(folder).get("experts", {})
+    with torch.random.fork_rng(devices=[]):  # what is drawn is written over
+        for name, number in experts.items():
+            split(holder(model), name, number)
+    return bool(experts)
 
 
 def use_saved(model: nn.Module, folder: Path, *, frozen: bool = False, kept: bool = False) -> None:

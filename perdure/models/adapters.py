@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from perdure.consent import demand
 from perdure.errors import ModelError
-from perdure.models.adapter_lists import DEFAULT, folders, use_saved, write_lists
+from perdure.models.adapter_lists import DEFAULT, folders, split_saved, use_saved, write_lists
 from perdure.models.anatomy import unwrapped
 from perdure.models.locate import holds_pickle
+from perdure.models.restore import load_weights
+from perdure.models.weights import put
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -229,6 +231,8 @@ def load_adapter(folder: Path, model: Any, *, trainable: bool = False) -> Any:
             raise holds_pickle(home) from error
         except (RuntimeError, ValueError, OSError) as error:
             raise _misfit(home, kind, error) from error
+    if split_saved(loaded, folder):  # their routers are read by nobody else
+        put(loaded, load_weights(loaded, folder))
     use_saved(loaded, folder, frozen=not trainable)
     return loaded
 

@@ -46,6 +46,14 @@ class Adapters(Protocol):
             UsageError: it is active, is not there, or is `default`.
         """
 
+    def split(self, name: str, experts: int) -> None:
+        """Split an adapter's rank among experts, which a router in each layer weighs for each
+        token (`perdure.models.experts`). Where it is split so already nothing is done.
+
+        Raises:
+            UsageError: the rank is not divisible, or is split among another number.
+        """
+
     def use(self, active: Sequence[str], trained: Sequence[str]) -> None:
         """Have `active` take part in passes and `trained`, some of them, get updates.
 

@@ -112,6 +112,8 @@ class Method:
     """True if it adds adapters or switches them (`ctx.adapters`): the model must be tuned with
     LoRA, and `begin_task` comes before that of methods that do not, so that these see the model as
     it is trained."""
+    rank_parts: int = 1
+    """Into how many equal parts it splits an adapter's rank, which `model.lora.r` must allow."""
     halves: bool = False
     """True if, once rows of earlier tasks are kept, half of each batch is left to `replay`'s rows:
     the learner then takes half as many of the task's own, in twice as many steps."""

@@ -133,14 +133,18 @@ def learned_in_a_run(
     options: Mapping[str, Any],
     micro: int = BATCH,
     clip: float = CLIP,
+    tuning: str | None = None,
 ) -> dict[str, Tensor]:
-    """As `learned`, by Perdure's own learner, for what `perdure.attach` refuses."""
+    """As `learned`, by Perdure's own learner, for what `perdure.attach` refuses.
+
+    Args: tuning: None: with LoRA where the method adds adapters.
+    """
     with tempfile.TemporaryDirectory() as out:
         plain_descent = {
             "optimizer": "sgd", "learning_rate": _rate(clip), "micro_batch_size": micro,
             "max_grad_norm": clip,
         }  # fmt: skip
-        tuning = _tuning(kind)
+        tuning = tuning or _tuning(kind)
         return _run(folder, kind, options, Path(out) / "run", tuning=tuning, train=plain_descent)
 
 
@@ -197,7 +201,8 @@ def check_method(kind: type[Method], folder: Path | None = None, /, **options: A
     with tempfile.TemporaryDirectory() as made, silent():
         tiny = folder or save_tiny_model(Path(made))
         in_runs = needs_runs(kind, tiny)
-        learn: Learn = learned_in_a_run if in_runs else learned
+        in_a_run = partial(learned_in_a_run, tuning=_tuning(kind))
+        learn: Learn = in_a_run if in_runs else learned
         plain, clip = learn(tiny, None, {}), CLIP
         if _moved(check_hooks(tiny, kind, learn), plain) <= SEEN:
             # What only scales the loss is hidden by clipping, and so is what it does wrong.

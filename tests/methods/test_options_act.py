@@ -56,6 +56,7 @@ OTHER: dict[str, Any] = {
     "policy": "reservoir", "ratio": 0.5, "tolerance": 0.0, "grid": [0.25], "embeddings": False,
     "start": "current", "alpha": 2.0, "beta": 2.0, "target": "snapshot", "distill_new_rows": True,
     "balance": "class", "choose": "herding", "fisher_mode": "batch", "square": True, "l2": 0.1,
+    "experts": 2,
 }  # fmt: skip
 """Another value of each option than its default."""
 
