@@ -180,7 +180,7 @@ def _refuse_what_runs_alone_do(methods: Sequence[Method]) -> None:
         if routes or method.adapters:
             raise UsageError(
                 f"attach: {name_of(method)}: it "
-                + ("routes requests to adapters" if routes else "adds adapters")
+                + ("routes requests to adapters" if routes else "works on adapters")
                 + ", which a trainer of your own does not do when it saves, resumes and evaluates",
                 "use perdure run, or perdure.learn",
             )

@@ -336,12 +336,12 @@ def _refuse_without_adapters(name: str, recipe: Recipe, kind: str, parts: int) -
 
     if kinds.kind(kind).classes:
         raise UsageError(
-            f"method: {name} adds adapters, which tasks of kind {kind} cannot have yet",
+            f"method: {name} works on adapters, which tasks of kind {kind} cannot have yet",
             "take tasks that are answered in words, or another method",
         )
     if recipe.model.tuning != "lora":
         raise UsageError(
-            f"method: {name} adds adapters, and {recipe.place('model.tuning')} is "
+            f"method: {name} works on adapters, and {recipe.place('model.tuning')} is "
             f"{recipe.model.tuning}",
             "write model.tuning: lora",
         )
@@ -353,7 +353,7 @@ def _refuse_without_adapters(name: str, recipe: Recipe, kind: str, parts: int) -
         )
     if recipe.model.fsdp_size > 1:
         raise UsageError(
-            f"method: {name} adds adapters, which cannot be added to weights that are sharded",
+            f"method: {name} works on adapters, which cannot be added to weights that are sharded",
             "leave out model.fsdp_size",
         )
 

@@ -223,7 +223,7 @@ def test_a_trainer_of_ones_own_refuses_methods_that_route_or_add_adapters(tiny: 
         processing_class=tiny[1],
         train_dataset=[{"input_ids": ids, "labels": ids}] * 4,
     )
-    with pytest.raises(UsageError, match="attach: olora: it adds adapters"):
+    with pytest.raises(UsageError, match="attach: olora: it works on adapters"):
         perdure.attach(trainer, "olora")
     with pytest.raises(UsageError, match="attach: test_routing: it routes requests to adapters"):
         perdure.attach(trainer, Routes(MethodConfig()))

@@ -213,7 +213,7 @@ def test_a_model_without_an_adapter_is_refused_before_it_is_loaded(
 
     path = write_recipe(tmp_path, tiny_model_dir, method={"name": "olora"})
     recipe = perdure.load_recipe(path)
-    with pytest.raises(UsageError, match=r"olora adds adapters, and .*model\.tuning.* is full"):
+    with pytest.raises(UsageError, match=r"olora works on adapters, and .*model\.tuning.* is full"):
         prepare(recipe)
 
 

@@ -92,7 +92,7 @@ def by_hand(context: Any, name: str, options: dict[str, Any], texts: Any) -> str
             parameter *= 4  # so that nothing is nearly uniform
     method = registry.load(name)(registry.load_config(name, options))
     if method.adapters:
-        model = attach_lora(model, LoraConfig(r=2))
+        model = attach_lora(model, LoraConfig(r=4))
     noted: list[Any] = []
     first = [p.detach().clone() for p in model.parameters()]
 
