@@ -310,7 +310,8 @@ def _read(folder: Path) -> dict[str, Any]:
     if (
         not isinstance(found, dict)
         or not all(
-            isinstance(found.get(key), list) and all(isinstance(n, str) for n in found[key])
+            isinstance(found.get(key), list)
+            and all(isinstance(n, str) and _NAME.fullmatch(n) for n in found[key])
             for key in keys
         )
         or not isinstance(found.get("experts", {}), dict)

@@ -192,6 +192,7 @@ def test_damaged_lists_are_told(two: Any, tiny: Any, tiny_model_dir: Path, tmp_p
         ("{", "is not valid JSON"),
         ("[]", "does not hold the lists"),
         (json.dumps({**good, "active": "second"}), "does not hold the lists"),
+        (json.dumps({**good, "names": ["default", "../second"]}), "does not hold the lists"),
         (json.dumps({**good, "names": ["default", "third"]}), "names the adapter third"),
         (json.dumps({**good, "active": ["third"]}), "active: names the adapter third"),
     ):
