@@ -92,6 +92,7 @@ LINES |= {
     "ewc": {"method": {"name": "ewc", "lam": 5000}, "model": LINEAR},
     "lwf": {"method": {"name": "lwf"}, "model": LINEAR},
     "derpp": {"method": {"name": "derpp"}, "model": LINEAR},
+    "LoRA": {"method": {"name": "lora_sequence"}, "model": {**LINEAR, "tuning": "lora"}},
 }
 FROZEN = [name for name in LINES if "FixB" in name]
 """Those whose body stays, so that each text passes it once."""

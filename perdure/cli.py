@@ -342,6 +342,7 @@ def diagnose(
         int, typer.Option(min=0, help="Train rows as examples in the prompt; 0: none.")
     ] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    accept_changes: Accept = False,
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -350,7 +351,7 @@ def diagnose(
 
     command.diagnose(
         base, tuned, tasks, as_json, max_drop=max_drop, alpha=alpha, rows=rows, relearn=relearn,
-        learning_rate=learning_rate, shots=shots, seed=seed,
+        learning_rate=learning_rate, shots=shots, seed=seed, accept_changes=accept_changes,
     )  # fmt: skip
 
 
@@ -379,14 +380,11 @@ def repair(
         float, typer.Option(help="Share of each task's gain over BASE that may be lost.")
     ] = 0.02,
     steps: Annotated[int, typer.Option(metavar="N", help="Then train for N steps with gere.")] = 0,
-    rows: Annotated[
-        int, typer.Option(min=2, help="Test rows a task; half search, half report.")
-    ] = 200,
-    texts: Annotated[
-        int, typer.Option(min=2, help="General texts; half search, half report.")
-    ] = 64,
+    rows: Annotated[int, typer.Option(min=2, help="Test rows a task, a half to report.")] = 200,
+    texts: Annotated[int, typer.Option(min=2, help="General texts, a half to report.")] = 64,
     precision: Annotated[str, typer.Option(help="fp32 or bf16, to compute in.")] = "fp32",
     seed: Annotated[int, typer.Option(min=0, help="Of the halves, and of the training.")] = 0,
+    accept_changes: Accept = False,
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -396,5 +394,6 @@ def repair(
     code = command.repair(
         base, tuned, general, task, out, as_json, rows, texts,
         max_task_loss=max_task_loss, steps=steps, precision=precision, seed=seed,
+        accept_changes=accept_changes,
     )  # fmt: skip
     raise typer.Exit(code)

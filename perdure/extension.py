@@ -29,6 +29,7 @@ from perdure.run.directory import Run
 from perdure.run.kept import kept_general, kept_tasks
 from perdure.run.old_recipes import renew
 from perdure.run.pins import accepted, refuse_changes
+from perdure.run.sums import with_check
 from perdure.seals import write_sealed
 from perdure.streams.growing import refuse_classes
 from perdure.streams.kinds import format_of, kind
@@ -197,7 +198,7 @@ def extend(run: Run, recipe: Recipe, out: str | Path, *, accept_changes: bool = 
     for task in recipe.stream.tasks:
         if task.name in old:
             raise UsageError(
-                f"{task.place('name')}: the run has learned a task {task.name} already",
+                f'{task.place("name")}: the run has learned a task "{task.name}" already',
                 "give the new task another name",
             )
     _refuse_classes(run, recipe)
@@ -224,8 +225,8 @@ def _refuse_classes(run: Run, recipe: Recipe) -> None:
         if task.name in known:
             where = recipe.place("stream.data" if data is not None else "stream")
             raise UsageError(
-                f"{where}: the run has learned a task {task.name} already",
-                "give the new tasks another name, for example `task: june` under stream.data",
+                f'{where}: the run has learned a task "{task.name}" already',
+                "give the new tasks another name, for example stream.data.task=june",
             )
     refuse_classes(recipe, old, new.tasks)
 
@@ -234,8 +235,11 @@ def _fill(run: Run, draft: Path, learned: int, facts: Mapping[str, Any]) -> None
     """Copy what an extension goes on from; large files that never change are linked."""
     environment = json.loads((draft / "environment.json").read_text("utf-8"))
     known = run.environment()
-    kept = {k: known[k] for k in ("precision", "general_text", "template_date") if k in known}
-    write_atomic(draft / "environment.json", json.dumps({**environment, **kept, **facts}, indent=2))
+    kept: dict[str, Any] = {
+        k: known[k] for k in ("precision", "general_text", "template_date") if k in known
+    }
+    whole = with_check({**environment, **kept, **facts})
+    write_atomic(draft / "environment.json", json.dumps(whole, indent=2))
     for name in ("scores.jsonl", "log.jsonl", "facts.jsonl"):
         if (run.path / name).exists():
             shutil.copy2(run.path / name, draft / name)

@@ -18,7 +18,7 @@ from perdure.reports.output import first_process
 from perdure.reports.silence import silent
 from perdure.reports.terminal import Display, NullDisplay
 from perdure.run import Run
-from perdure.run.damage import verify
+from perdure.run.damage import doubts, verify
 from perdure.run.kept import keep
 from perdure.run.pins import pin
 from perdure.run.recorder import Recorder
@@ -71,6 +71,8 @@ def _learn(
     with trusting(recipe.trust_remote_code), run.lock(), record:
         verify(run)
         pin(run, recipe, ready.stream, accept_changes)
+        for told in doubts(run):
+            record.warn(told)
         keep(run, ready.stream)
         # Measured once: a resumed run must compute as it began.
         precision = run.decide("precision", lambda: ready.precision)

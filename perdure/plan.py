@@ -23,6 +23,7 @@ from perdure.streams.kinds import kind, metric
 if TYPE_CHECKING:
     from perdure.engine.rows import RowEncoder
     from perdure.models import ModelFacts
+    from perdure.models.task_adapters import TaskAdapters
     from perdure.recipe.schema import MethodSpec, Recipe
     from perdure.streams import Task, TaskStream
 
@@ -54,6 +55,8 @@ class TaskPlan:
     validation_rows: int
     test_rows: int
     steps: int
+    classes: tuple[str, ...] = ()
+    """Those that the task brings, of tasks with classes."""
     longest: int | None = None
     """Tokens of the longest row; this and what follows is None where the tasks' kind cannot tell
     before its model is loaded."""
@@ -79,6 +82,7 @@ class Plan:
     model: str
     kind: str
     """Of the tasks."""
+    scenario: str
     parameters: int | None
     trainable: int | None
     precision: str
@@ -140,10 +144,20 @@ def plan(
                 for bare, task in zip(tasks, stream, strict=True)
             ]
         else:
-            facts, parts = _with_heads(recipe, stream, facts)
+            facts, parts, adapters = _with_heads(recipe, stream, facts)
             tasks = [
                 _plan_of_classes(
-                    bare, recipe, task, encoder, facts, micro_batch, precision, speed, parts[i:]
+                    bare,
+                    recipe,
+                    task,
+                    encoder,
+                    facts,
+                    micro_batch,
+                    precision,
+                    speed,
+                    parts,
+                    i,
+                    adapters,
                 )
                 for i, (bare, task) in enumerate(zip(tasks, stream, strict=True))
             ]
@@ -152,6 +166,7 @@ def plan(
         methods=tuple(spec.name for spec in recipe.methods),
         model=recipe.model.path + (f" ({facts.architecture})" if facts else ""),
         kind=stream.tasks[0].kind,
+        scenario=stream.scenario,
         parameters=facts.parameters if facts else None,
         trainable=facts.trainable if facts else None,
         precision=precision,
@@ -172,6 +187,7 @@ def _bare(recipe: Recipe, task: Task) -> TaskPlan:
         validation_rows=len(task.validation),
         test_rows=len(task.test),
         steps=0 if task.learn == "none" else steps_of(recipe, len(task.train)),
+        classes=tuple(task.labels) if kind(task.kind).classes else (),
     )
 
 
@@ -205,12 +221,14 @@ def _plan(
 
 def _with_heads(
     recipe: Recipe, stream: TaskStream, facts: ModelFacts
-) -> tuple[ModelFacts, list[tuple[float, float | None]]]:
-    """The body's sizes with all heads beside it, of which what learns at any time is trained; and
-    for each task the epochs in which the body learns, and those of heads alone."""
+) -> tuple[ModelFacts, list[tuple[float, float | None]], TaskAdapters | None]:
+    """The body's sizes with all heads beside it, of which what learns at any time is trained; for
+    each task the epochs in which the body learns, and those of heads alone; and the adapters that
+    tasks have for themselves, if they do."""
     from perdure.methods import registry
 
-    own = [m for m in registry.build(recipe.methods) if type(m).epochs is not Method.epochs]
+    methods = registry.build(recipe.methods)
+    own = [m for m in methods if type(m).epochs is not Method.epochs]
     decide = own[0].epochs if own else Method(None).epochs
     parts = [
         (0.0, 0.0) if task.learn == "none" else decide(i, recipe.train.epochs, facts.decoder)
@@ -218,9 +236,23 @@ def _with_heads(
     ]
     width = facts.hidden * (2 if recipe.model.pooling == "entity_starts" else 1)
     heads = len(stream.classes) * (width + (recipe.model.head.type == "linear"))
-    body = facts.trainable if any(learns for learns, _ in parts) else 0
+    learning = sum(learns > 0 for learns, _ in parts)
+    body = facts.trainable if learning else 0
+    adapters = next((m.requires.adapters for m in methods if m.requires.adapters), None)
+    if adapters is not None:  # their size grows with their rank
+        body = learning * facts.trainable * adapters.r // recipe.model.lora.r
     whole = replace(facts, parameters=facts.parameters + heads, trainable=body + heads)
-    return whole, parts
+    return whole, parts, adapters
+
+
+def _scorings(
+    parts: Sequence[tuple[float, float | None]], number: int, adapters: TaskAdapters | None
+) -> int:
+    """How often the test rows of task `number` pass the body in a run: after the task, and after
+    each later one that moves the body; with adapters of tasks once for each that answers."""
+    if adapters is not None:
+        return 1 if adapters.select == "oracle" else sum(learns > 0 for learns, _ in parts)
+    return 1 + sum(learns > 0 for learns, _ in parts[number + 1 :])
 
 
 def _plan_of_classes(
@@ -233,12 +265,14 @@ def _plan_of_classes(
     precision: str,
     speed: float,
     parts: Sequence[tuple[float, float | None]],
+    number: int,
+    adapters: TaskAdapters | None,
 ) -> TaskPlan:
-    """Args: parts: epochs of body and heads in this task and in each one after it."""
+    """Args: parts: epochs of body and heads in each task; number: of this one."""
     from perdure.engine.batching import steps_of
 
     lengths = {s: encoder.lengths((task.name, s)) for s in ("train", "validation", "test")}
-    widths, rows, (learns, heads) = lengths["train"], len(task.train), parts[0]
+    widths, rows, (learns, heads) = lengths["train"], len(task.train), parts[number]
     steps = steps_of(recipe, rows, learns) if learns else 0
     head_steps = steps_of(recipe, rows, heads) if heads else 0
     mean = sum(widths) / max(1, len(widths))
@@ -247,8 +281,9 @@ def _plan_of_classes(
     n, again = facts.parameters - facts.vocab * facts.hidden, recipe.train.gradient_checkpointing
     per_token = 4 * n + 2 * min(n, facts.trainable) + (2 * n if again else 0)
     shown = min(len(task.test), recipe.scoring.max_test_rows or len(task.test))
-    # Its test rows are read after it, and again after each task that moves the body.
-    scorings = 1 + sum(moved > 0 for moved, _ in parts[1:])
+    scorings = _scorings(parts, number, adapters)
+    if adapters is not None and adapters.compete == "seen":  # earlier tasks' classes have logits
+        once += rows * sum(moved > 0 for moved, _ in parts[:number])
     scored = sum(lengths["test"]) / max(1, len(task.test)) * shown
     none = replace(facts, vocab=0, trainable=facts.trainable if learns else 0)
     return replace(

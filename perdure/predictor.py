@@ -11,6 +11,7 @@ form in which training read them (columns, instruction, template). Nothing is wr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,7 +101,10 @@ def open_predictor(
         _refuse_unlearned(stream, asked, learned)
 
     def load() -> Learner:
-        with trusting(found.recipe.trust_remote_code):
+        from perdure.reports.silence import silent  # it loads transformers
+
+        quiet = silent() if listener is None else nullcontext()
+        with trusting(found.recipe.trust_remote_code), quiet:
             return _learner(found, stream, folder, learned, accept_changes, listener)
 
     return Predictor(load, asked, within, form)

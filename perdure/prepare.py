@@ -234,6 +234,8 @@ def _prepare(
     metrics.try_own(stream)
     if not training:
         return Prepared(recipe, stream, methods, None, general, recipe.train.batch_size, 1, None)
+    if kind.classes:
+        _refuse_no_room(recipe, len(stream.classes))
     micro, accumulation = split_batch(recipe, int(os.environ.get("WORLD_SIZE", "1")))
     facts, encoder = None, None
     if any(method.halves for method in methods):
@@ -250,6 +252,16 @@ def _prepare(
         tell(f"{recipe.name}: checking {count:,} rows of {len(stream)} tasks")
         encode_stream(stream, encoder, facts.context_length or None)
     return Prepared(recipe, stream, methods, encoder, general, micro, accumulation, facts)
+
+
+def _refuse_no_room(recipe: Recipe, count: int) -> None:
+    """Refuse more classes than the recipe allocates beforehand."""
+    room = recipe.model.head.preallocate
+    if isinstance(room, int) and 0 < room < count:
+        raise UsageError(
+            f"{recipe.place('model.head.preallocate')}: {room}: the stream has {count} classes",
+            "write a higher number, or all, or 0: heads grow by themselves",
+        )
 
 
 def _refuse_headless(recipe: Recipe, methods: Sequence[Method], facts: ModelFacts) -> None:
@@ -283,12 +295,14 @@ def chosen_methods(recipe: Recipe, stream: TaskStream) -> list[Method]:
     Raises:
         UsageError: two methods clash, or one needs validation rows that are not there.
     """
+    from perdure.engine.adapter_needs import refuse_task_adapters
     from perdure.methods import registry
     from perdure.protocol.method import refuse_clashes
 
     chosen = registry.build(recipe.methods)
     refuse_clashes(chosen, recipe.order_matters)
     _refuse_by_kind(chosen, recipe, stream)
+    refuse_task_adapters(chosen, recipe, stream)
     learned = [task for task in stream if task.learn != "none" and task.train_kept]
     bare = [task.name for task in learned if not task.validation]
     for method, spec in zip(chosen, recipe.methods, strict=True):
@@ -302,6 +316,7 @@ def chosen_methods(recipe: Recipe, stream: TaskStream) -> list[Method]:
 
 def _refuse_by_kind(chosen: Sequence[Method], recipe: Recipe, stream: TaskStream) -> None:
     """Raise `UsageError` where a method cannot learn tasks of this kind."""
+    from perdure.engine.adapter_needs import refuse_without_adapters
     from perdure.protocol.method import Method
     from perdure.streams import kinds
 
@@ -309,7 +324,7 @@ def _refuse_by_kind(chosen: Sequence[Method], recipe: Recipe, stream: TaskStream
     for method, spec in zip(chosen, recipe.methods, strict=True):
         method.check(tuple(stream.classes) if kind.classes else ())
         if method.adapters or type(method).router is not Method.router:
-            _refuse_without_adapters(spec.name, recipe, kind.name, method.rank_parts)
+            refuse_without_adapters(spec.name, recipe, kind.name, method.rank_parts)
         asked = method.requires.texts
         if not asked:
             continue
@@ -329,33 +344,6 @@ def _refuse_by_kind(chosen: Sequence[Method], recipe: Recipe, stream: TaskStream
                 f"{who} learns along with general texts, which tasks of kind {kind.name} cannot be",
                 "take a method that needs none; see perdure methods",
             )
-
-
-def _refuse_without_adapters(name: str, recipe: Recipe, kind: str, parts: int) -> None:
-    from perdure.streams import kinds
-
-    if kinds.kind(kind).classes:
-        raise UsageError(
-            f"method: {name} works on adapters, which tasks of kind {kind} cannot have yet",
-            "take tasks that are answered in words, or another method",
-        )
-    if recipe.model.tuning != "lora":
-        raise UsageError(
-            f"method: {name} works on adapters, and {recipe.place('model.tuning')} is "
-            f"{recipe.model.tuning}",
-            "write model.tuning: lora",
-        )
-    if recipe.model.lora.r % parts:
-        raise UsageError(
-            f"{recipe.place('model.lora.r')}: {recipe.model.lora.r} cannot be split into the "
-            f"{parts} equal parts of {name}",
-            f"take a rank that is divisible by {parts}, or another number of experts",
-        )
-    if recipe.model.fsdp_size > 1:
-        raise UsageError(
-            f"method: {name} works on adapters, which cannot be added to weights that are sharded",
-            "leave out model.fsdp_size",
-        )
 
 
 def _reads_texts(stream: TaskStream) -> bool:

@@ -20,6 +20,8 @@ from perdure.files import numbered, sync_folder, write_atomic
 
 MANIFEST = "manifest.json"
 CHUNK = 1 << 20
+WORTH_A_LINK = 1 << 16
+"""Bytes; of two checkpoints' equal files that are smaller both are kept."""
 AT_ONCE = 1 << 26
 """Bytes; less is hashed in a tenth of a second, which is not worth a thread."""
 
@@ -45,7 +47,7 @@ def share(older: Path, newer: Path) -> None:
     """
     known = facts_of(older).get("files", {})
     for name, said in facts_of(newer).get("files", {}).items():
-        if known.get(name) != said or not isinstance(said, dict) or said["bytes"] < CHUNK:
+        if known.get(name) != said or not isinstance(said, dict) or said["bytes"] < WORTH_A_LINK:
             continue
         draft = newer / f"{name}.same"
         try:

@@ -106,8 +106,8 @@ def write_class_recipe(folder: Path, model: Path, **changes: Any) -> Path:
 
 
 def weights(run: Path, after: int = 3) -> dict[str, Any]:
-    """Tensors of body and heads that a run saved after so many tasks."""
+    """Tensors of body, adapters and heads that a run saved after so many tasks."""
     from safetensors.torch import load_file
 
-    folder = run / f"checkpoints/task-{after}/model"
-    return load_file(folder / "body.safetensors") | load_file(folder / "heads.safetensors")
+    files = (run / f"checkpoints/task-{after}/model").glob("*.safetensors")
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}

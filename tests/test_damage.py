@@ -18,6 +18,7 @@ from perdure import seals
 from perdure.cli import app
 from perdure.errors import RunError
 from perdure.run import Run
+from perdure.run.sums import with_check
 from perdure.seals import Sealer, damaged, is_sealed, is_whole, seal, sha256, write_sealed
 
 pytestmark = pytest.mark.train
@@ -144,7 +145,8 @@ def torn(stopped: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
     recipe = copy / "stopped" / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace(str(home), str(copy)))
     pinned = copy / "stopped" / "pinned.json"
-    pinned.write_text(pinned.read_text().replace(str(home), str(copy)))
+    moved = json.loads(pinned.read_text().replace(str(home), str(copy)))
+    pinned.write_text(json.dumps(with_check(moved)))
     return copy / "stopped", stopped[1]
 
 
@@ -382,6 +384,28 @@ def test_a_changed_base_is_not_audited_in_silence(adapter: Path, other_base: Pat
     assert done.exit_code in (0, 1, 3), done.output
     (change,) = json.loads(done.stdout)["accepted_changes"]
     assert change == "base model, model.safetensors: has other bytes since this run began"
+
+
+def test_a_changed_base_is_neither_diagnosed_nor_repaired_in_silence(
+    adapter: Path, other_base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe, out = adapter.parent / "recipe.yaml", tmp_path / "repaired"
+    diagnose = ("diagnose", other_base, adapter, "--tasks", recipe, "--rows", "4", "--relearn", "0")
+    repair = (
+        "repair", other_base, adapter, "--general", "pydoc", "--task", recipe, "--out", out,
+        "--rows", "4", "--texts", "4",
+    )  # fmt: skip
+    for words in (diagnose, repair):
+        told = command(*words)
+        assert told.exit_code == 4, told.output
+        assert "base model, model.safetensors: has other bytes since this run began" in told.stderr
+        assert "go on all the same: --accept-changes" in told.stderr
+    assert not out.exists()
+    for words, codes in ((diagnose, (0,)), (repair, (0, 1))):
+        caplog.clear()
+        done = command(*words, "--accept-changes")
+        assert done.exit_code in codes, done.output
+        assert "accepted: base model, model.safetensors: has other bytes" in caplog.text
 
 
 def test_rows_that_have_changed_are_not_scored_in_silence(adapter: Path) -> None:

@@ -227,6 +227,7 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
     "general": ("general_replay", None, "replays general texts"),
     "gere": ({"name": "gere", "label_weight": 0}, None, "replays general texts"),
     "joint": ("joint", None, "chooses the rows or trains in phases"),
+    "lora_sequence": ("lora_sequence", None, "lora_sequence: .*this model has neither"),
     "seq_star": ("seq_star", None, "attach: seq_star: .*this model has no heads"),
     "half": ({"name": "replay", "mix": "half"}, None, "the batch is the trainer's own"),
     "quota": (

@@ -7,11 +7,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+import class_runs
 import numpy as np
 import pytest
 import torch
 from class_runs import CLASSES, save_encoder, write_class_recipe, write_classes
-from safetensors.torch import load_file
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
@@ -69,8 +69,7 @@ def two(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def weights(run: Run, after: int = 3) -> dict[str, Tensor]:
-    folder = run.path / f"checkpoints/task-{after}/model"
-    return load_file(folder / "body.safetensors") | load_file(folder / "heads.safetensors")
+    return class_runs.weights(run.path, after)
 
 
 def cells(run: Run) -> dict[Any, Any]:
@@ -89,15 +88,17 @@ def typed(*words: Any) -> Result:
 
 
 SEQ = {"name": "seq_star", "warmup_epochs": 1}
+LORA = {"name": "lora_sequence"}
 
 
 @pytest.mark.parametrize(
-    "method", [SEQ, {"name": "sequential"}, [SEQ, {"name": "replay", "ratio": 0.5}]],
-    ids=["seq_star", "sequential", "replay"],
+    "method", [SEQ, {"name": "sequential"}, [SEQ, {"name": "replay", "ratio": 0.5}], LORA],
+    ids=["seq_star", "sequential", "replay", "lora_sequence"],
 )  # fmt: skip
 def test_it_ends_as_one_run_of_three_tasks(encoder: Path, tmp_path: Path, method: Any) -> None:
-    old = learned(written(tmp_path / "two", encoder, 2, method=method), tmp_path / "old")
-    whole = learned(written(tmp_path / "three", encoder, 3, method=method), tmp_path / "whole")
+    given = {"method": method, "model__tuning": "lora" if method == LORA else "full"}
+    old = learned(written(tmp_path / "two", encoder, 2, **given), tmp_path / "old")
+    whole = learned(written(tmp_path / "three", encoder, 3, **given), tmp_path / "whole")
     write_classes(tmp_path / "next")
     only(tmp_path / "next", CLASSES[4:])
     data = {split: f"{split}.jsonl" for split in ("train", "validation", "test")}
@@ -221,7 +222,9 @@ def test_a_name_that_is_taken_and_another_scenario(two: Run, tmp_path: Path) -> 
     may(tmp_path, ("aa", "e"), ("bb", "f"))
     next_one = tmp_path / "next.yaml"
     next_one.write_text("stream:\n  data: {train: may.csv, tasks: 1}\n")
-    with pytest.raises(UsageError, match=r"learned a task task 1 already\n.*`task: june`"):
+    with pytest.raises(
+        UsageError, match=r'learned a task "task 1" already\n.*stream.data.task=june'
+    ):
         extend(two, extension_recipe(two, next_one), tmp_path / "new")
     next_one.write_text(
         "stream:\n  scenario: task-incremental\n  data: {train: may.csv, tasks: 1, task: may}\n"

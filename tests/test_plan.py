@@ -112,8 +112,12 @@ def test_the_plan_is_read_without_weights(
     assert 16 * 4 < tokens < 16 * longest[0]
     assert found["seconds"] > 0
     assert all(task["memory_mb"] >= 600 for task in found["tasks"])
+    assert found["scenario"] == "class-incremental"
+    assert [name for task in found["tasks"] for name in task["classes"]] == list(CLASSES)
     command.run(recipe, [], None, check=True, as_json=False)
     shown = capsys.readouterr().out
+    assert "6 classes, class-incremental: all classes learned so far compete\n" in shown
+    assert f"\n  task 2: {CLASSES[2]}, {CLASSES[3]}\n" in shown
     assert "the body reads 88 texts; 24 of 28 steps move heads alone" in shown
     assert "no weight was loaded, nothing was written" in shown
 

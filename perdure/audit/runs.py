@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -34,9 +35,9 @@ def today_of(model: object) -> date | None:
 
 
 def changed_bases(models: Sequence[object], accept: bool) -> tuple[str, ...]:
-    """What has changed of the base models of runs that are audited, since these began.
+    """What has changed of the base models of runs that are read, since these began.
 
-    A base is looked at where it is read: under an adapter, or as the other model of the audit.
+    A base is looked at where it is read: under an adapter, or as the other model that is given.
 
     Raises:
         RunError: something has changed, and `accept` is false.
@@ -50,6 +51,16 @@ def changed_bases(models: Sequence[object], accept: bool) -> tuple[str, ...]:
         read = base.tuning == "lora" or any(_same(str(other), base.path) for other in others)
         found += refuse_changes(run, accept=accept, base=read, template=False, recipe=False)
     return tuple(dict.fromkeys(found))
+
+
+def tell_changed_bases(models: Sequence[object], accept: bool) -> None:
+    """Refuse what `changed_bases` finds; what is accepted is told in a warning.
+
+    Raises:
+        RunError: something has changed, and `accept` is false.
+    """
+    for change in changed_bases(models, accept):
+        logging.getLogger("perdure").warning("accepted: %s", change)
 
 
 def _same(one: str, other: str) -> bool:

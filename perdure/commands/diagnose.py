@@ -23,6 +23,7 @@ def diagnose(
     learning_rate: float,
     shots: int,
     seed: int,
+    accept_changes: bool,
 ) -> None:
     """Diagnose the tasks of a recipe and print the verdicts with their evidence."""
     from perdure.diagnose.diagnose import diagnose as examine
@@ -43,6 +44,7 @@ def diagnose(
             names=label_names(recipe),
             sizes=Sizes(rows=rows, relearn_rows=relearn, learning_rate=learning_rate, shots=shots),
             seed=seed,
+            accept_changes=accept_changes,
             on_progress=partial(display.scoring, "diagnose"),
         )
         display.message(f"both models are read with {found.template}")

@@ -147,6 +147,22 @@ def _sizes(plan: Plan) -> str:
     return f"{plan.parameters:,} parameters, {plan.trainable:,} trained, "
 
 
+def _classes(plan: Plan) -> list[str]:
+    """What a table was cut into, and which of the classes compete."""
+    from perdure.reports.scenarios import MEANING
+
+    parts = [(task.task, task.classes) for task in plan.tasks if task.classes]
+    if not parts:
+        return []
+    count = len({name for _, names in parts for name in names})
+    meaning = MEANING.get(plan.scenario, "")  # another package's kind may have others
+    told = [f"{count} classes, {plan.scenario}" + (f": {meaning}" if meaning else "")]
+    for task, names in parts:
+        rest = f" and {len(names) - 12} more" if len(names) > 12 else ""
+        told.append(f"  {task}: {', '.join(names[:12])}{rest}")
+    return told
+
+
 def _estimate(plan: Plan, rounds: int) -> tuple[str, ...]:
     from perdure.reports import format
 
@@ -205,6 +221,7 @@ def show(plan: Plan) -> None:
         scored.setdefault(t.metric, []).append(t.task)
     for line in (
         "* to learn/validate/test; longest: a row's tokens; tokens: trained on, in all epochs",
+        *_classes(plan),
         *(f"scored by {metric}: {', '.join(names)}" for metric, names in scored.items()),
         *([f"general ability by lm-eval: {', '.join(plan.general)}"] if plan.general else []),
         f"{plan.model}: {_sizes(plan)}{plan.precision}, {plan.processes} process(es)",

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from perdure.audit.audit import Model, load_model, name_of, one_of, reading_of, reading_told
-from perdure.audit.runs import today_of
+from perdure.audit.runs import tell_changed_bases, today_of
 from perdure.consent import by_argument
 from perdure.diagnose.case import Case
 from perdure.diagnose.measurements import Measured, Progress, Sizes
@@ -45,6 +45,7 @@ def diagnose(
     chat_template: str | None = None,
     device: torch.device | str | None = None,
     seed: int = 0,
+    accept_changes: bool = False,
     trust_remote_code: bool = False,
     on_progress: Progress | None = None,
 ) -> Diagnosis:
@@ -65,16 +66,19 @@ def diagnose(
         chat_template: as in `Encoder`; None is the one that `tuned` was trained with.
         device: where both models go; None: a GPU if there is one, for models given by path.
         seed: of the bootstrap.
+        accept_changes: go on although the base of a run that is read has changed since it began.
         trust_remote_code: code that the models, or a metric of your own, bring may run.
     Raises:
         UsageError: an option out of range, no task, or one whose metric is perplexity.
         ModelError: a model cannot be loaded.
+        RunError: the base of a run has changed, and `accept_changes` is false.
         ConsentError: a model brings code, and nobody said that it may run.
         TrainingError: a model gives NaN.
     """
     started = time.perf_counter()
     tasks, sizes = tuple(stream), sizes or Sizes()
     _check(tasks, max_drop, alpha, sizes)
+    tell_changed_bases((base, tuned), accept_changes)
     first, second = (load_model(model, "fp32", device) for model in (base, tuned))
     for given, (loaded, _) in ((base, first), (tuned, second)):
         _refuse_routed(given, loaded)

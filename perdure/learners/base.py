@@ -21,6 +21,7 @@ given the task.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -198,7 +199,8 @@ class Learner(Routing, KindHooks):
             rows = method.train_data(session.context, rows)
         session.begin_phase(phase, len(rows))
         with frozen_parameters(self.model, phase.freeze):
-            self._moved |= {name: p.numel() for name, p in trainable(self.model).items()}
+            self._moved |= {name: p.numel() for name, p in trainable(self.model).items()
+                            if not (phase.hold and re.search(phase.hold, name))}  # fmt: skip
             trainer = self._trainer(session, phase, rows, folder)
             found = newest_sealed(folder)
             if found is not None:

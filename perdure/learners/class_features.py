@@ -90,7 +90,7 @@ class BodyFeatures(Learner):
     def looking(self) -> Iterator[None]:
         """Where probes are fitted, scores and probes share one pass of each text."""
         before, of = self.features, self._features_body
-        if self.recipe.scoring.probes:
+        if self.recipe.scoring.probes:  # of the newest adapter, where tasks have own
             self._use(self._features_now())
         try:
             yield
@@ -213,8 +213,14 @@ class BodyFeatures(Learner):
             )
 
     @torch.no_grad()
-    def _logits(self, rows: Sequence[Row], progress: Progress | None) -> Tensor:
-        """Logits of rows in their order, (rows, columns)."""
+    def _logits(
+        self, rows: Sequence[Row], progress: Progress | None, tasks: Collection[int] | None = None
+    ) -> Tensor:
+        """Logits of rows in their order, (rows, columns).
+
+        Args: tasks: whose classes are asked for, None all: others may have -inf, where they would
+            take passes of their own.
+        """
         model: Any = self.model
         with evaluating(model):
             if self.features is not None and self._stays:

@@ -8,6 +8,7 @@ and within which of them training's cross-entropy runs; the other one is recorde
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -17,8 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from perdure.errors import UsageError
-from perdure.learners.class_features import BodyFeatures
+from perdure.learners.adapter_logits import AdapterLogits
 from perdure.learners.kind import drawn
 from perdure.learners.listener import Fitted
 from perdure.learners.no_class import no_class_figures
@@ -62,7 +62,7 @@ def needs_language_head(recipe: Recipe) -> bool:
     )
 
 
-class ClassificationLearner(BodyFeatures):
+class ClassificationLearner(AdapterLogits):
     """Trains a classifier whose head grows with each task, and scores it."""
 
     kind = "classification"
@@ -112,7 +112,7 @@ class ClassificationLearner(BodyFeatures):
         return self.reader.pad_id
 
     def check(self) -> None:
-        """Raise `UsageError` for more classes than were allocated beforehand."""
+        """As any learner; then allocate heads that are wanted for all classes beforehand."""
         super().check()
         model: Any = self.model
         model.within = self.stream.scenario == "task-incremental"
@@ -120,12 +120,6 @@ class ClassificationLearner(BodyFeatures):
         if head.preallocate == "all" and not model.heads.classes:
             seed = seed_of(self.recipe.seed, "allocate")
             drawn(lambda: model.heads.allocate(len(self.classes)), seed)
-        elif isinstance(head.preallocate, int) and 0 < head.preallocate < len(self.classes):
-            raise UsageError(
-                f"model.head.preallocate: {head.preallocate}: the stream has {len(self.classes)} "
-                "classes",
-                "write a higher number, or all, or 0: heads grow by themselves",
-            )
         reserve = model.heads.reserve
         named = () if reserve is None else reserve.named_parameters()
         self._first_reserve = {n: p.detach().cpu().clone() for n, p in named}
@@ -135,10 +129,15 @@ class ClassificationLearner(BodyFeatures):
         fitted = super().fit(index)
         if self.stream.tasks[index].learn == "none":
             return fitted
+        started, counts = time.monotonic(), self.passes()
         with self.serving(), self.autocast():
             found = no_class_figures(self.stream, index + 1, self._learned_logits)
         self.track(found)
-        return replace(fitted, facts={**fitted.facts, **found})
+        facts = dict(fitted.facts)
+        facts["seconds"] = round(facts["seconds"] + time.monotonic() - started, 2)
+        for name, count in self.passes().items():  # the texts were read for these figures
+            facts[name] = facts[name] + count - counts[name]
+        return replace(fitted, facts={**facts, **found})
 
     def _learned_logits(self, rows: Sequence[Row]) -> Tensor:
         """Logits of rows over the learned classes, of figures beside the scores."""
@@ -147,10 +146,16 @@ class ClassificationLearner(BodyFeatures):
         return self._logits(rows, None)[:, : model.heads.classes]
 
     def begin_task(self, index: int) -> None:
-        """Add a head for the classes of the task that no earlier one has."""
+        """Add a head for the classes of the task that no earlier one has, and before it the task's
+        own adapter where a method wants one."""
         model: Any = self.model
-        new = [name for name, task in self.stream.classes.items() if task == index]
-        model.grow(len(new), index)
+        homes = self.stream.classes
+        new = [name for name, task in homes.items() if task == index]
+        wanted = [m.requires.adapters for m in self.methods if m.requires.adapters is not None]
+        if new and wanted:
+            model.add_adapter(index, wanted[0])
+        own = self.stream.tasks[index].labels
+        model.grow(len(new), index, [self.classes[name] for name in own if homes[name] < index])
 
     def _train(self, session: TaskSession, phase: Phase) -> None:
         """As any learner; what the model computes is the phase's objective until its end."""
@@ -189,7 +194,7 @@ class ClassificationLearner(BodyFeatures):
     def layout(self, index: int) -> Classes:
         """The learned columns by what competes; see `perdure.protocol.labels.Classes`."""
         model: Any = self.model
-        return classes_of(model.owners, index, model.within)
+        return classes_of(model.owners, index, model.apart, model.again)
 
     def encode_text(
         self, text: str, max_tokens: int | None = None, special: bool = False
@@ -264,8 +269,8 @@ class ClassificationLearner(BodyFeatures):
         own = [self.classes[name] for name in task.labels]
         if max(own) >= model.heads.classes:
             return None
-        rows = list(task.test)
-        logits = self._logits(rows, progress)
+        rows, known = list(task.test), model.select == "oracle"  # other tasks' adapters stay idle
+        logits = self._logits(rows, progress, self._tasks_of(task.labels) if known else None)
         among_all, within = (found.tolist() for found in views(logits, model.owners, own))
         self._asked([row["text"] for row in rows])
         names, right = list(self.classes), [self.classes[row["label"]] for row in rows]
@@ -277,7 +282,7 @@ class ClassificationLearner(BodyFeatures):
                 "prediction": names[guess],
                 "answer": row["label"],
                 "prompt": row["text"],
-                "among_all": names[every],
+                **({} if known else {"among_all": names[every]}),
                 "within_task": names[own_guess],
             }
             for row, guess, every, own_guess, answer in zip(
@@ -289,7 +294,13 @@ class ClassificationLearner(BodyFeatures):
             return sum(a == b for a, b in zip(found, right, strict=True)) / len(right)
 
         beside = {AMONG_ALL: share(among_all)} if model.within else {WITHIN_TASK: share(within)}
+        beside = {} if known else beside
         return TaskScore(share(chosen), ACCURACY.name, True, items, beside)
+
+    def _tasks_of(self, names: Sequence[str]) -> set[int]:
+        """The tasks whose heads have these classes."""
+        model: Any = self.model
+        return {model.owners[self.classes[name]] for name in names}
 
     answer = "class"
 
@@ -299,7 +310,8 @@ class ClassificationLearner(BodyFeatures):
         learned = list(self.classes)[: model.heads.classes]
         names = learned if within is None else list(within.labels)
         with self.autocast():  # what stands for the label is not looked at
-            logits = self._logits([{**row, "label": learned[0]} for row in rows], None)
+            labelled = [{**row, "label": learned[0]} for row in rows]
+            logits = self._logits(labelled, None, self._tasks_of(names))
         columns = logits[:, [self.classes[name] for name in names]]
         return [
             {"text": row["text"], **ranked(self.answer, names, line)}

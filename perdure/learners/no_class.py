@@ -21,10 +21,16 @@ def no_class_figures(
     """
     if stream.scenario != "class-incremental" or not stream.no_class.test:
         return {}
-    number = {name: k for k, name in enumerate(stream.classes)}
+    homes = stream.classes
+    number = {name: k for k, name in enumerate(homes)}
     found = [
         _scored(
-            [row for task in stream.tasks[:learned] for row in getattr(task, split)],
+            [
+                row
+                for task in stream.tasks[:learned]
+                for row in getattr(task, split)
+                if homes.get(row["label"], learned) < learned  # of a task that is only scored
+            ],
             getattr(stream.no_class, split),
             number,
             logits,

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -39,6 +39,20 @@ class PhaseTrainer(PerdureTrainer):
         if self.optimizer is None:
             regroup(super().create_optimizer(model), self.model, self.rates)
         return self.optimizer
+
+    def _get_learning_rate(self) -> float:
+        """The rate to log: the recipe's own, or where none of its parameters learn, that of the
+        first ones that do."""
+        rates, host = [super()._get_learning_rate()], cast(Any, self)
+        if not self.is_deepspeed_enabled and hasattr(host.lr_scheduler, "get_last_lr"):
+            rates = host.lr_scheduler.get_last_lr()
+        learn = [
+            (float(rate), "rate_of" in group)
+            for group, rate in zip(host.optimizer.param_groups, rates, strict=False)
+            if group["params"] and group.get("initial_lr", rate)
+        ]
+        first = min(learn, key=lambda one: one[1], default=(float(rates[0]), False))
+        return first[0]
 
     def packed(self, inputs: Mapping[str, Any], extra: Sequence[EncodedRow]) -> Packed | None:
         return super().packed(inputs, extra) if self.packs else None

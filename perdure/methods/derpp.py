@@ -15,7 +15,7 @@ each; or with `snapshot` a second copy of the weights and a forward pass a step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -66,6 +66,15 @@ def logit_distance(student: Tensor, target: Tensor) -> Tensor:
     return gap.square().sum(-1) / there.sum(-1).clamp(min=1)
 
 
+def known(logits: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
+    """Logits (rows, columns) with nan at classes of none of the groups: not learned yet, though
+    they may have columns, as in a classifier that is given its size."""
+    columns = [c for group in groups for c in group]
+    found = torch.full_like(logits, torch.nan)
+    found[:, columns] = logits[:, columns]
+    return found
+
+
 class DERpp(Buffered):
     Config = DERppConfig
     config: DERppConfig
@@ -93,7 +102,8 @@ class DERpp(Buffered):
         if extra is None:
             return found
         if c.target == "snapshot":
-            target = self._known(ctx.frozen("previous")(extra.batch).logits, ctx)
+            target = ctx.frozen("previous")(extra.batch).logits
+            target = target if ctx.classes is None else known(target, ctx.classes.old)
         else:
             target = self._stored(extra)
         gap = logit_distance(extra.competing, target)
@@ -101,16 +111,6 @@ class DERpp(Buffered):
         ctx.log("derpp_ce", ce.detach())
         ctx.log("derpp_logits", mse.detach())
         return found | {"derpp_ce": c.beta * ce, "derpp_logits": c.alpha * mse}
-
-    @staticmethod
-    def _known(logits: Tensor, ctx: Context) -> Tensor:
-        """Logits with nan at classes that the last task's model had not learned."""
-        if ctx.classes is None:
-            return logits
-        old = sorted(c for group in ctx.classes.old for c in group)
-        kept = torch.full_like(logits, torch.nan)
-        kept[:, old] = logits[:, old]
-        return kept
 
     @staticmethod
     def _stored(extra: ForwardOutput) -> Tensor:
@@ -130,6 +130,7 @@ class DERpp(Buffered):
             for entry in self.kept:
                 if "logits" not in entry:
                     logits = ctx.forward([ctx.encode(entry["row"])]).logits
-                    if ctx.classes is not None:  # columns kept for classes to come are not known
-                        logits = logits[:, : 1 + max(c for g in ctx.classes.seen for c in g)]
+                    if ctx.classes is not None:
+                        last = max(c for group in ctx.classes.seen for c in group)
+                        logits = known(logits, ctx.classes.seen)[:, : 1 + last]
                     entry["logits"] = logits.detach().cpu()

@@ -52,7 +52,10 @@ class ClassEncoder:
         last = pooling == "last"
         self.template = template or (SENTENCE if last else TEXT)
         self.of_relations = template or (RELATION if last else TEXT)
-        self.limit = min(max_length, int(tokenizer.model_max_length), context or max_length)
+        most = int(tokenizer.model_max_length)
+        self.most = min(most, context) if context else most
+        """Tokens that the model reads, whatever `max_length` says."""
+        self.limit = min(max_length, self.most)
         self.starts = pooling == "entity_starts"
         self.unmarks = not self.starts and any(name in self.of_relations for name in NAMES)
         self.cut: set[str] = set()
@@ -101,9 +104,10 @@ class ClassEncoder:
         if written is None:
             rest = "the entities and what is between them do not fit" if parts else "no word fits"
             where = _where(row)
+            more = "raise train.max_length, " if self.limit < self.most else ""
             raise DataError(
                 f"{where}: {rest} into {self.limit} tokens beside the template",
-                "raise train.max_length, shorten model.template, or take the row out",
+                f"{more}shorten model.template, or take the row out",
                 where.rpartition(":")[0],
             )
         if written != filled(left, right):
@@ -146,7 +150,8 @@ class ClassEncoder:
     def _read(self, text: str) -> list[int]:
         """Ids of a text; those of the last one are kept, which is mostly the one that fits."""
         if self._last[0] != text:
-            self._last = text, self.tokenizer(text)["input_ids"]
+            # A text may be longer than the model reads: it is cut here, so nobody need be warned.
+            self._last = text, self.tokenizer(text, verbose=False)["input_ids"]
         return self._last[1]
 
     def _found(self, text: str) -> dict[str, Any]:

@@ -27,6 +27,8 @@ from transformers.modeling_outputs import CausalLMOutput, SequenceClassifierOutp
 from perdure.models.anatomy import takes_positions
 from perdure.models.chat import IGNORE
 from perdure.models.configuration import OWN_POSITIONS
+from perdure.models.rivals import rivals_of, within_own
+from perdure.models.task_adapters import AdapterBody
 
 
 class Linear(nn.Linear):
@@ -194,32 +196,25 @@ def pooled(states: Tensor, mask: Tensor, pooling: str, starts: Tensor | None = N
 def class_loss(
     logits: Tensor,
     labels: Tensor,
-    owner: Tensor | None = None,
+    rivals: Tensor | None = None,
     items: Tensor | int | None = None,
 ) -> Tensor:
     """Cross-entropy of the right classes.
 
     Args:
         logits: (rows, classes); labels: (rows,), -100 counts nowhere.
-        owner: (classes,), the task of each class: then a row's classes compete within its own
+        rivals: (classes, classes) bool, which classes compete with each one: those of a row's own
             task alone (task-incremental). None: all of them do (class-incremental).
         items: what the sum is divided by; None: this batch's labelled rows.
     """
-    if owner is not None:
-        logits = within_own(logits, labels, owner)
+    if rivals is not None:
+        logits = within_own(logits, labels, rivals)
     found = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
     count = (labels != IGNORE).sum() if items is None else items
     return found / count.clamp(min=1) if isinstance(count, Tensor) else found / max(1, count)
 
 
-def within_own(logits: Tensor, labels: Tensor, owner: Tensor) -> Tensor:
-    """Logits (rows, classes) with -inf where a class's task, in `owner` (classes,), is not that of
-    the row's label (rows,)."""
-    own = owner[labels.clamp(min=0)].unsqueeze(1) == owner.unsqueeze(0)
-    return logits.masked_fill(~own, float("-inf"))
-
-
-class Classifier(PreTrainedModel):
+class Classifier(AdapterBody, PreTrainedModel):
     """Body, pooling and heads; see the module.
 
     Args:
@@ -238,7 +233,11 @@ class Classifier(PreTrainedModel):
         super().__init__(body.config)
         self.body, self.pooling, self.heads, self.within = body, pooling, heads, within
         self.owners: list[int] = []
-        """The task of each learned class."""
+        """The task of each learned class, the first one of a class that comes again."""
+        self.adapters, self.select, self.learning = {}, "concat", "own"
+        self.again: dict[int, tuple[int, ...]] = {}
+        """By task the older classes that come again in it."""
+        self._rivals: Tensor | None = None
         self.body_passes = 0
         """Texts that the body has read."""
         self.learning_passes = 0
@@ -259,21 +258,25 @@ class Classifier(PreTrainedModel):
             "position_ids" in accepts and body.config.model_type not in OWN_POSITIONS
         )
 
-    def grow(self, classes: int, task: int) -> None:
-        """Add a head of so many classes for a task."""
+    def grow(self, classes: int, task: int, again: Sequence[int] = ()) -> None:
+        """Add a head of so many classes for a task, in which older ones may come again."""
         self.heads.grow(classes, task)
         self.owners += [task] * classes
+        self.again |= {task: tuple(again)} if again else {}
+        self._rivals = None
 
     @property
-    def owner(self) -> Tensor:
-        """The task of each column, (classes,); -1 for those to come."""
-        found = [*self.owners, *[-1] * self.heads.reserved]
-        return torch.tensor(found, device=next(self.heads.parameters()).device)
+    def rivals(self) -> Tensor:
+        """Which columns compete with each class where its task is known; see `rivals_of`."""
+        if self._rivals is None:
+            found = rivals_of(self.owners, self.again, self.heads.reserved)
+            self._rivals = found.to(next(self.heads.parameters()).device)
+        return self._rivals
 
     def compete(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits with -inf at the classes that do not compete with each label: those of other
         tasks where the task is known; (rows, columns), labels (rows,)."""
-        return within_own(logits, labels, self.owner) if self.within else logits
+        return within_own(logits, labels, self.rivals) if self.apart else logits
 
     def get_decoder(self) -> Any:
         """The part below the heads, as methods know it of language models."""
@@ -352,16 +355,16 @@ class Classifier(PreTrainedModel):
         num_items_in_batch: Tensor | int | None = None,
         logits_to_keep: Tensor | int | None = None,
         shift_labels: Tensor | None = None,
+        others: Tensor | None = None,
         **_: Any,
     ) -> SequenceClassifierOutput | CausalLMOutput:
-        """Logits over all classes, (rows, classes), and the loss where there are labels.
-
-        While the objective is "lm": those of next tokens.
+        """Logits over all classes, (rows, classes), and the loss where there are labels; where
+        tasks have adapters of their own, those of the one at work. Of the objective "lm": tokens'.
 
         Args:
             features: (rows, width) in place of token ids, where they were computed before.
-            logits_to_keep, shift_labels: of the objective "lm", as causal language models have
-                them.
+            logits_to_keep, shift_labels: of "lm", as causal language models have them.
+            others: logits of the tasks whose adapter is not at work, (rows, classes).
         """
         if self.objective == "lm":
             assert input_ids is not None
@@ -374,10 +377,11 @@ class Classifier(PreTrainedModel):
             assert attention_mask is not None
             features = self.features(input_ids, attention_mask, entity_starts)
         logits = self.heads(features)
+        logits = self.own_alone(logits, others) if self.adapters else logits
         loss = None
         if labels is not None:
-            owner = self.owner if self.within else None
-            loss = class_loss(logits, labels, owner, num_items_in_batch)
+            rivals = self.rivals if self.apart else None
+            loss = class_loss(logits, labels, rivals, num_items_in_batch)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
 

@@ -160,12 +160,16 @@ def load_body(model: ModelConfig, language: bool = False) -> tuple[Any, Any]:
 def _report_unsaid() -> Iterator[None]:
     """transformers lists the weights of a head that nothing reads here; what is missing is told."""
     logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+
+    def error(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    # Not by its level: at a higher one transformers (5.x) lists all layers that are "not sharded".
+    logger.addFilter(error)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(error)
 
 
 def load_tokenizer(model: ModelConfig, config: Any = None, causal: bool = True) -> Any:

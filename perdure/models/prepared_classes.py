@@ -52,10 +52,12 @@ class PreparedClasses(ClassEncoder):
     @property
     def cut_told(self) -> str:
         """What happens to a row that is cut, to end a sentence with."""
-        more = "" if self.limit == self.max_length else ", but the model reads no more"
+        more = "the model reads no more"
+        if self.limit < self.most:
+            more = "train.max_length may be raised"
         return (
-            f"more than {self.limit} tokens: the end of the text is left out, template and markers "
-            f"stay; train.max_length may be raised{more}"
+            f"more than {self.limit} tokens: the end of the text is left out, of a relation's what "
+            f"is outside its entities; template and markers stay; {more}"
         )
 
     def lengths(self, split: Hashable) -> list[int]:

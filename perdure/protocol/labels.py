@@ -121,19 +121,29 @@ class Classes:
     @property
     def count(self) -> int:
         """Classes seen so far."""
-        return sum(map(len, self.seen))
+        return len({c for group in self.seen for c in group})
 
 
-def classes_of(owners: Sequence[int], task: int, within: bool) -> Classes:
+def classes_of(
+    owners: Sequence[int],
+    task: int,
+    within: bool,
+    again: Mapping[int, Sequence[int]] | None = None,
+) -> Classes:
     """The classes of a model whose columns belong to tasks.
 
-    Args: owners: the task of each learned column; task: the one being learned; within: classes
-        compete within their own task.
+    Args:
+        owners: the first task of each learned column; task: the one being learned.
+        within: classes compete within their own task.
+        again: by task the older columns that come again in it.
     """
 
+    def of(task: int) -> tuple[int, ...]:
+        new = (c for c, owner in enumerate(owners) if owner == task)
+        return tuple(sorted({*new, *(again or {}).get(task, ())}))
+
     def groups(tasks: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-        each = [tuple(c for c, owner in enumerate(owners) if owner == t) for t in tasks]
-        found = tuple(group for group in each if group)
-        return found if within or not found else (tuple(sorted(c for g in found for c in g)),)
+        found = tuple(group for t in tasks if (group := of(t)))
+        return found if within or not found else (tuple(sorted({c for g in found for c in g})),)
 
     return Classes(groups(range(task)), groups(range(task + 1)))

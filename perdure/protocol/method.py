@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from perdure.models.inspect import ModelFacts
     from perdure.models.served import Router
+    from perdure.models.task_adapters import TaskAdapters
     from perdure.protocol.batch import EncodedRows, ForwardOutput
     from perdure.protocol.context import Context
 
@@ -85,6 +86,9 @@ class Requires:
     language_head: str = ""
     """A phase has the objective "lm", so that a classifier's decoder keeps the head that writes
     text: "decoder" (where the body is one) or "must" (other bodies are refused)."""
+    adapters: TaskAdapters | None = None
+    """Settings of an adapter that each task has for itself: the learner of classes adds it before
+    the task, has no older one learn, saves them all, and each head reads its own one's features."""
     step_gradients: bool = False
     """`p.grad` is read in `after_step`; refused under DeepSpeed, which frees it earlier."""
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from perdure.audit.runs import tell_changed_bases
 from perdure.consent import by_argument
 from perdure.errors import UsageError
 from perdure.models.told import template_told
@@ -45,6 +46,7 @@ def repair(
     precision: str = "fp32",
     seed: int = 0,
     device: torch.device | str | None = None,
+    accept_changes: bool = False,
     trust_remote_code: bool = False,
     on_progress: Progress | None = None,
 ) -> Repair:
@@ -62,17 +64,19 @@ def repair(
         precision: "bf16" computes in bf16; the weights that are mixed stay fp32.
         seed: of the halves, and of the training.
         device: None is a GPU if there is one.
+        accept_changes: go on although the base of a run that is read has changed since it began.
         trust_remote_code: code that the models, or a metric of your own, bring may run.
     Raises:
         UsageError: an option out of range, no task, or two models with the same weights.
         DataError: a half would have no text or no rows.
         ModelError: a model cannot be loaded, or the two do not belong together.
         ConsentError: a model brings code, and nobody said that it may run.
-        RunError: `out` exists.
+        RunError: `out` exists; or the base of a run has changed, and `accept_changes` is false.
     """
     started = time.perf_counter()
     grid, sizes = grid or Grid(), sizes or Sizes()
     _check(tasks, max_task_loss, steps, precision)
+    tell_changed_bases((base, tuned), accept_changes)
     search, report = halve(general, tasks, (sizes.texts, sizes.rows), seed)
     replayed: tuple[str, ...] = ()
     if steps:  # a text that is trained on must not choose

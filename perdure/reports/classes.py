@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from perdure.reports.format import between, number
+from perdure.run.kept import kept_labels
 from perdure.scoring.classes import ClassLoss, Confusion, Pair, confusion, losses
 from perdure.scoring.matrix import ScoreMatrix
 
@@ -56,14 +57,28 @@ def _steps(run: RunView) -> list[tuple[int, Confusion]]:
     names, found = [task.name for task in run.tasks], []
     if not run.scenario:
         return []
+    brought = _brought(run)
     for after in range(1, run.done + 1):
-        pairs = {name: _pairs(run, after, name) for name in names[:after]}
-        newest = pairs[names[after - 1]]
-        if not newest:
-            continue
-        old = {a for name in names[: after - 1] for a, _ in pairs[name]}
-        new = {answer for answer, _ in newest} - old
-        found.append((after, confusion([p for rows in pairs.values() for p in rows], new)))
+        pairs = [_pairs(run, after, name) for name in names[:after]]
+        if pairs[-1] and run.matrix.learned[after - 1]:
+            found.append(
+                (after, confusion([p for rows in pairs for p in rows], brought[after - 1]))
+            )
+    return found
+
+
+def _brought(run: RunView) -> list[set[str]]:
+    """The classes that each task brought: those of its labels that no earlier one had. A class may
+    have no test row, so that rows alone do not say it; they are asked where nothing else does."""
+    found: list[set[str]] = []
+    known: set[str] = set()
+    labels = kept_labels(run.path, len(run.tasks))
+    for after, (task, own) in enumerate(zip(run.tasks, labels, strict=True), start=1):
+        there = set(own) or {answer for answer, _ in _pairs(run, after, task.name)}
+        if not run.matrix.learned[after - 1]:
+            there = set()
+        found.append(there - known)
+        known |= there
     return found
 
 
@@ -82,28 +97,33 @@ def _pairs(run: RunView, after: int, task: str) -> list[Pair]:
 
 def by_loss(run: RunView) -> list[ClassLoss]:
     """Classes from the largest loss since they were learned to the largest gain, while all learned
-    classes competed; the mean over the runs of several seeds."""
-    every = [{one.name: one for one in _losses(member)} for member in run.members]
+    classes competed; the mean over the runs of several seeds. A class that came again is there once
+    for each task that has it."""
+    every = [{(one.task, one.name): one for one in _losses([member])} for member in run.members]
+    together = {(one.task, one.name): one for one in _losses(run.members)}
     merged = [
         replace(
             first,
-            learned=fmean(found[name].learned for found in every),
-            end=fmean(found[name].end for found in every),
+            learned=fmean(found[key].learned for found in every),
+            end=fmean(found[key].end for found in every),
+            most=together[key].most,
         )
-        for name, first in every[0].items()
-        if all(name in found for found in every)
+        for key, first in every[0].items()
+        if all(key in found for found in every)
     ]
     return sorted(merged, key=lambda one: (-one.loss, one.name))
 
 
-def _losses(run: RunView) -> list[ClassLoss]:
-    if not run.scenario:
-        return []
-    names = [task.name for task in run.tasks[: run.done]]
-    return losses(
-        {name: _pairs(run, i, name) for i, name in enumerate(names, start=1)},
-        {name: _pairs(run, run.done, name) for name in names},
-    )
+def _losses(runs: Sequence[RunView]) -> list[ClassLoss]:
+    """Those of all rows of some runs of the same tasks."""
+    first, last = dict[str, list[Pair]](), dict[str, list[Pair]]()
+    for run in runs:
+        if not run.scenario:
+            return []
+        for after, task in enumerate(run.tasks[: run.done], start=1):
+            first.setdefault(task.name, []).extend(_pairs(run, after, task.name))
+            last.setdefault(task.name, []).extend(_pairs(run, run.done, task.name))
+    return losses(first, last)
 
 
 def numbers(run: RunView) -> dict[str, Any]:

@@ -6,7 +6,6 @@ a figure that needs a cell which was never scored is None, and is shown as missi
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from typing import Any, Protocol
 
 from perdure.reports import scenarios
 from perdure.reports.evidence import Evidence, Margins
-from perdure.reports.facts import MISSING, TaskFacts, facts_of
+from perdure.reports.facts import MISSING, TaskFacts, facts_of, stream_facts
 from perdure.run.directory import only_scored
 from perdure.scoring.matrix import ScoreMatrix, ScoreMissing
 
@@ -254,10 +253,11 @@ def views(runs: Sequence[RunData]) -> list[RunView]:
 
 
 def _view(run: RunData, label: str) -> RunView:
+    pinned = stream_facts(run)
     rows = run.scores()
     scored = [row for row in rows if row.get("kind") == "task" and math.isfinite(row["score"])]
     recipe, text = _recipe(run.path)
-    stream = _stream(run.path, recipe, rows)
+    stream = _stream(pinned, recipe, rows)
     latest = {(row["after"], row["task"]): row for row in scored}  # scored twice: the last counts
     known = [
         row for row in latest.values() if row["task"] in stream and row["after"] <= len(stream)
@@ -270,7 +270,7 @@ def _view(run: RunData, label: str) -> RunView:
     measured = [row for row in rows if row.get("kind") == "general"]
     general = {r["after"]: float(r["score"]) for r in measured if "task" not in r}
     tasks = tuple(facts_of(scored, name) for name in stream)
-    matrix = ScoreMatrix.from_rows(known, stream, only_scored(_pinned(run.path)))
+    matrix = ScoreMatrix.from_rows(known, stream, only_scored(pinned))
     texts = tuple(general.get(i, MISSING) for i in range(len(stream) + 1)) if general else ()
     scenario = scenarios.scenario_of(known)
     # Of classes each row is looked at for several figures.
@@ -319,13 +319,17 @@ def _other(
     )
 
 
-def _stream(path: Path, recipe: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _stream(
+    pinned: Sequence[Mapping[str, str]],
+    recipe: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+) -> list[str]:
     """Names of the tasks that the run learns, in order; `perdure eval` may have scored others.
 
     The recipe names tasks of one's own. Those of a built-in stream are what was scored first: the
     base model on the whole stream, before anything was learned.
     """
-    if pinned := _pinned(path):
+    if pinned:
         return [str(task["name"]) for task in pinned]
     own = recipe.get("stream")
     own = own if isinstance(own, Mapping) else {}
@@ -338,15 +342,6 @@ def _stream(path: Path, recipe: Mapping[str, Any], rows: Sequence[Mapping[str, A
         if row.get("kind") == "task":
             first[row["task"]] = None
     return list(first)
-
-
-def _pinned(path: Path) -> list[dict[str, str]]:
-    """What stream.json says of the tasks; nothing in a run not begun, or a folder made by hand."""
-    try:
-        found: list[dict[str, str]] = json.loads((path / "stream.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return []
-    return found
 
 
 def _general_tasks(

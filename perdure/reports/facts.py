@@ -1,13 +1,18 @@
-"""How one task is scored, as the lines of a run's scores.jsonl tell it."""
+"""How a run's tasks are scored, as the lines of its scores.jsonl tell it, and which they are."""
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from perdure.run.damage import doubts, verify_scores
+from perdure.run.directory import Run
 from perdure.streams.kinds import known_metric
+
+logger = logging.getLogger("perdure")
 
 MISSING = math.nan
 
@@ -70,3 +75,17 @@ def facts_of(scored: Sequence[Mapping[str, Any]], name: str) -> TaskFacts:
     if row.get("kind") == "task" and (known := known_metric(metric)) is not None:
         return replace(facts, label=known.label, low=known.low, high=known.high)
     return facts
+
+
+def stream_facts(run: object) -> list[dict[str, str]]:
+    """What stream.json says of the tasks; nothing in a run not begun, or a folder made by hand.
+
+    Raises:
+        RunError: it, or the scores, are not what was written.
+    """
+    if not isinstance(run, Run):
+        return []
+    verify_scores(run)
+    for told in doubts(run):
+        logger.warning("%s", told)
+    return run.stream_facts()

@@ -22,6 +22,8 @@ def line(run: RunView) -> str:
     if "accuracy" in mean:
         said += f", accuracy {number(mean['accuracy'], 3)} with those below a share of "
         said += f"{number(mean['threshold'], 3)} taken for none"
+    else:
+        said += " (no threshold: it needs validation texts of both kinds)"
     return said
 
 

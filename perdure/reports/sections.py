@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,14 +40,22 @@ def _nested(run: RunView, *keys: str) -> str:
 
 def _stream(run: RunView) -> str:
     name = _nested(run, "stream", "name") or "own data"
-    return f"{name}, {_nested(run, 'stream', 'scenario') or 'task-incremental'}"
+    # What the scores are of; a key that was left out means another one for classes than for text.
+    scenario = run.scenario or _nested(run, "stream", "scenario") or "task-incremental"
+    return f"{name}, {scenario}"
 
 
 def _base_name(run: RunView) -> str:
     path = _nested(run, "model", "path")
+    if package := _PACKAGE.search(path):
+        return f"package:{package[1]}"
     # A hub id is shown whole; of a file or folder, its own name says enough here.
     is_file = path.endswith(".gguf") or path.startswith(("/", ".", "~")) or "\\" in path
     return path.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] if is_file else path
+
+
+_PACKAGE = re.compile(r"[\\/](?:site|dist)-packages[\\/]([^\\/]+)[\\/]")
+"""A folder or a file of a package: `package:NAME` once its place was looked up."""
 
 
 def retention(runs: Sequence[RunView]) -> dict[str, Any] | None:

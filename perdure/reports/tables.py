@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from perdure.errors import UsageError
-from perdure.reports import format, left_out, numbers, ranking, words
+from perdure.reports import classes, format, left_out, numbers, ranking, words
 from perdure.reports.data import SUMMARY, RunData, RunView, task_order, views
 from perdure.reports.seeds import grouped, seed_of
 
@@ -52,8 +52,9 @@ def _csv(runs: Sequence[RunView]) -> str:
                "general_nats_high"]  # fmt: skip
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["method", "seeds", "runs", *figures, *ends, *general])
-    for run in runs:
+    scenario = ["scenario"] if any(run.scenario for run in runs) else []
+    writer.writerow(["method", "seeds", "runs", *scenario, *figures, *ends, *general])
+    for run in (one for own in runs for one in classes.both(own)):
         cells: list[Any] = []
         for key in numbers.KEYS:
             found = numbers.figure(run, key)
@@ -67,7 +68,8 @@ def _csv(runs: Sequence[RunView]) -> str:
         # As printed elsewhere: above 0 is a rise of the loss.
         cells += [None] * 3 if change is None else [-change.mean, -change.high, -change.low]
         seeds = " ".join(map(seed_of, run.members))
-        writer.writerow([run.label, seeds, len(run.members), *map(_number, cells)])
+        first = [run.label, seeds, len(run.members), *([run.scenario] if scenario else [])]
+        writer.writerow([*first, *map(_number, cells)])
     return out.getvalue()
 
 
@@ -80,22 +82,35 @@ def _rounded(runs: Sequence[RunView]) -> tuple[list[str], list[list[tuple[str, s
     digits = 1 + format.digits_for(min((t.rows for r in runs for t in r.tasks), default=0))
     wanted = [row for row in SUMMARY if row[0] in FIGURES]
     best = {key: ranking.best(runs, key) for key in (*FIGURES, ranking.GENERAL)}
-    heads = ["Method", "Seeds", *(f"{title} {'↑' if up else '↓'}" for _, title, up, _ in wanted)]
+    # Of classes both scenarios' figures are there, and one is ahead of what is scored alike alone.
+    others = [run.other for run in runs if run.other is not None]
+    alike = len(others) == len(runs)
+    best_other = {key: ranking.best(others, key) if alike else None for key in best}
+    scenario = any(run.scenario for run in runs)
+    heads = ["Method", "Seeds", *(["Scenario"] if scenario else [])]
+    heads += [f"{title} {'↑' if up else '↓'}" for _, title, up, _ in wanted]
     general = any(run.general for run in runs)
     heads += ["General perplexity ↓"] if general else []
     rows = []
-    for slot, run in enumerate(runs):
+    for slot, run in [(i, one) for i, own in enumerate(runs) for one in classes.both(own)]:
+        at = best if run is runs[slot] else best_other
         cells = [(run.label, "", False), (", ".join(map(seed_of, run.members)), "", False)]
+        cells += [(run.scenario, "", False)] if scenario else []
         for key, _, _, _ in wanted:
             show = format.signed if key == "backward_transfer" else format.number
             ends = words.figure_interval(run, key, digits, sign=key == "backward_transfer")
-            cells.append((show(run.summary(key), digits), ends, best[key] == slot))
+            cells.append((show(run.summary(key), digits), ends, at[key] == slot))
         if general:
             values = (run.general_before, run.general_after)
             text = " → ".join(map(format.significant, values))
-            cells.append((text, words.general_interval(run), best[ranking.GENERAL] == slot))
+            cells.append((text, words.general_interval(run), at[ranking.GENERAL] == slot))
         rows.append(cells)
     return heads, rows
+
+
+def _named(heads: Sequence[str]) -> int:
+    """Columns of text, which stand before those of figures."""
+    return 2 + ("Scenario" in heads)
 
 
 def _markdown(runs: Sequence[RunView]) -> str:
@@ -108,7 +123,12 @@ def _markdown(runs: Sequence[RunView]) -> str:
         text, ends, best = clean(found[0]), clean(found[1]), found[2]
         return (f"**{text}**" if best else text) + (f" ({ends})" if ends else "")
 
-    lines = [heads, ["---", "---", *["---:"] * (len(heads) - 2)], *[map(cell, r) for r in rows]]
+    named = _named(heads)
+    lines = [
+        heads,
+        [*["---"] * named, *["---:"] * (len(heads) - named)],
+        *[map(cell, r) for r in rows],
+    ]
     drawn = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     return f"{drawn}\n{_small_print(runs)}\n"
 
@@ -121,9 +141,10 @@ def _latex(runs: Sequence[RunView]) -> str:
         text = rf"\textbf{{{text}}}" if best else text
         return rf"{text} {{\small ({ends})}}" if ends else text
 
+    named = _named(heads)
     lines = [
         rf"% Needs \usepackage{{booktabs}}. {_small_print(runs)}",
-        rf"\begin{{tabular}}{{ll{'r' * (len(heads) - 2)}}}",
+        rf"\begin{{tabular}}{{{'l' * named}{'r' * (len(heads) - named)}}}",
         r"\toprule",
         rf"{' & '.join(map(tex, heads))} \\",
         r"\midrule",

@@ -361,6 +361,6 @@ def _table(title: str) -> Table:
     from rich import box
     from rich.table import Table
 
-    return Table(
-        title=_plain(title, "bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
-    )
+    head = _plain(title, "bold")
+    head.no_wrap, head.overflow = True, "ignore"  # a narrow table need not break its title
+    return Table(title=head, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)

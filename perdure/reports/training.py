@@ -70,6 +70,12 @@ def gauges(runs: Sequence[RunView]) -> list[charts.Chart]:
     ]
 
 
+def _unit(key: str, run: RunView) -> str:
+    """A class is one prediction a text; a decoder's warm-up alone predicts tokens there."""
+    unit = glossary.unit_of(key) or _said(key)
+    return "nats" if run.scenario and unit == glossary.NATS else unit
+
+
 def _said(key: str) -> str:
     """The unit of a foreign method's figure is its name."""
     return key.partition("/")[2] or key
@@ -105,7 +111,7 @@ def _step_charts(
             stretches=found,
             axis=axis,
             show=significant,
-            y_title=glossary.unit_of(key) or _said(key),
+            y_title=_unit(key, runs[slot]),
         )
         for slot, found in parts.items()
         if any(s.values for s in found)

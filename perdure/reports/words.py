@@ -214,21 +214,24 @@ def headline(run: RunView) -> str:
     elif what.not_learned and not what.unclear:
         none = f"none of {reached} tasks" if reached > 1 else "nothing"
         text = f"{run.label} learned {none}"
-    else:
-        text = f"{run.label}: {OPEN} what it learned"
+    else:  # classes have no score before they are learned, from which a gain could be told
+        text = f"{run.label}: {OPEN} what it learned" if reached else run.label
     losses = []
     if what.below:
         losses.append(f"lost {some(what.below, len(what.below))} against the base model")
     if what.forgotten:
         losses.append(f"forgot {some(what.forgotten, what.earlier)}")
+    joined = (", and" if what.learned else ", but") if reached else ""
     if losses:
-        text += f", {'and' if what.learned else 'but'} {' and '.join(losses)}"
-    elif what.nothing_lost and what.learned and what.earlier:
-        return f"{text}, and forgot nothing"
+        text += f"{joined} {' and '.join(losses)}"
+    elif what.nothing_lost and what.earlier and (what.learned or not reached):
+        return f"{text}{joined} forgot nothing"
     if what.open:
         rest = "the rest" if losses and len(what.open) > 3 else some(what.open, len(what.open))
-        text += f"; {OPEN} whether it kept {rest}"
-    return text
+        text += f"{'; ' if reached or losses else ': '}{OPEN} whether it kept {rest}"
+    count = sum(run.matrix.learned[: run.done])
+    tasks = f"{count} task{'s' if count > 1 else ''}"
+    return f"{text} has learned {tasks}" if text == run.label else text
 
 
 # --- one change

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from perdure.errors import RunError
 from perdure.files import read_lines
 from perdure.run import item_files
-from perdure.run.directory import check_of
+from perdure.run.pins import pinned, recipe_changes, values_of
+from perdure.run.sums import GROWING, changed, check_of, damage
 from perdure.seals import facts_of, recorded
 from perdure.seals import verify as verify_folder
 
@@ -50,19 +50,36 @@ def verify_scores(run: Run) -> None:
     Raises:
         RunError: a line or a row is gone or not as it was written.
     """
-    _, folder = run.last_checkpoint()
-    marks = [facts_of(folder).get("scores")] if folder is not None else []
-    with suppress(OSError, ValueError):  # of older runs it holds the time alone
-        marks.append(json.loads((run.path / "finished").read_text("utf-8"))["scores"])
-    file = run.path / "scores.jsonl"
-    text = file.read_bytes() if file.exists() else b""
+    file = run.path / GROWING["scores"]
     lines = read_lines(file)
     old = next((i for i, line in enumerate(lines) if "check" in line), len(lines))
     # Lines of an older Perdure, which come first, bear no check.
-    changed = any(line.get("check") != check_of(line) for line in lines[old:])
-    for mark in filter(None, marks):
-        changed |= hashlib.sha256(text[: mark["bytes"]]).hexdigest() != mark["sha256"]
-    if changed:
-        raise item_files.damage(file)
+    other = any(line.get("check") != check_of(line) for line in lines[old:])
+    if other or any(changed(run.path, "scores", found.get("scores")) for found in _marks(run)):
+        raise damage(file)
     for rows in item_files.damaged(run.path, lines):
-        raise item_files.damage(rows)
+        raise damage(rows)
+
+
+def doubts(run: Run) -> list[str]:
+    """What is said of a run whose figures may be shown wrong, although it can be read.
+
+    facts.jsonl and log.jsonl are not what was written, or the recipe is not the one that was
+    learned by. Nothing is learned from the first two, so a run goes on.
+    """
+    found = recipe_changes(pinned(run), values_of(run.recipe))
+    return [f"{run.path / 'recipe.yaml'}: {change}" for change in found] + [
+        f"{run.path / file}: damaged: lines that were written are gone or changed; what a report "
+        "shows from it may be wrong: put it back from a copy"
+        for name, file in GROWING.items()
+        if name != "scores" and any(changed(run.path, name, m.get(name)) for m in _marks(run))
+    ]
+
+
+def _marks(run: Run) -> list[dict[str, Any]]:
+    """What was noted of files that grow, at the newest checkpoint and at the end."""
+    _, folder = run.last_checkpoint()
+    found = [facts_of(folder)] if folder is not None else []
+    with suppress(OSError, ValueError):
+        found.append(json.loads((run.path / "finished").read_text("utf-8")))
+    return [marks for marks in found if isinstance(marks, dict)]

@@ -39,6 +39,7 @@ from perdure.files import (
 from perdure.processes import barrier, broadcast, rank
 from perdure.run import item_files
 from perdure.run.environment import environment
+from perdure.run.sums import marks, read_checked, with_check
 from perdure.seals import is_sealed, recorded, seal, share
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Run:
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
         self.path, self.recipe = path, recipe
-        self._scores_then: dict[str, Any] = {}
+        self._marks_then: dict[str, Any] = {}
 
     @classmethod
     def create(
@@ -88,7 +89,8 @@ class Run:
             except OSError as error:
                 # Told of the folder that the user asked for.
                 raise OSError(error.errno, error.strerror, str(path)) from None
-            write_atomic(draft / "environment.json", json.dumps(environment(), indent=2))
+            about = json.dumps(with_check(environment()), indent=2)
+            write_atomic(draft / "environment.json", about)
             write_atomic(draft / "recipe.yaml", dump_recipe(recipe))
             try:
                 if fill is not None:
@@ -172,12 +174,12 @@ class Run:
         return item_files.rows(self.path, "general", after, task)
 
     def environment(self) -> dict[str, Any]:
-        path = self.path / "environment.json"
-        try:
-            found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{path}: damaged or gone: {error}", "begin a new run") from error
-        return found
+        """What environment.json says.
+
+        Raises:
+            RunError: it is not what was written.
+        """
+        return read_checked(self.path / "environment.json")
 
     @property
     def today(self) -> date | None:
@@ -196,10 +198,28 @@ class Run:
 
     def stream_facts(self) -> list[dict[str, str]]:
         """Name and version of each task that the run learns, and `learn` where it is not "sft";
-        empty before it began."""
+        empty before it began.
+
+        Raises:
+            RunError: it is not what was written.
+        """
         path = self.path / "stream.json"
-        found: list[dict[str, str]] = json.loads(path.read_text("utf-8")) if path.exists() else []
+        if not path.exists():
+            return []
+        text, known = path.read_text("utf-8", "replace"), self.environment().get("stream_sha256")
+        if known and hashlib.sha256(text.encode()).hexdigest() != known:
+            raise RunError(
+                f"{path}: damaged: it is not what was written", "put it back from a copy"
+            )
+        found: list[dict[str, str]] = json.loads(text)
         return found
+
+    def pin_stream(self, facts: Sequence[Mapping[str, str]]) -> None:
+        """Write stream.json. Its sum follows: without one it is taken as it is."""
+        text = json.dumps(facts, indent=1)
+        self.set_facts({"stream_sha256": ""})
+        write_atomic(self.path / "stream.json", text)
+        self.set_facts({"stream_sha256": hashlib.sha256(text.encode()).hexdigest()})
 
     def checkpoint(self, after: int) -> Path | None:
         """The sealed folder left after learning `after` tasks, or None."""
@@ -232,7 +252,7 @@ class Run:
         said = dict(line)
         if items:
             said["items"] = item_files.write(self.path, line, items)
-        append_line(self.path / "scores.jsonl", {**said, "check": check_of(said)})
+        append_line(self.path / "scores.jsonl", with_check(said))
 
     def log(self, line: Mapping[str, Any]) -> None:
         append_line(self.path / "log.jsonl", {"time": now(), **line}, sync=False)
@@ -257,7 +277,7 @@ class Run:
 
     def set_facts(self, facts: Mapping[str, Any]) -> None:
         """Put facts into environment.json."""
-        text = json.dumps({**self.environment(), **facts}, indent=2)
+        text = json.dumps(with_check({**self.environment(), **facts}), indent=2)
         write_atomic(self.path / "environment.json", text)
 
     def take_over(self, source: Run) -> None:
@@ -272,28 +292,22 @@ class Run:
 
     def finish(self) -> None:
         shutil.rmtree(self.path / "work", ignore_errors=True)
-        said = {"time": now(), "scores": self._scores_mark()}
+        said = {"time": now(), **marks(self.path)}
         write_atomic(self.path / "finished", json.dumps(said) + "\n")
-
-    def _scores_mark(self) -> dict[str, Any]:
-        """How long scores.jsonl is now, and its sha256: lines are only ever added."""
-        file = self.path / "scores.jsonl"
-        text = file.read_bytes() if file.exists() else b""
-        return {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
 
     def draft(self, after: int) -> Path:
         """An empty folder to write the checkpoint of `after` tasks to, for `seal`."""
         draft = self.path / "checkpoints" / f"task-{after}.part"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        self._scores_then = self._scores_mark()
+        self._marks_then = marks(self.path)
         return draft
 
     def seal(self, after: int) -> None:
         """Make the draft the checkpoint of `after` tasks; it appears whole or not at all."""
         final = self.path / "checkpoints" / f"task-{after}"
         draft = final.with_name(final.name + ".part")
-        seal(draft, {"after": after, "scores": self._scores_then})
+        seal(draft, {"after": after, **self._marks_then})
         if final.exists():  # a torso: a sealed one would have been resumed from
             shutil.rmtree(final)
         os.replace(draft, final)
@@ -360,12 +374,6 @@ class Run:
 
             pid = _text_of(self.path / "lock.pid")
             return pid.isdigit() and psutil.pid_exists(int(pid))
-
-
-def check_of(line: Mapping[str, Any]) -> str:
-    """What a line of scores.jsonl bears, so that a changed one is noticed."""
-    text = json.dumps({k: v for k, v in line.items() if k != "check"}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _text_of(path: Path) -> str:

@@ -21,8 +21,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from perdure.errors import RunError
 from perdure.files import read_lines, write_atomic
+from perdure.run.sums import damage
 from perdure.scoring.intervals import group_numbers
 from perdure.seals import sha256
 
@@ -67,14 +67,6 @@ def _cell(line: Mapping[str, Any]) -> tuple[Any, Any, Any]:
 def _check(run: Path, line: Mapping[str, Any]) -> None:
     for file in damaged(run, [line]):
         raise damage(file)
-
-
-def damage(file: Path) -> RunError:
-    """What is said of a file of rows that is not what was written."""
-    return RunError(
-        f"{file}: damaged: lines that were written are gone or changed",
-        "put it back from a copy; what is missing in it cannot be measured again",
-    )
 
 
 def path(run: Path, kind: str, after: int, task: str | None) -> Path:

@@ -62,6 +62,22 @@ def kept_tasks(run: Run, count: int) -> list[Task]:
     return found
 
 
+def kept_labels(run: Path, count: int) -> list[tuple[str, ...]]:
+    """The labels of each of a run's first `count` tasks, for a report: () of a task whose file is
+    not there or cannot be read, as in a folder that was damaged or made by hand.
+
+    Args: run: the run's directory.
+    """
+    found = []
+    for number in range(1, count + 1):
+        try:
+            said = json.loads((run / "data" / f"task-{number}.json").read_text("utf-8"))
+            found.append(tuple(map(str, said["labels"])))
+        except (OSError, ValueError, KeyError, TypeError):
+            found.append(())
+    return found
+
+
 def kept_general(run: Run) -> GeneralText:
     """The general texts of a run."""
     said = _read(run.path / "data" / "general.json")

@@ -15,6 +15,7 @@ from perdure.errors import RunError
 from perdure.files import now, write_atomic
 from perdure.models.pin import base_files, files_of, template_files
 from perdure.processes import barrier, broadcast, rank
+from perdure.run.sums import read_checked, with_check
 from perdure.seals import sha256
 
 if TYPE_CHECKING:
@@ -52,9 +53,9 @@ def pin(run: Run, recipe: Recipe, stream: TaskStream, accept_changes: bool = Fal
     if rank() == 0:
         note_accepted(run, changes)
         found = json.loads(wanted)
-        write_atomic(run.path / "stream.json", json.dumps(found.pop("stream"), indent=1))
+        run.pin_stream(found.pop("stream"))
         run.set_facts({"general_text": found.pop("general_text")})
-        write_atomic(run.path / FILE, json.dumps(found, indent=1))
+        write_atomic(run.path / FILE, json.dumps(with_check(found), indent=1))
     barrier()
 
 
@@ -208,13 +209,8 @@ def pinned(run: Run) -> dict[str, Any]:
         RunError: it is damaged.
     """
     path = run.path / FILE
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:  # not begun yet, or begun by an older Perdure
-        return {}
-    except ValueError as error:
-        raise RunError(f"{path}: damaged: {error}", "put it back from a copy") from error
-    return found if isinstance(found, dict) else {}
+    # There is none where it has not begun yet, or was begun by an older Perdure.
+    return read_checked(path) if path.exists() else {}
 
 
 def values_of(recipe: Recipe) -> dict[str, Any]:

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING
 
 from perdure.errors import RecipeError
 from perdure.recipe.data import SPLITS
-from perdure.streams.classes import apart, cut
+from perdure.streams.classes import Part, apart, cut, tell_untested, whole
 from perdure.streams.general_text import general_text
+from perdure.streams.growing import check_homes
 from perdure.streams.kinds import Format, Kind, format_of, metric_mistakes, metric_of
 from perdure.streams.kinds import kind as kind_of
 from perdure.streams.labels import settle_labels
 from perdure.streams.named.base import Source
 from perdure.streams.named.demo import STREAMS
 from perdure.streams.named.find import CLASS_STREAMS
-from perdure.streams.repeats import warn_of_repeats
+from perdure.streams.repeats import warn_of_repeats, warn_of_two_classes
 from perdure.streams.rows import (
     Placed,
     capped,
@@ -65,6 +66,8 @@ def build_stream(
         tasks, no_class = _cut(stream.data, reader, seed)
     else:
         tasks = [task for one in stream.tasks if (task := _task(one, reader, seed))]
+        if len(tasks) == len(stream.tasks):
+            check_homes(tasks, mistakes)
     if general is not None:
         text = general_text(general, reader, seed)
     names = [config.name for config in stream.tasks] or [task.name for task in tasks]
@@ -96,10 +99,17 @@ def _task(config: TaskConfig, reader: Reader, seed: int) -> Task | None:
         return None
     kind, splits, labels = found
     before = len(reader.mistakes)
-    _derive(splits, config, seed, reader.mistakes)
+    key = format_of(config.format)[1].label
+    if kind.classes and config.train is not None and key is not None:
+        part = Part(config.name, labels, splits)
+        splits = whole(part, key, config, seed, reader.mistakes)
+        tell_untested([part._replace(rows=splits)], key, config)
+    else:
+        _derive(splits, config, seed, reader.mistakes)
+        splits = _within_caps(splits, config, seed)
     if len(reader.mistakes) > before:
         return None
-    return _made(config, config.name, kind, labels, _within_caps(splits, config, seed))
+    return _made(config, config.name, kind, labels, splits)
 
 
 def _cut(config: DataConfig, reader: Reader, seed: int) -> tuple[list[Task], NoClass]:
@@ -138,6 +148,7 @@ def _cut_up(
     settle_labels(splits, form, config, mistakes)
     if len(mistakes) > before:
         return [], NoClass()
+    warn_of_two_classes(config.name, splits, form.label)
     parts = cut(splits, form.label, config, seed, mistakes, own)
     made = [_made(config, part.name, kind, part.classes, part.rows) for part in parts]
     return made, no_class

@@ -24,7 +24,7 @@ from perdure.streams.tables import Mistakes, choices, listed
 from perdure.streams.task import NoClass
 
 if TYPE_CHECKING:
-    from perdure.recipe.data import DataConfig
+    from perdure.recipe.data import DataConfig, TaskConfig
 
 logger = logging.getLogger("perdure")
 Splits = dict[str, list[Placed]]
@@ -61,17 +61,23 @@ def cut(
         parts = _by_class(splits, key, config, mistakes, own)
     if len(mistakes) > before:
         return []
-    found = [part._replace(rows=_whole(part, key, config, seed, mistakes)) for part in parts]
+    found = [part._replace(rows=whole(part, key, config, seed, mistakes)) for part in parts]
+    tell_untested(found, key, config)
+    return found if len(mistakes) == before else []
+
+
+def tell_untested(parts: Sequence[Part], key: str, config: TaskConfig) -> None:
+    """Warn of classes without a test row."""
     untested = [
         name
-        for part in found
+        for part in parts
         for name in part.classes
         if not any(placed.row[key] == name for placed in part.rows["test"])
     ]
     if untested and config.max_test_rows is None:
-        told = "%s: %d classes have no test row, so that no score is of them: %s"
-        logger.warning(told, config.name, len(untested), listed(untested))
-    return found if len(mistakes) == before else []
+        have = "1 class has" if len(untested) == 1 else f"{len(untested)} classes have"
+        told = "%s: %s no test row and will have no score: %s"
+        logger.warning(told, config.name, have, listed(untested))
 
 
 def apart(
@@ -226,10 +232,11 @@ def _check_listed(
                 what = f"{config.place(f'tasks.{number}.{place}')}: no class is called "
                 what += f'"{brief(name)}"'
                 mistakes.add(config.name, what, choices(name, known, "classes there are"))
-    for name in known:
-        if name not in names:
-            what = f'{config.place("tasks")}: the class "{brief(name)}" is in no task'
-            mistakes.add(config.name, what, "name every class once, or take its rows out")
+    if left := [brief(name) for name in known if name not in names]:
+        more = f" and {len(left) - 10} more" if len(left) > 10 else ""
+        are = "1 class is" if len(left) == 1 else f"{len(left)} classes are"
+        what = f"{config.place('tasks')}: {are} in no task: {', '.join(left[:10])}{more}"
+        mistakes.add(config.name, what, "name every class once, or take its rows out")
 
 
 def _check_twice(tasks: Sequence[Sequence[str]], config: DataConfig, mistakes: Mistakes) -> None:
@@ -246,8 +253,12 @@ def _check_twice(tasks: Sequence[Sequence[str]], config: DataConfig, mistakes: M
             mistakes.add(config.name, what, "name it once" if other[0] == number else again)
 
 
-def _whole(part: Part, key: str, config: DataConfig, seed: int, mistakes: Mistakes) -> Splits:
-    """The task's splits, those that were not given taken from its training rows class by class."""
+def whole(part: Part, key: str, config: TaskConfig, seed: int, mistakes: Mistakes) -> Splits:
+    """Return the task's splits within its caps, those that were not given taken from its training
+    rows class by class, so that each class is learned and tested.
+
+    Args: part: its rows by split, as they were given; key: a row's key that holds its class.
+    """
     train: list[Placed] = []
     given = part.rows
     held: Splits = {"validation": given.get("validation", []), "test": given.get("test", [])}
@@ -270,12 +281,15 @@ def _whole(part: Part, key: str, config: DataConfig, seed: int, mistakes: Mistak
                 what += " that ask the same"
             remedy = "give it more, or a test file of its own"
             mistakes.add(config.name, f"{what}, too few to learn and to test", remedy)
-        train += capped(own, config.rows_per_class, seed)
+        train += capped(own, getattr(config, "rows_per_class", None), seed)
     most = config.max_train_rows
     if most is not None and most < len(part.classes):
         what = f"{config.place('max_train_rows')}: {most} rows for the {len(part.classes)} classes"
         what += f' of the task "{brief(part.name)}"'
-        mistakes.add(config.name, what, "write more, or rows_per_class instead")
+        remedy = "write more"
+        if hasattr(config, "rows_per_class"):
+            remedy += ", or rows_per_class instead"
+        mistakes.add(config.name, what, remedy)
     order = {id(placed): i for i, placed in enumerate(given["train"])}
     train.sort(key=lambda placed: order[id(placed)])
     if not held["test"]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from perdure.errors import DataError, PerdureError, RecipeError, UsageError, brief
 from perdure.streams.cells import folded
+from perdure.streams.kinds import kind
+from perdure.streams.tables import Mistakes
 from perdure.streams.task import Task, place_of
 
 if TYPE_CHECKING:
@@ -18,6 +20,27 @@ def spelling(label: str) -> str:
     """What two spellings of one class have in common: all but case, blanks and Unicode form."""
     plain = unicodedata.normalize("NFKC", folded(label)).casefold()
     return "".join(unicodedata.normalize("NFKC", plain).split())
+
+
+def check_homes(tasks: Sequence[Task], mistakes: Mistakes) -> None:
+    """Note classes that two listed tasks learn, with the first row of both, and tasks that are only
+    scored although no task learns one of their classes."""
+    homes: dict[str, Task] = {}
+    of_classes = [task for task in tasks if kind(task.kind).classes]
+    for task in of_classes:
+        for label in task.labels if task.learn != "none" else ():
+            if (home := homes.setdefault(label, task)) is not task:
+                here, there = _first(task, label), _first(home, label)
+                what = f'{here}: the class "{brief(label)}" is in the task "{brief(task.name)}", '
+                what += f'and at {there} in "{brief(home.name)}"'
+                remedy = "give each class to one task; one that does come again needs one table, "
+                mistakes.add(task.name, what, remedy + "stream.data with by and repeat: true")
+    for task in of_classes:
+        for label in task.labels:
+            if label not in homes:
+                what = f'{_first(task, label)}: the class "{brief(label)}" is learned by no task, '
+                what += f'and the task "{brief(task.name)}" is only scored'
+                mistakes.add(task.name, what, "take its rows out, or a task in that learns it")
 
 
 def refuse_classes(recipe: Recipe, old: Sequence[Task], new: Sequence[Task]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from perdure.errors import DataError, brief
 from perdure.streams.cells import folded
-from perdure.streams.kinds import Format
+from perdure.streams.kinds import Format, format_of
 from perdure.streams.tables import Mistakes, choices
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def settle_labels(
     declared = tuple(config.labels or dict.fromkeys((config.label_names or {}).values()))
     split = "train" if "train" in splits else "test"
     whose = "declared labels" if declared else f"labels of the {_CALLED[split]} split"
-    labels = declared or _found(splits[split], form.label, config.name)
+    labels = declared or _found(splits[split], form.label, config)
     if not labels:
         return ()
     # A table that is one task among others may have one class.
@@ -52,9 +52,10 @@ def settle_labels(
             remedy = choices(label, labels, whose)
             if (other := lower.get(_form(label, True))) is not None:
                 what = f'{what}: it differs only in case from "{brief(other)}"'
-                remedy = [
-                    f"write both alike, or map it: label_names: {{{brief(label)}: {brief(other)}}}"
-                ]
+                remedy = ["write both alike"]
+                if not _of_classes(config):
+                    names = f"{{{brief(label)}: {brief(other)}}}"
+                    remedy = [f"write both alike, or map it: label_names: {names}"]
             mistakes.add(placed.source, what, remedy)
     return labels
 
@@ -83,8 +84,14 @@ def same_tokens(
     return found
 
 
-def _found(train: list[Placed], key: str, task: str) -> tuple[str, ...]:
+def _of_classes(config: TaskConfig) -> bool:
+    """Whether the rows' kind has classes, which take no label_names."""
+    return format_of(config.format)[0].classes
+
+
+def _found(train: list[Placed], key: str, config: TaskConfig) -> tuple[str, ...]:
     """The labels of the training rows, each in its most frequent form, sorted."""
+    task = config.name
     counts = Counter(placed.row[key] for placed in train)
     forms: dict[Hashable, list[Any]] = {}
     for label in sorted(counts, key=lambda label: (-counts[label], len(label), label)):
@@ -101,9 +108,10 @@ def _found(train: list[Placed], key: str, task: str) -> tuple[str, ...]:
     for pair in _alike_but_for_case(labels):
         logger.warning(
             'task %s: the labels "%s" and "%s" differ only in case and count as two; if they are '
-            "one, map one to the other in label_names",
+            "one, %s",
             task,
             *map(brief, pair),
+            "write both alike" if _of_classes(config) else "map one to the other in label_names",
         )
     return tuple(labels)
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from perdure.errors import brief
 from perdure.streams.kinds.base import whole_row
 
 if TYPE_CHECKING:
@@ -27,6 +28,28 @@ _PAIRS = (
         "what a method chooses by these rows is not judged by others",
     ),
 )
+
+
+def warn_of_two_classes(source: str, splits: Mapping[str, Sequence[Placed]], label: str) -> None:
+    """Tell how many texts of a table bear more than one class, in whatever tasks and splits.
+
+    Args: source: what the table is called; label: the key of a row's class.
+    """
+    first: dict[str, Placed] = {}
+    pairs: dict[str, tuple[Placed, Placed]] = {}
+    for rows in splits.values():
+        for placed in rows:
+            other = first.setdefault(placed.question, placed)
+            if other.row[label] != placed.row[label]:
+                pairs.setdefault(placed.question, (placed, other))
+    if pairs:
+        one, other = next(iter(pairs.values()))
+        logger.warning(
+            '%s: %d %s more than one class (the first: %s is "%s", %s "%s"); where all classes '
+            "compete, one of them is always wrong",
+            source, len(pairs), "text has" if len(pairs) == 1 else "texts have",
+            one.place, brief(one.row[label]), other.place, brief(other.row[label]),
+        )  # fmt: skip
 
 
 def warn_of_repeats(task: str, splits: Mapping[str, Sequence[Placed]]) -> None:

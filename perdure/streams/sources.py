@@ -213,6 +213,7 @@ class Reader:
         most: int | None = None,
         seed: int = 0,
         revision: str | None = None,
+        instead: str = "`dataset`: train: FILE.jsonl",
     ) -> Table | None:
         """Return one split of a hub data set, or of a local folder that `datasets` can load.
 
@@ -221,13 +222,15 @@ class Reader:
         only the needed ones are read, as far as there are any; of more than `most` rows so many,
         drawn with the seed.
 
-        Args: revision: a branch of the data set, where that is not its main one.
+        Args:
+            revision: a branch of the data set, where that is not its main one.
+            instead: "X: FILE" for the remedy to give a file instead of X.
         """
         import datasets
 
         where, name = self._where(dataset), _hub_name(dataset, subset)
         far = where == dataset
-        with self._hub_mistakes(name, split, place, "`dataset`: train: FILE.jsonl", far):
+        with self._hub_mistakes(name, split, place, instead, far):
             self._ask_hub()
             options = {} if revision is None else {"revision": revision}
             data = datasets.load_dataset(where, subset, split=split, **options)

@@ -135,10 +135,10 @@ class TaskStream:
 
     @property
     def classes(self) -> dict[str, int]:
-        """Every class by the number of the first task that has it, in the order learned."""
+        """Every class by the number of the first task that learns it, in the order learned."""
         found: dict[str, int] = {}
         for number, task in enumerate(self.tasks):
-            for label in task.labels:
+            for label in task.labels if task.learn != "none" else ():
                 found.setdefault(label, number)
         return found
 

@@ -160,6 +160,25 @@ def test_records_texts_and_rows_without_text(intents: Path, tmp_path: Path) -> N
     ]  # fmt: skip
 
 
+def test_python_hears_nothing(intents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No bar and no warning of a library while weights are loaded and nobody listens."""
+    from transformers.utils import logging as transformers
+
+    from perdure import predictor
+
+    load, seen = predictor._learner, []
+
+    def spy(*given: Any) -> Any:
+        seen.append((transformers.is_progress_bar_enabled(), transformers.get_verbosity()))
+        return load(*given)
+
+    monkeypatch.setattr(predictor, "_learner", spy)
+    transformers.enable_progress_bar()
+    assert len(perdure.load_predictor(intents)(["alpha"])) == 1
+    assert seen == [(False, transformers.ERROR)]
+    assert transformers.is_progress_bar_enabled()
+
+
 def test_a_task_incremental_run_asks_the_last_task(tmp_path: Path) -> None:
     recipe = write_class_recipe(
         tmp_path / "data", save_encoder(tmp_path / "model"), stream__scenario="task-incremental",

@@ -136,6 +136,35 @@ def test_task_incremental_swaps_the_two(encoder_dir: Path, tmp_path: Path) -> No
             assert item["prediction"] in own
 
 
+def test_a_class_that_comes_again_is_learned_beside_those_of_its_new_task(
+    encoder_dir: Path, tmp_path: Path
+) -> None:
+    """As it is scored: among the classes of the task at hand, not those of its first one."""
+    data = {split: f"{split}.jsonl" for split in ("train", "validation", "test")}
+    tasks = [["red", "blue"], ["cold", "red"], ["warm", "fast", "slow"]]
+    recipe = write_class_recipe(
+        tmp_path, encoder_dir, stream__scenario="task-incremental",
+        stream__data={**data, "tasks": tasks, "repeat": True},
+    )  # fmt: skip
+    learner = learner_of(tmp_path, recipe)
+    for index in range(3):
+        learner.begin_task(index)
+    model: Any = learner.model
+    names = list(learner.stream.classes)
+    assert names == ["red", "blue", "cold", "warm", "fast", "slow"]
+    rows = zip(names, model.rivals, strict=True)
+    found = {name: {names[c] for c in row.nonzero()[:, 0]} for name, row in rows}
+    assert found == {
+        "red": {"cold", "red"}, "blue": {"red", "blue"}, "cold": {"cold", "red"},
+        **{name: set(tasks[2]) for name in tasks[2]},
+    }  # fmt: skip
+    features, labels = torch.randn(4, 32), torch.tensor([0, 2, 2, 0])
+    out = model(features=features, labels=labels)
+    wanted = torch.nn.functional.cross_entropy(out.logits[:, [0, 2]], torch.tensor([0, 1, 1, 0]))
+    torch.testing.assert_close(out.loss, wanted)
+    assert learner.layout(1).seen == ((0, 1), (0, 2))
+
+
 def test_a_matrix_without_a_base_row_has_its_figures(seq_star: Path) -> None:
     found = Run.open(seq_star).matrix().summary()
     assert found["forgetting"] is not None
@@ -372,9 +401,10 @@ def test_a_tensor_without_a_place_is_an_error(seq_star: Path, tmp_path: Path) ->
 def test_more_classes_than_preallocated(encoder_dir: Path, tmp_path: Path) -> None:
     recipe = write_class_recipe(tmp_path, encoder_dir)
     changed = perdure.load_recipe(recipe, ["model.head.preallocate=4"])
-    ready, folders = prepare(changed), Folders.below(tmp_path)
-    with pytest.raises(PerdureError, match="preallocate: 4: the stream has 6 classes"):
-        build(changed, ready.stream, methods=ready.methods, precision="fp32", folders=folders)
+    told = r"command line: model\.head\.preallocate: 4: the stream has 6 classes"
+    with pytest.raises(PerdureError, match=told):
+        prepare(changed)  # which `run --check` does, before a run's directory is made
+    prepare(perdure.load_recipe(recipe, ["model.head.preallocate=6"]))
 
 
 @pytest.mark.parametrize("kept", [6, "all"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -14,9 +15,12 @@ from rich.console import Console
 
 import perdure
 from perdure.extension import extend, extension_recipe
+from perdure.learners import classification
+from perdure.learners.no_class import no_class_figures
 from perdure.models.classifier import Classifier
 from perdure.prepare import stream_of
-from perdure.reports import score_table
+from perdure.reports import score_table, tradeoff
+from perdure.reports.data import views
 from perdure.run import Run
 from perdure.run.kept import kept_no_class
 from perdure.scoring.no_class import Scored, figures
@@ -24,6 +28,8 @@ from perdure.streams.task import NoClass
 
 pytestmark = pytest.mark.train
 
+SLOW = 1.0
+"""Seconds that the figures on texts of no class take at least, more than a tiny task."""
 NONE = NoClass(("hello a", "hello b word"), ("who c", "who d", "zk who e word"))
 
 
@@ -42,8 +48,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
             lambda body, args, kwargs, out: read.append(len(kwargs["input_ids"])), with_kwargs=True
         )
 
+    def slowly(*args: Any) -> dict[str, float]:
+        time.sleep(SLOW)
+        return no_class_figures(*args)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Classifier, "__init__", init)
+        patch.setattr(classification, "no_class_figures", slowly)
         perdure.learn(recipe, run, stream=replace(stream_of(recipe), no_class=NONE))
     run.passes = sum(read)  # type: ignore[attr-defined]
     return run
@@ -58,6 +69,24 @@ def test_the_passes_are_counted_as_needed(run: Run) -> None:
     told = (run.path / "perdure.log").read_text("utf-8")
     ((read, needed),) = re.findall(r"the body read (\d+) texts, (\d+) needed", told)
     assert read == needed
+
+
+def test_the_report_counts_them_too(run: Run) -> None:
+    """What facts and scores say adds up to what the body read, and to the time that went by."""
+    (view,) = views([run])
+    found = tradeoff.numbers(view)
+    assert found["body_passes"] == run.passes  # type: ignore[attr-defined]
+    assert found["body_passes_needed"] == run.passes  # type: ignore[attr-defined]
+    # Each text of no class is read while the first task ends, and each time the known ones.
+    facts = {(f["after"], f["name"]): f["value"] for f in run.facts()}
+    assert [facts[k, "body_passes"] for k in (1, 2, 3)] == [
+        16 + 16 + 8 + 4 + 5, 16 + 8 + 4, 16 + 8 + 4
+    ]  # fmt: skip
+
+
+def test_the_time_of_these_figures_is_part_of_the_tasks(run: Run) -> None:
+    seconds = [f["value"] for f in run.facts() if f["name"] == "seconds"]
+    assert min(seconds) >= SLOW
 
 
 def test_figures_are_those_of_the_shares_that_predict_gives(run: Run) -> None:

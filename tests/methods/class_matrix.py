@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import class_runs
 import torch
 from class_runs import write_class_recipe
-from safetensors.torch import load_file
 from torch import Tensor
 
 import perdure
@@ -80,6 +80,8 @@ def recipe_of(folder: Path, encoder: Path, method: Any, **changes: Any) -> Path:
         source = str(folder / "texts.jsonl")
         general = {"source": source, "replay_rows": 8, "held_out_rows": 0}
         changes.setdefault("general", general)
+    if "lora_sequence" in names:
+        changes.setdefault("model__tuning", "lora")
     rate = {"train__optimizer": "sgd", "train__learning_rate": 0.05}
     changes = {"train__epochs": 1, **rate, **changes}
     return write_class_recipe(folder, encoder, method=method, **changes)
@@ -110,5 +112,4 @@ def learn(out: Path, recipe: Path, stop: tuple[int, int] | None = None) -> Run:
 
 
 def weights(run: Run | Path, after: int = 3) -> dict[str, Tensor]:
-    folder = (run if isinstance(run, Path) else run.path) / f"checkpoints/task-{after}/model"
-    return load_file(folder / "body.safetensors") | load_file(folder / "heads.safetensors")
+    return class_runs.weights(run if isinstance(run, Path) else run.path, after)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from perdure.errors import UsageError
 from perdure.mechanisms.buffer import by_class, class_quota, herded
-from perdure.methods.derpp import LOGITS, DERpp, DERppConfig, logit_distance
+from perdure.methods.derpp import LOGITS, DERpp, DERppConfig, known, logit_distance
 from perdure.methods.eaft import entropy_weight
 from perdure.methods.ewc import EWC, EWCConfig, ewc_gradient, share_of_fisher
 from perdure.methods.lwf import LwF, LwFConfig, lwf_loss, old_classes_loss
@@ -35,6 +35,11 @@ def test_classes_that_compete() -> None:
     assert classes_of(owners, 1, True) == Classes(((0, 1),), ((0, 1), (2, 3, 4)))
     assert classes_of(owners[:2], 0, False) == Classes((), ((0, 1),))
     assert classes_of(owners, 1, False).count == 5
+    # Class 1 comes again in task 1: it competes there too, and is one class all the same.
+    again = classes_of(owners, 1, True, {1: (1,)})
+    assert again == Classes(((0, 1),), ((0, 1), (1, 2, 3, 4)))
+    assert again.count == 5
+    assert classes_of(owners, 1, False, {1: (1,)}) == classes_of(owners, 1, False)
 
 
 def test_a_rows_class() -> None:
@@ -323,6 +328,25 @@ def test_rows_kept_at_unlike_times_count_what_was_known_then() -> None:
     student = tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])
     target = tensor([[0.0, 0.0, torch.nan], [1.0, 2.0, 5.0]])
     torch.testing.assert_close(logit_distance(student, target), tensor([2.5, 4 / 3]))
+
+
+def test_what_is_known_of_a_classifier_of_a_given_size() -> None:
+    """Classes 3 and 1 were learned of five: which numbers they have decides nothing."""
+    found = known(tensor([[0.0, 1.0, 2.0, 3.0, 4.0]]), ((3,), (1,)))
+    expected = tensor([[torch.nan, 1.0, torch.nan, 3.0, torch.nan]])
+    torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+def test_stored_logits_are_of_learned_classes_alone() -> None:
+    """Four columns, of which the rows' two classes are learned."""
+    method = DERpp(DERppConfig(buffer_size=4))
+    model = classifier([[0.1, 0.4], [0.7, -0.2], [0.3, 0.3], [-0.5, 0.1]], [4])
+    rows = rows_of(torch.randn(2, 2), [1, 3])
+    ctx = context(model, rows, method, index=0)
+    ctx._session.classes = Classes((), ((1, 3),))
+    method.end_task(ctx)
+    for entry in method.kept:
+        assert entry["logits"].isfinite().tolist() == [[False, True, False, True]]
 
 
 def test_stored_logits_are_those_of_the_end_of_a_rows_task() -> None:

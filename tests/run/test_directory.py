@@ -14,7 +14,7 @@ from perdure.errors import RunError
 from perdure.files import numbered, read_lines
 from perdure.run import Run
 from perdure.run.damage import verify_scores
-from perdure.seals import newest_sealed, seal
+from perdure.seals import newest_sealed, seal, share, verify
 
 pytestmark = pytest.mark.unit
 
@@ -167,3 +167,19 @@ def test_items_of_lm_evals_tasks_lie_apart(tmp_path: Path) -> None:
     other = make_run(tmp_path / "other", matrix=[], general=())
     other.take_over(run)
     assert other.general_items(0, "t0") == run.general_items(0, "t0")
+
+
+def test_what_two_checkpoints_both_hold_is_stored_once(tmp_path: Path) -> None:
+    """An adapter that stays has some hundred KB; of small files a link saves nothing."""
+    for number, changed in enumerate((b"a", b"b")):
+        folder = tmp_path / f"task-{number}"
+        folder.mkdir()
+        (folder / "adapter-1").write_bytes(b"x" * 65536)
+        (folder / "adapter-2").write_bytes(changed * 65536)
+        (folder / "small").write_bytes(b"x" * 65535)
+        seal(folder, {})
+    older, newer = tmp_path / "task-0", tmp_path / "task-1"
+    share(older, newer)
+    same = {n: (older / n).samefile(newer / n) for n in ("adapter-1", "adapter-2", "small")}
+    assert same == {"adapter-1": True, "adapter-2": False, "small": False}
+    verify(newer, "")

@@ -53,16 +53,14 @@ def test_a_later_score_is_the_recorded_one(
     recipe = load_recipe(path, keys)
     run = tmp_path / "run"
     learn(recipe, Run.create(run, recipe))
-    file = run / "environment.json"
-    known = json.loads(file.read_text())
-    assert known["template_date"] == "2024-07-26"
+    assert Run.open(run).environment()["template_date"] == "2024-07-26"
     now(monkeypatch, 2031)
     for row in scored(run):
         assert row["score"] == pytest.approx(row["recorded"], rel=1e-6)
-    file.write_text(json.dumps({**known, "template_date": ""}))  # so that the test can fail
+    Run.open(run).set_facts({"template_date": ""})  # so that the test can fail
     assert any(abs(row["score"] / row["recorded"] - 1) > 1e-5 for row in scored(run))
     # An audit reads both models with the prompts of the run's start.
-    file.write_text(json.dumps(known))
+    Run.open(run).set_facts({"template_date": "2024-07-26"})
     stream = build_stream(recipe.stream, recipe.general, recipe.folder, recipe.seed)
     for place in (run, run / "checkpoints" / "task-2", run / "checkpoints" / "task-2" / "model"):
         result = audit(tiny_model_dir, place, stream, measures=("tasks",))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from perdure.errors import RecipeError
 from perdure.prepare import load_recipe
-from perdure.recipe.data import DataConfig, StreamConfig
+from perdure.recipe.data import DataConfig, StreamConfig, TaskConfig
 from perdure.streams import TaskStream, build_stream
 from perdure.streams.classes import capped_by_class, dealt
 from perdure.streams.rows import Placed
@@ -171,7 +172,7 @@ def test_a_test_file_is_cut_along(caplog: pytest.LogCaptureFixture) -> None:
     assert "no test row" not in caplog.text
     write("test.csv", ROWS[:4])
     build(tasks=2, test="test.csv")
-    assert "data: 1 classes have no test row, so that no score is of them: loan" in caplog.text
+    assert "data: 1 class has no test row and will have no score: loan" in caplog.text
 
 
 def test_caps_go_by_class() -> None:
@@ -286,14 +287,73 @@ def test_a_test_row_of_a_class_or_a_task_that_is_not_learned() -> None:
     assert found[1].startswith('test.csv:3: the class "pay" is not learned in the task "h"')
 
 
+def test_a_class_of_two_tasks_with_files_of_their_own_is_refused() -> None:
+    """Both places, as where a column names the task: nobody said that it comes again."""
+    write("jan.csv", ROWS)
+    write(
+        "feb.csv", [{"utterance": f"more {i}", "intent": ("pay", "new")[i % 2]} for i in range(9)]
+    )
+    tasks = [
+        {"name": name, "format": "classes", "train": f"{name}.csv", "columns": COLUMNS}
+        for name in ("jan", "feb")
+    ]
+    with pytest.raises(RecipeError) as told:
+        build_stream(StreamConfig.model_validate({"tasks": tasks}), None, Path(), 0)
+    (mistake,) = told.value.mistakes
+    where, _, rest = str(mistake).partition(": ")
+    assert where.startswith("feb.csv:")
+    assert rest.startswith('the class "pay" is in the task "feb", and at jan.csv:')
+    assert rest.splitlines()[1].startswith(
+        "  give each class to one task; one that does come again"
+    )
+
+
+def test_a_text_of_two_classes_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Also where the classes are of two tasks, or the other row is a test row."""
+    more = [
+        {"utterance": "PAY number 0", "intent": "loan"},
+        {"utterance": "pay  number 0", "intent": "pay"},
+    ]
+    write("test.csv", [*ROWS, {"utterance": "bye number 1", "intent": "hello"}])
+    with caplog.at_level(logging.WARNING):
+        build([*ROWS, *more], tasks=3, test="test.csv")
+    (said,) = [text for text in caplog.messages if "more than one class" in text]
+    assert said.startswith(
+        'data: 2 texts have more than one class (the first: train.csv:38 is "loan", train.csv:2 '
+        '"pay"); '
+    )
+    caplog.clear()
+    build(tasks=3)
+    assert "more than one class" not in caplog.text
+
+
+def test_two_cases_of_a_class_are_told_with_a_remedy_that_works(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """`label_names`, which other formats have, has no effect on classes."""
+    rows = [{"utterance": f"say {i}", "intent": ("Pay", "pay", "bye")[i % 3]} for i in range(12)]
+    with caplog.at_level(logging.WARNING):
+        build(rows, tasks=2)
+    assert caplog.messages == [
+        'task data: the labels "Pay" and "pay" differ only in case and count as two; if they are '
+        "one, write both alike"
+    ]
+    write("test.csv", [{"utterance": "no", "intent": "Bye"}])
+    assert wrong(rows, tasks=2, test="test.csv")[0].splitlines()[1:] == ["  write both alike"]
+
+
 def test_lists_that_do_not_fit_the_rows() -> None:
     found = wrong(tasks=[["pay", "helo"], ["bye", "card"]])
     assert found[0].startswith('task data: tasks.0.1: no class is called "helo"')
     assert 'did you mean "hello"?' in found[0]
-    assert [text.split(":")[2].strip() for text in found[1:]] == [
-        'the class "hello" is in no task\n  name every class once, or take its rows out',
-        'the class "loan" is in no task\n  name every class once, or take its rows out',
+    assert found[1:] == [
+        "task data: tasks: 2 classes are in no task: hello, loan\n"
+        "  name every class once, or take its rows out"
     ]
+    assert (
+        "tasks: 1 class is in no task: hello\n"
+        in wrong(tasks=[["pay", "loan"], ["bye", "card"]])[0]
+    )
     assert wrong(tasks=6)[0].startswith("task data: tasks: 6 tasks of 5 classes")
     assert "max_train_rows: 2 rows for the 3 classes" in wrong(tasks=2, max_train_rows=2)[0]
 
@@ -401,3 +461,58 @@ def test_spellings_of_a_class_are_one(caplog: pytest.LogCaptureFixture) -> None:
         stream = build(rows, tasks=6)
     assert len(stream) == 6
     assert "café" in stream.classes
+
+
+# ---- tasks that are listed, each with a file of its own
+
+
+def listed(files: dict[str, list[dict[str, Any]]], **more: dict[str, Any]) -> TaskStream:
+    for name, rows in files.items():
+        write(f"{name}.csv", rows)
+    tasks = [
+        TaskConfig(**{"name": name, "format": "classes", "train": f"{name}.csv",
+                      "columns": COLUMNS, **more.get(name, {})})
+        for name in files
+    ]  # fmt: skip
+    return build_stream(StreamConfig(tasks=tasks), None, Path(), 0)
+
+
+def rows_of(**counts: int) -> list[dict[str, Any]]:
+    return [{"utterance": f"{name} {i}", "intent": name} for name, n in counts.items()
+            for i in range(n)]  # fmt: skip
+
+
+def test_a_class_in_two_listed_tasks_is_refused_with_both_places() -> None:
+    with pytest.raises(RecipeError) as caught:
+        listed({"one": rows_of(pay=4, card=4), "two": rows_of(loan=4, card=4)})
+    (mistake,) = caught.value.mistakes
+    assert re.search(
+        r'two\.csv:\d+: the class "card" is in the task "two", and at one\.csv:\d+ in "one"',
+        str(mistake),
+    )
+    assert "repeat: true" in str(mistake)
+
+
+def test_classes_of_a_listed_task_are_each_learned_and_tested() -> None:
+    """Drawn from all rows alike, a class of two rows would be in one split alone, and a cap of
+    three rows would leave classes out."""
+    stream = listed({"one": rows_of(pay=30, card=2, loan=2)}, one={"max_train_rows": 3})
+    (task,) = stream
+    assert labels(task.train) == {"pay": 1, "card": 1, "loan": 1}
+    assert labels(task.test).keys() == {"pay", "card", "loan"}
+    with pytest.raises(RecipeError, match='the class "card" has 1 row, too few'):
+        listed({"one": rows_of(pay=30, card=1)})
+
+
+def test_a_task_that_is_only_scored_brings_no_class() -> None:
+    """Numbers of classes are the heads' columns, which learned tasks alone have."""
+    only = {"train": None, "test": "again.csv", "learn": "none"}
+    files = {"again": rows_of(loan=2, bye=2), "one": rows_of(pay=9, card=9),
+             "two": rows_of(loan=9, bye=9)}  # fmt: skip
+    stream = listed(files, again=only)
+    assert [task.learn for task in stream] == ["none", "sft", "sft"]
+    assert stream.classes == {"card": 1, "pay": 1, "bye": 2, "loan": 2}
+    with pytest.raises(RecipeError) as caught:
+        listed({"again": rows_of(loan=2, nobody=2), "two": rows_of(loan=9, bye=9)}, again=only)
+    (mistake,) = caught.value.mistakes
+    assert 'the class "nobody" is learned by no task, and the task "again" is only' in str(mistake)

@@ -183,6 +183,20 @@ def test_files_that_are_missing_are_named(tmp_path: Path) -> None:
             assert f"has no file {file}" in text
 
 
+def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The remedy is a folder of the stream's own files: it takes no other ones."""
+    import datasets
+
+    def down(*given: Any, **more: Any) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", down)
+    (first, *_) = wrong("clinc150", None)
+    assert first.splitlines()[-1] == (
+        "  or give local files instead of the hub's: stream.folder: FOLDER with data_full.json"
+    )
+
+
 def test_files_that_hold_something_else(tmp_path: Path) -> None:
     clinc(tmp_path, leave_out="oos_val")
     what = 'data_full.json: has no list "oos_val" of [text, intent]'

@@ -176,7 +176,9 @@ class Source:
     ) -> Table | None:
         """A split of a data set of the hub; None where a mistake was noted."""
         place = self.config.place("name")
-        return self.reader.hub(dataset, subset, split, place, tuple(columns), revision=revision)
+        files = f"the hub's: stream.folder: FOLDER with {', '.join(self.stream.files)}"
+        asked = (dataset, subset, split, place, tuple(columns))
+        return self.reader.hub(*asked, revision=revision, instead=files)
 
 
 def joined(name: str, tables: Iterable[Table]) -> Table:
