@@ -266,8 +266,8 @@ def folders(folder: Path) -> dict[str, Path]:
 
 def write_lists(model: nn.Module, folder: Path) -> None:
     """Write the lists beside the adapters; a single adapter, which is active, needs none."""
-    experts = numbers(holder(model)) if holder(model) is not None else {}
-    if len(names(model)) < 2 and not experts:
+    experts = numbers(model) if holder(model) is model else {}
+    if holder(model) is not model or (len(names(model)) < 2 and not experts):
         return
     lists: dict[str, Any] = {
         "names": names(model), "active": active(model), "trained": trained(model)
@@ -362,8 +362,8 @@ def use_saved(model: nn.Module, folder: Path, *, frozen: bool = False, kept: boo
         frozen: none is trained.
         kept: what a phase has frozen stays so: no parameter becomes one that is trained.
     """
-    if holder(model) is None or len(names(model)) < 2:
-        return
+    if holder(model) is None or len(names(model)) < 2 or not folders(folder):
+        return  # a classifier keeps its adapters in files of its own
     lists, flags = read_lists(folder), _flags(model)
     use(model, lists[0], () if frozen else lists[1])
     if kept:
@@ -379,6 +379,8 @@ def write_first(model: nn.Module, first: Mapping[str, Tensor], folder: Path) -> 
     """Write the first values of added adapters, by parameter name in `first`."""
     from safetensors.torch import save_file
 
+    if holder(model) is not model:  # a classifier draws its adapters' first values again
+        return
     for adapter in names(model):
         if own := {n: first[n].contiguous() for n in parameters_of(model, adapter) if n in first}:
             (folder / FIRST).mkdir(parents=True, exist_ok=True)
