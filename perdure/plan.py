@@ -15,7 +15,7 @@ import operator
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from perdure.protocol.method import Method
 from perdure.streams.kinds import kind, metric
@@ -133,34 +133,26 @@ def plan(
     from perdure import models
 
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    tasks = [_bare(recipe, task) for task in stream]
+    works = _works(recipe, stream)
+    tasks = [_bare(recipe, task, work) for task, work in zip(stream, works, strict=True)]
     if facts is not None and encoder is not None:
         measured = models.measure_speed(0.5)
         speed = (measured.bf16 or measured.fp32) if precision == "bf16" else measured.fp32
         speed *= 1e9 * EFFICIENCY * processes
         if kind(stream.tasks[0].kind).writes:
             tasks = [
-                _plan(bare, recipe, task, encoder, facts, micro_batch, precision, speed)
-                for bare, task in zip(tasks, stream, strict=True)
+                _plan(bare, recipe, task, work, encoder, facts, micro_batch, precision, speed)
+                for bare, task, work in zip(tasks, stream, works, strict=True)
             ]
         else:
             facts, parts, adapters = _with_heads(recipe, stream, facts)
             tasks = [
                 _plan_of_classes(
-                    bare,
-                    recipe,
-                    task,
-                    encoder,
-                    facts,
-                    micro_batch,
-                    precision,
-                    speed,
-                    parts,
-                    i,
-                    adapters,
+                    bare, recipe, task, works[i], encoder, facts, micro_batch, precision, speed,
+                    parts, i, adapters,
                 )
                 for i, (bare, task) in enumerate(zip(tasks, stream, strict=True))
-            ]
+            ]  # fmt: skip
     return Plan(
         recipe=recipe.name,
         methods=tuple(spec.name for spec in recipe.methods),
@@ -177,16 +169,48 @@ def plan(
     )
 
 
-def _bare(recipe: Recipe, task: Task) -> TaskPlan:
+class _Work(NamedTuple):
+    """The tasks whose rows a task trains on, and how many of those are in a step."""
+
+    tasks: tuple[Task, ...]
+    batch: int
+
+    @property
+    def rows(self) -> int:
+        return sum(len(task.train) for task in self.tasks)
+
+    def widths(self, encoder: RowEncoder) -> list[int]:
+        """Tokens of each row that is trained on."""
+        return [n for task in self.tasks for n in encoder.lengths((task.name, "train"))]
+
+
+def _works(recipe: Recipe, stream: TaskStream) -> list[_Work]:
+    """Each task's: `joint` trains on all rows so far, `mix: half` on half a batch of new ones."""
+    from perdure.methods import registry
+
+    methods = registry.build(recipe.methods)
+    all_rows = any(method.needs_old_rows for method in methods)
+    halves = any(method.halves for method in methods)
+    found: list[_Work] = []
+    before: tuple[Task, ...] = ()
+    for task in stream:
+        batch = recipe.train.batch_size // (2 if halves and before else 1)
+        found.append(_Work((*before, task) if all_rows else (task,), batch))
+        before += () if task.learn == "none" else (task,)
+    return found
+
+
+def _bare(recipe: Recipe, task: Task, work: _Work) -> TaskPlan:
     from perdure.engine.batching import steps_of
 
+    steps = 0 if task.learn == "none" else steps_of(recipe, work.rows, batch_size=work.batch)
     return TaskPlan(
         task=task.name,
         metric=metric(task.metric).name,
         train_rows=len(task.train),
         validation_rows=len(task.validation),
         test_rows=len(task.test),
-        steps=0 if task.learn == "none" else steps_of(recipe, len(task.train)),
+        steps=steps,
         classes=tuple(task.labels) if kind(task.kind).classes else (),
     )
 
@@ -195,6 +219,7 @@ def _plan(
     bare: TaskPlan,
     recipe: Recipe,
     task: Task,
+    work: _Work,
     encoder: RowEncoder,
     facts: ModelFacts,
     micro: int,
@@ -203,7 +228,7 @@ def _plan(
 ) -> TaskPlan:
     splits = ("train", "validation", "test")
     lengths = {split: encoder.lengths((task.name, split)) for split in splits}
-    widths = lengths["train"]
+    widths = work.widths(encoder)
     tokens = round(bare.steps * recipe.train.batch_size * sum(widths) / max(1, len(widths)))
     n, trained = facts.parameters, facts.trainable
     again = 2 * n if recipe.train.gradient_checkpointing else 0
@@ -259,6 +284,7 @@ def _plan_of_classes(
     bare: TaskPlan,
     recipe: Recipe,
     task: Task,
+    work: _Work,
     encoder: RowEncoder,
     facts: ModelFacts,
     micro: int,
@@ -272,9 +298,9 @@ def _plan_of_classes(
     from perdure.engine.batching import steps_of
 
     lengths = {s: encoder.lengths((task.name, s)) for s in ("train", "validation", "test")}
-    widths, rows, (learns, heads) = lengths["train"], len(task.train), parts[number]
-    steps = steps_of(recipe, rows, learns) if learns else 0
-    head_steps = steps_of(recipe, rows, heads) if heads else 0
+    widths, rows, (learns, heads) = work.widths(encoder), work.rows, parts[number]
+    steps = steps_of(recipe, rows, learns, work.batch) if learns else 0
+    head_steps = steps_of(recipe, rows, heads, work.batch) if heads else 0
     mean = sum(widths) / max(1, len(widths))
     trained, once = steps * recipe.train.batch_size, 0 if heads is None else rows
     # A token's embedding is looked up, and a body has no head over the vocabulary.

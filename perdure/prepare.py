@@ -217,6 +217,7 @@ def _prepare(
     from perdure.engine.rows import encode_stream
     from perdure.scoring import metrics
     from perdure.streams import kinds, lm_eval_tasks
+    from perdure.streams.growing import refuse_beyond
 
     tell = (lambda text: None) if display is None else display.message
     stream = stream or stream_of(recipe)
@@ -227,6 +228,8 @@ def _prepare(
             f"classes, and these tasks are of kind {kind.name}",
             "leave it out",
         )
+    if kind.classes:
+        refuse_beyond(recipe, len(stream.classes))
     methods = tuple(chosen_methods(recipe, stream)) if training else ()
     if recipe.general is not None and recipe.general.tasks:
         tell(f"{recipe.name}: reading lm-eval tasks {', '.join(recipe.general.tasks)}")
@@ -234,8 +237,6 @@ def _prepare(
     metrics.try_own(stream)
     if not training:
         return Prepared(recipe, stream, methods, None, general, recipe.train.batch_size, 1, None)
-    if kind.classes:
-        _refuse_no_room(recipe, len(stream.classes))
     micro, accumulation = split_batch(recipe, int(os.environ.get("WORLD_SIZE", "1")))
     facts, encoder = None, None
     if any(method.halves for method in methods):
@@ -252,16 +253,6 @@ def _prepare(
         tell(f"{recipe.name}: checking {count:,} rows of {len(stream)} tasks")
         encode_stream(stream, encoder, facts.context_length or None)
     return Prepared(recipe, stream, methods, encoder, general, micro, accumulation, facts)
-
-
-def _refuse_no_room(recipe: Recipe, count: int) -> None:
-    """Refuse more classes than the recipe allocates beforehand."""
-    room = recipe.model.head.preallocate
-    if isinstance(room, int) and 0 < room < count:
-        raise UsageError(
-            f"{recipe.place('model.head.preallocate')}: {room}: the stream has {count} classes",
-            "write a higher number, or all, or 0: heads grow by themselves",
-        )
 
 
 def _refuse_headless(recipe: Recipe, methods: Sequence[Method], facts: ModelFacts) -> None:

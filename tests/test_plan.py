@@ -65,6 +65,9 @@ def learned(recipe: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> list[An
         ("bert", {"name": "seq_star", "warmup_epochs": 0}, 48 + 24, 24),
         ("bert", {"name": "seq_star", "warmup_epochs": 1, "prototype": "raw"}, 16 + 48 + 24, 0),
         ("bert", {"name": "sequential"}, 2 * 48 + 8 * (3 + 2 + 1), 0),
+        ("bert", {"name": "joint"}, 2 * (16 + 32 + 48) + 8 * (3 + 2 + 1), 0),
+        # From the second task on twice the steps, each of two new and two kept rows.
+        ("bert", {"name": "replay", "mix": "half"}, 2 * (16 + 32 + 32) + 8 * (3 + 2 + 1), 0),
     ],
 )
 def test_the_body_reads_what_was_planned(
@@ -78,14 +81,16 @@ def test_the_body_reads_what_was_planned(
     found = planned(recipe)
     assert found.body_passes == passes
     assert sum(task.head_steps or 0 for task in found.tasks) == heads
-    (model,) = learned(recipe, tmp_path / "run", monkeypatch)
-    assert model.hooked == model.body_passes == passes
+    made = learned(recipe, tmp_path / "run", monkeypatch)
+    # joint looks at the base model once more, which reads nothing.
+    assert sum(m.hooked for m in made) == sum(m.body_passes for m in made) == passes
+    model = made[0]
     log = Run.open(tmp_path / "run").log_rows()
     steps = {(row["after"], row["phase"]): row["steps"] for row in log}
     assert sum(task.steps for task in found.tasks) == sum(steps.values())
     # What learns at any time: the whole body and six classes' weights, or those alone.
     own = sum(p.numel() for p in model.parameters())
-    body_learns = method["name"] == "sequential" or method.get("warmup_epochs") != 0
+    body_learns = method["name"] != "seq_star" or method.get("warmup_epochs") != 0
     assert found.parameters == own
     assert found.trainable == (own if body_learns else 6 * 32)
 

@@ -41,6 +41,7 @@ from perdure.processes import Progress, rank
 from perdure.protocol.labels import Classes, classes_of
 from perdure.scoring.answers import ranked
 from perdure.scoring.score import TaskScore
+from perdure.streams.growing import refuse_beyond
 from perdure.streams.kinds.classes import ACCURACY, AMONG_ALL, WITHIN_TASK
 from perdure.streams.rows import row_key
 from perdure.streams.task import Row, Task
@@ -120,6 +121,7 @@ class ClassificationLearner(AdapterLogits):
         if head.preallocate == "all" and not model.heads.classes:
             seed = seed_of(self.recipe.seed, "allocate")
             drawn(lambda: model.heads.allocate(len(self.classes)), seed)
+        refuse_beyond(self.recipe, len(self.classes))
         reserve = model.heads.reserve
         named = () if reserve is None else reserve.named_parameters()
         self._first_reserve = {n: p.detach().cpu().clone() for n, p in named}

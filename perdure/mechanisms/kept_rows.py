@@ -75,7 +75,7 @@ class Buffered(Method):
         super().__init__(config)
         self.kept: Kept = []
         self.seen = 0
-        self.halves = config.mix == "half"
+        self.halves = self.config.mix == "half"
         self._rows: list[dict[str, Any]] | None = None
 
     def check(self, classes: Sequence[str]) -> None:

@@ -40,22 +40,24 @@ class DERppConfig(BufferConfig):
     beta: float = Field(0.5, ge=0, description="weight of the kept rows' cross-entropy")
     ratio: float = Field(1.0, gt=0, description="on top: kept rows a step, over the batch size")
     target: Literal["stored", "snapshot"] = Field(
-        "stored",
-        description="stored: the logits when a row was kept; snapshot: those of the model as the "
-        "last task left it, as SEQ*'s released code has it",
+        "stored", description="stored: as a row was kept; snapshot: the last task's model's"
     )
     distill_new_rows: bool = Field(
         False,
         description="with snapshot, tasks known: new rows too get beta and alpha, held to the "
         "snapshot's untrained head, as SEQ*'s released code does",
     )
+    official: bool = Field(
+        False, description="as SEQ*'s code: mix: half, target: snapshot, distill_new_rows: true"
+    )
 
     def mistakes(self) -> Iterator[Mistake]:
         yield from super().mistakes()
-        if self.distill_new_rows and self.target == "stored":
-            yield Mistake(
-                ("distill_new_rows",), "new rows have no stored logits", "write target: snapshot"
-            )
+        if self.official and self.ratio != 1:
+            yield Mistake(("ratio",), "has no effect with official: true", "leave it out")
+        if self.distill_new_rows and self.target == "stored" and not self.official:
+            what = "new rows have no stored logits"
+            yield Mistake(("distill_new_rows",), what, "write target: snapshot")
 
 
 def logit_distance(student: Tensor, target: Tensor) -> Tensor:
@@ -78,12 +80,13 @@ def known(logits: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
 class DERpp(Buffered):
     Config = DERppConfig
     config: DERppConfig
+    released: ClassVar = {"mix": "half", "target": "snapshot", "distill_new_rows": True}
     example_options: ClassVar = {"buffer_size": 6, "ratio": 0.4}
     noop_options: ClassVar = {"alpha": 0, "beta": 0}
 
     def __init__(self, config: DERppConfig) -> None:
         super().__init__(config)
-        teacher = "previous" if config.target == "snapshot" else None
+        teacher = "previous" if self.config.target == "snapshot" else None
         self.requires = Requires(logits=True, rows=True, teacher=teacher)
 
     def encoded(self, ctx: Context, entry: Mapping[str, Any]) -> dict[str, Any]:

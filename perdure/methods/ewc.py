@@ -15,6 +15,7 @@ Cost: two fp32 copies of the trainable weights; `rows` single-row gradients at t
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -40,17 +41,23 @@ class EWCConfig(MethodConfig):
         "per_sample",
         description="squared gradients of rows, or of batches times their rows (SEQ*'s code)",
     )
-    tasks: Literal["sum", "online"] = Field(
+    tasks: Literal["sum", "online", "mean"] = Field(
         "sum",
-        description="sum: a penalty for each task; online: one, around the last task's weights",
+        description="sum: a penalty each; online: one, around the last weights; mean: with mean F",
     )
     decay: float = Field(
         1.0, ge=0, le=1, description="online: what the older Fisher is multiplied by at each task"
     )
+    official: bool = Field(
+        False, description="as SEQ*'s code: fisher_mode: batch, tasks: mean, and all rows"
+    )
 
     def mistakes(self) -> Iterator[Mistake]:
-        if self.tasks == "sum" and self.decay != 1:
-            yield Mistake(("decay",), "has no effect with tasks: sum", "write tasks: online")
+        if self.official and self.rows != 64:
+            yield Mistake(("rows",), "has no effect with official: true", "leave it out")
+        if (self.official or self.tasks != "online") and self.decay != 1:
+            what = f"has no effect with tasks: {'mean' if self.official else self.tasks}"
+            yield Mistake(("decay",), what, "write tasks: online")
 
 
 def ewc_gradient(weight: Tensor, fisher: Tensor, center: Tensor, lam: float) -> Tensor:
@@ -67,6 +74,11 @@ def add_penalty(
     return total, center + share * apart, (fisher * share * apart.square()).sum()
 
 
+def mean_of_fishers(new: Tensor, old: Tensor | None, before: int) -> Tensor:
+    """The mean over a new task's F and `before` earlier ones, whose mean is `old`; None is 0."""
+    return new / (before + 1) if old is None else (new + before * old) / (before + 1)
+
+
 def share_of_fisher(mean: Tensor, tokens: float, rows: int, total: int) -> Tensor:
     """What `rows` of `total` rows add to F, from the mean gradient of their tokens."""
     return (tokens * mean.float()).square() * rows / total
@@ -77,6 +89,7 @@ class EWC(Method):
     config: EWCConfig
     requires = Requires(rows=True)
     saved = ("fisher", "center", "constant")
+    released: ClassVar = {"fisher_mode": "batch", "tasks": "mean", "rows": sys.maxsize}
     example_options: ClassVar = {"lam": 50, "rows": 4}
     noop_options: ClassVar = {"lam": 0, "rows": 2}
 
@@ -128,13 +141,12 @@ class EWC(Method):
                 new[name] += share_of_fisher(mean, tokens / len(part), len(part), len(rows))
         for name, fisher in new.items():
             old = self.fisher.get(name)
-            if old is None:
-                self.fisher[name], self.center[name] = fisher, weights[name]
-            elif self.config.tasks == "online":
-                self.fisher[name] = self.config.decay * old + fisher
-                self.center[name] = weights[name]
-            else:
-                self.fisher[name], self.center[name], rest = add_penalty(
-                    old, self.center[name], fisher, weights[name]
-                )
-                self.constant += float(full(rest))
+            center, rest = weights[name], fisher.new_zeros(())
+            if self.config.tasks == "mean":
+                fisher = mean_of_fishers(fisher, old, ctx.task_index)
+            elif old is not None and self.config.tasks == "online":
+                fisher = self.config.decay * old + fisher
+            elif old is not None:
+                fisher, center, rest = add_penalty(old, self.center[name], fisher, center)
+            self.fisher[name], self.center[name] = fisher, center
+            self.constant += float(full(rest))

@@ -157,7 +157,7 @@ class ClassEncoder:
     def _found(self, text: str) -> dict[str, Any]:
         if not self.starts:
             return {"input_ids": self._read(text)}
-        found = self.tokenizer(text, return_offsets_mapping=True)
+        found = self.tokenizer(text, return_offsets_mapping=True, verbose=False)
         spans: Sequence[tuple[int, int]] = found["offset_mapping"]
         places = [text.index(marker) for marker, _ in (HEAD, TAIL)]
         starts = [

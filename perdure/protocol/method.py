@@ -125,6 +125,8 @@ class Method:
     """True if `gradients` replaces the gradient's direction, so that two such methods clash."""
     says: str = ""
     """A line for the run's log and its report, of what it computes otherwise than one expects."""
+    released: ClassVar[Mapping[str, Any]] = {}
+    """What its option `official` sets: the options with which it computes as released code does."""
     example_options: ClassVar[Mapping[str, Any]] = {}
     """Options under which it acts on small tasks: what `perdure.testing.check_method` runs."""
     noop_options: ClassVar[Mapping[str, Any] | None] = None
@@ -138,6 +140,10 @@ class Method:
     """Numbers of the classes of all tasks that it was on so far; `perdure.attach` keeps them."""
 
     def __init__(self, config: Any) -> None:
+        if self.released and config.official:
+            config = config.model_copy(update=dict(self.released))
+            told = "official: it computes as the code released with SEQ* does"
+            self.says = f"{name_of(self)}: {told}"
         self.config = config
 
     def check(self, classes: Sequence[str]) -> None:

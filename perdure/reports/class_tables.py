@@ -10,7 +10,7 @@ from perdure.errors import printable
 from perdure.reports import classes, probed
 from perdure.reports.data import RunView
 from perdure.reports.format import number
-from perdure.reports.scenarios import MEANING
+from perdure.reports.scenarios import MEANING, foreknown
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,6 +26,8 @@ def scenarios(runs: Sequence[RunView]) -> Iterator[str]:
         if name:
             yield f"{name}: {MEANING[name]}"
     for run in runs:
+        if told := foreknown(run.recipe):
+            yield f"{run.label}: {told}"
         worst = [one for one in classes.by_loss(run) if one.loss > 0]
         if worst:
             named = ", ".join(

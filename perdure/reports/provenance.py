@@ -11,6 +11,7 @@ from typing import Any
 from perdure.reports import tradeoff
 from perdure.reports.data import MISSING, RunView
 from perdure.reports.format import DASH
+from perdure.reports.scenarios import foreknown
 
 
 def cost(runs: Sequence[RunView]) -> dict[str, Any] | None:
@@ -73,7 +74,7 @@ def environments(runs: Sequence[RunView]) -> list[dict[str, Any]]:
     """One block for each environment: the runs that share it, and its facts."""
     blocks: list[dict[str, Any]] = []
     for label, member in [(run.label, member) for run in runs for member in run.members]:
-        facts = [*_facts(member.environment), *_released(member.recipe)]
+        facts = [*_facts(member.environment), *_released(member.recipe), *_foreknown(member.recipe)]
         same = next((block for block in blocks if block["facts"] == facts), None)
         if same is None:
             blocks.append({"labels": [label], "facts": facts})
@@ -88,6 +89,12 @@ def _released(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
     specs = [chosen] if isinstance(chosen, Mapping) else list(chosen)
     names = [str(s["name"]) for s in specs if isinstance(s, Mapping) and s.get("official") is True]
     return [("As released", ", ".join(f"{name} (official: true)" for name in names))] * bool(names)
+
+
+def _foreknown(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What it used of classes that were not learned yet."""
+    told = foreknown(recipe)
+    return [("Future knowledge", told)] * bool(told)
 
 
 def _facts(environment: Mapping[str, Any]) -> list[tuple[str, str]]:

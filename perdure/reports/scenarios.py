@@ -24,6 +24,20 @@ def scenario_of(rows: Sequence[Mapping[str, Any]]) -> str:
     return "" if not named else (OWN if _OTHER[named[0]] == ALL else ALL)
 
 
+def foreknown(recipe: Mapping[str, Any]) -> str:
+    """What a run's recipe told of classes to come, by allocating them beforehand; else ""."""
+    model = recipe.get("model")
+    head = model.get("head") if isinstance(model, Mapping) else None
+    kept = head.get("preallocate") if isinstance(head, Mapping) else None
+    if not kept:
+        return ""
+    many = "all of the stream’s classes" if kept == "all" else f"{kept} classes"
+    return (
+        f"model.head.preallocate: {kept} uses future knowledge: from the first task on {many} were "
+        "in the softmax, those to come as negatives"
+    )
+
+
 def other_scores(
     scenario: str,
     matrix: ScoreMatrix,

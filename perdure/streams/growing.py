@@ -84,6 +84,16 @@ def refuse_classes(recipe: Recipe, old: Sequence[Task], new: Sequence[Task]) -> 
         raise RecipeError(wrong)
 
 
+def refuse_beyond(recipe: Recipe, classes: int) -> None:
+    """Raise `UsageError` for more classes than `model.head.preallocate` has room for."""
+    room = recipe.model.head.preallocate
+    if isinstance(room, int) and 0 < room < classes:
+        raise UsageError(
+            f"{recipe.place('model.head.preallocate')}: {room}: the stream has {classes} classes",
+            "write a higher number, or all, or 0: heads grow by themselves",
+        )
+
+
 def _first(task: Task, label: str) -> str:
     """Where a class's first row stands."""
     for row in (*task.train, *task.validation, *task.test):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from perdure.errors import DataError, brief
 from perdure.streams.cells import folded
-from perdure.streams.kinds import Format, format_of
+from perdure.streams.kinds import Format
 from perdure.streams.tables import Mistakes, choices
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def settle_labels(
     declared = tuple(config.labels or dict.fromkeys((config.label_names or {}).values()))
     split = "train" if "train" in splits else "test"
     whose = "declared labels" if declared else f"labels of the {_CALLED[split]} split"
-    labels = declared or _found(splits[split], form.label, config)
+    labels = declared or _found(splits[split], form, config.name)
     if not labels:
         return ()
     # A table that is one task among others may have one class.
@@ -52,10 +52,8 @@ def settle_labels(
             remedy = choices(label, labels, whose)
             if (other := lower.get(_form(label, True))) is not None:
                 what = f'{what}: it differs only in case from "{brief(other)}"'
-                remedy = ["write both alike"]
-                if not _of_classes(config):
-                    names = f"{{{brief(label)}: {brief(other)}}}"
-                    remedy = [f"write both alike, or map it: label_names: {names}"]
+                mapped = f", or map it: label_names: {{{brief(label)}: {brief(other)}}}"
+                remedy = [f"write both alike{mapped if form.renames else ''}"]
             mistakes.add(placed.source, what, remedy)
     return labels
 
@@ -84,15 +82,9 @@ def same_tokens(
     return found
 
 
-def _of_classes(config: TaskConfig) -> bool:
-    """Whether the rows' kind has classes, which take no label_names."""
-    return format_of(config.format)[0].classes
-
-
-def _found(train: list[Placed], key: str, config: TaskConfig) -> tuple[str, ...]:
+def _found(train: list[Placed], form: Format, task: str) -> tuple[str, ...]:
     """The labels of the training rows, each in its most frequent form, sorted."""
-    task = config.name
-    counts = Counter(placed.row[key] for placed in train)
+    counts = Counter(placed.row[form.label] for placed in train)
     forms: dict[Hashable, list[Any]] = {}
     for label in sorted(counts, key=lambda label: (-counts[label], len(label), label)):
         forms.setdefault(_form(label), []).append(label)
@@ -111,7 +103,7 @@ def _found(train: list[Placed], key: str, config: TaskConfig) -> tuple[str, ...]
             "one, %s",
             task,
             *map(brief, pair),
-            "write both alike" if _of_classes(config) else "map one to the other in label_names",
+            "map one to the other in label_names" if form.renames else "write both alike",
         )
     return tuple(labels)
 

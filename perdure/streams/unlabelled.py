@@ -128,7 +128,8 @@ class Unlabelled:
             return []
         for record in table.records:
             values = dict.fromkeys(table.columns) | record.values | {ANSWER: "?"}
-            if self.first in self.form.whole:
+            # A conversation; a relation's tokens are one column too, but its label is another.
+            if self.first in self.form.whole and not self.form.label:
                 source = self.task.column(self.first)
                 values[source] = _with_an_answer(values[source])
             try:

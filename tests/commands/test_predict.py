@@ -285,6 +285,39 @@ def test_a_conversation_ends_in_what_is_asked(texts: Path) -> None:
     assert row["prompt"] == [asked[0], ask[2]]
 
 
+def test_relations_are_answered_as_they_were_learned(tmp_path: Path) -> None:
+    """By markers in the text, or by both entities; a row without them is told."""
+    rows = [
+        {"tokens": f"so {i} Ann {name} Acme", "head": "Ann", "tail": "Acme", "label": name}
+        for name in ("joined", "left", "founded", "sold") for i in range(6)
+    ]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = {
+        "model": {"path": str(save_encoder(tmp_path / "model")), "pooling": "entity_starts"},
+        "stream": {"data": {"train": "rows.jsonl", "format": "relations", "tasks": 2}},
+        "method": {"name": "seq_star", "warmup_epochs": 1},
+        "train": {"epochs": 1, "precision": "fp32"},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    run = learned(tmp_path / "recipe.yaml", tmp_path / "run")
+    items = [
+        json.loads(line)
+        for file in sorted((run / "items").glob("after-2-*"))
+        for line in file.read_text().splitlines()
+    ]
+    assert len(items) == 4
+    predict = perdure.load_predictor(run)
+    said = [item["prediction"] for item in items]
+    assert [a["class"] for a in predict([item["prompt"] for item in items])] == said
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text((tmp_path / "rows.jsonl").read_text())
+    found = {a["text"]: a["class"] for a in predict.each(predict.file(bare))}
+    assert [found[item["prompt"]] for item in items] == said
+    for text, why in (("Ann left", "no markers"), ("[E11] Ann [E12] left", r"\[E21\] is missing")):
+        with pytest.raises(RecipeError, match=why):
+            predict([text])
+
+
 def test_a_text_too_long_for_the_model(texts: Path) -> None:
     predict = perdure.load_predictor(texts)
     with pytest.raises(PerdureError, match="tokens, and the model reads"):

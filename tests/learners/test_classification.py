@@ -405,6 +405,9 @@ def test_more_classes_than_preallocated(encoder_dir: Path, tmp_path: Path) -> No
     with pytest.raises(PerdureError, match=told):
         prepare(changed)  # which `run --check` does, before a run's directory is made
     prepare(perdure.load_recipe(recipe, ["model.head.preallocate=6"]))
+    ready, folders = prepare(perdure.load_recipe(recipe)), Folders.below(tmp_path)
+    with pytest.raises(PerdureError, match="preallocate: 4: the stream has 6 classes"):
+        build(changed, ready.stream, methods=ready.methods, precision="fp32", folders=folders)
 
 
 @pytest.mark.parametrize("kept", [6, "all"])

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from perdure.errors import UsageError
 from perdure.mechanisms.buffer import by_class, class_quota, herded
+from perdure.methods import registry
 from perdure.methods.derpp import LOGITS, DERpp, DERppConfig, known, logit_distance
 from perdure.methods.eaft import entropy_weight
-from perdure.methods.ewc import EWC, EWCConfig, ewc_gradient, share_of_fisher
+from perdure.methods.ewc import EWC, EWCConfig, ewc_gradient, mean_of_fishers, share_of_fisher
 from perdure.methods.lwf import LwF, LwFConfig, lwf_loss, old_classes_loss
 from perdure.methods.replay import Replay, ReplayConfig
 from perdure.protocol.labels import Classes, class_of, classes_of
@@ -102,6 +103,35 @@ def test_the_penalty_by_hand() -> None:
     assert (fisher * moved.square()).sum().item() / 2 * 5000 == pytest.approx(0.625)
     pull = ewc_gradient(moved, fisher, torch.zeros(3), 5000.0)
     torch.testing.assert_close(pull, tensor([25.0, -10.0, 0.0]))
+
+
+def test_the_mean_of_fishers_by_hand() -> None:
+    """Specification, example 10.2: merged F of tasks with 0.4, 0.1 and 0.7."""
+    first = mean_of_fishers(tensor(0.4), None, 0)
+    second = mean_of_fishers(tensor(0.1), first, 1)
+    assert second.item() == pytest.approx(0.25)
+    assert mean_of_fishers(tensor(0.7), second, 2).item() == pytest.approx(0.4)
+    # Of a head that came with the third task the earlier ones knew nothing.
+    assert mean_of_fishers(tensor(0.6), None, 2).item() == pytest.approx(0.2)
+
+
+def test_the_released_ewc_is_of_batches_of_all_rows_and_a_mean() -> None:
+    model = classifier(TABLE, [2])
+    rows = rows_of(INPUTS * 30, RIGHT * 30)  # more than `rows` takes otherwise
+    method, plain = EWC(EWCConfig(official=True)), EWC(EWCConfig(fisher_mode="batch", rows=90))
+    name = "heads.parts.0.weight"
+    for one in (method, plain):
+        one.end_task(context(model, rows, one, index=0, batch_size=2))
+    first = method.fisher[name]
+    torch.testing.assert_close(first, plain.fisher[name])
+    write(model, tensor(TABLE) + 0.5)
+    method.end_task(context(model, rows, method, index=1, batch_size=2))
+    fresh = EWC(EWCConfig(fisher_mode="batch", rows=90))
+    fresh.end_task(context(model, rows, fresh, index=1, batch_size=2))
+    torch.testing.assert_close(method.fisher[name], (fresh.fisher[name] + first) / 2)
+    torch.testing.assert_close(method.center[name], tensor(TABLE) + 0.5)
+    assert method.says.startswith("ewc: official:")
+    assert plain.says == ""
 
 
 def test_of_a_head_that_grew_the_old_rows_are_held_alone() -> None:
@@ -322,6 +352,31 @@ def test_derpp_within_tasks_by_hand(new_too: bool, total: float) -> None:
     terms = method.loss(ctx, main, extra)
     found = main.nll.mean() + sum(terms.values())
     assert found.item() == pytest.approx(total, abs=1e-6)
+
+
+def test_the_released_derpp() -> None:
+    method = DERpp(DERppConfig(official=True))
+    found = method.config
+    assert (found.mix, found.target, found.distill_new_rows) == ("half", "snapshot", True)
+    assert method.halves
+    assert method.requires.teacher == "previous"
+    assert method.says.startswith("derpp: official:")
+    assert DERpp(DERppConfig()).says == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "key"),
+    [
+        ("derpp", {"ratio": 0.5}, "ratio"),
+        ("ewc", {"rows": 8}, "rows"),
+        ("ewc", {"tasks": "online", "decay": 0.5}, "decay"),
+    ],
+)
+def test_what_the_released_code_leaves_no_choice_of(
+    name: str, options: dict[str, Any], key: str
+) -> None:
+    with pytest.raises(UsageError, match=f"{key}.*has no effect"):
+        registry.load_config(name, {**options, "official": True})
 
 
 def test_rows_kept_at_unlike_times_count_what_was_known_then() -> None:

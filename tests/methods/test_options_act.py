@@ -37,7 +37,7 @@ FORMS: dict[str, tuple[dict[str, Any], ...]] = {
     "gere": ({}, {"weight": "dynamic"}),
     "gere_distance": ({"norm": "l1"}, {"norm": "l2"}),
     "gere_kl": ({}, {"temperature": 1.0}),
-    "ewc": ({"tasks": "sum"}, {"tasks": "online"}),
+    "ewc": ({"tasks": "sum"}, {"tasks": "online"}, {"tasks": "mean"}),
     "replay": ({"policy": "balanced"}, {"policy": "reservoir"}, {"mix": "half"}),
     "derpp": ({"target": "stored"}, {"target": "snapshot"}, {"mix": "half"}),
 }
@@ -56,8 +56,8 @@ OTHER: dict[str, Any] = {
     "lam": 3.0, "rows": 2, "tasks": "online", "decay": 0.5, "buffer_size": 3,
     "policy": "reservoir", "ratio": 0.5, "tolerance": 0.0, "grid": [0.25], "embeddings": False,
     "start": "current", "alpha": 2.0, "beta": 2.0, "target": "snapshot", "distill_new_rows": True,
-    "balance": "class", "choose": "herding", "fisher_mode": "batch", "square": True, "l2": 0.1,
-    "experts": 2,
+    "balance": "class", "choose": "herding", "fisher_mode": "batch", "official": True,
+    "square": True, "l2": 0.1, "experts": 2,
 }  # fmt: skip
 """Another value of each option than its default."""
 
@@ -66,9 +66,10 @@ OTHERS: dict[str, dict[str, Any]] = {
     "freeze": {"layers": 0}, "replay": {"mix": "half"}, "derpp": {"mix": "half"},
 }  # fmt: skip
 """Where two methods have an option of one name and different values."""
-ELSEWHERE = {"own_share", "balance", "choose", "distill_new_rows"}
+ELSEWHERE = {"own_share", "balance", "choose", "distill_new_rows", "official"}
 """The first acts where the model samples its own texts: see
-test_own_share_decides_how_many_are_sampled; the others on classes: see test_classes_by_hand.py."""
+test_own_share_decides_how_many_are_sampled; the others on classes, or they set several of these:
+see test_classes_by_hand.py."""
 
 
 def refused(name: str, options: dict[str, Any]) -> str:

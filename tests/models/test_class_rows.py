@@ -192,6 +192,25 @@ def test_a_long_relation_in_its_template(tokenizer: Any) -> None:
         ClassEncoder(tokenizer, None, 6, "last").encode({"text": "pay my bill", "label": "pay"})
 
 
+def test_a_text_that_is_cut_is_not_called_an_error(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The tokenizer's own warning, of "indexing errors" to come, would be false."""
+    from transformers.utils import logging as their_logging
+
+    monkeypatch.setattr(tokenizer, "model_max_length", 12)
+    monkeypatch.setattr(tokenizer, "deprecation_warnings", {}, raising=False)
+    their_logging.enable_propagation()
+    try:
+        with caplog.at_level(logging.WARNING):
+            encoder = ClassEncoder(tokenizer, None, 20, "mean")
+            encoder.encode({"text": "many words " * 30, "label": "a"})
+    finally:
+        their_logging.disable_propagation()
+    assert len(encoder.cut) == 1
+    assert not [r for r in caplog.records if "indexing errors" in r.getMessage()]
+
+
 def test_how_many_texts_are_cut_is_told_once_a_split(
     tokenizer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -241,6 +241,23 @@ def test_the_terminal_prints_both_averages(large: list[Run]) -> None:
     assert max(map(len, text.splitlines())) <= 80
 
 
+@pytest.mark.parametrize(("kept", "told"), [("all", "all of the stream’s classes"), (9, "9 cl")])
+def test_classes_that_were_allocated_beforehand_are_told(
+    kept: object, told: str, tmp_path: Path, small: Run
+) -> None:
+    """Who looks at the future says so, in the terminal and on the page; nobody else does."""
+    run = make_class_run(tmp_path / "run", tasks=3, classes=2)
+    recipe = run.path / "recipe.yaml"
+    text = recipe.read_text("utf-8")
+    head = f"model:\n  head:\n    preallocate: {kept}\n"
+    recipe.write_text(text.replace("model:\n", head), "utf-8")
+    says = f"model.head.preallocate: {kept} uses future knowledge: from the first task on {told}"
+    found = Run.open(run.path)
+    assert says in " ".join(text_of([found], 200).split())
+    assert says in " ".join(render([found]).split())
+    assert "future knowledge" not in text_of([small]) + render([small])
+
+
 # --- classes
 
 

@@ -516,3 +516,15 @@ def test_a_task_that_is_only_scored_brings_no_class() -> None:
         listed({"again": rows_of(loan=2, nobody=2), "two": rows_of(loan=9, bye=9)}, again=only)
     (mistake,) = caught.value.mistakes
     assert 'the class "nobody" is learned by no task, and the task "again" is only' in str(mistake)
+
+
+def test_spellings_that_differ_in_case_are_told_with_a_remedy_that_helps(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """`label_names` has no effect on classes, so it is no remedy."""
+    rows = [*ROWS, *({**row, "intent": row["intent"].upper()} for row in ROWS)]
+    with caplog.at_level(logging.WARNING):
+        build(rows, tasks=2)
+    told = [r.getMessage() for r in caplog.records if "only in case" in r.getMessage()]
+    assert told
+    assert all(line.endswith("if they are one, write both alike") for line in told)

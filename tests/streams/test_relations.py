@@ -55,6 +55,9 @@ def test_a_marked_text_taken_apart() -> None:
     assert (found.left, found.right) == ("", " , as Ann said .")
     assert found.left + found.middle + found.right == MARKED
     assert unmarked(MARKED) == TEXT
+    close = "[E11]Ann Lee[E12] works for [E21]Acme[E22]."  # as some corpora mark them
+    assert unmarked(close) == "Ann Lee works for Acme."
+    assert relation(close)[:2] == ("Ann Lee", "Acme")
     turned = of(WORDS, [4, 5], [0, 2])
     assert turned == "[E21] Ann Lee [E22] works for [E11] Acme [E12] , as Ann said ."
     found = relation(turned)

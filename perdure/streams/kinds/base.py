@@ -71,6 +71,7 @@ class Format:
         label: the row's key that holds one of the task's labels; "" where answers are free.
         optional: columns that are read where they are there.
         whole: our columns that are one column of the data, never a text of several.
+        renames: `label_names` may call its labels otherwise.
         mistakes: what is wrong in a task's section, beyond each key by itself and its columns.
     """
 
@@ -81,6 +82,7 @@ class Format:
     label: str = ""
     optional: tuple[str, ...] = ()
     whole: tuple[str, ...] = ()
+    renames: bool = True
     mistakes: Callable[[TaskConfig], Iterator[Mistake]] = field(default=lambda task: iter(()))
 
 

@@ -71,12 +71,12 @@ KIND = Kind(
     formats=(
         Format(
             "classes", ("text", "label"), ACCURACY.name, _of_classes,
-            label="label", mistakes=_mistakes,
+            label="label", renames=False, mistakes=_mistakes,
         ),
         Format(
             "relations", ("tokens", "label"), ACCURACY.name, _of_relations,
             label="label", optional=("head", "tail"), whole=("tokens", "head", "tail"),
-            mistakes=_mistakes,
+            renames=False, mistakes=_mistakes,
         ),
     ),
     metrics=(ACCURACY,),

@@ -48,9 +48,10 @@ def has_markers(text: str) -> bool:
 
 
 def unmarked(text: str) -> str:
-    """The text without its markers."""
+    """The text without its markers, each with the blank between it and its entity, if any."""
     for first, last in (HEAD, TAIL):
         text = text.replace(f"{first} ", "").replace(f" {last}", "")
+        text = text.replace(first, "").replace(last, "")
     return text
 
 
