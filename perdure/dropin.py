@@ -135,6 +135,7 @@ def attach(
         stream_tokens=lambda: _tokens(session, trainer),
         classes=layout,
     )
+    _refuse_what_runs_alone_do(chosen)
     frozen = _frozen_names(session, chosen)
     try_model(session, train, chosen)
     if layout is not None:
@@ -172,6 +173,19 @@ def _classes(
     own = classes_in(train) if any(map(reads_rows, methods)) else ()
     seen = sorted({*old, *own})
     return Classes((tuple(old),) if old else (), (tuple(seen),))
+
+
+def _refuse_what_runs_alone_do(methods: Sequence[Method]) -> None:
+    """Refuse methods that ask for what a trainer cannot save, restore and score."""
+    for method in methods:
+        routes = type(method).router is not Method.router
+        if routes or method.adapters:
+            raise UsageError(
+                f"attach: {name_of(method)}: it "
+                + ("routes requests to adapters" if routes else "works on adapters")
+                + ", which a trainer of your own does not do when it saves, resumes and evaluates",
+                "use perdure run, or perdure.learn",
+            )
 
 
 def _refuse_what_is_no_trainer(trainer: Any) -> None:

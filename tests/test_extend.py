@@ -77,8 +77,10 @@ def method_of(name: str) -> dict[str, Any]:
     return {"name": name, **registry.load(name).example_options}
 
 
-CASES = [(name, "full") for name in registry.names() if not registry.load(name).classes_only]
+KINDS = {name: registry.load(name) for name in registry.names()}
+CASES = [(n, "full") for n, kind in KINDS.items() if not (kind.classes_only or kind.adapters)]
 CASES += [(name, "lora") for name in ("sequential", "replay", "ewc", "lwf", "gere", "joint")]
+CASES += [(name, "lora") for name, kind in KINDS.items() if kind.adapters]
 
 
 @pytest.mark.parametrize(("name", "tuning"), CASES)

@@ -81,6 +81,27 @@ def test_two_fsdp2_processes_equal_one(one: Path, tiny_model_dir: Path, tmp_path
     assert_same(tmp_path / "run", one)
 
 
+def test_two_ddp_processes_train_one_of_two_active_adapters(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """Killed in the second task, they go on as one process learns that is not."""
+    from safetensors.torch import load_file
+
+    changes = {"model__tuning": "lora", "train__max_steps": 6, "train__optimizer": "sgd",
+               "train__learning_rate": 0.05, "save": {"steps": 2}}  # fmt: skip
+    path = write_recipe(tmp_path, tiny_model_dir, method={"name": "olora"}, **changes)
+    run(["run", str(path), "--out", str(tmp_path / "one")])
+    two = start(["run", str(path), "--out", str(tmp_path / "two")], processes=2)
+    kill_when(two, tmp_path / "two", lambda r: log_lines(r, 2) >= 4)
+    run(["resume", str(tmp_path / "two")], processes=2)
+    for name in ("adapter_model", "task2/adapter_model", "../first/task2"):
+        file = f"checkpoints/task-2/model/{name}.safetensors"
+        alone, both = (load_file(tmp_path / out / file) for out in ("one", "two"))
+        assert alone.keys() == both.keys()
+        for key, weight in alone.items():
+            assert float((weight - both[key]).abs().max()) < 1e-5, key
+
+
 def test_resume_under_ddp(one: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     path = recipe(tmp_path, tiny_model_dir)
     out = tmp_path / "run"

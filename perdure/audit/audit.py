@@ -27,8 +27,10 @@ from perdure.audit.result import AuditResult, judge
 from perdure.audit.runs import changed_bases, today_of
 from perdure.consent import by_argument
 from perdure.errors import UsageError
+from perdure.models.adapter_lists import active
 from perdure.models.chat import Encoder
 from perdure.models.precision import in_bf16
+from perdure.models.served import router_of
 from perdure.models.told import other_template, template_told
 from perdure.recipe.schema import MAX_DROP, MAX_LOSS_RISE
 from perdure.scoring.intervals import shared_alpha
@@ -105,7 +107,7 @@ def audit(
     reading = reading_of(tuned, theirs[1], chat_template)
     pair = Pair(*ours, *theirs, reading, sizes or Sizes(), today_of(tuned) or today_of(base))
     share = shared_alpha(alpha, plan.judged)
-    identical = same_weights(pair.base, pair.tuned)
+    identical = same_weights(pair.base, pair.tuned) and _as_they_are(pair)
     found: list[Measure] = []
     flipped: list[dict[str, Any]] = []
     progress = on_progress or _silent
@@ -151,6 +153,12 @@ def same_weights(base: torch.nn.Module, tuned: torch.nn.Module) -> bool:
         ours[k].dtype == theirs[k].dtype and torch.equal(ours[k], theirs[k].to(ours[k].device))
         for k in ours
     )
+
+
+def _as_they_are(pair: Pair) -> bool:
+    """Whether equal weights mean equal answers: no router chooses, and what is active is too."""
+    both = (pair.base, pair.tuned)
+    return all(router_of(m) is None for m in both) and len({active(m) for m in both}) == 1
 
 
 def load_model(model: Model, precision: str, device: torch.device | str | None) -> tuple[Any, Any]:

@@ -19,10 +19,12 @@ from perdure.audit.result import flips
 from perdure.errors import ModelError, UsageError
 from perdure.models.chat import Encoder
 from perdure.models.generate import Sample, sample_texts
+from perdure.models.served import router_of
 from perdure.scoring.intervals import Array, group_numbers
 from perdure.scoring.kl import sampled_kl
 from perdure.scoring.perplexity import general_loss
-from perdure.scoring.score import TaskScore, score_task
+from perdure.scoring.routed import Routed, as_prompt, each_by_adapter, prompts_of, served_score
+from perdure.scoring.score import TaskScore
 from perdure.streams.kinds import kind, metric
 from perdure.streams.rows import each_once
 from perdure.streams.task import Row, Task
@@ -80,12 +82,27 @@ class Pair:
         self.base_tokenizer = base_tokenizer
         self.base_encoder = Encoder(one_of(base_tokenizer, tuned_tokenizer), **reading)
         self.tuned_encoder = Encoder(tuned_tokenizer, **reading)
+        self._routed: dict[int, Routed] = {}
         self.day_told = ""
         if today is not None:
             for encoder in (self.base_encoder, self.tuned_encoder):
                 encoder.pin(today)
             if "strftime_now" in (self.tuned_encoder.template or ""):
                 self.day_told = f"; it writes the date of the run's start, {today.isoformat()}"
+
+    def show(self, tasks: Sequence[Task], texts: Sequence[str], seed: int) -> None:
+        """Show the prompts of all that will be scored to a model's router, where it has one."""
+        for model in (self.base, self.tuned):
+            if (router := router_of(model)) is not None:
+                prompts = [*prompts_of(tasks), *map(as_prompt, texts)]
+                self._routed[id(router)] = Routed(router, prompts, seed)
+
+    def routed(self, model: Any) -> Routed | None:
+        """What the router of a model chose; None where it has none."""
+        router = router_of(model)
+        if router is not None and id(router) not in self._routed:
+            self._routed[id(router)] = Routed(router)
+        return None if router is None else self._routed[id(router)]
 
     def check_vocabularies(self) -> None:
         ours = self.base_tokenizer.get_vocab()
@@ -166,6 +183,7 @@ def measured(
         UsageError: a margin is not above what the base moves by itself.
     """
     ruler = Ruler(noise_floor, seed)
+    pair.show([part.task for part in plan.parts if part.task is not None], texts, seed)
     if any(part.kind != "task" for part in plan.parts):
         pair.check_vocabularies()
     for part in plan.parts:
@@ -191,6 +209,7 @@ def _loss(
             max_tokens=pair.sizes.general_tokens,
             batch_size=batch,
             on_progress=_told(progress, f"general loss: {what}"),
+            routed=pair.routed(model),
         )
         return {item["id"]: item for item in found.items}
 
@@ -222,15 +241,24 @@ def _kl(pair: Pair, seed: int, progress: Progress, ruler: Ruler, checked: Check)
     )
 
     def compare(what: str, model: Any, samples: Sequence[Sample], batch: int) -> list[float]:
-        return sampled_kl(
-            pair.base,
-            model,
-            samples,
-            pad_id=pair.base_encoder.pad_id,
-            vocabulary=len(pair.base_encoder.tokenizer),
-            batch_size=max(1, batch // 2),  # two models' logits are kept
-            on_progress=_told(progress, f"KL: {what}"),
+        def kl(some: Sequence[Sample]) -> list[float]:
+            return sampled_kl(
+                pair.base,
+                model,
+                some,
+                pad_id=pair.base_encoder.pad_id,
+                vocabulary=len(pair.base_encoder.tokenizer),
+                batch_size=max(1, batch // 2),  # two models' logits are kept
+                on_progress=_told(progress, f"KL: {what}"),
+            )
+
+        routed = pair.routed(model)
+        if routed is None:
+            return kl(samples)
+        texts = pair.base_encoder.tokenizer.batch_decode(
+            [sample.ids for sample in samples], skip_special_tokens=True
         )
+        return each_by_adapter(model, routed.of_texts(texts), samples, kl)
 
     moved = [
         float(np.mean(compare("base again", model, order, batch)))
@@ -254,10 +282,11 @@ def _task(pair: Pair, task: Task, progress: Progress, ruler: Ruler, checked: Che
     def score(
         what: str, model: Any, encoder: Encoder, rows: Sequence[Row], batch: int
     ) -> TaskScore:
-        return score_task(
+        return served_score(
             model,
             encoder,
             replace(task, test=rows),
+            pair.routed(model),
             batch_size=batch,
             on_progress=_told(progress, f"{task.name}: {what}"),
         )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -24,6 +25,8 @@ from perdure.diagnose.measurements import Measured, Progress, Sizes
 from perdure.diagnose.result import Diagnosis, TaskDiagnosis, evidence
 from perdure.diagnose.rule import decide
 from perdure.errors import UsageError
+from perdure.models.adapter_lists import names as adapter_names
+from perdure.models.served import router_of
 from perdure.streams.kinds import kind, metric
 from perdure.streams.rows import each_once
 from perdure.streams.task import Task, TaskStream
@@ -77,6 +80,8 @@ def diagnose(
     _check(tasks, max_drop, alpha, sizes)
     tell_changed_bases((base, tuned), accept_changes)
     first, second = (load_model(model, "fp32", device) for model in (base, tuned))
+    for given, (loaded, _) in ((base, first), (tuned, second)):
+        _refuse_routed(given, loaded)
     reading = reading_of(tuned, second[1], chat_template)
     ours, theirs = (
         Measured(
@@ -140,6 +145,17 @@ def diagnose_task(
         unavailable=dict(case.figures.unavailable),
         evidence=evidence(decision, case.answers, fell, case.before[fell], case.after[fell]),
     )
+
+
+def _refuse_routed(given: Model, model: Any) -> None:
+    known = adapter_names(model)
+    if router_of(model) is not None:
+        raise UsageError(
+            f"diagnose: {name_of(given)}: a router chooses one of {len(known)} adapters for each "
+            "request, and states and a short training are of one model",
+            f"give one adapter's folder, such as model/{known[-1]} of the checkpoint; "
+            "perdure audit measures what is served",
+        )
 
 
 def _check(tasks: Sequence[Task], max_drop: float, alpha: float, sizes: Sizes) -> None:

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from perdure.errors import TrainingError
 from perdure.files import numbered
 from perdure.models.weights import is_sharded
-from perdure.seals import Sealer, seal, unseal
+from perdure.seals import Sealer, seal, share, unseal
 
 if TYPE_CHECKING:
     from perdure.engine.session import TaskSession
@@ -149,6 +149,9 @@ class ProgressCallback(TrainerCallback):
 
             def settle() -> None:
                 seal(folder / f"checkpoint-{step}", {"step": step})
+                before = [path for number, path in numbered(folder, "checkpoint-") if number < step]
+                if before:  # adapters that are not trained in this task are the same files
+                    share(before[-1], folder / f"checkpoint-{step}")
                 rotate(folder, keep=2)
 
             self.sealer.begin(folder / f"checkpoint-{step}", settle)

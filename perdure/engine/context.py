@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from perdure.engine.adapters import SessionAdapters
 from perdure.engine.distillation import Distillation, distilled
 from perdure.engine.general_texts import GIVEN, SHARE, given_rows, sampled_rows
 from perdure.errors import UsageError
 from perdure.models.weights import swapped
+from perdure.protocol.adapters import Adapters
 from perdure.protocol.batch import EncodedRows, ForwardOutput
 from perdure.protocol.context import BaseStates, Weights
 from perdure.protocol.labels import Classes
@@ -58,12 +59,12 @@ class TaskContext:
         return self._session.batch_size
 
     @property
-    def cache(self) -> Path:
-        return self._session.cache
-
-    @property
     def model(self) -> nn.Module:
         return self._session.model
+
+    @property
+    def adapters(self) -> Adapters:
+        return SessionAdapters(self._session)
 
     def encode(self, row: Row | str, max_tokens: int | None = None) -> dict[str, Any]:
         if isinstance(row, str):

@@ -20,6 +20,7 @@ from perdure.engine.drawing import draw, gradients_of
 from perdure.engine.forward import capture, computing, head_is_cut, head_options
 from perdure.engine.packing import of_tokens_alone, packed_states
 from perdure.errors import TrainingError
+from perdure.models.adapter_lists import active, adapter_of, holder, showing
 from perdure.models.anatomy import check_layers
 from perdure.models.chat import Encoder
 from perdure.models.random_state import forked_rng
@@ -108,8 +109,9 @@ class TaskRuntime:
         for method in methods:
             check_layers(model, method.requires.hidden)
         wanted = {m.requires.teacher for m in methods}
+        self._shown = active(model)  # the adapters of the "previous" model
         if "previous" in wanted:
-            self._frozen["previous"] = self.snapshot()
+            self._frozen["previous"] = self._taking_part()
         if "base" in wanted and not self.has_adapter:
             self._frozen["base"] = self.snapshot() if base is None else base()
         self.begin_phase(Phase(), len(task.train))
@@ -258,7 +260,8 @@ class TaskRuntime:
                         "a frozen copy of the model is not available under FSDP2",
                         "train an adapter (model.tuning: lora) with teacher base, or use DDP",
                     )
-                return self._run(dict(batch), (), logits, self._frozen[which])
+                with showing(self.model, self._shown if which == "previous" else ()):
+                    return self._run(dict(batch), (), logits, self._frozen[which])
 
         return run
 
@@ -296,6 +299,16 @@ class TaskRuntime:
     def snapshot(self) -> Weights:
         """A copy of the trainable parameters by name, on their device."""
         return {n: p.detach().clone() for n, p in trainable(self.model).items()}
+
+    def _taking_part(self) -> Weights:
+        """A copy of what may change before the next task: what is trained, and active adapters,
+        which a method may have trained again."""
+        shown = active(self.model)
+        return {
+            n: p.detach().clone()
+            for n, p in self.model.named_parameters()
+            if p.requires_grad or adapter_of(self.model, n) in shown
+        }
 
     def as_before(self, prefix: str) -> bool:
         """Whether the parameters below `prefix` are those of the "previous" model still."""
@@ -352,7 +365,7 @@ class TaskRuntime:
 
     @property
     def has_adapter(self) -> bool:
-        return hasattr(self.model, "peft_config") and hasattr(self.model, "disable_adapter")
+        return holder(self.model) is self.model
 
     @property
     def device(self) -> torch.device:

@@ -34,6 +34,7 @@ from perdure.engine.rowwise_attention import attends_by_rows, takes_rows
 from perdure.engine.sampler import EpochSampler
 from perdure.engine.session import TaskSession
 from perdure.errors import TrainingError
+from perdure.models.adapter_lists import holder, use_saved, write_lists
 from perdure.models.anatomy import takes_positions
 from perdure.models.chat import IGNORE
 from perdure.models.restore import load_weights
@@ -172,9 +173,20 @@ class PerdureTrainer(Trainer):
             unseal(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
         super()._save_checkpoint(model, trial)
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        # The trainer saves adapters, and not which of them are active.
+        if output_dir is not None and self.args.should_save:
+            write_lists(self.session.model, Path(output_dir))
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
         folder, host = Path(resume_from_checkpoint), self.session.model
+        if holder(host) is host and not is_sharded(host):
+            # The trainer would make one adapter the only active one, and train what a phase froze.
+            put(host, load_weights(host, folder))
+            use_saved(host, folder, kept=True)
+            return
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
         if (folder / "model.safetensors").exists() and not is_sharded(host):
             # The trainer passes over tensors that some families save under other names
             # (experts of a mixture), and only warns of it.

@@ -45,13 +45,15 @@ from perdure.errors import UsageError
 from perdure.learners.freezing import frozen_parameters
 from perdure.learners.kind import KindHooks, drawn
 from perdure.learners.listener import Fitted, Folders, Listener, Silent
-from perdure.learners.scores import Key, Line, score_routed, scored
+from perdure.learners.routing import Routing
+from perdure.learners.scores import Key, Line, scored
 from perdure.learners.training import (
     PhaseTrainer,
     forget_trainer,
     pickles_refused,
     step_of,
 )
+from perdure.models.adapter_lists import write_first
 from perdure.models.random_state import seed_of
 from perdure.models.weights import is_sharded, put, trainable
 from perdure.processes import barrier, processes, rank
@@ -63,12 +65,11 @@ from perdure.streams.task import Gone
 
 if TYPE_CHECKING:
     from perdure.recipe.schema import Recipe
-    from perdure.scoring import TaskScore
     from perdure.scoring.gauges import Gauges
-    from perdure.streams.task import Row, Task, TaskStream
+    from perdure.streams.task import Row, TaskStream
 
 
-class Learner(KindHooks):
+class Learner(Routing, KindHooks):
     """Learns the tasks of a stream, one after the other, and scores them. Subclass it for a kind.
 
     Args:
@@ -135,8 +136,7 @@ class Learner(KindHooks):
         self._split(index)
         session = self._session = self._session_of(index)
         gauges, budget = self._gauges_of(session), self.recipe.stop_when
-        for method in self.methods:
-            method.begin_task(session.context)
+        self._begin(session)
         before = session.snapshot() if budget is not None and budget.action == "rewind" else None
         phases = self._phases(session)
         starts = {p.start for p in phases}
@@ -169,12 +169,15 @@ class Learner(KindHooks):
 
     def _grow(self, index: int) -> None:
         """Have `begin_task` add its modules; their first values are part of the base weights."""
-        before = set(dict(self.model.named_parameters()))
-        drawn(lambda: self.begin_task(index), seed_of(self.recipe.seed, "begin_task", index))
-        for name, parameter in self.model.named_parameters():
-            if name not in before:
-                self.born[name] = parameter.detach().cpu().clone()
+        with self.births():
+            drawn(lambda: self.begin_task(index), seed_of(self.recipe.seed, "begin_task", index))
         self._to_device()
+
+    def _begin(self, session: TaskSession) -> None:
+        """Have the methods prepare, those that add adapters first."""
+        with self.births():
+            for method in sorted(self.methods, key=lambda m: not m.adapters):
+                method.begin_task(session.context)
 
     def _split(self, index: int) -> None:
         """Leave half of the batch to kept rows where a method wants that, and there are some."""
@@ -296,31 +299,10 @@ class Learner(KindHooks):
 
     # --- scoring
 
-    def score(self, task: Task) -> TaskScore | None:
-        """Score a task's test rows with the weights as they are, or by the adapters that a method
-        routes to; None where the kind has no score for it yet."""
-        shown = list(task.test)[: self.recipe.scoring.max_test_rows]
-        return self._score_all(replace(task, test=shown))
-
-    def _score_all(self, task: Task) -> TaskScore | None:
-        shown = list(task.test)
-        for method in self.methods:
-            if (adapters := method.route(self._session.context, shown)) is not None:
-                return score_routed(self, task, adapters)
-        with self.autocast():
-            return self.score_task(task, partial(self.listener.progress, "scoring", task.name))
-
     def scores(self, after: int, done: Collection[Key] = ()) -> Iterator[Line]:
         """Score all tasks and general ability but what is `done`, with the weights that methods
         serve; yield a line of scores.jsonl and the scored rows each time one is there."""
         return scored(self, after, done)
-
-    def _score_for_methods(self, task: Task, rows: Sequence[Row]) -> float:
-        # How many rows a method looks at is its own option, not that of the scores.
-        found = self._score_all(replace(task, test=rows))
-        if found is None:
-            raise UsageError(f"method: task {task.name} has no score before it was learned")
-        return found.score
 
     @contextmanager
     def serving(self) -> Iterator[bool]:
@@ -346,18 +328,25 @@ class Learner(KindHooks):
 
     def save(self, folder: Path) -> None:
         """Save weights and the methods' state to `folder`; all processes call it, one writes."""
-        self.save_weights(folder / "model")
+        self._save_served(folder / "model")
         save_methods(folder / STATE, self.methods, rank() == 0)
+        if rank() == 0:
+            write_first(self.model, self.born, folder)
         if any(type(m).serving is not Method.serving for m in self.methods):
             with self.serving() as served:
                 if served:
-                    self.save_weights(folder / "serving")
+                    self._save_served(folder / "serving")
+
+    def _save_served(self, folder: Path) -> None:
+        self.save_weights(folder)
+        if (router := self.router) is not None and rank() == 0:
+            router.save(folder)
 
     def restore(self, folder: Path, learned: int, steps: int = 0) -> None:
         """Go on from what `save` wrote after `learned` tasks.
 
         The model grows first as it did while they were learned, so that every weight finds its
-        place.
+        place; adapters are there again by what lies in the checkpoint.
 
         Args: steps: optimizer steps made so far, from which trackers count on.
         """
@@ -368,7 +357,7 @@ class Learner(KindHooks):
                 session = self._session_of(index)
                 for method in growing:
                     method.begin_task(session.context)
-        put(self.model, self.saved_weights(folder / "model"))
+        self.take_saved(folder / "model")
         load_methods(folder / STATE, self.methods, self.model)
         self._session = self._session_of(learned - 1)
         self.trackers.task_done(steps)
@@ -382,7 +371,7 @@ class Learner(KindHooks):
         verify(model.parent, "put it back from a copy, or score another checkpoint")
         for index in self._learned(learned):
             self._grow(index)
-        put(self.model, self.saved_weights(model))
+        self.take_saved(model)
 
     def finish(self) -> None:
         """Close the trackers."""

@@ -23,7 +23,6 @@ from perdure.models.configuration import has_dropout
 from perdure.models.features import Features, state_key
 from perdure.models.weights import evaluating, fingerprint
 from perdure.processes import Progress
-from perdure.protocol.method import Method
 from perdure.streams.task import Row, Task
 
 if TYPE_CHECKING:
@@ -91,9 +90,7 @@ class BodyFeatures(Learner):
     def looking(self) -> Iterator[None]:
         """Where probes are fitted, scores and probes share one pass of each text."""
         before, of = self.features, self._features_body
-        # A method that routes rows changes the body between them.
-        routes = any(type(method).route is not Method.route for method in self.methods)
-        if self.recipe.scoring.probes and not routes:  # of the newest adapter, where tasks have own
+        if self.recipe.scoring.probes:  # of the newest adapter, where tasks have own
             self._use(self._features_now())
         try:
             yield

@@ -88,19 +88,42 @@ class GenerationLearner(Learner):
             on_progress=progress,
         )
 
+    def score_mixed(
+        self, task: Task, adapters: Sequence[str], progress: Progress | None
+    ) -> TaskScore | None:
+        """Score by what the model writes, each row by its adapter; None for other metrics."""
+        from perdure.scoring import score_task
+        from perdure.streams.kinds import metric
+
+        if metric(task.metric).needs != "text":
+            return None
+        return score_task(
+            self.model,
+            self.encoder,
+            task,
+            batch_size=self.recipe.scoring.batch_size,
+            accelerator=self.state,
+            on_progress=progress,
+            adapters=adapters,
+        )
+
     def predict(self, rows: Sequence[Row], task: Task, within: Task | None) -> list[dict[str, Any]]:
         """Answer prompts as the task's metric reads its answers: by label, or by writing."""
+        from perdure.scoring.routed import Routed, each_by_adapter
         from perdure.scoring.score import answer_rows
 
+        router = self.router
+        choices = None if router is None else Routed(router).choose([r["prompt"] for r in rows])
+        answered = partial(
+            answer_rows,
+            self.model,
+            self.encoder,
+            task,
+            batch_size=self.recipe.scoring.batch_size,
+            accelerator=self.state,
+        )
         with self.autocast():
-            return answer_rows(
-                self.model,
-                self.encoder,
-                task,
-                rows,
-                batch_size=self.recipe.scoring.batch_size,
-                accelerator=self.state,
-            )
+            return each_by_adapter(self.model, choices, rows, answered)
 
     def general(self) -> Mapping[str | None, Callable[[], GeneralScore | HarnessScore]]:
         """Perplexity on held-out general text, and the recipe's lm-eval tasks."""
@@ -126,6 +149,7 @@ class GenerationLearner(Learner):
                 max_tokens=self.recipe.general.max_tokens if self.recipe.general else 128,
                 batch_size=self.recipe.scoring.batch_size,
                 accelerator=self.state,
+                routed=self.routed,
             )
 
     def _lm_eval(self, name: str, loaded: Any) -> HarnessScore:
@@ -142,6 +166,7 @@ class GenerationLearner(Learner):
             precision=self.precision,
             accelerator=self.state,
             on_progress=partial(self.listener.progress, "scoring", name),
+            routed=self.routed,
         )
 
     def make_gauges(self, session: TaskSession) -> Gauges:

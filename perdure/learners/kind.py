@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,8 @@ from perdure.engine.batching import steps_of
 from perdure.engine.sampler import EpochSampler
 from perdure.errors import UsageError
 from perdure.learners.training import PhaseTrainer, arguments
-from perdure.models.weights import empty_like, is_sharded, trainable, whole_weights
+from perdure.models.adapter_lists import add_saved, read_first, use_saved
+from perdure.models.weights import empty_like, is_sharded, put, trainable, whole_weights
 from perdure.processes import Progress, rank
 from perdure.protocol.batch import ROWS, HostRows, collate
 
@@ -79,6 +80,13 @@ class KindHooks:
     def score_task(self, task: Task, progress: Progress | None) -> TaskScore | None:
         """Score `task.test`; None where there is nothing to score with before it was learned."""
         raise NotImplementedError
+
+    def score_mixed(
+        self, task: Task, adapters: Sequence[str], progress: Progress | None
+    ) -> TaskScore | None:
+        """Score `task.test` with an adapter for each row, by name, all in the same batches; None
+        where this task's rows are to be scored adapter by adapter."""
+        return None
 
     answer: str = "answer"
     """What an answer is called where rows without one are answered."""
@@ -232,6 +240,22 @@ class KindHooks:
             # A sharded model would gather its weights again, and wait for all processes to ask.
             model = empty_like(self.model) if sharded else self.model
             save_model(model, self.tokenizer, folder, self.recipe.model, weights)
+
+    @contextmanager
+    def births(self) -> Iterator[None]:
+        """Keep the first values of parameters that are added inside."""
+        before = set(dict(self.model.named_parameters()))
+        yield
+        for name, parameter in self.model.named_parameters():
+            if name not in before:
+                self.born[name] = parameter.detach().cpu().clone()
+
+    def take_saved(self, folder: Path) -> None:
+        """Have what `save_weights` wrote: all adapters, their lists and first values too."""
+        add_saved(self.model, folder)
+        put(self.model, self.saved_weights(folder))
+        use_saved(self.model, folder)
+        self.born |= read_first(folder.parent)
 
     def base_weights(self) -> dict[str, Tensor]:
         """The trainable parameters before the first task: the base model's own values, and new

@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+from perdure.scoring import routed
 from perdure.scoring.lines import general_line, task_line
 
 if TYPE_CHECKING:
+    from perdure.learners.listener import Listener
+    from perdure.models.served import Choice
     from perdure.processes import Progress
     from perdure.scoring import TaskScore
     from perdure.streams.task import Task, TaskStream
@@ -24,18 +27,29 @@ Key = tuple[str, "str | None"]
 class Scores(Protocol):
     """The part of a learner that is scored; see `perdure.learners.base.Learner`."""
 
-    model: Any
     stream: TaskStream
 
     def serving(self) -> AbstractContextManager[Any]: ...
-    def autocast(self) -> AbstractContextManager[Any]: ...
     def score(self, task: Task) -> TaskScore | None: ...
-    def score_task(self, task: Task, progress: Progress | None) -> TaskScore | None: ...
     def general(self) -> Mapping[str | None, Callable[[], Any]]: ...
     def looking(self) -> AbstractContextManager[Any]: ...
+    def routing(self) -> AbstractContextManager[Any]: ...
     def more_scores(self, after: int, done: Collection[Any]) -> Iterable[Any]: ...
     def passes(self) -> Mapping[str, int]: ...
     def track(self, figures: Mapping[str, float]) -> None: ...
+
+
+class Routes(Protocol):
+    """The part of a learner whose rows are routed."""
+
+    model: Any
+    listener: Listener
+
+    def autocast(self) -> AbstractContextManager[Any]: ...
+    def score_task(self, task: Task, progress: Progress | None) -> TaskScore | None: ...
+    def score_mixed(
+        self, task: Task, adapters: Sequence[str], progress: Progress | None
+    ) -> TaskScore | None: ...
 
 
 def scored(learner: Scores, after: int, done: Collection[Key]) -> Iterator[Line]:
@@ -54,7 +68,7 @@ def scored(learner: Scores, after: int, done: Collection[Key]) -> Iterator[Line]
         before, counts = counts, learner.passes()
         return line | {name: count - before[name] for name, count in counts.items()}
 
-    with learner.serving(), learner.looking():
+    with learner.serving(), learner.looking(), learner.routing():
         for task in learner.stream:
             if ("task", task.name) in done:
                 continue
@@ -81,34 +95,17 @@ def scored(learner: Scores, after: int, done: Collection[Key]) -> Iterator[Line]
     learner.track(figures)
 
 
-def score_routed(learner: Scores, task: Task, adapters: Sequence[str]) -> TaskScore | None:
-    """Score each row of `task.test` with the adapter chosen for it, by name in `adapters`.
+def score_routed(learner: Routes, task: Task, choices: Sequence[Choice]) -> TaskScore | None:
+    """Score each row of `task.test` with the adapter chosen for it; see `perdure.scoring.routed`.
 
-    Items come back in the order of the rows; a measure beside the task's metric is the mean over
-    all rows.
+    The one place where a learner's rows are routed, in a run and in `perdure eval`.
     """
-    from perdure.scoring.score import numbered_copies, pooled
-
-    model: Any = learner.model
-    active = model.active_adapter
-    parts: list[TaskScore] = []
-    items: dict[int, dict[str, Any]] = {}
-    measures: dict[str, float] = {}
-    try:
-        for name in sorted(set(adapters)):
-            model.set_adapter(name)
-            at = [i for i, adapter in enumerate(adapters) if adapter == name]
-            rows = [task.test[i] for i in at]
-            with learner.autocast():
-                found = learner.score_task(replace(task, test=rows), None)
-            if found is None:
-                return None
-            parts.append(found)
-            items |= dict(zip(at, found.items, strict=True))
-            for measure, value in found.measures.items():
-                measures[measure] = measures.get(measure, 0.0) + value * len(at) / len(adapters)
-    finally:
-        model.set_adapter(active)
-    ordered = numbered_copies([items[i] for i in range(len(adapters))])
-    score = pooled(task.metric, ordered)
-    return replace(parts[0], score=score, items=ordered, measures=measures)
+    with learner.autocast():
+        return routed.score_routed(
+            learner.model,
+            task,
+            choices,
+            learner.score_task,
+            learner.score_mixed,
+            partial(learner.listener.progress, "scoring", task.name),
+        )

@@ -17,8 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from perdure.consent import demand
 from perdure.errors import ModelError
+from perdure.models.adapter_lists import DEFAULT, folders, split_saved, use_saved, write_lists
 from perdure.models.anatomy import unwrapped
 from perdure.models.locate import holds_pickle
+from perdure.models.restore import load_weights
+from perdure.models.weights import put
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,7 +117,7 @@ def save_model(
     base: ModelConfig,
     state: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write weights (safetensors; of a `PeftModel` the adapter alone), tokenizer and base.
+    """Write weights (safetensors; of a `PeftModel` its adapters alone), tokenizer and base.
 
     Args:
         state: full weights by parameter name, where the model's own are sharded over processes.
@@ -122,6 +125,7 @@ def save_model(
     save_plain(model, tokenizer, folder, state)
     text = json.dumps(base.model_dump(mode="json"), indent=1) + "\n"
     (folder / BASE_FILE).write_text(text, encoding="utf-8")
+    write_lists(model, folder)
 
 
 def save_plain(
@@ -143,7 +147,7 @@ def saved_base(folder: Path) -> ModelConfig | None:
     """The `model` part of the recipe that `folder` was trained with, if Perdure saved it."""
     from perdure.recipe.schema import ModelConfig
 
-    file = folder / BASE_FILE
+    file = home_of(folder) / BASE_FILE
     if not file.is_file():
         return None
     try:
@@ -156,6 +160,13 @@ def saved_base(folder: Path) -> ModelConfig | None:
         raise ModelError(
             f"{file}: is damaged: {str(error).splitlines()[0]}", "restore it from a copy"
         ) from error
+
+
+def home_of(folder: Path) -> Path:
+    """Where the base of an adapter is noted: one of several lies below the first one's folder."""
+    below = folder.parent / "adapter_config.json"
+    own = (folder / BASE_FILE).is_file() or not (folder / "adapter_config.json").is_file()
+    return folder if own or not below.is_file() else folder.parent
 
 
 def reading(config: ModelConfig) -> dict[str, Any]:
@@ -172,7 +183,7 @@ def reading(config: ModelConfig) -> dict[str, Any]:
 
 def saved_template(folder: Path) -> str | None:
     """The chat template that was saved beside an adapter: the one that it was trained with."""
-    file = folder / "chat_template.jinja"
+    file = home_of(folder) / "chat_template.jinja"
     try:
         return file.read_text(encoding="utf-8") if file.is_file() else None
     except (OSError, ValueError) as error:
@@ -189,29 +200,46 @@ def without_file(config: ModelConfig) -> ModelConfig:
 
 
 def load_adapter(folder: Path, model: Any, *, trainable: bool = False) -> Any:
-    """Put the adapter in `folder` on its base model.
+    """Put the adapter in `folder` on its base model, and those in the folders below it.
+
+    Those are active that were when they were saved; of adapters that others saved the first one.
+
+    Args: trainable: go on training those that were trained.
 
     Raises:
-        ModelError: the adapter's shapes or names do not fit the model, or it holds a pickle.
+        ModelError: an adapter's shapes or names do not fit the model, or it holds a pickle.
         ConsentError: it names code to import.
     """
     import pickle
 
     from peft import PeftConfig, PeftModel
 
-    try:
-        config = PeftConfig.from_pretrained(str(folder))
-        if getattr(config, "megatron_config", None):  # peft imports the module that it names
-            demand(f"{folder}: names Python code to import ({config.megatron_core})")
-        with _old_name_unsaid():
-            return PeftModel.from_pretrained(
-                model, str(folder), is_trainable=trainable, config=config
-            )
-    except pickle.UnpicklingError as error:
-        raise holds_pickle(folder) from error
-    except (RuntimeError, ValueError, OSError) as error:
-        reason = next((t for t in str(error).splitlines() if t.strip()), type(error).__name__)
-        raise ModelError(
-            f"{folder}: the adapter does not fit {type(model).__name__}: {reason.strip()}",
-            "is it the base model that the adapter was trained on?",
-        ) from error
+    loaded, kind = model, type(model).__name__
+    for name, home in folders(folder).items():
+        try:
+            config = PeftConfig.from_pretrained(str(home))
+            if getattr(config, "megatron_config", None):  # peft imports the module that it names
+                demand(f"{home}: names Python code to import ({config.megatron_core})")
+            with _old_name_unsaid():
+                if name == DEFAULT:
+                    loaded = PeftModel.from_pretrained(
+                        model, str(home), is_trainable=trainable, config=config
+                    )
+                else:
+                    loaded.load_adapter(str(home), name, is_trainable=trainable)
+        except pickle.UnpicklingError as error:
+            raise holds_pickle(home) from error
+        except (RuntimeError, ValueError, OSError) as error:
+            raise _misfit(home, kind, error) from error
+    if split_saved(loaded, folder):  # their routers are read by nobody else
+        put(loaded, load_weights(loaded, folder))
+    use_saved(loaded, folder, frozen=not trainable)
+    return loaded
+
+
+def _misfit(folder: Path, kind: str, error: Exception) -> ModelError:
+    reason = next((t for t in str(error).splitlines() if t.strip()), type(error).__name__)
+    return ModelError(
+        f"{folder}: the adapter does not fit {kind}: {reason.strip()}",
+        "is it the base model that the adapter was trained on?",
+    )

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from perdure.errors import ModelError, RunError, UsageError
+from perdure.models.adapter_lists import holder, names
 from perdure.models.adapters import BASE_FILE, save_plain, saved_base
 from perdure.models.configuration import read_config
+from perdure.models.experts import numbers
 from perdure.models.load import load_saved, resolve_saved
 from perdure.models.pin import folder_of
+from perdure.models.served import router_of
 
 if TYPE_CHECKING:
     pass
@@ -84,6 +87,18 @@ def _merged(
     if tell is not None:
         tell(f"weights: {dtype}, {why}")
     model, tokenizer = load_saved(source)
+    if router_of(model) is not None:
+        raise ModelError(
+            f"{source}: each request is routed to one of its {len(names(model))} adapters, which "
+            "one set of weights cannot do",
+            "write them all: --to peft; or merge one: give its folder as the model",
+        )
+    if holder(model) is not None and numbers(model):
+        raise ModelError(
+            f"{source}: a router weighs the adapter's experts for each token, which no weight of "
+            "the base can do",
+            "write the adapter: --to peft",
+        )
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
     kind = getattr(torch, dtype)

@@ -124,6 +124,7 @@ def generate(
     *,
     max_new_tokens: int,
     synced: bool = False,
+    adapters: Sequence[str] | None = None,
 ) -> list[str]:
     """Return the texts that greedy decoding writes after each prompt, one batch.
 
@@ -134,8 +135,10 @@ def generate(
     Args:
         prompts: token ids, at least one each.
         synced: keep all processes in step, as sharded models need.
+        adapters: the adapter of each prompt, by name (`perdure.models.adapter_lists.BASE`: none);
+            None: those that are active. The model is in evaluation mode.
     """
-    out, _ = _greedy(model, encoder, prompts, max_new_tokens, synced)
+    out, _ = _greedy(model, encoder, prompts, max_new_tokens, synced, adapters=adapters)
     texts = encoder.tokenizer.batch_decode(out.tolist(), skip_special_tokens=True)
     # An end of several ordinary tokens is no stop token: it is cut off here.
     return [(t.split(encoder.end)[0] if encoder.end else t).strip() for t in texts]
@@ -148,6 +151,7 @@ def _greedy(
     tokens: int,
     synced: bool,
     scores: bool = False,
+    adapters: Sequence[str] | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """The ids written after each prompt, (prompts, written), and the logits of each step, each
     (prompts, vocab), where `scores` asks for them."""
@@ -174,6 +178,7 @@ def _greedy(
             attention_mask=torch.tensor(mask, device=base.device),
             generation_config=settings,
             synced_gpus=synced,
+            **({} if adapters is None else {"adapter_names": list(adapters)}),
         )
     return out.sequences[:, width:], list(out.logits or ()) if scores else []
 

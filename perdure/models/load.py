@@ -13,6 +13,7 @@ from perdure.consent import by_argument, given
 from perdure.errors import ModelError
 from perdure.models.adapters import (
     attach_lora,
+    home_of,
     keep_generation_settings,
     load_adapter,
     reading,
@@ -25,6 +26,7 @@ from perdure.models.gguf import converted, plain
 from perdure.models.locate import Place, loading, locate
 from perdure.models.locate import resolve_saved as resolve_saved
 from perdure.models.precision import in_bf16
+from perdure.models.served import keep_router, load_router
 from perdure.seals import MANIFEST, verify
 
 if TYPE_CHECKING:
@@ -253,7 +255,8 @@ def load_saved(
 
     Args:
         path: a run directory (its last task), a task checkpoint in it, a local folder with a
-            full model or a `peft` adapter, a GGUF file, `package:NAME`, or a hub id.
+            full model or a `peft` adapter, a GGUF file, `package:NAME`, or a hub id. Of a folder
+            with several adapters all are loaded; the folder of one of them gives that one.
         precision: type of weights that are not trained.
         trainable: for an adapter: go on training it.
         trust_remote_code: code that the model brings may run.
@@ -267,8 +270,9 @@ def load_saved(
     folder = resolve_saved(Path(path).expanduser())
     if folder is None:
         return load_base(_plain(str(path)), precision=precision)
-    if (folder.parent / MANIFEST).exists():  # a run's checkpoint
-        verify(folder.parent, "put it back from a copy, or take another checkpoint")
+    above = home_of(folder).parent
+    if (above / MANIFEST).exists():  # a run's checkpoint
+        verify(above, "put it back from a copy, or take another checkpoint")
     base = saved_base(folder)
     if not (folder / "adapter_config.json").is_file():
         here = _plain(str(folder))
@@ -296,6 +300,7 @@ def load_saved(
     if precision == "bf16":
         model = in_bf16(model)
     model = load_adapter(folder, model, trainable=trainable)
+    keep_router(model, load_router(folder))
     tokenizer.chat_template = saved_template(folder) or tokenizer.chat_template
     return model, tokenizer
 

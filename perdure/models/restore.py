@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from perdure.models.adapter_lists import DEFAULT, parameters_of
+
 
 def load_weights(model: Any, folder: Path) -> dict[str, Tensor]:
     """Read what `save_model` wrote, under the names of the model's own parameters.
@@ -40,7 +42,6 @@ def load_weights(model: Any, folder: Path) -> dict[str, Tensor]:
 def _adapter(model: Any, folder: Path, name: str) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
-    home = folder if name == "default" else folder / name
+    home = folder if name == DEFAULT else folder / name
     saved = load_file(home / "adapter_model.safetensors")
-    own = [n for n, _ in model.named_parameters() if f".{name}." in n]
-    return {n: saved[n.replace(f".{name}.", ".")] for n in own}
+    return {n: saved[n.replace(f".{name}.", ".")] for n in parameters_of(model, name)}

@@ -13,7 +13,7 @@ official policy.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -92,6 +92,17 @@ class Router:
             UsageError: no codebook, one that is none, or one whose encoder is not here.
         """
         return cls(Codebook.load(path))
+
+    def save(self, folder: Path) -> Path:
+        """Write the codebook beside the adapters in `folder`; returns its file."""
+        return self.codebook.save(folder)
+
+    def check(self, adapters: Collection[str]) -> None:
+        """Raise where the codebook names adapters that are not among these.
+
+        Raises: as `perdure.models.codebook.Codebook.check_adapters`.
+        """
+        self.codebook.check_adapters(adapters)
 
     @cached_property
     def _index(self) -> Index:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from perdure.protocol.adapters import Adapters
 from perdure.protocol.batch import EncodedRows, ForwardOutput
 from perdure.protocol.labels import Classes
 from perdure.protocol.step import Step
@@ -86,13 +86,6 @@ class Context(Protocol):
     def batch_size(self) -> int:
         """Rows of the task in an optimizer step, over all processes and micro-batches."""
 
-    @property
-    def cache(self) -> Path:
-        """A folder of this run for heavy results.
-
-        A name in it should carry a hash of all that the result depends on.
-        """
-
     # --- rows
 
     def encode(self, row: Row | str, max_tokens: int | None = None) -> dict[str, Any]:
@@ -132,7 +125,7 @@ class Context(Protocol):
     ) -> tuple[list[dict[str, Any]], str]:
         """General texts to train on, encoded: the user's, else texts that the base model writes.
 
-        The base model writes them once, before the first task; they are kept in `cache`.
+        The base model writes them once, before the first task; they are kept in the run.
 
         Args:
             count: the most texts; max_tokens: the most tokens of each.
@@ -151,6 +144,10 @@ class Context(Protocol):
     @property
     def model(self) -> nn.Module:
         """The model, unwrapped. Under FSDP2 its parameters are DTensors."""
+
+    @property
+    def adapters(self) -> Adapters:
+        """The adapters of a model that is tuned with LoRA: to add, switch and freeze them."""
 
     def forward(
         self,
@@ -191,7 +188,7 @@ class Context(Protocol):
         known: str = "",
         who: str = "",
     ) -> BaseStates:
-        """What the base model computes on `rows`: distilled once, kept on disk in `cache`.
+        """What the base model computes on `rows`: distilled once, kept on disk in the run.
 
         Args:
             kind: "codes" (two bits a neuron: low, middle, high), "states", or "logits" (of the

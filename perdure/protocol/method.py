@@ -16,10 +16,10 @@ kind or model family is at work.
     after_step   once an optimizer step that was not skipped      nothing; changes own state only
     end_task     after the last phase, before scores and saving   weights to go on with
     serving      at every scoring and final save                  weights, swapped in and back
-    route        before scoring, without the task's identity      an adapter's name for each row
+    router       at every scoring and final save                  what chooses a request's adapter
 
 Losses add. `gradients` chain in list order. The extra rows of all methods run in one forward
-pass. Two methods that both replace the same thing (`phases`, `serving`, `route`, or a projected
+pass. Two methods that both replace the same thing (`phases`, `serving`, `router`, or a projected
 gradient) are refused by name unless the recipe says `order_matters: true`.
 """
 
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
 
     from perdure.models.inspect import ModelFacts
+    from perdure.models.served import Router
     from perdure.models.task_adapters import TaskAdapters
     from perdure.protocol.batch import EncodedRows, ForwardOutput
     from perdure.protocol.context import Context
@@ -110,8 +111,14 @@ class Method:
     classes_only: bool = False
     """True if the method is for tasks with classes: it works on their heads."""
     grows: bool = False
-    """True if `begin_task` adds modules: a resumed run then calls it for each task learned before,
-    in order, so that their weights find their place."""
+    """True if `begin_task` adds modules that are no adapters: a resumed run then calls it for each
+    task learned before, in order, so that their weights find their place."""
+    adapters: bool = False
+    """True if it adds adapters or switches them (`ctx.adapters`): the model must be tuned with
+    LoRA, and `begin_task` comes before that of methods that do not, so that these see the model as
+    it is trained."""
+    rank_parts: int = 1
+    """Into how many equal parts it splits an adapter's rank, which `model.lora.r` must allow."""
     halves: bool = False
     """True if, once rows of earlier tasks are kept, half of each batch is left to `replay`'s rows:
     the learner then takes half as many of the task's own, in twice as many steps."""
@@ -161,7 +168,7 @@ class Method:
             yield from layer_mistakes(self.requires.hidden, facts.layers)
 
     def begin_task(self, ctx: Context) -> None:
-        """Prepare for `ctx.task`: add modules, freeze, cache states (in `ctx.cache`)."""
+        """Prepare for `ctx.task`: add modules, freeze, cache states (`ctx.base_states`)."""
 
     def phases(self, ctx: Context) -> Sequence[Phase]:
         """Return the trainings that make up this task, in order."""
@@ -206,8 +213,12 @@ class Method:
         """Return full weights, by parameter name, to score and ship with."""
         return None
 
-    def route(self, ctx: Context, rows: Sequence[Mapping[str, Any]]) -> Sequence[str] | None:
-        """Return an adapter's name for each row, without knowing its task."""
+    def router(self, ctx: Context) -> Router | None:
+        """Return what chooses an adapter for each request; None: the active ones answer.
+
+        It is a value that is written beside the adapters and read back without the method
+        (`perdure.models.served`), and is shown prompts alone: no answer, no task.
+        """
         return None
 
     def uses(self, hook: str) -> bool:
@@ -229,7 +240,7 @@ def refuse_clashes(methods: Sequence[Method], ordered: bool = False) -> None:
     """
     if ordered:
         return
-    for hook in ("phases", "serving", "route"):
+    for hook in ("phases", "serving", "router"):
         both = [m for m in methods if m.uses(hook)]
         _refuse(both, f"both set the {hook} of a task")
     _refuse([m for m in methods if m.projects], "both replace the gradient's direction")

@@ -20,6 +20,7 @@ from torch import Tensor
 from perdure.audit.runs import today_of
 from perdure.errors import ModelError, UsageError
 from perdure.models import load_base, load_saved, save_model
+from perdure.models.adapter_lists import folders
 from perdure.models.adapters import (
     load_adapter,
     reading,
@@ -30,6 +31,7 @@ from perdure.models.adapters import (
 from perdure.models.chat import Encoder
 from perdure.models.load import resolve_saved
 from perdure.models.precision import in_bf16
+from perdure.models.served import load_router
 from perdure.recipe.schema import ModelConfig
 from perdure.repair.candidates import Candidate, layer_groups, mixed
 
@@ -152,6 +154,20 @@ def _of_full(base: str, tuned: str) -> Line:
 
 def _of_adapter(base: str, folder: Path, precision: str) -> Line:
     _check_adapter(folder / "adapter_config.json")
+    if load_router(folder) is not None:
+        raise ModelError(
+            f"{folder}: a router chooses among its adapters for each request",
+            f"repair one of them: give its folder, such as {folder / list(folders(folder))[-1]}",
+        )
+    if len(several := list(folders(folder))) > 1:
+        raise ModelError(
+            f"{folder}: holds {len(several)} adapters, {_listed(several)}, and one is scaled at a "
+            "time",
+            (
+                f"repair one: give its folder, such as {folder / several[-1]}",
+                "or what all that are active make of the base: perdure export --to merged",
+            ),
+        )
     noted, path = saved_base(folder), _absolute(base)
     config = ModelConfig(path=path)
     if noted is not None:
@@ -175,6 +191,10 @@ def _of_adapter(base: str, folder: Path, precision: str) -> Line:
             original = name.replace(".modules_to_save.default.", ".original_module.")
             start[name], end[name] = every[original].to(last.dtype), last.clone()
     return Line(model, tokenizer, config, start, end, torch.float32)
+
+
+def _listed(names: list[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _check_adapter(file: Path) -> None:

@@ -46,7 +46,7 @@ def sampled_kl(
     batch_size: int = 8,
     on_progress: Progress | None = None,
 ) -> list[float]:
-    """Mean KL a token from base to tuned on each sample, in nats.
+    """Mean KL a token from base to tuned on each sample, in nats, with what is active in both.
 
     Returns: one number a sample, at least 0.
     Raises:

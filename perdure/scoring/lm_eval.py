@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from perdure.errors import UsageError
+from perdure.scoring.routed import Routed, each_by_adapter
 from perdure.streams.lm_eval_tasks import SEED, quiet, seeded
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def score(
     precision: str = "fp32",
     accelerator: Any = None,
     on_progress: Callable[[int, int], None] | None = None,
+    routed: Routed | None = None,
 ) -> HarnessScore:
     """Score one task of `lm_eval_tasks.load`; prompts get no chat template, lm-eval's default.
 
@@ -62,6 +64,7 @@ def score(
         precision: "bf16" computes under autocast.
         accelerator: under several processes each answers its share, and all return the same.
         on_progress: called as on_progress(done, total), in requests (a choice each).
+        routed: chooses the adapter for each request by its context, as a user would write it.
     """
     from lm_eval.evaluator import evaluate
 
@@ -70,7 +73,9 @@ def score(
     with evaluating(model), seeded(), quiet():
         for task in loaded["tasks"].values():
             task.set_fewshot_seed(seed=SEED)
-        answering = _answering(model, tokenizer, batch_size, precision, accelerator, on_progress)
+        answering = _answering(
+            model, tokenizer, batch_size, precision, accelerator, on_progress, routed
+        )
         found = evaluate(
             lm=answering, task_dict=loaded, limit=limit, bootstrap_iters=0, log_samples=True
         )
@@ -158,6 +163,7 @@ def _answering(
     precision: str,
     accelerator: Any,
     on_progress: Callable[[int, int], None] | None,
+    routed: Routed | None,
 ) -> Any:
     """lm-eval's wrapper around the model, which shares requests over the processes."""
     from lm_eval.models.huggingface import HFLM
@@ -175,7 +181,15 @@ def _answering(
         answer: Callable[..., list[Any]], requests: list[Any], even: bool, size: int = size
     ) -> list[Any]:
         """Answers in the order of `requests`; `even`: every block takes one forward pass."""
+        texts = [str(request.args[0]) for request in requests]
+        choices = None if routed is None else routed.of_texts(texts)
+        return each_by_adapter(
+            model, choices, requests, lambda some: alone(answer, some, even, size)
+        )
 
+    def alone(
+        answer: Callable[..., list[Any]], requests: Sequence[Any], even: bool, size: int
+    ) -> list[Any]:
         def length(i: int) -> tuple[int, str]:
             return -len(requests[i].args[0]), requests[i].args[0]
 

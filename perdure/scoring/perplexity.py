@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from perdure.models.chat import Encoder
 from perdure.models.weights import evaluating
 from perdure.processes import Progress
 from perdure.scoring.likelihood import Pair, score_pairs
+from perdure.scoring.routed import Routed, each_by_adapter, told
 from perdure.scoring.score import perplexity
 
 
@@ -43,6 +45,7 @@ def general_loss(
     device: torch.device | str | None = None,
     accelerator: Any = None,
     on_progress: Progress | None = None,
+    routed: Routed | None = None,
 ) -> GeneralScore:
     """Measure a model's loss on texts, plain (no chat template), each text by itself.
 
@@ -55,6 +58,7 @@ def general_loss(
         device: moves the model there first; None leaves it where it is.
         accelerator: under several processes each takes its share, and all return the same.
         on_progress: called as on_progress(done, total), in texts.
+        routed: chooses the adapter for each text, as for a request.
     Raises:
         DataError: no text has two tokens.
         TrainingError: the model gives NaN.
@@ -73,10 +77,12 @@ def general_loss(
             on_progress(round(done * len(texts)), len(texts))
 
     pairs: list[Pair] = [(ids[:1], ids[1:]) for _, ids in coded]
+    choices = None if routed is None else routed.of_texts([text for text, _ in coded])
+    score = partial(
+        score_pairs, model, batch_size=batch_size, accelerator=accelerator, on_progress=progress
+    )
     with evaluating(model):
-        found = score_pairs(
-            model, pairs, batch_size=batch_size, accelerator=accelerator, on_progress=progress
-        )
+        found = each_by_adapter(model, choices, pairs, score)
     items: list[dict[str, Any]] = [
         {
             "id": hashlib.sha256(text.encode()).hexdigest()[:16],
@@ -85,6 +91,8 @@ def general_loss(
         }
         for (text, _), one in zip(coded, found, strict=True)
     ]
+    if choices is not None:
+        items = told(items, choices)
     tokens = sum(item["tokens"] for item in items)
     loss = math.fsum(item["loss"] * item["tokens"] for item in items) / tokens
     return GeneralScore(loss, perplexity(loss), tokens, items)

@@ -73,6 +73,7 @@ def score_task(
     device: torch.device | str | None = None,
     accelerator: Any = None,
     on_progress: Progress | None = None,
+    adapters: Sequence[str] | None = None,
 ) -> TaskScore:
     """Score `model` on a split of `task` by the task's metric.
 
@@ -85,6 +86,8 @@ def score_task(
         device: moves the model there first; None leaves it where it is.
         accelerator: under several processes each scores its share, and all return the same.
         on_progress: called as on_progress(done, total), in rows.
+        adapters: of a metric that reads what the model writes, the adapter of each row by name;
+            None: those that are active. See `perdure.scoring.routed` for other metrics.
     Raises:
         DataError: the split is empty, or a labelled task's answer is none of its labels.
         UsageError: no such metric, or a user's own failed or gave a number outside its range; or
@@ -107,7 +110,7 @@ def score_task(
             f"take a metric of the kind {task.kind}",
         )
     kind(task.kind).demand("scoring", task.name)
-    run = _Run(model, encoder, task, found, batch_size, accelerator, progress)
+    run = _Run(model, encoder, task, found, batch_size, accelerator, progress, adapters)
     with evaluating(model), torch.no_grad():
         items = _COMPUTED[found.needs](run, rows)
     score, how = pooled(task.metric, items), {}
@@ -184,6 +187,7 @@ class _Run:
     batch_size: int
     accelerator: Any
     progress: Any
+    adapters: Sequence[str] | None = None
 
 
 def _by_labels(run: _Run, rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -256,6 +260,7 @@ def _written(run: _Run, rows: Sequence[Row]) -> list[str]:
             [prompts[i] for i in batch],
             max_new_tokens=run.task.max_new_tokens,
             synced=synced,
+            adapters=None if run.adapters is None else [run.adapters[i] for i in batch],
         )
 
     def done(count: int) -> None:

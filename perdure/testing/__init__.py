@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from perdure.testing.needs import chooses_rows, make, needs_runs, own_learner
 from perdure.testing.tiny import (
     CHAT_TEMPLATE,
     FIRST,
@@ -30,8 +31,8 @@ from perdure.testing.tiny import (
 __all__ = [
     "CHAT_TEMPLATE", "FIRST", "GENERAL", "SECOND", "apart", "check_method", "check_saved_state",
     "check_split", "check_switched_off", "check_whole_runs", "chooses_rows", "learned",
-    "learned_in_a_run", "make", "make_tokenizer", "needs_runs", "save_tiny_model", "task_of",
-    "train",
+    "learned_in_a_run", "make", "make_tokenizer", "needs_runs", "own_learner", "save_tiny_model",
+    "task_of", "train",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -107,38 +108,6 @@ def _rate(clip: float) -> float:
     return RATE if clip else RATE / 5
 
 
-def make(kind: type[Method], options: Mapping[str, Any]) -> Method:
-    """A method of this class with these options, validated."""
-    from perdure.methods.registry import load_config
-
-    return kind(load_config(kind, options))
-
-
-def chooses_rows(kind: type[Method]) -> bool:
-    """Whether a method chooses the rows that are trained on, which takes Perdure's own learner."""
-    from perdure.protocol.method import Method as Base
-
-    return kind.train_data is not Base.train_data
-
-
-def needs_runs(kind: type[Method], folder: Path) -> bool:
-    """Whether `perdure.attach` would refuse a method: it chooses rows, or trains in phases."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from perdure.engine.session import TaskSession
-    from perdure.models.chat import Encoder
-    from perdure.protocol.method import Method as Base
-
-    if chooses_rows(kind) or kind.phases is Base.phases:
-        return chooses_rows(kind)
-    method = make(kind, kind.example_options)
-    encoder = Encoder(AutoTokenizer.from_pretrained(folder))
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    session = TaskSession(model, encoder, FIRST, methods=[method], cache=folder / "cache")
-    phases = method.phases(session.context)
-    return len(phases) != 1 or phases[0].epochs is not None or phases[0].start != "current"
-
-
 def learned(
     folder: Path,
     kind: type[Method] | None,
@@ -164,14 +133,28 @@ def learned_in_a_run(
     options: Mapping[str, Any],
     micro: int = BATCH,
     clip: float = CLIP,
+    tuning: str | None = None,
 ) -> dict[str, Tensor]:
-    """As `learned`, by Perdure's own learner, for what `perdure.attach` refuses."""
+    """As `learned`, by Perdure's own learner, for what `perdure.attach` refuses.
+
+    Args: tuning: None: with LoRA where the method adds adapters.
+    """
     with tempfile.TemporaryDirectory() as out:
         plain_descent = {
             "optimizer": "sgd", "learning_rate": _rate(clip), "micro_batch_size": micro,
             "max_grad_norm": clip,
         }  # fmt: skip
-        return _run(folder, kind, options, Path(out) / "run", train=plain_descent)
+        tuning = tuning or _tuning(kind)
+        return _run(folder, kind, options, Path(out) / "run", tuning=tuning, train=plain_descent)
+
+
+def _tuning(kind: type[Method] | None) -> str:
+    return "lora" if kind is not None and kind.adapters else "full"
+
+
+def _moved(whole: Mapping[str, Tensor], plain: Mapping[str, Tensor]) -> float:
+    """How far a method moved weights from plain fine-tuning; those that only it has are moved."""
+    return apart(whole, plain) if whole.keys() == plain.keys() else float("inf")
 
 
 def apart(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
@@ -194,7 +177,8 @@ def check_method(kind: type[Method], folder: Path | None = None, /, **options: A
     Nothing is printed but what the method itself prints.
 
     It learns on a `transformers.Trainer`. A method that chooses the rows that are trained on
-    (`train_data`) or trains in several `phases` learns in runs of `perdure.learn` throughout.
+    (`train_data`), adds adapters, routes (`router`) or trains in several `phases` learns in runs of
+    `perdure.learn` throughout; one that adds adapters in runs with `tuning: lora` alone.
 
     Args:
         folder: of a tiny model to use (`save_tiny_model`); None makes one.
@@ -217,9 +201,10 @@ def check_method(kind: type[Method], folder: Path | None = None, /, **options: A
     with tempfile.TemporaryDirectory() as made, silent():
         tiny = folder or save_tiny_model(Path(made))
         in_runs = needs_runs(kind, tiny)
-        learn: Learn = learned_in_a_run if in_runs else learned
+        in_a_run = partial(learned_in_a_run, tuning=_tuning(kind))
+        learn: Learn = in_a_run if in_runs else learned
         plain, clip = learn(tiny, None, {}), CLIP
-        if apart(check_hooks(tiny, kind, learn), plain) <= SEEN:
+        if _moved(check_hooks(tiny, kind, learn), plain) <= SEEN:
             # What only scales the loss is hidden by clipping, and so is what it does wrong.
             clip, learn = 0.0, partial(learn, clip=0.0)
             plain = learn(tiny, None, {})
@@ -263,7 +248,7 @@ def check_split(
     """With its `example_options` a method acts, and not by how a batch is split."""
     whole = learn(folder, kind, kind.example_options)
     acts = kind.noop_options is None or bool(kind.noop_options) or bool(kind.example_options)
-    assert not acts or apart(whole, plain) > SEEN, (
+    assert not acts or _moved(whole, plain) > SEEN, (
         f"with example_options {dict(kind.example_options)} weights are those of plain "
         "fine-tuning: is the hook that should act overridden, its option read, and the example "
         "strong enough to be seen in two steps a task?"
@@ -309,10 +294,14 @@ def check_whole_runs(folder: Path, kind: type[Method], clip: float = CLIP) -> No
     """`perdure.learn` learns two tasks with a method, full and LoRA, interrupted or not."""
     with tempfile.TemporaryDirectory() as made:
         options, out, clipped = kind.example_options, Path(made), {"max_grad_norm": clip}
-        whole = _run(folder, kind, options, out / "whole", train=clipped)
-        _run(folder, kind, options, out / "lora", tuning="lora", train=clipped)
+        first = _tuning(kind)
+        whole = _run(folder, kind, options, out / "whole", tuning=first, train=clipped)
+        if first == "full":
+            _run(folder, kind, options, out / "lora", tuning="lora", train=clipped)
         for when, where in (("after the first task", (1, 0)), ("within a task", (1, STEPS))):
-            again = _run(folder, kind, options, out / when, interrupted=where, train=clipped)
+            again = _run(
+                folder, kind, options, out / when, tuning=first, interrupted=where, train=clipped
+            )
             moved = apart(whole, again)
             assert moved == 0, (
                 f"a run that was interrupted {when} and went on ends with weights that "
@@ -381,8 +370,11 @@ def _run(
             learn(recipe, run, prepared=replace(ready, methods=methods))
     # Else a checkpoint within the task was not gone on from, and nothing is shown by the end.
     assert stop.first == max(1, interrupted[1] if interrupted else 1), "it began the task anew"
-    name = "adapter_model" if tuning == "lora" else "model"
-    return load_file(out / "checkpoints/task-2/model" / f"{name}.safetensors")
+    saved = out / "checkpoints/task-2/model"
+    if tuning == "full":
+        return load_file(saved / "model.safetensors")
+    files = sorted(saved.rglob("adapter_model.safetensors"))
+    return {f"{f.parent.name}.{n}": w for f in files for n, w in load_file(f).items()}
 
 
 def _wait_for_a_checkpoint(run: Path, step: int) -> None:

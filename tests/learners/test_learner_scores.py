@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tiny_runs import write_recipe
+from word_router import Chosen
 
 from perdure.learners.scores import score_routed
 from perdure.scoring import TaskScore
@@ -21,16 +24,21 @@ class Stub:
     """Adapter "a" answers right, "b" wrong; a second measure says the same."""
 
     def __init__(self) -> None:
-        self.model = SimpleNamespace(active_adapter="b", set_adapter=self._set)
+        self.model = self
+        self.listener = SimpleNamespace(progress=lambda *_: None)
         self.active = "b"
 
-    def _set(self, name: str) -> None:
-        self.active = name
+    @contextmanager
+    def showing(self, names: list[str]) -> Iterator[None]:
+        before, (self.active,) = self.active, names
+        yield
+        self.active = before
 
     def autocast(self) -> Any:
-        from contextlib import nullcontext
-
         return nullcontext()
+
+    def score_mixed(self, task: Task, adapters: Any, progress: Any) -> None:
+        """Adapter by adapter."""
 
     def score_task(self, task: Task, progress: Any) -> TaskScore:
         right = float(self.active == "a")
@@ -42,14 +50,21 @@ class Stub:
         return TaskScore(right, "exact_match", True, items, {"second": right})
 
 
-def test_measures_and_items_of_routed_rows_are_of_all_rows() -> None:
+def test_measures_and_items_of_routed_rows_are_of_all_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     task = Task("t", (), (), ROWS, "exact_match")
-    found = score_routed(Stub(), task, ["a", "b", "b", "b"])  # type: ignore[arg-type]
+    monkeypatch.setattr("perdure.scoring.routed.showing", Stub.showing)
+    monkeypatch.setattr("perdure.scoring.routed.check_known", lambda model, names: None)
+    choices = [Chosen(name, 0.5, "so") for name in ("a", "b", None, "b")]
+    found = score_routed(Stub(), task, choices)  # type: ignore[arg-type]
     assert found is not None
     assert found.score == 0.25
     assert found.measures == {"exact_match": 0.25, "second": 0.25}
     assert [item["score"] for item in found.items] == [1.0, 0.0, 0.0, 0.0]
     assert [item["id"] for item in found.items] == ["a", "b", "a-2", "b-2"]
+    assert [item["adapter"] for item in found.items] == ["a", "b", "base", "b"]
+    assert {(item["similarity"], item["why"]) for item in found.items} == {(0.5, "so")}
 
 
 def test_a_method_looks_at_as_many_rows_as_it_asks_for(

@@ -57,7 +57,11 @@ def _reads_text(name: str) -> bool:
 
 REFUSED = [name for name in registry.names() if _reads_text(name)]
 """Methods that learn general texts, which a classifier does not predict."""
-MATRIX = {name: _options(name) for name in registry.names() if name not in REFUSED}
+MATRIX = {
+    name: _options(name)
+    for name in registry.names()
+    if name not in REFUSED and not registry.load(name).adapters
+}
 """All others: a new file is in it because it is there."""
 NOOP = {
     name: OFF.get(name, dict(registry.load(name).noop_options or {}))

@@ -387,7 +387,7 @@ def test_the_cache_is_read_row_by_row_whatever_the_shards(made: Any, monkeypatch
     method, ctx = made()
     one = method.states
     monkeypatch.setattr(state_cache, "SHARD_BYTES", 300)
-    other, _ = made({"cache": ctx.cache.parent / "other"})
+    other, _ = made({"cache": ctx._session.cache.parent / "other"})
     many = other.states
     assert len(list(many.folder.glob("0*.safetensors"))) > 2
     texts = [5, 0, 3]
@@ -533,7 +533,7 @@ def test_no_general_text_means_the_base_models_own(made: Any) -> None:
     none = {"general": GeneralText(), "stream_tokens": lambda: 16 * 8 * 64 * 10}
     method, ctx = made(none, max_tokens=8, samples=20)
     assert method.texts.startswith("samples-")
-    lines = [json.loads(x) for x in (ctx.cache / method.texts).read_text().splitlines()]
+    lines = [json.loads(x) for x in (ctx._session.cache / method.texts).read_text().splitlines()]
     assert lines[0] == {
         "temperature": 1.0, "seed": 0, "texts": 20, "tokens": 8, "past_end": True,
         "start_counts": True, "model": ctx._session.fingerprint(),
@@ -550,7 +550,7 @@ def test_no_general_text_means_the_base_models_own(made: Any) -> None:
     again.load_state_dict(json.loads(json.dumps(method.state_dict())))
     again.begin_task(ctx)
     assert list(again._rows) == list(method._rows)
-    (ctx.cache / method.texts).unlink()
+    (ctx._session.cache / method.texts).unlink()
     with pytest.raises(RunError, match="the texts that the base model wrote are gone"):
         again.begin_task(ctx)
 

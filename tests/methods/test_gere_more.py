@@ -79,7 +79,7 @@ def test_a_cache_of_other_settings_is_refused_once_the_base_is_trained_over(
 ) -> None:
     first, ctx = made(kind=kind)
     moved(ctx)
-    later = context(first, cache=ctx.cache, task_index=1, **of_ctx)
+    later = context(first, cache=ctx._session.cache, task_index=1, **of_ctx)
     refused(first, general_method(kind, **{"samples": 1000, **options}), changed, later)
 
 
@@ -90,18 +90,18 @@ def contents(method: Any) -> dict[str, bytes]:
 def refused(first: Any, later: Any, changed: str, ctx: Any) -> None:
     """A later task, in a new process, with another setting."""
     later.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    before = sorted(ctx.cache.iterdir())
+    before = sorted(ctx._session.cache.iterdir())
     with pytest.raises(RunError) as error:
         later.begin_task(ctx)
     what, remedy = str(error.value).split("\n")
     said, _, reason = what.partition(": the base model's states are not in ")
     folder, _, reason = reason.partition(": ")
     assert said == later.name
-    assert Path(folder).parent == ctx.cache
+    assert Path(folder).parent == ctx._session.cache
     assert not Path(folder).exists()
     assert reason == f"{changed} changed since they were made"
     assert remedy.strip() == "a trained model cannot give them again: start a new run"
-    assert sorted(ctx.cache.iterdir()) == before
+    assert sorted(ctx._session.cache.iterdir()) == before
 
 
 @pytest.mark.parametrize("task", ["first", "later"])
@@ -120,7 +120,12 @@ def test_another_attention_or_tokenizer_is_another_teacher(
 
         tiny[1]._tokenizer.normalizer = Lowercase()  # the same words, and other ids of "The"
     if task == "later":
-        refused(first, GeRe(first.config), changed, context(first, cache=ctx.cache, task_index=1))
+        refused(
+            first,
+            GeRe(first.config),
+            changed,
+            context(first, cache=ctx._session.cache, task_index=1),
+        )
         return
     with caplog.at_level("INFO", logger="perdure"):
         other, _ = made()
@@ -151,7 +156,7 @@ def test_messages_name_the_method_at_hand(
     later = general_method("gere_distance")
     later.base = first.base
     with pytest.raises(RunError, match=r"^gere_distance: .*: method changed since they were made"):
-        later.begin_task(context(later, cache=ctx.cache, task_index=1))
+        later.begin_task(context(later, cache=ctx._session.cache, task_index=1))
     model = family("gpt2", len(tiny[1]))
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -170,7 +175,7 @@ def test_messages_name_the_method_at_hand(
 def test_another_loss_is_named_once_the_base_is_trained_over(made: Any, context: Any) -> None:
     first, ctx = made(kind="gere_kl")
     moved(ctx)
-    later = context(first, cache=ctx.cache, task_index=1)
+    later = context(first, cache=ctx._session.cache, task_index=1)
     refused(first, general_method("gere_distance", norm="l2"), "method", later)
 
 

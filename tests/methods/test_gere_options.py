@@ -294,7 +294,7 @@ def test_damaged_files_of_a_cache_are_made_again(
     made: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     method, ctx = made({"general": GeneralText()}, samples=6)
-    samples = ctx.cache / method.texts
+    samples = ctx._session.cache / method.texts
     lines = samples.read_text().splitlines(keepends=True)
     samples.write_text("".join(lines[:4]))
     method.begin_task(ctx)

@@ -15,7 +15,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from perdure.errors import UsageError
 from perdure.methods import registry
+from perdure.models.adapters import attach_lora
 from perdure.models.weights import put, trainable
+from perdure.recipe.schema import LoraConfig
 from perdure.streams.task import GeneralText
 
 pytestmark = pytest.mark.unit
@@ -65,6 +67,7 @@ OTHER: dict[str, Any] = {
     "start": "current", "alpha": 2.0, "beta": 2.0, "target": "snapshot", "distill_new_rows": True,
     "outside": "clamp", "rho": 9.0, "every": 3, "window": 0.5,
     "balance": "class", "choose": "herding", "fisher_mode": "batch", "official": True,
+    "square": True, "l2": 0.1, "experts": 2,
 }  # fmt: skip
 """Another value of each option than its default."""
 
@@ -101,6 +104,8 @@ def by_hand(context: Any, name: str, options: dict[str, Any], texts: Any) -> str
         for parameter in model.parameters():
             parameter *= 4  # so that nothing is nearly uniform
     method = registry.load(name)(registry.load_config(name, options))
+    if method.adapters:
+        model = attach_lora(model, LoraConfig(r=4))
     noted: list[Any] = []
     first = [p.detach().clone() for p in model.parameters()]
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_runs import scores, write_recipe
+from word_router import AdapterPerTask, known
 
 from perdure.learners import build
 from perdure.learners.listener import Folders
@@ -31,61 +32,37 @@ def go(
 ) -> Run:
     """Run a recipe with method objects made here, as if they had come by entry point."""
     monkeypatch.setattr("perdure.methods.registry.build", lambda specs: list(methods))
-    loaded = load_recipe(recipe)
-    run = Run.open(out) if resume else Run.create(out, loaded)
+    run = Run.open(out) if resume else Run.create(out, load_recipe(recipe))
     learn(run.recipe, run)
     return run
 
 
-class AdapterPerTask(Method):
-    """Trains a LoRA adapter of its own for each task and tells tasks apart by a word."""
-
-    grows = True
-    saved = ("words",)
-
-    def __init__(self) -> None:
-        super().__init__(MethodConfig())
-        self.words: dict[str, str] = {}
-        self.routed: list[str] = []
-
-    def begin_task(self, ctx: Any) -> None:
-        name = "default" if ctx.task_index == 0 else f"task{ctx.task_index}"
-        if name not in ctx.model.peft_config:
-            with torch.random.fork_rng():
-                torch.manual_seed(ctx.task_index)
-                ctx.model.add_adapter(name, ctx.model.peft_config["default"])
-        ctx.model.set_adapter(name)
-        self.words[ctx.task.name] = name
-
-    def route(self, ctx: Any, rows: Sequence[Mapping[str, Any]]) -> Sequence[str] | None:
-        texts = [row["prompt"][-1]["content"] for row in rows]
-        found = [next((n for w, n in self.words.items() if w in t), "default") for t in texts]
-        self.routed += found
-        return found
-
-
 def test_an_adapter_for_each_task_chosen_at_test_time(
-    monkeypatch: pytest.MonkeyPatch, tiny_model_dir: Path, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, pool: Run, tmp_path: Path
 ) -> None:
-    changes = {"model__tuning": "lora", "train__learning_rate": 1e-2}
-    recipe = write_recipe(tmp_path, tiny_model_dir, **changes)
-    method = AdapterPerTask()
-    run = go(monkeypatch, recipe, tmp_path / "run", method)
-    assert set(method.routed) == {"default", "task1"}
-    found = scores(run.path)
+    found = scores(pool.path)
     # The first task's adapter is not touched by the second: nothing of it can be forgotten.
     assert found[1, "colour"] == found[2, "colour"]
-    before = [item["score"] for item in run.items(1, "colour")]
-    assert before == [item["score"] for item in run.items(2, "colour")]
+    before = [item["score"] for item in pool.items(1, "colour")]
+    assert before == [item["score"] for item in pool.items(2, "colour")]
+    for name, adapter in (("colour", "default"), ("count", "task1")):
+        items = pool.items(2, name)
+        assert {(i["adapter"], i["similarity"], i["why"]) for i in items} == {
+            (adapter, 1.0, f"it says {name}")
+        }
+    assert {item["adapter"] for item in pool.items(1, "count")} == {"base"}
 
     # Killed after the first task, it finds both adapters again.
-    shutil.rmtree(run.path / "checkpoints" / "task-2")
-    (run.path / "finished").unlink()
-    lines = (run.path / "scores.jsonl").read_text().splitlines()
+    copy = tmp_path / "run"
+    shutil.copytree(pool.path, copy)
+    shutil.rmtree(copy / "checkpoints" / "task-2")
+    (copy / "finished").unlink()
+    lines = (copy / "scores.jsonl").read_text().splitlines()
     kept = [line for line in lines if json.loads(line)["after"] < 2]
-    (run.path / "scores.jsonl").write_text("\n".join(kept) + "\n")
-    go(monkeypatch, recipe, run.path, AdapterPerTask(), resume=True)
-    assert scores(run.path) == found
+    (copy / "scores.jsonl").write_text("\n".join(kept) + "\n")
+    with known():
+        go(monkeypatch, pool.path / "none.yaml", copy, AdapterPerTask(), resume=True)
+    assert scores(copy) == found
 
 
 class Maps(Method):

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from perdure.methods import registry
-from perdure.testing import chooses_rows, make, train
+from perdure.testing import make, own_learner, train
 
 METHODS = {n: m for n in registry.names() if not (m := registry.load(n)).classes_only}
 """All methods but those for tasks with classes alone, which test_on_classes.py goes through."""
 ACTIVE: dict[str, Mapping[str, Any]] = {n: kind.example_options for n, kind in METHODS.items()}
-OWN_ROWS = {name for name, kind in METHODS.items() if chooses_rows(kind)}
+OWN_ROWS = {name for name, kind in METHODS.items() if own_learner(kind)}
 
 
 def made(name: str, options: Mapping[str, Any]) -> Any:

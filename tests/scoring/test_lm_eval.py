@@ -345,6 +345,40 @@ def test_a_tag_or_group_has_one_score_or_those_of_its_members(
     assert len(set(ids)) == 2 * len(ROWS)
 
 
+def test_requests_are_routed_by_their_context(tiny: tuple[Any, Any], folder: Path) -> None:
+    """Each document is answered by the adapter that its question is routed to."""
+    from word_router import Words
+
+    from perdure.models import adapter_lists
+    from perdure.models.adapters import attach_lora
+    from perdure.recipe.schema import LoraConfig
+    from perdure.scoring.routed import Routed
+
+    model = attach_lora(tiny[0], LoraConfig(r=2)).eval()
+    adapter_lists.add(model, "second")
+    words = {"red?": "default", "wet?": "second", "barks?": "second"}
+    passes: list[tuple[bool, tuple[str, ...], list[str]]] = []
+
+    def note(_: Any, args: Any, options: Any) -> None:
+        ids = options.get("input_ids", args[0] if args else None)
+        off = model.base_model.model.model.layers[0].self_attn.q_proj.disable_adapters
+        passes.append((off, adapter_lists.active(model), tiny[1].batch_decode(ids)))
+
+    hook = model.register_forward_pre_hook(note, with_kwargs=True)
+    [(name, loaded)] = load(folder / "quiz.yaml").items()
+    lm_eval.score(model, tiny[1], name, loaded, routed=Routed(Words(words), []))
+    hook.remove()
+    seen: dict[str, set[Any]] = {}
+    for off, active, texts in passes:
+        for text in texts:
+            if "Question" in text:
+                question = text.partition("Question: ")[2].partition("\n")[0]
+                seen.setdefault(question, set()).add(None if off else active)
+    chosen = [("default",), ("second",), ("second",), None, None, None, None]
+    assert seen == {r["question"]: {c} for r, c in zip(ROWS, chosen, strict=True)}
+    assert adapter_lists.active(model) == ("default",)
+
+
 def test_only_the_bars_of_lm_eval_are_hidden(
     tiny: tuple[Any, Any], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,80 @@
+"""What a checkpoint serves: its adapters, and a router that chooses one of them for each request.
+
+A router is a value that lies beside the adapters in a file of its own; it is read without the
+method that wrote it, so that training, scoring, an audit and a server route alike.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from perdure.models.adapter_lists import holder, names
+
+Messages = Sequence[Mapping[str, str]]
+"""A conversation before its answer: `[{"role": ..., "content": ...}]`."""
+ROUTERS: dict[str, str] = {"codebook.json": "perdure.models.router:Router"}
+"""Files that hold a router, and the class whose `load(folder)` reads them."""
+_ROUTER = "perdure_router"
+
+
+class Choice(Protocol):
+    """Which adapter answers one request."""
+
+    @property
+    def adapter(self) -> str | None:
+        """Its name; None is the base model without an adapter."""
+
+    @property
+    def similarity(self) -> float:
+        """Of the request to the nearest thing that is known, whichever adapter answers."""
+
+    @property
+    def why(self) -> str:
+        """A sentence for people."""
+
+
+class Router(Protocol):
+    """Chooses an adapter for each request; it is shown prompts and nothing else."""
+
+    def choose(self, prompts: Sequence[Messages]) -> Sequence[Choice]:
+        """Choose an adapter for each prompt, in their order, whatever else is in the list."""
+
+    def check(self, adapters: Collection[str]) -> None:
+        """Raise where it knows adapters that are not among these."""
+
+    def save(self, folder: Path) -> object:
+        """Write the file of this router (`ROUTERS`) beside the adapters in `folder`."""
+
+
+def load_router(folder: Path) -> Router | None:
+    """The router that lies in a folder with adapters; None where there is none.
+
+    Raises:
+        UsageError, RecipeError: its file is none of a router.
+    """
+    for file, place in ROUTERS.items():
+        if (folder / file).is_file():
+            module, _, name = place.partition(":")
+            found: Router = getattr(importlib.import_module(module), name).load(folder)
+            return found
+    return None
+
+
+def keep_router(model: Any, router: Router | None) -> None:
+    """Note the router that a loaded model is served with.
+
+    Raises: what the router's `check` does, where it chooses adapters that the model has not.
+    """
+    if router is not None:
+        router.check(names(model))
+        setattr(model, _ROUTER, router)
+
+
+def router_of(model: Any) -> Router | None:
+    """The router that a loaded model is served with; None: the active adapters answer."""
+    # Asked of the instance: a PeftModel passes unknown names on to the model below it.
+    found: Router | None = vars(model).get(_ROUTER)
+    return found if holder(model) is not None else None

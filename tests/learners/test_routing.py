@@ -1,0 +1,229 @@
+"""Routed scores: one place for a run, `eval` and `audit`, which a router sees prompts alone in."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import scores
+from word_router import AdapterPerTask, Words, known
+
+from perdure.errors import ModelError, UsageError
+from perdure.models import adapter_lists, load_saved
+from perdure.models.adapters import attach_lora
+from perdure.models.chat import Encoder
+from perdure.models.served import router_of
+from perdure.recipe.schema import LoraConfig
+from perdure.run import Run
+from perdure.scoring.routed import Routed, as_prompt, prompts_of, served_score
+from perdure.scoring.score import score_task
+from perdure.streams.task import Task
+
+pytestmark = pytest.mark.train
+
+
+def evaluated(run: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, float]:
+    from perdure.commands.evaluate import evaluate
+
+    evaluate(run, None, None, as_json=True)
+    return {row["task"]: row["score"] for row in json.loads(capsys.readouterr().out)["scores"]}
+
+
+def test_eval_scores_by_the_router_in_the_checkpoint(
+    pool: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = scores(pool.path)
+    with known() as shown:
+        again = evaluated(pool.path, capsys)
+    assert again == {name: found[2, name] for name in ("colour", "count")}
+    # One list, in which the tasks are mixed; prompts of two keys a turn, and nothing else.
+    (prompts,) = shown
+    texts = [prompt[-1]["content"] for prompt in prompts]
+    words = [word for text in texts for word in ("colour", "count") if word in text.split()]
+    assert words.count("colour") == words.count("count") == 12
+    assert words != sorted(words)
+    assert words != sorted(words, reverse=True)
+    assert {tuple(turn) for prompt in prompts for turn in prompt} == {("role", "content")}
+    assert len(texts) == len(set(texts)) == 28  # with four general texts
+
+
+def test_a_task_that_only_the_second_adapter_can_do(
+    pool: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    found = scores(pool.path)
+    assert (found[0, "count"], found[1, "count"], found[2, "count"]) == (0, 0, 1)
+    copy = tmp_path / "run"
+    shutil.copytree(pool.path, copy)
+    model = copy / "checkpoints/task-2/model"
+    with known():
+        (model / "words.json").write_text(json.dumps({"count": "default", "colour": "task1"}))
+        _reseal(model.parent)
+        swapped = evaluated(copy, capsys)
+        (model / "words.json").write_text("{}")
+        _reseal(model.parent)
+        base = evaluated(copy, capsys)
+    assert swapped["count"] <= 0.7
+    assert base == {name: scores(pool.path)[0, name] for name in base}
+
+
+def _reseal(folder: Path) -> None:
+    from perdure.seals import facts_of, seal
+
+    facts = {k: v for k, v in facts_of(folder).items() if k != "files"}
+    seal(folder, facts)
+
+
+def test_general_texts_are_routed_like_any_request(pool: Run) -> None:
+    for after in (1, 2):
+        items = pool.general_items(after)
+        assert {item["adapter"] for item in items} == {"base"}
+        assert {item["why"] for item in items} == {"no word is known"}
+    rows = {(s["after"], s.get("task")): s for s in pool.scores() if s["kind"] == "general"}
+    assert rows[0, None]["score"] == rows[2, None]["score"]  # no word: the base answered
+
+
+def test_what_a_method_asks_for_inside_a_task_is_not_routed(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """`rewind` scores what it interpolates, whatever the router knows."""
+    from word_router import learn_pool
+
+    asked: list[float] = []
+
+    class Asks(AdapterPerTask):
+        def end_task(self, ctx: Any) -> None:
+            self.words = dict.fromkeys(self.words, "default")
+            with torch.no_grad():
+                asked.append(ctx.score(ctx.task, "test"))
+            assert ctx.adapters.active == (("default",), ("task1",))[ctx.task_index]
+            self.words = {**self.words, ctx.task.name: ctx.adapters.active[0]}
+
+    run = learn_pool(tmp_path, tiny_model_dir, method=Asks)
+    assert asked == [scores(run.path)[1, "colour"], scores(run.path)[2, "count"]]
+
+
+def test_an_audit_measures_what_is_served(pool: Run, tiny_model_dir: Path) -> None:
+    from perdure.audit.audit import audit
+    from perdure.prepare import run_stream
+
+    stream = run_stream(pool)
+    with known() as shown:
+        found = audit(str(tiny_model_dir), pool.path, stream, measures=["loss", "tasks"])
+    loss, *tasks = found.measures
+    assert loss.change == 0  # no general text has a word: the base itself answers
+    served = [scores(pool.path)[2, name] for name in ("colour", "count")]
+    assert [m.tuned for m in tasks] == pytest.approx(served)
+    assert len(shown[0]) == 28
+    with known():
+        (kl,) = audit(str(tiny_model_dir), pool.path, measures=["kl"], max_kl=0.1).measures
+        same = audit(pool.path, pool.path, stream, measures=["tasks"])
+    assert kl.tuned == 0
+    assert not same.identical_weights
+    assert {m.change for m in same.measures} == {0}
+
+
+def test_rows_are_answered_by_the_adapters_that_score_them(pool: Run) -> None:
+    import perdure
+    from perdure.prepare import run_stream
+
+    with known():
+        predict = perdure.load_predictor(pool.path, task="count")
+        rows = run_stream(pool).tasks[1].test
+        found = predict([row["prompt"][-1]["content"] for row in rows])
+    items = pool.items(2, "count")
+    assert [one["answer"] for one in found] == [item["prediction"] for item in items]
+
+
+def test_a_batch_of_several_adapters_writes_what_each_writes_alone(tiny: Any) -> None:
+    model = attach_lora(tiny[0], LoraConfig(r=2)).eval()
+    adapter_lists.add(model, "second")
+    maker = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=maker))
+    asked = ["red one", "two of a kind", "a red house", "nothing at all", "two", "the red sea"]
+    rows = [{"prompt": as_prompt(text), "answer": "x"} for text in asked]
+    task = Task("t", (), (), rows, "exact_match", max_new_tokens=5)
+    encoder = Encoder(tiny[1])
+    routed = Routed(Words({"red": "default", "two": "second"}), prompts_of([task]))
+    calls: list[int] = []
+    hook = model.register_forward_pre_hook(lambda *_: calls.append(1))
+    found = served_score(model, encoder, task, routed)
+    hook.remove()
+    names = ["default", "second", "default", "__base__", "second", "default"]
+    alone: dict[str, list[str]] = {}
+    for name in set(names):
+        with adapter_lists.showing(model, [name]):
+            items = score_task(model, encoder, task).items
+            alone[name] = [item["prediction"] for item in items]
+    assert [i["prediction"] for i in found.items] == [alone[n][i] for i, n in enumerate(names)]
+    assert len({tuple(texts) for texts in alone.values()}) == 3
+    assert [i["adapter"] for i in found.items] == [n.replace("__", "") for n in names]
+    # One batch of five tokens, beside the trial of whether this model can write batches.
+    assert len(calls) <= 5 + 3 * 4
+
+
+def test_an_adapter_that_is_not_there_is_told_with_the_nearest(
+    pool: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(pool.path, copy)
+    model = copy / "checkpoints/task-2/model"
+    (model / "words.json").write_text(json.dumps({"count": "tsk1"}))
+    _reseal(model.parent)
+    with known(), pytest.raises(UsageError, match="adapter tsk1: there is none") as told:
+        evaluated(copy, capsys)
+    assert 'did you mean "task1"?' in told.value.remedy
+
+
+def test_what_takes_one_model_refuses_a_routed_one_by_name(
+    pool: Run, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    from perdure.diagnose.diagnose import diagnose
+    from perdure.models.export import export
+    from perdure.prepare import run_stream
+    from perdure.repair.path import load_line
+
+    with known():
+        with pytest.raises(ModelError, match="is routed to one of its 2 adapters"):
+            export(pool.path, tmp_path / "merged", "merged", "float32")
+        with pytest.raises(ModelError, match="a router chooses among its adapters"):
+            load_line(str(tiny_model_dir), str(pool.path))
+        with pytest.raises(UsageError, match="a router chooses one of 2 adapters") as told:
+            diagnose(str(tiny_model_dir), str(pool.path), run_stream(pool))
+        assert "model/task1" in str(told.value.remedy)
+        # Each of the adapters is a model by itself, which all of these take.
+        one = pool.path / "checkpoints/task-2/model/task1"
+        assert load_line(str(tiny_model_dir), str(one)).adapter
+        out = export(pool.path, tmp_path / "peft", "peft")
+        again, _ = load_saved(out)
+    assert isinstance(router_of(again), Words)
+    assert list(again.peft_config) == ["default", "task1"]
+
+
+def test_a_trainer_of_ones_own_refuses_methods_that_route_or_add_adapters(tiny: Any) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    import perdure
+    from perdure.protocol.method import Method, MethodConfig
+
+    class Routes(Method):
+        def router(self, ctx: Any) -> Any:
+            return Words({})
+
+    ids = tiny[1]("What is learned here is short.")["input_ids"]
+    trainer = Trainer(
+        model=tiny[0],
+        args=TrainingArguments(use_cpu=True, report_to="none"),
+        processing_class=tiny[1],
+        train_dataset=[{"input_ids": ids, "labels": ids}] * 4,
+    )
+    with pytest.raises(UsageError, match="attach: olora: it works on adapters"):
+        perdure.attach(trainer, "olora")
+    with pytest.raises(UsageError, match="attach: test_routing: it routes requests to adapters"):
+        perdure.attach(trainer, Routes(MethodConfig()))

@@ -1,0 +1,61 @@
+"""A codebook's router beside adapters: saved with them, read back without a method, and checked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perdure.errors import PerdureError
+from perdure.models import adapter_lists, load_saved
+from perdure.models.adapters import attach_lora, save_model
+from perdure.models.codebook import Codebook, Group
+from perdure.models.router import Router
+from perdure.models.served import load_router, router_of
+from perdure.recipe.schema import LoraConfig, ModelConfig
+from perdure.scoring.routed import Routed, as_prompt
+
+pytestmark = pytest.mark.train
+BOOK = Codebook(
+    groups=(
+        Group(name="red", adapter="default", instructions=("Name the colour of the house.",)),
+        Group(name="sum", adapter="sum@2", instructions=("Add both numbers up.",)),
+    ),
+    accept=0.3,
+)
+
+
+@pytest.fixture
+def folder(tiny: Any, tiny_model_dir: Path, tmp_path: Path) -> Path:
+    model = attach_lora(tiny[0], LoraConfig(r=2))
+    adapter_lists.add(model, "sum@2")
+    base = ModelConfig(path=str(tiny_model_dir), tuning="lora")
+    save_model(model, tiny[1], tmp_path / "model", base)
+    Router(BOOK).save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_saved_router_is_that_of_the_loaded_model(folder: Path) -> None:
+    model, _ = load_saved(folder)
+    router = router_of(model)
+    assert isinstance(router, Router)
+    assert router.codebook == BOOK
+    asked = ["Name the colour of a car.", "Translate this.", "Add these numbers up."]
+    found = Routed(router, map(as_prompt, asked)).of_texts(asked)
+    assert [one.adapter for one in found] == ["default", None, "sum@2"]
+    assert all(one.why for one in found)
+    # One adapter by itself is served as it is.
+    alone, _ = load_saved(folder / "sum@2")
+    assert router_of(alone) is None
+    assert load_router(folder / "sum@2") is None
+
+
+def test_a_codebook_with_an_adapter_that_is_not_there_is_refused(folder: Path) -> None:
+    file = folder / "codebook.json"
+    found = json.loads(file.read_text())
+    found["groups"][1]["adapter"] = "sum@3"
+    file.write_text(json.dumps(found))
+    with pytest.raises(PerdureError, match="sum@3"):
+        load_saved(folder)
