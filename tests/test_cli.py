@@ -24,9 +24,9 @@ from perdure.methods import registry
 
 pytestmark = pytest.mark.unit
 
-COMMANDS = ["demo", "run", "resume", "extend", "predict", "export", "eval", "compare", "report",
-            "methods", "metrics", "streams", "recipes", "recipes copy", "audit", "diagnose",
-            "repair"]  # fmt: skip
+COMMANDS = ["demo", "run", "resume", "extend", "predict", "route", "export", "eval", "compare",
+            "report", "methods", "metrics", "streams", "recipes", "recipes copy", "audit",
+            "diagnose", "repair"]  # fmt: skip
 HEAVY = {"torch", "transformers", "datasets", "trl", "peft", "accelerate", "matplotlib", "scipy",
          "rich", "jinja2", "numpy"}  # fmt: skip
 

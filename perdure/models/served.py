@@ -11,7 +11,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from perdure.models.adapter_lists import holder, names
+from perdure.errors import UsageError
+from perdure.models.adapter_lists import folders, holder, names
+from perdure.models.locate import resolve_saved
+from perdure.models.weights import fingerprint
+from perdure.seals import MANIFEST, verify
 
 Messages = Sequence[Mapping[str, str]]
 """A conversation before its answer: `[{"role": ..., "content": ...}]`."""
@@ -61,6 +65,40 @@ def load_router(folder: Path) -> Router | None:
             found: Router = getattr(importlib.import_module(module), name).load(folder)
             return found
     return None
+
+
+def open_router(path: str | Path) -> tuple[Router | None, Path]:
+    """The router of a run, of a checkpoint in it, or of a folder with adapters; loads no model.
+
+    Returns: the router, None where there is none; and the folder in which it was looked for.
+
+    Raises:
+        UsageError: there is no such folder, or the router's file is none.
+        RunError: a run's checkpoint is not as it was written.
+        others: as `keep_router`.
+    """
+    folder = resolve_saved(Path(path).expanduser())
+    if folder is None:
+        raise UsageError(f"{path}: no such folder", "give a run directory, or a folder of adapters")
+    if (folder.parent / MANIFEST).exists():  # a run's checkpoint
+        verify(folder.parent, "put it back from a copy, or take another checkpoint")
+    router = load_router(folder)
+    if router is not None:
+        router.check(folders(folder))
+    return router, folder
+
+
+def check_base(router: Router | None, base: Any) -> None:
+    """Refuse another base model than a router's adapters were trained on, where it notes which.
+
+    Args: base: in full precision, without adapters. A hash of all its weights is computed.
+
+    Raises:
+        UsageError: the fingerprints differ.
+    """
+    book = getattr(router, "codebook", None)
+    if getattr(book, "base", ""):
+        book.check_base(fingerprint(base))  # type: ignore[union-attr]
 
 
 def keep_router(model: Any, router: Router | None) -> None:
