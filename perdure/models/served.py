@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from perdure.errors import UsageError
-from perdure.models.adapter_lists import folders, holder, names
+from perdure.models.adapter_lists import folders, holder, names, use
 from perdure.models.locate import resolve_saved
 from perdure.models.weights import fingerprint
+from perdure.recipe.mistakes import near
 from perdure.seals import MANIFEST, verify
 
 Messages = Sequence[Mapping[str, str]]
@@ -109,6 +110,37 @@ def keep_router(model: Any, router: Router | None) -> None:
     if router is not None:
         router.check(names(model))
         setattr(model, _ROUTER, router)
+
+
+def adapter_named(path: str | Path, name: str) -> str:
+    """The adapter in a run or folder that a name stands for: its own, or its group's in the router.
+
+    Raises:
+        UsageError: nothing there is called so, with the nearest names.
+    """
+    folder = resolve_saved(Path(path).expanduser())
+    known = {} if folder is None else folders(folder)
+    if folder is None or not known:
+        raise UsageError(f"adapter {name}: {path} holds no adapters", "leave it out")
+    if name in known:
+        return name
+    by_router = getattr(load_router(folder), "named", None)
+    if by_router is not None and (found := by_router(name).adapter) is not None:
+        return str(found)
+    raise UsageError(
+        f"adapter {name}: {path} has none of this name",
+        near(name, list(known)) or f"there are: {', '.join(known)}",
+    )
+
+
+def serve_only(model: Any, adapter: str) -> None:
+    """Have one adapter answer all requests, whatever a router would choose or is active.
+
+    Raises:
+        UsageError: there is none of this name.
+    """
+    use(model, [adapter], ())
+    vars(model).pop(_ROUTER, None)
 
 
 def router_of(model: Any) -> Router | None:
