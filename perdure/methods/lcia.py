@@ -73,7 +73,7 @@ class Lcia(Ema):
     adapters = True
     saved = (*Ema.saved, "codebook")
     example_options: ClassVar = {"average": "always", "decay": 0.5}
-    noop_options: ClassVar = None
+    noop_options: ClassVar = None  # type: ignore[assignment]
 
     def __init__(self, config: LciaConfig) -> None:
         super().__init__(config)

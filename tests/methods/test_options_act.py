@@ -49,7 +49,7 @@ FORMS: dict[str, tuple[dict[str, Any], ...]] = {
         {"beta": "official", "outside": "clamp"},
         {"beta": "line", "every": 2},
     ),
-    "lcia": ({}, {"average": "never"}, {"beta": "line", "every": 2}),
+    "lcia": ({}, {"average": "never"}, {"beta": "line", "every": 2, "average": "always"}),
     "derpp": ({"target": "stored"}, {"target": "snapshot"}, {"mix": "half"}),
 }
 """Options that decide what others do."""
