@@ -430,6 +430,22 @@ def test_next_week_goes_on_as_one_run_without_the_old_data(
 
 
 @pytest.mark.train
+def test_beside_lwf_the_model_before_is_the_group_s_last_version(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """It stays until the task ends, as a frozen copy of it is asked in each step."""
+    path = recipe_of(tmp_path, tiny_model_dir, ("colour", "shade"), average="never", decay=None)
+    said = json.loads(path.read_text())
+    said["method"] = [said["method"], {"name": "lwf", "weight": 1.0}]
+    path.write_text(json.dumps(said))
+    run = go(path, tmp_path / "run")
+    pulls = [row["method/lwf"] for row in run.log_rows() if row["task"] == "shade"]
+    # The new version begins as a copy of the old one, and then moves away from it.
+    assert pulls[0] == pytest.approx(0, abs=1e-6)
+    assert pulls[-1] > 1e-4
+
+
+@pytest.mark.train
 def test_run_check_prints_the_grouping(tiny_model_dir: Path, tmp_path: Path) -> None:
     from perdure.cli import app
 
