@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from perdure.cli import app
 from perdure.commands import route
-from perdure.models.codebook import Codebook, Group
+from perdure.models.codebook import Codebook, Group, SimilarityConfig
 from perdure.protocol.method import Method
 
 pytestmark = pytest.mark.unit
@@ -104,3 +106,19 @@ def test_what_cannot_be_routed(
         "perdure.methods.registry.load", {"ewc": Method, "routes": Routes}.__getitem__
     )
     assert route.methods_told() == "methods that make one: routes"
+
+
+def test_an_encoder_that_names_code_needs_the_user_s_word(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A codebook may come from anywhere, and names the encoder that is loaded."""
+    monkeypatch.setitem(sys.modules, "sentence_transformers", types.ModuleType("there"))
+    encoder = tmp_path / "encoder"
+    encoder.mkdir()
+    (encoder / "config.json").write_text("{}")
+    (encoder / "modules.json").write_text(json.dumps([{"type": "my_code.Encoder", "path": ""}]))
+    similarity = SimilarityConfig(name="embedding", encoder=str(encoder))
+    BOOK.model_copy(update={"similarity": similarity}).save(folder)
+    told = call(folder, "Add these numbers up.", code=2).stderr
+    assert "modules.json: names Python code to import, my_code.Encoder" in told
+    assert "--trust-remote-code" in told
