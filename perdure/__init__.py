@@ -4,6 +4,7 @@
     learn(recipe, run)                what `perdure run` does
     load_recipe(path, overrides)      a YAML recipe, checked
     load_predictor(run)               answers of a run's model, what `perdure predict` does
+    AdapterPool                       several adapters, each request answered by one of them
     Run                               a run directory
     Task, TaskStream, GeneralText     data, from your own code
     ScoreMatrix                       scores, and every figure derived from them
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from perdure.dropin import attach as attach
     from perdure.errors import PerdureError as PerdureError
     from perdure.loop import learn as learn
+    from perdure.models.pool import AdapterPool as AdapterPool
     from perdure.predictor import load_predictor as load_predictor
     from perdure.prepare import load_recipe as load_recipe
     from perdure.protocol.method import Method as Method
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from perdure.streams.task import TaskStream as TaskStream
 
 _HOME = {
+    "AdapterPool": "models.pool",
     "GeneralText": "streams.task",
     "Method": "protocol.method",
     "MethodConfig": "protocol.method",

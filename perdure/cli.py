@@ -30,6 +30,7 @@ from perdure.commands.options import (
     Trust,
 )
 from perdure.commands.predict import predict
+from perdure.commands.route import route
 
 app = typer.Typer(
     name="perdure",
@@ -153,6 +154,7 @@ app.command(
     epilog="Example: perdure predict runs/shop new.csv --out answers.jsonl",
     short_help="Answer rows without labels by a run's model",
 )(predict)
+app.command(epilog="Example: perdure route runs/pool 'Is this review positive?'")(route)
 app.command(
     epilog="Example: perdure export runs/shop --to merged --out shop-model",
     short_help="Write a run's model as a folder for other programs",
@@ -328,9 +330,7 @@ def diagnose(
     max_drop: Annotated[
         float, typer.Option(help="Drop of a task's score, 0 to 1, that is no loss.")
     ] = 0.05,
-    alpha: Annotated[
-        float, typer.Option(help="Chance of error of each end of an interval.")
-    ] = 0.05,
+    alpha: Annotated[float, typer.Option(help="Chance of error at each interval's end.")] = 0.05,
     rows: Annotated[
         int | None, typer.Option(min=2, help="Test rows a task at most.  [default: all]")
     ] = None,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -90,6 +90,8 @@ class Plan:
     tasks: tuple[TaskPlan, ...]
     costs: tuple[str, ...] = ()
     """What each method adds to time and memory, in its own words."""
+    told: tuple[str, ...] = ()
+    """What methods say they would do with these tasks (`Method.told_of`)."""
     general: tuple[str, ...] = ()
     """lm-eval's tasks that are scored beside the stream's; their time is not in the estimate."""
 
@@ -165,6 +167,7 @@ def plan(
         processes=processes,
         tasks=tuple(tasks),
         costs=tuple(map(_cost, recipe.methods)),
+        told=tuple(_told(recipe, stream)),
         general=tuple(lm_eval_tasks),
     )
 
@@ -354,6 +357,13 @@ def _memory_mb(recipe: Recipe, facts: ModelFacts, micro: int, longest: int, prec
         kept = layers * facts.layers
     logits = 3 * 4 * tokens * facts.vocab
     return round(PROCESS_MB + (state + kept + logits) / 2**20)
+
+
+def _told(recipe: Recipe, stream: TaskStream) -> Iterator[str]:
+    from perdure.methods import registry
+
+    for spec, method in zip(recipe.methods, registry.build(recipe.methods), strict=True):
+        yield from (f"{spec.name}: {line}" for line in method.told_of(stream))
 
 
 def _cost(spec: MethodSpec) -> str:

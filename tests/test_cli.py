@@ -24,9 +24,9 @@ from perdure.methods import registry
 
 pytestmark = pytest.mark.unit
 
-COMMANDS = ["demo", "run", "resume", "extend", "predict", "export", "eval", "compare", "report",
-            "methods", "metrics", "streams", "recipes", "recipes copy", "audit", "diagnose",
-            "repair"]  # fmt: skip
+COMMANDS = ["demo", "run", "resume", "extend", "predict", "route", "export", "eval", "compare",
+            "report", "methods", "metrics", "streams", "recipes", "recipes copy", "audit",
+            "diagnose", "repair"]  # fmt: skip
 HEAVY = {"torch", "transformers", "datasets", "trl", "peft", "accelerate", "matplotlib", "scipy",
          "rich", "jinja2", "numpy"}  # fmt: skip
 
@@ -265,6 +265,10 @@ def shop(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         os.chdir(cwd)
     shutil.copytree(tiny_model_dir, folder / "base")
     shutil.copytree(folder / "runs/shop/checkpoints/task-2/model", folder / "tuned")
+    (folder / "runs/pool").mkdir()  # `route` reads a router and loads no model
+    (folder / "runs/pool/adapter_config.json").write_text("{}")
+    group = {"name": "reviews", "adapter": "default", "instructions": ["Is a review positive?"]}
+    (folder / "runs/pool/codebook.json").write_text(json.dumps({"groups": [group]}))
     return folder
 
 

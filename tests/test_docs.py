@@ -156,7 +156,7 @@ def test_what_is_not_run_stands_in_the_docs_and_has_a_reason() -> None:
 
 def test_commands_named_in_prose_exist() -> None:
     known = {"demo", "run", "resume", "eval", "export", "extend", "predict", "compare", "report",
-             "methods", "streams", "recipes", "audit", "diagnose", "repair"}  # fmt: skip
+             "methods", "route", "streams", "recipes", "audit", "diagnose", "repair"}  # fmt: skip
     named = {
         command
         for page in PAGES

@@ -128,7 +128,7 @@ def learned_prompts(tiny: Any, out: Path) -> Trainer:
 
 
 ALL = set(names())
-ALWAYS = {"joint", "lora_sequence", "moelora", "olora", "seq_star"}
+ALWAYS = {"joint", "lcia", "lora_sequence", "moelora", "olora", "seq_star"}
 """Methods that every trainer of one's own refuses."""
 READ = ALL - ALWAYS - {"sequential", "freeze", "ema"}
 """Methods that look at rows of the task or at what a pass computes."""

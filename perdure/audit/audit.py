@@ -30,7 +30,7 @@ from perdure.errors import UsageError
 from perdure.models.adapter_lists import active
 from perdure.models.chat import Encoder
 from perdure.models.precision import in_bf16
-from perdure.models.served import router_of
+from perdure.models.served import adapter_named, router_of, serve_only
 from perdure.models.told import other_template, template_told
 from perdure.recipe.schema import MAX_DROP, MAX_LOSS_RISE
 from perdure.scoring.intervals import shared_alpha
@@ -60,6 +60,7 @@ def audit(
     seed: int = 0,
     noise_floor: int = 0,
     accept_changes: bool = False,
+    adapter: str | None = None,
     trust_remote_code: bool = False,
     on_progress: Progress | None = None,
 ) -> AuditResult:
@@ -85,6 +86,8 @@ def audit(
         noise_floor: score the base so many times more in other ways (`Ruler`), and refuse a margin
             that is not above what it moves by itself.
         accept_changes: go on although the base of an audited run has changed since it began.
+        adapter: of a `tuned` with several, given by path, this one answers all that is asked;
+            None: what is served, by its router where it has one.
         trust_remote_code: code that the models, or a metric of your own, bring may run.
     Raises:
         RunError: a run's checkpoint is not as it was written, or its base has changed.
@@ -101,9 +104,15 @@ def audit(
     if noise_floor < 0:
         raise UsageError(f"audit: --noise-floor {noise_floor}: must be 0 or more")
     plan = plan_measures(measures, tasks, texts, max_kl)
-    names = (name_of(base), name_of(tuned))
+    names = (name_of(base), name_of(tuned) + (f" ({adapter})" if adapter else ""))
+    if adapter is not None:
+        if isinstance(tuned, tuple):
+            raise UsageError("adapter: is of a model given by path", "have it active in yours")
+        adapter = adapter_named(tuned, adapter)
     changes = changed_bases((base, tuned), accept_changes)
     ours, theirs = (load_model(model, precision, device) for model in (base, tuned))
+    if adapter is not None:
+        serve_only(theirs[0], adapter)
     reading = reading_of(tuned, theirs[1], chat_template)
     pair = Pair(*ours, *theirs, reading, sizes or Sizes(), today_of(tuned) or today_of(base))
     share = shared_alpha(alpha, plan.judged)

@@ -68,6 +68,10 @@ def audit(
     flips: Annotated[
         bool, typer.Option("--flips", help="Print each item that flipped; --json has them.")
     ] = False,
+    adapter: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of TUNED's adapters.  [default: as it is served]"),
+    ] = None,
     accept_changes: Accept = False,
     trust_remote_code: Trust = False,
     as_json: Json = False,
@@ -85,6 +89,7 @@ def audit(
     models: dict[str, Any] = {
         "tasks": tasks, "rows": rows, "max_loss_rise": max_loss_rise, "max_kl": max_kl,
         "precision": precision, "noise_floor": noise_floor, "accept_changes": accept_changes,
+        "adapter": adapter,
     }  # fmt: skip
     files = {"metric": metric, "group": group}
     if scores:

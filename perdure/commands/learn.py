@@ -227,6 +227,7 @@ def show(plan: Plan) -> None:
         f"{plan.model}: {_sizes(plan)}{plan.precision}, {plan.processes} process(es)",
         *_estimate(plan, rounds),
         *(f"  {cost}" for cost in plan.costs),
+        *plan.told,
         "recipe and data are valid; no weight was loaded, nothing was written",
     ):
         console.print(Text(printable(line)), soft_wrap=True)

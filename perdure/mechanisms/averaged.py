@@ -36,7 +36,7 @@ class Averaged(Method):
         u: where along the line the loss was lowest at the last look, (); 0 before.
     """
 
-    saved = ("average", "u")
+    saved: tuple[str, ...] = ("average", "u")
 
     def __init__(self, config: Any, every: int = 0) -> None:
         super().__init__(config)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from perdure.consent import demand
 from perdure.errors import ModelError
-from perdure.models.adapter_lists import DEFAULT, folders, split_saved, use_saved, write_lists
+from perdure.models.adapter_lists import folders, holder, split_saved, use_saved, write_lists
 from perdure.models.anatomy import unwrapped
 from perdure.models.locate import holds_pickle
 from perdure.models.restore import load_weights
@@ -210,31 +210,45 @@ def load_adapter(folder: Path, model: Any, *, trainable: bool = False) -> Any:
         ModelError: an adapter's shapes or names do not fit the model, or it holds a pickle.
         ConsentError: it names code to import.
     """
-    import pickle
-
-    from peft import PeftConfig, PeftModel
-
-    loaded, kind = model, type(model).__name__
+    loaded = model
     for name, home in folders(folder).items():
-        try:
-            config = PeftConfig.from_pretrained(str(home))
-            if getattr(config, "megatron_config", None):  # peft imports the module that it names
-                demand(f"{home}: names Python code to import ({config.megatron_core})")
-            with _old_name_unsaid():
-                if name == DEFAULT:
-                    loaded = PeftModel.from_pretrained(
-                        model, str(home), is_trainable=trainable, config=config
-                    )
-                else:
-                    loaded.load_adapter(str(home), name, is_trainable=trainable)
-        except pickle.UnpicklingError as error:
-            raise holds_pickle(home) from error
-        except (RuntimeError, ValueError, OSError) as error:
-            raise _misfit(home, kind, error) from error
+        loaded = join_adapter(home, loaded, name, trainable=trainable)
     if split_saved(loaded, folder):  # their routers are read by nobody else
         put(loaded, load_weights(loaded, folder))
     use_saved(loaded, folder, frozen=not trainable)
     return loaded
+
+
+def join_adapter(home: Path, model: Any, name: str, *, trainable: bool = False) -> Any:
+    """Put one `peft` folder's adapter on a model: a base, or one that has adapters already.
+
+    The first one is active; a later one is not.
+
+    Args: name: see `perdure.models.adapter_lists.check_new`.
+
+    Raises: as `load_adapter`.
+    """
+    import pickle
+
+    from peft import PeftConfig, PeftModel
+
+    first = holder(model) is None
+    inner = model if first else holder(model).get_base_model()
+    try:
+        config = PeftConfig.from_pretrained(str(home))
+        if getattr(config, "megatron_config", None):  # peft imports the module that it names
+            demand(f"{home}: names Python code to import ({config.megatron_core})")
+        with _old_name_unsaid():
+            if first:
+                return PeftModel.from_pretrained(
+                    model, str(home), name, is_trainable=trainable, config=config
+                )
+            model.load_adapter(str(home), name, is_trainable=trainable)
+    except pickle.UnpicklingError as error:
+        raise holds_pickle(home) from error
+    except (RuntimeError, ValueError, OSError) as error:
+        raise _misfit(home, type(inner).__name__, error) from error
+    return model
 
 
 def _misfit(folder: Path, kind: str, error: Exception) -> ModelError:

@@ -26,7 +26,7 @@ from perdure.models.gguf import converted, plain
 from perdure.models.locate import Place, loading, locate
 from perdure.models.locate import resolve_saved as resolve_saved
 from perdure.models.precision import in_bf16
-from perdure.models.served import keep_router, load_router
+from perdure.models.served import check_base, keep_router, load_router
 from perdure.seals import MANIFEST, verify
 
 if TYPE_CHECKING:
@@ -297,10 +297,11 @@ def load_saved(
         raise ModelError(
             f"{folder}: the base of this adapter: {error.what}", error.remedy
         ) from error
+    check_base(router := load_router(folder), model)
     if precision == "bf16":
         model = in_bf16(model)
     model = load_adapter(folder, model, trainable=trainable)
-    keep_router(model, load_router(folder))
+    keep_router(model, router)
     tokenizer.chat_template = saved_template(folder) or tokenizer.chat_template
     return model, tokenizer
 

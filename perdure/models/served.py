@@ -11,7 +11,12 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from perdure.models.adapter_lists import holder, names
+from perdure.errors import UsageError
+from perdure.models.adapter_lists import folders, holder, names, use
+from perdure.models.locate import resolve_saved
+from perdure.models.weights import fingerprint
+from perdure.recipe.mistakes import near
+from perdure.seals import MANIFEST, verify
 
 Messages = Sequence[Mapping[str, str]]
 """A conversation before its answer: `[{"role": ..., "content": ...}]`."""
@@ -63,6 +68,40 @@ def load_router(folder: Path) -> Router | None:
     return None
 
 
+def open_router(path: str | Path) -> tuple[Router | None, Path]:
+    """The router of a run, of a checkpoint in it, or of a folder with adapters; loads no model.
+
+    Returns: the router, None where there is none; and the folder in which it was looked for.
+
+    Raises:
+        UsageError: there is no such folder, or the router's file is none.
+        RunError: a run's checkpoint is not as it was written.
+        others: as `keep_router`.
+    """
+    folder = resolve_saved(Path(path).expanduser())
+    if folder is None:
+        raise UsageError(f"{path}: no such folder", "give a run directory, or a folder of adapters")
+    if (folder.parent / MANIFEST).exists():  # a run's checkpoint
+        verify(folder.parent, "put it back from a copy, or take another checkpoint")
+    router = load_router(folder)
+    if router is not None:
+        router.check(folders(folder))
+    return router, folder
+
+
+def check_base(router: Router | None, base: Any) -> None:
+    """Refuse another base model than a router's adapters were trained on, where it notes which.
+
+    Args: base: in full precision, without adapters. A hash of all its weights is computed.
+
+    Raises:
+        UsageError: the fingerprints differ.
+    """
+    book = getattr(router, "codebook", None)
+    if getattr(book, "base", ""):
+        book.check_base(fingerprint(base))  # type: ignore[union-attr]
+
+
 def keep_router(model: Any, router: Router | None) -> None:
     """Note the router that a loaded model is served with.
 
@@ -71,6 +110,37 @@ def keep_router(model: Any, router: Router | None) -> None:
     if router is not None:
         router.check(names(model))
         setattr(model, _ROUTER, router)
+
+
+def adapter_named(path: str | Path, name: str) -> str:
+    """The adapter in a run or folder that a name stands for: its own, or its group's in the router.
+
+    Raises:
+        UsageError: nothing there is called so, with the nearest names.
+    """
+    folder = resolve_saved(Path(path).expanduser())
+    known = {} if folder is None else folders(folder)
+    if folder is None or not known:
+        raise UsageError(f"adapter {name}: {path} holds no adapters", "leave it out")
+    if name in known:
+        return name
+    by_router = getattr(load_router(folder), "named", None)
+    if by_router is not None and (found := by_router(name).adapter) is not None:
+        return str(found)
+    raise UsageError(
+        f"adapter {name}: {path} has none of this name",
+        near(name, list(known)) or f"there are: {', '.join(known)}",
+    )
+
+
+def serve_only(model: Any, adapter: str) -> None:
+    """Have one adapter answer all requests, whatever a router would choose or is active.
+
+    Raises:
+        UsageError: there is none of this name.
+    """
+    use(model, [adapter], ())
+    vars(model).pop(_ROUTER, None)
 
 
 def router_of(model: Any) -> Router | None:

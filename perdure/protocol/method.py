@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from perdure.models.task_adapters import TaskAdapters
     from perdure.protocol.batch import EncodedRows, ForwardOutput
     from perdure.protocol.context import Context
+    from perdure.streams.task import TaskStream
 
 
 class MethodConfig(NumbersAreNumbers):
@@ -155,6 +156,11 @@ class Method:
                 f"method: {name_of(self)} works on the heads of classes, and these tasks have none",
                 "it is for tasks with classes: format: classes",
             )
+
+    def told_of(self, stream: TaskStream) -> Iterable[str]:
+        """Return lines for `perdure run --check`: what it would do with these tasks, as far as
+        their rows tell; nothing is kept of it."""
+        return ()
 
     def mistakes_on(self, facts: ModelFacts) -> Iterator[Mistake]:
         """Yield options that do not go with the base model, each at its own key; asked before

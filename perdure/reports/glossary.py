@@ -83,6 +83,15 @@ EXPLAINED = {
     "method/rewind_factor": Said(
         "Measured at a task's end: the share of the update that was kept.", "share kept"
     ),
+    "method/group_opened": Said(
+        "Measured at a task's end: 1 if its instructions opened a group of adapters, 0 if they "
+        "continued one.",
+        "opened",
+    ),
+    "method/group_similarity": Said(
+        "Measured at a task's end: similarity of its instructions to the nearest group's.",
+        "similarity",
+    ),
     "method/budget_share": Said(
         "Measured at a task's end: the share of the update within its budget.", "share kept"
     ),

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from perdure.errors import UsageError
-from perdure.scoring.routed import Routed, each_by_adapter
 from perdure.streams.lm_eval_tasks import SEED, quiet, seeded
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from perdure.scoring.routed import Routed
 
 METRICS = ("acc_norm", "acc", "exact_match")
 """lm-eval's own names, not those of `perdure.streams.kinds`."""
@@ -173,6 +174,7 @@ def _answering(
     from perdure.models.generate import batches_alike, without_router_losses
     from perdure.models.weights import is_sharded
     from perdure.processes import over_ranks, world_size
+    from perdure.scoring.routed import each_by_adapter
 
     sharded = is_sharded(model)
     size = batch_size * (1 if sharded else BLOCK)

@@ -13,15 +13,16 @@ import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from perdure.models.adapter_lists import BASE, check_known, showing
-from perdure.models.chat import Encoder
-from perdure.models.served import Choice, Messages, Router
 from perdure.processes import Progress
 from perdure.scoring.score import TaskScore, numbered_copies, pooled, score_task
 from perdure.streams.kinds import metric
 from perdure.streams.task import Task
+
+if TYPE_CHECKING:  # these import torch, which scores in files do without
+    from perdure.models.chat import Encoder
+    from perdure.models.served import Choice, Messages, Router
 
 T = TypeVar("T")
 F = TypeVar("F")
@@ -80,6 +81,8 @@ def prompts_of(tasks: Iterable[Task], most: int | None = None) -> Iterator[Messa
 
 def adapter_of(choice: Choice) -> str:
     """The chosen adapter as `peft` names it: also the base model has a name."""
+    from perdure.models.adapter_lists import BASE
+
     return BASE if choice.adapter is None else choice.adapter
 
 
@@ -89,6 +92,8 @@ def by_adapter(model: Any, choices: Sequence[Choice]) -> Iterator[list[int]]:
     Raises:
         UsageError: the model has no such adapter.
     """
+    from perdure.models.adapter_lists import BASE, check_known, showing
+
     names = [adapter_of(choice) for choice in choices]
     check_known(model, [name for name in names if name != BASE])
     for name in sorted(set(names)):
@@ -134,6 +139,8 @@ def score_routed(
     """
     found = None
     if mixed is not None:
+        from perdure.models.adapter_lists import check_known
+
         check_known(model, [choice.adapter for choice in choices if choice.adapter is not None])
         found = mixed(task, [adapter_of(choice) for choice in choices], on_progress)
     if found is None:

@@ -54,8 +54,8 @@ def test_measures_and_items_of_routed_rows_are_of_all_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     task = Task("t", (), (), ROWS, "exact_match")
-    monkeypatch.setattr("perdure.scoring.routed.showing", Stub.showing)
-    monkeypatch.setattr("perdure.scoring.routed.check_known", lambda model, names: None)
+    monkeypatch.setattr("perdure.models.adapter_lists.showing", Stub.showing)
+    monkeypatch.setattr("perdure.models.adapter_lists.check_known", lambda model, names: None)
     choices = [Chosen(name, 0.5, "so") for name in ("a", "b", None, "b")]
     found = score_routed(Stub(), task, choices)  # type: ignore[arg-type]
     assert found is not None

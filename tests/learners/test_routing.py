@@ -126,6 +126,25 @@ def test_an_audit_measures_what_is_served(pool: Run, tiny_model_dir: Path) -> No
     assert {m.change for m in same.measures} == {0}
 
 
+def test_an_audit_of_one_adapter(pool: Run, tiny_model_dir: Path) -> None:
+    from perdure.audit.audit import audit
+    from perdure.prepare import run_stream
+
+    stream = run_stream(pool)
+    counted = []
+    with known() as shown:
+        for name in ("default", "task1"):
+            found = audit(str(tiny_model_dir), pool.path, stream, measures=["tasks"], adapter=name)
+            assert found.tuned.endswith(f"({name})")
+            counted.append(found.measures[1].tuned)
+        assert counted[0] < 0.7 < counted[1] == 1  # only the second one has learned to
+        assert shown == []  # nothing is routed
+        with pytest.raises(UsageError, match=r"did you mean .task1"):
+            audit(str(tiny_model_dir), pool.path, stream, adapter="tusk1")
+        with pytest.raises(UsageError, match="holds no adapters"):
+            audit(str(tiny_model_dir), tiny_model_dir, stream, adapter="task1")
+
+
 def test_rows_are_answered_by_the_adapters_that_score_them(pool: Run) -> None:
     import perdure
     from perdure.prepare import run_stream

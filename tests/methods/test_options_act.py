@@ -26,6 +26,7 @@ METHODS = sorted(path.stem for path in Path(registry.__file__).parent.glob("[a-z
 METHODS.remove("registry")
 METHODS.remove("seq_star")  # its switches act on heads: test_seq_star.py
 METHODS.remove("lora_sequence")  # as are its adapters' heads: test_lora_sequence.py
+STRANGE = {"prompt": [{"role": "user", "content": "Is this like nothing that is learned?"}]}
 FORMS: dict[str, tuple[dict[str, Any], ...]] = {
     "gere_official": tuple(
         {"loss": loss, "scope": scope, "weight": weight, "mix": mix}
@@ -48,12 +49,14 @@ FORMS: dict[str, tuple[dict[str, Any], ...]] = {
         {"beta": "official", "outside": "clamp"},
         {"beta": "line", "every": 2},
     ),
+    "lcia": ({}, {"average": "never"}, {"beta": "line", "every": 2, "average": "always"}),
     "derpp": ({"target": "stored"}, {"target": "snapshot"}, {"mix": "half"}),
 }
 """Options that decide what others do."""
 SMALL: dict[str, dict[str, Any]] = {
     "ewc": {"rows": 3, "lam": 1.0}, "rewind": {"tolerance": 100.0, "grid": [0.5], "rows": 3},
     "replay": {"buffer_size": 6}, "derpp": {"buffer_size": 6}, "freeze": {"layers": 1},
+    "lcia": {"score": "max", "threshold": 0.8},
 }  # fmt: skip
 """What makes an option act on tasks as small as these."""
 OTHER: dict[str, Any] = {
@@ -68,19 +71,23 @@ OTHER: dict[str, Any] = {
     "outside": "clamp", "rho": 9.0, "every": 3, "window": 0.5,
     "balance": "class", "choose": "herding", "fisher_mode": "batch", "official": True,
     "square": True, "l2": 0.1, "experts": 2,
+    "average": "always", "grouping": "embedding", "encoder": "x", "score": "max", "most": 2,
+    "threshold": 0.0, "accept": 0.0, "fallback": "last",
 }  # fmt: skip
 """Another value of each option than its default."""
 
 
 OTHERS: dict[str, dict[str, Any]] = {
     "ema": {"beta": "official"}, "freeze": {"layers": 0}, "replay": {"mix": "half"},
-    "derpp": {"mix": "half"},
+    "derpp": {"mix": "half"}, "lcia": {"beta": "official", "start": "fresh", "score": "mean"},
 }  # fmt: skip
 """Where two methods have an option of one name and different values."""
-ELSEWHERE = {"own_share", "balance", "choose", "distill_new_rows", "official"}
+ELSEWHERE = {
+    "own_share", "balance", "choose", "distill_new_rows", "official", "grouping", "encoder",
+}  # fmt: skip
 """The first acts where the model samples its own texts: see
 test_own_share_decides_how_many_are_sampled; the others on classes, or they set several of these:
-see test_classes_by_hand.py."""
+see test_classes_by_hand.py. What compares instructions: see test_lcia.py."""
 
 
 def refused(name: str, options: dict[str, Any]) -> str:
@@ -117,7 +124,7 @@ def by_hand(context: Any, name: str, options: dict[str, Any], texts: Any) -> str
 
     # Of a general text a step is enough; what was learned before counts from the second one on.
     steps, tasks = (1, 2) if "max_tokens" in options else (2, 3)
-    steps = 6 if name == "ema" else steps  # the average begins with the first one
+    steps = 6 if name in ("ema", "lcia") else steps  # the average begins with the first one
     for index, task in enumerate((FIRST, SECOND, FIRST)[:tasks]):
         ctx = context(
             method, model=model, task=task, task_index=index, tasks_seen=(FIRST,)[:index],
@@ -156,6 +163,9 @@ def by_hand(context: Any, name: str, options: dict[str, Any], texts: Any) -> str
                 method.after_step(ctx)
         put(model, method.end_task(ctx) or {})
         noted += [p.detach() for p in params.values()]
+        if (router := method.router(ctx)) is not None:
+            asked = [row["prompt"] for row in (*task.test, STRANGE)]
+            noted += map(repr, router.choose(asked))
     return hashlib.sha256(repr([_plain(n) for n in noted]).encode()).hexdigest()
 
 

@@ -13,7 +13,7 @@ from perdure.models import adapter_lists, load_saved
 from perdure.models.adapters import attach_lora, save_model
 from perdure.models.codebook import Codebook, Group
 from perdure.models.router import Router
-from perdure.models.served import load_router, router_of
+from perdure.models.served import adapter_named, load_router, router_of, serve_only
 from perdure.recipe.schema import LoraConfig, ModelConfig
 from perdure.scoring.routed import Routed, as_prompt
 
@@ -59,3 +59,24 @@ def test_a_codebook_with_an_adapter_that_is_not_there_is_refused(folder: Path) -
     file.write_text(json.dumps(found))
     with pytest.raises(PerdureError, match="sum@3"):
         load_saved(folder)
+
+
+def test_a_codebook_of_another_base_is_refused(folder: Path) -> None:
+    Router(BOOK.model_copy(update={"base": "0123"})).save(folder)
+    with pytest.raises(PerdureError, match="fingerprint 0123, and the one at hand has"):
+        load_saved(folder)
+
+
+def test_one_adapter_by_its_name_or_its_groups(folder: Path, tiny_model_dir: Path) -> None:
+    assert [adapter_named(folder, name) for name in ("sum", "sum@2", "red")] == [
+        "sum@2", "sum@2", "default"
+    ]  # fmt: skip
+    with pytest.raises(PerdureError, match=r"did you mean sum"):
+        adapter_named(folder, "sun")
+    with pytest.raises(PerdureError, match="holds no adapters"):
+        adapter_named(tiny_model_dir, "sum")
+    model, _ = load_saved(folder)
+    serve_only(model, "sum@2")
+    assert router_of(model) is None
+    assert adapter_lists.active(model) == ("sum@2",)
+    assert adapter_lists.trained(model) == ()

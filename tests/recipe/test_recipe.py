@@ -15,6 +15,7 @@ import perdure
 from perdure import recipes
 from perdure.errors import RecipeError
 from perdure.methods import registry
+from perdure.models import codebook
 from perdure.prepare import load_recipe
 from perdure.recipe import schema
 from perdure.recipe.data import DataConfig, TaskConfig
@@ -565,7 +566,9 @@ def test_choices_are_ones_that_transformers_knows() -> None:
 
 
 def sections(kind: type[BaseModel] = Section) -> list[type[BaseModel]]:
-    return [s for each in kind.__subclasses__() for s in (each, *sections(each))]
+    """Of a recipe; a codebook's file is made of sections too."""
+    own = [each for each in kind.__subclasses__() if each.__module__ != codebook.__name__]
+    return [s for each in own for s in (each, *sections(each))]
 
 
 def attributes_read(folder: Path, skip: set[str]) -> set[str]:

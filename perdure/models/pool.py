@@ -1,0 +1,330 @@
+"""Several adapters on one base, each request answered by the one that is chosen for it.
+
+    pool = AdapterPool.load("runs/week2")               # a run's adapters and their router
+    pool = AdapterPool(base, {"sql": folder, ...})      # `peft` folders from elsewhere
+    pool.choose([messages, ...])                        # which adapter would answer, and why
+    pool.generate([messages, ...])                      # the answers, in the order asked
+    pool.generate([messages, ...], adapter="sql")       # named, not routed
+
+`messages` is a conversation before its answer: `[{"role": "user", "content": "..."}]`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perdure.consent import by_argument
+from perdure.errors import ModelError, UsageError
+from perdure.models.adapter_checks import (
+    CONFIG,
+    Finding,
+    fit,
+    layers_of_base,
+    rank_of,
+    refuse,
+    size,
+)
+from perdure.models.adapter_lists import BASE, check_known, check_new, names, showing, use
+from perdure.models.adapters import join_adapter, reading, saved_base
+from perdure.models.chat import Encoder
+from perdure.models.codebook import BASE as BASE_NAME
+from perdure.models.codebook import nearest
+from perdure.models.generate import batches_alike, generate
+from perdure.models.instructions import messages as conversation
+from perdure.models.load import load_base, load_saved, resolve_saved
+from perdure.models.precision import in_bf16
+from perdure.models.router import Choice as Chosen
+from perdure.models.served import Choice, Messages, Router, check_base, keep_router, router_of
+from perdure.models.weights import evaluating
+
+if TYPE_CHECKING:
+    from perdure.recipe.schema import ModelConfig
+
+logger = logging.getLogger("perdure")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a pool answers to one request: the text, and which adapter wrote it and why."""
+
+    text: str
+    choice: Choice
+
+
+class AdapterPool:
+    """Adapters that Perdure did not train, on one base; `load` takes those of a run.
+
+    Args:
+        base: the base model: folder, `.gguf`, `package:NAME` or hub id.
+        adapters: a name and a `peft` folder, or a run with one adapter, for each.
+        router: chooses among them; None: each request names its adapter.
+        precision: type of the base's weights, "fp32" or "bf16".
+        trust_remote_code: code that the base brings may run.
+
+    Attributes:
+        model, tokenizer: what answers; encoder: how conversations are read.
+        findings: what is worth knowing of the adapters, see `perdure.models.adapter_checks`; it is
+            logged as well.
+
+    Raises:
+        ModelError, RecipeError: an adapter does not fit the base, or adds nothing to it.
+        UsageError: no adapter, a name that none can have, or a router that knows others.
+    """
+
+    @by_argument
+    def __init__(
+        self,
+        base: str | Path,
+        adapters: Mapping[str, str | Path],
+        router: Router | None = None,
+        *,
+        precision: str = "fp32",
+        trust_remote_code: bool = False,
+    ) -> None:
+        from perdure.recipe.schema import ModelConfig
+
+        if not adapters:
+            raise UsageError("a pool needs an adapter", 'name some: {"sql": "path/to/adapter"}')
+        if router is not None:
+            router.check(adapters)
+        folders = {name: _folder(name, path) for name, path in adapters.items()}
+        config = ModelConfig(path=str(base))
+        found, first = [], None
+        layers = layers_of_base(config)
+        for name, folder in folders.items():
+            found += fit(name, folder, layers, config.path, first)
+            first = rank_of(folder) if first is None else first
+        refuse(found)
+        model, tokenizer = load_base(config)
+        check_base(router, model)
+        if precision == "bf16":
+            model = in_bf16(model)
+        for name, folder in folders.items():
+            check_new(model, name)
+            model = join_adapter(folder, model, name)
+            found += size(model, name)
+        refuse(found)
+        use(model, list(folders)[:1], ())
+        keep_router(model, router)
+        self._begin(model, tokenizer, config, found)
+
+    @classmethod
+    @by_argument
+    def load(
+        cls, path: str | Path, *, precision: str = "fp32", trust_remote_code: bool = False
+    ) -> AdapterPool:
+        """The adapters and the router of a run, of a checkpoint in it, or of a folder of adapters.
+
+        Args: precision, trust_remote_code: as of the class.
+
+        Raises:
+            UsageError: there is no such folder, or it holds no adapters.
+            ModelError, RunError, ConsentError: as `perdure.models.load_saved`.
+        """
+        folder = adapters_in(path)
+        model, tokenizer = load_saved(
+            folder, precision=precision, trust_remote_code=trust_remote_code
+        )
+        pool = cls.__new__(cls)
+        pool._begin(model, tokenizer, saved_base(folder), [])
+        return pool
+
+    def _begin(
+        self, model: Any, tokenizer: Any, config: ModelConfig | None, findings: Sequence[Finding]
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.findings = tuple(findings)
+        self.encoder = Encoder(tokenizer, **({} if config is None else reading(config)))
+        for finding in findings:
+            logger.warning("%s: %s", finding.what, finding.remedy)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters, in the order in which they came."""
+        return names(self.model)
+
+    @property
+    def router(self) -> Router | None:
+        """What chooses among them; None: each request names its adapter."""
+        return router_of(self.model)
+
+    def choose(self, requests: Sequence[Messages]) -> list[Choice]:
+        """Choose an adapter for each conversation, in their order; nothing is written.
+
+        Raises:
+            UsageError: a request is no conversation, or the pool has no router.
+        """
+        asked = [_plain(number, request) for number, request in enumerate(requests, 1)]
+        if self.router is None:
+            raise UsageError(
+                "this pool has no router that chooses an adapter",
+                f"name one: adapter={self.adapters[0]!r}; or make the pool with router=...",
+            )
+        return list(self.router.choose(asked)) if asked else []
+
+    def named(self, name: str) -> Choice:
+        """The choice of who names an adapter, a group of the router, or "base".
+
+        Raises:
+            UsageError: nothing is called so, with the nearest names.
+        """
+        if name in (BASE_NAME, BASE):
+            return Chosen(None, None, 0.0, None, "the base model was asked for")
+        if name in self.adapters:
+            return Chosen(name, None, 0.0, None, f"{name} was asked for")
+        by_router = getattr(self.router, "named", None)
+        if by_router is not None:
+            choice: Choice = by_router(name)
+            return choice
+        raise UsageError(
+            f"no adapter is called {name!r}", nearest(name, [*self.adapters, BASE_NAME])
+        )
+
+    def generate(
+        self,
+        requests: Sequence[Messages],
+        max_new_tokens: int = 64,
+        adapter: str | None = None,
+        *,
+        batch_size: int = 8,
+        grouped: bool = False,
+    ) -> list[Answer]:
+        """Answer each conversation by its adapter, greedily; answers are in the requests' order.
+
+        A batch holds requests of several adapters; each is answered as it is alone.
+
+        Args:
+            max_new_tokens: tokens of an answer at most.
+            adapter: it answers all requests, and nothing is routed: an adapter, a group, or "base".
+            batch_size: requests in a pass.
+            grouped: go adapter by adapter, which is quicker where there are many requests for few
+                adapters: in a batch of several, `peft` goes through them one by one in each layer.
+                Adapters that no batch can mix (DoRA) always go so.
+
+        Raises:
+            UsageError: as `choose`; nothing is called `adapter`; or a conversation and its answer
+                are longer than the model's context.
+        """
+        for what, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+            if value < 1:
+                raise UsageError(f"{what}: {value}: is less than 1", "give a whole number above 0")
+        if adapter is None:
+            choices = self.choose(requests)
+        else:
+            choices = [self.named(adapter)] * len(requests)
+        prompts = [
+            self._prompt(number, request, max_new_tokens)
+            for number, request in enumerate(requests, 1)
+        ]
+        if not prompts:
+            return []
+        wanted = [BASE if choice.adapter is None else choice.adapter for choice in choices]
+        check_known(self.model, [name for name in wanted if name != BASE])
+        texts: dict[int, str] = {}
+        with evaluating(self.model):
+            alike = len(prompts) == 1 or batches_alike(self.model, self.encoder, prompts)
+            at_once = batch_size if alike else 1
+            for at in _batches(wanted, at_once, grouped or not mixes(self.model)):
+                texts |= dict(
+                    zip(at, self._batch(prompts, wanted, at, max_new_tokens), strict=True)
+                )
+        return [Answer(texts[place], choice) for place, choice in enumerate(choices)]
+
+    def _batch(
+        self, prompts: Sequence[list[int]], wanted: Sequence[str], at: Sequence[int], tokens: int
+    ) -> list[str]:
+        """The texts written after the prompts at some places, in one pass."""
+        here = [wanted[place] for place in at]
+        one = len(set(here)) == 1
+        with showing(self.model, here[:1]) if one else nullcontext():
+            return generate(
+                self.model,
+                self.encoder,
+                [prompts[place] for place in at],
+                max_new_tokens=tokens,
+                adapters=None if one else here,
+            )
+
+    def _prompt(self, number: int, request: Messages, tokens: int) -> list[int]:
+        """Token ids of a request, which leave room for its answer."""
+        ids = self.encoder.prompt_ids({"prompt": _plain(number, request), "answer": ""})
+        most = int(self.tokenizer.model_max_length)
+        if len(ids) + tokens > most:
+            raise UsageError(
+                f"request {number}: {len(ids):,} tokens and {tokens:,} of an answer, more than "
+                f"the model's context of {most:,}",
+                "shorten the request, or lower max_new_tokens",
+            )
+        return ids
+
+
+def mixes(model: Any) -> bool:
+    """Whether `peft` takes a batch of several of a model's adapters: not with DoRA, and not with
+    adapters on a layer's parameters themselves."""
+    return not any(
+        any(getattr(module, "use_dora", {}).values()) or type(module).__name__ == "ParamWrapper"
+        for module in model.modules()
+    )
+
+
+def adapters_in(path: str | Path) -> Path:
+    """The folder with adapters that a run, a checkpoint or a folder stands for.
+
+    Raises:
+        UsageError: there is none.
+    """
+    folder = resolve_saved(Path(path).expanduser())
+    if folder is None:
+        raise UsageError(f"{path}: no such folder", "give a run directory, or a folder of adapters")
+    if not (folder / CONFIG).is_file():
+        raise ModelError(
+            f"{path}: holds a whole model and no adapters: {folder} has no {CONFIG}",
+            "a pool is of adapters: tuning: lora in the recipe's section model",
+        )
+    return folder
+
+
+def _folder(name: str, path: str | Path) -> Path:
+    place = Path(path).expanduser()
+    if place.is_dir() and not (place / CONFIG).is_file():
+        return resolve_saved(place) or place
+    if not place.is_dir():
+        raise UsageError(
+            f"adapter {name}: {path}: no such folder", "give a folder that holds a peft adapter"
+        )
+    return place
+
+
+def _plain(number: int, request: Messages) -> list[dict[str, str]]:
+    """A request's messages, without what is none of a request's.
+
+    Raises:
+        UsageError: it is no conversation of texts.
+    """
+    remedy = 'write [{"role": "user", "content": "..."}]'
+    try:
+        turns = conversation(request)
+    except UsageError as error:
+        raise UsageError(f"request {number}: {error.what}", error.remedy) from error
+    if not turns:
+        raise UsageError(f"request {number}: has no message", remedy)
+    for turn in turns:
+        if not isinstance(turn.get("content"), str):
+            raise UsageError(f"request {number}: a message's content is no text", remedy)
+    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+
+
+def _batches(wanted: Sequence[str], most: int, grouped: bool) -> Iterator[list[int]]:
+    """The places of requests that go through the model together, at most so many."""
+    order = range(len(wanted))
+    groups = [list(order)]
+    if grouped:
+        groups = [[at for at in order if wanted[at] == name] for name in dict.fromkeys(wanted)]
+    for group in groups:
+        for start in range(0, len(group), most):
+            yield group[start : start + most]

