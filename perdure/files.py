@@ -35,33 +35,58 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def append_line(path: Path, line: Mapping[str, Any], sync: bool = True) -> None:
-    """Append one JSON line; a torn line left by a crash is closed first."""
-    torn = False
-    if path.exists() and path.stat().st_size:
-        with open(path, "rb") as file:
-            file.seek(-1, os.SEEK_END)
-            torn = file.read(1) != b"\n"
+    """Append one JSON line; a torn line left by a crash is cut off first.
+
+    So a line in the middle that cannot be read was damaged, and is not taken for a torn one.
+    """
+    between = _end_of(path)
     with open(path, "a", encoding="utf-8") as file:
-        file.write(("\n" if torn else "") + json.dumps(line, ensure_ascii=False) + "\n")
+        file.write(between + json.dumps(line, ensure_ascii=False) + "\n")
         file.flush()
         if sync:
             os.fsync(file.fileno())
 
 
+def _end_of(path: Path) -> str:
+    """Cut off a torn last line; returns what must stand before the next one."""
+    if not path.exists() or not path.stat().st_size:
+        return ""
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) == b"\n":
+            return ""
+    text = path.read_bytes()
+    begin = text.rfind(b"\n") + 1
+    if not is_torn(text[begin:]):
+        return "\n"
+    os.truncate(path, begin)
+    return ""
+
+
+def is_torn(line: bytes) -> bool:
+    """Whether a line of ours was not written to its end: it does not begin with a whole object."""
+    try:
+        # Within a whole line that was damaged there may be bytes that are no UTF-8.
+        json.JSONDecoder().raw_decode(line.decode(errors="replace"))
+    except ValueError:
+        return True
+    return False
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a JSON Lines file of ours; lines torn by a crash are skipped.
+    """Read a JSON Lines file of ours; lines that cannot be read are skipped.
 
     Lines end at a line feed and nowhere else: texts hold U+2028, U+2029 and U+0085 as they are.
     """
     if not path.exists():
         return []
     found = []
-    for line in path.read_text(encoding="utf-8").split("\n"):
+    for line in path.read_bytes().split(b"\n"):
         try:
-            found.append(json.loads(line))
+            found.append(json.loads(line.decode()))
         except ValueError:
             continue
-    return found
+    return [line for line in found if isinstance(line, dict)]
 
 
 def sync_folder(path: Path) -> None:

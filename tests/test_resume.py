@@ -235,3 +235,4 @@ def test_a_torn_last_line_is_skipped_and_the_next_one_is_whole(tmp_path: Path) -
         handle.write('{"a": 2')
     append_line(file, {"a": 3})
     assert read_lines(file) == [{"a": 1}, {"a": 3}]
+    assert file.read_text().count("\n") == 2  # what was torn is cut off

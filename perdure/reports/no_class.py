@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from perdure.files import read_lines
 from perdure.reports.data import RunView
 from perdure.reports.format import number
 
@@ -28,9 +27,8 @@ def line(run: RunView) -> str:
 
 
 def _newest(run: RunView) -> dict[str, float]:
-    facts = read_lines(run.path / "facts.jsonl")
     found: dict[int, dict[str, float]] = {}
-    for fact in facts:
+    for fact in run.facts:
         if fact["name"].startswith(BEGIN):
             name = fact["name"].removeprefix(BEGIN)
             found.setdefault(fact["after"], {})[name] = fact["value"]

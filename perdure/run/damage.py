@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.errors import RunError
 from perdure.files import read_lines
 from perdure.run import item_files
 from perdure.run.pins import pinned, recipe_changes, values_of
-from perdure.run.sums import GROWING, changed, check_of, damage
-from perdure.seals import facts_of, recorded
+from perdure.run.sums import GROWING, changed, damage, is_mark, lines_of
+from perdure.seals import MANIFEST, facts_of, recorded
 from perdure.seals import verify as verify_folder
 
 if TYPE_CHECKING:
@@ -51,13 +52,10 @@ def verify_scores(run: Run) -> None:
         RunError: a line or a row is gone or not as it was written.
     """
     file = run.path / GROWING["scores"]
-    lines = read_lines(file)
-    old = next((i for i, line in enumerate(lines) if "check" in line), len(lines))
-    # Lines of an older Perdure, which come first, bear no check.
-    other = any(line.get("check") != check_of(line) for line in lines[old:])
-    if other or any(changed(run.path, "scores", found.get("scores")) for found in _marks(run)):
-        raise damage(file)
-    for rows in item_files.damaged(run.path, lines):
+    _, broken = lines_of(run.path, "scores")
+    if broken or any(changed(run.path, "scores", m.get("scores")) for _, m in _marks(run)):
+        raise damage(file, *broken[:1])
+    for rows in item_files.damaged(run.path, read_lines(file)):
         raise damage(rows)
 
 
@@ -68,18 +66,33 @@ def doubts(run: Run) -> list[str]:
     learned by. Nothing is learned from the first two, so a run goes on.
     """
     found = recipe_changes(pinned(run), values_of(run.recipe))
-    return [f"{run.path / 'recipe.yaml'}: {change}" for change in found] + [
-        f"{run.path / file}: damaged: lines that were written are gone or changed; what a report "
-        "shows from it may be wrong: put it back from a copy"
-        for name, file in GROWING.items()
-        if name != "scores" and any(changed(run.path, name, m.get(name)) for m in _marks(run))
-    ]
+    said, marks = [f"{run.path / 'recipe.yaml'}: {change}" for change in found], _marks(run)
+    for name, file in GROWING.items():
+        said += [
+            f"{place}: damaged: what it says of {file} is not what was written, so lines that are "
+            "gone from there may not be noticed: put it back from a copy"
+            for place, mark in marks
+            if name in mark and not is_mark(mark[name])
+        ]
+        if name == "scores":
+            continue
+        _, broken = lines_of(run.path, name)
+        if broken or any(changed(run.path, name, mark.get(name)) for _, mark in marks):
+            said.append(
+                f"{damage(run.path / file, *broken[:1]).what}; lines that have changed are left "
+                "out, and what a report shows may be wrong: put it back from a copy"
+            )
+    return said
 
 
-def _marks(run: Run) -> list[dict[str, Any]]:
-    """What was noted of files that grow, at the newest checkpoint and at the end."""
+def _marks(run: Run) -> list[tuple[Path, dict[str, Any]]]:
+    """What was noted of files that grow, at the newest checkpoint and at the end, and where."""
     _, folder = run.last_checkpoint()
-    found = [facts_of(folder)] if folder is not None else []
-    with suppress(OSError, ValueError):
-        found.append(json.loads((run.path / "finished").read_text("utf-8")))
-    return [marks for marks in found if isinstance(marks, dict)]
+    found: list[tuple[Path, Any]] = []
+    if folder is not None:
+        found.append((folder / MANIFEST, facts_of(folder)))
+    ended = run.path / "finished"
+    if ended.exists():
+        with suppress(ValueError):  # of an older Perdure it holds the time alone
+            found.append((ended, json.loads(ended.read_bytes().decode())))
+    return [(place, marks) for place, marks in found if isinstance(marks, dict)]

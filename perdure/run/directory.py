@@ -32,22 +32,18 @@ from perdure.files import (
     append_line,
     now,
     numbered,
-    read_lines,
     sync_folder,
     write_atomic,
 )
 from perdure.processes import barrier, broadcast, rank
 from perdure.run import item_files
 from perdure.run.environment import environment
-from perdure.run.sums import marks, read_checked, with_check
+from perdure.run.sums import lines_of, marks, read_checked, with_check
 from perdure.seals import is_sealed, recorded, seal, share
 
 if TYPE_CHECKING:
     from perdure.recipe.schema import Recipe
     from perdure.scoring import ScoreMatrix
-
-SEALED_BY = ("check", "items")
-"""What a line of scores.jsonl bears so that damage is noticed: its own sum and that of its rows."""
 
 
 def only_scored(facts: Sequence[Mapping[str, str]]) -> list[str]:
@@ -134,14 +130,14 @@ class Run:
     def scores(self) -> list[dict[str, Any]]:
         """Lines of scores.jsonl; a score written again after a resume counts once, the last."""
         last: dict[tuple[Any, ...], dict[str, Any]] = {}
-        for line in read_lines(self.path / "scores.jsonl"):
+        for line in lines_of(self.path, "scores")[0]:
             last[(line["kind"], line["after"], line.get("task"))] = line
-        return [{k: v for k, v in s.items() if k not in SEALED_BY} for s in last.values()]
+        return [{k: v for k, v in s.items() if k != "items"} for s in last.values()]
 
     def log_rows(self) -> list[dict[str, Any]]:
         """Lines of log.jsonl; a step logged again after a resume counts once, the last."""
         last: dict[tuple[Any, ...], dict[str, Any]] = {}
-        for line in read_lines(self.path / "log.jsonl"):
+        for line in lines_of(self.path, "log")[0]:
             last[(line["after"], line["phase"], line["step"])] = line
         return list(last.values())
 
@@ -151,7 +147,7 @@ class Run:
         A fact recorded again after a resume counts once, the last.
         """
         last: dict[tuple[Any, ...], dict[str, Any]] = {}
-        for line in read_lines(self.path / "facts.jsonl"):
+        for line in lines_of(self.path, "facts")[0]:
             last[(line["after"], line["name"])] = line
         return list(last.values())
 
@@ -255,12 +251,12 @@ class Run:
         append_line(self.path / "scores.jsonl", with_check(said))
 
     def log(self, line: Mapping[str, Any]) -> None:
-        append_line(self.path / "log.jsonl", {"time": now(), **line}, sync=False)
+        append_line(self.path / "log.jsonl", with_check({"time": now(), **line}), sync=False)
 
     def record_fact(self, after: int, task: str, name: str, value: float) -> None:
         """Append one figure that was found at the end of learning `task`."""
         line = {"after": after, "task": task, "name": name, "value": value}
-        append_line(self.path / "facts.jsonl", line)
+        append_line(self.path / "facts.jsonl", with_check(line))
 
     def note(self, text: str) -> None:
         """Add a line to perdure.log."""

@@ -1,9 +1,9 @@
 """Sums by which a run notices that what it wrote was changed since.
 
-A line of scores.jsonl and the whole of environment.json bear a sum of themselves (`check`).
-Files that only grow (scores, facts and logged steps) are marked where a checkpoint is sealed and
-where the run ends: their length and their sha256 up to there. What older runs wrote bears none,
-and is taken as it is.
+The lines of files that only grow (scores, facts and logged steps), environment.json and pinned.json
+bear a sum of themselves (`check`). The growing files are marked besides where a checkpoint is
+sealed and where the run ends: their length and their sha256 up to there, which tells lines that are
+gone. What older runs wrote bears no sum, and is taken as it is.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from perdure.errors import RunError
+from perdure.files import is_torn
 
 GROWING = {"scores": "scores.jsonl", "facts": "facts.jsonl", "log": "log.jsonl"}
 """What a mark is called, and its file."""
+KEYS = {"scores": ("kind", "after"), "facts": ("after", "name"), "log": ("after", "phase", "step")}
+"""What each line of such a file has."""
 
 
 def check_of(data: Mapping[str, Any]) -> str:
@@ -38,21 +41,65 @@ def marks(run: Path) -> dict[str, dict[str, Any]]:
 
 
 def _mark(file: Path) -> dict[str, Any]:
-    if not file.exists():
-        return {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}
-    with open(file, "rb") as opened:
-        os.fsync(opened.fileno())  # else a power cut could leave the mark of lines that are lost
-        text = opened.read()
-    return {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+    text = b""
+    if file.exists():
+        with open(file, "rb") as opened:
+            os.fsync(opened.fileno())  # else a power cut could leave a mark of lines that are lost
+            text = opened.read()
+    text = text[: text.rfind(b"\n") + 1]  # a torn line is cut off before the next is added
+    return with_check({"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()})
+
+
+def is_mark(mark: Any) -> bool:
+    """Whether this is a mark as it was written."""
+    if not isinstance(mark, Mapping) or not isinstance(mark.get("bytes"), int):
+        return False
+    return "sha256" in mark and mark.get("check", "") in ("", check_of(mark))
 
 
 def changed(run: Path, name: str, mark: Mapping[str, Any] | None) -> bool:
-    """Whether a growing file is no longer what it was when it was marked, as far as it was."""
-    if not mark:
+    """Whether a growing file is no longer what it was when it was marked, as far as it was.
+
+    A mark that is damaged itself says nothing.
+    """
+    if mark is None or not is_mark(mark):
         return False
     file = run / GROWING[name]
     text = file.read_bytes() if file.exists() else b""
     return hashlib.sha256(text[: mark["bytes"]]).hexdigest() != mark["sha256"]
+
+
+def lines_of(run: Path, name: str) -> tuple[list[dict[str, Any]], list[int]]:
+    """The lines of a growing file that are as they were written, and the numbers of the others.
+
+    A last line that was not written to its end is none of either. What an older Perdure wrote
+    comes first: its lines bear no sum, and one that a crash tore may lie between them.
+    """
+    file = run / GROWING[name]
+    whole: list[dict[str, Any]] = []
+    broken: list[int] = []
+    *lines, last = file.read_bytes().split(b"\n") if file.exists() else [b""]
+    if last and not is_torn(last):
+        lines.append(last)
+    summed = False
+    for number, line in enumerate(lines, 1):
+        try:
+            found = json.loads(line.decode())
+        except ValueError:
+            if line and (summed or b"check" in line or line.endswith(b"}")):
+                broken.append(number)
+            continue
+        good = isinstance(found, dict) and all(key in found for key in KEYS[name])
+        if good and "check" in found:
+            summed = True
+            good = found["check"] == check_of(found)
+        elif summed:
+            good = False
+        if good:
+            whole.append({k: v for k, v in found.items() if k != "check"})
+        else:
+            broken.append(number)
+    return whole, broken
 
 
 def read_checked(path: Path) -> dict[str, Any]:
@@ -72,9 +119,13 @@ def read_checked(path: Path) -> dict[str, Any]:
     return found
 
 
-def damage(file: Path) -> RunError:
-    """What is said of a file of lines that is not what was written."""
+def damage(file: Path, line: int | None = None) -> RunError:
+    """What is said of a file of lines that is not what was written.
+
+    Args: line: the number of the first that has changed, where it is known.
+    """
+    where = "" if line is None else f" (the first is line {line})"
     return RunError(
-        f"{file}: damaged: lines that were written are gone or changed",
+        f"{file}: damaged: lines that were written are gone or changed{where}",
         "put it back from a copy; what is missing in it cannot be measured again",
     )

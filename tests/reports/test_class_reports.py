@@ -21,6 +21,7 @@ from perdure.reports.seeds import grouped
 from perdure.reports.tables import table
 from perdure.reports.terminal import score_table
 from perdure.run import Run, item_files
+from perdure.run.sums import with_check
 from perdure.scoring.change import OPEN
 
 pytestmark = pytest.mark.unit
@@ -185,7 +186,7 @@ def test_a_threshold_that_is_left_out_is_told(tmp_path: Path, small: Run) -> Non
     shutil.copytree(small.path, folder)
     facts = (folder / "facts.jsonl").read_text(encoding="utf-8").splitlines()
     more = {**json.loads(facts[-1]), "name": "no_class/auroc", "value": 0.75}
-    lines = [*facts, json.dumps(more)]
+    lines = [*facts, json.dumps(with_check(more))]
     (folder / "facts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     said = no_class.line(views([Run.open(folder)])[0])
     assert said.startswith("texts of no class: AUROC 0.750 (no threshold: it needs ")
