@@ -77,26 +77,23 @@ class GenerationLearner(Learner):
 
     def score_task(self, task: Task, progress: Progress | None) -> TaskScore | None:
         """Score a task's test rows by its metric."""
-        from perdure.scoring import score_task
-
-        return score_task(
-            self.model,
-            self.encoder,
-            task,
-            batch_size=self.recipe.scoring.batch_size,
-            accelerator=self.state,
-            on_progress=progress,
-        )
+        return self._scored(task, progress)
 
     def score_mixed(
         self, task: Task, adapters: Sequence[str], progress: Progress | None
     ) -> TaskScore | None:
         """Score by what the model writes, each row by its adapter; None for other metrics."""
-        from perdure.scoring import score_task
         from perdure.streams.kinds import metric
 
-        if metric(task.metric).needs != "text":
-            return None
+        return (
+            self._scored(task, progress, adapters) if metric(task.metric).needs == "text" else None
+        )
+
+    def _scored(
+        self, task: Task, progress: Progress | None, adapters: Sequence[str] | None = None
+    ) -> TaskScore:
+        from perdure.scoring import score_task
+
         return score_task(
             self.model,
             self.encoder,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,23 +88,20 @@ def _own_pooling(config: Any) -> str | None:
     are none, or where it is none of ours."""
     for module in _beside(config, "modules.json") or ():
         if str(module.get("type", "")).endswith(".Pooling"):
-            said = _beside(config, f"{module.get('path', '')}/config.json") or {}
-            on = {name for name, value in said.items() if value is True}
-            for ours, theirs in (("mean", "mean_tokens"), ("cls", "cls_token")):
-                if f"pooling_mode_{theirs}" in on and len(on & _MODES) == 1:
-                    return ours
-            mode = said.get("pooling_mode")
-            return mode if mode in ("mean", "cls") else None
+            return pooling_said(_beside(config, f"{module.get('path', '')}/config.json") or {})
     return None
 
 
-_MODES = {
-    f"pooling_mode_{name}"
-    for name in (
-        "cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens",
-        "lasttoken",
-    )
-}  # fmt: skip
+def pooling_said(said: Mapping[str, Any]) -> str | None:
+    """What a configuration of sentence-transformers' pooling asks for: "mean" or "cls", where it
+    is one of these and no other beside it; else None."""
+    on = {
+        name for name, value in said.items() if name.startswith("pooling_mode_") and value is True
+    }
+    for ours, theirs in (("mean", "mean_tokens"), ("cls", "cls_token")):
+        if on == {f"pooling_mode_{theirs}"} or said.get("pooling_mode") == ours:
+            return ours
+    return None
 
 
 def _beside(config: Any, name: str) -> Any:

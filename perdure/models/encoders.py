@@ -24,6 +24,7 @@ import numpy as np
 
 from perdure.consent import demand, given
 from perdure.errors import ModelError, UsageError
+from perdure.models.configuration import pooling_said
 from perdure.models.locate import loading, locate
 from perdure.recipe.schema import ModelConfig
 
@@ -171,10 +172,7 @@ def is_plain(folder: Path) -> bool:
     if names[:2] != ["Transformer", "Pooling"] or names[2:] not in ([], ["Normalize"]):
         return False
     pooling = _json(folder / str(said[1].get("path", "")) / "config.json")
-    modes = {
-        name for name, on in pooling.items() if name.startswith("pooling_mode_") and on is True
-    }
-    return modes == {"pooling_mode_mean_tokens"} or pooling.get("pooling_mode") == "mean"
+    return pooling_said(pooling) == "mean"
 
 
 def _demand_known(folder: Path) -> None:
