@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from perdure.errors import printable
 from perdure.reports.facts import MISSING
-from perdure.reports.format import DASH, significant
+from perdure.reports.format import DASH, significant, titled
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -128,19 +128,12 @@ def sections(runs: Sequence[RunView]) -> list[dict[str, Any]]:
 
 def tables(runs: Sequence[RunView]) -> Iterator[Table]:
     """For the terminal: a table for each run with an average."""
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
     for run in runs:
         if found := tasks(run):
             said = f"{run.label}: weight on the old average, and how far it moved"
-            table = Table(
-                title=Text(printable(said), "bold"),
-                title_justify="left",
-                box=box.SIMPLE_HEAD,
-                pad_edge=False,
-            )
+            table = titled(said)
             table.add_column("task", overflow="fold")
             for heading in ("out of range", "deciles of the weight", "moved", "weights moved"):
                 table.add_column(heading, justify="right", overflow="fold")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from perdure.errors import printable
 from perdure.reports import classes, probed
 from perdure.reports.data import RunView
-from perdure.reports.format import number
+from perdure.reports.format import number, titled
 from perdure.reports.scenarios import MEANING, foreknown
 
 if TYPE_CHECKING:
@@ -80,16 +80,7 @@ def _by_task(run: RunView, names: Sequence[str]) -> Table:
 
 
 def _table(title: str, names: Sequence[str]) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(
-        title=Text(printable(title), "bold"),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
+    table = titled(title)
     table.add_column("", overflow="fold")
     table.add_column(probed.OBSERVED, justify="right")
     for name in names:

@@ -1,12 +1,17 @@
-"""Numbers in words: how many digits to print."""
+"""Numbers in words: how many digits to print; and what text and tables look like in a terminal."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from perdure.errors import printable
 from perdure.reports.facts import TaskFacts
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
 
 DASH = "–"
 
@@ -21,6 +26,23 @@ def from_outside(text: str) -> str:
     from rich.markup import escape
 
     return escape(printable(text))
+
+
+def plain(text: str, style: str = "") -> Text:
+    """Text that shows what is written: no markup, and no control character reaches a terminal."""
+    from rich.text import Text
+
+    return Text(printable(text).replace("\t", " "), style)
+
+
+def titled(title: str) -> Table:
+    """An empty table for a terminal, under its title, which a narrow table does not break."""
+    from rich import box
+    from rich.table import Table
+
+    head = plain(title, "bold")
+    head.no_wrap, head.overflow = True, "ignore"
+    return Table(title=head, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def number(value: float | None, digits: int = 2) -> str:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from perdure.errors import printable
 from perdure.reports import (
     averaging,
     class_tables,
@@ -34,6 +33,7 @@ from perdure.reports.data import (
     TaskFacts,
     views,
 )
+from perdure.reports.format import plain, titled
 from perdure.reports.seeds import grouped
 from perdure.reports.tables import FIGURES
 
@@ -116,7 +116,7 @@ class Display:
         if self.console is None:
             return
         for line in text.split("\n"):
-            self.console.print(_plain(line), soft_wrap=True)
+            self.console.print(plain(line), soft_wrap=True)
 
     def _show(self, verb: str, method: str, task: str, done: int, total: int, facts: str) -> None:
         if self._progress is not None:
@@ -142,8 +142,8 @@ class Display:
         progress = self._progress
         assert progress is not None
         fields: dict[str, Any] = {
-            "what": _plain(f"{method}  {verb} {task}"),
-            "facts": _plain(f"  {facts}", "dim") if facts else None,
+            "what": plain(f"{method}  {verb} {task}"),
+            "facts": plain(f"  {facts}", "dim") if facts else None,
         }
         for other in [name for name in self._bars if name != verb]:
             progress.remove_task(self._bars.pop(other))
@@ -201,13 +201,6 @@ def _progress(console: Console) -> Progress:
     )
 
 
-def _plain(text: str, style: str = "") -> Text:
-    """Text that shows what is written: no markup, and no control character reaches a terminal."""
-    from rich.text import Text
-
-    return Text(printable(text).replace("\t", " "), style)
-
-
 def score_table(runs: Sequence[RunData], console: Console | None = None) -> None:
     """Print each run's score matrix, then all methods side by side.
 
@@ -227,57 +220,57 @@ def score_table(runs: Sequence[RunData], console: Console | None = None) -> None
     for run in digested:
         for key, title, _, _ in SUMMARY:
             if said := words.cells_words(run, key):
-                target.print(_plain(f"{run.label}: {title.lower()} {said}"))
+                target.print(plain(f"{run.label}: {title.lower()} {said}"))
     if any(run.told for run in digested):
-        target.print(_plain(words.SEEDS))
+        target.print(plain(words.SEEDS))
     if said := left_out.line(digested):
-        target.print(_plain(said))
+        target.print(plain(said))
     for said in class_tables.scenarios(digested):
-        target.print(_plain(said))
+        target.print(plain(said))
     for table in (*class_tables.probes(digested), *averaging.tables(digested)):
         target.print(table)
     if any(run.general_tasks for run in digested):
         target.print(_general_table(digested))
     for run in digested:
         if run.tasks:
-            target.print(_plain(f"{run.label} {words.story(run)}"))
+            target.print(plain(f"{run.label} {words.story(run)}"))
         if said := words.general_story(run):
-            target.print(_plain(f"{run.label}: {said}"))
+            target.print(plain(f"{run.label}: {said}"))
         if said := no_class.line(run):
-            target.print(_plain(f"{run.label}: {said}"))
+            target.print(plain(f"{run.label}: {said}"))
     for run in digested:
         if not run.complete:
-            target.print(_plain(f"{run.label}: not finished; {format.DASH} is not scored yet"))
+            target.print(plain(f"{run.label}: not finished; {format.DASH} is not scored yet"))
 
 
 def _matrix_table(run: RunView) -> Table:
     """Rows by tasks learned; the score just after its task was learned stands in bold."""
     over = f", {run.told}" if run.told else ""
-    table = _table(f"{run.label}: score on each task after learning ...{over}")
-    table.add_column(_plain(""), overflow="fold", min_width=12)
+    table = titled(f"{run.label}: score on each task after learning ...{over}")
+    table.add_column(plain(""), overflow="fold", min_width=12)
     for task in run.tasks:
-        name = _plain(_heading(task))
+        name = plain(_heading(task))
         table.add_column(name, justify="right", overflow="fold", min_width=_least(task))
     for after in range(len(run.tasks) + 1):
         title = "base model" if after == 0 else f"{after} {run.tasks[after - 1].name}"
         cells = []
         for position, task in enumerate(run.tasks, start=1):
             style = "bold" if position == after else ("dim" if position > after else "")
-            cells.append(_plain(format.printer(task)(run.score(after, task.name)), style))
-        table.add_row(_plain(title), *cells)
+            cells.append(plain(format.printer(task)(run.score(after, task.name)), style))
+        table.add_row(plain(title), *cells)
     return table
 
 
 def _task_table(run: RunView) -> Table:
     """A row for each task: the base model, just learned, at the end."""
-    table = _table(f"{run.label}: score on each task{f', {run.told}' if run.told else ''}")
+    table = titled(f"{run.label}: score on each task{f', {run.told}' if run.told else ''}")
     table.add_column("task", overflow="fold")
     for heading in ("base model", "just learned", "at the end"):
         table.add_column(heading, justify="right")
     for found in words.findings(run):
         show = format.printer(found.task)
         scores = (found.base, found.learned, found.final)
-        table.add_row(_plain(_heading(found.task)), *(_plain(show(score)) for score in scores))
+        table.add_row(plain(_heading(found.task)), *(plain(show(score)) for score in scores))
     return table
 
 
@@ -291,7 +284,7 @@ def _heading(task: TaskFacts) -> str:
 
 
 def _summary_table(runs: Sequence[RunView]) -> Table:
-    table = _table("Methods" if len(runs) > 1 else "Summary")
+    table = titled("Methods" if len(runs) > 1 else "Summary")
     table.add_column("method", overflow="fold")
     wanted = [row for row in SUMMARY if row[0] in FIGURES]
     for _, title, higher, _ in wanted:
@@ -329,39 +322,30 @@ def _summary_table(runs: Sequence[RunView]) -> Table:
 
 def _lines(lines: Sequence[str], best: bool) -> Text:
     """A figure, in bold if it is the best, above its interval."""
-    found = _plain(lines[0], "bold green" if best else "")
+    found = plain(lines[0], "bold green" if best else "")
     for line in lines[1:]:
         if line:
-            found.append_text(_plain(f"\n{line}", "dim"))
+            found.append_text(plain(f"\n{line}", "dim"))
     return found
 
 
 def _general_table(runs: Sequence[RunView]) -> Table:
     """A row for each lm-eval task, a column for each run: the base model → the newest score."""
-    table = _table("General ability: base model → now")
+    table = titled("General ability: base model → now")
     table.add_column("lm-eval task", overflow="fold")
     for run in runs:
-        table.add_column(_plain(run.label), justify="right", overflow="fold")
+        table.add_column(plain(run.label), justify="right", overflow="fold")
     for task in general.tasks(runs):
         found = [general.before_after(run, task.name) for run in runs]
         cells = [
             " → ".join(map(format.printer(task), pair)) if pair else format.DASH for pair in found
         ]
-        table.add_row(_plain(f"{_heading(task)} ({task.metric})"), *map(_plain, cells))
+        table.add_row(plain(f"{_heading(task)} ({task.metric})"), *map(plain, cells))
     pairs = [general.f1_before_after(run) for run in runs]
     if any(pairs):
         shown = [
             " → ".join(format.number(v, general.DIGITS) for v in pair) if pair else format.DASH
             for pair in pairs
         ]
-        table.add_row(_plain(f"{general.F1} ({general.F1_WORDS})"), *map(_plain, shown))
+        table.add_row(plain(f"{general.F1} ({general.F1_WORDS})"), *map(plain, shown))
     return table
-
-
-def _table(title: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    head = _plain(title, "bold")
-    head.no_wrap, head.overflow = True, "ignore"  # a narrow table need not break its title
-    return Table(title=head, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
