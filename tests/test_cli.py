@@ -385,6 +385,11 @@ def test_eval_repeats_recorded_scores(inside: Path) -> None:
             assert row["score"] == pytest.approx(row["recorded"], abs=1e-6)
 
 
+def test_eval_says_which_template_rows_are_read_with(inside: Path) -> None:
+    said = " ".join(perdure("eval", "runs/shop").output.split())
+    assert "rows are read with the run's chat template (sha256 " in said
+
+
 def test_eval_adds_tasks_never_seen(inside: Path) -> None:
     found = as_json("eval", "runs/shop-replay", "--tasks", "other.yaml")
     assert found["after"] == 2

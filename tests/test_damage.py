@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_runs import write_recipe
 from typer.testing import CliRunner
 
@@ -189,6 +190,32 @@ def test_one_flipped_bit_is_named(torn: tuple[Path, Path], what: str) -> None:
     told = resume(run)
     assert told.exit_code == 4, told.output
     assert f"error: {file}: damaged: " in told.stderr
+
+
+class Bomb:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_pickle_inside_a_task_is_refused_by_name(
+    torn: tuple[Path, Path], tmp_path: Path, name: str
+) -> None:
+    """Whoever made the run's folder has sealed it as well, so no sum tells."""
+    folder, mark = newest(torn[0]), tmp_path / "ran"
+    assert (folder / name).is_file()
+    torch.save({"state": Bomb(mark)}, folder / name)
+    seal(folder, seals.facts_of(folder))
+    told = resume(torn[0])
+    assert told.exit_code == 4, told.output
+    assert f"error: {folder}: holds a pickle with more than tensors in it" in told.stderr
+    assert f"delete the folder {folder}" in told.stderr
+    assert not mark.exists()
+    torch.load(folder / name, weights_only=False)
+    assert mark.exists()  # the bomb is a bomb
 
 
 def test_the_older_checkpoint_is_gone_on_from(torn: tuple[Path, Path]) -> None:

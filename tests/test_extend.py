@@ -79,8 +79,7 @@ def method_of(name: str) -> dict[str, Any]:
 
 KINDS = {name: registry.load(name) for name in registry.names()}
 CASES = [(n, "full") for n, kind in KINDS.items() if not (kind.classes_only or kind.adapters)]
-CASES += [(name, "lora") for name in ("sequential", "replay", "ewc", "lwf", "gere", "joint")]
-CASES += [(name, "lora") for name, kind in KINDS.items() if kind.adapters]
+CASES += [(n, "lora") for n, kind in KINDS.items() if not kind.classes_only]
 
 
 @pytest.mark.parametrize(("name", "tuning"), CASES)

@@ -613,7 +613,9 @@ def perdure(*args: str, code: int) -> Any:
 
 def test_the_guides_commands_do_what_it_says(at_work: Path) -> None:
     first, second = [line for block in blocks("bash") for line in block.splitlines()]
-    output = perdure(*shlex.split(first)[1:], code=0).stdout
+    done = perdure(*shlex.split(first)[1:], code=0)
+    output = done.stdout
+    assert "repair: rows are read with " in " ".join(done.output.split())
     assert "Candidates on the search half (8 texts, 20 rows)" in output  # of 16 and 40
     assert "Report half, which the search never saw" in output
     assert "model: tuned-repaired/model" in output
