@@ -3,7 +3,8 @@
 The lines of files that only grow (scores, facts and logged steps), environment.json and pinned.json
 bear a sum of themselves (`check`). The growing files are marked besides where a checkpoint is
 sealed and where the run ends: their length and their sha256 up to there, which tells lines that are
-gone. What older runs wrote bears no sum, and is taken as it is.
+gone. What older runs wrote bears no sum, and is taken as it is. Only a regular file is read: a
+device such as /dev/full would never end.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def marks(run: Path) -> dict[str, dict[str, Any]]:
 
 def _mark(file: Path) -> dict[str, Any]:
     text = b""
-    if file.exists():
+    if file.is_file():
         with open(file, "rb") as opened:
             os.fsync(opened.fileno())  # else a power cut could leave a mark of lines that are lost
             text = opened.read()
@@ -65,7 +66,7 @@ def changed(run: Path, name: str, mark: Mapping[str, Any] | None) -> bool:
     if mark is None or not is_mark(mark):
         return False
     file = run / GROWING[name]
-    text = file.read_bytes() if file.exists() else b""
+    text = file.read_bytes() if file.is_file() else b""
     return hashlib.sha256(text[: mark["bytes"]]).hexdigest() != mark["sha256"]
 
 
@@ -78,7 +79,7 @@ def lines_of(run: Path, name: str) -> tuple[list[dict[str, Any]], list[int]]:
     file = run / GROWING[name]
     whole: list[dict[str, Any]] = []
     broken: list[int] = []
-    *lines, last = file.read_bytes().split(b"\n") if file.exists() else [b""]
+    *lines, last = file.read_bytes().split(b"\n") if file.is_file() else [b""]
     if last and not is_torn(last):
         lines.append(last)
     summed = False
