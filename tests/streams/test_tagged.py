@@ -102,7 +102,7 @@ def test_the_text_that_is_trained_is_read_back() -> None:
     assert parse_tagged(text) == Tagged("cat is chat", "Le chat")
     assert parse_tagged(text.removeprefix("<think>"), prefilled=True).answer == "Le chat"
     for wrong in [("", "a"), ("p", ""), ("p", "a<answer>"), ("p</think>", "a")]:
-        with pytest.raises(ValueError, match="tags|nothing stands"):
+        with pytest.raises(ValueError, match=r"tags|nothing stands"):
             write_tagged(*wrong)
 
 
