@@ -11,6 +11,7 @@ layer in 16 bit; twice that in fp32). Both are guesses, good to a factor of two.
 
 from __future__ import annotations
 
+import math
 import operator
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -189,6 +190,7 @@ class _Work(NamedTuple):
 
 def _works(recipe: Recipe, stream: TaskStream) -> list[_Work]:
     """Each task's: `joint` trains on all rows so far, `mix: half` on half a batch of new ones."""
+    from perdure.engine.batching import drawn_rows
     from perdure.methods import registry
 
     methods = registry.build(recipe.methods)
@@ -197,7 +199,8 @@ def _works(recipe: Recipe, stream: TaskStream) -> list[_Work]:
     found: list[_Work] = []
     before: tuple[Task, ...] = ()
     for task in stream:
-        batch = recipe.train.batch_size // (2 if halves and before else 1)
+        drawn = drawn_rows(recipe.of_task(task.learn), task.learn)
+        batch = drawn // (2 if halves and before else 1)
         found.append(_Work((*before, task) if all_rows else (task,), batch))
         before += () if task.learn == "none" else (task,)
     return found
@@ -206,7 +209,9 @@ def _works(recipe: Recipe, stream: TaskStream) -> list[_Work]:
 def _bare(recipe: Recipe, task: Task, work: _Work) -> TaskPlan:
     from perdure.engine.batching import steps_of
 
-    steps = 0 if task.learn == "none" else steps_of(recipe, work.rows, batch_size=work.batch)
+    own, batches = recipe.of_task(task.learn), math.ceil(work.rows / work.batch)
+    again = own.rl.iterations if task.learn == "rl" and own.rl is not None else 1
+    steps = 0 if task.learn == "none" else steps_of(own, batches * again, batch_size=1)
     return TaskPlan(
         task=task.name,
         metric=metric(task.metric).name,
@@ -232,7 +237,10 @@ def _plan(
     splits = ("train", "validation", "test")
     lengths = {split: encoder.lengths((task.name, split)) for split in splits}
     widths = work.widths(encoder)
-    tokens = round(bare.steps * recipe.train.batch_size * sum(widths) / max(1, len(widths)))
+    own, mean = recipe.of_task(task.learn), sum(widths) / max(1, len(widths))
+    written = task.max_new_tokens if task.learn == "rl" else 0  # at most, instead of an answer
+    trained_on = bare.steps * own.train.batch_size
+    tokens = round(trained_on * (mean + written))
     n, trained = facts.parameters, facts.trainable
     again = 2 * n if recipe.train.gradient_checkpointing else 0
     # Forward, gradients of activations through all weights, gradients of the trained weights.
@@ -241,7 +249,8 @@ def _plan(
         bare,
         longest=max(map(max, filter(None, lengths.values()))),
         train_tokens=tokens,
-        train_seconds=per_token * tokens / speed,
+        # Written one by one: each token moves all weights for a few operations.
+        train_seconds=(per_token * tokens + 8 * n * trained_on * written) / speed,
         score_seconds=2 * n * _scored_tokens(recipe, task, lengths["test"], encoder) / speed,
         memory_mb=_memory_mb(recipe, facts, micro, max(widths, default=0), precision),
     )
@@ -336,7 +345,6 @@ def _scored_tokens(recipe: Recipe, task: Task, widths: Sequence[int], encoder: A
     if needs == "labels":  # the prompt once, each label after it
         mean += sum(len(encoder.answer_ids(label)) for label in task.labels)
     elif needs == "text":
-        # Generated one by one: each token moves all weights for a few operations.
         mean += 4 * task.max_new_tokens
     return rows * mean
 

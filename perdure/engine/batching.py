@@ -33,6 +33,16 @@ def split_batch(recipe: Recipe, world: int) -> tuple[int, int]:
     return micro, batch // (micro * world)
 
 
+def drawn_rows(recipe: Recipe, learn: str) -> int:
+    """Rows of a task that an optimizer step draws, over all processes: the batch, or by
+    reinforcement its prompts, each with a group of completions.
+
+    Args: recipe: with the task's own settings (`Recipe.of_task`).
+    """
+    batch = recipe.train.batch_size
+    return batch if learn != "rl" or recipe.rl is None else batch // recipe.rl.group
+
+
 def halved(micro: int, accumulation: int) -> tuple[int, int]:
     """The split of a batch of which half is left to kept rows.
 
@@ -55,7 +65,7 @@ def steps_of(
 ) -> int:
     """Optimizer steps of one phase over `rows` rows.
 
-    Args: batch_size: the task's rows in a step; None: the recipe's.
+    Args: batch_size: the task's rows in a step (`drawn_rows`); None: the recipe's.
     """
     train = recipe.train
     per_epoch = math.ceil(rows / (batch_size or train.batch_size))

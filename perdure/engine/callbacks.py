@@ -19,7 +19,7 @@ from perdure.seals import Sealer, seal, share, unseal
 
 if TYPE_CHECKING:
     from perdure.engine.session import TaskSession
-    from perdure.engine.trainer import PerdureTrainer
+    from perdure.engine.careful import CarefulTrainer
 
 
 class MethodEvents(TrainerCallback):
@@ -91,7 +91,7 @@ class ProgressCallback(TrainerCallback):
 
     def __init__(
         self,
-        trainer: PerdureTrainer,
+        trainer: CarefulTrainer,
         on_row: Callable[[Mapping[str, Any]], None],
         facts: Mapping[str, Any],
     ) -> None:
@@ -137,7 +137,7 @@ class ProgressCallback(TrainerCallback):
                 "tokens_per_second": round(tokens / spent, 1),
                 "seconds_left": round(spent / done * (state.max_steps - state.global_step), 1),
                 "memory_mb": peak_memory_mb(),
-                **{k: v for k, v in logs.items() if k.startswith(("method/", "gauge/"))},
+                **{k: v for k, v in logs.items() if k.startswith(("method/", "gauge/", "rl/"))},
             }
         )
 

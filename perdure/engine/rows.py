@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any, Protocol
 
 from perdure.errors import DataError, PerdureError, RecipeError
+from perdure.protocol.labels import labels_of
 from perdure.streams.task import Row, Task, TaskStream, place_of
 
 logger = logging.getLogger(__name__)
@@ -75,13 +76,9 @@ def encode_stream(stream: TaskStream, encoder: RowEncoder, context_length: int |
             for number, row in enumerate(rows, 1):
                 try:
                     encoded, was_cut = encoder.encode_and_tell(row)
-                    width = len(encoded["input_ids"])
                     cut += was_cut
-                    if context_length is not None and width > context_length:
-                        raise DataError(
-                            f"{width} tokens, the model's context is {context_length}",
-                            "shorten the row, or take a model with a longer context",
-                        )
+                    if context_length is not None:
+                        _refuse_too_long(task, split, encoded, context_length)
                     encoder.kept.add(name, row, encoded, was_cut)
                 except DataError as error:
                     place = place_of(row) or f"task {task.name}: {split} row {number}"
@@ -110,3 +107,23 @@ def encode_stream(stream: TaskStream, encoder: RowEncoder, context_length: int |
         )  # fmt: skip
     if mistakes:
         raise RecipeError(mistakes)
+
+
+def _refuse_too_long(task: Task, split: str, encoded: dict[str, Any], context: int) -> None:
+    """Raise `DataError` where a row, or a prompt with the longest completion, passes the context.
+
+    Args: context: the most tokens that the model takes.
+    """
+    width = len(encoded["input_ids"])
+    if width > context:
+        raise DataError(
+            f"{width} tokens, the model's context is {context}",
+            "shorten the row, or take a model with a longer context",
+        )
+    prompt = width - labels_of(encoded)
+    if task.learn == "rl" and split == "train" and prompt + task.max_new_tokens > context:
+        raise DataError(
+            f"{prompt} tokens of prompt and max_new_tokens: {task.max_new_tokens} to be written, "
+            f"the model's context is {context}",
+            "shorten the row, lower max_new_tokens, or take a model with a longer context",
+        )

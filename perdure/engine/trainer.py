@@ -1,27 +1,25 @@
 """The `transformers.Trainer` that Perdure's own learner runs: the same optimisation, less waste.
 
-It differs from a plain Trainer in five ways, none of which changes the objective:
+It differs from a plain Trainer in four ways, none of which changes the objective, and takes the care
+of `perdure.engine.careful`:
 - the head runs on the positions that predict a label only (prompts are two thirds of a chat row);
 - rows of like length share a batch, in an order that depends on seed and epoch alone, so that a
   resumed run sees the same batches;
 - an epoch's last batch is filled up from the epoch's start, so that any number of processes and
   micro-batches sees the same global batches;
-- extra rows of methods run in one pass with the task's rows (`perdure.engine.packing`);
-- a loss that is not finite stops the run before anything is saved.
+- extra rows of methods run in one pass with the task's rows (`perdure.engine.packing`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import Trainer
 
+from perdure.engine.careful import CarefulTrainer
 from perdure.engine.packing import (
     EncodedRow,
     Packed,
@@ -32,21 +30,14 @@ from perdure.engine.packing import (
 )
 from perdure.engine.rowwise_attention import attends_by_rows, takes_rows
 from perdure.engine.sampler import EpochSampler
-from perdure.engine.session import TaskSession
-from perdure.errors import TrainingError
-from perdure.models.adapter_lists import holder, use_saved, write_lists
 from perdure.models.anatomy import takes_positions
 from perdure.models.chat import IGNORE
-from perdure.models.restore import load_weights
-from perdure.models.weights import is_sharded, put
 from perdure.protocol.batch import ROWS, Where, batch_labels_at, batch_targets, real_positions
-from perdure.seals import unseal
 
 
-class PerdureTrainer(Trainer):
+class PerdureTrainer(CarefulTrainer):
     """See the module. `session` and `sampler` are set by the learner right after it is built."""
 
-    session: TaskSession
     sampler: EpochSampler
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -55,7 +46,6 @@ class PerdureTrainer(Trainer):
         self.packer: Packer | None = None
         self.looked = False  # for how this model takes packs
         self._apart = ExitStack()  # the attention that packs need, while training
-        self.finite: Tensor | bool = True
 
     def _bare_model(self) -> nn.Module:
         host: Any = self.model
@@ -148,46 +138,3 @@ class PerdureTrainer(Trainer):
         finally:
             self._apart.close()
             self.packer, self.looked = None, False
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        loss: Tensor = super().training_step(*args, **kwargs)
-        self.finite = torch.isfinite(loss) & self.finite  # read when logging: no wait in a step
-        return loss
-
-    def refuse_nan(self) -> None:
-        """Raise `TrainingError` if a loss since the last look was not finite."""
-        if not bool(self.finite):
-            raise TrainingError(
-                f"task {self.session.task.name}: the loss is not finite at step "
-                f"{self.state.global_step} (learning rate {self.args.learning_rate:g})",
-                (
-                    "lower train.learning_rate, or set train.precision: fp32",
-                    "nothing saved is lost",
-                ),
-            )
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self.refuse_nan()
-        # A folder of this name left by a run that was killed must not count while it changes.
-        if self.is_world_process_zero():
-            unseal(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
-        super()._save_checkpoint(model, trial)
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
-        # The trainer saves adapters, and not which of them are active.
-        if output_dir is not None and self.args.should_save:
-            write_lists(self.session.model, Path(output_dir))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        folder, host = Path(resume_from_checkpoint), self.session.model
-        if holder(host) is host and not is_sharded(host):
-            # The trainer would make one adapter the only active one, and train what a phase froze.
-            put(host, load_weights(host, folder))
-            use_saved(host, folder, kept=True)
-            return
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if (folder / "model.safetensors").exists() and not is_sharded(host):
-            # The trainer passes over tensors that some families save under other names
-            # (experts of a mixture), and only warns of it.
-            put(host, load_weights(host, folder))

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, TrainingArguments
 
 from perdure.engine.attach import attach
-from perdure.engine.batching import halved, split_batch, steps_of
+from perdure.engine.batching import drawn_rows, halved, split_batch, steps_of
 from perdure.engine.callbacks import GaugeCallback, ProgressCallback
 from perdure.engine.method_state import STATE, give_weights, load_methods, save_methods
 from perdure.engine.served import ending, serving
@@ -48,7 +48,7 @@ from perdure.learners.listener import Fitted, Folders, Listener, Silent
 from perdure.learners.routing import Routing
 from perdure.learners.scores import Key, Line, scored
 from perdure.learners.training import (
-    PhaseTrainer,
+    RatedTrainer,
     forget_trainer,
     pickles_refused,
     step_of,
@@ -182,10 +182,10 @@ class Learner(Routing, KindHooks):
     def _split(self, index: int) -> None:
         """Leave half of the batch to kept rows where a method wants that, and there are some."""
         halves = bool(self._learned(index)) and any(m.halves for m in self.methods)
-        self.rows_a_step = self.recipe.train.batch_size // (2 if halves else 1)
-        self.micro_batch, self.accumulation = (
-            halved(*self.whole_split) if halves else (self.whole_split)
-        )
+        own = self.recipe.of_task(learn := self.stream.tasks[index].learn)
+        whole = split_batch(own, self.state.num_processes) if learn == "rl" else self.whole_split
+        self.rows_a_step = drawn_rows(own, learn) // (2 if halves else 1)
+        self.micro_batch, self.accumulation = halved(*whole) if halves else whole
 
     def _to_device(self) -> None:
         if torch.cuda.is_available() and not is_sharded(self.model):
@@ -230,7 +230,7 @@ class Learner(Routing, KindHooks):
 
     def _trainer(
         self, session: TaskSession, phase: Phase, rows: list[Row], folder: Path
-    ) -> PhaseTrainer:
+    ) -> RatedTrainer:
         forget_trainer(self.model)
         trainer = self.trainer(session.task, rows, phase, folder)
         trainer.session = session
@@ -293,8 +293,9 @@ class Learner(Routing, KindHooks):
         total = 0.0
         for task in self.stream:
             some = [len(self.encode(row)["input_ids"]) for row in task.train[:64]]
-            steps = steps_of(self.recipe, len(task.train))
-            total += steps * self.recipe.train.batch_size * sum(some) / max(1, len(some))
+            own = self.recipe.of_task(task.learn)
+            steps = steps_of(own, len(task.train), batch_size=drawn_rows(own, task.learn))
+            total += steps * own.train.batch_size * sum(some) / max(1, len(some))
         return round(total)
 
     # --- scoring

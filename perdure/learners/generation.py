@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from perdure.engine.rows import encode_stream
 from perdure.engine.session import TaskSession
+from perdure.errors import UsageError
 from perdure.learners.base import Learner
 from perdure.models.chat import Encoder, recipe_encoder
 from perdure.processes import Progress
@@ -17,6 +18,8 @@ from perdure.streams.task import Row, Task
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from perdure.learners.training import RatedTrainer
+    from perdure.protocol.step import Phase
     from perdure.recipe.schema import Recipe
     from perdure.scoring import GeneralScore, TaskScore
     from perdure.scoring.lm_eval import HarnessScore
@@ -74,6 +77,32 @@ class GenerationLearner(Learner):
     ) -> dict[str, Any]:
         """Encode plain text, every token a label."""
         return self.encoder.encode_text(text, max_tokens, special)
+
+    def trainer(self, task: Task, rows: Sequence[Row], phase: Phase, folder: Path) -> RatedTrainer:
+        """Supervised, on the rows' answers, or by reinforcement, on what the model writes."""
+        if task.learn != "rl":
+            return super().trainer(task, rows, phase, folder)
+        from perdure.learners.rl import rl_trainer
+
+        if phase.hold:
+            raise UsageError(
+                f"method: task {task.name} is learned by reinforcement, where no part of the "
+                "model is held",
+                "take another method",
+            )
+        return rl_trainer(
+            self.model,
+            self.encoder,
+            self.recipe.of_task(task.learn),
+            task,
+            rows,
+            phase,
+            folder,
+            split=(self.micro_batch, self.accumulation),
+            bf16=self.precision == "bf16",
+            note=self.listener.note,
+            warn=self.listener.warn,
+        )
 
     def score_task(self, task: Task, progress: Progress | None) -> TaskScore | None:
         """Score a task's test rows by its metric."""

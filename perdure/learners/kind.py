@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from perdure.engine.batching import steps_of
 from perdure.engine.sampler import EpochSampler
 from perdure.errors import UsageError
-from perdure.learners.training import PhaseTrainer, arguments
+from perdure.learners.training import PhaseTrainer, RatedTrainer, arguments
 from perdure.models.adapter_lists import add_saved, read_first, use_saved
 from perdure.models.weights import empty_like, is_sharded, put, trainable, whole_weights
 from perdure.processes import Progress, rank
@@ -126,7 +126,7 @@ class KindHooks:
         found = [self.encode(row) for row in rows]
         return found, [len(row["input_ids"]) for row in found]
 
-    def trainer(self, task: Task, rows: Sequence[Row], phase: Phase, folder: Path) -> PhaseTrainer:
+    def trainer(self, task: Task, rows: Sequence[Row], phase: Phase, folder: Path) -> RatedTrainer:
         """Make the trainer of a phase of a task, ready but for its methods.
 
         Args:

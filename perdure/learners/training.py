@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
+from perdure.engine.careful import CarefulTrainer
 from perdure.engine.trainer import PerdureTrainer
 from perdure.errors import RunError
 
@@ -22,18 +23,16 @@ if TYPE_CHECKING:
     from perdure.recipe.schema import Recipe
 
 
-class PhaseTrainer(PerdureTrainer):
-    """Perdure's trainer with a learning rate for some parameters, and packs only where wanted.
+class RatedTrainer(CarefulTrainer):
+    """A trainer with a learning rate for some parameters.
 
     Attributes:
         rates: regular expression over parameter names -> learning rate of what it finds, or the
             optimizer's options, `lr` and `weight_decay`; the schedule scales the rate as it does
             the recipe's. The first that finds a name counts.
-        packs: whether extra rows may run in one pass with the task's.
     """
 
     rates: Mapping[str, float | Mapping[str, float]] = {}
-    packs: bool = False
 
     def create_optimizer(self, model: Any = None) -> Any:
         if self.optimizer is None:
@@ -53,6 +52,16 @@ class PhaseTrainer(PerdureTrainer):
         ]
         first = min(learn, key=lambda one: one[1], default=(float(rates[0]), False))
         return first[0]
+
+
+class PhaseTrainer(RatedTrainer, PerdureTrainer):
+    """Perdure's trainer with learning rates by parameter, and packs only where wanted.
+
+    Attributes:
+        packs: whether extra rows may run in one pass with the task's.
+    """
+
+    packs: bool = False
 
     def packed(self, inputs: Mapping[str, Any], extra: Sequence[EncodedRow]) -> Packed | None:
         return super().packed(inputs, extra) if self.packs else None
@@ -82,11 +91,22 @@ def regroup(
 
 
 def arguments(
-    recipe: Recipe, folder: Path, *, steps: int, micro_batch: int, accumulation: int, bf16: bool
+    recipe: Recipe,
+    folder: Path,
+    *,
+    steps: int,
+    micro_batch: int,
+    accumulation: int,
+    bf16: bool,
+    of: type[TrainingArguments] = TrainingArguments,
+    **more: Any,
 ) -> TrainingArguments:
-    """The arguments of a phase of `steps` optimizer steps that saves to `folder`."""
+    """The arguments of a phase of `steps` optimizer steps that saves to `folder`.
+
+    Args: of: their class; more: what that class takes besides.
+    """
     train = recipe.train
-    return TrainingArguments(
+    return of(
         output_dir=str(folder),
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=accumulation,
@@ -111,6 +131,7 @@ def arguments(
         disable_tqdm=True,
         report_to="none",
         ddp_find_unused_parameters=False,
+        **more,
     )
 
 
@@ -120,8 +141,11 @@ def forget_trainer(model: nn.Module) -> None:
     A mark that it is wrapped already turns DDP off without a word, and each patch of `forward`
     nests deeper.
     """
-    for name in ("_is_accelerate_prepared", "forward", "_original_forward"):
-        model.__dict__.pop(name, None)
+    inner: Any = model
+    below = inner.get_base_model() if hasattr(inner, "get_base_model") else model
+    for host in (model, below):
+        for name in ("_is_accelerate_prepared", "forward", "_original_forward"):
+            host.__dict__.pop(name, None)
     config: Any = getattr(model, "config", None)
     if config is not None:
         config.use_cache = True

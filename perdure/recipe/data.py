@@ -127,7 +127,11 @@ class TaskConfig(Section):
     )
     dataset: str | None = Field(None, description="a hub data set: splits are its own")
     subset: str | None = Field(None, description="configuration of the hub data set")
-    learn: str = Field("sft", description="sft: learn its answers; none: it is only scored")
+    learn: str = Field(
+        "sft",
+        description="sft: learn its answers; rl: from rewards of what the model writes (see rl); "
+        "none: it is only scored",
+    )
     train: str | None = Field(
         None,
         description="file to learn from (.jsonl .csv .tsv .parquet), or a split; required but with "

@@ -19,6 +19,7 @@ from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 
 from perdure.recipe.data import GeneralConfig, StreamConfig
 from perdure.recipe.mistakes import Key, Mistake
+from perdure.recipe.rl import RLConfig
 from perdure.recipe.section import Judge, Section, mistakes_error
 from perdure.recipe.yaml import inline
 
@@ -285,6 +286,7 @@ class Recipe(Section):
         description="how not to forget: one, or a list; file: a Python file that holds it"
     )
     train: TrainConfig = Field(default_factory=TrainConfig, description="the optimizer's settings")
+    rl: RLConfig | None = Field(None, description="of tasks with learn: rl, which needs it")
     scoring: ScoringConfig = Field(default_factory=ScoringConfig, description="how it is scored")
     gauges: GaugesConfig = Field(
         default_factory=GaugesConfig, description="how far the model moved, while it learns"
@@ -313,6 +315,12 @@ class Recipe(Section):
         listed = self._lists_methods or len(self.methods) > 1
         return self.place(f"method.{number}.{key}" if listed else f"method.{key}")
 
+    def of_task(self, learn: str) -> Recipe:
+        """This recipe with the settings of `train` by which such a task is learned."""
+        if learn != "rl" or self.rl is None:
+            return self
+        return self.model_copy(update={"train": self.train.model_copy(update=self.rl.changes())})
+
     @field_validator("method", mode="before")
     @classmethod
     def _read_methods(cls, value: Any, info: ValidationInfo) -> Any:
@@ -334,9 +342,33 @@ class Recipe(Section):
         if self.stop_when is not None and self.stop_when.flip_share and not self.gauges.texts:
             what = "has no effect with gauges.texts: 0"
             yield Mistake(("stop_when", "flip_share"), what, "ask for some texts, or budget kl")
+        yield from self._reinforced()
         names = [spec.name for spec in self.method]
         if twice := {name for name in names if names.count(name) > 1}:
             yield Mistake(("method",), f"{', '.join(sorted(twice))} is listed twice")
+
+    def _reinforced(self) -> Iterator[Mistake]:
+        """What is wrong about tasks that are learned from rewards."""
+        by_rl = [task.name for task in self.stream.tasks if task.learn == "rl"]
+        if self.rl is None:
+            if by_rl:
+                what = f"is missing: task {by_rl[0]} has learn: rl"
+                yield Mistake(("rl",), what, "write rl: {rewards: [...]}")
+            return
+        if not by_rl:
+            yield Mistake(("rl",), "has no effect: no task has learn: rl", "leave it out")
+        batch, group = self.of_task("rl").train.batch_size, self.rl.group
+        if batch % group:
+            key = ("rl", "batch_size") if self.rl.batch_size else ("train", "batch_size")
+            what = f"{batch} completions are no multiple of rl.group, {group}"
+            yield Mistake(key, what, f"{max(1, batch // group) * group} would do")
+        if self.save.steps is not None and self.save.steps % self.rl.iterations:
+            what = f"{self.save.steps} is no multiple of rl.iterations, {self.rl.iterations}"
+            hint = "a run goes on where new completions are written"
+            yield Mistake(("save", "steps"), what, hint)
+        if self.model.fsdp_size > 1:
+            what = "tasks with learn: rl are not learned by a sharded model"
+            yield Mistake(("model", "fsdp_size"), what, "leave it out: each process has a copy")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Recipe) and self.model_dump() == other.model_dump()

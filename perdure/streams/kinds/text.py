@@ -203,5 +203,6 @@ KIND = Kind(
     question=question,
     parts=("prompt", "answer", "turn", "tools"),
     turns=each_turn,
+    ways=("sft", "rl", "none"),
     with_examples=with_examples,
 )  # fmt: skip

@@ -1,0 +1,74 @@
+"""What every trainer of Perdure's takes care of, whatever its loss is.
+
+A loss that is not finite stops the run before anything is saved; a checkpoint is unsealed while it
+is written; the weights that are loaded are those that were saved, adapters with their lists.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from perdure.engine.session import TaskSession
+from perdure.errors import TrainingError
+from perdure.models.adapter_lists import holder, use_saved, write_lists
+from perdure.models.restore import load_weights
+from perdure.models.weights import is_sharded, put
+from perdure.seals import unseal
+
+
+class CarefulTrainer(Trainer):
+    """See the module. `session` is set by the learner right after it is built."""
+
+    session: TaskSession
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.finite: Tensor | bool = True
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss: Tensor = super().training_step(*args, **kwargs)
+        self.finite = torch.isfinite(loss) & self.finite  # read when logging: no wait in a step
+        return loss
+
+    def refuse_nan(self) -> None:
+        """Raise `TrainingError` if a loss since the last look was not finite."""
+        if not bool(self.finite):
+            raise TrainingError(
+                f"task {self.session.task.name}: the loss is not finite at step "
+                f"{self.state.global_step} (learning rate {self.args.learning_rate:g})",
+                (
+                    "lower train.learning_rate, or set train.precision: fp32",
+                    "nothing saved is lost",
+                ),
+            )
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.refuse_nan()
+        # A folder of this name left by a run that was killed must not count while it changes.
+        if self.is_world_process_zero():
+            unseal(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
+        super()._save_checkpoint(model, trial)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        # The trainer saves adapters, and not which of them are active.
+        if output_dir is not None and self.args.should_save:
+            write_lists(self.session.model, Path(output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        folder, host = Path(resume_from_checkpoint), self.session.model
+        if holder(host) is host and not is_sharded(host):
+            # The trainer would make one adapter the only active one, and train what a phase froze.
+            put(host, load_weights(host, folder))
+            use_saved(host, folder, kept=True)
+            return
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if (folder / "model.safetensors").exists() and not is_sharded(host):
+            # The trainer passes over tensors that some families save under other names
+            # (experts of a mixture), and only warns of it.
+            put(host, load_weights(host, folder))

@@ -1,0 +1,297 @@
+"""The trainer of a task with `learn: rl`: `trl.GRPOTrainer` on the task's prompts and rewards.
+
+What TRL would decide by a default of its own is decided by the recipe (`rl`). Prompts are the
+encoder's, to the token, as in supervised learning and scoring; rewards see a completion's own
+tokens. Each optimizer step's completions are written by the weights before it, so that a run that
+was killed goes on with the next generation batch and ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+from torch import Tensor
+from trl import GRPOConfig, GRPOTrainer
+
+from perdure.engine.batching import drawn_rows, steps_of
+from perdure.errors import RunError, UsageError
+from perdure.files import write_atomic
+from perdure.learners.reinforce import reinforce_advantages
+from perdure.learners.rollouts import Judge, PromptSampler
+from perdure.learners.training import RatedTrainer, arguments
+from perdure.models.anatomy import unwrapped
+from perdure.models.generate import stop_ids
+from perdure.rewards import build
+
+if TYPE_CHECKING:
+    from perdure.models.chat import Encoder
+    from perdure.protocol.step import Phase
+    from perdure.recipe.rl import RLConfig
+    from perdure.recipe.schema import Recipe
+    from perdure.streams.task import Row, Task
+
+MARKS = "rollouts.json"
+"""In a checkpoint inside a task: what must be the same where it goes on."""
+DEAD, PATIENCE = 0.6, 10
+"""Groups without a difference in their rewards that are too many, as a share, for so many steps."""
+LOGGED = {
+    "reward": "reward",
+    "reward_std": "reward_std",
+    "frac_reward_zero_std": "dead_groups",
+    "completions/clipped_ratio": "truncated",
+    "completions/mean_length": "length",
+    "entropy": "entropy",
+    "clip_ratio/region_mean": "clipped",
+}
+"""TRL's name of a figure, and ours after `rl/`."""
+
+
+class RLTrainer(RatedTrainer, GRPOTrainer):
+    """See the module. `judge`, `prompts` and `order` are given before TRL's own set-up reads them.
+
+    Args:
+        judge: gives completions what they earn.
+        settings: the recipe's.
+        warn: is told, in one line, what the user should know.
+    """
+
+    def __init__(
+        self,
+        *,
+        judge: Judge,
+        settings: RLConfig,
+        order: PromptSampler,
+        warn: Callable[[str], None],
+        **given: Any,
+    ) -> None:
+        self.judge, self.settings, self.order, self.warn = judge, settings, order, warn
+        encoder = judge.encoder
+        texts = [encoder.prompt_text(row) for row in judge.rows]
+        self.ids = {
+            text: encoder.prompt_ids(row) for text, row in zip(texts, judge.rows, strict=True)
+        }
+        rows = Dataset.from_dict({"prompt": texts, "row": list(range(len(texts)))})
+        super().__init__(reward_funcs=judge.reward, train_dataset=rows, **given)
+        self.eos_token_ids = sorted(judge.stops)
+        if not self.use_vllm:
+            self.generation_config.eos_token_id = self.eos_token_ids
+        self.spent: dict[str, float] = defaultdict(float)
+        self.lines = self.dead = 0
+        self.earned: Tensor | None = None
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        return self.order
+
+    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return [list(self.ids[text]) for text in prompts], None, {}
+
+    def _generate(self, prompts: list[str]) -> Any:
+        begun = time.perf_counter()
+        with self.accelerator.autocast():
+            found = super()._generate(prompts)
+        self.spent["generation"] += time.perf_counter() - begun
+        return found
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        begun = time.perf_counter()
+        found: Tensor = super()._calculate_rewards(*args, **kwargs)
+        self.spent["rewards"] += time.perf_counter() - begun
+        self.earned = found[:, 0]
+        return found
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        found: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        if self.settings.algorithm == "reinforce++" and self.earned is not None:
+            rank, mine = self.accelerator.process_index, len(found["advantages"])
+            found["advantages"] = reinforce_advantages(
+                self.earned[rank * mine : (rank + 1) * mine],
+                found["completion_mask"],
+                total=lambda values: self.accelerator.reduce(values, reduction="sum"),
+            )
+        self._look_for_dead_groups()
+        return found
+
+    def _look_for_dead_groups(self) -> None:
+        """Tell the user where most groups teach nothing, once in a task."""
+        dead = self._metrics["train"]["frac_reward_zero_std"][-1]
+        self.dead = self.dead + 1 if dead > DEAD else 0
+        if self.dead != PATIENCE:
+            return
+        earned = 0.0 if self.earned is None else float(self.earned.float().mean())
+        nothing = self.earned is not None and not bool((self.earned != 0).any())
+        remedy = (
+            "no completion earns anything: warm the model up on answers in the wanted form first"
+            if nothing
+            else "raise rl.temperature or rl.group, take harder prompts, or a reward of finer steps"
+        )
+        self.warn(
+            f"task {self.session.task.name}: in {PATIENCE} steps more than {DEAD:.0%} of the "
+            "groups had equal rewards for all their completions, so that nothing is learned from "
+            f"them (mean reward {earned:.3g}): {remedy}"
+        )
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        self.session.count_tokens(inputs["prompt_mask"].sum() + inputs["completion_mask"].sum())
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        begun = time.perf_counter()
+        loss = super().training_step(*args, **kwargs)
+        self.spent["step"] += time.perf_counter() - begun
+        self.lines += bool(self.accelerator.sync_gradients)
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        figures = self._metrics["train"]
+        named: defaultdict[str, list[float]] = defaultdict(list)
+        for name, values in figures.items():
+            ours = LOGGED.get(name) or (name if name.startswith("reward/") else "")
+            if ours:
+                named[f"rl/{ours}"] = values
+        self._metrics["train"] = named
+        if self.lines and "loss" in logs:
+            seconds = dict(self.spent)
+            seconds["update"] = seconds.pop("step", 0.0) - sum(
+                seconds.get(part, 0.0) for part in ("generation", "rewards")
+            )
+            logs |= {f"rl/seconds_{part}": s / self.lines for part, s in seconds.items()}
+            self.spent, self.lines = defaultdict(float), 0
+        super().log(logs, *args, **kwargs)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """TRL writes one beside each checkpoint; a run has its report."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.is_world_process_zero():
+            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+            write_atomic(folder / MARKS, json.dumps(self.judge.marks()) + "\n")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        path = Path(resume_from_checkpoint) / MARKS
+        was, now = json.loads(path.read_text("utf-8")), self.judge.marks()
+        if other := [name for name in now if was.get(name) != now[name]]:
+            told = ", ".join(f"{n}: {was.get(n)} then, {now[n]} now" for n in other)
+            raise RunError(
+                f"{path.parent}: cannot be gone on from: {told}",
+                f"delete the folder {path.parent.parent}: the task begins again",
+            )
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+
+def rl_trainer(
+    model: Any,
+    encoder: Encoder,
+    recipe: Recipe,
+    task: Task,
+    rows: Sequence[Row],
+    phase: Phase,
+    folder: Path,
+    *,
+    split: tuple[int, int],
+    bf16: bool,
+    note: Callable[[str], None],
+    warn: Callable[[str], None],
+) -> RLTrainer:
+    """Make the trainer of a phase of a task with `learn: rl`, ready but for its methods.
+
+    Args:
+        recipe: with the task's own settings in `train` (`Recipe.of_task`).
+        split: completions of a micro-batch on one process, and micro-batches in a step.
+        note: is told what writes the completions; warn: what the user should know.
+    """
+    settings = recipe.rl
+    assert settings is not None  # the recipe was checked: a task is learned by rl
+    if settings.backend == "vllm":
+        require_vllm(recipe)
+    micro, accumulation = split
+    prompts = drawn_rows(recipe, task.learn)
+    batches = math.ceil(len(rows) / prompts)
+    args = arguments(
+        recipe,
+        folder,
+        steps=steps_of(recipe, batches * settings.iterations, phase.epochs, batch_size=1),
+        micro_batch=micro,
+        accumulation=accumulation,
+        bf16=bf16,
+        of=GRPOConfig,
+        gradient_checkpointing=recipe.train.gradient_checkpointing,
+        num_generations=settings.group,
+        steps_per_generation=accumulation,
+        num_iterations=settings.iterations,
+        max_completion_length=task.max_new_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        repetition_penalty=1.0,
+        beta=0.0,  # the method `kl` has it
+        use_bias_correction_kl=False,
+        epsilon=settings.clip,
+        epsilon_high=settings.clip_high,
+        delta=settings.dual_clip,
+        loss_type=settings.loss,
+        scale_rewards=settings.scale,
+        importance_sampling_level="token",
+        mask_truncated_completions=settings.mask_truncated,
+        disable_dropout=False,
+        use_vllm=settings.backend == "vllm",
+        log_completions=False,
+    )
+    stops = set(stop_ids(unwrapped(model), encoder))
+    tokenizer = encoder.tokenizer
+    if tokenizer.pad_token is None:  # TRL gives it one, which would be saved with the model
+        tokenizer = copy.deepcopy(tokenizer)
+    note(f"task {task.name}: completions are written by {settings.backend}")
+    with settings_kept(unwrapped(model)):
+        return RLTrainer(
+            judge=Judge(build(settings.rewards), encoder, task, rows, stops),
+            settings=settings,
+            order=PromptSampler(
+                len(rows), prompts, settings.group, settings.iterations * accumulation, recipe.seed
+            ),
+            warn=warn,
+            model=model,
+            args=args,
+            processing_class=tokenizer,
+        )
+
+
+@contextmanager
+def settings_kept(model: Any) -> Iterator[None]:
+    """Take back what TRL writes into a model's settings, which are saved with it."""
+    text, written, tags = model.config.get_text_config(), model.generation_config, model.model_tags
+    pad = (text.pad_token_id, written.pad_token_id)
+    try:
+        yield
+    finally:
+        text.pad_token_id, written.pad_token_id = pad
+        model.model_tags = tags
+
+
+def require_vllm(recipe: Recipe) -> None:
+    """Refuse `rl.backend: vllm` where there is none that TRL takes.
+
+    Raises:
+        UsageError: with the versions it takes.
+    """
+    from importlib.metadata import requires
+
+    from trl.import_utils import is_vllm_available
+
+    if is_vllm_available():
+        return
+    wanted = [one for one in requires("trl") or () if one.startswith("vllm")]
+    version = wanted[0].split(";")[0].strip() if wanted else "vllm"
+    raise UsageError(
+        f"{recipe.place('rl.backend')}: vllm is not installed, or not a version that trl takes",
+        f'pip install "{version}", or write backend: transformers',
+    )
