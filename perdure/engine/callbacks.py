@@ -18,8 +18,12 @@ from perdure.models.weights import is_sharded
 from perdure.seals import Sealer, seal, share, unseal
 
 if TYPE_CHECKING:
-    from perdure.engine.session import TaskSession
     from perdure.engine.careful import CarefulTrainer
+    from perdure.engine.session import TaskSession
+
+
+LOGGED = ("method/", "gauge/", "rl/", "until/")
+"""What names of figures begin with that a line of the log has beside its own."""
 
 
 class MethodEvents(TrainerCallback):
@@ -137,7 +141,7 @@ class ProgressCallback(TrainerCallback):
                 "tokens_per_second": round(tokens / spent, 1),
                 "seconds_left": round(spent / done * (state.max_steps - state.global_step), 1),
                 "memory_mb": peak_memory_mb(),
-                **{k: v for k, v in logs.items() if k.startswith(("method/", "gauge/", "rl/"))},
+                **{k: v for k, v in logs.items() if k.startswith(LOGGED)},
             }
         )
 

@@ -80,6 +80,24 @@ class GenerationLearner(Learner):
 
     def trainer(self, task: Task, rows: Sequence[Row], phase: Phase, folder: Path) -> RatedTrainer:
         """Supervised, on the rows' answers, or by reinforcement, on what the model writes."""
+        made = self._made(task, rows, phase, folder)
+        if task.until is not None:
+            from perdure.learners.until import Until
+
+            made.add_callback(
+                Until(
+                    made,
+                    self.encoder,
+                    task,
+                    task.until,
+                    seed=self.recipe.seed,
+                    note=self.listener.note,
+                    warn=self.listener.warn,
+                )
+            )
+        return made
+
+    def _made(self, task: Task, rows: Sequence[Row], phase: Phase, folder: Path) -> RatedTrainer:
         if task.learn != "rl":
             return super().trainer(task, rows, phase, folder)
         from perdure.learners.rl import rl_trainer

@@ -13,6 +13,7 @@ from perdure.errors import brief
 from perdure.recipe.columns import check_cell
 from perdure.recipe.mistakes import Mistake, near
 from perdure.recipe.section import Section
+from perdure.recipe.until import UntilConfig
 
 Scenario = Literal["task-incremental", "domain-incremental", "class-incremental"]
 _HUB = re.compile(r"[\w.-]+/[\w.-]+")
@@ -132,6 +133,9 @@ class TaskConfig(Section):
         description="sft: learn its answers; rl: from rewards of what the model writes (see rl); "
         "none: it is only scored",
     )
+    until: UntilConfig | None = Field(
+        None, description="end its training once sampled answers are so good"
+    )
     train: str | None = Field(
         None,
         description="file to learn from (.jsonl .csv .tsv .parquet), or a split; required but with "
@@ -231,7 +235,7 @@ class TaskConfig(Section):
             yield Mistake(("train",), what, "a task that is only scored says so: learn: none")
         elif self.train is None and self.test is None:
             yield Mistake(("test",), "is required and missing", "it is all that is scored")
-        for key, default in (("max_train_rows", None), ("train_on", "last")):
+        for key, default in (("max_train_rows", None), ("train_on", "last"), ("until", None)):
             if self.train is None and getattr(self, key) != default:
                 yield Mistake((key,), "has no effect without train", "leave it out")
 

@@ -238,6 +238,7 @@ def _made(
         max_new_tokens=config.max_new_tokens,
         source=f"data set {config.dataset}" if config.dataset else read_from,
         learn=config.learn,
+        until=config.until,
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from perdure.errors import UsageError
 from perdure.recipe.data import Scenario
+from perdure.recipe.until import UntilConfig
 from perdure.streams.kinds import Row as Row
 from perdure.streams.kinds import metric
 
@@ -50,7 +51,7 @@ class Task:
     `metric` is a metric's name, or a user's own as "module:function"; its record
     (`perdure.streams.kinds.metric`) says the range of scores and which direction is better.
     `learn` is how it is learned: "sft" (supervised, on its rows' answers), or "none": it is only
-    scored. `train_kept` is False for a task that a run learned before it was extended: its training
+    scored. `until` ends its training early. `train_kept` is False for a task that a run learned before it was extended: its training
     rows may be gone, and `train` is empty.
     """
 
@@ -65,6 +66,9 @@ class Task:
     max_new_tokens: int = 32
     source: str = ""
     learn: str = "sft"
+    answer: str = "plain"
+    prefill: str = ""
+    until: UntilConfig | None = None
     train_kept: bool = True
 
     @property
