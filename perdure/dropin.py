@@ -23,6 +23,7 @@ from transformers import Trainer, TrainerCallback
 
 from perdure.consent import trusting
 from perdure.engine.attach import attach as put_on
+from perdure.engine.completions import PromptRows
 from perdure.engine.method_state import give_weights
 from perdure.engine.served import ending
 from perdure.engine.session import TaskSession
@@ -254,7 +255,10 @@ def _frozen_names(session: TaskSession, methods: Sequence[Method]) -> list[str]:
 
 
 def _tokens(session: TaskSession, trainer: Trainer) -> int:
-    """Tokens of the rows that the trainer will see, from the first rows' lengths."""
+    """Tokens of the rows that the trainer will see, from the first rows' lengths; 0 where nobody
+    knows, as of completions that are not written yet."""
+    if isinstance(session.task.train, PromptRows):
+        return 0
     some = [len(row["input_ids"]) for row in session.task.train[:32]]
     args = trainer.args
     seen = args.num_train_epochs * len(session.task.train)

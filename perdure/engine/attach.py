@@ -1,4 +1,4 @@
-"""Put methods on a `transformers.Trainer` or `trl.SFTTrainer`, without changing what it does else.
+"""Put methods on a trainer of `transformers` or `trl`, without changing what it does else.
 
     trainer = attach(SFTTrainer(model, train_dataset=data), method)
     trainer.train()
@@ -8,6 +8,7 @@ The trainer's class becomes `Attached` + its own class, so every override calls 
 - `compute_loss` runs the extra rows of all methods in one second pass, or together with the
   trainer's own rows where the trainer can (Perdure's can), and adds their named losses;
 - `training_step` lets methods change gradients once an optimizer step, before the clip;
+- of a `trl.GRPOTrainer` methods see the completions as labels (`perdure.engine.completions`);
 - after the step methods look at the result; evaluation swaps in the weights they serve;
 - checkpoints carry the methods' state, and resuming loads it.
 
@@ -21,17 +22,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from perdure.engine.callbacks import MethodEvents
+from perdure.engine.completions import Completions, learns_by_reinforcement
 from perdure.engine.forward import capture, head_is_cut, head_options
 from perdure.engine.method_state import STATE, load_methods, save_methods
 from perdure.engine.packing import Packed
 from perdure.engine.served import serving
 from perdure.engine.session import TaskSession
+from perdure.engine.term_log import TermLog
 from perdure.errors import UsageError
 from perdure.models.random_state import forked_rng
 from perdure.models.weights import trainable
@@ -80,11 +82,11 @@ def attach(
             f"method: {name_of(copies[0])} compares with a copy of the model, which FSDP2 shards",
             "use DDP instead",
         )
-    trainer.__class__ = type(type(trainer).__name__, (Attached, type(trainer)), {})
+    kinds = (Attached, Completions) if learns_by_reinforcement(trainer) else (Attached,)
+    trainer.__class__ = type(type(trainer).__name__, (*kinds, type(trainer)), {})
     host: Any = trainer
-    host.methods, host.session, host.term_sums, host.steps_noted = methods, session, {}, 0.0
-    host.step_sums, host.task_sum, host.added_sums = {}, 0.0, {}
-    host.compare = compare
+    host.methods, host.session, host.compare = methods, session, compare
+    host.forget_terms()
     session.join(trainer.accelerator)
     if any(m.requires.attentions for m in methods):
         model: Any = session.model
@@ -97,19 +99,11 @@ def _is_the_adapter_off(method: Method, session: TaskSession) -> bool:
     return method.requires.teacher == "base" and session.has_adapter
 
 
-class Attached:
+class Attached(TermLog):
     """Mixed in front of a trainer's own class by `attach`."""
 
-    methods: Sequence[Method]
-    session: TaskSession
-    term_sums: dict[str, Any]
-    added_sums: dict[str, Any]
-    steps_noted: float
-    step_sums: dict[str, tuple[Any, int]]
-    task_sum: Any
     compare: bool
     model: nn.Module
-    accelerator: Any
     state: Any
     args: Any
 
@@ -155,12 +149,15 @@ class Attached:
         packed = None if maps else self._packed(inputs, drawn)
         if packed is not None:
             loss, main, extras = self._one_pass(model, packed, drawn, num_items_in_batch)
-            self._note_task(loss, num_items_in_batch)
+            self.note_task(loss, num_items_in_batch)
             main.batch = self._main_batch(inputs)
             loss = loss + self._terms(active, main, extras, num_items_in_batch)
             return (loss, None) if return_outputs else loss
-        batch = self._main_batch(inputs)
-        main = ForwardOutput(self.model, batch, self._main_counts(num_items_in_batch))
+        if isinstance(self, Completions):
+            batch, counts = self.labelled(inputs)
+        else:
+            batch, counts = self._main_batch(inputs), self._main_counts(num_items_in_batch)
+        main = ForwardOutput(self.model, batch, counts)
         main.exact = getattr(self, "head_is_exact", False) and head_is_cut(self.model, batch)
         # Families differ in how a classifier's head comes to a row's logits: its outputs say it.
         own = self._extra_logits() and self.session.labels_at == "row"
@@ -174,7 +171,9 @@ class Attached:
             )
         outputs: Any
         loss, outputs = result if wanted else (result, None)
-        self._note_task(loss, num_items_in_batch)
+        if isinstance(self, Completions):
+            self.read_completions(main, inputs)
+        self.note_task(loss, num_items_in_batch)
         if own or (
             main.exact and self._extra_logits()
         ):  # with all that a family does after its head
@@ -203,11 +202,11 @@ class Attached:
         for method, extra in zip(active, extras, strict=True):
             for name, value in method.loss(self.session.context, main, extra).items():
                 terms[name] = terms[name] + value if name in terms else value
-        self._note(terms)
+        self.note(terms)
         if not terms:
             return 0.0
         total = torch.stack(list(terms.values())).sum()
-        return total / self.session.accumulation if self._scaled_for_accumulation(items) else total
+        return total / self.session.accumulation if self.scaled_for_accumulation(items) else total
 
     def _packed(
         self, inputs: Mapping[str, Any], drawn: Sequence[EncodedRows | None]
@@ -276,70 +275,6 @@ class Attached:
             return None
         world = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         return StepCounts(None, items, None, self.session.accumulation * world)
-
-    def _scaled_for_accumulation(self, items: Any) -> bool:
-        """Whether the trainer's loss is already a share of the whole step (see Trainer)."""
-        host: Any = self
-        if host.loss_is_scaled_for_ga is not None:
-            return bool(host.loss_is_scaled_for_ga)
-        counted = host.model_accepts_loss_kwargs and items is not None
-        return counted or host.compute_loss_func is not None
-
-    def _note_task(self, loss: Tensor, items: Any) -> None:
-        """Keep the task's own loss, which the trainer logs only with all terms added to it.
-
-        As the terms are: its share of the step, which is a mean over the step's micro-batches.
-        """
-        passes = 1 if self._scaled_for_accumulation(items) else self.session.accumulation
-        self.task_sum = self.task_sum + loss.detach() / passes
-
-    def _note(self, terms: Mapping[str, Tensor]) -> None:
-        """Keep each term as it is logged: unscaled where its method logged it under its name."""
-        passes = self.session.accumulation  # of this step; an epoch's last one may have fewer
-        self.steps_noted += 1 / passes
-        logged = {**terms, **self.session.take_watched()}
-        for sums, values in ((self.term_sums, logged), (self.added_sums, terms)):
-            for name, value in values.items():  # on the device until it is logged
-                sums[name] = sums.get(name, 0.0) + value.detach() / passes
-
-    def note_step(self) -> None:
-        """Take over tensors that were logged outside of a pass, by `begin_task`, `gradients` or
-        `after_step`: whole values, not a micro-batch's share of a step's mean.
-        """
-        for name, value in self.session.take_watched().items():
-            total, count = self.step_sums.get(name, (0.0, 0))
-            self.step_sums[name] = total + value, count + 1
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        # The summary at the end has what was logged after the last line.
-        if "loss" in logs or "train_loss" in logs:
-            if self.methods:  # equal on all processes, which then average together
-                logs.update(self._mean_terms())
-                self.term_sums, self.steps_noted, self.step_sums = {}, 0.0, {}
-                self.task_sum, self.added_sums = 0.0, {}
-            logs.update(self.session.take_logged())
-        super().log(logs, *args, **kwargs)  # type: ignore[misc]
-
-    def _mean_terms(self) -> dict[str, float]:
-        """Each named loss and what was logged once a step: the mean over the steps since the last
-        log, of each step over its micro-batches, and over processes.
-
-        A term has its weight beside it: what it was multiplied by in the loss, over these steps.
-        `task_loss` and all terms times their weights are the loss; a name without is no term.
-        """
-        mine = {f"method/{n}": float(v) / self.steps_noted for n, v in self.term_sums.items()}
-        mine |= {f"method/{n}": float(v) / count for n, (v, count) in self.step_sums.items()}
-        if self.steps_noted:
-            mine["task_loss"] = float(self.task_sum) / self.steps_noted
-        added = {f"method/{n}": float(v) / self.steps_noted for n, v in self.added_sums.items()}
-        if self.accelerator.num_processes > 1:
-            everyone = gather_object([(mine, added)])
-            mine, added = (
-                {n: sum(one[k].get(n, 0.0) for one in everyone) / len(everyone) for n in keys}
-                for k, keys in enumerate((mine, added))
-            )
-        # Of a term that is 0 nobody knows the weight, and it does not matter.
-        return mine | {f"{n}_weight": v / mine[n] for n, v in added.items() if mine[n]}
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         with serving(self.session.context, self.methods):

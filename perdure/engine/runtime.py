@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from perdure.engine.drawing import draw, gradients_of
 from perdure.engine.forward import capture, computing, head_is_cut, head_options
+from perdure.engine.fused import fused_log_probs, fused_options, is_fused
 from perdure.engine.packing import of_tokens_alone, packed_states
 from perdure.errors import TrainingError
 from perdure.models.adapter_lists import active, adapter_of, holder, showing
@@ -240,19 +241,20 @@ class TaskRuntime:
         return self.forward(rows, logits=False, hidden=hidden) if found is None else found
 
     def frozen(
-        self, which: str, logits: bool = True
+        self, which: str, logits: bool = True, log_probs: bool = False
     ) -> Callable[[Mapping[str, Any]], ForwardOutput]:
-        """A frozen model to compare with: "base", or "previous" (as the last task left it).
+        """A frozen model to compare with, see `Context.frozen`.
 
         With an adapter, "base" is the adapter switched off; else a copy of the trainable
         weights, kept because a method's `requires.teacher` asked for it.
         """
 
         def run(batch: Mapping[str, Any]) -> ForwardOutput:
+            fused = log_probs and is_fused(batch)
             with torch.no_grad(), self._mode(False):
                 if which == "base" and self.has_adapter:
                     with adapter_off(self.model):
-                        return self._run(dict(batch), (), logits)
+                        return self._run(dict(batch), (), logits, fused=fused)
                 if which not in self._frozen:
                     raise ValueError(f"set requires = Requires(teacher={which!r}) on the method")
                 if is_sharded(self.model):
@@ -261,7 +263,7 @@ class TaskRuntime:
                         "train an adapter (model.tuning: lora) with teacher base, or use DDP",
                     )
                 with showing(self.model, self._shown if which == "previous" else ()):
-                    return self._run(dict(batch), (), logits, self._frozen[which])
+                    return self._run(dict(batch), (), logits, self._frozen[which], fused=fused)
 
         return run
 
@@ -276,6 +278,7 @@ class TaskRuntime:
         logits: bool,
         weights: Weights | None = None,
         hidden: tuple[int, ...] = (),
+        fused: bool = False,
     ) -> ForwardOutput:
         into = ForwardOutput(self.model, batch, rows=rows)
         inputs = model_inputs(batch)
@@ -283,12 +286,15 @@ class TaskRuntime:
         if "position_ids" in inputs:
             inputs["use_cache"] = False  # transformers looks for packed rows only without one
         # The precision of training: rounding must not look like a change of the model.
-        inputs |= head_options(self.model, batch, logits)
+        inputs |= fused_options(batch) if fused else head_options(self.model, batch, logits)
         with self.autocast(), capture(self.model, reads, into):
             if weights is None:
                 out = self.model(**inputs)
             else:
                 out = torch.func.functional_call(self.model, weights, kwargs=inputs)
+        if fused:
+            into.given = fused_log_probs(out, batch)
+            return into
         into.exact = head_is_cut(self.model, batch)
         if logits:
             into.head, into.final = out.logits, True

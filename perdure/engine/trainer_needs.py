@@ -13,6 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from perdure.engine.completions import (
+    PromptRows,
+    check_reinforcement,
+    learns_by_reinforcement,
+)
 from perdure.engine.packing import keeps_rows_apart
 from perdure.engine.session import TaskSession
 from perdure.engine.trainer_classes import ClassRows, is_classifier
@@ -51,6 +56,8 @@ def check_trainer(trainer: Trainer, methods: Sequence[Method]) -> None:
         UsageError: with the methods' names and what to do.
     """
     _refuse(methods, _of_tokenizer(trainer) or _of_model(trainer) or _of_dataset(trainer))
+    if learns_by_reinforcement(trainer):
+        check_reinforcement(trainer, methods)
 
 
 def train_rows(trainer: Trainer, methods: Sequence[Method]) -> TrainerRows:
@@ -59,6 +66,8 @@ def train_rows(trainer: Trainer, methods: Sequence[Method]) -> TrainerRows:
     Raises:
         UsageError: they are not what the methods need.
     """
+    if learns_by_reinforcement(trainer):
+        return PromptRows(trainer)
     readers = [m for m in methods if reads_rows(m)]
     if not readers:
         return _rows_of(trainer)(trainer, trainer.train_dataset, look=False)
@@ -131,7 +140,10 @@ def try_model(session: TaskSession, rows: TrainerRows, methods: Sequence[Method]
                 "train without packing and padding_free",
             ),
         )
-    row = next(row for row in rows if labels_of(row))
+    if isinstance(rows, PromptRows):  # they have no labels: any text does
+        row = session.encoder.encode_text("One text, with which the model is tried.", _TRIED)
+    else:
+        row = next(row for row in rows if labels_of(row))
     short = {k: v[:_TRIED] if isinstance(v, list) else v for k, v in row.items()}
     if not labels_of(short):
         short["labels"] = list(short["input_ids"])

@@ -41,7 +41,8 @@ class Averaged(Method):
     def __init__(self, config: Any, every: int = 0) -> None:
         super().__init__(config)
         self.average, self.u, self.every = Average(), torch.zeros(()), every
-        self.requires = Requires(logits=every > 0, step_gradients=True)
+        instead = "write another beta than line" if every > 0 else ""
+        self.requires = Requires(logits=every > 0, step_gradients=True, cross_entropy=instead)
         self._start: dict[str, Tensor] = {}
         self._passes: list[tuple[Mapping[str, Any], Any, Tensor]] = []
 

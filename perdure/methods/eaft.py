@@ -49,7 +49,7 @@ def entropy_weight(logits: Tensor, top: int = 20, alpha: float = 1.0) -> Tensor:
 class EAFT(Method):
     Config = EAFTConfig
     config: EAFTConfig
-    requires = Requires(logits=True)
+    requires = Requires(logits=True, cross_entropy="learn the task by sft, or use kl or gere")
     noop_options: ClassVar = {"alpha": 0}
 
     def loss(

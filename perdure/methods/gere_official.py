@@ -94,7 +94,8 @@ class GeReOfficial(GeneralReplay):
         predicted = c.label_weight > 0 or c.loss == "kl" or c.scope == "micro"
         held = c.layers if c.loss in ("margin", "l1", "l2") else ()
         logits = predicted or c.weight == "dynamic"
-        self.requires = Requires(hidden=held, logits=logits, texts="labels")
+        instead = "write scope: row" if c.scope == "micro" else ""
+        self.requires = Requires(hidden=held, logits=logits, texts="labels", cross_entropy=instead)
         self.special_tokens = c.add_special_tokens
 
     def begin_task(self, ctx: Context) -> None:

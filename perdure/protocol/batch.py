@@ -62,6 +62,9 @@ class StepCounts:
     tokens: Tensor | int
     positions: int | None
     shares: int = 1
+    weights: Tensor | None = None
+    """What each label token of this pass counts, (tokens,), where not all count alike, as in a mean
+    of each completion's mean."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,12 @@ class ForwardOutput:
     read: Tensor | None = None
     """What the head was given where each row has one label: (batch, hidden), or at all positions.
     """
+    given: Tensor | None = None
+    """Log-probability of each label token, (tokens,), where the trainer itself computed it, at the
+    temperature at which it samples; no logits are then needed for it."""
+    drawn: Tensor | None = None
+    """That of the model which sampled the label tokens, (tokens,), where it is another than this
+    pass's."""
 
     @cached_property
     def mask(self) -> Tensor:
@@ -196,8 +205,16 @@ class ForwardOutput:
 
     @cached_property
     def log_probs(self) -> Tensor:
-        """Log-probability of each label token, (tokens,)."""
+        """Log-probability of each label token, (tokens,): of completions at the temperature at
+        which they were sampled."""
+        if self.given is not None:
+            return self.given
         return self.competing.log_softmax(-1).gather(-1, self.labels.unsqueeze(-1)).squeeze(-1)
+
+    @property
+    def sampling_log_probs(self) -> Tensor:
+        """`log_probs` of the model that sampled the label tokens, without gradient, (tokens,)."""
+        return (self.log_probs if self.drawn is None else self.drawn).detach()
 
     @property
     def nll(self) -> Tensor:
@@ -233,6 +250,8 @@ class ForwardOutput:
     def token_mean(self, values: Tensor) -> Tensor:
         """Mean over the step's label tokens of `values` (tokens,); 0 where there are none."""
         total = self.counts.tokens if self.counts else values.numel()
+        if self.counts and self.counts.weights is not None:
+            values = values * self.counts.weights
         return self._mean(values.sum(), total)
 
     def row_mean(self, values: Tensor) -> Tensor:

@@ -90,6 +90,10 @@ class Requires:
     adapters: TaskAdapters | None = None
     """Settings of an adapter that each task has for itself: the learner of classes adds it before
     the task, has no older one learn, saves them all, and each head reads its own one's features."""
+    cross_entropy: str = ""
+    """The task's own loss is taken for the mean cross-entropy of its labels, which a term corrects
+    or measures: refused where a task is learned by another loss, as by reinforcement. The text says
+    what to do instead."""
     step_gradients: bool = False
     """Weights or `p.grad` are read in `after_step`: refused under DeepSpeed, which keeps weights
     elsewhere and has freed gradients by then, and with fp16, which scales them."""
@@ -123,6 +127,9 @@ class Method:
     halves: bool = False
     """True if, once rows of earlier tasks are kept, half of each batch is left to `replay`'s rows:
     the learner then takes half as many of the task's own, in twice as many steps."""
+    reference_kl: bool = False
+    """True if it adds the KL to a reference model that trainers of reinforcement have too, as
+    `GRPOConfig.beta`: both at once are refused."""
     projects: bool = False
     """True if `gradients` replaces the gradient's direction, so that two such methods clash."""
     says: str = ""
