@@ -12,7 +12,8 @@ from typing import Any
 
 from perdure.consent import given, trusting
 from perdure.errors import RecipeError, brief
-from perdure.recipe.data import FILE_ENDINGS, SPLITS, is_task_file, located
+from perdure.recipe.data import SPLITS, located
+from perdure.recipe.general import FILE_ENDINGS, is_task_file
 from perdure.recipe.mistakes import QUOTE, Key, Mistake, is_text, near, show
 from perdure.recipe.packaged import packaged_model
 from perdure.recipe.schema import Recipe, Tracker

@@ -33,7 +33,8 @@ from perdure.streams.tables import Mistakes, choices
 from perdure.streams.task import GeneralText, NoClass, PlacedRow, Row, Task, TaskStream
 
 if TYPE_CHECKING:
-    from perdure.recipe.data import DataConfig, GeneralConfig, StreamConfig, TaskConfig
+    from perdure.recipe.data import DataConfig, StreamConfig, TaskConfig
+    from perdure.recipe.general import GeneralConfig
 
 
 def build_stream(
