@@ -149,8 +149,12 @@ def _refuse_other_reading(
     }
     for key, (mine, own) in theirs.items():
         if mine != own:
-            what = f'{config.place("test_of")}: "{other.name}" is scored with {key}: {own or "none"}'
-            what += f", and this task with {key}: {mine or 'none'}; the rows are scored once for both"
+            what = (
+                f'{config.place("test_of")}: "{other.name}" is scored with {key}: {own or "none"}'
+            )
+            what += (
+                f", and this task with {key}: {mine or 'none'}; the rows are scored once for both"
+            )
             remedy = f"write the same {key} in both, or give this task a test of its own"
             mistakes.add(config.name, what, remedy)
 
@@ -240,7 +244,9 @@ def _read_splits(
                 table = line_table(reader, source, how)
             else:
                 table = reader.file(source, how)
-        splits[split] = to_rows(table, _columns_of(source, config), mistakes, split) if table else []
+        splits[split] = (
+            to_rows(table, _columns_of(source, config), mistakes, split) if table else []
+        )
     if config.train_on == "all" and kind.turns is None:
         what = f"{config.place('train_on')}: all: rows of kind {kind.name} have one answer each"
         mistakes.add(config.name, what, "leave train_on out")

@@ -1,6 +1,6 @@
 """Text files that are aligned line by line, a column each, as corpora of translations come.
 
-    train: {source: eng.txt, target: fra.txt}
+train: {source: eng.txt, target: fra.txt}
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def line_table(reader: Reader, files: Mapping[str, str], how: Reading) -> Table 
     if any(len(lines[column]) != len(lines[first]) for column in others):
         what = f"{names[first]}: {len(lines[first])} lines, and "
         what += " and ".join(f"{names[column]} has {len(lines[column])}" for column in others)
-        remedy = "line 1 of each file belongs to line 1 of the others; a line feed alone ends a line"
+        remedy = "line 1 of each file belongs to line 1 of the others; only a line feed ends a line"
         reader.mistakes.add(names[first], what, remedy)
         return None
     if not lines[first]:

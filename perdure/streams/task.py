@@ -53,8 +53,8 @@ class Task:
     scored. `answer` is how what the model writes is read: as it is, or by
     `perdure.streams.tagged.parse_tagged`; `prefill` is what the prompt of each of its rows ends in,
     and rows that need it carry it themselves. `test_of` names the task whose test rows these are,
-    so that one score is both tasks'. `train_kept` is False for a task that a run learned before it was extended: its training
-    rows may be gone, and `train` is empty.
+    so that one score is both tasks'. `train_kept` is False for a task that a run learned before it
+    was extended: its training rows may be gone, and `train` is empty.
     """
 
     name: str
