@@ -68,7 +68,8 @@ class TaskPlan:
     """To score this task once."""
     memory_mb: int | None = None
     scorings: int | None = None
-    """How often its test rows are read; None: once before the first and once after each task."""
+    """How often its test rows are read; None: once before the first and once after each task; 0:
+    its score is that of another task."""
     body_passes: int | None = None
     """Of a task with classes: texts that the body reads in the whole run for it, to learn and to be
     scored: once for each state of its weights where heads alone learn."""
@@ -220,6 +221,7 @@ def _bare(recipe: Recipe, task: Task, work: _Work) -> TaskPlan:
         test_rows=len(task.test),
         steps=steps,
         classes=tuple(task.labels) if kind(task.kind).classes else (),
+        scorings=0 if task.test_of else None,
     )
 
 

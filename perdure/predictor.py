@@ -40,6 +40,7 @@ def load_predictor(
     after: int | None = None,
     task: str | None = None,
     column: str | None = None,
+    direction: str | None = None,
     accept_changes: bool = False,
     trust_remote_code: bool = False,
     listener: Listener | None = None,
@@ -52,6 +53,8 @@ def load_predictor(
         task: ask as this task; None: all learned classes compete in a class-incremental run, and
             elsewhere it is the last task that was learned.
         column: the column that holds the text; None: as in the run's recipe.
+        direction: of a task that translates, such as en-de; None: as in the run's recipe, or as the
+            rows' own columns say.
         accept_changes: also if the recipe or the base model have changed since the run began.
         trust_remote_code: code that the model brings may run.
         listener: hears how loading and answering go on; None is silent.
@@ -65,6 +68,7 @@ def load_predictor(
         after=after,
         task=task,
         column=column,
+        direction=direction,
         accept_changes=accept_changes,
         trust_remote_code=trust_remote_code,
         listener=listener,
@@ -79,6 +83,7 @@ def open_predictor(
     after: int | None = None,
     task: str | None = None,
     column: str | None = None,
+    direction: str | None = None,
     accept_changes: bool = False,
     trust_remote_code: bool = False,
     listener: Listener | None = None,
@@ -93,7 +98,7 @@ def open_predictor(
     learned = found.last_checkpoint()[0] if after is None else after
     stream = _stream(found)
     asked = _asked(stream, task, learned)
-    form = _form(found, asked, column)
+    form = _form(found, asked, column, direction)
     folder = _folder(found, stream, learned)
     whole = task is None and stream.scenario == "class-incremental" and bool(stream.classes)
     within = None if whole and _of_classes(asked) else asked
@@ -132,8 +137,9 @@ class Predictor:
 
         Returns: for each of them `text`, `class` and its `score` (its share of the softmax), and
             `best`, the three best of them; of tasks whose answers are text `answer`, with `score`
-            and `best` where it is one of a task's labels. A text with nothing in it has None.
-
+            and `best` where it is one of a task's labels, and with `reasoning` and `problem` where
+            it is tagged: `problem` says why no answer could be read, else it is "". A text with
+            nothing in it has None.
         Raises:
             RecipeError: records without the columns, or with something else than text in them.
         """
@@ -202,7 +208,7 @@ def _refuse_unlearned(stream: TaskStream, task: Task, learned: int) -> None:
         )
 
 
-def _form(run: Run, task: Task, column: str | None) -> Unlabelled:
+def _form(run: Run, task: Task, column: str | None, direction: str | None) -> Unlabelled:
     """How rows of a task are read, by the recipe that it was learned by."""
     from perdure.recipe import load
     from perdure.run.old_recipes import renew
@@ -219,7 +225,7 @@ def _form(run: Run, task: Task, column: str | None) -> Unlabelled:
         # Tasks that were cut from a table have its columns; the newest table's count.
         tables = [r.stream.data for r in recipes if r.stream.data is not None]
         config = next((table for table in tables if table.train or table.dataset), None)
-    return Unlabelled(config or _built_in(task), column)
+    return Unlabelled(config or _built_in(task), column, direction)
 
 
 def _built_in(task: Task) -> TaskConfig:

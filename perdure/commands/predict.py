@@ -34,6 +34,10 @@ def predict(
         str | None,
         typer.Option(metavar="NAME", help="Holds the text.  [default: as in the run's recipe]"),
     ] = None,
+    direction: Annotated[
+        str | None,
+        typer.Option(metavar="FROM-TO", help="Translate so, like en-de.  [default: as the recipe]"),
+    ] = None,
     accept_changes: Annotated[
         bool, typer.Option("--accept-changes", help="Also if recipe or base have changed.")
     ] = False,
@@ -56,8 +60,8 @@ def predict(
     answers = []
     with working(), display:
         ask = open_predictor(
-            run, after=after, task=task, column=column, accept_changes=accept_changes,
-            listener=Silent(),
+            run, after=after, task=task, column=column, direction=direction,
+            accept_changes=accept_changes, listener=Silent(),
         )  # fmt: skip
         rows = ask.file(file)
 

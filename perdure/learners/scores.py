@@ -69,11 +69,15 @@ def scored(learner: Scores, after: int, done: Collection[Key]) -> Iterator[Line]
         return line | {name: count - before[name] for name, count in counts.items()}
 
     with learner.serving(), learner.looking(), learner.routing():
+        shared: dict[str, TaskScore | None] = {}  # by the task whose test rows they are
+        sharing = {task.test_of for task in learner.stream if task.test_of}
         for task in learner.stream:
             if ("task", task.name) in done:
                 continue
-            started = time.monotonic()
-            found = learner.score(task)
+            started, owner = time.monotonic(), task.test_of or task.name
+            found = shared[owner] if owner in shared else learner.score(task)
+            if owner in sharing:
+                shared[owner] = found
             if found is None:
                 continue
             line = task_line(after, task.name, found, time.monotonic() - started)

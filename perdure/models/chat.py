@@ -21,12 +21,15 @@ from perdure.models.kept_rows import KeptRows
 from perdure.models.templates import ChatTemplate
 from perdure.recipe.schema import Recipe
 from perdure.streams.labels import same_tokens
+from perdure.streams.tagged import OPENING, TAGS
 from perdure.streams.task import Row, Task
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 IGNORE = -100  # the label that cross entropy skips, transformers' convention
+PREFILL = "prefill"
+"""The key of rows whose answer goes on behind what their prompt opens; it may be empty."""
 
 
 class Encoder:
@@ -83,10 +86,31 @@ class Encoder:
         return self.kept.lengths(split)
 
     def prompt_text(self, row: Row) -> str:
-        """The text before the answer, rendered by the template up to the assistant's turn."""
-        if self._chat is None:
-            return "\n".join(turn["content"] for turn in row["prompt"]) + "\n"
-        return self._chat.prompt(row)
+        """The text before the answer, rendered by the template up to the assistant's turn.
+
+        It ends in the row's `prefill`, unless the template has opened that itself.
+        """
+        if PREFILL in row:
+            return self._opened(row)[0]
+        return self._bare_prompt(row) if self._chat is None else self._chat.prompt(row)
+
+    def prefilled(self, row: Row) -> bool:
+        """Whether a row's prompt ends in an opened reasoning, by its `prefill` or its template."""
+        return self.prompt_text(row).rstrip().endswith(OPENING)
+
+    def _opened(self, row: Row) -> tuple[str, str]:
+        """Prompt and answer of a row whose answer may go on behind what the prompt opens."""
+        sent = self._bare_prompt(row) if self._chat is None else self._chat.sent(row)
+        if not sent.rstrip().endswith(row[PREFILL].strip()):
+            sent += row[PREFILL]
+        answer = str(row["answer"])
+        for opening in (row[PREFILL], OPENING):
+            if opening and answer.startswith(opening) and sent.rstrip().endswith(opening.strip()):
+                return sent, answer[len(opening) :]
+        return sent, answer
+
+    def _bare_prompt(self, row: Row) -> str:
+        return "\n".join(turn["content"] for turn in row["prompt"]) + "\n"
 
     @property
     def end(self) -> str:
@@ -135,6 +159,10 @@ class Encoder:
 
     def _whole(self, row: Row) -> tuple[list[int], list[int]]:
         """As `parts`, with a prompt of any length; each text is rendered and tokenized once."""
+        if PREFILL in row:
+            prompt, answer = self._opened(row)
+            begun = [] if self._chat is not None else self._bos
+            return begun + self._ids(prompt), self._written_ids(answer + self.end, row[PREFILL])
         if self._chat is None:
             _refuse_parts(row)
             return self._bos + self._ids(self.prompt_text(row)), self._answer(row["answer"])
@@ -167,10 +195,11 @@ class Encoder:
         text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
         return (text.split(self.end)[0] if self.end else text).strip()
 
-    def _written_ids(self, written: str) -> list[int]:
-        if self._chat is None:
+    def _written_ids(self, written: str, header: str = "") -> list[int]:
+        """Token ids of a text behind a header, which is the template's own unless it is given."""
+        header = header or ("" if self._chat is None else self._chat.known.header)
+        if not header:
             return self._ids(written)
-        header = self._chat.known.header
         head = self._header_ids(header)
         both = self._ids(header + written)
         if head and both[: len(head)] == head:  # sentencepiece marks the beginning of a text
@@ -188,8 +217,22 @@ class Encoder:
         return f"a prompt of more than {self.max_prompt_length} tokens: its middle is left out"
 
     def mistakes(self, task: Task) -> list[PerdureError]:
-        """Labels of a task that the tokenizer cannot tell apart."""
-        return list(same_tokens(task.name, task.labels, self.answer_ids))
+        """Labels of a task that the tokenizer cannot tell apart, and tags that are special."""
+        found: list[PerdureError] = list(same_tokens(task.name, task.labels, self.answer_ids))
+        if task.answer == "tagged" and (special := sorted(self._special_tokens & set(TAGS))):
+            what = (
+                f"task {task.name}: answer: tagged: {special[0]} is a special token of the model's"
+            )
+            remedy = "make it an ordinary one (special: false in tokenizer_config.json and "
+            remedy += "tokenizer.json), or learn without reasoning: answer: plain"
+            found.append(DataError(f"{what} tokenizer, which servers leave out of answers", remedy))
+        return found
+
+    @property
+    def _special_tokens(self) -> set[str]:
+        added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
+        found = {str(token) for token in added if token.special}
+        return found | {str(token) for token in self.tokenizer.all_special_tokens}
 
     def special_in(self, row: Row) -> tuple[str, bool] | None:
         """A special token that a row's own texts hold, which is read as such.

@@ -27,6 +27,20 @@ _MARK = "PerdureUserTurn"
 
 
 @dataclass(frozen=True)
+class Written:
+    """What a model wrote behind a prompt.
+
+    `text` is the text of an answer: without special tokens and without blanks around it. `whole`
+    has all that was written but padding and what ends an answer, so special tokens are in it.
+    `truncated`: nothing ended it but the limit of tokens.
+    """
+
+    text: str
+    whole: str
+    truncated: bool
+
+
+@dataclass(frozen=True)
 class Sample:
     """A text that a model wrote: `ids` are all its token ids, the first `given` are the start."""
 
@@ -138,10 +152,48 @@ def generate(
         adapters: the adapter of each prompt, by name (`perdure.models.adapter_lists.BASE`: none);
             None: those that are active. The model is in evaluation mode.
     """
+    found = generate_whole(
+        model,
+        encoder,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        synced=synced,
+        adapters=adapters,
+    )
+    return [one.text for one in found]
+
+
+def generate_whole(
+    model: nn.Module,
+    encoder: Encoder,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    synced: bool = False,
+    adapters: Sequence[str] | None = None,
+) -> list[Written]:
+    """As `generate`, with all that was written and whether it was ended."""
     out, _ = _greedy(model, encoder, prompts, max_new_tokens, synced, adapters=adapters)
-    texts = encoder.tokenizer.batch_decode(out.tolist(), skip_special_tokens=True)
+    stops = stop_ids(unwrapped(model), encoder)
+    return [written(encoder, ids, stops) for ids in out.tolist()]
+
+
+def written(encoder: Encoder, ids: Sequence[int], stops: Sequence[int]) -> Written:
+    """The token ids behind a prompt as text, up to the first that stops.
+
+    Args: stops: those of `stop_ids`. Padding stands behind one of them only.
+    """
+    ends = [k for k, token in enumerate(ids) if token in stops]
+    kept = list(ids[: ends[0]] if ends else ids)
+    decode = encoder.tokenizer.decode
     # An end of several ordinary tokens is no stop token: it is cut off here.
-    return [(t.split(encoder.end)[0] if encoder.end else t).strip() for t in texts]
+    whole, ended, _ = _parted(decode(kept, skip_special_tokens=False), encoder.end)
+    text, _, _ = _parted(decode(list(ids), skip_special_tokens=True), encoder.end)
+    return Written(text.strip(), whole, not ends and not ended)
+
+
+def _parted(text: str, end: str) -> tuple[str, str, str]:
+    return text.partition(end) if end else (text, "", "")
 
 
 def _greedy(

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 COLUMNS = ("input_ids", "labels")
+DECIDE = ("prompt", "answer", "turn", "tools", "prefill")
+"""Keys of a row that decide its tokens."""
 
 
 class KeptRows:
@@ -122,5 +124,5 @@ def _parts(flat: NDArray[np.int32], ends: NDArray[Any]) -> Iterator[NDArray[np.i
 
 def _content(row: Row) -> bytes:
     """A hash of what decides a row's tokens: rows that are equal in it are encoded alike."""
-    text = repr([row.get(key) for key in ("prompt", "answer", "turn", "tools")])
+    text = repr([row.get(key) for key in DECIDE])
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -142,6 +142,25 @@ class ChatTemplate(Renderer):
         """
         return self._prompt(row) if self.is_plain(row) else self.split(row)[0]
 
+    def sent(self, row: Row) -> str:
+        """The text that a server sends for a row, whatever its answer: where the template writes
+        an empty think block before an answer without a thought, it is not there.
+
+        Raises:
+            DataError: as `prompt`.
+        """
+        if not self._generates:
+            return self._prompt(row)
+        turns = self._ready(row["prompt"])
+        return self.rendered(turns, self._tools(row), add_generation_prompt=True)
+
+    @cached_property
+    def _generates(self) -> bool:
+        """Whether the template has a text with which an answer is asked for."""
+        asked = [_turn("user", _U)]
+        sent = self.tried(asked, add_generation_prompt=True)
+        return sent is not None and sent != self.tried(asked)
+
     def answer(self, text: str) -> str:
         """The text of an answer as the template writes it, with blanks before it and its end."""
         if not self.known.verbatim:

@@ -1,100 +1,21 @@
-"""The recipe's sections about data: the tasks, their stream, and general text."""
+"""The recipe's sections about data: the tasks and their stream."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr
 
 from perdure.errors import brief
 from perdure.recipe.columns import check_cell
+from perdure.recipe.general import encoding_mistakes
 from perdure.recipe.mistakes import Mistake, near
 from perdure.recipe.section import Section
 from perdure.recipe.until import UntilConfig
 
 Scenario = Literal["task-incremental", "domain-incremental", "class-incremental"]
-_HUB = re.compile(r"[\w.-]+/[\w.-]+")
-TEXT_FILES = (".txt", ".jsonl")
-FILE_ENDINGS = (*TEXT_FILES, ".csv", ".tsv", ".parquet", ".json", ".gz", ".zip", ".zst")
-
-
-class GeneralConfig(Section):
-    source: str = Field(
-        "pydoc",
-        description="pydoc (Python's reference), none, a .txt/.jsonl file, or a hub data set",
-    )
-    subset: str | None = Field(None, description="configuration of the hub data set")
-    split: str = Field("train", description="split of the hub data set")
-    column: str = Field("text", description="column of a .jsonl file or hub data set")
-    encoding: str | None = Field(
-        None, description="of the files, such as cp1252; else UTF-8, or recognised"
-    )
-    held_out_source: str | None = Field(
-        None, description="pydoc or a file: measure on it, not on other texts of source"
-    )
-    replay_rows: int = Field(64, ge=0, description="texts that methods may train on")
-    held_out_rows: int = Field(32, ge=0, description="other texts, to measure perplexity on")
-    max_tokens: int = Field(128, gt=1, description="held-out texts are cut to this many tokens")
-    tasks: list[str] = Field(
-        default_factory=list, description="lm-eval's tasks: names, or task files (.yaml)"
-    )
-    limit: int | None = Field(None, gt=0, description="score this many rows an lm-eval task")
-    num_fewshot: int | None = Field(
-        None, ge=0, description="examples before a question of lm-eval's; else as the task says"
-    )
-    group: str | None = Field(
-        None, description="field of lm-eval's `doc` whose value items share that belong together"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _only_tasks(cls, data: Any) -> Any:
-        """`general: [mmlu]` stands for lm-eval's tasks and no text."""
-        return {"source": "none", "tasks": data} if isinstance(data, list) and data else data
-
-    def mistakes(self) -> Iterator[Mistake]:
-        ending = Path(self.source).suffix.lower()
-        on_hub = ending not in FILE_ENDINGS and (
-            _HUB.fullmatch(self.source) or Path(self.source).is_absolute()  # or a folder like one
-        )
-        for key, known in (("source", ("pydoc", "none")), ("held_out_source", ("pydoc",))):
-            value = getattr(self, key)
-            if value is None or value in known or Path(value).suffix.lower() in TEXT_FILES:
-                continue
-            if key == "source" and on_hub:
-                continue
-            hub = ", or a hub data set (OWNER/NAME)" if key == "source" else ""
-            hint = near(value, known) or f"name a .txt or .jsonl file, or pydoc{hub}"
-            yield Mistake((key,), f'"{value}" is no source of text', hint)
-        if self.held_out_source is not None and not self.held_out_rows:
-            yield Mistake(
-                ("held_out_source",), "has no effect with held_out_rows: 0", "ask for some rows"
-            )
-        for key, default in (("subset", None), ("split", "train")):  # a run writes out defaults
-            if getattr(self, key) != default and not on_hub:
-                yield Mistake((key,), "has no effect without a hub data set", "remove it")
-        yield from _encoding(self.encoding)
-        sources = (self.source, self.held_out_source or "")
-        files = [s for s in sources if Path(s).suffix.lower() in TEXT_FILES]
-        if self.encoding is not None and not files:
-            yield Mistake(("encoding",), "has no effect: no source is a file", "leave it out")
-        if not self.tasks:
-            for key in ("limit", "num_fewshot", "group"):
-                if getattr(self, key) is not None:
-                    yield Mistake((key,), "has no effect without tasks", "list lm-eval tasks")
-
-
-def _encoding(name: str | None) -> Iterator[Mistake]:
-    """What is wrong with an `encoding`."""
-    try:
-        "".encode(name or "utf-8")
-    except (LookupError, ValueError):  # no codec, or one that is not of text
-        what = f'"{brief(name)}" is no encoding of text that Python knows'
-        hint = near(str(name), ("utf-8", "utf-16", "latin-1", "cp1252", "shift_jis"))
-        yield Mistake(("encoding",), what, hint or "for example utf-8, utf-16 or cp1252")
 
 
 def located(metric: str, folder: Path) -> str:
@@ -110,21 +31,20 @@ def located(metric: str, folder: Path) -> str:
     return f"{path}:{function}" if module.endswith(".py") or path.is_file() else metric
 
 
-def is_task_file(task: str) -> bool:
-    """Whether an entry of `general.tasks` is a task file of lm-eval's, not the name of a task."""
-    return Path(task).suffix.lower() in (".yaml", ".yml")
-
-
 FILE_TYPES = (".jsonl", ".csv", ".tsv", ".parquet")
 
 
 SPLITS = ("train", "validation", "test")
+Source = str | dict[str, str]
+"""A file, a split of a data set, or a text file for each of our columns, aligned line by line."""
 
 
 class TaskConfig(Section):
     name: str = Field(pattern=r"^\w[\w .+-]*$", max_length=80, description="unique; names files")
     format: str = Field(
-        "prompt", description="prompt: prompt and answer; chat: messages; labels: text and label"
+        "prompt",
+        description="prompt: prompt and answer; chat: messages; labels: text and label; "
+        "translation: source and target",
     )
     dataset: str | None = Field(None, description="a hub data set: splits are its own")
     subset: str | None = Field(None, description="configuration of the hub data set")
@@ -136,13 +56,20 @@ class TaskConfig(Section):
     until: UntilConfig | None = Field(
         None, description="end its training once sampled answers are so good"
     )
-    train: str | None = Field(
+    train: Source | None = Field(
         None,
-        description="file to learn from (.jsonl .csv .tsv .parquet), or a split; required but with "
-        "learn: none",
+        description="file to learn from (.jsonl .csv .tsv .parquet), or a split; or a text file "
+        "for each column, aligned line by line; required but with learn: none",
     )
-    validation: str | None = Field(None, description="file or split that methods may look at")
-    test: str | None = Field(None, description="file or split that scores are measured on")
+    validation: Source | None = Field(
+        None, description="file, files or split that methods may look at"
+    )
+    test: Source | None = Field(
+        None, description="file, files or split that scores are measured on"
+    )
+    test_of: str | None = Field(
+        None, description="another task, whose test rows are scored once for both"
+    )
     columns: dict[str, str] = Field(
         default_factory=dict,
         description="our column name: yours, or a text with {yours} in it, where they differ",
@@ -156,7 +83,23 @@ class TaskConfig(Section):
     encoding: str | None = Field(
         None, description="of text files, such as cp1252; else UTF-8, or recognised"
     )
-    instruction: str | None = Field(None, description="what to do, put before each text")
+    instruction: str | None = Field(
+        None,
+        description="what to do, put before each text; of translation in place of its first line, "
+        "or, with {source} in it, the whole prompt",
+    )
+    direction: str | None = Field(
+        None,
+        description="of translation, such as en-de; else columns source_lang and target_lang say",
+    )
+    answer: Literal["plain", "tagged"] = Field(
+        "plain",
+        description="of translation: the text itself, or <think>reasoning</think> and then "
+        "<answer>text</answer>, of which the text is scored",
+    )
+    prefill: str = Field(
+        "", description="of translation: what the prompt ends in, such as <think>; not learned"
+    )
     labels: list[str] | None = Field(None, description="all allowed answers")
     label_names: dict[str, str] | None = Field(
         None,
@@ -185,6 +128,11 @@ class TaskConfig(Section):
         """`file:line: key` of one of the task's keys, to begin a message about its data with."""
         return self._places(key) if self._places else f"task {self.name}: {key}".rstrip(": ")
 
+    def read_from(self, split: str) -> str:
+        """What a split is read from, in words: a file, several, or a split of a data set."""
+        source = getattr(self, split)
+        return ", ".join(source.values()) if isinstance(source, dict) else source or ""
+
     def column(self, ours: str) -> str:
         """The data's name for one of our columns, or a text with names in braces."""
         return self.columns.get(ours, ours)
@@ -201,10 +149,14 @@ class TaskConfig(Section):
         if sign is not None and (len(sign) != 1 or sign in '"\r\n'):
             what = f"{brief(sign)!r} is no single sign that can separate cells"
             yield Mistake(("delimiter",), what, "write one of , ; | or tab")
-        yield from _encoding(self.encoding)
+        yield from encoding_mistakes(self.encoding)
         read = [getattr(self, split) for split in SPLITS if getattr(self, split) is not None]
-        kinds = set() if self.dataset is not None else {Path(p).suffix.lower() for p in read}
-        for key, of in (("delimiter", {".csv", ".tsv"}), ("encoding", {".csv", ".tsv", ".jsonl"})):
+        one = [source for source in read if isinstance(source, str)]
+        kinds = set() if self.dataset is not None else {Path(p).suffix.lower() for p in one}
+        tables = {".csv", ".tsv"}
+        for key, of in (("delimiter", tables), ("encoding", tables | {".jsonl"})):
+            if key == "encoding" and len(one) < len(read):
+                continue
             if getattr(self, key) is not None and not kinds & of:
                 what = f"has no effect: it is of files ending in {', '.join(sorted(of))}"
                 yield Mistake((key,), what, "leave it out")
@@ -212,28 +164,48 @@ class TaskConfig(Section):
     def mistakes(self) -> Iterator[Mistake]:
         yield from self._file_keys()
         yield from self._bare()
-        if self.dataset is None:
-            for split in SPLITS:
-                path = getattr(self, split)
-                if path is not None and Path(path).suffix.lower() not in FILE_TYPES:
-                    what = f'"{path}" is none of {" ".join(FILE_TYPES)}'
-                    yield Mistake((split,), what, "for a hub data set, also write dataset: NAME")
-            if self.subset is not None:
-                yield Mistake(("subset",), "has no effect without dataset", "leave it out")
+        yield from self._sources()
+        if self.dataset is None and self.subset is not None:
+            yield Mistake(("subset",), "has no effect without dataset", "leave it out")
         if self.group is not None and (wrong := check_cell(self.group, one_column=False)):
             yield Mistake(("group",), *wrong)
-        test, validation = self.test is None, self.validation is None
+        yield from self._shared_test()
+        test = self.test is None and self.test_of is None
+        validation = self.validation is None
         if self.train is None:
             return
         if test * self.test_share + validation * self.validation_share >= 1:
             yield Mistake(("test_share",), "the shares set aside leave nothing to train on")
+
+    def _sources(self) -> Iterator[Mistake]:
+        """What is wrong with the names of files and splits."""
+        for split in SPLITS:
+            source = getattr(self, split)
+            if isinstance(source, dict) and self.dataset is not None:
+                yield Mistake((split,), "is files, and dataset is set", "name one of its splits")
+            elif isinstance(source, dict) and len(source) < 2:
+                what = "files that are aligned line by line are at least two"
+                yield Mistake((split,), what, "write {source: FILE, target: FILE}")
+            elif source is None or isinstance(source, dict) or self.dataset is not None:
+                continue
+            elif Path(source).suffix.lower() not in FILE_TYPES:
+                what = f'"{source}" is none of {" ".join(FILE_TYPES)}'
+                hub = "for a hub data set, also write dataset: NAME"
+                yield Mistake((split,), what, hub)
+
+    def _shared_test(self) -> Iterator[Mistake]:
+        """Keys of test rows that have no effect where those of another task are scored."""
+        for key, default in (("test", None), ("test_share", 0.2), ("max_test_rows", None)):
+            if self.test_of is not None and getattr(self, key) != default:
+                what = f"has no effect: the test rows are those of {self.test_of}"
+                yield Mistake((key,), what, "leave it out, or leave test_of out")
 
     def _bare(self) -> Iterator[Mistake]:
         """What is wrong without training rows, or with them where nothing is learned."""
         if self.train is None and self.learn != "none":
             what = "is required and missing"
             yield Mistake(("train",), what, "a task that is only scored says so: learn: none")
-        elif self.train is None and self.test is None:
+        elif self.train is None and self.test is None and self.test_of is None:
             yield Mistake(("test",), "is required and missing", "it is all that is scored")
         for key, default in (("max_train_rows", None), ("train_on", "last"), ("until", None)):
             if self.train is None and getattr(self, key) != default:
@@ -310,6 +282,8 @@ class DataConfig(TaskConfig):
             yield Mistake((), what, "write how many tasks there are, or the column that names them")
         if self.learn == "none":
             yield Mistake(("learn",), "is of single tasks", "list them under stream.tasks")
+        if self.test_of is not None:
+            yield Mistake(("test_of",), "is of single tasks", "list them under stream.tasks")
         if self.repeat and not (self.by or self.task or isinstance(self.tasks, list)):
             what = "has no effect where classes are dealt to tasks: each goes to one"
             yield Mistake(("repeat",), what, "list each task's classes, or name a column by")
@@ -370,6 +344,15 @@ class StreamConfig(Section):
             if name in names[:i]:
                 what = f'"{name}" is the name of stream.tasks.{names.index(name)} already'
                 yield Mistake(("tasks", i, "name"), what, "give each task its own name")
+        sharing = {task.name for task in self.tasks if task.test_of is not None}
+        for i, task in enumerate(self.tasks):
+            if task.test_of is None:
+                continue
+            others = [name for name in names if name != task.name and name not in sharing]
+            if task.test_of not in others:
+                what = f'no other task with test rows of its own is called "{task.test_of}"'
+                hint = near(task.test_of, others) or f"there are: {', '.join(others) or 'none'}"
+                yield Mistake(("tasks", i, "test_of"), what, hint)
         for i, name in enumerate(self.order or ()):
             if self.tasks and name not in names:
                 hint = near(name, names) or f"the tasks are: {', '.join(names)}"

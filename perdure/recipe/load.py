@@ -12,7 +12,8 @@ from typing import Any
 
 from perdure.consent import given, trusting
 from perdure.errors import RecipeError, brief
-from perdure.recipe.data import FILE_ENDINGS, SPLITS, is_task_file, located
+from perdure.recipe.data import SPLITS, located
+from perdure.recipe.general import FILE_ENDINGS, is_task_file
 from perdure.recipe.mistakes import QUOTE, Key, Mistake, is_text, near, show
 from perdure.recipe.packaged import packaged_model
 from perdure.recipe.schema import Recipe, Tracker
@@ -208,7 +209,11 @@ def _resolve_paths(document: Document, folder: Path) -> Iterator[Mistake]:
                 task["metric"] = located(task["metric"], Path.cwd())
             task["metric"] = located(task["metric"], folder)
     keys: list[Key] = [
-        (*at, split) for at, task in tasks if task.get("dataset") is None for split in SPLITS
+        key
+        for at, task in tasks
+        if task.get("dataset") is None
+        for split in SPLITS
+        for key in _files_of((*at, split), task.get(split))
     ]
     keys += [("general", "tasks", i) for i in range(len(_harness_tasks(document.data)))]
     keys += [("general", "source"), ("general", "held_out_source"), ("stream", "folder")]
@@ -244,6 +249,11 @@ def _resolve_paths(document: Document, folder: Path) -> Iterator[Mistake]:
             yield nowhere
         elif path.is_dir() and key[-1] not in ("path", "folder"):
             yield Mistake(key, f"is a folder, not a file: {text}")
+
+
+def _files_of(key: Key, source: Any) -> list[Key]:
+    """The keys of a split's files: its own, or one for each file that is aligned by lines."""
+    return [(*key, column) for column in source] if isinstance(source, dict) else [key]
 
 
 def _is_local(text: str, path: Path) -> bool:

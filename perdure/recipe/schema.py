@@ -17,7 +17,8 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 
-from perdure.recipe.data import GeneralConfig, StreamConfig
+from perdure.recipe.data import StreamConfig
+from perdure.recipe.general import GeneralConfig
 from perdure.recipe.mistakes import Key, Mistake
 from perdure.recipe.rl import RLConfig
 from perdure.recipe.section import Judge, Section, mistakes_error

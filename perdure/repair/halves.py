@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from perdure.errors import DataError, RecipeError, UsageError
-from perdure.recipe.data import TEXT_FILES
+from perdure.recipe.general import TEXT_FILES
 from perdure.recipe.load import load
 from perdure.streams import build_stream
 from perdure.streams.cells import one_spaced

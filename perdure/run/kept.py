@@ -23,7 +23,10 @@ from perdure.streams.task import GeneralText, NoClass, Task, TaskStream
 if TYPE_CHECKING:
     from perdure.run.directory import Run
 
-_FACTS = ("name", "metric", "kind", "version", "max_new_tokens", "source", "learn")
+_FACTS = (
+    "name", "metric", "kind", "version", "max_new_tokens", "source", "learn", "answer", "prefill",
+    "test_of",
+)  # fmt: skip
 
 
 def keep(run: Run, stream: TaskStream) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from perdure.scoring.reading import failures
 from perdure.streams.kinds import PERPLEXITY
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from perdure.scoring.score import TaskScore
 
 
+UNREAD = "unread"
+"""Key of a task's line: the share of texts in which no answer could be read."""
 PROBE = "probe"
 """Kind of the lines of probes, which are no cells of the score matrix."""
 
@@ -22,7 +25,8 @@ def task_line(after: int, task: str, found: TaskScore, seconds: float) -> dict[s
     """A task's score after learning `after` tasks.
 
     `measures` is there where the task has more than one: every measure by its name, the one that
-    `score` gives among them.
+    `score` gives among them. `unread` is there where answers are read by their tags: the share of
+    rows in which there was none.
     """
     line: dict[str, Any] = {
         "kind": "task",
@@ -37,6 +41,8 @@ def task_line(after: int, task: str, found: TaskScore, seconds: float) -> dict[s
     }
     if len(found.measures) > 1:
         line["measures"] = dict(found.measures)
+    if (share := failures(found.items)) is not None:
+        line[UNREAD] = share
     return line
 
 

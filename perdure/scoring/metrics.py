@@ -2,23 +2,26 @@
 
 The score of a whole task is the mean of its items for every one of them, so that two models can
 be compared item by item with paired tests. For chrF this differs from sacrebleu's corpus score,
-which pools n-gram counts over all items (long items then weigh more); ROUGE-L has no other
-corpus form.
+which pools n-gram counts over all items (long items then weigh more), and so does BLEU; ROUGE-L has
+no other corpus form.
 """
 
 from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 from perdure.errors import UsageError
+from perdure.streams.bleu_words import bleu_tokenizer
 from perdure.streams.kinds import Metric, is_perdures, metric
 from perdure.streams.task import Task
 
 ROUNDING = 1e-9
+_NO_ROW: Mapping[str, Any] = MappingProxyType({})
 
 
 def normalise(text: str) -> str:
@@ -55,6 +58,22 @@ def chrf(prediction: str, answer: str) -> float:
     return float(_chrf().sentence_score(prediction, [answer]).score) / 100.0
 
 
+def bleu(prediction: str, answer: str, target_lang: str = "") -> float:
+    """Return sentence BLEU: n-grams of 1 to 4 words, those orders alone that the text has.
+
+    Computed by `sacrebleu` (exponential smoothing, `effective_order`, without which an answer of
+    three words that is right scores 0), over 100. Source: Papineni et al. 2002; Post 2018.
+
+    Args: target_lang: the texts' language, which decides what a word is
+        (`perdure.streams.bleu_words`).
+
+    Raises:
+        UsageError: what that language's words need is not installed.
+    """
+    scorer = _bleu(bleu_tokenizer(target_lang))
+    return min(1.0, float(scorer.sentence_score(prediction, [answer]).score) / 100.0)
+
+
 def words(text: str) -> list[str]:
     """Split into lower-case words: runs of letters, marks and digits of any script.
 
@@ -69,14 +88,19 @@ def mean(scores: Sequence[float]) -> float:
     return math.fsum(scores) / len(scores)
 
 
-def item_score(task: str, of: Metric, prediction: str, answer: str) -> float:
+def item_score(
+    task: str, of: Metric, prediction: str, answer: str, row: Mapping[str, Any] = _NO_ROW
+) -> float:
     """One item's score by a metric's function, which may be a user's own.
+
+    Args: row: gives the function what it `reads` beside the two texts.
 
     Raises:
         UsageError: a user's own failed, or gave no number or one outside its range.
     """
     try:
-        score = float(of.of_item()(prediction, answer))
+        more = {key: row[key] for key in of.reads if key in row}
+        score = float(of.of_item()(prediction, answer, **more))
     except Exception as error:  # whatever the user's code raises
         if is_perdures(of.name):
             raise
@@ -97,14 +121,21 @@ def item_score(task: str, of: Metric, prediction: str, answer: str) -> float:
 def try_own(tasks: Iterable[Task]) -> None:
     """Try each metric of the user's own on the first test row's answer, and on an empty text.
 
-    So it fails before any weight is loaded, and not after the first hours of training.
+    So it fails before any weight is loaded, and not after the first hours of training. One of
+    Perdure's that reads more of a row is tried once for each value: a language may need what is
+    not installed.
 
     Raises:
         UsageError: as `item_score`.
     """
     for task in tasks:
         of = metric(task.metric)
-        if of.needs != "text" or is_perdures(of.name) or not len(task.test):
+        if of.needs != "text" or not len(task.test):
+            continue
+        if is_perdures(of.name):
+            first = {repr([row.get(key) for key in of.reads]): row for row in task.test}
+            for row in first.values() if of.reads else ():
+                item_score(task.name, of, row["answer"], row["answer"], row)
             continue
         answer = task.test[0].get("answer")  # rows of a kind from elsewhere may have none
         if isinstance(answer, str):
@@ -137,6 +168,19 @@ def _rouge() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(["rougeL"], tokenizer=_Words())
+
+
+@cache
+def _bleu(tokenizer: str) -> Any:
+    from sacrebleu.metrics.bleu import BLEU
+
+    try:
+        return BLEU(effective_order=True, tokenize=tokenizer)
+    except Exception as error:  # whatever the tokenizers and their downloads raise
+        raise UsageError(
+            f"sacrebleu's tokenizer {tokenizer} cannot be loaded: {error}",
+            "see that it can be downloaded, or score with chrF, which needs no words",
+        ) from error
 
 
 @cache

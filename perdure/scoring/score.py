@@ -24,12 +24,13 @@ from torch import nn
 
 from perdure.errors import DataError, UsageError, brief
 from perdure.models.chat import Encoder
-from perdure.models.generate import batches_alike, generate
+from perdure.models.generate import Written, batches_alike, generate_whole
 from perdure.models.weights import evaluating, is_sharded
 from perdure.processes import Progress, over_ranks, world_size
 from perdure.scoring.answers import ranked
 from perdure.scoring.likelihood import Pair, score_pairs
 from perdure.scoring.metrics import item_score, mean
+from perdure.scoring.reading import Reading, read
 from perdure.streams.kinds import EXACT_MATCH, Metric, is_perdures, kind, known_metric, metric
 from perdure.streams.labels import same_tokens
 from perdure.streams.rows import row_key
@@ -43,7 +44,9 @@ class TaskScore:
     An item is `{"id", "score", "prediction", "answer", "prompt"}`: `id` is a hash of prompt and
     answer (the n-th copy of a row ends in "-n"), `score` is in the metric's range; for perplexity
     it is the row's own, with `loss` (nats a token) and `tokens` beside it. `group` is in it where
-    the task declares what rows belong together.
+    the task declares what rows belong together. Of a task whose answers are tagged `prediction` is
+    what stands in them, and `raw`, `reasoning` and `problem` are beside it
+    (`perdure.scoring.reading`).
 
     `measures` holds every measure of the task by name, `score` under its metric's name first.
     """
@@ -131,7 +134,8 @@ def answer_rows(
     """Answer rows of `task` whose own answers nobody knows, as they would be scored.
 
     Returns: `text` and `answer` of each row; where the task's metric compares labels also `score`,
-        the answer's share of the labels' likelihoods, and `best`, the three likeliest.
+        the answer's share of the labels' likelihoods, and `best`, the three likeliest; where its
+        answers are tagged `reasoning`, and why there is none, `problem`.
 
     Raises:
         DataError: a prompt and the longest answer do not fit into the model.
@@ -141,13 +145,16 @@ def answer_rows(
     own = known if known is not None else EXACT_MATCH
     run = _Run(model, encoder, task, own, batch_size, accelerator, lambda done: None)
     _refuse_long(run, rows)
-    texts = [_text(row["prompt"][-1:]) for row in rows]
+    texts = [row.get("source") or _text(row["prompt"][-1:]) for row in rows]
     with evaluating(model), torch.no_grad():
         if by_labels:
             sums = _label_sums(run, rows)
             found = [ranked("answer", task.labels, torch.tensor(one)) for one in sums]
         else:
-            found = [{"answer": answer} for answer in _written(run, rows)]
+            found = [
+                {"answer": one.answer} | {k: v for k, v in one.said.items() if k != "raw"}
+                for one in _written(run, rows)
+            ]
     return [{"text": text, **one} for text, one in zip(texts, found, strict=True)]
 
 
@@ -232,18 +239,21 @@ def _pairs(run: _Run, pairs: Sequence[Pair]) -> list[torch.Tensor]:
 
 
 def _by_generation(run: _Run, rows: Sequence[Row]) -> list[dict[str, Any]]:
-    predictions = _written(run, rows)
-    answers = [run.encoder.answer_text(row) for row in rows]
+    read = _written(run, rows)
+    answers = [row.get("target") or run.encoder.answer_text(row) for row in rows]
     scores = [
-        item_score(run.task.name, run.metric, p, a)
-        for p, a in zip(predictions, answers, strict=True)
+        item_score(run.task.name, run.metric, one.answer, answer, row)
+        for one, answer, row in zip(read, answers, rows, strict=True)
     ]
-    return [{**item, "answer": answer} for item, answer in
-            zip(_items(run.task, rows, predictions, scores), answers, strict=True)]  # fmt: skip
+    items = _items(run.task, rows, [one.answer for one in read], scores)
+    return [
+        {**item, "answer": answer, **one.said}
+        for item, answer, one in zip(items, answers, read, strict=True)
+    ]
 
 
-def _written(run: _Run, rows: Sequence[Row]) -> list[str]:
-    """What greedy decoding writes behind each row's prompt."""
+def _written(run: _Run, rows: Sequence[Row]) -> list[Reading]:
+    """What greedy decoding writes behind each row's prompt, as the task reads it."""
     prompts = [run.encoder.prompt_ids(row) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: -len(prompts[i]))  # like lengths together
     synced = is_sharded(run.model) and world_size() > 1
@@ -253,8 +263,8 @@ def _written(run: _Run, rows: Sequence[Row]) -> list[str]:
         size = 1
     batches = [order[k : k + size] for k in range(0, len(order), size)]
 
-    def work(batch: list[int]) -> list[str]:
-        return generate(
+    def work(batch: list[int]) -> list[Written]:
+        return generate_whole(
             run.model,
             run.encoder,
             [prompts[i] for i in batch],
@@ -272,7 +282,8 @@ def _written(run: _Run, rows: Sequence[Row]) -> list[str]:
         for batch, part in zip(batches, texts, strict=True)
         for i, text in zip(batch, part, strict=True)
     }
-    return [written[i] for i in range(len(rows))]
+    prefilled = run.task.answer != "plain" and run.encoder.prefilled(rows[0])
+    return [read(written[i], run.task.answer, prefilled) for i in range(len(rows))]
 
 
 _COMPUTED: dict[str, Callable[[_Run, Sequence[Row]], list[dict[str, Any]]]] = {

@@ -16,6 +16,7 @@ from perdure.streams.growing import check_homes
 from perdure.streams.kinds import Format, Kind, format_of, metric_mistakes, metric_of
 from perdure.streams.kinds import kind as kind_of
 from perdure.streams.labels import settle_labels
+from perdure.streams.line_files import line_table
 from perdure.streams.named.base import Source
 from perdure.streams.named.demo import STREAMS
 from perdure.streams.named.find import CLASS_STREAMS
@@ -30,10 +31,11 @@ from perdure.streams.rows import (
 )
 from perdure.streams.sources import Reader, Reading
 from perdure.streams.tables import Mistakes, choices
-from perdure.streams.task import GeneralText, NoClass, PlacedRow, Row, Task, TaskStream
+from perdure.streams.task import GeneralText, NoClass, PlacedRow, Row, Task, TaskStream, place_of
 
 if TYPE_CHECKING:
-    from perdure.recipe.data import DataConfig, GeneralConfig, StreamConfig, TaskConfig
+    from perdure.recipe.data import DataConfig, StreamConfig, TaskConfig
+    from perdure.recipe.general import GeneralConfig
 
 
 def build_stream(
@@ -65,7 +67,7 @@ def build_stream(
     elif stream.data is not None:
         tasks, no_class = _cut(stream.data, reader, seed)
     else:
-        tasks = [task for one in stream.tasks if (task := _task(one, reader, seed))]
+        tasks = _listed(stream.tasks, reader, seed)
         if len(tasks) == len(stream.tasks):
             check_homes(tasks, mistakes)
     if general is not None:
@@ -92,12 +94,33 @@ def _check_order(stream: StreamConfig, names: list[str], mistakes: Mistakes) -> 
             mistakes.add("order", what, "name every task once, or take the task out")
 
 
-def _task(config: TaskConfig, reader: Reader, seed: int) -> Task | None:
-    """Read one task's splits; None if there was a mistake."""
+def _listed(configs: Sequence[TaskConfig], reader: Reader, seed: int) -> list[Task]:
+    """The tasks that have no mistake, in their order; those that share test rows are read last."""
+    found: dict[str, Task | None] = {}
+    for config in sorted(configs, key=lambda config: config.test_of is not None):
+        owner = found.get(config.test_of or "")
+        if config.test_of is None or owner is not None:
+            found[config.name] = _task(config, reader, seed, owner)
+    return [task for config in configs if (task := found.get(config.name)) is not None]
+
+
+def _task(
+    config: TaskConfig, reader: Reader, seed: int, tested_as: Task | None = None
+) -> Task | None:
+    """Read one task's splits; None if there was a mistake.
+
+    Args: tested_as: the task whose test rows it shares.
+    """
     found = _read(config, reader, seed)
     if found is None:
         return None
     kind, splits, labels = found
+    if tested_as is not None:
+        _refuse_other_reading(config, kind, labels, tested_as, reader.mistakes)
+        splits["test"] = [
+            Placed(row, place_of(row), "", kind.question_of(row), row.get("group", ""))
+            for row in tested_as.test
+        ]
     before = len(reader.mistakes)
     key = format_of(config.format)[1].label
     if kind.classes and config.train is not None and key is not None:
@@ -110,6 +133,30 @@ def _task(config: TaskConfig, reader: Reader, seed: int) -> Task | None:
     if len(reader.mistakes) > before:
         return None
     return _made(config, config.name, kind, labels, splits)
+
+
+def _refuse_other_reading(
+    config: TaskConfig, kind: Kind, labels: tuple[str, ...], other: Task, mistakes: Mistakes
+) -> None:
+    """Note what makes one score of the same rows mean two things in two tasks."""
+    theirs = {
+        "kind": (kind.name, other.kind),
+        "metric": (metric_of(config), other.metric),
+        "answer": (config.answer, other.answer),
+        "prefill": (config.prefill, other.prefill),
+        "max_new_tokens": (config.max_new_tokens, other.max_new_tokens),
+        "labels": (", ".join(labels), ", ".join(other.labels)),
+    }
+    for key, (mine, own) in theirs.items():
+        if mine != own:
+            what = (
+                f'{config.place("test_of")}: "{other.name}" is scored with {key}: {own or "none"}'
+            )
+            what += (
+                f", and this task with {key}: {mine or 'none'}; the rows are scored once for both"
+            )
+            remedy = f"write the same {key} in both, or give this task a test of its own"
+            mistakes.add(config.name, what, remedy)
 
 
 def _cut(config: DataConfig, reader: Reader, seed: int) -> tuple[list[Task], NoClass]:
@@ -181,6 +228,7 @@ def _read_splits(
         if source is None:
             continue
         if config.dataset is not None:
+            assert isinstance(source, str)  # the section refuses files beside a data set
             table = reader.hub(
                 config.dataset,
                 config.subset,
@@ -192,12 +240,25 @@ def _read_splits(
             )
         else:
             how = Reading(config.separator, config.encoding, columns_read(config))
-            table = reader.file(source, how)
-        splits[split] = to_rows(table, config, mistakes) if table else []
+            if isinstance(source, dict):
+                table = line_table(reader, source, how)
+            else:
+                table = reader.file(source, how)
+        splits[split] = (
+            to_rows(table, _columns_of(source, config), mistakes, split) if table else []
+        )
     if config.train_on == "all" and kind.turns is None:
         what = f"{config.place('train_on')}: all: rows of kind {kind.name} have one answer each"
         mistakes.add(config.name, what, "leave train_on out")
     return None if len(mistakes) > before else (kind, form, splits)
+
+
+def _columns_of(source: str | dict[str, str], config: TaskConfig) -> TaskConfig:
+    """The section without our columns' other names where files are given by our columns."""
+    if isinstance(source, str):
+        return config
+    renamed = {ours: theirs for ours, theirs in config.columns.items() if ours not in source}
+    return config.model_copy(update={"columns": renamed})
 
 
 def _within_caps(
@@ -224,7 +285,7 @@ def _made(
         splits["train"] = [
             placed._replace(row=row) for placed in splits["train"] for row in turns(placed.row)
         ]
-    read_from = config.train or config.test or ""
+    read_from = config.read_from("train") or config.read_from("test")
     rows = [[PlacedRow(placed.row, placed.place) for placed in splits[split]] for split in SPLITS]
     return Task(
         name=name,
@@ -239,6 +300,9 @@ def _made(
         source=f"data set {config.dataset}" if config.dataset else read_from,
         learn=config.learn,
         until=config.until,
+        answer=config.answer,
+        prefill=config.prefill,
+        test_of=config.test_of or "",
     )
 
 

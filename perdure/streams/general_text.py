@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perdure.recipe.data import TEXT_FILES
+from perdure.recipe.general import TEXT_FILES
 from perdure.streams.cells import one_spaced
 from perdure.streams.named.demo import pydoc_texts
 from perdure.streams.rows import shuffle_key
@@ -21,7 +21,7 @@ from perdure.streams.tables import choices, shown
 from perdure.streams.task import GeneralText
 
 if TYPE_CHECKING:
-    from perdure.recipe.data import GeneralConfig
+    from perdure.recipe.general import GeneralConfig
 
 logger = logging.getLogger("perdure")
 

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from perdure.consent import ConsentError, demand
 from perdure.errors import UsageError
-from perdure.recipe.data import is_task_file
+from perdure.recipe.general import is_task_file
 from perdure.recipe.mistakes import Mistake, near
 from perdure.streams.hub import asked_once
 
 if TYPE_CHECKING:
-    from perdure.recipe.data import GeneralConfig
+    from perdure.recipe.general import GeneralConfig
 
 INSTALL = "pip install perdure[general]"
 SEED = 1234

@@ -57,13 +57,15 @@ def enough_rows(task: TaskConfig, split: str) -> int | None:
     }
     needed = {split}
     if split == "train":  # splits that are not given come from it
-        needed |= {"test"} if task.test is None else set()
+        needed |= {"test"} if task.test is None and task.test_of is None else set()
         needed |= {"validation"} if task.validation is None and task.validation_share else set()
     kept = [caps[name] for name in needed]
     return None if None in kept else LOOKED_AT * sum(filter(None, kept))
 
 
-def to_rows(table: Table, task: TaskConfig, mistakes: Mistakes) -> list[Placed]:
+def to_rows(
+    table: Table, task: TaskConfig, mistakes: Mistakes, split: str = "train"
+) -> list[Placed]:
     """Return a row for each record that has no mistake; mistakes are noted with their place.
 
     A row with nothing in a cell that is needed is left out, whatever the source, and how many are
@@ -71,7 +73,8 @@ def to_rows(table: Table, task: TaskConfig, mistakes: Mistakes) -> list[Placed]:
     """
     kind, form = format_of(task.format)
     by: str | None = getattr(task, "by", None)
-    named = [ours for ours in form.optional if ours in task.columns]
+    asked = [c for c in form.optional if split == "train" or c not in form.trained]
+    named = [ours for ours in asked if ours in task.columns]
     columns = {ours: task.column(ours) for ours in (*form.columns, *named)}
     missing = [
         (ours, theirs)
@@ -102,14 +105,16 @@ def to_rows(table: Table, task: TaskConfig, mistakes: Mistakes) -> list[Placed]:
         try:
             _check_values(record, needed)
             row = form.row(record.values, task)
+            if split == "train" and (nothing := form.lacks(row, task)):
+                raise EmptyCell(nothing)
             if group := _mark(record, task.group):
                 row["group"] = group
             part = _mark(record, by)
             if by is not None and not part:
                 raise EmptyCell(f'"{by}" is empty', "write which task the row belongs to")
             rows.append(Placed(row, record.place, table.name, kind.question(row), group, part))
-        except EmptyCell as nothing:
-            empty.append(f"{record.place}: {nothing.what}")
+        except EmptyCell as none:
+            empty.append(f"{record.place}: {none.what}")
         except CellError as wrong:
             mistakes.add(table.name, f"{record.place}: {wrong.what}", wrong.remedy)
     if empty and len(empty) == len(table.records):

@@ -16,7 +16,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-__all__ = ["OPENING", "PROBLEMS", "Tagged", "parse_tagged", "tag_in", "write_tagged"]
+__all__ = ["OPENING", "PROBLEMS", "TAGS", "Tagged", "parse_tagged", "tag_in", "write_tagged"]
 
 OPENING = "<think>"
 """What a prompt may end with, so that every answer begins with its reasoning."""
@@ -33,7 +33,7 @@ PROBLEMS = {
 """What can be wrong with an answer, with the words that say so."""
 
 _TAG = re.compile(r"<\s*/?\s*(?:think|answer)\s*>", re.IGNORECASE)
-_RIGHT = ["<think>", "</think>", "<answer>", "</answer>"]
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def parse_tagged(text: str, *, prefilled: bool = False, truncated: bool = False)
     if prefilled:
         text = OPENING + text
     tags = list(_TAG.finditer(text))
-    if [tag.group() for tag in tags] != _RIGHT:
+    if [tag.group() for tag in tags] != list(TAGS):
         return Tagged(problem="tag_sequence")
     ends = [0, *(tag.end() for tag in tags)]
     starts = [*(tag.start() for tag in tags), len(text)]

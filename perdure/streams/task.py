@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from perdure.errors import UsageError
 from perdure.recipe.data import Scenario
@@ -51,8 +51,11 @@ class Task:
     `metric` is a metric's name, or a user's own as "module:function"; its record
     (`perdure.streams.kinds.metric`) says the range of scores and which direction is better.
     `learn` is how it is learned: "sft" (supervised, on its rows' answers), or "none": it is only
-    scored. `until` ends its training early. `train_kept` is False for a task that a run learned before it was extended: its training
-    rows may be gone, and `train` is empty.
+    scored. `until` ends its training early. `answer` is how what the model writes is read: as it
+    is, or by `perdure.streams.tagged.parse_tagged`; `prefill` is what the prompt of each of its
+    rows ends in, and rows that need it carry it themselves. `test_of` names the task whose test
+    rows these are, so that one score is both tasks'. `train_kept` is False for a task that a run
+    learned before it was extended: its training rows may be gone, and `train` is empty.
     """
 
     name: str
@@ -66,8 +69,9 @@ class Task:
     max_new_tokens: int = 32
     source: str = ""
     learn: str = "sft"
-    answer: str = "plain"
+    answer: Literal["plain", "tagged"] = "plain"
     prefill: str = ""
+    test_of: str = ""
     until: UntilConfig | None = None
     train_kept: bool = True
 

@@ -199,6 +199,18 @@ def _sniffed(text: str) -> str:
         return ""
 
 
+def text_lines(text: str) -> list[str]:
+    """The lines of a text file; a line feed alone ends one, or with a carriage return before it.
+
+    Other signs at which Python's `splitlines` breaks a line, such as U+2028, stand inside sentences
+    of translated text: to break there would move all lines behind against those of another file.
+    """
+    lines = text.split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines]
+
+
 def told(name: str, encoding: str = "", delimiter: str = "", *, whose: str = "the task's") -> str:
     """Return the line that tells what was recognised in a file, "" if nothing was."""
     cells = f"cells separated by {DELIMITERS.get(delimiter, delimiter)}" if delimiter else ""

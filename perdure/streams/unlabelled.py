@@ -12,21 +12,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perdure.errors import RecipeError
+from perdure.errors import RecipeError, UsageError
 from perdure.recipe.columns import check_cell, columns_in
 from perdure.streams.cells import CellError, EmptyCell
 from perdure.streams.kinds import Row, format_of
+from perdure.streams.languages import parse_direction
 from perdure.streams.sources import FORMATS, Reader, Reading
 from perdure.streams.tables import Mistakes, Record, Table, choices
+from perdure.streams.text_files import text_lines
 
 if TYPE_CHECKING:
     from perdure.recipe.data import TaskConfig
 
 logger = logging.getLogger("perdure")
-ANSWERS = ("label", "answer")
+ANSWERS = ("label", "answer", "target")
 """Our columns of an answer, in every format that has one."""
 ANSWER = "\0answer"
 """A column that no file has: what stands there is no answer of anybody's."""
+NOTHING = "\0nothing"
+"""A column that no file has, of what is only learned: nothing stands there."""
 TEXT_FILE = ".txt"
 
 
@@ -36,10 +40,19 @@ class Unlabelled:
     Args:
         task: the section of the recipe that the task was learned by.
         column: the column that the text is read from; None: as the section says.
+        direction: of translations; None: as the section or the rows say.
     """
 
-    def __init__(self, task: TaskConfig, column: str | None = None) -> None:
+    def __init__(
+        self, task: TaskConfig, column: str | None = None, direction: str | None = None
+    ) -> None:
         form = format_of(task.format)[1]
+        if direction is not None:
+            if "direction" not in form.keys:
+                what = f"--direction {direction}: task {task.name} is no translation"
+                raise UsageError(f"{what}: its format is {form.name}", "leave it out")
+            parse_direction(direction)
+            task = task.model_copy(update={"direction": direction})
         self.first = form.columns[0]
         """Our name of the column that holds the text."""
         if column is not None and (wrong := check_cell(column, self.first in form.whole)):
@@ -48,6 +61,7 @@ class Unlabelled:
             mistakes.add("column", what, wrong[1])
             raise RecipeError(mistakes.listed())
         columns = {ours: ANSWER for ours in form.columns if ours in ANSWERS}
+        columns |= dict.fromkeys(form.trained, NOTHING)
         given = {} if column is None else {self.first: column}
         self.asked = [c for c in form.columns if c not in ANSWERS]
         # What names an answer is not looked at: there is none.
@@ -68,10 +82,9 @@ class Unlabelled:
         table: Table | None
         if path.suffix.lower() == TEXT_FILE:
             text = reader.text(str(path), Reading(None, task.encoding, whose=""))
-            lines = (text or "").removesuffix("\n").split("\n")
             records = [
-                Record(f"{path}:{n}", {self.first: line.rstrip("\r")})
-                for n, line in enumerate(lines, 1)
+                Record(f"{path}:{n}", {self.first: line})
+                for n, line in enumerate(text_lines(text or "") or [""], 1)
             ]
             found = self._plain().of_records(Table(str(path), (self.first,), records), mistakes)
         elif path.suffix.lower() not in FORMATS:

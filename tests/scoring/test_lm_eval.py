@@ -102,7 +102,7 @@ def load(*files: Path, **settings: Any) -> dict[str, Any]:
 
 
 def general(*files: Path, **settings: Any) -> Any:
-    from perdure.recipe.data import GeneralConfig
+    from perdure.recipe.general import GeneralConfig
 
     return GeneralConfig(source="none", tasks=[str(f) for f in files], **settings)
 

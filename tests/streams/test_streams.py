@@ -17,7 +17,8 @@ from pydantic import ValidationError
 
 from perdure.errors import SHOWN, DataError, RecipeError
 from perdure.prepare import load_recipe
-from perdure.recipe.data import FILE_TYPES, GeneralConfig, StreamConfig, TaskConfig
+from perdure.recipe.data import FILE_TYPES, StreamConfig, TaskConfig
+from perdure.recipe.general import GeneralConfig
 from perdure.streams import STREAMS, Sizes, TaskStream, build_stream, cells, rows, sources
 from perdure.streams import build as build_module
 from perdure.streams.named import demo

@@ -30,6 +30,7 @@ class Metric:
             the exponential of the mean loss of all tokens.
         function: one item's score, f(prediction, answer) -> float, where `needs` is "text"; or
             its place, "module:function", so that naming a metric imports nothing.
+        reads: keys of a row that the function is given too, by name, where the row has them.
     """
 
     name: str
@@ -39,7 +40,8 @@ class Metric:
     low: float = 0.0
     high: float = 1.0
     pooling: Literal["items", "tokens"] = "items"
-    function: str | Callable[[str, str], float] = ""
+    function: str | Callable[..., float] = ""
+    reads: tuple[str, ...] = ()
 
     @property
     def bounded(self) -> bool:
@@ -51,12 +53,12 @@ class Metric:
         """Whether each row gets a score of its own whose mean is the task's score."""
         return self.pooling == "items"
 
-    def of_item(self) -> Callable[[str, str], float]:
+    def of_item(self) -> Callable[..., float]:
         """Return the function of one item, f(prediction, answer), imported if need be."""
         if not isinstance(self.function, str):
             return self.function
         module, _, name = self.function.partition(":")
-        found: Callable[[str, str], float] = getattr(import_module(module), name)
+        found: Callable[..., float] = getattr(import_module(module), name)
         return found
 
 
@@ -69,10 +71,14 @@ class Format:
         metric: the default metric's name.
         row: makes a row of a record's values; raises `perdure.streams.cells.CellError`.
         label: the row's key that holds one of the task's labels; "" where answers are free.
-        optional: columns that are read where they are there.
+        optional: columns that are read where they are there; trained: those of them which only
+            training rows must have where the recipe names them.
         whole: our columns that are one column of the data, never a text of several.
         renames: `label_names` may call its labels otherwise.
         mistakes: what is wrong in a task's section, beyond each key by itself and its columns.
+        keys: of a task's section, those that only formats that name them have.
+        lacks: what a row has not that is trained on by its answer, in words; such rows are left
+            out of the training rows as empty ones are. "" where it has all.
     """
 
     name: str
@@ -81,9 +87,12 @@ class Format:
     row: Callable[[Mapping[str, Any], TaskConfig], Row]
     label: str = ""
     optional: tuple[str, ...] = ()
+    trained: tuple[str, ...] = ()
     whole: tuple[str, ...] = ()
     renames: bool = True
     mistakes: Callable[[TaskConfig], Iterator[Mistake]] = field(default=lambda task: iter(()))
+    keys: tuple[str, ...] = ()
+    lacks: Callable[[Row, TaskConfig], str] = field(default=lambda row, task: "")
 
 
 def whole_row(row: Row) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 from perdure.consent import demand
 from perdure.errors import PerdureError, UsageError
 from perdure.recipe.columns import check_cell
-from perdure.recipe.data import TaskConfig
+from perdure.recipe.data import SPLITS, TaskConfig
 from perdure.recipe.mistakes import Mistake, near
 from perdure.streams.kinds.base import Format, Kind, Metric
 from perdure.streams.kinds.classes import KIND as CLASSES
@@ -158,6 +158,22 @@ def mistakes(task: TaskConfig, installed: bool = True) -> Iterator[Mistake]:
             yield Mistake(("columns", name), what, hint)
         elif wrong := check_cell(source, one_column=name in form.whole):
             yield Mistake(("columns", name), *wrong)
+    for key in sorted({key for one in BUILT_IN for f in one.formats for key in f.keys}):
+        default = type(task).model_fields[key].default
+        if key not in form.keys and getattr(task, key) != default:
+            yield Mistake((key,), f"has no effect with format: {form.name}", "leave it out")
+    if home.classes and task.test_of is not None:
+        what = f"has no effect with format: {form.name}"
+        yield Mistake(("test_of",), what, "leave it out: a class has rows of its own")
+    for split in SPLITS:
+        if isinstance(source := getattr(task, split), dict):
+            for name in [*source, *(ours for ours in form.columns if ours not in source)]:
+                if name not in ours:
+                    what = f"format {form.name} has the columns {' and '.join(ours)}"
+                    yield Mistake((split, name), what, near(name, ours) or "take it out")
+                elif name not in source:
+                    what = f"has no file for {name}"
+                    yield Mistake((split,), what, f"write {{..., {name}: FILE}}")
     yield from form.mistakes(task)
     if task.learn not in home.ways:
         what = f'"{task.learn}" is none of {", ".join(home.ways)}'

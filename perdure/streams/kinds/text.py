@@ -5,8 +5,12 @@
     chat     messages (tools)      the last assistant message is the answer, what is before it
                                    the prompt; what follows it is left out
     labels   text, label           the text as user message, the label as answer
+    translation   source, target (languages, glossary, context, domain, reasoning)
+                                   a text that asks for the translation as user message, the
+                                   target as answer; see `perdure.streams.kinds.translation`
 
-An instruction goes in front as a system message, before one that the data brings along.
+An instruction goes in front as a system message, before one that the data brings along; that of a
+translation is a part of its text, or all of it.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from perdure.streams.cells import (
     folded,
     one_spaced,
 )
+from perdure.streams.kinds import translation
 from perdure.streams.kinds.base import Format, Kind, Metric, Row
 from perdure.streams.kinds.conversation import conversation, tools_of
 from perdure.streams.tables import choices
@@ -37,7 +42,15 @@ EXACT_MATCH = Metric(
     "exact_match", "exact match", needs="text", function="perdure.scoring.metrics:exact_match"
 )
 ROUGE_L = Metric("rouge_l", "ROUGE-L", needs="text", function="perdure.scoring.metrics:rouge_l")
-CHRF = Metric("chrf", "chrF", needs="text", function="perdure.scoring.metrics:chrf")
+CHRF = Metric("chrf", "mean sentence chrF", needs="text", function="perdure.scoring.metrics:chrf")
+BLEU = Metric(
+    "bleu",
+    "mean sentence BLEU",
+    needs="text",
+    function="perdure.scoring.metrics:bleu",
+    reads=("target_lang",),
+)
+"""Translations of long texts by n-grams of words; chrF is finer where a few words are compared."""
 PERPLEXITY = Metric(
     "perplexity",
     "perplexity",
@@ -154,6 +167,14 @@ def _one_turn(task: TaskConfig) -> Iterator[Mistake]:
         yield Mistake(("train_on",), f"has no effect with format: {task.format}", "leave it out")
 
 
+def _translated(task: TaskConfig) -> Iterator[Mistake]:
+    yield from _free(task)
+    yield from translation.mistakes(task)
+    if task.answer == "tagged" and task.metric == PERPLEXITY.name:
+        what = f"{task.metric} reads nothing that the model writes, so no tags"
+        yield Mistake(("metric",), what, f"take {CHRF.name}")
+
+
 def _labelled(task: TaskConfig) -> Iterator[Mistake]:
     yield from _one_turn(task)
     labels, names = task.labels, task.label_names or {}
@@ -185,6 +206,14 @@ KIND = Kind(
         "answer": "text, all that is trained on",
         "turn": "what the answer has beside its text (tool_calls, reasoning_content), if anything",
         "tools": "JSON schemas of the tools that the model may call, if any",
+        "prefill": "what the prompt ends in, behind the chat template's own text, if anything",
+        "source": "of a translation: the text that is translated",
+        "target": "its right translation",
+        "source_lang": "the source's language, by its code",
+        "target_lang": "the target's",
+        "glossary": "words and what they mean, if given",
+        "context": "what stands around the source, if given",
+        "domain": "what it is about, if given",
     },
     formats=(
         Format("prompt", ("prompt", "answer"), EXACT_MATCH.name, _of_prompt, mistakes=_free),
@@ -196,8 +225,14 @@ KIND = Kind(
             "labels", ("text", "label"), LABEL_LIKELIHOOD.name, _of_labelled,
             label="answer", mistakes=_labelled,
         ),
+        Format(
+            "translation", translation.COLUMNS, CHRF.name, translation.translation_row,
+            optional=translation.OPTIONAL, trained=(translation.REASONING,),
+            whole=translation.LANGUAGES, keys=translation.KEYS,
+            mistakes=_translated, lacks=translation.lacks,
+        ),
     ),
-    metrics=(LABEL_LIKELIHOOD, EXACT_MATCH, ROUGE_L, CHRF, PERPLEXITY),
+    metrics=(LABEL_LIKELIHOOD, EXACT_MATCH, ROUGE_L, CHRF, BLEU, PERPLEXITY),
     learner="perdure.learners.generation:GenerationLearner",
     encoder="perdure.models.chat:base_encoder",
     question=question,
