@@ -15,8 +15,10 @@ from functools import cache
 from typing import Any
 
 from perdure.errors import UsageError
+from perdure.rewards.chrf import sentence_chrf
 from perdure.streams.kinds import Metric, is_perdures, metric
 from perdure.streams.task import Task
+from perdure.streams.words import words
 
 ROUNDING = 1e-9
 
@@ -52,16 +54,7 @@ def chrf(prediction: str, answer: str) -> float:
     Computed by `sacrebleu` with its defaults (white space removed, no word n-grams), over 100.
     Source: Popović 2015, 2016.
     """
-    return float(_chrf().sentence_score(prediction, [answer]).score) / 100.0
-
-
-def words(text: str) -> list[str]:
-    """Split into lower-case words: runs of letters, marks and digits of any script.
-
-    Scripts written without blanks between words (Chinese, Japanese, Thai...) give one word a
-    character, as is usual for ROUGE there.
-    """
-    return "".join(map(_spaced, unicodedata.normalize("NFC", text.lower()))).split()
+    return sentence_chrf(prediction, answer)
 
 
 def mean(scores: Sequence[float]) -> float:
@@ -112,21 +105,6 @@ def try_own(tasks: Iterable[Task]) -> None:
                 item_score(task.name, of, prediction, answer)
 
 
-def _spaced(char: str) -> str:
-    """The character as a part of a word, a word of its own, or a gap between words."""
-    if unicodedata.category(char)[0] not in "LMN":
-        return " "
-    code = ord(char)
-    alone = (
-        0x0E00 <= code <= 0x0EFF  # Thai, Lao
-        or 0x3040 <= code <= 0x30FF  # kana
-        or 0x3400 <= code <= 0x9FFF  # Han
-        or 0xF900 <= code <= 0xFAFF
-        or 0x20000 <= code <= 0x3FFFF
-    )
-    return f" {char} " if alone else char
-
-
 class _Words:
     def tokenize(self, text: str) -> list[str]:
         return words(text)
@@ -137,10 +115,3 @@ def _rouge() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(["rougeL"], tokenizer=_Words())
-
-
-@cache
-def _chrf() -> Any:
-    from sacrebleu.metrics.chrf import CHRF
-
-    return CHRF()
