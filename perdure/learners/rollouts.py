@@ -108,8 +108,8 @@ class Judge:
             TrainingError: a reward failed, or gave what is no value.
         """
         scored = self.rewards(self.samples(row, completion_ids))
-        for name, values in scored.parts.items():
-            log_metric(f"reward/{name}", sum(values) / len(values))
+        for name, value in scored.means().items():
+            log_metric(f"reward/{name}", value)
         return list(scored.total)
 
     def marks(self) -> dict[str, Any]:

@@ -52,8 +52,8 @@ def sampled(
     )
     judge = Judge(build(names), encoder, task, rows, set(stop_ids(unwrapped(model), encoder)))
     samples = judge.samples(range(len(rows)), [one.ids[one.given :] for one in written])
-    parts = judge.rewards(samples).parts
-    return {name: sum(parts[name]) / len(rows) for name in names}
+    found = judge.rewards(samples).means()
+    return {name: found.get(name, 0.0) for name in names}
 
 
 class Until(TrainerCallback):

@@ -16,9 +16,12 @@ from types import MappingProxyType
 from typing import Any
 
 from perdure.errors import UsageError
+from perdure.rewards.bleu import sentence_bleu
+from perdure.rewards.chrf import sentence_chrf
 from perdure.streams.bleu_words import bleu_tokenizer
 from perdure.streams.kinds import Metric, is_perdures, metric
 from perdure.streams.task import Task
+from perdure.streams.words import words
 
 ROUNDING = 1e-9
 _NO_ROW: Mapping[str, Any] = MappingProxyType({})
@@ -55,7 +58,7 @@ def chrf(prediction: str, answer: str) -> float:
     Computed by `sacrebleu` with its defaults (white space removed, no word n-grams), over 100.
     Source: Popović 2015, 2016.
     """
-    return float(_chrf().sentence_score(prediction, [answer]).score) / 100.0
+    return sentence_chrf(prediction, answer)
 
 
 def bleu(prediction: str, answer: str, target_lang: str = "") -> float:
@@ -70,17 +73,7 @@ def bleu(prediction: str, answer: str, target_lang: str = "") -> float:
     Raises:
         UsageError: what that language's words need is not installed.
     """
-    scorer = _bleu(bleu_tokenizer(target_lang))
-    return min(1.0, float(scorer.sentence_score(prediction, [answer]).score) / 100.0)
-
-
-def words(text: str) -> list[str]:
-    """Split into lower-case words: runs of letters, marks and digits of any script.
-
-    Scripts written without blanks between words (Chinese, Japanese, Thai...) give one word a
-    character, as is usual for ROUGE there.
-    """
-    return "".join(map(_spaced, unicodedata.normalize("NFC", text.lower()))).split()
+    return min(1.0, sentence_bleu(prediction, answer, bleu_tokenizer(target_lang)))
 
 
 def mean(scores: Sequence[float]) -> float:
@@ -143,21 +136,6 @@ def try_own(tasks: Iterable[Task]) -> None:
                 item_score(task.name, of, prediction, answer)
 
 
-def _spaced(char: str) -> str:
-    """The character as a part of a word, a word of its own, or a gap between words."""
-    if unicodedata.category(char)[0] not in "LMN":
-        return " "
-    code = ord(char)
-    alone = (
-        0x0E00 <= code <= 0x0EFF  # Thai, Lao
-        or 0x3040 <= code <= 0x30FF  # kana
-        or 0x3400 <= code <= 0x9FFF  # Han
-        or 0xF900 <= code <= 0xFAFF
-        or 0x20000 <= code <= 0x3FFFF
-    )
-    return f" {char} " if alone else char
-
-
 class _Words:
     def tokenize(self, text: str) -> list[str]:
         return words(text)
@@ -168,23 +146,3 @@ def _rouge() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(["rougeL"], tokenizer=_Words())
-
-
-@cache
-def _bleu(tokenizer: str) -> Any:
-    from sacrebleu.metrics.bleu import BLEU
-
-    try:
-        return BLEU(effective_order=True, tokenize=tokenizer)
-    except Exception as error:  # whatever the tokenizers and their downloads raise
-        raise UsageError(
-            f"sacrebleu's tokenizer {tokenizer} cannot be loaded: {error}",
-            "see that it can be downloaded, or score with chrF, which needs no words",
-        ) from error
-
-
-@cache
-def _chrf() -> Any:
-    from sacrebleu.metrics.chrf import CHRF
-
-    return CHRF()
