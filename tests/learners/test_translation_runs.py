@@ -52,7 +52,7 @@ def write_recipe(folder: Path, model: Path) -> Path:
             ]
         },
         "method": "sequential",
-        "train": {"learning_rate": 3e-3, "max_steps": 60, "batch_size": 4, "precision": "fp32"},
+        "train": {"learning_rate": 5e-3, "epochs": 20, "batch_size": 4, "precision": "fp32"},
     }  # fmt: skip
     path = folder / "recipe.yaml"
     path.write_text(json.dumps(said))
