@@ -146,8 +146,8 @@ def _shaped_like_the_last(run: Run, data: Path) -> dict[str, Any]:
             "write a recipe with the new task: perdure extend RUN next.yaml",
         )
     section = last.model_dump(mode="json", exclude_none=True)
-    for split in ("validation", "test"):
-        section.pop(split, None)
+    for key in ("validation", "test", "test_of"):
+        section.pop(key, None)
     section |= {"name": data.stem, "train": str(data.expanduser().resolve())}
     return {"name": name, "stream": {"tasks": [section]}}
 

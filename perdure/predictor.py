@@ -140,6 +140,7 @@ class Predictor:
             and `best` where it is one of a task's labels, and with `reasoning` and `problem` where
             it is tagged: `problem` says why no answer could be read, else it is "". A text with
             nothing in it has None.
+
         Raises:
             RecipeError: records without the columns, or with something else than text in them.
         """

@@ -93,7 +93,7 @@ def test_several_mistakes_are_told_at_once(shop: Path) -> None:
     )
     assert refused("train.batch_size=0", recipe="shop.yaml") == (
         'error: shop.yaml:4: stream.tasks.0.metric: "rouge" is none of label_likelihood, '
-        "exact_match, rouge_l, chrf, perplexity, accuracy\n"
+        "exact_match, rouge_l, chrf, bleu, perplexity, accuracy\n"
         '  did you mean "rouge_l"?\n'
         "shop.yaml:5: stream.tasks.1.train: no such file: count.jsonl\n"
         '  did you mean "count-test.jsonl"?\n'

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from statistics import median
@@ -18,6 +18,7 @@ from perdure.reports import scenarios
 from perdure.reports.evidence import Evidence, Margins
 from perdure.reports.facts import MISSING, TaskFacts, facts_of, stream_facts
 from perdure.run.directory import only_scored
+from perdure.scoring.lines import UNREAD
 from perdure.scoring.matrix import ScoreMatrix, ScoreMissing
 
 SUMMARY: tuple[tuple[str, str, bool, str], ...] = (
@@ -129,6 +130,9 @@ class RunView:
     """Of classes: the same run in the other scenario."""
     probes: tuple[dict[str, Any], ...] = ()
     """Lines of probes; see `reports.probed`."""
+    unread: Mapping[tuple[int, str], float] = field(default_factory=dict)
+    """By (after, task) the share of texts in which no answer could be read, where answers are
+    tagged."""
 
     def score(self, after: int, task: str) -> float:
         """Score on `task` after `after` tasks were learned; nan where it was never measured."""
@@ -297,6 +301,7 @@ def _view(run: RunData, label: str) -> RunView:
         counted=tuple(row for row in rows if "body_passes" in row),
         scenario=scenario,
         probes=tuple(row for row in rows if row.get("kind") == "probe"),
+        unread={key: float(row[UNREAD]) for key, row in latest.items() if UNREAD in row},
     )
     return replace(found, other=_other(found, known, items)) if scenario else found
 

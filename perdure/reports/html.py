@@ -131,6 +131,7 @@ def page(runs: Sequence[RunView]) -> dict[str, Any]:
         "ramps": colours.ramp_css(),
         "tasks": sections.task_charts(runs),
         "changes": sections.changes(runs),
+        "unread": any(one.unread for run in runs for one in run.members),
         "many": any(run.scenario and len(run.tasks) >= sections.MANY for run in runs),
         "has_base": sections.has_base(runs),
         "general": sections.general(runs),

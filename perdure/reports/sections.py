@@ -298,6 +298,7 @@ def changes(runs: Sequence[RunView]) -> list[dict[str, Any]]:
                     "base": show(found.base),
                     "learned": show(found.learned),
                     "final": show(found.final),
+                    "unread": _unread(run, found),
                     "change": format.DASH if last else words.change_words(task, found.since),
                     "interval": words.interval_words(task, found.since),
                     "against": words.change_words(task, found.against),
@@ -313,6 +314,17 @@ def changes(runs: Sequence[RunView]) -> list[dict[str, Any]]:
             {"task": task.name, "metric": metric_words(task), "n": task.rows, "rows": rows}
         )
     return groups
+
+
+def _unread(run: RunView, found: words.Finding) -> dict[str, str]:
+    """Beside each score of a tagged task, the share of texts in which no answer could be read."""
+    task, said = found.task.name, {}
+    learned = None if found.only_scored else run.learned_at(task)
+    for name, after in (("base", 0), ("learned", learned), ("final", run.done)):
+        shares = [] if after is None else [one.unread.get((after, task)) for one in run.members]
+        known = [share for share in shares if share is not None]
+        said[name] = f"{sum(known) / len(known):.0%} not read" if known else ""
+    return said
 
 
 def _gained(found: words.Finding) -> str:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from perdure.models.generate import Written
 from perdure.streams.tagged import parse_tagged
+
+if TYPE_CHECKING:
+    from perdure.models.generate import Written
 
 PROBLEM = "problem"
 """The key of an item that says why no answer could be read, "" where one was."""

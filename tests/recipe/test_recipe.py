@@ -268,7 +268,7 @@ model:
         "recipe.yaml:9: stream.tasks.0.metrc: unknown key",
         '  did you mean "metric"?',
         'recipe.yaml:11: stream.tasks.1.format: "label" is none of prompt, chat, labels, '
-        "classes, relations",
+        "translation, classes, relations",
         '  did you mean "labels"?',
         "recipe.yaml:12: stream.tasks.1.train: no such file: counts.txt",
         '  did you mean "counts.jsonl"?',
@@ -367,7 +367,7 @@ def column(entry: str, task: str = "") -> str:
          ["1: stream.tasks.0.metric: label_likelihood needs format: labels"]),
         ("stream: {tasks: [{name: a, train: colours.csv, metric: rougeL}]}\n" + REST,
          ['1: stream.tasks.0.metric: "rougeL" is none of label_likelihood, exact_match, rouge_l, '
-          "chrf, perplexity, accuracy", '  did you mean "rouge_l"?']),
+          "chrf, bleu, perplexity, accuracy", '  did you mean "rouge_l"?']),
         ("stream: {tasks: [{name: a, train: train}]}\n" + REST,
          ['1: stream.tasks.0.train: no such file: train', "  relative paths start from HERE"]),
         ("stream: {tasks: [{name: a, train: colours.csv, subset: x}]}\n" + REST,
@@ -411,7 +411,7 @@ def column(entry: str, task: str = "") -> str:
          "  the optimizer's settings"]),
         # A word whose meaning nobody can guess is told, and nothing that rests on it.
         ("stream:\n  tasks:\n    - {name: a, train: colours.csv, format: zzz, columns: {text: t}}\n"
-         + REST, ['3: stream.tasks.0.format: "zzz" is none of prompt, chat, labels, classes, '
+         + REST, ['3: stream.tasks.0.format: "zzz" is none of prompt, chat, labels, translation, classes, '
                   "relations"]),
     ],
 )  # fmt: skip
@@ -634,6 +634,8 @@ def test_every_accepted_key_is_read_by_a_run(
         f"GeneralConfig.{k}" for k in ("subset", "split", "limit", "num_fewshot", "group")
     }
     elsewhere |= {"TaskConfig.validation_share"}
+    # Of translations (tests/streams/test_translation.py).
+    elsewhere |= {"TaskConfig.direction"}
     # A report reads them in the run's own recipe.yaml (tests/reports).
     elsewhere |= {"ScoringConfig.max_drop", "ScoringConfig.max_loss_rise"}
     # Of streams of classes and their heads (tests/streams/test_classes.py, tests/models).

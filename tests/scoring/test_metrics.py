@@ -1,12 +1,25 @@
 """Text metrics: by hand, and against plain implementations of the definitions."""
 
+import math
 import random
 from collections import Counter
 
 import pytest
 
-from perdure.scoring.metrics import chrf, exact_match, mean, normalise, rouge_l, words
+from perdure.errors import UsageError
+from perdure.scoring.metrics import (
+    bleu,
+    chrf,
+    exact_match,
+    mean,
+    normalise,
+    rouge_l,
+    try_own,
+    words,
+)
+from perdure.streams import bleu_words
 from perdure.streams.kinds.text import KIND
+from perdure.streams.task import Task
 
 pytestmark = pytest.mark.unit
 
@@ -104,10 +117,52 @@ def test_against_plain_references(seed):
 
 def test_every_text_metric_is_one_for_equal_texts_and_in_range():
     records = [record for record in KIND.metrics if record.needs == "text"]
-    assert {record.name for record in records} == {"exact_match", "rouge_l", "chrf"}
+    assert {record.name for record in records} == {"exact_match", "rouge_l", "chrf", "bleu"}
     for metric in [record.of_item() for record in records]:
         assert metric("Weiß nicht, 12 Äpfel", "Weiß nicht, 12 Äpfel") == pytest.approx(1.0)
         assert 0.0 <= metric("something else", "Weiß nicht, 12 Äpfel") <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "language", "scores"),
+    [  # computed with sacrebleu 2.6.0; chrF of sentences, BLEU with effective_order
+        ("le chat", "le chat noir", "fr", (49.168108, 60.653066)),
+        ("chien", "le chat noir", "fr", (13.613861, 0.0)),
+        ("", "le chat noir", "fr", (0.0, 0.0)),
+        ("le chat noir", "le chat noir", "fr", (100.0, 100.0)),
+        ("le chat est sur le tapis", "le chat est assis sur le tapis", "",
+         (67.372599, 43.012509)),
+        ("我喜欢猫", "我很喜欢猫", "zho-CN", (42.947681, 49.760939)),
+        ("我喜欢猫", "我很喜欢猫", "en", (42.947681, 0.0)),  # one word in 13a
+    ],
+)  # fmt: skip
+def test_scores_of_sentences(prediction, answer, language, scores):
+    assert 100 * chrf(prediction, answer) == pytest.approx(scores[0], abs=1e-6)
+    assert 100 * bleu(prediction, answer, target_lang=language) == pytest.approx(scores[1], abs=1e-6)
+
+
+def test_bleu_by_hand():
+    # 3 of 4 words right; of 3, 2 and 1 longer n-grams 2, 1 and 0 right, and smoothing counts the
+    # last as 1/2; no brevity penalty: (3/4 * 2/3 * 1/2 * 1/2) ** (1/4)
+    assert bleu("a b c d", "a b c e") == pytest.approx((1 / 8) ** 0.25)
+    # Two words have no longer n-grams: 1 * 1, and exp(1 - 3/2) as they are too few.
+    assert bleu("a b", "a b c") == pytest.approx(math.exp(-0.5))
+
+
+def bleu_task(language):
+    row = {"prompt": [{"role": "user", "content": "?"}], "answer": "x", "target_lang": language}
+    return Task("mt", (), (), (row,), "bleu")
+
+
+def test_what_a_language_needs_is_told_before_weights_are_loaded(monkeypatch):
+    try_own([bleu_task("fr"), bleu_task("zh")])
+    monkeypatch.setattr(bleu_words, "find_spec", lambda name: None)
+    for language, told in (("ja", "MeCab"), ("ko-KR", "mecab_ko"), ("tha_Thai", "sentencepiece")):
+        with pytest.raises(UsageError, match=f"BLEU of .* needs .*{told} is not installed"):
+            try_own([bleu_task("fr"), bleu_task(language)])
+    monkeypatch.setattr(bleu_words, "find_spec", lambda name: object())
+    names = [bleu_words.bleu_tokenizer(code) for code in ("jpn", "ko", "th", "de", "")]
+    assert names == ["ja-mecab", "ko-mecab", "flores200", "13a", "13a"]
 
 
 def test_mean_by_hand():

@@ -1,0 +1,159 @@
+"""A tagged translation from its file to report and predictions: warm-up, shared test rows, prefill.
+
+The model is tiny and learns its rows by heart, so that it writes answers that can be read.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import perdure
+from perdure.cli import app
+from perdure.errors import UsageError
+from perdure.learners.generation import GenerationLearner
+from perdure.plan import plan
+from perdure.prepare import prepare
+from perdure.run import Run
+from perdure.run.kept import kept_tasks
+from perdure.scoring.metrics import chrf
+
+pytestmark = pytest.mark.train
+
+PAIRS = {"red": "keru", "dog": "bani"}
+TAGGED: dict[str, Any] = {
+    "format": "translation",
+    "direction": "en-x-velan",
+    "answer": "tagged",
+    "prefill": "<think>",
+    "instruction": "{source}",
+    "max_new_tokens": 40,
+}
+
+
+def write_recipe(folder: Path, model: Path) -> Path:
+    folder.mkdir()
+    rows = [{"source": s, "target": t, "why": f"{s} {t}"} for s, t in PAIRS.items()]
+    (folder / "warm.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 8))
+    (folder / "eng.txt").write_text("red\ndog\n")
+    (folder / "vel.txt").write_text("keru\nbani\n")
+    said = {
+        "model": {"path": str(model)},
+        "stream": {
+            "tasks": [
+                {**TAGGED, "name": "warm-up", "train": "warm.jsonl", "test_of": "mt",
+                 "columns": {"reasoning": "why"}, "validation_share": 0.0},
+                {**TAGGED, "name": "mt", "learn": "none",
+                 "test": {"source": "eng.txt", "target": "vel.txt"}},
+            ]
+        },
+        "method": "sequential",
+        "train": {"learning_rate": 5e-3, "epochs": 20, "batch_size": 4, "precision": "fp32"},
+    }  # fmt: skip
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(said))
+    return path
+
+
+@pytest.fixture(scope="module")
+def scorings() -> list[str]:
+    """Names of tasks in the order in which they were scored."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def run(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, scorings: list[str]
+) -> Run:
+    folder = tmp_path_factory.mktemp("translation")
+    recipe = perdure.load_recipe(write_recipe(folder / "data", tiny_model_dir))
+    score = GenerationLearner.score_task
+
+    def counted(learner: Any, task: Any, progress: Any) -> Any:
+        scorings.append(task.name)
+        return score(learner, task, progress)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GenerationLearner, "score_task", counted)
+        run = Run.create(folder / "run", recipe)
+        perdure.learn(recipe, run)
+    for file in (folder / "data").iterdir():
+        file.unlink()  # the run directory is enough
+    return run
+
+
+def test_shared_rows_are_generated_once_and_fill_both_cells(
+    run: Run, scorings: list[str]
+) -> None:
+    assert scorings == ["warm-up"] * 3  # after 0, 1 and 2 tasks
+    for after in range(3):
+        lines = {s["task"]: s for s in run.scores() if s["after"] == after}
+        assert lines["warm-up"]["score"] == lines["mt"]["score"]
+        assert run.items(after, "warm-up") == run.items(after, "mt")
+    assert run.matrix().tasks == ("warm-up", "mt")
+
+
+def test_items_keep_what_was_written_and_what_was_read_of_it(run: Run) -> None:
+    base, learned = run.items(0, "mt"), run.items(1, "mt")
+    assert [item["answer"] for item in base] == ["keru", "bani"]
+    for item in base:  # random weights end nothing, or close no tag
+        assert (item["prediction"], item["reasoning"], item["score"]) == ("", "", 0.0)
+        assert item["problem"] in ("truncated", "tag_sequence")
+    for item, (source, target) in zip(learned, PAIRS.items(), strict=True):
+        assert item["raw"] == f"{source} {target}</think>\n<answer>{target}</answer>"
+        assert (item["prediction"], item["reasoning"]) == (target, f"{source} {target}")
+        assert item["problem"] == ""
+        assert item["score"] == chrf(target, target) == 1.0
+
+
+def test_the_share_that_could_not_be_read_is_in_line_and_report(run: Run) -> None:
+    shares = {(s["after"], s["task"]): s["unread"] for s in run.scores()}
+    assert shares == {
+        (after, task): 1.0 if after == 0 else 0.0 for after in range(3) for task in ("warm-up", "mt")
+    }
+    page = (run.path / "report.html").read_text()
+    row = page.partition("<table class=\"stack changes\">")[2].partition("</table>")[0]
+    assert row.count("100% not read") == 2
+    assert "0% not read" in row.replace("100% not read", "")
+    assert "Not read: the share of texts" in page
+
+
+def test_a_run_keeps_how_its_tasks_are_read(run: Run) -> None:
+    warm, mt = kept_tasks(run, 2)
+    assert (warm.answer, warm.prefill, warm.test_of) == ("tagged", "<think>", "mt")
+    assert (mt.answer, mt.test_of, mt.learn) == ("tagged", "", "none")
+    assert mt.test[0]["prefill"] == "<think>"
+
+
+def lines(*words: Any) -> list[dict[str, Any]]:
+    found = CliRunner().invoke(app, ["predict", *map(str, words)])
+    assert found.exit_code == 0, found.output
+    return [json.loads(line) for line in found.stdout.splitlines()]
+
+
+def test_predict_translates_lines_and_rows(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "new.txt").write_text("dog\n\nred\nlong words that nobody taught it\n")
+    dog, none, red, other = lines(run.path, tmp_path / "new.txt")
+    assert dog == {"text": "dog", "answer": "bani", "reasoning": "dog bani", "problem": ""}
+    assert none == {"text": "", "answer": None}
+    assert red["answer"] == "keru"
+    assert bool(other["problem"]) == (other["answer"] == "")
+    (tmp_path / "new.jsonl").write_text(json.dumps({"source": "dog", "why": "</think>"}) + "\n")
+    assert lines(run.path, tmp_path / "new.jsonl", "--direction", "en-fr") == [dog]
+    with pytest.raises(UsageError, match="no language has the code"):
+        perdure.load_predictor(run.path, direction="en-xxq")
+
+
+def test_the_plan_counts_shared_rows_once(tmp_path: Path, tiny_model_dir: Path) -> None:
+    recipe = perdure.load_recipe(write_recipe(tmp_path / "data", tiny_model_dir))
+    ready = prepare(recipe)
+    found = plan(
+        recipe, ready.stream, ready.encoder, ready.model, micro_batch=4, precision="fp32"
+    )
+    warm, mt = found.tasks
+    assert (warm.scorings, warm.test_rows, mt.test_rows, mt.steps) == (0, 2, 2, 0)
+    assert found.seconds == warm.train_seconds + mt.train_seconds + 3 * mt.score_seconds

@@ -1,0 +1,377 @@
+"""The format translation: its rows and prompts, files aligned by lines, and shared test rows."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perdure import load_recipe
+from perdure.errors import RecipeError, UsageError
+from perdure.recipe.data import StreamConfig, TaskConfig
+from perdure.streams import TaskStream, build_stream
+from perdure.streams.kinds import format_of, metric
+from perdure.streams.kinds.translation import TAG_RULE
+from perdure.streams.tagged import parse_tagged
+from perdure.streams.unlabelled import Unlabelled
+
+pytestmark = pytest.mark.unit
+
+DOG = {"source": "the dog", "target": "der Hund"}
+NTREX = Path(__file__).parents[2] / "../shared/data/ntrex128"
+
+
+@pytest.fixture(autouse=True)
+def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # messages name paths relative to the working folder
+
+
+def section(**keys: Any) -> TaskConfig:
+    return TaskConfig(
+        **{"name": "mt", "format": "translation", "train": "t.jsonl", "direction": "en-de", **keys}
+    )
+
+
+def row(values: dict[str, Any], **keys: Any) -> dict[str, Any]:
+    return format_of("translation")[1].row(values, section(**keys))
+
+
+def said(found: dict[str, Any]) -> str:
+    (turn,) = found["prompt"]
+    assert turn["role"] == "user"
+    return str(turn["content"])
+
+
+def build(folder: Path, *tasks: dict[str, Any]) -> TaskStream:
+    stream = StreamConfig(tasks=[section(**task) for task in tasks])
+    return build_stream(stream, None, folder, 0)
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows), "utf-8")
+
+
+def refused(folder: Path, *tasks: dict[str, Any]) -> str:
+    with pytest.raises(RecipeError) as error:
+        build(folder, *tasks)
+    return str(error.value)
+
+
+# --- rows
+
+
+def test_a_row_by_hand() -> None:
+    assert row(DOG) == {
+        "prompt": [
+            {
+                "role": "user",
+                "content": "Translate the following text from English into German.\n"
+                "English: the dog",
+            }
+        ],
+        "answer": "der Hund",
+        "source": "the dog",
+        "target": "der Hund",
+        "source_lang": "en",
+        "target_lang": "de",
+    }
+
+
+def test_what_is_given_beside_is_in_prompt_and_row() -> None:
+    found = row(
+        {**DOG, "glossary": {"dog": "Hund"}, "context": "A cat ran.", "domain": "animals"},
+        answer="tagged",
+    )
+    assert said(found).split("\n") == [
+        "Translate the following text from English into German.",
+        TAG_RULE,
+        "Domain: animals",
+        "Glossary: dog = Hund",
+        "Context: A cat ran.",
+        "English: the dog",
+    ]
+    assert (found["glossary"], found["context"]) == ("dog = Hund", "A cat ran.")
+    assert found["domain"] == "animals"
+
+
+def test_an_instruction_is_the_first_line_or_the_whole_prompt() -> None:
+    first = said(row({**DOG, "context": "A cat."}, instruction="Into plain {target_lang}!"))
+    assert first == "Into plain German!\nContext: A cat.\nEnglish: the dog"
+    whole = "Words: {glossary}\n{source_lang}: {{{source}}} {target_lang}:\n\nGo."
+    assert said(row({**DOG, "glossary": "a b"}, instruction=whole)) == (
+        "Words: a b\nEnglish: {the dog} German:\n\nGo."
+    )
+    # A line that names something empty is left out, never that of the source.
+    assert said(row(DOG, instruction=whole)) == "English: {the dog} German:\n\nGo."
+    assert said(row(DOG, instruction="{glossary} {source} =")) == " the dog ="
+    braces = {**DOG, "source": "a {target} of {}"}
+    assert said(row(braces)).endswith("English: a {target} of {}")
+
+
+def test_a_tagged_answer_is_read_back_and_opened_by_the_prefill() -> None:
+    found = row({**DOG, "reasoning": " dog is Hund "}, answer="tagged", prefill="<think>")
+    assert found["answer"] == "<think>dog is Hund</think>\n<answer>der Hund</answer>"
+    read = parse_tagged(found["answer"])
+    assert (read.thinking, read.answer, read.problem) == ("dog is Hund", "der Hund", "")
+    assert found["prefill"] == "<think>"
+    # The same file without reasoning: nothing of it is learned or asked for.
+    plain = row({**DOG, "reasoning": "dog is Hund"})
+    assert (plain["answer"], "prefill" in plain) == ("der Hund", False)
+
+
+@pytest.mark.parametrize(
+    ("columns", "codes"),
+    [
+        ({"direction": "eng_Latn-deu_Latn"}, ("en", "de")),
+        ({"direction": "eng-zho-CN"}, ("en", "zh")),
+        ({"direction": "en -> x-velan"}, ("en", "x-velan")),
+    ],
+)
+def test_codes_as_flores_ntrex_and_iso_write_them(
+    columns: dict[str, str], codes: tuple[str, str]
+) -> None:
+    found = row(DOG, **columns)
+    assert (found["source_lang"], found["target_lang"]) == codes
+
+
+def test_each_row_may_have_languages_of_its_own() -> None:
+    columns = {"source_lang": "from", "target_lang": "to"}
+    found = row({**DOG, "from": "fra_Latn", "to": "zho-TW"}, direction=None, columns=columns)
+    assert (found["source_lang"], found["target_lang"]) == ("fr", "zh-Hant")
+    assert said(found).startswith("Translate the following text from French into Traditional Chi")
+
+
+def test_the_metrics_are_called_what_they_are() -> None:
+    assert format_of("translation")[1].metric == "chrf"
+    assert (metric("chrf").label, metric("bleu").label) == (
+        "mean sentence chrF", "mean sentence BLEU",
+    )  # fmt: skip
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("values", "keys", "told"),
+    [
+        ({"source": "a <THINK > b"}, {"answer": "tagged"}, '"source" holds the tag <THINK >'),
+        ({"target": "</answer>"}, {"answer": "tagged"}, '"target" holds the tag </answer>'),
+        ({"context": "<answer>"}, {"answer": "tagged"}, '"context" holds the tag <answer>'),
+        ({"reasoning": "a</think>b"}, {"answer": "tagged"}, '"reasoning" gives no answer'),
+        ({"from": "en"}, {"direction": None}, '"source_lang" is empty or not there'),
+        (
+            {"source_lang": "en", "target_lang": "xxq"},
+            {"direction": None},
+            '"target_lang": no language has the code "xxq"',
+        ),
+        ({"source_lang": "en", "target_lang": "eng"}, {"direction": None}, "source and target are both Eng"),
+    ],
+)
+def test_what_is_refused_is_named_with_file_and_line(
+    tmp_path: Path, values: dict[str, str], keys: dict[str, Any], told: str
+) -> None:
+    write(tmp_path / "t.jsonl", [DOG, {**DOG, "source": "the cat", **values}])
+    text = refused(tmp_path, {"learn": "none", "test": "t.jsonl", "train": None, **keys})
+    if "from" in values:  # then the first line lacks it as well
+        assert f"t.jsonl:1: {told}" in text
+    elif "source_lang" in values:
+        assert f"t.jsonl:2: {told}" in text
+    else:
+        assert f"t.jsonl:2: {told}" in text
+        assert "t.jsonl:1" not in text
+
+
+def test_tags_in_the_data_are_text_without_reasoning(tmp_path: Path) -> None:
+    rows = [{"source": f"<think> {i}", "target": f"</answer> {i}"} for i in range(8)]
+    write(tmp_path / "t.jsonl", rows)
+    (task,) = build(tmp_path, {})
+    assert len(task.train) + len(task.test) + len(task.validation) == 8
+
+
+def recipe(folder: Path, *tasks: dict[str, Any]) -> Path:
+    mt = {"name": "mt", "format": "translation", "train": "t.jsonl", "direction": "en-de"}
+    said = {"model": {"path": "none"}, "method": "sequential",
+            "stream": {"tasks": [{**mt, **task} for task in tasks]}}  # fmt: skip
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(said, indent=1))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"direction": "en-xxq"}, 'direction: direction "en-xxq": no language has the code "xxq"'),
+        ({"direction": "en-eng"}, "leads from English into itself"),
+        ({"columns": {"source_lang": "a"}}, "columns.source_lang: has no effect with direction"),
+        ({"instruction": "In {sorce}"}, 'instruction: names {sorce}'),
+        ({"instruction": "By {glossary}"}, "without {source} it is one line"),
+        ({"instruction": "a } b"}, "instruction: braces do not pair"),
+        ({"answer": "tagged", "prefill": "<tink>"}, "is not how a tagged answer begins"),
+        ({"answer": "tagged", "metric": "perplexity"}, "metric: perplexity reads nothing"),
+        ({"answer": "tags"}, "answer"),
+        ({"format": "prompt"}, "direction: has no effect with format: prompt"),
+        ({"format": "classes", "direction": None, "prefill": "x"}, "prefill: has no effect with"),
+        ({"labels": ["a", "b"]}, "labels: has no effect with format: translation"),
+        ({"columns": {"sauce": "a"}}, "columns.sauce: format translation has the columns"),
+        ({"train": {"source": "a.txt"}}, "train: files that are aligned"),
+        ({"train": {"source": "a.txt", "taget": "b.txt"}}, 'did you mean "target"'),
+        ({"test_of": "mt2"}, 'test_of: no other task with test rows of its own is called "mt2"'),
+        ({"test_of": "mt"}, "test_of: no other task with test rows"),
+    ],
+)
+def test_a_section_that_is_wrong_is_told_at_its_key(
+    tmp_path: Path, keys: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(RecipeError) as error:
+        load_recipe(recipe(tmp_path, keys), check_files=False)
+    assert told in str(error.value)
+    assert "recipe.yaml:" in str(error.value)
+
+
+def test_rows_without_reasoning_are_not_learned_and_are_scored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    rows = [{"source": f"s {i}", "target": f"t {i}", "trace": f"s is {i}"} for i in range(6)]
+    write(tmp_path / "t.jsonl", [*rows, {"source": "s 7", "target": "t 7", "trace": ""}])
+    write(tmp_path / "test.jsonl", [DOG])
+    keys = {"answer": "tagged", "columns": {"reasoning": "trace"}, "test": "test.jsonl"}
+    (task,) = build(tmp_path, keys)
+    assert len(task.train) + len(task.validation) == 6
+    assert task.test[0]["answer"] == "der Hund"
+    assert "1 of 7 rows are left out, as there is nothing in them (the first: t.jsonl:7" in (
+        caplog.text
+    )
+    text = refused(tmp_path, {**keys, "columns": {}})
+    assert 't.jsonl:1: "reasoning" is empty or not there, and with answer: tagged' in text
+    # Only scored, the same rows need none.
+    (task,) = build(tmp_path, {**keys, "columns": {}, "learn": "none"})
+    assert task.train[0]["answer"] == "t 0"
+
+
+# --- files aligned by lines
+
+
+def lines(folder: Path, **files: str) -> dict[str, str]:
+    for name, text in files.items():
+        (folder / f"{name}.txt").write_bytes(text.encode())
+    return {"source": "eng.txt", "target": "deu.txt"}
+
+
+def test_lines_of_two_files_are_rows(tmp_path: Path) -> None:
+    """Only a line feed ends a line: other signs of `splitlines` stand inside sentences."""
+    odd = "b\u2028c\x0bd\x85e"
+    train = lines(tmp_path, eng=f"a\r\n{odd}\nc\nd\n\nf\n", deu="A\nB\nC\nD\nE\nF")
+    (task,) = build(tmp_path, {"train": train})
+    found = [*task.train, *task.validation, *task.test]
+    pairs = {(one["source"], one["target"]) for one in found}
+    assert pairs == {("a", "A"), (odd, "B"), ("c", "C"), ("d", "D"), ("f", "F")}  # 5 is empty
+    assert {one.place for one in found} == {f"eng.txt:{n}" for n in (1, 2, 3, 4, 6)}
+    assert task.source == "eng.txt, deu.txt"
+
+
+def test_unequal_line_counts_are_told_with_both(tmp_path: Path) -> None:
+    train = lines(tmp_path, eng="a\nb\nc\n", deu="A\nB\n")
+    text = refused(tmp_path, {"train": train})
+    assert "eng.txt: 3 lines, and deu.txt has 2" in text
+    three = lines(tmp_path, eng="a\nb\n", deu="A\nB\n", ctx="1") | {"context": "ctx.txt"}
+    assert "eng.txt: 2 lines, and deu.txt has 2 and ctx.txt has 1" in refused(
+        tmp_path, {"train": three}
+    )
+    assert "empty: no lines" in refused(tmp_path, {"train": lines(tmp_path, eng="", deu="")})
+
+
+def test_files_by_lines_beside_a_table_and_other_columns(tmp_path: Path) -> None:
+    train = lines(tmp_path, eng="a\nb\nc\n", deu="A\nB\nC\n", why="x\ny\nz\n")
+    write(tmp_path / "test.jsonl", [{"english": "the dog", "german": "der Hund"}])
+    columns = {"source": "english", "target": "german"}
+    keys = {"columns": columns, "test": "test.jsonl", "answer": "tagged"}
+    (task,) = build(tmp_path, {**keys, "train": train | {"reasoning": "why.txt"}})
+    assert task.test[0]["target"] == "der Hund"
+    assert "<think>x</think>\n<answer>A</answer>" in {one["answer"] for one in task.train} | {
+        one["answer"] for one in task.validation
+    }
+
+
+def test_a_recipes_line_files_are_found_beside_it(tmp_path: Path) -> None:
+    train = lines(tmp_path, eng="a\nb\n", deu="A\nB\n")
+    found = load_recipe(recipe(tmp_path, {"train": train, "encoding": "utf-8"}))
+    assert found.stream.tasks[0].train == {
+        "source": str(tmp_path / "eng.txt"), "target": str(tmp_path / "deu.txt"),
+    }  # fmt: skip
+    with pytest.raises(RecipeError, match=r"train\.target: no such file: due\.txt"):
+        load_recipe(recipe(tmp_path, {"train": {"source": "eng.txt", "target": "due.txt"}}))
+
+
+@pytest.mark.skipif(not NTREX.is_dir(), reason="needs ../shared/data/ntrex128")
+def test_ntrex_is_read_as_it_is() -> None:
+    files = {"source": str(NTREX / "eng.txt"), "target": str(NTREX / "zho-CN.txt")}
+    (task,) = build(NTREX, {"train": files, "direction": "eng-zho-CN"})
+    assert len(task.train) + len(task.validation) + len(task.test) == 1997
+    assert task.train[0]["target_lang"] == "zh"
+
+
+# --- test rows of another task
+
+
+def test_a_task_shares_another_ones_test_rows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    rows = [{"source": f"s {i}", "target": f"t {i}", "reasoning": f"s is {i}"} for i in range(20)]
+    write(tmp_path / "warm.jsonl", rows[:12])
+    write(tmp_path / "t.jsonl", rows)
+    first = {"name": "warm", "train": "warm.jsonl", "answer": "tagged", "test_of": "mt"}
+    warm, mt = build(tmp_path, first, {"answer": "tagged"})
+    assert warm.test == mt.test
+    assert (warm.test_of, mt.test_of) == ("mt", "")
+    assert len(warm.train) + len(warm.validation) == 12  # none was set aside
+    shared = {one["source"] for one in mt.test} & {one["source"] for one in warm.train}
+    assert f"task warm: {len(shared)} of {len(mt.test)} test rows have a prompt that is trained" in (
+        caplog.text
+    )
+    assert shared
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"prefill": "<think>"}, 'prefill: none, and this task with prefill: <think>'),
+        ({"answer": "plain"}, "answer: tagged, and this task with answer: plain"),
+        ({"metric": "bleu"}, "metric: chrf, and this task with metric: bleu"),
+        ({"max_new_tokens": 9}, "max_new_tokens: 32, and this task with max_new_tokens: 9"),
+    ],
+)
+def test_tasks_that_read_otherwise_share_no_test_rows(
+    tmp_path: Path, keys: dict[str, Any], told: str
+) -> None:
+    rows = [{"source": f"s {i}", "target": f"t {i}", "reasoning": "r"} for i in range(9)]
+    write(tmp_path / "t.jsonl", rows)
+    first = {"name": "warm", "answer": "tagged", "test_of": "mt", **keys}
+    text = refused(tmp_path, first, {"answer": "tagged"})
+    assert f'test_of: "mt" is scored with {told}' in text
+
+
+# --- rows without a target
+
+
+def test_rows_to_translate_are_read_like_the_tasks_own(tmp_path: Path) -> None:
+    task = section(answer="tagged", prefill="<think>", columns={"source": "english"})
+    (tmp_path / "new.txt").write_text("the dog\n\nthe cat\n")
+    one, none, _ = Unlabelled(task).of_file(tmp_path / "new.txt")
+    assert none is None
+    assert one is not None
+    assert one["prompt"] == row(DOG, answer="tagged")["prompt"]
+    assert one["prefill"] == "<think>"
+    write(tmp_path / "new.jsonl", [{"english": "the dog", "reasoning": "</think>"}])
+    (two,) = Unlabelled(task, direction="en-fr").of_file(tmp_path / "new.jsonl")
+    assert two is not None
+    assert two["target_lang"] == "fr"
+    assert two["answer"] == "?"  # what is only learned is not looked at
+    with pytest.raises(UsageError, match="task mt is no translation: its format is prompt"):
+        Unlabelled(TaskConfig(name="mt", train="a.csv"), direction="en-fr")
+    with pytest.raises(UsageError, match='direction "en" is no pair'):
+        Unlabelled(task, direction="en")
