@@ -253,8 +253,11 @@ class Run:
     def log(self, line: Mapping[str, Any]) -> None:
         append_line(self.path / "log.jsonl", with_check({"time": now(), **line}), sync=False)
 
-    def record_fact(self, after: int, task: str, name: str, value: float) -> None:
-        """Append one figure that was found at the end of learning `task`."""
+    def record_fact(
+        self, after: int, task: str, name: str, value: float | Mapping[str, Any]
+    ) -> None:
+        """Append one figure that was found at the end of learning `task`; of a pool of adapters all
+        that `perdure.run.pool` says."""
         line = {"after": after, "task": task, "name": name, "value": value}
         append_line(self.path / "facts.jsonl", with_check(line))
 
