@@ -123,9 +123,9 @@ class Pool:
 def pool_of(run: RunView) -> Pool | None:
     """The pool of a run, or of the runs of several seeds; None where nothing is routed."""
     found = [one for member in run.members if (one := _of_one(member)) is not None]
-    if len(found) < 2:
-        return found[0] if found and len(run.members) == 1 else None
-    return _merged(found)
+    if not found or len(found) < len(run.members):
+        return None
+    return found[0] if len(found) == 1 else _merged(found)
 
 
 def _of_one(run: RunView) -> Pool | None:

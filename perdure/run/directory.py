@@ -4,7 +4,7 @@
     stream.json        the tasks and their versions
     pinned.json        the recipe's values, and the base model's files by sha256
     scores.jsonl       one line a score             log.jsonl          one line a logged step
-    facts.jsonl        one line a figure of a task's end
+    facts.jsonl        one line a figure of a task's end, and what a pool of adapters holds then
     items/             scored rows and texts        checkpoints/       one sealed folder a task
     work/              checkpoints inside a task    cache/             what methods computed once
     lock, lock.pid     held by the process that learns, and its number
@@ -143,6 +143,8 @@ class Run:
 
     def facts(self) -> list[dict[str, Any]]:
         """Lines of facts.jsonl: `after`, `task`, `name`, `value` of what was found at a task's end.
+
+        A value is a number, but that of `pool` (`perdure.run.pool`).
 
         A fact recorded again after a resume counts once, the last.
         """

@@ -6,13 +6,17 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
-from synthetic_runs import make_run, write_lines
+from synthetic_runs import COUNTED as TWO
+from synthetic_runs import HUE, MANY, make_pool_run, make_run, write_lines
+from synthetic_runs import NAMED as ONE
+from synthetic_runs import POOL_MATRIX as MATRIX
+from synthetic_runs import POOL_TASKS as NAMES
 
 from perdure.reports import numbers, pool_views, pools
 from perdure.reports.data import RunView, views
@@ -25,71 +29,13 @@ from perdure.run import Run
 
 pytestmark = pytest.mark.unit
 
-NAMES = ("colour", "count", "shade")
-ONE, TWO = "colour@2", "count@1"
-HUE, MANY = "Name the colour.", "How many?"
-# Adapter, whether it fits, score, score by the right adapter where another answered, instruction.
-ANSWERS: dict[str, tuple[str, list[tuple[str, bool, float, float | None, str]]]] = {
-    "colour": (ONE, [
-        (ONE, True, 1, None, HUE), (ONE, True, 1, None, HUE), (ONE, True, 0, None, HUE),
-        ("base", False, 0, 1, "Which hue?"),
-    ]),
-    "count": (TWO, [
-        (TWO, True, 1, None, MANY), (TWO, True, 1, None, MANY),
-        (ONE, True, 0, 1, "Name the number."), (ONE, True, 0, 0, "Name the number."),
-    ]),
-    "shade": (ONE, [(ONE, True, float(k < 3), None, HUE) for k in range(4)]),
-}  # fmt: skip
-MATRIX = [[0.25, 0.0, 0.25], [0.75, 0.0, 0.5], [0.75, 0.5, 0.5], [0.5, 0.5, 0.75]]
-
-
-def with_pool(folder: Path, seed: int = 0, **changes: Any) -> Run:
-    """Three tasks in two groups; scores as served .5, .5, .75, with the right adapter all .75."""
-    made = make_run(folder, "lcia", MATRIX, tasks=NAMES, rows=4, seed=seed, general=())
-    (folder / "items").mkdir()
-    for name, (right, answers) in {**ANSWERS, **changes}.items():
-        rows = [
-            {"id": f"{name}-{k}", "score": float(score), "prediction": "", "answer": "",
-             "prompt": f"{name} {k}", "instruction": text, "adapter": adapter,
-             "similarity": 0.5, "why": "", "fits": fit, "right": right}
-            | ({} if other is None else {"right_score": float(other)})
-            for k, (adapter, fit, score, other, text) in enumerate(answers)
-        ]  # fmt: skip
-        write_lines(folder / f"items/after-3-{name}.jsonl", rows)
-    groups = [
-        {"name": "colour", "adapter": "colour@1", "tasks": ["colour"], "instructions": 1},
-        {"name": "count", "adapter": "count@1", "tasks": ["count"], "instructions": 1},
-        {"name": "colour", "adapter": ONE, "tasks": ["colour", "shade"], "instructions": 1},
-    ]
-    adapters = [{"name": n, "parameters": 1000, "bytes": 4500}
-                for n in ("default", "colour@1", TWO, ONE)]  # fmt: skip
-    router = {"similarity": "tfidf", "threshold": 0.9, "accept": 0.9, "fallback": "base"}
-    grew = (
-        (1, groups[:1], ("default", "colour@1")),
-        (2, groups[:2], ("default", "colour@1", TWO)),
-        (3, [groups[2], groups[1]], ("default", TWO, ONE)),
-    )
-    facts: list[tuple[int, str, Any]] = [
-        (1, "method/group_opened", 1.0), (1, "method/group_similarity", 0.0),
-        (2, "method/group_opened", 1.0), (2, "method/nearest_group/colour", 0.25),
-        (3, "method/group_opened", 0.0), (3, "method/nearest_group/colour", 1.0),
-        (3, "method/runner_up_group/count", 0.25),
-        *((after, "pool", {"adapters": [a for a in adapters if a["name"] in there],
-                           "groups": have, "router": router}) for after, have, there in grew),
-    ]  # fmt: skip
-    write_lines(folder / "facts.jsonl", [
-        {"after": after, "task": NAMES[after - 1], "name": name, "value": value}
-        for after, name, value in facts
-    ])  # fmt: skip
-    return made
-
 
 def view_of(run: Run) -> RunView:
     return views([run])[0]
 
 
 def test_where_each_task_was_learned(tmp_path: Path) -> None:
-    pool = pools.pool_of(view_of(with_pool(tmp_path / "run")))
+    pool = pools.pool_of(view_of(make_pool_run(tmp_path / "run")))
     assert pool is not None
     assert pool.grouping == (
         pools.Placed("colour", "colour", "colour@1", True, None, None),
@@ -104,7 +50,7 @@ def test_where_each_task_was_learned(tmp_path: Path) -> None:
 
 
 def test_who_answered_and_how_often_that_was_right(tmp_path: Path) -> None:
-    pool = pools.pool_of(view_of(with_pool(tmp_path / "run")))
+    pool = pools.pool_of(view_of(make_pool_run(tmp_path / "run")))
     assert pool is not None
     assert pool.confusion.columns == (ONE, TWO, pools.NONE_FITS)
     assert [(row.task, row.counts, row.right) for row in pool.confusion.rows] == [
@@ -127,8 +73,23 @@ def test_who_answered_and_how_often_that_was_right(tmp_path: Path) -> None:
     )
 
 
+def test_who_answered_what_fits_no_group_is_said(tmp_path: Path) -> None:
+    pool = pools.pool_of(view_of(make_pool_run(tmp_path / "run")))
+    assert pool is not None
+    assert pool.routing is not None
+    near = replace(pool, fallback="nearest", routing=replace(pool.routing, none_right=1))
+    assert pool_views.fallback_words(near) == (
+        "none fits: these requests are unlike every group; the adapter of the nearest group "
+        "answered them (of 1 requests of learned tasks 1 by the right adapter all the same, which "
+        "the accuracy does not count)"
+    )
+    row = replace(pool.confusion.rows[0], counts=(4, 0, 0))
+    fits = replace(pool, confusion=replace(pool.confusion, rows=(row,)))
+    assert pool_views.fallback_words(fits) == ""
+
+
 def test_what_routing_costs(tmp_path: Path) -> None:
-    pool = pools.pool_of(view_of(with_pool(tmp_path / "run")))
+    pool = pools.pool_of(view_of(make_pool_run(tmp_path / "run")))
     assert pool is not None
     assert [(c.task, c.base, c.routed, c.right, c.cost.value) for c in pool.costs] == [
         ("colour", 0.25, 0.5, 0.75, 0.25), ("count", 0.0, 0.5, 0.75, 0.25),
@@ -149,7 +110,7 @@ def test_what_routing_costs(tmp_path: Path) -> None:
 
 
 def test_of_perplexities_it_is_in_nats_and_of_losses(tmp_path: Path) -> None:
-    run = with_pool(tmp_path / "run")
+    run = make_pool_run(tmp_path / "run")
     rows = [
         {"id": f"count-{k}", "score": math.exp(2.0), "loss": 2.0, "tokens": tokens,
          "prompt": str(k), "adapter": ONE, "fits": True, "right": TWO, "right_loss": 1.0,
@@ -176,7 +137,7 @@ def test_of_perplexities_it_is_in_nats_and_of_losses(tmp_path: Path) -> None:
 
 def test_all_views_show_it_where_a_run_has_a_pool(tmp_path: Path) -> None:
     plain = make_run(tmp_path / "plain", "sequential", MATRIX, tasks=NAMES, rows=4, general=())
-    runs = [with_pool(tmp_path / "run"), plain]
+    runs = [make_pool_run(tmp_path / "run"), plain]
     said = numbers.of_run(view_of(runs[0]))["pool"]
     assert said["routing"]["accuracy"] == 0.75
     assert said["confusion"]["rows"][1] == {"task": "count", "right": TWO, "counts": [2, 2, 0]}
@@ -204,7 +165,7 @@ def test_all_views_show_it_where_a_run_has_a_pool(tmp_path: Path) -> None:
 
 def test_tables_of_a_comparison_have_columns_for_it(tmp_path: Path) -> None:
     plain = make_run(tmp_path / "plain", "sequential", MATRIX, tasks=NAMES, rows=4, general=())
-    runs = [with_pool(tmp_path / "run"), plain]
+    runs = [make_pool_run(tmp_path / "run"), plain]
     first, second = csv.DictReader(io.StringIO(table(runs, "csv")))
     assert float(first["routing_accuracy"]) == 0.75
     assert float(first["routing_cost"]) == pytest.approx(1 / 6)
@@ -222,7 +183,10 @@ def test_tables_of_a_comparison_have_columns_for_it(tmp_path: Path) -> None:
 def test_of_several_seeds_counts_are_summed_and_figures_are_means(tmp_path: Path) -> None:
     shade = (ONE, [(ONE, True, float(k < 3), None, HUE) for k in range(4)])
     count = (TWO, [(TWO, True, float(k < 2), None, MANY) for k in range(4)])
-    runs = [with_pool(tmp_path / "0"), with_pool(tmp_path / "1", 1, count=count, shade=shade)]
+    runs = [
+        make_pool_run(tmp_path / "0"),
+        make_pool_run(tmp_path / "1", 1, count=count, shade=shade),
+    ]
     (group,) = grouped(views(runs))
     pool = pools.pool_of(group)
     assert pool is not None
@@ -239,7 +203,7 @@ def test_of_several_seeds_counts_are_summed_and_figures_are_means(tmp_path: Path
 
 
 def test_what_was_not_measured_is_a_dash(tmp_path: Path) -> None:
-    run = with_pool(tmp_path / "run")
+    run = make_pool_run(tmp_path / "run")
     for name in NAMES:
         (run.path / f"items/after-3-{name}.jsonl").unlink()
     pool = pools.pool_of(view_of(run))
