@@ -145,8 +145,8 @@ def fallback_words(pool: Pool) -> str:
     said += f"; {FALLBACK[pool.fallback]}" if pool.fallback in FALLBACK else ""
     if routing.none_right:
         said += (
-            f" (of {routing.none} requests of learned tasks {routing.none_right} by the right "
-            "adapter all the same, which the accuracy does not count)"
+            f" (the right adapter all the same for {routing.none_right} of the {routing.none} "
+            "that are of learned tasks, which the accuracy does not count)"
         )
     return said
 

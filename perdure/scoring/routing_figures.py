@@ -57,8 +57,9 @@ class RoutingFigures:
             f"different instruction{'' if self.instructions == 1 else 's'})"
         )
         if self.none:
-            said += f"; {self.none} fit no group"
-            said += f", and the fallback had the right adapter for {self.none_right}"
+            said += f"; {self.none} fit{'s' if self.none == 1 else ''} no group"
+        if self.none_right:
+            said += f" (the fallback had the right adapter for {self.none_right} of them)"
         if rest := self.requests - self.known:
             said += f"; {rest} more are of tasks that no adapter has learned"
         return said

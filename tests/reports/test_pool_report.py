@@ -80,8 +80,8 @@ def test_who_answered_what_fits_no_group_is_said(tmp_path: Path) -> None:
     near = replace(pool, fallback="nearest", routing=replace(pool.routing, none_right=1))
     assert pool_views.fallback_words(near) == (
         "none fits: these requests are unlike every group; the adapter of the nearest group "
-        "answered them (of 1 requests of learned tasks 1 by the right adapter all the same, which "
-        "the accuracy does not count)"
+        "answered them (the right adapter all the same for 1 of the 1 that are of learned tasks, "
+        "which the accuracy does not count)"
     )
     row = replace(pool.confusion.rows[0], counts=(4, 0, 0))
     fits = replace(pool, confusion=replace(pool.confusion, rows=(row,)))
