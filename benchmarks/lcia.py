@@ -17,7 +17,7 @@ interrupted goes on, so that every line can be run alone. Without --only all lin
 those of `SEEDED` with each of --seeds, the others with the first alone; then their intervals are
 over the test rows, and are marked so. The five tasks take two cores two to three hours in all.
 
-`both` averages in every task, by `line`; `both, as coupled` only where a group goes on, as the
+`both` averages in every task, by `line`; `both as coupled` only where a group goes on, as the
 paper has it. Of five tasks none does, so that this is `grouping alone`: it runs with nine only.
 `Arrow` (peft's) trains nothing: each layer weighs, token by token, the adapters that `grouping
 alone` had after each task. `fixed as line` (`paper`, `official`) is `fixed` with the decay whose
@@ -91,7 +91,7 @@ LINES: dict[str, dict[str, Any]] = {
     "line": LINE,
     "grouping alone": {"name": "lcia", "average": "never"},
     "both": {**BOTH, "average": "always"},
-    "both, as coupled": BOTH,
+    "both as coupled": BOTH,
     "fixed 0.99": {"name": "ema", "decay": 0.99},
     "fixed 0.999": {"name": "ema", "decay": 0.999},
     "paper": {"name": "ema", "beta": "paper"},
@@ -105,7 +105,7 @@ LINES: dict[str, dict[str, Any]] = {
 }
 ALIKE = {f"fixed as {mode}": mode for mode in ("line", "paper", "official")}
 """Lines whose decay is found in another line's run, which is run before them."""
-ARROW, POOL, COUPLED = "Arrow", "grouping alone", "both, as coupled"
+ARROW, POOL, COUPLED = "Arrow", "grouping alone", "both as coupled"
 NAMES = (*LINES, *ALIKE, ARROW)
 SEEDED = ("LoRA in sequence", "fixed by window", "line", "both")
 DECAYS = tuple(1 - 2.0 ** (-k / 2) for k in range(25))
@@ -122,7 +122,7 @@ def main() -> int:
     )
     options.add_argument("--data", type=Path, required=True)
     options.add_argument("--out", type=Path, required=True)
-    options.add_argument("--only", default="", help="lines by name, commas between; ; for ,")
+    options.add_argument("--only", default="", help="lines by name, commas between")
     options.add_argument("--seeds", default="0,1,2")
     options.add_argument("--tasks", default="five", choices=("five", "nine"))
     options.add_argument("--order", default="given", choices=("given", "reversed", "alphabetical"))
@@ -138,7 +138,7 @@ def main() -> int:
     if not (wanted.data / SET / "tasks.json").is_file():
         print(f"{wanted.data / SET}: not found; nothing was run", file=sys.stderr)
         return 2
-    given = [name.strip().replace(";", ",") for name in wanted.only.split(",") if name.strip()]
+    given = [name.strip() for name in wanted.only.split(",") if name.strip()]
     if unknown := [name for name in given if name not in NAMES]:
         print(f"no line is called {unknown[0]}; they are: {', '.join(NAMES)}", file=sys.stderr)
         return 2
@@ -164,7 +164,7 @@ def _folder(wanted: argparse.Namespace) -> Path:
 
 
 def _path(name: str, seed: int, wanted: argparse.Namespace) -> Path:
-    return _folder(wanted) / f"{name.replace(' ', '_').replace(',', '')}-{seed}"
+    return _folder(wanted) / f"{name.replace(' ', '_')}-{seed}"
 
 
 def _run(name: str, seed: int, wanted: argparse.Namespace) -> None:
@@ -212,7 +212,7 @@ def _recipe(
     elif wanted.order == "alphabetical":
         tasks.sort()
     return {
-        "name": name.replace(",", ""),
+        "name": name,
         "seed": seed,
         "model": {"path": wanted.model, "tuning": "lora"},
         "stream": {
