@@ -410,10 +410,16 @@ def _with_the_right_adapter(run: Run) -> None:
                 encoder = Encoder(tokenizer)
             part = replace(task, test=[task.test[i] for i in wrong])
             with showing(model, [right]):
-                for i, item in zip(wrong, score_task(model, encoder, part).items, strict=True):
+                for i, item in zip(
+                    wrong, score_task(model, encoder, part, device=_device()).items, strict=True
+                ):
                     score[i] = float(item["score"])
         scores[task.name] = fmean(score)
     kept.write_text(json.dumps(scores))
+
+
+def _device() -> str | None:
+    return "cuda" if torch.cuda.is_available() else None
 
 
 def _precision(run: Run) -> str:
@@ -445,7 +451,7 @@ def _arrow(seed: int, wanted: argparse.Namespace) -> None:
         model = create_arrow_model(base, places, config).eval()
         for task in tasks[:after]:
             if task.name not in known:
-                items = score_task(model, Encoder(tokenizer), task).items
+                items = score_task(model, Encoder(tokenizer), task, device=_device()).items
                 known[task.name] = [float(item["score"]) for item in items]
                 file.write_text(json.dumps(cells))
 
