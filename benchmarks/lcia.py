@@ -19,7 +19,9 @@ over the test rows, and are marked so. The five tasks, 28 runs, take two cores a
 one core three and a half. With a GPU: --tasks nine --every-seed, once for each --order.
 
 `both` averages in every task, by `line`; `both as coupled` only where a group goes on, as the
-paper has it. Of five tasks none does, so that this is `grouping alone`: it runs with nine only.
+paper has it. Of five tasks none does, so that this is `grouping alone`: it runs with nine only. A
+new group begins as a copy of the adapter trained last, so on the five tasks `both` is trained as
+`line` is and `grouping alone` as `LoRA in sequence`: they differ in which of the copies answers.
 `Arrow` (peft's) trains nothing: each layer weighs, token by token, the adapters that `grouping
 alone` had after each task. `fixed as line` (`paper`, `official`) is `fixed` with the decay whose
 average moves as far as that mode's: from the weights of training of that very run, whose averages
