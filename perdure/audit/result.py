@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.text import Text
 
+    from perdure.scoring.routing_figures import RoutingFigures
+
 
 def judge(
     name: str,
@@ -174,6 +176,8 @@ class AuditResult:
     """With which chat template the rows of both models were read, in words."""
     accepted_changes: tuple[str, ...] = ()
     """What has changed since an audited run began, and was accepted."""
+    routing: RoutingFigures | None = None
+    """How the tuned model's requests were routed; None where they are not."""
 
     @property
     def verdict(self) -> Verdict:
@@ -188,7 +192,12 @@ class AuditResult:
         return {"kept": 0, "lost": 1, "undecided": undecided}[self.verdict]
 
     def to_dict(self) -> dict[str, Any]:
-        return {"verdict": self.verdict, "correction": "bonferroni"} | asdict(self)
+        routing = None if self.routing is None else self.routing.numbers()
+        return (
+            {"verdict": self.verdict, "correction": "bonferroni"}
+            | asdict(self)
+            | {"routing": routing}
+        )
 
     def to_json(self) -> str:
         """Return everything as one JSON object; what is not a finite number is null."""

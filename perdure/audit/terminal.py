@@ -16,6 +16,8 @@ from perdure.errors import printable
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from perdure.scoring.routing_figures import RoutingFigures
+
 WIDTH = 80
 PROMPT = 160
 """Of a prompt that is longer than this the end is shown."""
@@ -41,6 +43,8 @@ class Shown(Protocol):
     @property
     def flips(self) -> Sequence[Mapping[str, Any]]: ...
     @property
+    def routing(self) -> RoutingFigures | None: ...
+    @property
     def verdict(self) -> str: ...
     def exit_code(self, undecided: int = 3) -> int: ...
 
@@ -65,6 +69,8 @@ def table(result: Shown, width: int = WIDTH) -> Text:
     for name in result.skipped:
         text.append(f"{_named(name, room)}{'':>46}skipped\n", "dim")
         text.append(_wrapped("an earlier one is lost", width), "dim")
+    if result.routing is not None:
+        text.append("\n" + _wrapped(f"tuned: {result.routing.words()}", width, ""))
     share = (
         f"The chance that an end of an interval is wrong is at most {result.alpha:g} / "
         f"{max(result.judged, 1)}, and that any verdict is false at most {result.alpha:g}."

@@ -16,6 +16,7 @@ from perdure.run.damage import verify, verify_scores
 from perdure.run.item_files import groups_of
 from perdure.run.pins import note_accepted, refuse_changes
 from perdure.scoring.resampling import mean_interval
+from perdure.scoring.routing_figures import figures
 from perdure.streams.kinds import known_metric
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def evaluate(
     recorded = {(s["kind"], s.get("task")): s["score"] for s in run.scores()
                 if s["after"] == after and "score" in s}  # fmt: skip
     rows = []
+    routing = figures(item for line, items in found if line["kind"] == "task" for item in items)
     with run.lock():
         if first_process() and any((s["kind"], s["task"]) not in recorded for s, _ in found):
             note_accepted(run, changes)
@@ -78,10 +80,13 @@ def evaluate(
                 run.record(line, items)
             rows.append({**line, "recorded": recorded.get(key), **interval(line, items)})
     if as_json:
-        changed = {"accepted_changes": changes} if changes else {}
-        emit({"run": str(run.path), "after": after, "scores": rows, **changed})
+        more: dict[str, Any] = {"accepted_changes": changes} if changes else {}
+        more |= {} if routing is None else {"routing": routing.numbers()}
+        emit({"run": str(run.path), "after": after, "scores": rows, **more})
     elif first_process():
         _table(run, after, rows)
+        if routing is not None:
+            print(printable(routing.words()))
 
 
 class _Shown(Silent):

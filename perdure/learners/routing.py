@@ -77,7 +77,8 @@ class Routing:
         with nullcontext() if self.routed is not None else self.routing():
             if self.routed is None:
                 return self._score_alone(task)
-            return score_routed(self, task, self.routed.choose(list(prompts_of([task]))))
+            choices = self.routed.choose(list(prompts_of([task])))
+            return score_routed(self, task, choices, self.routed.right(task.name))
 
     def _score_alone(self, task: Task) -> TaskScore | None:
         with self.autocast():

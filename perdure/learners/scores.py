@@ -99,8 +99,11 @@ def scored(learner: Scores, after: int, done: Collection[Key]) -> Iterator[Line]
     learner.track(figures)
 
 
-def score_routed(learner: Routes, task: Task, choices: Sequence[Choice]) -> TaskScore | None:
-    """Score each row of `task.test` with the adapter chosen for it; see `perdure.scoring.routed`.
+def score_routed(
+    learner: Routes, task: Task, choices: Sequence[Choice], right: str | None = None
+) -> TaskScore | None:
+    """Score each row of `task.test` with the adapter chosen for it, and those that another than
+    `right` answered by that one too; see `perdure.scoring.routed`.
 
     The one place where a learner's rows are routed, in a run and in `perdure eval`.
     """
@@ -112,4 +115,6 @@ def score_routed(learner: Routes, task: Task, choices: Sequence[Choice]) -> Task
             learner.score_task,
             learner.score_mixed,
             partial(learner.listener.progress, "scoring", task.name),
+            right,
+            measure_right=True,
         )

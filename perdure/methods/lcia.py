@@ -23,6 +23,7 @@ from pydantic import Field
 
 from perdure.mechanisms.grouped import GroupingConfig, Groups
 from perdure.methods.ema import Ema, EmaConfig
+from perdure.models.router import placement_facts
 from perdure.protocol.method import Requires
 from perdure.recipe.mistakes import Mistake
 
@@ -127,8 +128,8 @@ class Lcia(Ema):
         if (found := self._placement) is not None:
             if found.adapter is not None:
                 ctx.adapters.remove(found.adapter)
-            ctx.log("group_opened", float(found.opens))
-            ctx.log("group_similarity", found.similarity)
+            for name, value in placement_facts(found).items():
+                ctx.log(name, value)
         return super().end_task(ctx)
 
     def router(self, ctx: Context) -> Router | None:

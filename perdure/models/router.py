@@ -147,6 +147,11 @@ class Router:
         group = self.codebook.group(name)
         return Choice(group.adapter, group.name, 0.0, None, f"{name} was asked for")
 
+    def learned_in(self, task: str) -> str | None:
+        """The adapter of the group that a task was learned in; None where it was not learned."""
+        homes = [group.adapter for group in self.codebook.groups if task in group.tasks]
+        return homes[-1] if homes else None
+
     def place(self, task: str, instructions: Sequence[str]) -> Placement:
         """Decide where a task is learned: in the nearest group from `threshold` on, else in a new
         one; of two that are equally near in the older one.
@@ -253,6 +258,23 @@ def group_tasks(
         found.append(router.place(task, instructions))
         router = router.learned(found[-1], instructions)
     return found, router.codebook
+
+
+def placement_facts(placement: Placement) -> dict[str, float]:
+    """Figures of a placement by name, as a run keeps them (reports read them by these names).
+
+    Returns: `group_opened` (1: a new group), `group_similarity` to the nearest group before, and,
+        where there was one, `nearest_group/NAME` and `runner_up_group/NAME` with theirs.
+    """
+    found = {
+        "group_opened": float(placement.opens),
+        "group_similarity": placement.similarity,
+    }
+    if placement.nearest is not None:
+        found[f"nearest_group/{placement.nearest}"] = placement.similarity
+    if placement.runner_up is not None:
+        found[f"runner_up_group/{placement.runner_up[0]}"] = placement.runner_up[1]
+    return found
 
 
 def told(placement: Placement) -> Mapping[str, str]:

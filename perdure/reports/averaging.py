@@ -28,7 +28,8 @@ INTRO = (
     "The weight that the old average got, over the steps of a task and over tensors: the value "
     "below which 10 %, 20 %, ... of them lie. Near 0 nothing is averaged, near 1 the average "
     "hardly moves. How far average and weights of training moved is an L2 distance from where "
-    "the task began, estimated from a part of the elements."
+    "the task began, estimated from a part of the elements; below the average’s way stands its "
+    "share of the weights’."
 )
 
 
@@ -113,13 +114,19 @@ def cells(one: Averaged) -> list[str]:
     ]
 
 
+def _row(one: Averaged) -> dict[str, Any]:
+    out, *deciles, moved, raw, share = cells(one)
+    return {"task": one.task, "out": out, "deciles": deciles, "moved": moved, "raw": raw,
+            "share": share}  # fmt: skip
+
+
 def sections(runs: Sequence[RunView]) -> list[dict[str, Any]]:
     """For the page: a table for each run with an average."""
     return [
         {
             "label": run.label,
             "slot": slot,
-            "rows": [{"task": one.task, "cells": cells(one)} for one in found],
+            "rows": [_row(one) for one in found],
         }
         for slot, run in enumerate(runs)
         if (found := tasks(run))

@@ -6,7 +6,17 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from perdure.reports import averaging, classes, general, probed, ranking, seeds, tradeoff, words
+from perdure.reports import (
+    averaging,
+    classes,
+    general,
+    pool_views,
+    probed,
+    ranking,
+    seeds,
+    tradeoff,
+    words,
+)
 from perdure.reports.data import SUMMARY, RunView
 from perdure.scoring.change import Change
 from perdure.scoring.resampling import Interval
@@ -34,6 +44,7 @@ def of_run(view: RunView) -> dict[str, Any]:
         **classes.numbers(view),
         "probes": probed.numbers(view),
         "averaging": averaging.numbers(view),
+        "pool": pool_views.numbers(view),
         "cost": tradeoff.numbers(view),
         "general_perplexity": list(view.general),
         "general_tasks": {
@@ -79,6 +90,7 @@ def of_group(view: RunView) -> dict[str, Any]:
         **classes.numbers(view),
         "probes": probed.numbers(view),
         "averaging": averaging.numbers(view),
+        "pool": pool_views.numbers(view),
         "cost": tradeoff.numbers(view),
         "general_perplexity": list(view.general),
         "changes": _changes(view),

@@ -104,13 +104,13 @@ class SeedsEvidence(Evidence):
         known = [value for value in values if value is not None]
         if len(known) < len(values):
             return None
-        return _interval(known, [run.evidence.interval(name) for run in self.runs])
+        return wider(known, [run.evidence.interval(name) for run in self.runs])
 
     def cell(self, after: int, task: str) -> Interval | None:
         values = [run.score(after, task) for run in self.runs]
         if any(map(math.isnan, values)):
             return None
-        return _interval(values, [run.evidence.cell(after, task) for run in self.runs])
+        return wider(values, [run.evidence.cell(after, task) for run in self.runs])
 
     def change(self, task: TaskFacts, before: int, after: int) -> Change | None:
         return over_seeds([run.evidence.change(task, before, after) for run in self.runs])
@@ -124,7 +124,7 @@ class SeedsEvidence(Evidence):
         return min(run.evidence.general_last for run in self.runs)
 
 
-def _interval(values: Sequence[float], by_rows: Sequence[Interval | None]) -> Interval | None:
+def wider(values: Sequence[float], by_rows: Sequence[Interval | None]) -> Interval | None:
     """The wider end of Student's interval and of the mean of the runs' own, as `over_seeds` has it;
     where one of the two is not known, the other."""
     found, known = spread(values), [ends for ends in by_rows if ends is not None]

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from perdure.errors import UsageError
-from perdure.reports import classes, format, left_out, numbers, ranking, words
+from perdure.reports import classes, format, left_out, numbers, pool_views, ranking, words
 from perdure.reports.data import SUMMARY, RunData, RunView, task_order, views
+from perdure.reports.pools import pool_of
 from perdure.reports.seeds import grouped, seed_of
 
 Form = Literal["csv", "latex", "markdown"]
@@ -53,7 +54,8 @@ def _csv(runs: Sequence[RunView]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     scenario = ["scenario"] if any(run.scenario for run in runs) else []
-    writer.writerow(["method", "seeds", "runs", *scenario, *figures, *ends, *general])
+    pools = list(pool_views.CSV) if any(map(pool_of, runs)) else []
+    writer.writerow(["method", "seeds", "runs", *scenario, *figures, *ends, *general, *pools])
     for run in (one for own in runs for one in classes.both(own)):
         cells: list[Any] = []
         for key in numbers.KEYS:
@@ -67,6 +69,7 @@ def _csv(runs: Sequence[RunView]) -> str:
         cells += [run.general_before, run.general_after]
         # As printed elsewhere: above 0 is a rise of the loss.
         cells += [None] * 3 if change is None else [-change.mean, -change.high, -change.low]
+        cells += pool_views.csv_cells(pool_of(run)) if pools else []
         seeds = " ".join(map(seed_of, run.members))
         first = [run.label, seeds, len(run.members), *([run.scenario] if scenario else [])]
         writer.writerow([*first, *map(_number, cells)])
@@ -91,6 +94,8 @@ def _rounded(runs: Sequence[RunView]) -> tuple[list[str], list[list[tuple[str, s
     heads += [f"{title} {'↑' if up else '↓'}" for _, title, up, _ in wanted]
     general = any(run.general for run in runs)
     heads += ["General perplexity ↓"] if general else []
+    pools = any(map(pool_of, runs))
+    heads += [one.title.capitalize() for one in pool_views.shortened(None)] if pools else []
     rows = []
     for slot, run in [(i, one) for i, own in enumerate(runs) for one in classes.both(own)]:
         at = best if run is runs[slot] else best_other
@@ -104,6 +109,9 @@ def _rounded(runs: Sequence[RunView]) -> tuple[list[str], list[list[tuple[str, s
             values = (run.general_before, run.general_after)
             text = " → ".join(map(format.significant, values))
             cells.append((text, words.general_interval(run), at[ranking.GENERAL] == slot))
+        if pools:
+            shown = pool_views.shortened(pool_of(run))
+            cells += [(one.text, one.interval, False) for one in shown]
         rows.append(cells)
     return heads, rows
 

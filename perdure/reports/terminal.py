@@ -22,6 +22,7 @@ from perdure.reports import (
     general,
     left_out,
     no_class,
+    pool_views,
     ranking,
     words,
 )
@@ -229,6 +230,8 @@ def score_table(runs: Sequence[RunData], console: Console | None = None) -> None
         target.print(plain(said))
     for table in (*class_tables.probes(digested), *averaging.tables(digested)):
         target.print(table)
+    for part in pool_views.tables(digested, target.width):
+        target.print(plain(part) if isinstance(part, str) else part)
     if any(run.general_tasks for run in digested):
         target.print(_general_table(digested))
     for run in digested:

@@ -4,7 +4,7 @@
     stream.json        the tasks and their versions
     pinned.json        the recipe's values, and the base model's files by sha256
     scores.jsonl       one line a score             log.jsonl          one line a logged step
-    facts.jsonl        one line a figure of a task's end
+    facts.jsonl        one line a figure of a task's end, and what a pool of adapters holds then
     items/             scored rows and texts        checkpoints/       one sealed folder a task
     work/              checkpoints inside a task    cache/             what methods computed once
     lock, lock.pid     held by the process that learns, and its number
@@ -144,6 +144,8 @@ class Run:
     def facts(self) -> list[dict[str, Any]]:
         """Lines of facts.jsonl: `after`, `task`, `name`, `value` of what was found at a task's end.
 
+        A value is a number, but that of `pool` (`perdure.run.pool`).
+
         A fact recorded again after a resume counts once, the last.
         """
         last: dict[tuple[Any, ...], dict[str, Any]] = {}
@@ -253,8 +255,11 @@ class Run:
     def log(self, line: Mapping[str, Any]) -> None:
         append_line(self.path / "log.jsonl", with_check({"time": now(), **line}), sync=False)
 
-    def record_fact(self, after: int, task: str, name: str, value: float) -> None:
-        """Append one figure that was found at the end of learning `task`."""
+    def record_fact(
+        self, after: int, task: str, name: str, value: float | Mapping[str, Any]
+    ) -> None:
+        """Append one figure that was found at the end of learning `task`; of a pool of adapters all
+        that `perdure.run.pool` says."""
         line = {"after": after, "task": task, "name": name, "value": value}
         append_line(self.path / "facts.jsonl", with_check(line))
 

@@ -5,9 +5,9 @@ items/general-AFTER.jsonl         general texts
 items/general-AFTER-TASK.jsonl    items of a task of lm-eval's
 
 A line is a row: `id`, `score`, `prediction`, `answer`, `prompt`, and `group` where the task
-declares which rows belong together; where requests are routed `adapter`, `similarity` and `why`.
-Runs of an older Perdure have no `group`: there, only rows that
-ask the same question are known to belong together. The sha256 of such a file stands in the line of
+declares which rows belong together; where requests are routed what `perdure.scoring.routed` tells.
+Runs of an older Perdure have no `group`: there, only rows that ask the same question are known to
+belong together. The sha256 of such a file stands in the line of
 scores.jsonl that was written behind it.
 """
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from perdure.errors import TrainingError
 from perdure.processes import barrier, rank
 from perdure.run.directory import Run
+from perdure.run.pool import POOL, pool_in
 from perdure.seals import Sealer
 
 
@@ -107,6 +108,9 @@ class Recorder:
         yield draft
         barrier()
         if rank() == 0:
+            if (pool := pool_in(draft)) is not None:
+                task = self.run.stream_facts()[after - 1]["name"]
+                self.run.record_fact(after, task, POOL, pool)
             self.sealer.begin(draft, partial(self._settle, after))
 
     def _settle(self, after: int) -> None:

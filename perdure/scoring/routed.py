@@ -5,6 +5,9 @@ router is shown prompts alone, those of all tasks in one shuffled list, each onc
 
 Labels and losses are computed adapter by adapter, as a pass over a tree of labels has one. Texts
 are written in batches in which each row has its adapter (`peft`'s `adapter_names`).
+
+What routing costs is measured beside it: rows that another adapter answered than the one that
+learned their task are scored by that one too. Which that is, the router is asked afterwards.
 """
 
 from __future__ import annotations
@@ -15,7 +18,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from perdure.models.instructions import instruction_of
 from perdure.processes import Progress
+from perdure.scoring.routing_figures import NONE
 from perdure.scoring.score import TaskScore, numbered_copies, pooled, score_task
 from perdure.streams.kinds import metric
 from perdure.streams.task import Task
@@ -26,8 +31,6 @@ if TYPE_CHECKING:  # these import torch, which scores in files do without
 
 T = TypeVar("T")
 F = TypeVar("F")
-NONE = "base"
-"""What an item says where the base model answered, without an adapter."""
 Alone = Callable[[Task, Progress | None], "TaskScore | None"]
 Mixed = Callable[[Task, Sequence[str], Progress | None], "TaskScore | None"]
 
@@ -59,6 +62,12 @@ class Routed:
     def of_texts(self, texts: Sequence[str]) -> list[Choice]:
         """The choice for each plain text, as if a user had written it."""
         return self.choose([as_prompt(text) for text in texts])
+
+    def right(self, task: str) -> str | None:
+        """The adapter that would be right for a task's requests: that of the group in which the
+        task was learned. None: it was not learned, or the router does not know."""
+        learned_in: Callable[[str], str | None] | None = getattr(self.router, "learned_in", None)
+        return None if learned_in is None else learned_in(task)
 
 
 def as_prompt(text: str) -> Messages:
@@ -126,36 +135,68 @@ def score_routed(
     alone: Alone,
     mixed: Mixed | None = None,
     on_progress: Progress | None = None,
+    right: str | None = None,
+    measure_right: bool = False,
 ) -> TaskScore | None:
     """Score each row of `task.test` with the adapter chosen for it.
 
-    Items come back in the order of the rows and say `adapter`, `similarity` and `why`; a measure
-    beside the task's metric is the mean over all rows.
+    Items come back in the order of the rows and say what `told` tells; a measure beside the task's
+    metric is the mean over all rows.
 
     Args:
+        right: the adapter that would be right for all of them (`Routed.right`), where it is known.
+        measure_right: score the rows that another one answered by it too: `right_score`, and
+            `right_loss` where an item has a loss.
         alone: scores rows with the adapter that is active.
         mixed: scores rows with an adapter each, given by name; None, or one that gives None: this
             metric goes adapter by adapter.
     """
+    from perdure.models.adapter_lists import check_known, showing
+
+    names = [adapter_of(choice) for choice in choices]
+    wrong = [i for i, name in enumerate(names) if name != right] if right is not None else []
+    extra = len(wrong) if measure_right else 0
+    total = len(choices) + extra
+    first = on_progress if not extra else _behind(on_progress, 0, total)
     found = None
     if mixed is not None:
-        from perdure.models.adapter_lists import check_known
-
         check_known(model, [choice.adapter for choice in choices if choice.adapter is not None])
-        found = mixed(task, [adapter_of(choice) for choice in choices], on_progress)
+        found = mixed(task, names, first)
     if found is None:
-        found = _each(model, task, choices, alone, on_progress)
+        found = _each(model, task, choices, alone, first, total)
     if found is None:
         return None
-    return replace(found, items=told(found.items, choices))
+    items = told(found.items, choices, right)
+    for item, row in zip(items, task.test, strict=True):
+        # Of a request without a system message the prompt says it already.
+        if (text := instruction_of(row["prompt"])) != item.get("prompt"):
+            item["instruction"] = text
+    if extra and right is not None:
+        part = replace(task, test=[task.test[i] for i in wrong])
+        with showing(model, [right]):
+            other = alone(part, _behind(on_progress, len(choices), total))
+        assert other is not None
+        for place, item in zip(wrong, other.items, strict=True):
+            items[place] |= {f"right_{key}": item[key] for key in ("score", "loss") if key in item}
+    return replace(found, items=items)
 
 
-def told(items: Sequence[Mapping[str, Any]], choices: Sequence[Choice]) -> list[dict[str, Any]]:
-    """Items that say which adapter answered, how similar the request was, and why."""
-    return [
-        {**item, "adapter": one.adapter or NONE, "similarity": one.similarity, "why": one.why}
-        for item, one in zip(items, choices, strict=True)
-    ]
+def told(
+    items: Sequence[Mapping[str, Any]], choices: Sequence[Choice], right: str | None = None
+) -> list[dict[str, Any]]:
+    """Items that say which `adapter` answered, the request's `similarity` to the nearest group and
+    `why`; whether it `fits` a group, where the router says so; and which adapter is `right`, where
+    that is known."""
+    found = []
+    for item, one in zip(items, choices, strict=True):
+        said = {"adapter": one.adapter or NONE, "similarity": one.similarity, "why": one.why}
+        fits = getattr(one, "fits", None)
+        found.append(
+            {**item, **said}
+            | ({} if fits is None else {"fits": bool(fits)})
+            | ({} if right is None else {"right": right})
+        )
+    return found
 
 
 def _each(
@@ -164,13 +205,14 @@ def _each(
     choices: Sequence[Choice],
     alone: Alone,
     on_progress: Progress | None,
+    total: int,
 ) -> TaskScore | None:
     parts: list[TaskScore] = []
     items: dict[int, dict[str, Any]] = {}
     measures: dict[str, float] = {}
     for at in by_adapter(model, choices):
         part = replace(task, test=[task.test[i] for i in at])
-        found = alone(part, _behind(on_progress, len(items), len(choices)))
+        found = alone(part, _behind(on_progress, len(items), total))
         if found is None:
             return None
         parts.append(found)
@@ -208,6 +250,7 @@ def served_score(
         return score_task(model, encoder, part, on_progress=progress, adapters=adapters, **options)
 
     choices = routed.choose(list(prompts_of([task])))
-    found = score_routed(model, task, choices, alone, mixed, on_progress)
+    right = routed.right(task.name)
+    found = score_routed(model, task, choices, alone, mixed, on_progress, right)
     assert found is not None
     return found

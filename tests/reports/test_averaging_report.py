@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from rich.console import Console
 from synthetic_runs import TASKS, make_run, write_lines
 
+from perdure.commands.show import compare
 from perdure.reports import averaging, numbers
 from perdure.reports.data import views
 from perdure.reports.format import DASH
@@ -70,6 +72,37 @@ def test_of_several_seeds_it_is_the_mean(tmp_path: Path) -> None:
     runs = [with_average(tmp_path / str(i), seed=i, out=0.2 + 0.2 * i) for i in (0, 1)]
     (group,) = grouped(views(runs))
     assert averaging.tasks(group)[0].out == pytest.approx(0.3)
+
+
+def test_compare_shows_it_in_the_terminal_on_the_page_and_as_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    paths = [tmp_path / "ema", tmp_path / "plain"]
+    with_average(paths[0])
+    make_run(paths[1], "sequential")
+    compare(paths, tmp_path / "page.html", None, as_json=False)
+    shown = capsys.readouterr().out
+    for text in ("ema: weight on the old average", "out of range", "deciles of the weight", "25 %",
+                 "0.100 0.200 0.300", "3.00 (75 %)", "weights moved", "4.00"):  # fmt: skip
+        assert text in shown
+    page = (tmp_path / "page.html").read_text("utf-8")
+    for text in (
+        "Out of range",
+        "10 %",
+        "90 %",
+        "Average moved",
+        "Weights moved",
+        "0.99990",
+        "5.00",
+    ):
+        assert text in page
+    compare(paths, tmp_path / "again.html", None, as_json=True)
+    ema, plain = json.loads(capsys.readouterr().out)["groups"]
+    assert [one["out_of_range"] for one in ema["averaging"]] == [0.25, 0.25]
+    assert [len(one["deciles"]) for one in ema["averaging"]] == [9, 9]
+    assert [(one["moved"], one["moved_raw"]) for one in ema["averaging"]] == [(3, 4), (0.1, 5)]
+    assert plain["averaging"] == []
 
 
 def test_weights_have_the_digits_that_tell_them_from_1() -> None:

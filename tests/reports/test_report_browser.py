@@ -14,7 +14,10 @@ from synthetic_runs import (
     FORGETS,
     KEEPS,
     NAN,
+    POOL_MATRIX,
+    POOL_TASKS,
     make_class_run,
+    make_pool_run,
     make_run,
     three_methods,
     twelve_runs,
@@ -31,7 +34,7 @@ pytestmark = [
     ),
 ]
 WIDTHS = (360, 400, 768, 1200, 1280)
-PAGES = ("compare", "single", "hostile", "twelve", "classes")
+PAGES = ("compare", "single", "hostile", "twelve", "classes", "routed")
 MOST = {"single": 6, "twelve": 8, "classes": 16}
 """Sheets of paper; one run in 7 and twelve in 14 were mostly white."""
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
@@ -105,10 +108,20 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         )
         for i, rows in enumerate((FORGETS, KEEPS))
     ]  # fmt: skip
-    found = {"compare": runs, "single": runs[2:], "hostile": hostile,
-             "twelve": twelve_runs(folder / "twelve"),
-             "classes": [make_class_run(folder / "seq_star"),
-                         make_class_run(folder / "plain", "sequential", kept=0.6)]}  # fmt: skip
+    found = {
+        "compare": runs,
+        "single": runs[2:],
+        "hostile": hostile,
+        "twelve": twelve_runs(folder / "twelve"),
+        "classes": [
+            make_class_run(folder / "seq_star"),
+            make_class_run(folder / "plain", "sequential", kept=0.6),
+        ],
+        "routed": [
+            make_pool_run(folder / "lcia"),
+            make_run(folder / "unrouted", matrix=POOL_MATRIX, tasks=POOL_TASKS),
+        ],
+    }
     return {name: write_report(rows, folder / f"{name}.html") for name, rows in found.items()}
 
 

@@ -13,7 +13,8 @@ from perdure.models.adapters import attach_lora
 from perdure.models.chat import Encoder
 from perdure.recipe.schema import LoraConfig
 from perdure.scoring.perplexity import general_loss
-from perdure.scoring.routed import Routed, each_by_adapter, prompts_of
+from perdure.scoring.routed import Routed, each_by_adapter, prompts_of, score_routed
+from perdure.scoring.score import score_task
 from perdure.streams.task import Task
 
 
@@ -82,3 +83,59 @@ def test_the_loss_on_general_texts_is_that_of_each_texts_adapter(tiny: Any) -> N
     assert found.loss == pytest.approx(total / found.tokens)
     assert len({round(item["loss"], 3) for item in found.items}) == 4
     assert adapter_lists.active(model) == ("default",)
+
+
+class Learned(Words):
+    """Says too in which adapter a task was learned."""
+
+    def learned_in(self, task: str) -> str | None:
+        return {"t": "second"}.get(task)
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("metric", ["chrf", "perplexity", "label_likelihood"])
+def test_rows_that_another_adapter_answered_are_scored_by_the_right_one_too(
+    tiny: Any, metric: str
+) -> None:
+    model = attach_lora(tiny[0], LoraConfig(r=2)).eval()
+    adapter_lists.add(model, "second")
+    maker = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=maker))
+    encoder, asked = Encoder(tiny[1]), ["two of it", "a red house", "nothing", "two", "the red sea"]
+    rows = [{"prompt": ask(text), "answer": "xy"[i % 2]} for i, text in enumerate(asked)]
+    rows[0]["prompt"] = [{"role": "system", "content": "say two"}, *rows[0]["prompt"]]
+    task = Task("t", (), (), rows, metric, labels=("x", "y"), max_new_tokens=3)
+    routed = Routed(Learned({"red": "default", "two": "second"}), prompts_of([task]))
+    assert (routed.right("t"), routed.right("u")) == ("second", None)
+    assert Routed(Words({})).right("t") is None
+    choices, seen = routed.choose(list(prompts_of([task]))), []
+
+    def alone(part: Task, progress: Any) -> Any:
+        return score_task(model, encoder, part, batch_size=2, on_progress=progress)
+
+    def mixed(part: Task, adapters: Any, progress: Any) -> Any:
+        if metric != "chrf":
+            return None
+        return score_task(model, encoder, part, adapters=adapters, on_progress=progress)
+
+    told = lambda done, total: seen.append((done, total))  # noqa: E731
+    found = score_routed(model, task, choices, alone, mixed, told, "second", measure_right=True)
+    with adapter_lists.showing(model, ["second"]):
+        wanted = score_task(model, encoder, task, batch_size=2)
+    assert found is not None
+    for item, want, choice in zip(found.items, wanted.items, choices, strict=True):
+        another = choice.adapter != "second"
+        assert ("right_score" in item) is another
+        assert item["right"] == "second"
+        for key in {"score", "loss"} & set(want):
+            assert item.get(f"right_{key}", item[key]) == pytest.approx(want[key], rel=1e-5)
+    assert [item.get("instruction") for item in found.items] == ["say two", *[None] * 4]
+    assert seen[-1] == (8, 8)  # five rows, and three of them again
+    assert {total for _, total in seen} == {8}
+    once = score_routed(model, task, choices, alone, mixed, None, "second")
+    assert once is not None
+    assert not any("right_score" in item for item in once.items)
+    assert once.score == pytest.approx(found.score)
