@@ -29,6 +29,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from perdure.engine.callbacks import MethodEvents
 from perdure.engine.completions import Completions, learns_by_reinforcement
 from perdure.engine.forward import capture, head_is_cut, head_options
+from perdure.engine.gradient_shares import GradientShares
 from perdure.engine.method_state import STATE, load_methods, save_methods
 from perdure.engine.packing import Packed
 from perdure.engine.served import serving
@@ -87,6 +88,8 @@ def attach(
     host: Any = trainer
     host.methods, host.session, host.compare = methods, session, compare
     host.forget_terms()
+    if isinstance(host, Completions):
+        host.shares = GradientShares(host)
     session.join(trainer.accelerator)
     if any(m.requires.attentions for m in methods):
         model: Any = session.model
@@ -151,7 +154,9 @@ class Attached(TermLog):
             loss, main, extras = self._one_pass(model, packed, drawn, num_items_in_batch)
             self.note_task(loss, num_items_in_batch)
             main.batch = self._main_batch(inputs)
-            loss = loss + self._terms(active, main, extras, num_items_in_batch)
+            loss = loss + self._total(
+                self._terms(active, main, extras), num_items_in_batch
+            )
             return (loss, None) if return_outputs else loss
         if isinstance(self, Completions):
             batch, counts = self.labelled(inputs)
@@ -180,7 +185,10 @@ class Attached(TermLog):
             main.head, main.final = outputs.logits, True
         main.attentions = outputs.attentions if outputs is not None and maps else None
         extras, reached = self._extra_passes(model, active, drawn, maps)
-        loss = loss + self._terms(active, main, extras, num_items_in_batch) + reached
+        terms = self._terms(active, main, extras)
+        if isinstance(self, Completions):
+            self.shares.look(loss, terms)
+        loss = loss + self._total(terms, num_items_in_batch) + reached
         return (loss, outputs) if return_outputs else loss
 
     def _main_batch(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,14 +203,17 @@ class Attached(TermLog):
         active: Sequence[Method],
         main: ForwardOutput,
         extras: Sequence[ForwardOutput | None],
-        items: Any,
-    ) -> Tensor | float:
-        """The methods' losses, summed, as a share of what this micro-batch adds to the step."""
+    ) -> dict[str, Tensor]:
+        """The methods' losses by name."""
         terms: dict[str, Tensor] = {}
         for method, extra in zip(active, extras, strict=True):
             for name, value in method.loss(self.session.context, main, extra).items():
                 terms[name] = terms[name] + value if name in terms else value
         self.note(terms)
+        return terms
+
+    def _total(self, terms: Mapping[str, Tensor], items: Any) -> Tensor | float:
+        """The methods' losses summed, as a share of what this micro-batch adds to the step."""
         if not terms:
             return 0.0
         total = torch.stack(list(terms.values())).sum()

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from perdure.engine.fused import FUSED
+from perdure.engine.gradient_shares import GradientShares
+from perdure.engine.session import TaskSession
 from perdure.engine.trainer_rows import TrainerRows
 from perdure.errors import UsageError
 from perdure.models.chat import IGNORE
@@ -103,9 +105,23 @@ class Completions:
     """Mixed in between `Attached` and the class of a `GRPOTrainer`."""
 
     loss_type: str
+    session: TaskSession
+    shares: GradientShares
     policy_log_probs: Tensor | None = None
     """(batch, completion), of the loss that is being computed; None outside of it."""
     awaits_log_probs = False
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        if self.session.step.micro_batch == 0:
+            self.shares.begin_step()
+        parent: Any = super()
+        loss: Tensor = parent.training_step(*args, **kwargs)
+        return loss
+
+    def _clip_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        parent: Any = super()
+        self.shares.norm = parent._clip_grad_norm(*args, **kwargs)
+        return self.shares.norm
 
     def labelled(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], StepCounts | None]:
         """The trainer's batch with labels, and what means over them divide by (None: of this loss

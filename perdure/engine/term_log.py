@@ -8,6 +8,7 @@ from typing import Any
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from perdure.engine.completions import Completions
 from perdure.engine.session import TaskSession
 from perdure.protocol.method import Method
 
@@ -80,6 +81,8 @@ class TermLog:
         """
         mine = {f"method/{n}": float(v) / self.steps_noted for n, v in self.term_sums.items()}
         mine |= {f"method/{n}": float(v) / count for n, (v, count) in self.step_sums.items()}
+        if isinstance(self, Completions):
+            mine |= self.shares.take()
         if self.steps_noted:
             mine["task_loss"] = float(self.task_sum) / self.steps_noted
         added = {f"method/{n}": float(v) / self.steps_noted for n, v in self.added_sums.items()}

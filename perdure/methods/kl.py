@@ -17,11 +17,12 @@ else a copy of the trainable weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from perdure.errors import UsageError
 from perdure.protocol.method import Method, MethodConfig, Requires
 
 if TYPE_CHECKING:
@@ -69,6 +70,15 @@ class KL(Method):
     def __init__(self, config: KLConfig) -> None:
         super().__init__(config)
         self.requires = Requires(logits=True, teacher=config.reference)
+
+    def check(self, classes: Sequence[str]) -> None:
+        super().check(classes)
+        if classes:
+            raise UsageError(
+                "method: kl compares the log-probabilities of text, and these tasks have classes: "
+                "of a new class the reference knows nothing",
+                "use lwf or derpp, which hold the old classes",
+            )
 
     def loss(
         self, ctx: Context, main: ForwardOutput, extra: ForwardOutput | None

@@ -57,10 +57,14 @@ def _reads_text(name: str) -> bool:
 
 REFUSED = [name for name in registry.names() if _reads_text(name)]
 """Methods that learn general texts, which a classifier does not predict."""
+UNFIT = {"kl": "of a new class the reference knows nothing"}
+"""Methods that cannot work on classes, and what is said of it."""
 MATRIX = {
     name: _options(name)
     for name in registry.names()
-    if name not in REFUSED and not registry.load(name).adapters
+    if name not in REFUSED
+    and name not in UNFIT
+    and not registry.load(name).adapters
 }
 """All others: a new file is in it because it is there."""
 NOOP = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from class_matrix import MATRIX, NOOP, REFUSED, Stopped, learn, recipe_of, weights
+from class_matrix import MATRIX, NOOP, REFUSED, UNFIT, Stopped, learn, recipe_of, weights
 from class_runs import save_encoder
 from tiny_runs import finish, start
 from torch import Tensor
@@ -103,6 +103,14 @@ def test_text_with_labels_is_refused_before_weights_are_loaded(
     with pytest.raises(UsageError, match=f"method: {name} learns to continue general texts"):
         learn(tmp_path / "run", recipe)
     assert not loaded
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_what_is_not_for_classes_is_refused_before_weights_are_loaded(
+    smooth: Path, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(UsageError, match=UNFIT[name]):
+        prepare(perdure.load_recipe(recipe_of(tmp_path, smooth, {"name": name})))
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,7 @@ OTHER: dict[str, Any] = {
     "outside": "clamp", "rho": 9.0, "every": 3, "window": 0.5,
     "balance": "class", "choose": "herding", "fisher_mode": "batch", "official": True,
     "square": True, "l2": 0.1, "experts": 2,
+    "estimator": "k2", "reference": "previous",
     "average": "always", "grouping": "embedding", "encoder": "x", "score": "max", "most": 2,
     "threshold": 0.0, "accept": 0.0, "fallback": "last",
 }  # fmt: skip
