@@ -253,7 +253,7 @@ def rl_trainer(
     note(f"task {task.name}: completions are written by {settings.backend}")
     with settings_kept(unwrapped(model)):
         return RLTrainer(
-            judge=Judge(build(settings.rewards), encoder, task, rows, stops),
+            judge=Judge(build(settings.rewards, recipe.folder), encoder, task, rows, stops),
             settings=settings,
             order=PromptSampler(
                 len(rows), prompts, settings.group, settings.iterations * accumulation, recipe.seed

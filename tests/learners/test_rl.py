@@ -1,0 +1,368 @@
+"""Tasks with `learn: rl`: what is trained on, what is logged, and a killed run that goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rl_runs import fixed, with_fixed_completions, write_recipe
+from safetensors.torch import load_file
+from tiny_runs import start_call
+from typer.testing import CliRunner
+
+import perdure
+from perdure.cli import app
+from perdure.engine.callbacks import ProgressCallback
+from perdure.errors import PerdureError
+from perdure.learners.rl import RLTrainer
+from perdure.learners.rollouts import PromptSampler
+from perdure.run import Run
+
+pytestmark = pytest.mark.train
+
+
+def learned(folder: Path, model: Path, **changes: Any) -> Run:
+    recipe = perdure.load_recipe(write_recipe(folder, model, **changes))
+    run = Run.create(folder / "run", recipe)
+    perdure.learn(recipe, run)
+    return run
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return load_file(run.path / "checkpoints" / "task-2" / "model" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Run:
+    return learned(tmp_path_factory.mktemp("rl"), tiny_model_dir)
+
+
+def test_one_stream_mixes_ways_in_one_matrix(run: Run) -> None:
+    assert run.state == "finished"
+    assert run.matrix().array().shape == (3, 2)
+    steps = [(line["task"], line["step"]) for line in run.log_rows()]
+    assert steps == [("one", 1), ("one", 2), ("one", 3), ("one", 4), ("two", 1), ("two", 2)]
+
+
+def test_a_step_logs_what_it_sampled_and_earned(run: Run) -> None:
+    first, *_, last = run.log_rows()
+    names = {name for name in first if name.startswith("rl/")}
+    assert names == {
+        "rl/reward", "rl/reward_std", "rl/reward/chrf", "rl/dead_groups", "rl/truncated",
+        "rl/length", "rl/entropy", "rl/clipped", "rl/seconds_generation", "rl/seconds_rewards",
+        "rl/seconds_update",
+    }  # fmt: skip
+    assert 0 < first["rl/length"] <= 8
+    assert all(first[name] >= 0 for name in names)
+    assert not any(name.startswith("rl/") for name in last)  # of the supervised task
+
+
+def test_trls_defaults_decide_nothing(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each setting that changes what is learned is the recipe's."""
+    made: list[RLTrainer] = []
+    train = RLTrainer.train
+
+    def noted(self: RLTrainer, *args: Any, **kwargs: Any) -> Any:
+        made.append(self)
+        return train(self, *args, **kwargs)
+
+    monkeypatch.setattr(RLTrainer, "train", noted)
+    learned(
+        tmp_path, tiny_model_dir, rl__temperature=0.8, rl__top_k=50, rl__loss="grpo",
+        rl__learning_rate=1e-4, rl__batch_size=16, rl__micro_batch_size=8, rl__max_steps=1,
+        rl__scale="none", rl__top_p=0.9,
+    )  # fmt: skip
+    args: Any = made[0].args
+    assert not args.bf16
+    assert not args.gradient_checkpointing
+    assert not args.use_bias_correction_kl
+    assert (args.beta, args.loss_type, args.scale_rewards) == (0.0, "grpo", "none")
+    assert (args.temperature, args.top_p, args.top_k) == (0.8, 0.9, 50)
+    assert (args.learning_rate, args.per_device_train_batch_size) == (1e-4, 8)
+    assert args.gradient_accumulation_steps == args.steps_per_generation == 2
+    assert args.max_completion_length == 8
+
+
+def test_the_models_own_settings_stay(run: Run, tiny_model_dir: Path) -> None:
+    """TRL writes padding and tags into a model's settings, which would be saved with it."""
+    for name in ("config.json", "generation_config.json"):
+        was, now = (
+            json.loads((folder / name).read_text())
+            for folder in (tiny_model_dir, run.path / "checkpoints" / "task-1" / "model")
+        )
+        assert now.get("pad_token_id") == was.get("pad_token_id")
+        assert now.get("model_tags") == was.get("model_tags")
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "grpo": {},
+    "two passes over completions, half batches": {
+        "rl__iterations": 2, "train__micro_batch_size": 4, "rl__clip": 0.1, "save": {"steps": 2},
+    },
+    "reinforce++, adapters, second epoch": {
+        "rl__algorithm": "reinforce++", "model__tuning": "lora", "rl__max_steps": 8,
+        "rl__epochs": 2,
+    },
+    "kl and gere": {
+        "method": [{"name": "gere", "insert": 1}, {"name": "kl", "beta": 0.1}],
+        "general": {"source": "pydoc", "replay_rows": 4, "held_out_rows": 2, "max_tokens": 24},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_killed_run_ends_with_the_same_weights(
+    way: str, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"save": {"steps": 1}, **WAYS[way]}
+    whole = learned(tmp_path / "whole", tiny_model_dir, **changes)
+    recipe = perdure.load_recipe(write_recipe(tmp_path / "killed", tiny_model_dir, **changes))
+    killed = Run.create(tmp_path / "killed" / "run", recipe)
+    steps = recipe.rl.max_steps if recipe.rl else 0
+    end = ProgressCallback.on_step_end
+
+    def struck(self: Any, args: Any, state: Any, control: Any, **more: Any) -> None:
+        if state.global_step == steps - 1:
+            raise KeyboardInterrupt
+        end(self, args, state, control, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ProgressCallback, "on_step_end", struck)
+        with pytest.raises(KeyboardInterrupt):
+            perdure.learn(recipe, killed)
+    assert not list((killed.path / "checkpoints").glob("task-1"))
+    perdure.learn(recipe, Run.open(killed.path))
+    name = "adapter_model.safetensors" if "lora" in way or "adapters" in way else None
+    for folder in ("task-1", "task-2"):
+        pair = [
+            load_file(one.path / "checkpoints" / folder / "model" / (name or "model.safetensors"))
+            for one in (whole, killed)
+        ]
+        assert pair[0].keys() == pair[1].keys()
+        assert all(torch.equal(pair[0][key], pair[1][key]) for key in pair[0])
+
+
+def test_other_rewards_do_not_go_on(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reward whose version changed would mix two policies' goals in one task."""
+    from perdure.rewards.chrf import Chrf
+
+    recipe = perdure.load_recipe(write_recipe(tmp_path, tiny_model_dir, save={"steps": 1}))
+    run = Run.create(tmp_path / "run", recipe)
+
+    def struck(self: Any, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ProgressCallback, "on_step_end", struck)
+        with pytest.raises(KeyboardInterrupt):
+            perdure.learn(recipe, run)
+    init = Chrf.__init__
+
+    def other(self: Any, config: Any) -> None:
+        init(self, config)
+        self.version = "another"
+
+    monkeypatch.setattr(Chrf, "__init__", other)
+    with pytest.raises(PerdureError, match="cannot be gone on from: rewards: .* now"):
+        perdure.learn(recipe, Run.open(run.path))
+
+
+@pytest.mark.process
+def test_two_processes_have_the_gradients_of_one(tmp_path: Path, tiny_model_dir: Path) -> None:
+    """On the same completions: one step of plain SGD, whose difference is the gradient."""
+    changes = {
+        "train__optimizer": "sgd", "train__max_grad_norm": 0, "rl__learning_rate": 1.0,
+        "rl__max_steps": 1, "rl__loss": "dapo",
+    }  # fmt: skip
+    ends = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        recipe = write_recipe(folder, tiny_model_dir, **changes)
+        done = start_call(
+            with_fixed_completions, str(recipe), str(folder / "run"), processes=processes
+        )
+        for process in done.processes:
+            process.join()
+        assert not any(p.exitcode for p in done.processes), done.output.read_text()
+        path = folder / "run" / "checkpoints" / "task-1" / "model" / "model.safetensors"
+        ends.append(load_file(path))
+    base = load_file(tiny_model_dir / "model.safetensors")
+    one, two = ({k: v - base[k] for k, v in end.items() if k in base} for end in ends)
+    largest = max(float(g.abs().max()) for g in one.values())
+    assert largest > 1e-4
+    for name in one:
+        assert float((one[name] - two[name]).abs().max()) <= 1e-6 * largest + 1e-7, name
+
+
+@pytest.mark.process
+def test_sigkill(tmp_path: Path, tiny_model_dir: Path) -> None:
+    """As above, by the signal, at a moment of which nothing is known."""
+    import time
+
+    ends = []
+    for kill in (False, True):
+        folder = tmp_path / str(kill)
+        recipe = write_recipe(folder, tiny_model_dir, save={"steps": 1}, rl__max_steps=6)
+        started = start_call(_run, "run", str(recipe), "--out", str(folder / "run"))
+        if kill:
+            log = folder / "run" / "log.jsonl"
+            while started.alive() and not (log.exists() and len(log.read_text().split("\n")) > 4):
+                time.sleep(0.02)
+            assert started.alive(), started.output.read_text()
+            os.kill(started.processes[0].pid, signal.SIGKILL)
+        started.processes[0].join()
+        if kill:
+            again = CliRunner().invoke(app, ["resume", str(folder / "run")])
+            assert again.exit_code == 0, again.output
+        ends.append(weights(Run.open(folder / "run")))
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def _run(*args: str) -> None:
+    import sys
+
+    from perdure.cli import main
+
+    sys.argv = ["perdure", *args]
+    main()
+
+
+def test_the_loss_is_grpos_by_hand(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step on known completions: its gradient is that of a plain loop over tokens.
+
+    L = - mean over all tokens of A_i log p, A_i = (R_i - mean) / (std + 1e-4) in each group: the
+    ratio is 1 where the policy is the one that sampled.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from perdure.rewards import build
+
+    seen: list[tuple[Any, Any, list[float]]] = []
+    judged = RLTrainer._calculate_rewards
+
+    def noted(self: RLTrainer, inputs: Any, prompts: Any, written: Any, ids: Any) -> Any:
+        found = judged(self, inputs, prompts, written, ids)
+        seen.append(([self.ids[text] for text in prompts], ids, found[:, 0].tolist()))
+        return found
+
+    monkeypatch.setattr(RLTrainer, "_calculate_rewards", noted)
+    monkeypatch.setattr(RLTrainer, "_generate_single_turn", fixed)
+    run = learned(
+        tmp_path, tiny_model_dir, train__optimizer="sgd", train__max_grad_norm=0,
+        rl__learning_rate=1.0, rl__max_steps=1, rl__temperature=0.8,
+    )  # fmt: skip
+    prompts, completions, rewards = seen[0]
+    assert build(["chrf"]).versions  # what was earned came from it
+    assert len(set(rewards)) > 2
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    total, count = torch.zeros(()), 0
+    for start in (0, 4):
+        group = torch.tensor(rewards[start : start + 4])
+        advantages = (group - group.mean()) / (group.std() + 1e-4)
+        for i in range(4):
+            prompt, ids = prompts[start + i], completions[start + i]
+            logits = model(torch.tensor([[*prompt, *ids]])).logits[0].float() / 0.8
+            for k, token in enumerate(ids):
+                log_p = logits[len(prompt) + k - 1].log_softmax(-1)[token]
+                total, count = total - advantages[i] * log_p, count + 1
+    (total / count).backward()
+    path = run.path / "checkpoints" / "task-1" / "model" / "model.safetensors"
+    after, base = load_file(path), load_file(tiny_model_dir / "model.safetensors")
+    for name, parameter in model.named_parameters():
+        if name in base:
+            wanted = parameter.grad
+            largest = float(wanted.abs().max())
+            assert torch.allclose(base[name] - after[name], wanted, atol=1e-5 * largest + 1e-7)
+
+
+# --- rows
+
+
+@pytest.mark.unit
+def test_prompts_come_as_the_trainer_takes_them() -> None:
+    sampler = PromptSampler(5, prompts=2, group=3, repeats=2, seed=0)
+    order = list(sampler)
+    assert len(order) == len(sampler) == 3 * 2 * 3 * 2
+    batches = [order[i : i + 6] for i in range(0, len(order), 6)]
+    assert all(b[:3] == b[:1] * 3 and b[3:] == b[3:4] * 3 for b in batches)
+    assert [b for b in batches[::2]] == [b for b in batches[1::2]]  # the same completions again
+    drawn = [b[k] for b in batches[::2] for k in (0, 3)]
+    assert sorted(set(drawn)) == [0, 1, 2, 3, 4]
+    assert drawn[5] == drawn[0]  # the last batch is filled up from the epoch's start
+
+
+@pytest.mark.unit
+def test_an_epochs_order_needs_no_history() -> None:
+    first, second = (PromptSampler(9, 3, 2, 1, seed=4) for _ in range(2))
+    list(first)
+    first.set_epoch(1)
+    second.set_epoch(1)
+    again = PromptSampler(9, 3, 2, 1, seed=4)
+    assert list(first) == list(second) != list(again)
+
+
+# --- what is refused
+
+REFUSED = {
+    "task one has learn: rl": {"rl": None},
+    "12 completions are no multiple of rl.group, 8\n  8 would do": {
+        "train__batch_size": 12, "rl__group": 8,
+    },
+    '"chrv" is none of': {"rl__rewards": ["chrv"]},
+    "must be a number from 0 to 1, not 3": {"rl__rewards": [{"name": "chrf", "weight": 3}]},
+    "3 is no multiple of rl.iterations, 2": {"rl__iterations": 2, "save": {"steps": 3}},
+    "has no effect with iterations: 1": {"rl__clip": 0.1},
+    "not learned by a sharded model": {"model__fsdp_size": 2},
+    "the list is empty": {"rl__rewards": []},
+}  # fmt: skip
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("told", REFUSED)
+def test_a_recipe_is_refused(told: str, tmp_path: Path) -> None:
+    with pytest.raises(PerdureError) as caught:
+        perdure.load_recipe(write_recipe(tmp_path, Path("somewhere"), **REFUSED[told]))
+    assert told in str(caught.value)
+
+
+@pytest.mark.unit
+def test_rl_without_a_task_has_no_effect(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, Path("somewhere"))
+    with pytest.raises(PerdureError, match="rl: has no effect: no task has learn: rl"):
+        perdure.load_recipe(path, ["stream.tasks.one.learn=sft"])
+
+
+def test_vllm_is_refused_where_there_is_none(tmp_path: Path, tiny_model_dir: Path) -> None:
+    with pytest.raises(PerdureError, match=r"vllm is not installed[^$]*pip install .vllm[<>=]"):
+        learned(tmp_path, tiny_model_dir, rl__backend="vllm")
+
+
+def test_a_prompt_without_room_is_told_with_its_line(tmp_path: Path, tiny_model_dir: Path) -> None:
+    path = write_recipe(tmp_path, tiny_model_dir)
+    recipe = perdure.load_recipe(path, ["stream.tasks.one.max_new_tokens=500"])
+    with pytest.raises(PerdureError, match=r"one\.jsonl:\d+: .* max_new_tokens: 500 to be written"):
+        perdure.learn(recipe, Run.create(tmp_path / "run", recipe))
+
+
+def test_equal_rewards_are_told_once(tmp_path: Path, tiny_model_dir: Path) -> None:
+    """All rewards are 0, as no completion can be read."""
+    path = write_recipe(tmp_path, tiny_model_dir, rl__rewards=["format"], rl__max_steps=11,
+                        rl__epochs=4)  # fmt: skip
+    out = str(tmp_path / "run")
+    result = CliRunner().invoke(app, ["run", str(path), "--out", out])
+    assert result.exit_code == 0, result.output
+    told = " ".join(result.output.split())
+    assert told.count("so that nothing is learned from them (mean reward 0)") == 1
+    assert "warm the model up" in told
