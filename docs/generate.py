@@ -198,6 +198,8 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)
+    if value == "":
+        return ""
     if value is None:
         return ""
     if isinstance(value, BaseModel):
