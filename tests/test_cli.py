@@ -162,7 +162,7 @@ def test_broken_packages_are_named_in_the_lists(monkeypatch: pytest.MonkeyPatch)
 
     gone = EntryPoint("mine", "no_such_package.part:Mine", registry.GROUP)
     monkeypatch.setattr(registry, "_third_party", lambda: [gone])
-    monkeypatch.setattr(find, "_offers", lambda group: [gone] if group == find.METRICS else [])
+    monkeypatch.setattr(find, "offers", lambda group: [gone] if group == find.METRICS else [])
     (line,) = (x for x in perdure("methods").stdout.splitlines() if x.startswith("mine "))
     assert "broken: method 'mine' of no_such_package cannot be imported" in line
     assert "there is no module no_such_package.part" in line

@@ -1,6 +1,6 @@
 """Is the right answer in a text, whatever stands around it? What an exact match is too strict for.
 
-Only words count (`perdure.scoring.metrics.words`): case, punctuation and white space do not, and
+Only words count (`perdure.streams.words`): case, punctuation and white space do not, and
 neither does what stands before and after. A text that names two labels names none, since it could
 have listed them all. Not understood: "not robots" names robots.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from perdure.scoring.metrics import words
+from perdure.streams.words import words
 
 
 def lenient_match(text: str, answer: str) -> float:

@@ -16,9 +16,12 @@ from types import MappingProxyType
 from typing import Any
 
 from perdure.errors import UsageError
-from perdure.streams.bleu_words import bleu_tokenizer
+from perdure.rewards.bleu import TOKENIZERS, sentence_bleu
+from perdure.rewards.chrf import sentence_chrf
 from perdure.streams.kinds import Metric, is_perdures, metric
+from perdure.streams.languages import parse_language
 from perdure.streams.task import Task
+from perdure.streams.words import words
 
 ROUNDING = 1e-9
 _NO_ROW: Mapping[str, Any] = MappingProxyType({})
@@ -55,32 +58,22 @@ def chrf(prediction: str, answer: str) -> float:
     Computed by `sacrebleu` with its defaults (white space removed, no word n-grams), over 100.
     Source: Popović 2015, 2016.
     """
-    return float(_chrf().sentence_score(prediction, [answer]).score) / 100.0
+    return sentence_chrf(prediction, answer)
 
 
 def bleu(prediction: str, answer: str, target_lang: str = "") -> float:
     """Return sentence BLEU: n-grams of 1 to 4 words, those orders alone that the text has.
 
-    Computed by `sacrebleu` (exponential smoothing, `effective_order`, without which an answer of
-    three words that is right scores 0), over 100. Source: Papineni et al. 2002; Post 2018.
+    It is the reward's (`perdure.rewards.bleu`), so that scores and rewards mean the same. Source:
+    Papineni et al. 2002; Post 2018.
 
-    Args: target_lang: the texts' language, which decides what a word is
-        (`perdure.streams.bleu_words`).
+    Args: target_lang: the texts' language, which decides what a word is; "": blanks do.
 
     Raises:
         UsageError: what that language's words need is not installed.
     """
-    scorer = _bleu(bleu_tokenizer(target_lang))
-    return min(1.0, float(scorer.sentence_score(prediction, [answer]).score) / 100.0)
-
-
-def words(text: str) -> list[str]:
-    """Split into lower-case words: runs of letters, marks and digits of any script.
-
-    Scripts written without blanks between words (Chinese, Japanese, Thai...) give one word a
-    character, as is usual for ROUGE there.
-    """
-    return "".join(map(_spaced, unicodedata.normalize("NFC", text.lower()))).split()
+    code = parse_language(target_lang).code if target_lang else ""
+    return min(1.0, sentence_bleu(prediction, answer, TOKENIZERS.get(code, "13a")))
 
 
 def mean(scores: Sequence[float]) -> float:
@@ -135,27 +128,16 @@ def try_own(tasks: Iterable[Task]) -> None:
         if is_perdures(of.name):
             first = {repr([row.get(key) for key in of.reads]): row for row in task.test}
             for row in first.values() if of.reads else ():
-                item_score(task.name, of, row["answer"], row["answer"], row)
+                try:
+                    item_score(task.name, of, row["answer"], row["answer"], row)
+                except UsageError as error:
+                    what = f"task {task.name}: metric {of.name}: {error.what}"
+                    raise UsageError(what, error.remedy) from error
             continue
         answer = task.test[0].get("answer")  # rows of a kind from elsewhere may have none
         if isinstance(answer, str):
             for prediction in (answer, ""):
                 item_score(task.name, of, prediction, answer)
-
-
-def _spaced(char: str) -> str:
-    """The character as a part of a word, a word of its own, or a gap between words."""
-    if unicodedata.category(char)[0] not in "LMN":
-        return " "
-    code = ord(char)
-    alone = (
-        0x0E00 <= code <= 0x0EFF  # Thai, Lao
-        or 0x3040 <= code <= 0x30FF  # kana
-        or 0x3400 <= code <= 0x9FFF  # Han
-        or 0xF900 <= code <= 0xFAFF
-        or 0x20000 <= code <= 0x3FFFF
-    )
-    return f" {char} " if alone else char
 
 
 class _Words:
@@ -168,23 +150,3 @@ def _rouge() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(["rougeL"], tokenizer=_Words())
-
-
-@cache
-def _bleu(tokenizer: str) -> Any:
-    from sacrebleu.metrics.bleu import BLEU
-
-    try:
-        return BLEU(effective_order=True, tokenize=tokenizer)
-    except Exception as error:  # whatever the tokenizers and their downloads raise
-        raise UsageError(
-            f"sacrebleu's tokenizer {tokenizer} cannot be loaded: {error}",
-            "see that it can be downloaded, or score with chrF, which needs no words",
-        ) from error
-
-
-@cache
-def _chrf() -> Any:
-    from sacrebleu.metrics.chrf import CHRF
-
-    return CHRF()

@@ -16,7 +16,16 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-__all__ = ["OPENING", "PROBLEMS", "TAGS", "Tagged", "parse_tagged", "tag_in", "write_tagged"]
+__all__ = [
+    "OPENING",
+    "PROBLEMS",
+    "TAGS",
+    "Tagged",
+    "parse_tagged",
+    "tag_in",
+    "visible",
+    "write_tagged",
+]
 
 OPENING = "<think>"
 """What a prompt may end with, so that every answer begins with its reasoning."""
@@ -81,12 +90,12 @@ def parse_tagged(text: str, *, prefilled: bool = False, truncated: bool = False)
         if found:
             return Tagged(problem=problem)
     for problem, body in {"empty_think": thinking, "empty_answer": answer}.items():
-        if not _visible(body):
+        if not visible(body):
             return Tagged(problem=problem)
     return Tagged(thinking, answer)
 
 
-def _visible(text: str) -> bool:
+def visible(text: str) -> bool:
     """Whether a character of the text can be seen; a zero-width space, say, cannot."""
     return any(unicodedata.category(character)[0] not in "ZC" for character in text)
 

@@ -66,9 +66,7 @@ def scorings() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def run(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, scorings: list[str]
-) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, scorings: list[str]) -> Run:
     folder = tmp_path_factory.mktemp("translation")
     recipe = perdure.load_recipe(write_recipe(folder / "data", tiny_model_dir))
     score = GenerationLearner.score_task
@@ -86,9 +84,7 @@ def run(
     return run
 
 
-def test_shared_rows_are_generated_once_and_fill_both_cells(
-    run: Run, scorings: list[str]
-) -> None:
+def test_shared_rows_are_generated_once_and_fill_both_cells(run: Run, scorings: list[str]) -> None:
     assert scorings == ["warm-up"] * 3  # after 0, 1 and 2 tasks
     for after in range(3):
         lines = {s["task"]: s for s in run.scores() if s["after"] == after}
@@ -113,10 +109,12 @@ def test_items_keep_what_was_written_and_what_was_read_of_it(run: Run) -> None:
 def test_the_share_that_could_not_be_read_is_in_line_and_report(run: Run) -> None:
     shares = {(s["after"], s["task"]): s["unread"] for s in run.scores()}
     assert shares == {
-        (after, task): 1.0 if after == 0 else 0.0 for after in range(3) for task in ("warm-up", "mt")
+        (after, task): 1.0 if after == 0 else 0.0
+        for after in range(3)
+        for task in ("warm-up", "mt")
     }
     page = (run.path / "report.html").read_text()
-    row = page.partition("<table class=\"stack changes\">")[2].partition("</table>")[0]
+    row = page.partition('<table class="stack changes">')[2].partition("</table>")[0]
     assert row.count("100% not read") == 2
     assert "0% not read" in row.replace("100% not read", "")
     assert "Not read: the share of texts" in page
@@ -151,9 +149,7 @@ def test_predict_translates_lines_and_rows(run: Run, tmp_path: Path) -> None:
 def test_the_plan_counts_shared_rows_once(tmp_path: Path, tiny_model_dir: Path) -> None:
     recipe = perdure.load_recipe(write_recipe(tmp_path / "data", tiny_model_dir))
     ready = prepare(recipe)
-    found = plan(
-        recipe, ready.stream, ready.encoder, ready.model, micro_batch=4, precision="fp32"
-    )
+    found = plan(recipe, ready.stream, ready.encoder, ready.model, micro_batch=4, precision="fp32")
     warm, mt = found.tasks
     assert (warm.scorings, warm.test_rows, mt.test_rows, mt.steps) == (0, 2, 2, 0)
     assert found.seconds == warm.train_seconds + mt.train_seconds + 3 * mt.score_seconds

@@ -108,7 +108,7 @@ def offer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def points(group: str, **offers: str) -> None:
         found = [EntryPoint(name, value, group) for name, value in offers.items()]
-        monkeypatch.setattr(find, "_offers", lambda asked: found if asked == group else [])
+        monkeypatch.setattr(find, "offers", lambda asked: found if asked == group else [])
 
     yield points
     for name in ("my_pairs", "my_scores"):
@@ -266,7 +266,7 @@ def test_score_task_takes_a_module_from_the_path(offer: Any, tiny: Any) -> None:
         ("nowhere_at_all:f", ['there is no module "nowhere_at_all"',
                               "  put nowhere_at_all.py beside the recipe, or install its package"]),
         ("./gone.py:f", ["no such file: HERE/gone.py",
-                         "  a metric's own file is needed to score"]),
+                         "  a metric's own file is needed"]),
         ("broken:f", ["broken.py cannot be imported: ZeroDivisionError: division by zero"]),
     ],
 )  # fmt: skip

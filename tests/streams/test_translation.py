@@ -167,7 +167,11 @@ def test_the_metrics_are_called_what_they_are() -> None:
             {"direction": None},
             '"target_lang": no language has the code "xxq"',
         ),
-        ({"source_lang": "en", "target_lang": "eng"}, {"direction": None}, "source and target are both Eng"),
+        (
+            {"source_lang": "en", "target_lang": "eng"},
+            {"direction": None},
+            "source and target are both Eng",
+        ),
     ],
 )
 def test_what_is_refused_is_named_with_file_and_line(
@@ -206,7 +210,7 @@ def recipe(folder: Path, *tasks: dict[str, Any]) -> Path:
         ({"direction": "en-xxq"}, 'direction: direction "en-xxq": no language has the code "xxq"'),
         ({"direction": "en-eng"}, "leads from English into itself"),
         ({"columns": {"source_lang": "a"}}, "columns.source_lang: has no effect with direction"),
-        ({"instruction": "In {sorce}"}, 'instruction: names {sorce}'),
+        ({"instruction": "In {sorce}"}, "instruction: names {sorce}"),
         ({"instruction": "By {glossary}"}, "without {source} it is one line"),
         ({"instruction": "a } b"}, "instruction: braces do not pair"),
         ({"answer": "tagged", "prefill": "<tink>"}, "is not how a tagged answer begins"),
@@ -330,8 +334,9 @@ def test_a_task_shares_another_ones_test_rows(
     assert (warm.test_of, mt.test_of) == ("mt", "")
     assert len(warm.train) + len(warm.validation) == 12  # none was set aside
     shared = {one["source"] for one in mt.test} & {one["source"] for one in warm.train}
-    assert f"task warm: {len(shared)} of {len(mt.test)} test rows have a prompt that is trained" in (
-        caplog.text
+    assert (
+        f"task warm: {len(shared)} of {len(mt.test)} test rows have a prompt that is trained"
+        in (caplog.text)
     )
     assert shared
 
@@ -339,7 +344,7 @@ def test_a_task_shares_another_ones_test_rows(
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
-        ({"prefill": "<think>"}, 'prefill: none, and this task with prefill: <think>'),
+        ({"prefill": "<think>"}, "prefill: none, and this task with prefill: <think>"),
         ({"answer": "plain"}, "answer: tagged, and this task with answer: plain"),
         ({"metric": "bleu"}, "metric: chrf, and this task with metric: bleu"),
         ({"max_new_tokens": 9}, "max_new_tokens: 32, and this task with max_new_tokens: 9"),

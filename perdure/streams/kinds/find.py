@@ -6,22 +6,15 @@ among them, so that a broken package disturbs only those who use it.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import inspect
-import sys
 from collections.abc import Callable, Iterator
-from functools import lru_cache
-from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
-from types import ModuleType
+from importlib.metadata import EntryPoint
 from typing import Any
 
-from perdure.consent import demand
 from perdure.errors import PerdureError, UsageError
 from perdure.recipe.columns import check_cell
 from perdure.recipe.data import SPLITS, TaskConfig
 from perdure.recipe.mistakes import Mistake, near
+from perdure.recipe.offers import load_offer, offered_twice, offers, own_object, owner
 from perdure.streams.kinds.base import Format, Kind, Metric
 from perdure.streams.kinds.classes import KIND as CLASSES
 from perdure.streams.kinds.text import KIND as TEXT
@@ -29,7 +22,6 @@ from perdure.streams.kinds.text import KIND as TEXT
 BUILT_IN: tuple[Kind, ...] = (TEXT, CLASSES)
 KINDS, METRICS = "perdure.kinds", "perdure.metrics"
 """The groups of entry points; a value is `module:KIND`, or `module:METRIC_OR_FUNCTION`."""
-_files: dict[tuple[str, int], ModuleType] = {}
 
 
 def kinds() -> tuple[Kind, ...]:
@@ -38,7 +30,7 @@ def kinds() -> tuple[Kind, ...]:
     Raises:
         UsageError: a package's entry point does not lead to a `Kind`.
     """
-    return (*BUILT_IN, *map(_kind_of, _offers(KINDS)))
+    return (*BUILT_IN, *map(_kind_of, offers(KINDS)))
 
 
 def kind(name: str) -> Kind:
@@ -72,13 +64,13 @@ def metric(name: str) -> Metric:
     """
     if ":" in name:
         return _own(name)
-    offers = [point for point in _offers(METRICS) if point.name == name]
+    offered = [point for point in offers(METRICS) if point.name == name]
     built_in = [one for home in BUILT_IN for one in home.metrics if one.name == name]
-    if len(offers) + len(built_in) > 1:
-        owners = ["perdure"] * len(built_in) + [_owner(point) for point in offers]
-        raise _twice("metric", name, owners)
-    if offers:
-        return _as_metric(_load(offers[0], "metric"), name, f"{_owner(offers[0])}: {name}")
+    if len(offered) + len(built_in) > 1:
+        owners = ["perdure"] * len(built_in) + [owner(point) for point in offered]
+        raise offered_twice("metric", name, owners)
+    if offered:
+        return _as_metric(load_offer(offered[0], "metric"), name, f"{owner(offered[0])}: {name}")
     return _only(name, "metric", lambda known: [m for one in known for m in one.metrics])
 
 
@@ -86,8 +78,8 @@ def metrics() -> list[str]:
     """Names of all metrics there are, Perdure's first."""
     return [
         *(one.name for home in BUILT_IN for one in home.metrics),
-        *(one.name for point in _offers(KINDS) for one in _kind_of(point).metrics),
-        *(point.name for point in _offers(METRICS)),
+        *(one.name for point in offers(KINDS) for one in _kind_of(point).metrics),
+        *(point.name for point in offers(METRICS)),
     ]
 
 
@@ -96,17 +88,17 @@ def every_metric() -> list[tuple[str, Metric | str, str]]:
     found: list[tuple[str, Metric | str, str]] = [
         (one.name, one, "perdure") for home in BUILT_IN for one in home.metrics
     ]
-    for point in _offers(KINDS):
+    for point in offers(KINDS):
         try:
             own = [one for one in _kind_of(point).metrics if not is_perdures(one.name)]
-            found += [(one.name, one, _owner(point)) for one in own]
+            found += [(one.name, one, owner(point)) for one in own]
         except PerdureError as error:
-            found.append((point.name, error.what, _owner(point)))
-    for point in _offers(METRICS):
+            found.append((point.name, error.what, owner(point)))
+    for point in offers(METRICS):
         try:
-            found.append((point.name, metric(point.name), _owner(point)))
+            found.append((point.name, metric(point.name), owner(point)))
         except PerdureError as error:
-            found.append((point.name, error.what, _owner(point)))
+            found.append((point.name, error.what, owner(point)))
     return found
 
 
@@ -205,10 +197,10 @@ def _only(name: str, what: str, of: Callable[[Any], Any]) -> Any:
     found = [one for one in of(BUILT_IN) if one.name == name]
     if found:
         return found[0]
-    homes = [(one, point) for point in _offers(KINDS) for one in [_kind_of(point)]]
+    homes = [(one, point) for point in offers(KINDS) for one in [_kind_of(point)]]
     found = [(one, point) for home, point in homes for one in of((home,)) if one.name == name]
     if len(found) > 1:
-        raise _twice(what, name, [_owner(point) for _, point in found])
+        raise offered_twice(what, name, [owner(point) for _, point in found])
     if found:
         return found[0][0]
     known = metrics() if what == "metric" else [one.name for one in of(kinds())]
@@ -217,10 +209,10 @@ def _only(name: str, what: str, of: Callable[[Any], Any]) -> Any:
 
 
 def _kind_of(point: EntryPoint) -> Kind:
-    found = _load(point, "kind")
+    found = load_offer(point, "kind")
     if not isinstance(found, Kind):
         raise UsageError(
-            f"kind {point.name!r} of {_owner(point)}: {point.value} is no Kind",
+            f"kind {point.name!r} of {owner(point)}: {point.value} is no Kind",
             "its entry point must name a perdure.streams.kinds.Kind",
         )
     taken = {one.name for one in BUILT_IN} | {f.name for one in BUILT_IN for f in one.formats}
@@ -229,111 +221,25 @@ def _kind_of(point: EntryPoint) -> Kind:
     for one in parts:
         # A kind may take a metric of Perdure's as it is.
         if one.name in taken and not (isinstance(one, Metric) and one == metric(one.name)):
-            raise _twice(type(one).__name__.lower(), one.name, ["perdure", _owner(point)])
+            raise offered_twice(type(one).__name__.lower(), one.name, ["perdure", owner(point)])
     return found
 
 
 def _kinds_that_load() -> Iterator[Kind]:
     """All kinds but those of broken packages, of which the caller has told already."""
     yield from BUILT_IN
-    for point in _offers(KINDS):
+    for point in offers(KINDS):
         try:
             yield _kind_of(point)
         except PerdureError:
             continue
 
 
-def _offers(group: str) -> list[EntryPoint]:
-    folders = [Path(folder).absolute() for folder in sys.path]
-    return _installed(group, tuple((f, f.stat().st_mtime_ns) for f in folders if f.exists()))
-
-
-@lru_cache(maxsize=8)
-def _installed(group: str, folders: tuple[tuple[Path, int], ...]) -> list[EntryPoint]:
-    """As `entry_points`, which reads a file of every package, as long as `folders` are the same.
-
-    An installation changes the time of the folder that it adds to.
-    """
-    return list(entry_points(group=group))
-
-
-def _load(point: EntryPoint, what: str) -> Any:
-    try:
-        return point.load()
-    except Exception as error:  # whatever another package's code raises
-        raise UsageError(
-            f"{what} {point.name!r} of {_owner(point)} cannot be imported: "
-            f"{type(error).__name__}: {error}",
-            f"update or uninstall {_owner(point)}",
-        ) from error
-
-
-def _owner(point: EntryPoint) -> str:
-    return point.dist.name if point.dist is not None else point.module.partition(".")[0]
-
-
-def _twice(what: str, name: str, owners: list[str]) -> UsageError:
-    return UsageError(
-        f"{what} {name!r} is offered more than once: {', '.join(owners)}",
-        "uninstall one, or ask its author for another name",
-    )
-
-
 # --- a user's own metric
 
 
 def _own(name: str) -> Metric:
-    place, _, attribute = name.rpartition(":")
-    demand(f"{place}: is Python code")
-    module = _file(Path(place)) if place.endswith(".py") else _module(place)
-    short = f"{Path(place).stem}:{attribute}" if place.endswith(".py") else name
-    functions = [n for n, v in vars(module).items() if inspect.isfunction(v) and n[0] != "_"]
-    if not hasattr(module, attribute):
-        known = f"it has {', '.join(functions)}" if functions else "it has no function"
-        raise UsageError(
-            f'{place} has no function "{attribute}"', near(attribute, functions) or known
-        )
-    return _as_metric(getattr(module, attribute), short, name)
-
-
-def _module(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except Exception as error:  # whatever the user's code raises
-        if isinstance(error, ModuleNotFoundError) and error.name == name.partition(".")[0]:
-            raise UsageError(
-                f'there is no module "{name}"',
-                f"put {name.replace('.', '/')}.py beside the recipe, or install its package",
-            ) from None
-        raise _broken(name, error) from error
-
-
-def _file(path: Path) -> ModuleType:
-    """The module in a file; read again only if the file has changed."""
-    try:
-        key = (str(path.resolve()), path.stat().st_mtime_ns)
-    except OSError:
-        raise UsageError(
-            f"no such file: {path}", "a metric's own file is needed to score"
-        ) from None
-    if key not in _files:
-        spec = importlib.util.spec_from_file_location(f"perdure_metric_{path.stem}", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.path.insert(0, str(path.parent))  # what it imports may lie beside it
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:  # whatever the user's code raises
-            raise _broken(str(path), error) from error
-        finally:
-            sys.path.remove(str(path.parent))
-        _files[key] = module
-    return _files[key]
-
-
-def _broken(place: str, error: Exception) -> UsageError:
-    return UsageError(f"{place} cannot be imported: {type(error).__name__}: {error}")
+    return _as_metric(*own_object(name, "metric"), name)
 
 
 def _as_metric(found: Any, name: str, place: str) -> Metric:

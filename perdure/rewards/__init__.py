@@ -1,0 +1,14 @@
+"""What a completion earns in reinforcement: one file a reward, and how they are put together.
+
+    rewards = build(["format", "chrf", "language", "copying", "length", "repetition"])
+    scored = rewards([Sample(prompt, completion, truncated=False, row=row, answer="tagged")])
+    scored.total        [1.2]
+    scored.parts        {"format": [1.0], "chrf": [1.0], ...}
+
+Nothing here knows of models, tokens or trainers.
+"""
+
+from perdure.rewards.base import Reward, RewardConfig, Sample
+from perdure.rewards.compose import Rewards, Scored, build, mistakes
+
+__all__ = ["Reward", "RewardConfig", "Rewards", "Sample", "Scored", "build", "mistakes"]
