@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import perdure
 from perdure.cli import app
 from perdure.errors import UsageError
+from perdure.extension import extension_recipe
 from perdure.learners.generation import GenerationLearner
 from perdure.plan import plan
 from perdure.prepare import prepare
@@ -144,6 +145,17 @@ def test_predict_translates_lines_and_rows(run: Run, tmp_path: Path) -> None:
     assert lines(run.path, tmp_path / "new.jsonl", "--direction", "en-fr") == [dog]
     with pytest.raises(UsageError, match="no language has the code"):
         perdure.load_predictor(run.path, direction="en-xxq")
+
+
+def test_a_further_file_is_read_like_the_last_task_with_test_rows_of_its_own(
+    run: Run, tmp_path: Path
+) -> None:
+    rows = [{"source": f"s {i}", "target": f"t {i}", "why": "so"} for i in range(10)]
+    file = tmp_path / "may.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (task,) = extension_recipe(run, data=file).stream.tasks
+    assert (task.answer, task.prefill, task.test_of) == ("tagged", "<think>", None)
+    assert (task.name, task.train, task.test) == ("may", str(file), None)
 
 
 def test_the_plan_counts_shared_rows_once(tmp_path: Path, tiny_model_dir: Path) -> None:
