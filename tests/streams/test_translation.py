@@ -215,6 +215,7 @@ def recipe(folder: Path, *tasks: dict[str, Any]) -> Path:
         ({"instruction": "By {glossary}"}, "without {source} it is one line"),
         ({"instruction": "a } b"}, "instruction: braces do not pair"),
         ({"answer": "tagged", "prefill": "<tink>"}, "is not how a tagged answer begins"),
+        ({"prefill": "<think>"}, "prefill: opens <think>, and a plain answer is scored"),
         ({"answer": "tagged", "metric": "perplexity"}, "metric: perplexity reads nothing"),
         ({"answer": "tags"}, "answer"),
         ({"format": "prompt"}, "direction: has no effect with format: prompt"),
