@@ -84,7 +84,10 @@ def plan_measures(
     if "kl" in measures:
         parts.append(Part("KL from base", "kl", "nats a token"))
     if "tasks" in measures:
+        names = {task.name for task in tasks}
         for task in tasks:
+            if task.test_of in names:
+                continue  # the same rows, read alike: the other task's measure says it
             kind_of(task.kind).demand("audit", task.name)
             found = metric(task.metric)
             kind: Kind = "task" if found.scores_items else "loss"

@@ -16,10 +16,16 @@ from types import MappingProxyType
 from typing import Any
 
 from perdure.errors import UsageError
+<<<<<<< HEAD
 from perdure.rewards.bleu import sentence_bleu
 from perdure.rewards.chrf import sentence_chrf
 from perdure.streams.bleu_words import bleu_tokenizer
+=======
+from perdure.rewards.bleu import TOKENIZERS, sentence_bleu
+from perdure.rewards.chrf import sentence_chrf
+>>>>>>> rows22
 from perdure.streams.kinds import Metric, is_perdures, metric
+from perdure.streams.languages import parse_language
 from perdure.streams.task import Task
 from perdure.streams.words import words
 
@@ -64,16 +70,20 @@ def chrf(prediction: str, answer: str) -> float:
 def bleu(prediction: str, answer: str, target_lang: str = "") -> float:
     """Return sentence BLEU: n-grams of 1 to 4 words, those orders alone that the text has.
 
-    Computed by `sacrebleu` (exponential smoothing, `effective_order`, without which an answer of
-    three words that is right scores 0), over 100. Source: Papineni et al. 2002; Post 2018.
+    It is the reward's (`perdure.rewards.bleu`), so that scores and rewards mean the same. Source:
+    Papineni et al. 2002; Post 2018.
 
-    Args: target_lang: the texts' language, which decides what a word is
-        (`perdure.streams.bleu_words`).
+    Args: target_lang: the texts' language, which decides what a word is; "": blanks do.
 
     Raises:
         UsageError: what that language's words need is not installed.
     """
+<<<<<<< HEAD
     return min(1.0, sentence_bleu(prediction, answer, bleu_tokenizer(target_lang)))
+=======
+    code = parse_language(target_lang).code if target_lang else ""
+    return min(1.0, sentence_bleu(prediction, answer, TOKENIZERS.get(code, "13a")))
+>>>>>>> rows22
 
 
 def mean(scores: Sequence[float]) -> float:
@@ -128,7 +138,11 @@ def try_own(tasks: Iterable[Task]) -> None:
         if is_perdures(of.name):
             first = {repr([row.get(key) for key in of.reads]): row for row in task.test}
             for row in first.values() if of.reads else ():
-                item_score(task.name, of, row["answer"], row["answer"], row)
+                try:
+                    item_score(task.name, of, row["answer"], row["answer"], row)
+                except UsageError as error:
+                    what = f"task {task.name}: metric {of.name}: {error.what}"
+                    raise UsageError(what, error.remedy) from error
             continue
         answer = task.test[0].get("answer")  # rows of a kind from elsewhere may have none
         if isinstance(answer, str):

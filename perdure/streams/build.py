@@ -29,9 +29,10 @@ from perdure.streams.rows import (
     hold_out,
     to_rows,
 )
+from perdure.streams.shared_tests import with_test_of
 from perdure.streams.sources import Reader, Reading
 from perdure.streams.tables import Mistakes, choices
-from perdure.streams.task import GeneralText, NoClass, PlacedRow, Row, Task, TaskStream, place_of
+from perdure.streams.task import GeneralText, NoClass, PlacedRow, Row, Task, TaskStream
 
 if TYPE_CHECKING:
     from perdure.recipe.data import DataConfig, StreamConfig, TaskConfig
@@ -97,15 +98,18 @@ def _check_order(stream: StreamConfig, names: list[str], mistakes: Mistakes) -> 
 def _listed(configs: Sequence[TaskConfig], reader: Reader, seed: int) -> list[Task]:
     """The tasks that have no mistake, in their order; those that share test rows are read last."""
     found: dict[str, Task | None] = {}
+    sections = {config.name: config for config in configs}
     for config in sorted(configs, key=lambda config: config.test_of is not None):
-        owner = found.get(config.test_of or "")
-        if config.test_of is None or owner is not None:
-            found[config.name] = _task(config, reader, seed, owner)
+        name = config.test_of or ""
+        if config.test_of is None:
+            found[config.name] = _task(config, reader, seed)
+        elif (owner := found.get(name)) is not None:
+            found[config.name] = _task(config, reader, seed, (sections[name], owner))
     return [task for config in configs if (task := found.get(config.name)) is not None]
 
 
 def _task(
-    config: TaskConfig, reader: Reader, seed: int, tested_as: Task | None = None
+    config: TaskConfig, reader: Reader, seed: int, tested_as: tuple[TaskConfig, Task] | None = None
 ) -> Task | None:
     """Read one task's splits; None if there was a mistake.
 
@@ -116,11 +120,7 @@ def _task(
         return None
     kind, splits, labels = found
     if tested_as is not None:
-        _refuse_other_reading(config, kind, labels, tested_as, reader.mistakes)
-        splits["test"] = [
-            Placed(row, place_of(row), "", kind.question_of(row), row.get("group", ""))
-            for row in tested_as.test
-        ]
+        splits = with_test_of(*tested_as, config, kind, labels, splits, reader.mistakes)
     before = len(reader.mistakes)
     key = format_of(config.format)[1].label
     if kind.classes and config.train is not None and key is not None:
@@ -133,30 +133,6 @@ def _task(
     if len(reader.mistakes) > before:
         return None
     return _made(config, config.name, kind, labels, splits)
-
-
-def _refuse_other_reading(
-    config: TaskConfig, kind: Kind, labels: tuple[str, ...], other: Task, mistakes: Mistakes
-) -> None:
-    """Note what makes one score of the same rows mean two things in two tasks."""
-    theirs = {
-        "kind": (kind.name, other.kind),
-        "metric": (metric_of(config), other.metric),
-        "answer": (config.answer, other.answer),
-        "prefill": (config.prefill, other.prefill),
-        "max_new_tokens": (config.max_new_tokens, other.max_new_tokens),
-        "labels": (", ".join(labels), ", ".join(other.labels)),
-    }
-    for key, (mine, own) in theirs.items():
-        if mine != own:
-            what = (
-                f'{config.place("test_of")}: "{other.name}" is scored with {key}: {own or "none"}'
-            )
-            what += (
-                f", and this task with {key}: {mine or 'none'}; the rows are scored once for both"
-            )
-            remedy = f"write the same {key} in both, or give this task a test of its own"
-            mistakes.add(config.name, what, remedy)
 
 
 def _cut(config: DataConfig, reader: Reader, seed: int) -> tuple[list[Task], NoClass]:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import perdure
 from perdure.cli import app
 from perdure.errors import UsageError
+from perdure.extension import extension_recipe
 from perdure.learners.generation import GenerationLearner
 from perdure.plan import plan
 from perdure.prepare import prepare
@@ -66,9 +67,7 @@ def scorings() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def run(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, scorings: list[str]
-) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, scorings: list[str]) -> Run:
     folder = tmp_path_factory.mktemp("translation")
     recipe = perdure.load_recipe(write_recipe(folder / "data", tiny_model_dir))
     score = GenerationLearner.score_task
@@ -86,9 +85,7 @@ def run(
     return run
 
 
-def test_shared_rows_are_generated_once_and_fill_both_cells(
-    run: Run, scorings: list[str]
-) -> None:
+def test_shared_rows_are_generated_once_and_fill_both_cells(run: Run, scorings: list[str]) -> None:
     assert scorings == ["warm-up"] * 3  # after 0, 1 and 2 tasks
     for after in range(3):
         lines = {s["task"]: s for s in run.scores() if s["after"] == after}
@@ -113,10 +110,12 @@ def test_items_keep_what_was_written_and_what_was_read_of_it(run: Run) -> None:
 def test_the_share_that_could_not_be_read_is_in_line_and_report(run: Run) -> None:
     shares = {(s["after"], s["task"]): s["unread"] for s in run.scores()}
     assert shares == {
-        (after, task): 1.0 if after == 0 else 0.0 for after in range(3) for task in ("warm-up", "mt")
+        (after, task): 1.0 if after == 0 else 0.0
+        for after in range(3)
+        for task in ("warm-up", "mt")
     }
     page = (run.path / "report.html").read_text()
-    row = page.partition("<table class=\"stack changes\">")[2].partition("</table>")[0]
+    row = page.partition('<table class="stack changes">')[2].partition("</table>")[0]
     assert row.count("100% not read") == 2
     assert "0% not read" in row.replace("100% not read", "")
     assert "Not read: the share of texts" in page
@@ -148,12 +147,21 @@ def test_predict_translates_lines_and_rows(run: Run, tmp_path: Path) -> None:
         perdure.load_predictor(run.path, direction="en-xxq")
 
 
+def test_a_further_file_is_read_like_the_last_task_with_test_rows_of_its_own(
+    run: Run, tmp_path: Path
+) -> None:
+    rows = [{"source": f"s {i}", "target": f"t {i}", "why": "so"} for i in range(10)]
+    file = tmp_path / "may.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (task,) = extension_recipe(run, data=file).stream.tasks
+    assert (task.answer, task.prefill, task.test_of) == ("tagged", "<think>", None)
+    assert (task.name, task.train, task.test) == ("may", str(file), None)
+
+
 def test_the_plan_counts_shared_rows_once(tmp_path: Path, tiny_model_dir: Path) -> None:
     recipe = perdure.load_recipe(write_recipe(tmp_path / "data", tiny_model_dir))
     ready = prepare(recipe)
-    found = plan(
-        recipe, ready.stream, ready.encoder, ready.model, micro_batch=4, precision="fp32"
-    )
+    found = plan(recipe, ready.stream, ready.encoder, ready.model, micro_batch=4, precision="fp32")
     warm, mt = found.tasks
     assert (warm.scorings, warm.test_rows, mt.test_rows, mt.steps) == (0, 2, 2, 0)
     assert found.seconds == warm.train_seconds + mt.train_seconds + 3 * mt.score_seconds

@@ -1,4 +1,4 @@
-"""Prompts that open the answer's reasoning: tokens of training, of scoring and of a server alike."""
+"""Prompts that open the answer's reasoning: one in training, in scoring and at a server."""
 
 from __future__ import annotations
 

@@ -411,8 +411,8 @@ def column(entry: str, task: str = "") -> str:
          "  the optimizer's settings"]),
         # A word whose meaning nobody can guess is told, and nothing that rests on it.
         ("stream:\n  tasks:\n    - {name: a, train: colours.csv, format: zzz, columns: {text: t}}\n"
-         + REST, ['3: stream.tasks.0.format: "zzz" is none of prompt, chat, labels, translation, classes, '
-                  "relations"]),
+         + REST, ['3: stream.tasks.0.format: "zzz" is none of prompt, chat, labels, '
+                  "translation, classes, relations"]),
     ],
 )  # fmt: skip
 def test_each_mistake_by_its_text(folder: Path, text: str, told: list[str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from perdure import load_recipe
+from perdure.audit.plan import plan_measures
 from perdure.errors import RecipeError, UsageError
 from perdure.recipe.data import StreamConfig, TaskConfig
 from perdure.streams import TaskStream, build_stream
@@ -167,7 +168,11 @@ def test_the_metrics_are_called_what_they_are() -> None:
             {"direction": None},
             '"target_lang": no language has the code "xxq"',
         ),
-        ({"source_lang": "en", "target_lang": "eng"}, {"direction": None}, "source and target are both Eng"),
+        (
+            {"source_lang": "en", "target_lang": "eng"},
+            {"direction": None},
+            "source and target are both Eng",
+        ),
     ],
 )
 def test_what_is_refused_is_named_with_file_and_line(
@@ -206,10 +211,11 @@ def recipe(folder: Path, *tasks: dict[str, Any]) -> Path:
         ({"direction": "en-xxq"}, 'direction: direction "en-xxq": no language has the code "xxq"'),
         ({"direction": "en-eng"}, "leads from English into itself"),
         ({"columns": {"source_lang": "a"}}, "columns.source_lang: has no effect with direction"),
-        ({"instruction": "In {sorce}"}, 'instruction: names {sorce}'),
+        ({"instruction": "In {sorce}"}, "instruction: names {sorce}"),
         ({"instruction": "By {glossary}"}, "without {source} it is one line"),
         ({"instruction": "a } b"}, "instruction: braces do not pair"),
         ({"answer": "tagged", "prefill": "<tink>"}, "is not how a tagged answer begins"),
+        ({"prefill": "<think>"}, "prefill: opens <think>, and a plain answer is scored"),
         ({"answer": "tagged", "metric": "perplexity"}, "metric: perplexity reads nothing"),
         ({"answer": "tags"}, "answer"),
         ({"format": "prompt"}, "direction: has no effect with format: prompt"),
@@ -317,29 +323,47 @@ def test_ntrex_is_read_as_it_is() -> None:
 # --- test rows of another task
 
 
+@pytest.mark.parametrize("given", [False, True])
 def test_a_task_shares_another_ones_test_rows(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, given: bool
 ) -> None:
+    """Rows that the other task set aside are set aside here too; of a file of its own it is told
+    how many are trained on, as everywhere."""
     caplog.set_level(logging.WARNING)
     rows = [{"source": f"s {i}", "target": f"t {i}", "reasoning": f"s is {i}"} for i in range(20)]
-    write(tmp_path / "warm.jsonl", rows[:12])
     write(tmp_path / "t.jsonl", rows)
+    write(tmp_path / "test.jsonl", rows[:4])
+    first = {"name": "warm", "answer": "tagged", "test_of": "mt"}
+    warm, mt = build(
+        tmp_path, first, {"answer": "tagged", **({"test": "test.jsonl"} if given else {})}
+    )
+    assert warm.test == mt.test
+    assert len(mt.test) == 4
+    assert (warm.test_of, mt.test_of) == ("mt", "")
+    learned = {one["source"] for one in (*warm.train, *warm.validation)}
+    assert len(learned) == (20 if given else 16)
+    assert len(learned & {one["source"] for one in mt.test}) == (4 if given else 0)
+    aside = "task warm: 4 of 20 train rows are set aside as test rows of mt" in caplog.text
+    assert aside is not given
+    # One measure of an audit, as one answer to each row is all there is.
+    assert [part.name for part in plan_measures(("tasks",), [warm, mt], (), None).parts] == ["mt"]
+    assert len(plan_measures(("tasks",), [warm], (), None).parts) == 1
+
+
+def test_rows_that_another_file_has_too_are_set_aside_by_their_prompt(tmp_path: Path) -> None:
+    rows = [{"source": f"s {i}", "target": f"t {i}", "reasoning": f"s is {i}"} for i in range(20)]
+    write(tmp_path / "t.jsonl", rows)
+    write(tmp_path / "warm.jsonl", [{**row, "target": "other"} for row in rows])
     first = {"name": "warm", "train": "warm.jsonl", "answer": "tagged", "test_of": "mt"}
     warm, mt = build(tmp_path, first, {"answer": "tagged"})
-    assert warm.test == mt.test
-    assert (warm.test_of, mt.test_of) == ("mt", "")
-    assert len(warm.train) + len(warm.validation) == 12  # none was set aside
-    shared = {one["source"] for one in mt.test} & {one["source"] for one in warm.train}
-    assert f"task warm: {len(shared)} of {len(mt.test)} test rows have a prompt that is trained" in (
-        caplog.text
-    )
-    assert shared
+    learned = {one["source"] for one in (*warm.train, *warm.validation)}
+    assert learned == {row["source"] for row in rows} - {one["source"] for one in mt.test}
 
 
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
-        ({"prefill": "<think>"}, 'prefill: none, and this task with prefill: <think>'),
+        ({"prefill": "<think>"}, "prefill: none, and this task with prefill: <think>"),
         ({"answer": "plain"}, "answer: tagged, and this task with answer: plain"),
         ({"metric": "bleu"}, "metric: chrf, and this task with metric: bleu"),
         ({"max_new_tokens": 9}, "max_new_tokens: 32, and this task with max_new_tokens: 9"),

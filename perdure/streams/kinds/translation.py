@@ -99,6 +99,9 @@ def mistakes(task: TaskConfig) -> Iterator[Mistake]:
                 what = f"has no effect with direction: {task.direction}"
                 yield Mistake(("columns", ours), what, "leave one out")
     yield from _instruction(task)
+    if task.answer == "plain" and tag_in(task.prefill):
+        what = f"opens {brief(task.prefill)}, and a plain answer is scored with all that is written"
+        yield Mistake(("prefill",), what, "write answer: tagged, or leave prefill out")
     if task.answer == "tagged" and task.prefill not in ("", OPENING):
         what = f'"{brief(task.prefill)}" is not how a tagged answer begins'
         yield Mistake(("prefill",), what, f"write prefill: {OPENING}, or leave it out")
