@@ -179,7 +179,7 @@ TRAINERS: dict[str, tuple[Made, set[str], str]] = {
     ),
     "pictures": (
         lambda t, o: plain(t, o, data_collator=lambda rows: pixels(rows, 0)),
-        {"replay", "ewc", "rewind", "lwf", "derpp"}, "pixel_values",
+        {"replay", "ewc", "rewind", "lwf", "derpp", "kl"}, "pixel_values",
     ),
     "learned prompts": (learned_prompts, READ, "learned prompts"),
     "column": (with_text, set(), ""),

@@ -154,9 +154,7 @@ class Attached(TermLog):
             loss, main, extras = self._one_pass(model, packed, drawn, num_items_in_batch)
             self.note_task(loss, num_items_in_batch)
             main.batch = self._main_batch(inputs)
-            loss = loss + self._total(
-                self._terms(active, main, extras), num_items_in_batch
-            )
+            loss = loss + self._total(self._terms(active, main, extras), num_items_in_batch)
             return (loss, None) if return_outputs else loss
         if isinstance(self, Completions):
             batch, counts = self.labelled(inputs)

@@ -33,6 +33,11 @@ TERMS = {
         NATS,
     ),
     "method/lwf": Said("Term: distance to the predictions before this task.", NATS),
+    "method/kl": Said(
+        "Term: KL from the reference model on the tokens that are learned, a mean over them; an "
+        "estimate, which may be below 0 (k1).",
+        NATS,
+    ),
     "method/eaft": Said(
         "Term: what weighing each token by its entropy adds to the task's loss; added as it is.",
         NATS,
@@ -115,7 +120,11 @@ WEIGHTS = (
     "GeRe, the general rows' share of all rows of the step. A figure without a weight is measured "
     "only and no part of the loss, or a term that is 0."
 )
-_WEIGHT = "_weight"
+SHARES = (
+    "Of a step that was clipped: the norm of the gradient of each term, and of the task's own loss, "
+    "over the sum of all norms. Looked at after a clipped step, once in ten logged steps at most."
+)
+_WEIGHT, _GRADIENT_SHARE = "_weight", "_gradient_share"
 
 
 def weight_of(key: str) -> str:
@@ -130,6 +139,8 @@ def is_weight(key: str, keys: Iterable[str]) -> bool:
 
 def unit_of(key: str) -> str:
     """The unit of a logged figure; that of a foreign method's is not known."""
+    if key.endswith(_GRADIENT_SHARE):
+        return "share of gradients"
     return EXPLAINED[key].unit if key in EXPLAINED else ""
 
 
@@ -139,4 +150,6 @@ def explained(keys: Iterable[str]) -> list[tuple[str, str]]:
     found = [(k.partition("/")[2] or k, EXPLAINED[k].what) for k in every if k in EXPLAINED]
     if any(is_weight(key, every) for key in every):
         found.append(("weight", WEIGHTS))
+    if any(key.endswith(_GRADIENT_SHARE) for key in every):
+        found.append(("gradient_share", SHARES))
     return found

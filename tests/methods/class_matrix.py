@@ -62,9 +62,7 @@ UNFIT = {"kl": "of a new class the reference knows nothing"}
 MATRIX = {
     name: _options(name)
     for name in registry.names()
-    if name not in REFUSED
-    and name not in UNFIT
-    and not registry.load(name).adapters
+    if name not in REFUSED and name not in UNFIT and not registry.load(name).adapters
 }
 """All others: a new file is in it because it is there."""
 NOOP = {

@@ -53,6 +53,7 @@ def test_expectations_over_samples_by_hand() -> None:
     assert expected("k3")[1] == pytest.approx([0.2, -0.1, -0.1], abs=1e-6)  # forward KL's: p - q
     by_ratio = [0.175945, -0.098118, -0.077827]
     assert expected("k3_ratio")[1] == pytest.approx(by_ratio, abs=1e-6)
+    assert expected("k2")[1] == pytest.approx(by_ratio, abs=1e-6)
     assert expected("k1")[1] == pytest.approx([0, 0, 0], abs=1e-6)  # as the docstring says
     logits = tensor(P).log().requires_grad_()
     p = logits.softmax(0)

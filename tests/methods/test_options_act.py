@@ -116,6 +116,10 @@ def by_hand(context: Any, name: str, options: dict[str, Any], texts: Any) -> str
         model = attach_lora(model, LoraConfig(r=4))
     noted: list[Any] = []
     first = [p.detach().clone() for p in model.parameters()]
+    # What compares with the base model or another one is told the base.
+    names = [n for n, _ in model.named_parameters()]
+    known = {"base": lambda: dict(zip(names, first, strict=True))}
+    known = known if "reference" in method.config.model_dump() else {}
 
     def score(_: Any, rows: Any) -> float:
         """The higher, the further the weights have moved; looked at with so many rows."""
@@ -129,7 +133,7 @@ def by_hand(context: Any, name: str, options: dict[str, Any], texts: Any) -> str
     for index, task in enumerate((FIRST, SECOND, FIRST)[:tasks]):
         ctx = context(
             method, model=model, task=task, task_index=index, tasks_seen=(FIRST,)[:index],
-            general=texts, batch_size=8, score=score,
+            general=texts, batch_size=8, score=score, **known,
         )  # fmt: skip
         session = ctx._session
         method.begin_task(ctx)
