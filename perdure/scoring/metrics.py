@@ -16,14 +16,8 @@ from types import MappingProxyType
 from typing import Any
 
 from perdure.errors import UsageError
-<<<<<<< HEAD
-from perdure.rewards.bleu import sentence_bleu
-from perdure.rewards.chrf import sentence_chrf
-from perdure.streams.bleu_words import bleu_tokenizer
-=======
 from perdure.rewards.bleu import TOKENIZERS, sentence_bleu
 from perdure.rewards.chrf import sentence_chrf
->>>>>>> rows22
 from perdure.streams.kinds import Metric, is_perdures, metric
 from perdure.streams.languages import parse_language
 from perdure.streams.task import Task
@@ -78,12 +72,8 @@ def bleu(prediction: str, answer: str, target_lang: str = "") -> float:
     Raises:
         UsageError: what that language's words need is not installed.
     """
-<<<<<<< HEAD
-    return min(1.0, sentence_bleu(prediction, answer, bleu_tokenizer(target_lang)))
-=======
     code = parse_language(target_lang).code if target_lang else ""
     return min(1.0, sentence_bleu(prediction, answer, TOKENIZERS.get(code, "13a")))
->>>>>>> rows22
 
 
 def mean(scores: Sequence[float]) -> float:

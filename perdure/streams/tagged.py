@@ -17,7 +17,6 @@ import unicodedata
 from dataclasses import dataclass
 
 __all__ = [
-__all__ = [
     "OPENING", "PROBLEMS", "TAGS", "Tagged", "parse_tagged", "tag_in", "visible", "write_tagged",
 ]  # fmt: skip
 
