@@ -356,13 +356,17 @@ def test_a_prompt_without_room_is_told_with_its_line(tmp_path: Path, tiny_model_
         perdure.learn(recipe, Run.create(tmp_path / "run", recipe))
 
 
-def test_equal_rewards_are_told_once(tmp_path: Path, tiny_model_dir: Path) -> None:
-    """All rewards are 0, as no completion can be read."""
-    path = write_recipe(tmp_path, tiny_model_dir, rl__rewards=["format"], rl__max_steps=11,
-                        rl__epochs=4)  # fmt: skip
+def test_equal_rewards_are_told_once(
+    tmp_path: Path, tiny_model_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All rewards are 0, as no completion can be read: each is cut off."""
+    tasks = ["stream.tasks.one.max_new_tokens=1"]
+    path = write_recipe(
+        tmp_path, tiny_model_dir, rl__rewards=["format"], rl__max_steps=11, rl__epochs=4
+    )
     out = str(tmp_path / "run")
-    result = CliRunner().invoke(app, ["run", str(path), "--out", out])
+    result = CliRunner().invoke(app, ["run", str(path), *tasks, "--out", out])
     assert result.exit_code == 0, result.output
-    told = " ".join(result.output.split())
-    assert told.count("so that nothing is learned from them (mean reward 0)") == 1
-    assert "warm the model up" in told
+    told = [r.getMessage() for r in caplog.records if "nothing is learned" in r.getMessage()]
+    assert len(told) == 1
+    assert "(mean reward 0): no completion earns anything: warm the model up" in told[0]
