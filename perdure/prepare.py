@@ -331,6 +331,7 @@ def chosen_methods(recipe: Recipe, stream: TaskStream) -> list[Method]:
     chosen = registry.build(recipe.methods)
     refuse_clashes(chosen, recipe.order_matters)
     _refuse_by_kind(chosen, recipe, stream)
+    _refuse_by_reinforcement(chosen, stream)
     refuse_task_adapters(chosen, recipe, stream)
     learned = [task for task in stream if task.learn != "none" and task.train_kept]
     bare = [task.name for task in learned if not task.validation]
@@ -372,6 +373,26 @@ def _refuse_by_kind(chosen: Sequence[Method], recipe: Recipe, stream: TaskStream
             raise UsageError(
                 f"{who} learns along with general texts, which tasks of kind {kind.name} cannot be",
                 "take a method that needs none; see perdure methods",
+            )
+
+
+def _refuse_by_reinforcement(chosen: Sequence[Method], stream: TaskStream) -> None:
+    """Raise `UsageError` where a method cannot work on completions, and a task is learned so."""
+    from perdure.engine.completions import refusals
+    from perdure.protocol.method import Method, name_of
+
+    by_rl = next((task.name for task in stream if task.learn == "rl"), None)
+    if by_rl is None:
+        return
+    where = f"task {by_rl} is learned by reinforcement"
+    for method, what, remedy in refusals(chosen):
+        raise UsageError(f"method: {name_of(method)}: {where}: {what}", remedy)
+    for method in chosen:
+        if type(method).train_data is not Method.train_data or method.halves:
+            raise UsageError(
+                f"method: {name_of(method)}: {where}, whose prompts have no answer that could be "
+                "trained on together with others'",
+                "gere and general_replay train on general texts beside it",
             )
 
 

@@ -21,6 +21,7 @@ from perdure.engine.callbacks import ProgressCallback
 from perdure.errors import PerdureError
 from perdure.learners.rl import RLTrainer
 from perdure.learners.rollouts import PromptSampler
+from perdure.methods.registry import load, names
 from perdure.run import Run
 
 pytestmark = pytest.mark.train
@@ -285,6 +286,37 @@ def test_the_loss_is_grpos_by_hand(
             wanted = parameter.grad
             largest = float(wanted.abs().max())
             assert torch.allclose(base[name] - after[name], wanted, atol=1e-5 * largest + 1e-7)
+
+
+# --- methods
+
+WORK = {
+    "ema", "freeze", "general_replay", "gere", "gere_distance", "gere_kl", "gere_official", "kl",
+    "lcia", "lwf", "moelora", "olora", "sequential",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", names())
+def test_each_method_learns_from_rewards_or_is_refused_before_a_weight_is_loaded(
+    name: str, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps by rewards, then two supervised ones, with each built-in method."""
+    kind = load(name)
+    changes: dict[str, Any] = {
+        "method": {"name": name, **kind.example_options}, "rl__max_steps": 2,
+        "general": {"source": "pydoc", "replay_rows": 4, "held_out_rows": 0, "max_tokens": 24},
+    }  # fmt: skip
+    if kind.adapters:
+        changes["model__tuning"] = "lora"
+    recipe = perdure.load_recipe(write_recipe(tmp_path, tiny_model_dir, **changes))
+    run = Run.create(tmp_path / "run", recipe)
+    if name in WORK:
+        perdure.learn(recipe, run)
+        assert [line["step"] for line in run.log_rows()] == [1, 2, 1, 2]
+        return
+    monkeypatch.setattr("perdure.models.load_base", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(PerdureError, match=f"{name}.*(reinforcement|classes|heads)"):
+        perdure.learn(recipe, run)
 
 
 # --- rows
