@@ -315,7 +315,7 @@ def test_each_method_learns_from_rewards_or_is_refused_before_a_weight_is_loaded
         assert [line["step"] for line in run.log_rows()] == [1, 2, 1, 2]
         return
     monkeypatch.setattr("perdure.models.load_base", lambda *_, **__: pytest.fail("loaded"))
-    with pytest.raises(PerdureError, match=f"{name}.*(reinforcement|classes|heads)"):
+    with pytest.raises(PerdureError, match=rf"{name}.*(reinforcement|classes|heads)"):
         perdure.learn(recipe, run)
 
 
@@ -329,7 +329,7 @@ def test_prompts_come_as_the_trainer_takes_them() -> None:
     assert len(order) == len(sampler) == 3 * 2 * 3 * 2
     batches = [order[i : i + 6] for i in range(0, len(order), 6)]
     assert all(b[:3] == b[:1] * 3 and b[3:] == b[3:4] * 3 for b in batches)
-    assert [b for b in batches[::2]] == [b for b in batches[1::2]]  # the same completions again
+    assert batches[::2] == batches[1::2]  # the same completions again
     drawn = [b[k] for b in batches[::2] for k in (0, 3)]
     assert sorted(set(drawn)) == [0, 1, 2, 3, 4]
     assert drawn[5] == drawn[0]  # the last batch is filled up from the epoch's start
