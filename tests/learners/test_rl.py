@@ -174,7 +174,7 @@ def test_other_rewards_do_not_go_on(
         self.version = "another"
 
     monkeypatch.setattr(Chrf, "__init__", other)
-    with pytest.raises(PerdureError, match="cannot be gone on from: rewards: .* now"):
+    with pytest.raises(PerdureError, match=r"cannot be gone on from: rewards: .* now"):
         perdure.learn(recipe, Run.open(run.path))
 
 
