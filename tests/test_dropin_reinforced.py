@@ -235,6 +235,26 @@ def test_the_texts_count_once_a_step_with_the_share_that_sft_gives_them(
             torch.testing.assert_close(step[name], parameter.grad, atol=1e-6, rtol=1e-4)
 
 
+def test_resumed_at_a_generation_it_ends_with_the_same_weights(
+    tiny: Any, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    methods = {"name": "kl", "beta": 0.5}, {"name": "gere", "insert": 2, "max_tokens": 12}
+    found = []
+    for resume in (None, str(tmp_path / "checkpoint-2")):
+        model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+        trainer = grpo(
+            (model, tiny[1]), tmp_path, max_steps=4, gradient_accumulation_steps=2,
+            save_strategy="steps", save_steps=2,
+        )  # fmt: skip
+        perdure.attach(trainer, *methods, general=GENERAL)
+        trainer.train(resume_from_checkpoint=resume)
+        found.append((model, lines(trainer)[-1]))
+    (whole, last), (resumed, again) = found
+    for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert last["method/kl"] == again["method/kl"] > 0  # from the base, not the checkpoint
+
+
 def test_an_average_is_scored_and_saved_while_the_raw_policy_samples(
     tiny: Any, tmp_path: Path
 ) -> None:
