@@ -1,10 +1,11 @@
-"""Methods on your own `transformers.Trainer` or `trl.SFTTrainer`, in three lines.
+"""Methods on your own `transformers.Trainer`, or trainer of `trl`, in three lines.
 
     trainer = SFTTrainer(model, train_dataset=data)
     perdure.attach(trainer, "gere", general=texts)
     trainer.train()
 
 Logging, gradient accumulation, mixed precision, checkpoints and evaluation stay as they are.
+On a `trl.GRPOTrainer` the completions that it samples are what a task's rows are elsewhere.
 Hand the same method objects, and the same texts, to the next task's trainer:
 `attach(next_trainer, *trainer.methods, general=texts)`.
 """
