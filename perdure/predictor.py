@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.consent import by_argument, trusting
-from perdure.errors import RunError, UsageError, brief
+from perdure.errors import RunError, UsageError, brief, task_named
 from perdure.recipe.data import TaskConfig
 from perdure.recipe.mistakes import near
 from perdure.streams.unlabelled import Unlabelled
@@ -198,7 +198,7 @@ def _refuse_unlearned(stream: TaskStream, task: Task, learned: int) -> None:
     first = max((stream.classes[name] for name in task.labels), default=0)
     if first >= learned:
         raise UsageError(
-            f"task {task.name}: the model after {learned} tasks has not learned it",
+            f"{task_named(task.name)}: the model after {learned} tasks has not learned it",
             f"ask a later one: --after {first + 1}",
         )
 

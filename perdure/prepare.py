@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.consent import trusting
-from perdure.errors import PerdureError, RecipeError, UsageError
+from perdure.errors import PerdureError, RecipeError, UsageError, task_named
 from perdure.recipe import load
 from perdure.recipe.mistakes import Mistake
 from perdure.recipe.schema import MethodSpec, Recipe
@@ -299,7 +299,8 @@ def chosen_methods(recipe: Recipe, stream: TaskStream) -> list[Method]:
     for method, spec in zip(chosen, recipe.methods, strict=True):
         if method.needs_validation and bare:
             raise UsageError(
-                f"method: {spec.name} measures on validation rows, and task {bare[0]} has none",
+                f"method: {spec.name} measures on validation rows, and "
+                f"{task_named(bare[0])} has none",
                 "give it `validation:` rows, or a `validation_share:` above 0",
             )
     return chosen

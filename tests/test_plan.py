@@ -141,7 +141,7 @@ def test_rows_that_are_cut_are_counted_and_those_that_do_not_fit_told(
     with caplog.at_level(logging.WARNING):
         prepare(perdure.load_recipe(recipe, [f"train.max_length={limit}"]))
     assert (
-        f"task task 1: {over} of 16 train rows have more than {limit} tokens: the end of the text "
+        f"task 1: {over} of 16 train rows have more than {limit} tokens: the end of the text "
         "is left out"
     ) in caplog.text
     with pytest.raises(RecipeError, match=r"train\.jsonl:\d+: no word fits into 5 tokens") as told:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from perdure.audit.measure import Kind
-from perdure.errors import UsageError
+from perdure.errors import UsageError, task_named
 from perdure.streams.kinds import kind as kind_of
 from perdure.streams.kinds import metric
 from perdure.streams.task import GeneralText, Task, TaskStream
@@ -91,8 +91,8 @@ def plan_measures(
             name = found.name if kind == "task" else f"log {found.label}"
             if kind == "task" and not (found.low == 0 and found.high == 1):
                 raise UsageError(
-                    f"audit: task {task.name}: its metric {found.name} is not from 0 to 1, so no "
-                    "number of items can bound its change",
+                    f"audit: {task_named(task.name)}: its metric {found.name} is not from 0 to 1, "
+                    "so no number of items can bound its change",
                     "give it another metric, or take it out",
                 )
             parts.append(Part(task.name, kind, name, task, found.higher_is_better))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from perdure.errors import brief
+from perdure.errors import brief, task_named
 from perdure.recipe.columns import check_cell
 from perdure.recipe.mistakes import Mistake, near
 from perdure.recipe.section import Section
@@ -175,7 +175,7 @@ class TaskConfig(Section):
 
     def place(self, key: str = "") -> str:
         """`file:line: key` of one of the task's keys, to begin a message about its data with."""
-        return self._places(key) if self._places else f"task {self.name}: {key}".rstrip(": ")
+        return self._places(key) if self._places else f"{task_named(self.name)}: {key}".rstrip(": ")
 
     def column(self, ours: str) -> str:
         """The data's name for one of our columns, or a text with names in braces."""

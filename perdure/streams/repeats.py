@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from perdure.errors import brief
+from perdure.errors import brief, task_named
 from perdure.streams.kinds.base import whole_row
 
 if TYPE_CHECKING:
@@ -69,9 +69,9 @@ def warn_of_repeats(task: str, splits: Mapping[str, Sequence[Placed]]) -> None:
             known.add(whole)
         if again:
             logger.warning(
-                "task %s: %d of %d %s rows have the prompt of an earlier one (the first: %s, as "
+                "%s: %d of %d %s rows have the prompt of an earlier one (the first: %s, as "
                 "%s), %d of them equal in everything; each is used as often as it is there",
-                task, len(again), len(rows), split, again[0].place,
+                task_named(task), len(again), len(rows), split, again[0].place,
                 first[again[0].question].place, equal,
             )  # fmt: skip
     for one, other, which, so in _PAIRS:
@@ -82,8 +82,8 @@ def warn_of_repeats(task: str, splits: Mapping[str, Sequence[Placed]]) -> None:
             whole_rows = sum(wholes[one][n] in same for n in both)
             at = splits[one][both[0]]
             logger.warning(
-                "task %s: %d of %d %s rows have a prompt %s (the first: %s, as %s), %d of them "
+                "%s: %d of %d %s rows have a prompt %s (the first: %s, as %s), %d of them "
                 "equal in everything; %s",
-                task, len(both), len(splits[one]), one, which, at.place, seen[at.question],
-                whole_rows, so,
+                task_named(task), len(both), len(splits[one]), one, which, at.place,
+                seen[at.question], whole_rows, so,
             )  # fmt: skip

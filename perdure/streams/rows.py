@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from perdure.errors import brief
+from perdure.errors import brief, task_named
 from perdure.recipe.columns import columns_in
 from perdure.recipe.data import DataConfig
 from perdure.recipe.yaml import ON_COMMAND_LINE
@@ -119,8 +119,8 @@ def to_rows(table: Table, task: TaskConfig, mistakes: Mistakes) -> list[Placed]:
     if empty and len(empty) == len(table.records):
         mistakes.add(table.name, empty[0], "so it is in each row: name another column, or split")
     elif empty:
-        told = "task %s: %d of %d rows are left out, as there is nothing in them (the first: %s)"
-        logger.warning(told, task.name, len(empty), len(table.records), empty[0])
+        told = "%s: %d of %d rows are left out, as there is nothing in them (the first: %s)"
+        logger.warning(told, task_named(task.name), len(empty), len(table.records), empty[0])
     return rows
 
 
