@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from perdure.errors import brief, task_named
-from perdure.streams.kinds.base import whole_row
+from perdure.streams.kinds import kind
+from perdure.streams.kinds.base import Row, whole_row
+from perdure.streams.task import place_of
 
 if TYPE_CHECKING:
     from perdure.streams.rows import Placed
+    from perdure.streams.task import Task
 
 logger = logging.getLogger("perdure")
 _PAIRS = (
@@ -50,6 +53,48 @@ def warn_of_two_classes(source: str, splits: Mapping[str, Sequence[Placed]], lab
             source, len(pairs), "text has" if len(pairs) == 1 else "texts have",
             one.place, brief(one.row[label]), other.place, brief(other.row[label]),
         )  # fmt: skip
+
+
+def warn_of_shared(tasks: Sequence[Task]) -> None:
+    """Tell once how many rows ask what a row of an earlier task asks, with the same answer or not.
+
+    Rows of one kind are compared with each other.
+    """
+    first: dict[tuple[str, str], tuple[Task, Row]] = {}
+    wholes: dict[tuple[str, str], Task] = {}
+    trained: dict[tuple[str, str], set[str]] = {}
+    tested: list[tuple[str, tuple[str, str]]] = []
+    later: list[tuple[Task, Row, Task, Row]] = []
+    equal = 0
+    for task in tasks:
+        home = kind(task.kind)
+        splits = {"train": task.train, "validation": task.validation, "test": task.test}
+        for split, rows in splits.items():
+            for row in rows:
+                key = (task.kind, home.question_of(row))
+                whole = (task.kind, whole_row(home.item(row)))
+                other = first.setdefault(key, (task, row))
+                if other[0] is not task:
+                    later.append((task, row, *other))
+                    equal += wholes.get(whole, task) is not task
+                wholes.setdefault(whole, task)
+                if split == "train":
+                    trained.setdefault(key, set()).add(task.name)
+                elif split == "test":
+                    tested.append((task.name, key))
+    if not later:
+        return
+    elsewhere = sum(bool(trained.get(key, set()) - {name}) for name, key in tested)
+    rows_have = "1 row has" if len(later) == 1 else f"{len(later)} rows have"
+    tests = "1 test row is" if elsewhere == 1 else f"{elsewhere} test rows are"
+    more = f"; {tests} trained on in another task, which shows in the scores"
+    task, row, early, same = later[0]
+    logger.warning(
+        "tasks: %s the prompt of a row of an earlier task (the first: %s of %s, as %s of "
+        "%s), %d of them equal in everything; each is used in both%s",
+        rows_have, place_of(row), task_named(task.name), place_of(same), task_named(early.name),
+        equal, more if elsewhere else "",
+    )  # fmt: skip
 
 
 def warn_of_repeats(task: str, splits: Mapping[str, Sequence[Placed]]) -> None:

@@ -327,6 +327,42 @@ def test_a_text_of_two_classes_is_told(caplog: pytest.LogCaptureFixture) -> None
     assert "more than one class" not in caplog.text
 
 
+def test_rows_that_stand_in_two_tasks_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """By hand: of feb's rows one is equal to one of jan's, and one has its text and another class;
+    jan's test row "a" is what feb trains on."""
+    header, jan, feb = "utterance,intent\n", "a,x\nb,x\nc,w\n", "A,y\nd,y\ne,z\n"
+    Path("jan.csv").write_text(header + jan)
+    Path("jan-test.csv").write_text(header + "a,x\n")
+    Path("feb.csv").write_text(header + feb)
+    Path("feb-test.csv").write_text(header + "b,y\n")
+    tasks = [
+        {"name": name, "format": "classes", "train": f"{name}.csv", "test": f"{name}-test.csv",
+         "columns": COLUMNS, "validation_share": 0} for name in ("jan", "feb")
+    ]  # fmt: skip
+    with caplog.at_level(logging.WARNING):
+        build_stream(StreamConfig.model_validate({"tasks": tasks}), None, Path(), 0)
+    (said,) = [text for text in caplog.messages if text.startswith("tasks: ")]
+    assert said == (
+        "tasks: 2 rows have the prompt of a row of an earlier task (the first: feb.csv:2 of task "
+        "feb, as jan.csv:2 of task jan), 0 of them equal in everything; each is used in both; 2 "
+        "test rows are trained on in another task, which shows in the scores"
+    )
+    caplog.clear()
+    rows = [{"utterance": "hello", "intent": "hi", "month": m} for m in ("jan", "feb")]
+    rows += [
+        {"utterance": f"{m} {i}", "intent": "hi", "month": m}
+        for m in ("jan", "feb") for i in range(4)
+    ]  # fmt: skip
+    with caplog.at_level(logging.WARNING):
+        build(rows, by="month", repeat=True, test_share=0.2)
+    (said,) = [text for text in caplog.messages if text.startswith("tasks: ")]
+    assert said.startswith("tasks: 1 row has the prompt of a row of an earlier task (the first: ")
+    assert "1 of them equal in everything; each is used in both" in said
+    caplog.clear()
+    build(tasks=3)
+    assert not [text for text in caplog.messages if text.startswith("tasks: ")]
+
+
 def test_two_cases_of_a_class_are_told_with_a_remedy_that_works(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
