@@ -113,7 +113,8 @@ def class_order(labels: Sequence[str], config: DataConfig) -> list[str]:
         random.Random(config.order_seed).shuffle(order)
         return order
     if config.order == "alphabetical":
-        return sorted(first)
+        # Capitals among the others, in any locale; names that differ in case alone: capitals first.
+        return sorted(first, key=lambda label: (label.casefold(), label))
     if config.order == "frequency":
         return sorted(first, key=lambda label: (-counts[label], first.index(label)))
     return first

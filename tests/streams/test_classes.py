@@ -16,7 +16,7 @@ from perdure.errors import RecipeError
 from perdure.prepare import load_recipe
 from perdure.recipe.data import DataConfig, StreamConfig, TaskConfig
 from perdure.streams import TaskStream, build_stream
-from perdure.streams.classes import capped_by_class, dealt
+from perdure.streams.classes import capped_by_class, class_order, dealt
 from perdure.streams.rows import Placed
 from perdure.streams.task import place_of
 
@@ -114,8 +114,14 @@ def test_uneven_and_single_classes() -> None:
 
 
 def test_orders_of_the_classes() -> None:
+    """By name is by casefolded code points, whatever the locale; equal ones by their own."""
     flat = [name for task in classes(build(tasks=5, order="alphabetical")) for name in task]
     assert flat == sorted(COUNTS)
+    mixed = ["beta", "Alpha", "Zeta", "alpha", "\u00e9t\u00e9", "STRASSE b", "stra\u00dfe a"]
+    table = DataConfig(train="train.csv", tasks=1, order="alphabetical")
+    assert class_order(mixed, table) == [
+        "Alpha", "alpha", "beta", "stra\u00dfe a", "STRASSE b", "Zeta", "\u00e9t\u00e9",
+    ]  # fmt: skip
     flat = [name for task in classes(build(tasks=5, order="frequency")) for name in task]
     assert flat == ["card", "pay", "hello", "loan", "bye"]
     one, again = (classes(build(tasks=5, order_seed=1)) for _ in range(2))
@@ -350,8 +356,8 @@ def test_rows_that_stand_in_two_tasks_are_told_once(caplog: pytest.LogCaptureFix
     caplog.clear()
     rows = [{"utterance": "hello", "intent": "hi", "month": m} for m in ("jan", "feb")]
     rows += [
-        {"utterance": f"{m} {i}", "intent": "hi", "month": m}
-        for m in ("jan", "feb") for i in range(4)
+        {"utterance": f"{m} {c} {i}", "intent": c, "month": m}
+        for m in ("jan", "feb") for c in ("hi", "bye") for i in range(4)
     ]  # fmt: skip
     with caplog.at_level(logging.WARNING):
         build(rows, by="month", repeat=True, test_share=0.2)
