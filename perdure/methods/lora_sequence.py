@@ -57,9 +57,8 @@ class LoraSequenceConfig(MethodConfig):
 
 def staying(names: Iterable[str], task: int) -> str:
     """Regular expression over `names` of parameters for those that stay in task number `task`:
-    heads of other tasks, and after the first task what all heads share; "" if there is none."""
-    shared = "" if task else "|scale$"
-    pattern = rf"^heads\.(?!parts\.{task}\.{shared})"
+    heads of other tasks; "" if there is none."""
+    pattern = rf"^heads\.(?!parts\.{task}\.)"
     return pattern if any(re.search(pattern, name) for name in names) else ""
 
 
