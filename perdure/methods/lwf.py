@@ -24,13 +24,14 @@ import torch
 from pydantic import Field
 
 from perdure.mechanisms.distances import kl
-from perdure.protocol.method import Method, MethodConfig, Requires
+from perdure.protocol.method import Method, MethodConfig, Reads, Requires
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from perdure.protocol.batch import ForwardOutput
     from perdure.protocol.context import Context
+    from perdure.streams.task import Task
 
 
 class LwFConfig(MethodConfig):
@@ -63,6 +64,9 @@ class LwF(Method):
     config: LwFConfig
     requires = Requires(logits=True, teacher="previous")
     noop_options: ClassVar = {"weight": 0}
+
+    def reads(self, tasks: Sequence[Task], batch_size: int) -> Reads:
+        return Reads(seen=batch_size if len(tasks) > 1 else 0)
 
     def loss(
         self, ctx: Context, main: ForwardOutput, extra: ForwardOutput | None
