@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from perdure.protocol.method import Method
+from perdure.recipe.packaged import as_written
 from perdure.streams.kinds import kind, metric
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def plan(
     return Plan(
         recipe=recipe.name,
         methods=tuple(spec.name for spec in recipe.methods),
-        model=recipe.model.path + (f" ({facts.architecture})" if facts else ""),
+        model=as_written(recipe.model.path) + (f" ({facts.architecture})" if facts else ""),
         kind=stream.tasks[0].kind,
         scenario=stream.scenario,
         parameters=facts.parameters if facts else None,

@@ -20,6 +20,7 @@ from perdure.consent import trusting
 from perdure.errors import PerdureError, RecipeError, UsageError, task_named
 from perdure.recipe import load
 from perdure.recipe.mistakes import Mistake
+from perdure.recipe.packaged import as_written
 from perdure.recipe.schema import MethodSpec, Recipe
 
 if TYPE_CHECKING:
@@ -261,8 +262,8 @@ def _refuse_headless(recipe: Recipe, methods: Sequence[Method], facts: ModelFact
         wanted = method.requires.language_head
         if facts.no_language_head and (wanted == "must" or (wanted and facts.decoder)):
             raise UsageError(
-                f"method: {spec.name} has the model write text first, and {recipe.model.path} "
-                f"cannot: {facts.no_language_head}",
+                f"method: {spec.name} has the model write text first, and "
+                f"{as_written(recipe.model.path)} cannot: {facts.no_language_head}",
                 "write method.warmup_loss: ce, or take a decoder with its language-model head",
             )
 
