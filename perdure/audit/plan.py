@@ -85,6 +85,7 @@ def plan_measures(
         parts.append(Part("KL from base", "kl", "nats a token"))
     if "tasks" in measures:
         for task in tasks:
+            _refuse_classes(task)
             kind_of(task.kind).demand("audit", task.name)
             found = metric(task.metric)
             kind: Kind = "task" if found.scores_items else "loss"
@@ -103,6 +104,17 @@ def plan_measures(
             "give --tasks, or --max-kl, which needs no data",
         )
     return Plan(tuple(parts), judged)
+
+
+def _refuse_classes(task: Task) -> None:
+    """Refuse tasks of classes: their heads are a run's own, and the run has scored them."""
+    if kind_of(task.kind).classes:
+        raise UsageError(
+            f"audit: {task_named(task.name)} is of classes, for which two models of text have no "
+            "heads",
+            "a run keeps its classifier's scored rows, before and after: perdure audit --scores "
+            "RUN/items/after-1-TASK.jsonl RUN/items/after-3-TASK.jsonl",
+        )
 
 
 def general_texts(

@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 import perdure
 from perdure.cli import app
 from perdure.errors import PerdureError, RecipeError, UsageError
-from perdure.run import Run
+from perdure.run import Run, item_files
 from perdure.scoring.answers import ranked
 
 pytestmark = pytest.mark.train
@@ -233,6 +233,23 @@ def test_another_column(intents: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("words,id\nzk a,1\n")
     found = lines(intents, tmp_path / "rows.csv", "--column", "words")
     assert found == perdure.load_predictor(intents)(["zk a"])
+
+
+def test_a_classifier_is_audited_by_the_rows_that_its_run_keeps(intents: Path) -> None:
+    """Audit of two models refuses tasks of classes, and says what to give instead: that works."""
+    from perdure.audit.plan import plan_measures
+    from perdure.run.kept import kept_tasks
+
+    run = Run.open(intents)
+    with pytest.raises(UsageError, match=r"task 1 is of classes.*\n.*--scores RUN/items/after-1-"):
+        plan_measures(("tasks",), kept_tasks(run, 3), (), None)
+    files = [item_files.path(intents, "task", after, "task 1") for after in (1, 3)]
+    words = ["audit", "--scores", *map(str, files), "--max-drop", "0.9", "--json"]
+    told = CliRunner().invoke(app, words)
+    assert told.exit_code in (0, 1, 3), told.output
+    (measure,) = json.loads(told.stdout)["measures"]
+    scores = [[item["score"] for item in run.items(after, "task 1")] for after in (1, 3)]
+    assert [measure["base"], measure["tuned"]] == [sum(s) / len(s) for s in scores]
 
 
 # --- text
