@@ -165,7 +165,7 @@ def _shaped_like_the_last(run: Run, data: Path) -> dict[str, Any]:
 _OF_THE_OLD_TABLE = (
     "name", "validation", "test", "dataset", "subset", "tasks", "by", "task", "order",
     "order_seed", "repeat", "labels", "max_train_rows", "max_validation_rows", "max_test_rows",
-    "no_class",
+    "no_class", "dev_from",
 )  # fmt: skip
 """Keys of a table or task that say nothing of another file."""
 

@@ -39,6 +39,9 @@ class LwFConfig(MethodConfig):
     temperature: float = Field(
         2.0, gt=0, description="softens both predictions; the paper's value is 2"
     )
+    teacher_eval: bool = Field(
+        True, description="no dropout in the earlier model; false: as in the model that learns"
+    )
 
 
 def lwf_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -74,7 +77,7 @@ class LwF(Method):
         groups = None if ctx.classes is None else ctx.classes.old
         if groups == ():
             return {}
-        teacher = ctx.frozen("previous")(main.batch)
+        teacher = ctx.frozen("previous", dropout=not self.config.teacher_eval)(main.batch)
         pull = old_classes_loss(main.logits, teacher.logits, self.config.temperature, groups)
         term = main.token_mean(pull)
         ctx.log("lwf", term.detach())

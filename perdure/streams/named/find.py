@@ -57,3 +57,9 @@ def named_mistakes(config: StreamConfig) -> Iterator[Mistake]:
         if data.validation_share != default:
             what = f"has no effect: {name} has validation rows of its own"
             yield Mistake(("data", "validation_share"), what, "leave it out")
+    if data is not None and not (data.fix_label_names or stream.scrambled):
+        what = f"has no effect: the names of {name} are right as they are"
+        yield Mistake(("data", "fix_label_names"), what, "leave it out")
+    if data is not None and data.dev_from == "test" and stream.validated:
+        what = f"has no effect: {name} has validation rows of its own"
+        yield Mistake(("data", "dev_from"), what, "leave it out")
