@@ -117,9 +117,9 @@ def _read(source: Source) -> Found | None:
     order = [NAMES[number] for number in order_after(generator, len(NAMES))]
     tables = {split: joined("topic3", some) for split, some in parts.items()}
     if not source.fix_label_names:
-        names = as_released(order)
-        tables = {split: _renamed(table, names) for split, table in tables.items()}
-        order = [names[name] for name in order]
+        called = as_released(order)
+        tables = {split: _renamed(table, called) for split, table in tables.items()}
+        order = [called[name] for name in order]
     return Found(tables, dealt(order, TASKS))
 
 
