@@ -110,9 +110,9 @@ class TaskContext:
         return self._session.forward(rows, train=train, logits=logits, hidden=hidden)
 
     def frozen(
-        self, which: str, logits: bool = True
+        self, which: str, logits: bool = True, dropout: bool = False
     ) -> Callable[[Mapping[str, Any]], ForwardOutput]:
-        return self._session.frozen(which, logits)
+        return self._session.frozen(which, logits, dropout)
 
     def base_states(
         self,

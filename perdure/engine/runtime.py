@@ -240,7 +240,7 @@ class TaskRuntime:
         return self.forward(rows, logits=False, hidden=hidden) if found is None else found
 
     def frozen(
-        self, which: str, logits: bool = True
+        self, which: str, logits: bool = True, dropout: bool = False
     ) -> Callable[[Mapping[str, Any]], ForwardOutput]:
         """A frozen model to compare with: "base", or "previous" (as the last task left it).
 
@@ -249,7 +249,7 @@ class TaskRuntime:
         """
 
         def run(batch: Mapping[str, Any]) -> ForwardOutput:
-            with torch.no_grad(), self._mode(False):
+            with torch.no_grad(), self._mode(dropout):
                 if which == "base" and self.has_adapter:
                     with adapter_off(self.model):
                         return self._run(dict(batch), (), logits)

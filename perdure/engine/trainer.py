@@ -33,7 +33,7 @@ from perdure.engine.packing import (
 from perdure.engine.rowwise_attention import attends_by_rows, takes_rows
 from perdure.engine.sampler import EpochSampler
 from perdure.engine.session import TaskSession
-from perdure.errors import TrainingError
+from perdure.errors import TrainingError, task_named
 from perdure.models.adapter_lists import holder, use_saved, write_lists
 from perdure.models.anatomy import takes_positions
 from perdure.models.chat import IGNORE
@@ -158,7 +158,7 @@ class PerdureTrainer(Trainer):
         """Raise `TrainingError` if a loss since the last look was not finite."""
         if not bool(self.finite):
             raise TrainingError(
-                f"task {self.session.task.name}: the loss is not finite at step "
+                f"{task_named(self.session.task.name)}: the loss is not finite at step "
                 f"{self.state.global_step} (learning rate {self.args.learning_rate:g})",
                 (
                     "lower train.learning_rate, or set train.precision: fp32",

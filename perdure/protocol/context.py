@@ -167,11 +167,12 @@ class Context(Protocol):
         """
 
     def frozen(
-        self, which: str, logits: bool = True
+        self, which: str, logits: bool = True, dropout: bool = False
     ) -> Callable[[Mapping[str, Any]], ForwardOutput]:
         """A frozen model to compare with: "base", or "previous" (as the last task left it).
 
-        It takes a batch (`ForwardOutput.batch`). The method must ask for it in its `requires`.
+        It takes a batch (`ForwardOutput.batch`), and has no dropout but where that is asked for.
+        The method must ask for it in its `requires`.
         """
 
     def base_states(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from perdure.errors import brief
+from perdure.errors import brief, task_named
 from perdure.recipe.columns import check_cell
 from perdure.recipe.mistakes import Mistake, near
 from perdure.recipe.section import Section
@@ -175,7 +175,7 @@ class TaskConfig(Section):
 
     def place(self, key: str = "") -> str:
         """`file:line: key` of one of the task's keys, to begin a message about its data with."""
-        return self._places(key) if self._places else f"task {self.name}: {key}".rstrip(": ")
+        return self._places(key) if self._places else f"{task_named(self.name)}: {key}".rstrip(": ")
 
     def column(self, ours: str) -> str:
         """The data's name for one of our columns, or a text with names in braces."""
@@ -265,6 +265,16 @@ class DataConfig(TaskConfig):
     rows_per_class: int | None = Field(
         None, gt=0, description="train on so many rows of each class at most"
     )
+    dev_from: Literal["train", "test"] = Field(
+        "train",
+        description="test: validation rows are the test rows, where none are given, as in SEQ*'s "
+        "released code; what a method chooses by them is then not judged by others",
+    )
+    fix_label_names: bool = Field(
+        True,
+        description="false: topic3's classes have each other's names, as in SEQ*'s released data: "
+        "heads do not mind, a decoder that writes names does",
+    )
     no_class: str | None = Field(
         None, description="label of rows of no class: not learned, kept apart to be scored"
     )
@@ -300,6 +310,13 @@ class DataConfig(TaskConfig):
         if (self.tasks is None) == (self.by is None):
             what = "has both tasks and by" if self.by else "has neither tasks nor by"
             yield Mistake((), what, "write how many tasks there are, or the column that names them")
+        if not self.fix_label_names:
+            yield Mistake(("fix_label_names",), "is of the stream topic3", "leave it out")
+        if self.dev_from == "test" and (self.validation is not None or self.test is None):
+            what = "has no effect: there are no test rows of their own"
+            if self.validation is not None:
+                what = "has no effect with validation"
+            yield Mistake(("dev_from",), what, "leave it out")
         if self.learn == "none":
             yield Mistake(("learn",), "is of single tasks", "list them under stream.tasks")
         if self.repeat and not (self.by or self.task or isinstance(self.tasks, list)):
@@ -318,7 +335,7 @@ class DataConfig(TaskConfig):
 
 CHANGES = (
     "tasks", "order", "order_seed", "rows_per_class", "max_train_rows", "max_validation_rows",
-    "max_test_rows", "validation_share",
+    "max_test_rows", "validation_share", "dev_from", "fix_label_names",
 )  # fmt: skip
 """Keys of `stream.data` that change a named stream of classes."""
 
