@@ -180,6 +180,17 @@ def _classes(
 def _refuse_what_runs_alone_do(methods: Sequence[Method]) -> None:
     """Refuse methods that ask for what a trainer cannot save, restore and score."""
     for method in methods:
+        if method.classes_only:
+            raise UsageError(
+                f"attach: {name_of(method)}: it works on heads, one for each task, and the model "
+                "of a trainer of your own has one for all classes",
+                [
+                    "a run of Perdure's grows them, from the same rows as a file: perdure run or "
+                    "perdure.learn, with stream: {data: {train: rows.csv, tasks: 5}}",
+                    'or keep the lower layers here: attach(trainer, {"name": "freeze", '
+                    '"layers": 6}); "replay" and "derpp" keep old rows',
+                ],
+            )
         routes = type(method).router is not Method.router
         if routes or method.adapters:
             raise UsageError(

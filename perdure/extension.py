@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,8 +22,9 @@ from perdure.errors import RecipeError, RunError, UsageError
 from perdure.files import write_atomic
 from perdure.prepare import recipe_judge, stream_of
 from perdure.recipe import load
-from perdure.recipe.data import DataConfig, TaskConfig
+from perdure.recipe.data import FILE_TYPES, DataConfig, TaskConfig
 from perdure.recipe.load import recipe_data
+from perdure.recipe.mistakes import near
 from perdure.recipe.schema import Recipe
 from perdure.run.damage import verify
 from perdure.run.directory import Run
@@ -33,6 +35,7 @@ from perdure.run.sums import with_check
 from perdure.seals import write_sealed
 from perdure.streams.growing import refuse_classes
 from perdure.streams.kinds import format_of, kind
+from perdure.streams.named.find import table_like
 
 SAME = ("model", "method", "general", "seed", "order_matters")
 """Keys that an extension takes from its run; the rest of a recipe may be new."""
@@ -62,14 +65,9 @@ def extension_recipe(
             f"perdure extend {run.path} next.yaml",
         )
     if path is None:
-        new = _shaped_like_the_last(run, Path(str(data)))
-
-        def with_it(recorded: dict[str, Any]) -> None:
-            renew(recorded)
-            recorded.update(new)
-
+        new = _shaped_like_the_last(run, _file(Path(str(data))))
         path, judge = run.path / "recipe.yaml", recipe_judge()
-        found = load.load(path, overrides, judge=judge, renew=with_it)
+        found = load.load(path, overrides, judge=judge, renew=renew, given_anew=new)
     else:
         recorded = recipe_data(run.recipe)
         for key in ("stream", "name", "trust_remote_code"):
@@ -79,6 +77,16 @@ def extension_recipe(
     scenario = found.stream.scenario or run.recipe.stream.scenario
     stream = found.stream.model_copy(update={"scenario": scenario})
     return found.model_copy(update={"stream": stream})
+
+
+def _file(data: Path) -> Path:
+    """The file that is given as data, which is there."""
+    if not data.expanduser().is_file():
+        what = "is a folder, not a file" if data.expanduser().is_dir() else "no such file"
+        here = [p.name for p in data.parent.iterdir()] if data.parent.is_dir() else []
+        hint = near(data.name, here) or f"give a file of rows: {' '.join(FILE_TYPES)}"
+        raise UsageError(f"--data {data}: {what}", hint)
+    return data
 
 
 def _same_in(recipe: Recipe, run: Run, path: str | Path) -> Recipe:
@@ -119,12 +127,14 @@ def _scenario(run: Run) -> str:
 
 def _shaped_like_the_last(run: Run, data: Path) -> dict[str, Any]:
     stream = run.recipe.stream
-    name = f"{run.recipe.name}-{data.stem}"
+    # A name such as "may (2)" is usual for a file, and none for a task: "may 2".
+    task = " ".join(re.sub(r"[^\w.+-]+", " ", data.stem)[:70].split()).lstrip(".+-") or "new"
+    name = f"{run.recipe.name}-{task.replace(' ', '-')}"
     if (table := _table(run)) is not None:
         section = table.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
         for key in _OF_THE_OLD_TABLE:
             section.pop(key, None)
-        section |= {"task": data.stem, "train": str(data.expanduser().resolve()), "tasks": 1}
+        section |= {"task": task, "train": str(data.expanduser().resolve()), "tasks": 1}
         return {"name": name, "stream": {"data": section}}
     if not stream.tasks:
         raise UsageError(
@@ -148,14 +158,14 @@ def _shaped_like_the_last(run: Run, data: Path) -> dict[str, Any]:
     section = last.model_dump(mode="json", exclude_none=True)
     for key in ("validation", "test", "test_of"):
         section.pop(key, None)
-    section |= {"name": data.stem, "train": str(data.expanduser().resolve())}
+    section |= {"name": task, "train": str(data.expanduser().resolve())}
     return {"name": name, "stream": {"tasks": [section]}}
 
 
 _OF_THE_OLD_TABLE = (
     "name", "validation", "test", "dataset", "subset", "tasks", "by", "task", "order",
     "order_seed", "repeat", "labels", "max_train_rows", "max_validation_rows", "max_test_rows",
-    "no_class",
+    "no_class", "dev_from",
 )  # fmt: skip
 """Keys of a table or task that say nothing of another file."""
 
@@ -171,11 +181,7 @@ def _table(run: Run) -> DataConfig | TaskConfig | None:
     for task in stream.tasks:
         if task.name == last.name:
             return task
-    # A named stream's rows have our own columns.
-    home = kind(last.kind)
-    keys = {key for row in last.test for key in row}
-    forms = [f for f in home.formats if set(f.columns) <= keys] or list(home.formats)
-    return DataConfig(train="rows.jsonl", tasks=1, format=forms[0].name)
+    return table_like(stream.name)
 
 
 def extend(run: Run, recipe: Recipe, out: str | Path, *, accept_changes: bool = False) -> Run:

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from perdure.protocol.method import Method
+from perdure.recipe.packaged import as_written
 from perdure.streams.kinds import kind, metric
 
 if TYPE_CHECKING:
@@ -71,8 +72,8 @@ class TaskPlan:
     """How often its test rows are read; None: once before the first and once after each task; 0:
     its score is that of another task."""
     body_passes: int | None = None
-    """Of a task with classes: texts that the body reads in the whole run for it, to learn and to be
-    scored: once for each state of its weights where heads alone learn."""
+    """Of a task with classes: texts that the body reads in the whole run for it, see
+    `perdure.learners.planned`; once for each state of its weights where heads alone learn."""
     head_steps: int | None = None
     """Those of its steps in which heads alone learn."""
 
@@ -152,15 +153,15 @@ def plan(
             facts, parts, adapters = _with_heads(recipe, stream, facts)
             tasks = [
                 _plan_of_classes(
-                    bare, recipe, task, works[i], encoder, facts, micro_batch, precision, speed,
-                    parts, i, adapters,
+                    bare, recipe, stream, task, works[i], encoder, facts, micro_batch, precision,
+                    speed, parts, i, adapters,
                 )
                 for i, (bare, task) in enumerate(zip(tasks, stream, strict=True))
             ]  # fmt: skip
     return Plan(
         recipe=recipe.name,
         methods=tuple(spec.name for spec in recipe.methods),
-        model=recipe.model.path + (f" ({facts.architecture})" if facts else ""),
+        model=as_written(recipe.model.path) + (f" ({facts.architecture})" if facts else ""),
         kind=stream.tasks[0].kind,
         scenario=stream.scenario,
         parameters=facts.parameters if facts else None,
@@ -284,19 +285,10 @@ def _with_heads(
     return whole, parts, adapters
 
 
-def _scorings(
-    parts: Sequence[tuple[float, float | None]], number: int, adapters: TaskAdapters | None
-) -> int:
-    """How often the test rows of task `number` pass the body in a run: after the task, and after
-    each later one that moves the body; with adapters of tasks once for each that answers."""
-    if adapters is not None:
-        return 1 if adapters.select == "oracle" else sum(learns > 0 for learns, _ in parts)
-    return 1 + sum(learns > 0 for learns, _ in parts[number + 1 :])
-
-
 def _plan_of_classes(
     bare: TaskPlan,
     recipe: Recipe,
+    stream: TaskStream,
     task: Task,
     work: _Work,
     encoder: RowEncoder,
@@ -309,34 +301,31 @@ def _plan_of_classes(
     adapters: TaskAdapters | None,
 ) -> TaskPlan:
     """Args: parts: epochs of body and heads in each task; number: of this one."""
-    from perdure.engine.batching import steps_of
+    from perdure.learners.planned import body_reads
+    from perdure.methods import registry
 
     lengths = {s: encoder.lengths((task.name, s)) for s in ("train", "validation", "test")}
-    widths, rows, (learns, heads) = work.widths(encoder), work.rows, parts[number]
-    steps = steps_of(recipe, rows, learns, work.batch) if learns else 0
-    head_steps = steps_of(recipe, rows, heads, work.batch) if heads else 0
+    widths, methods = work.widths(encoder), registry.build(recipe.methods)
+    read = body_reads(recipe, stream, number, parts, methods, work.rows, work.batch, adapters)
     mean = sum(widths) / max(1, len(widths))
-    trained, once = steps * recipe.train.batch_size, 0 if heads is None else rows
     # A token's embedding is looked up, and a body has no head over the vocabulary.
     n, again = facts.parameters - facts.vocab * facts.hidden, recipe.train.gradient_checkpointing
     per_token = 4 * n + 2 * min(n, facts.trainable) + (2 * n if again else 0)
     shown = min(len(task.test), recipe.scoring.max_test_rows or len(task.test))
-    scorings = _scorings(parts, number, adapters)
-    if adapters is not None and adapters.compete == "seen":  # earlier tasks' classes have logits
-        once += rows * sum(moved > 0 for moved, _ in parts[:number])
     scored = sum(lengths["test"]) / max(1, len(task.test)) * shown
-    none = replace(facts, vocab=0, trainable=facts.trainable if learns else 0)
+    none = replace(facts, vocab=0, trainable=facts.trainable if parts[number][0] else 0)
+    operations = (per_token * read.learning + 2 * n * read.looking) * mean
     return replace(
         bare,
-        steps=steps + head_steps,
+        steps=read.steps + read.head_steps,
         longest=max(map(max, filter(None, lengths.values()))),
-        train_tokens=round(trained * mean),
-        train_seconds=(per_token * trained + 2 * n * once) * mean / speed + HEAD_STEP * head_steps,
+        train_tokens=round(read.steps * recipe.train.batch_size * mean),
+        train_seconds=operations / speed + HEAD_STEP * read.head_steps,
         score_seconds=2 * n * scored / speed,
         memory_mb=_memory_mb(recipe, none, micro, max(widths, default=0), precision),
-        scorings=scorings,
-        body_passes=trained + once + scorings * shown,
-        head_steps=head_steps,
+        scorings=read.scorings,
+        body_passes=read.learning + read.looking + read.scorings * shown,
+        head_steps=read.head_steps,
     )
 
 

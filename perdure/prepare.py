@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.consent import trusting
-from perdure.errors import PerdureError, RecipeError, UsageError
+from perdure.errors import PerdureError, RecipeError, UsageError, task_named
 from perdure.recipe import load
 from perdure.recipe.mistakes import Mistake
+from perdure.recipe.packaged import as_written
 from perdure.recipe.schema import MethodSpec, Recipe
 
 if TYPE_CHECKING:
@@ -299,8 +300,8 @@ def _refuse_headless(recipe: Recipe, methods: Sequence[Method], facts: ModelFact
         wanted = method.requires.language_head
         if facts.no_language_head and (wanted == "must" or (wanted and facts.decoder)):
             raise UsageError(
-                f"method: {spec.name} has the model write text first, and {recipe.model.path} "
-                f"cannot: {facts.no_language_head}",
+                f"method: {spec.name} has the model write text first, and "
+                f"{as_written(recipe.model.path)} cannot: {facts.no_language_head}",
                 "write method.warmup_loss: ce, or take a decoder with its language-model head",
             )
 
@@ -338,7 +339,8 @@ def chosen_methods(recipe: Recipe, stream: TaskStream) -> list[Method]:
     for method, spec in zip(chosen, recipe.methods, strict=True):
         if method.needs_validation and bare:
             raise UsageError(
-                f"method: {spec.name} measures on validation rows, and task {bare[0]} has none",
+                f"method: {spec.name} measures on validation rows, and "
+                f"{task_named(bare[0])} has none",
                 "give it `validation:` rows, or a `validation_share:` above 0",
             )
     return chosen

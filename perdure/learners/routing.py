@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from perdure.errors import UsageError
+from perdure.errors import UsageError, task_named
 from perdure.learners.scores import score_routed
 from perdure.models.served import router_of
 from perdure.scoring.routed import Routed, as_prompt, prompts_of
@@ -89,5 +89,5 @@ class Routing:
         it is about to change. How many rows it looks at is its own option."""
         found = self._score_alone(replace(task, test=rows))
         if found is None:
-            raise UsageError(f"method: task {task.name} has no score before it was learned")
+            raise UsageError(f"method: {task_named(task.name)} has no score before it was learned")
         return found.score

@@ -39,7 +39,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from perdure.errors import PerdureError, RecipeError, UsageError, brief
+from perdure.errors import PerdureError, RecipeError, UsageError, brief, task_named
 from perdure.files import write_atomic
 from perdure.recipe.mistakes import Mistake, mistakes_in
 from perdure.recipe.section import Section
@@ -288,7 +288,7 @@ class Codebook(Section):
         texts = tuple(dict.fromkeys(_said(instructions)))
         if not texts:
             raise UsageError(
-                f"task {task}: none of its rows has an instruction or a text of the user",
+                f"{task_named(task)}: none of its rows has an instruction or a text of the user",
                 "give it one: instruction: ... in the task's section",
             )
         new = Group(name=name, adapter=f"{name}@1", instructions=texts, tasks=(task,))

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pydantic import ConfigDict, model_validator
 
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from perdure.models.task_adapters import TaskAdapters
     from perdure.protocol.batch import EncodedRows, ForwardOutput
     from perdure.protocol.context import Context
-    from perdure.streams.task import TaskStream
+    from perdure.streams.task import Task, TaskStream
 
 
 class MethodConfig(NumbersAreNumbers):
@@ -64,6 +64,19 @@ class MethodConfig(NumbersAreNumbers):
         if found := list(self.mistakes()):
             raise mistakes_error(found)
         return self
+
+
+class Reads(NamedTuple):
+    """Rows that a method runs beside the task's own, as far as a plan can know.
+
+    Attributes:
+        learned: in each step with a gradient; seen: in each step without.
+        after: once, when the task has been learned.
+    """
+
+    learned: int = 0
+    seen: int = 0
+    after: int = 0
 
 
 @dataclass(frozen=True)
@@ -194,6 +207,14 @@ class Method:
         Args: epochs: the recipe's; decoder: the body is one.
         """
         return epochs, None
+
+    def reads(self, tasks: Sequence[Task], batch_size: int) -> Reads:
+        """What it reads beside a task's own rows while the body learns, for a plan.
+
+        Args: tasks: those learned so far, of which the last is at hand; batch_size: its rows in a
+            step.
+        """
+        return Reads()
 
     def train_data(self, ctx: Context, data: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the rows to train on in this phase; `data` is the task's training split."""

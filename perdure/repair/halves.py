@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from perdure.errors import DataError, RecipeError, UsageError
+from perdure.errors import DataError, RecipeError, UsageError, task_named
 from perdure.recipe.general import TEXT_FILES
 from perdure.recipe.load import load
 from perdure.streams import build_stream
@@ -110,7 +110,7 @@ def _halves_of(task: Task, seed: int, most: int) -> tuple[Task, Task]:
     search, report = deal(once, lambda at: own.question_of(rows[at]), seed, most)
     if not search or not report:
         raise DataError(
-            f"task {task.name}: has no two test rows with different prompts",
+            f"{task_named(task.name)}: has no two test rows with different prompts",
             "give it some dozens: one half chooses, the other reports",
         )
     return (

@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from perdure.reports.format import between, number
+from perdure.reports.format import between, number, step_name
 from perdure.run.kept import kept_labels
 from perdure.scoring.classes import ClassLoss, Confusion, Pair, confusion, losses
 from perdure.scoring.matrix import ScoreMatrix
@@ -147,8 +147,7 @@ def sections(runs: Sequence[RunView]) -> list[dict[str, Any]]:
             continue
         rows = [
             {
-                "after": after,
-                "task": run.tasks[after - 1].name,
+                "step": step_name(after, run.tasks[after - 1].name),
                 "cells": [number(getattr(one, name)) for name in
                           ("right", "other_old", "as_new", "as_old")],
             }

@@ -88,6 +88,7 @@ def _templates() -> Environment:
         duration=format.duration,
         memory=format.memory,
         count=format.count,
+        breakable=format.breakable,
     )
     return env
 

@@ -34,7 +34,7 @@ from perdure.reports.data import (
     TaskFacts,
     views,
 )
-from perdure.reports.format import plain, titled
+from perdure.reports.format import plain, step_name, titled
 from perdure.reports.seeds import grouped
 from perdure.reports.tables import FIGURES
 
@@ -255,7 +255,7 @@ def _matrix_table(run: RunView) -> Table:
         name = plain(_heading(task))
         table.add_column(name, justify="right", overflow="fold", min_width=_least(task))
     for after in range(len(run.tasks) + 1):
-        title = "base model" if after == 0 else f"{after} {run.tasks[after - 1].name}"
+        title = step_name(after, run.tasks[after - 1].name) if after else "base model"
         cells = []
         for position, task in enumerate(run.tasks, start=1):
             style = "bold" if position == after else ("dim" if position > after else "")

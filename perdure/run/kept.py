@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.consent import ConsentError
-from perdure.errors import RunError
+from perdure.errors import RunError, task_named
 from perdure.processes import barrier, rank
 from perdure.seals import is_whole, write_sealed
 from perdure.streams.task import GeneralText, NoClass, Task, TaskStream
@@ -117,7 +117,8 @@ def whole_stream(
             read = rows.get(task.name)
             if read is None or read.version != task.version:
                 raise RunError(
-                    f"{run.path}: the rows of task {task.name} have changed since it was learned",
+                    f"{run.path}: the rows of {task_named(task.name)} have changed since it "
+                    "was learned",
                     "this method trains on them: put the old files back",
                 )
             tasks[number] = replace(task, train=read.train, train_kept=True)

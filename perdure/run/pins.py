@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perdure.errors import RunError
+from perdure.errors import RunError, task_named
 from perdure.files import now, write_atomic
 from perdure.models.pin import base_files, files_of, template_files
 from perdure.processes import barrier, broadcast, rank
@@ -178,7 +178,7 @@ def _other_rows(
     for old, new in zip(before, now, strict=False):
         if (old["name"], old["version"]) != (new["name"], new["version"]):
             yield (
-                f"the rows of task {old['name']} have changed {SINCE} "
+                f"the rows of {task_named(old['name'])} have changed {SINCE} "
                 f"(version {old['version']}, now {new['version']})"
             )
 

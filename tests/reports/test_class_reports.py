@@ -16,6 +16,7 @@ from synthetic_runs import make_class_run, make_run, write_lines
 
 from perdure.reports import classes, no_class, numbers, probed, sections, tradeoff, training, words
 from perdure.reports.data import views
+from perdure.reports.format import breakable, step_name
 from perdure.reports.html import render
 from perdure.reports.seeds import grouped
 from perdure.reports.tables import table
@@ -438,3 +439,16 @@ def test_charts_of_accuracy_against_cost(large: list[Run]) -> None:
     assert "Accuracy against time" in page
     assert "Accuracy against trained parameters" in page
     assert not re.search(r">(nan|inf)<", page)
+
+
+@pytest.mark.parametrize(
+    ("number", "task", "said"),
+    [(3, "colour", "3 colour"), (3, "task 3", "task 3"), (3, "task 13", "3 task 13"),
+     (13, "task 13", "task 13"), (3, "3", "3 3"), (2, "may 2", "may 2")],
+)  # fmt: skip
+def test_a_step_that_is_called_by_its_number(number: int, task: str, said: str) -> None:
+    assert step_name(number, task) == said
+
+
+def test_a_name_breaks_after_an_underscore_and_is_no_markup() -> None:
+    assert breakable("a_<b>_c") == "a_<wbr>&lt;b&gt;_<wbr>c"

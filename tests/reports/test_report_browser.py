@@ -33,9 +33,10 @@ pytestmark = [
         CHROMIUM is None, reason="no chromium on PATH (Debian: apt install chromium)"
     ),
 ]
-WIDTHS = (360, 400, 768, 1200, 1280)
-PAGES = ("compare", "single", "hostile", "twelve", "classes", "routed")
-MOST = {"single": 6, "twelve": 8, "classes": 16}
+WIDTHS = (360, 390, 768, 1200, 1280)
+PAGES = ("compare", "single", "hostile", "twelve", "classes", "intents", "routed")
+"""`classes` compares two runs of 15 tasks and 150 classes, and `intents` is one of them."""
+MOST = {"single": 6, "twelve": 8, "classes": 16, "intents": 12}
 """Sheets of paper; one run in 7 and twelve in 14 were mostly white."""
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
 
@@ -68,6 +69,9 @@ const seen = {
   outside: texts.filter((t) => { const b = t.getBoundingClientRect(),
     c = t.closest('.card').getBoundingClientRect(); return b.left < c.left || b.right > c.right;
     }).map((t) => t.textContent),
+  lines: [...document.querySelectorAll('#classes .plain tbody th, .cost td > span')].map(
+    (e) => { const r = document.createRange(); r.selectNodeContents(e.firstChild);
+      return [r.getClientRects().length, e.firstChild.textContent.trim()]; }),
   dark: matchMedia('(prefers-color-scheme: dark)').matches,
   ground: style('body').backgroundColor, ink: style('body').color,
   line: style('.line').stroke,
@@ -122,6 +126,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             make_run(folder / "unrouted", matrix=POOL_MATRIX, tasks=POOL_TASKS),
         ],
     }
+    found["intents"] = found["classes"][:1]
     return {name: write_report(rows, folder / f"{name}.html") for name, rows in found.items()}
 
 
@@ -167,6 +172,18 @@ def test_nothing_scrolls_sideways(light: Any, page: str, width: int) -> None:
     seen = light[page, width]
     assert (seen["scroll"], seen["beyond"]) == (width, [])
     assert seen["outside"] == []  # a chart's text stays on its card
+
+
+@pytest.mark.parametrize("page", ["classes", "intents"])
+def test_names_of_classes_and_costs_are_whole(light: Any, page: str) -> None:
+    """A step or a figure stands on one line; a class's name may break after an underscore."""
+    for width in (390, 1280):
+        broken = [
+            text for count, text in light[page, width]["lines"]
+            if count > 1 and "_" not in text and (width == 1280 or text.startswith("task"))
+        ]  # fmt: skip
+        assert broken == []
+        assert any(text == "task 15" for _, text in light[page, width]["lines"])
 
 
 @pytest.mark.parametrize("page", PAGES)
