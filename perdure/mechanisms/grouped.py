@@ -97,14 +97,19 @@ class Groups:
             similarity=fingerprinted(_asked(c)), score=c.score, fallback=c.fallback, **c.given()
         )
 
-    def place(self, task: Task) -> Placement:
+    def place(self, task: Task, base: str = "") -> Placement:
         """Decide where a task is learned, and know it from now on.
 
+        Args: base: fingerprint of the base model that its adapter is for; "": not known.
+
         Raises:
-            UsageError: none of its rows has an instruction or a text of the user.
+            UsageError: none of its rows has an instruction or a text of the user; or the groups so
+                far are of another base.
         """
-        found, book = placed(self.router, task, self.config)
-        self.state = book.model_dump(mode="json")
+        router = self.router
+        router.codebook.check_base(base)
+        found, book = placed(router, task, self.config)
+        self.state = book.model_dump(mode="json") | {"base": book.base or base}
         return found
 
     def told_of(self, stream: TaskStream) -> Iterator[str]:

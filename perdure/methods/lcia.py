@@ -23,6 +23,7 @@ from pydantic import Field
 
 from perdure.mechanisms.grouped import GroupingConfig, Groups
 from perdure.methods.ema import Ema, EmaConfig
+from perdure.models.served import base_of
 from perdure.protocol.method import Requires
 from perdure.recipe.mistakes import Mistake
 
@@ -104,7 +105,7 @@ class Lcia(Ema):
 
     def begin_task(self, ctx: Context) -> None:
         before = {g.name: g.adapter for g in self.groups.router.codebook.groups}
-        found = self._placement = self.groups.place(ctx.task)
+        found = self._placement = self.groups.place(ctx.task, base_of(ctx.model))
         name = self.groups.router.codebook.group(found.group).adapter
         last = ctx.adapters.trained[0]
         ctx.adapters.add(name, begins_with(self.config.start, found, last, before))

@@ -23,6 +23,7 @@ Messages = Sequence[Mapping[str, str]]
 ROUTERS: dict[str, str] = {"codebook.json": "perdure.models.router:Router"}
 """Files that hold a router, and the class whose `load(folder)` reads them."""
 _ROUTER = "perdure_router"
+_BASE = "perdure_base_fingerprint"
 
 
 class Choice(Protocol):
@@ -89,17 +90,33 @@ def open_router(path: str | Path) -> tuple[Router | None, Path]:
     return router, folder
 
 
-def check_base(router: Router | None, base: Any) -> None:
+def note_base(model: Any, base: str) -> None:
+    """Note of which base a model with adapters is: its fingerprint, see `base_of`."""
+    setattr(model, _BASE, base)
+
+
+def base_of(model: Any) -> str:
+    """The fingerprint that was noted of a model's base: in full precision, before adapters were put
+    on it, as it is when saved adapters are loaded again. "": nobody asked for it."""
+    return str(vars(model).get(_BASE, ""))
+
+
+def check_base(router: Router | None, base: Any, where: Path | None = None) -> None:
     """Refuse another base model than a router's adapters were trained on, where it notes which.
 
-    Args: base: in full precision, without adapters. A hash of all its weights is computed.
+    Args:
+        base: in full precision, without adapters: a hash of all its weights is computed. Or that
+            fingerprint; "": it is not known, and nothing is compared.
+        where: the folder that holds the router's file.
 
     Raises:
         UsageError: the fingerprints differ.
     """
     book = getattr(router, "codebook", None)
     if getattr(book, "base", ""):
-        book.check_base(fingerprint(base))  # type: ignore[union-attr]
+        found = base if isinstance(base, str) else fingerprint(base)
+        file = next(iter(ROUTERS))
+        book.check_base(found, str(file if where is None else where / file))  # type: ignore[union-attr]
 
 
 def keep_router(model: Any, router: Router | None) -> None:

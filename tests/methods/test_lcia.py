@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,17 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import perdure
-from perdure.errors import UsageError
+from perdure.errors import RunError, UsageError
 from perdure.extension import extend, extension_recipe
 from perdure.mechanisms.grouped import Groups
 from perdure.methods.lcia import Lcia, LciaConfig, begins_with
 from perdure.methods.registry import load_config
 from perdure.models.codebook import Codebook
+from perdure.models.load import load_saved
+from perdure.models.pool import AdapterPool
 from perdure.models.router import Placement
+from perdure.models.served import router_of
+from perdure.models.weights import fingerprint
 from perdure.prepare import prepare
 from perdure.protocol.method import Method, MethodConfig
 from perdure.run import Run
@@ -301,7 +305,23 @@ def one(run: Run, after: int, adapter: str) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def whole(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("lcia")
-    return go(recipe_of(folder, tiny_model_dir), folder / "run")
+    base = folder / "base"  # its own, so that a test may put another in its place
+    shutil.copytree(tiny_model_dir, base)
+    return go(recipe_of(folder, base), folder / "run")
+
+
+@pytest.fixture
+def other_base(whole: Run) -> Iterator[None]:
+    """Another base model where that of `whole` was."""
+    from safetensors.torch import save_file
+
+    file = Path(whole.recipe.model.path) / "model.safetensors"
+    kept = file.read_bytes()
+    weights = load_file(file)
+    first = next(iter(weights))
+    save_file(weights | {first: weights[first] + 1e-3}, file, {"format": "pt"})
+    yield
+    file.write_bytes(kept)
 
 
 @pytest.mark.train
@@ -323,6 +343,52 @@ def test_a_similar_task_makes_the_next_version_and_an_unlike_one_opens_a_group(w
     assert same(one(whole, 2, "colour@1"), one(whole, 1, "colour@1"))
     assert same(one(whole, 3, "count@1"), one(whole, 2, "count@1"))
     assert not same(one(whole, 3, "colour@2"), one(whole, 1, "colour@1"))
+
+
+@pytest.mark.train
+def test_the_codebook_names_the_base_that_its_adapters_are_for(
+    whole: Run, tiny: tuple[Any, Any]
+) -> None:
+    folders = [whole.path / f"checkpoints/task-{after}/model" for after in (1, 2, 3)]
+    assert {Codebook.load(folder).base for folder in folders} == {fingerprint(tiny[0])}
+    model, _ = load_saved(whole.path)
+    assert router_of(model) is not None
+
+
+@pytest.mark.train
+def test_on_another_base_a_run_is_neither_loaded_nor_gone_on_with(
+    whole: Run, tiny: tuple[Any, Any], other_base: None, tmp_path: Path
+) -> None:
+    told = rf"codebook\.json: base: .* fingerprint {fingerprint(tiny[0])}, and the one at hand has"
+    for load in (load_saved, AdapterPool.load):
+        with pytest.raises(UsageError, match=told) as caught:
+            load(whole.path)
+        assert "perdure_base.json beside them names it" in caught.value.remedy[0]
+    later = section("colour") | {"name": "later"}
+    for split in ("train", "validation", "test"):
+        shutil.copy(whole.path.parent / later[split], tmp_path)
+    (tmp_path / "week2.yaml").write_text(yaml.safe_dump({"stream": {"tasks": [later]}}))
+    recipe = extension_recipe(whole, tmp_path / "week2.yaml")
+    with pytest.raises(RunError, match=r"model\.safetensors: has other bytes"):
+        extend(whole, recipe, tmp_path / "refused")
+    # Who accepts other bytes has not accepted other weights below the adapters.
+    longer = extend(whole, recipe, tmp_path / "longer", accept_changes=True)
+    with pytest.raises(UsageError, match=told):
+        perdure.learn(recipe, longer)
+
+
+@pytest.mark.unit
+def test_a_task_of_another_base_joins_no_group() -> None:
+    made = groups()
+    made.place(task("cat", "red cat"), "0123")
+    made.place(task("dog", "brown dog"), "")  # not known: kept
+    assert made.router.codebook.base == "0123"
+    with pytest.raises(UsageError, match="fingerprint 0123, and the one at hand has ffff"):
+        made.place(task("bird", "blue bird"), "ffff")
+    old = groups()
+    old.place(task("cat", "red cat"))  # of an older Perdure
+    old.place(task("dog", "brown dog"), "ffff")
+    assert old.router.codebook.base == "ffff"
 
 
 @pytest.mark.train
