@@ -20,7 +20,8 @@ kind or model family is at work.
 
 Losses add. `gradients` chain in list order. The extra rows of all methods run in one forward
 pass. Two methods that both replace the same thing (`phases`, `serving`, `router`, or a projected
-gradient) are refused by name unless the recipe says `order_matters: true`.
+gradient) are refused by name unless the recipe says `order_matters: true`; two that have adapters
+of their own are in any case.
 """
 
 from __future__ import annotations
@@ -242,8 +243,11 @@ class Method:
 def refuse_clashes(methods: Sequence[Method], ordered: bool = False) -> None:
     """Raise `UsageError` where two methods replace the same thing.
 
-    `ordered` is the recipe's word that their order is meant: the first one listed then decides.
+    `ordered` is the recipe's word that their order is meant: the first one listed then decides. Of
+    two that each have adapters of their own no order would do: each says which are active.
     """
+    own = [m for m in methods if m.adapters or m.requires.adapters is not None]
+    _refuse(own, "both have adapters of their own, and each says which are trained", "drop one")
     if ordered:
         return
     for hook in ("phases", "serving", "router"):
@@ -252,10 +256,12 @@ def refuse_clashes(methods: Sequence[Method], ordered: bool = False) -> None:
     _refuse([m for m in methods if m.projects], "both replace the gradient's direction")
 
 
-def _refuse(both: Sequence[Method], why: str) -> None:
+def _refuse(
+    both: Sequence[Method], why: str, remedy: str = "drop one, or set order_matters: true"
+) -> None:
     if len(both) > 1:
         names = " and ".join(name_of(m) for m in both[:2])
-        raise UsageError(f"method: {names} {why}", "drop one, or set order_matters: true")
+        raise UsageError(f"method: {names} {why}", remedy)
 
 
 def name_of(method: Method) -> str:
