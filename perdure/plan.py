@@ -94,6 +94,8 @@ class Plan:
     """What methods say they would do with these tasks (`Method.told_of`)."""
     general: tuple[str, ...] = ()
     """lm-eval's tasks that are scored beside the stream's; their time is not in the estimate."""
+    learned: int = 0
+    """Tasks, the first ones, that a run has learned already which this one extends."""
 
     @property
     def seconds(self) -> float | None:
@@ -125,18 +127,25 @@ def plan(
     micro_batch: int,
     precision: str,
     lm_eval_tasks: Iterable[str] = (),
+    learned: int = 0,
+    methods: Sequence[Method] | None = None,
 ) -> Plan:
     """Plan the run of a prepared recipe; measures this machine for half a second.
 
     Args:
         encoder: remembers all rows of the stream; facts: the base model's sizes. Without them
             rows and steps alone are known.
+        learned: of an extension, the tasks that were learned before, which are only scored.
+        methods: the recipe's, which know of those tasks; None: they know of none.
     """
     from perdure import models
 
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    works = _works(recipe, stream)
+    works = _works(recipe, stream, learned)
     tasks = [_bare(recipe, task, work) for task, work in zip(stream, works, strict=True)]
+    if learned:  # a new task is scored by the base and by the run's last weights as well
+        new = len(tasks) - learned
+        tasks = [replace(t, scorings=new + 2 * (i >= learned)) for i, t in enumerate(tasks)]
     if facts is not None and encoder is not None:
         measured = models.measure_speed(0.5)
         speed = (measured.bf16 or measured.fp32) if precision == "bf16" else measured.fp32
@@ -167,8 +176,9 @@ def plan(
         processes=processes,
         tasks=tuple(tasks),
         costs=tuple(map(_cost, recipe.methods)),
-        told=tuple(_told(recipe, stream)),
+        told=tuple(_told(recipe, stream, learned, methods)),
         general=tuple(lm_eval_tasks),
+        learned=learned,
     )
 
 
@@ -187,8 +197,9 @@ class _Work(NamedTuple):
         return [n for task in self.tasks for n in encoder.lengths((task.name, "train"))]
 
 
-def _works(recipe: Recipe, stream: TaskStream) -> list[_Work]:
-    """Each task's: `joint` trains on all rows so far, `mix: half` on half a batch of new ones."""
+def _works(recipe: Recipe, stream: TaskStream, learned: int) -> list[_Work]:
+    """Each task's: `joint` trains on all rows so far, `mix: half` on half a batch of new ones; the
+    first tasks may be learned already, and train on none."""
     from perdure.methods import registry
 
     methods = registry.build(recipe.methods)
@@ -196,9 +207,10 @@ def _works(recipe: Recipe, stream: TaskStream) -> list[_Work]:
     halves = any(method.halves for method in methods)
     found: list[_Work] = []
     before: tuple[Task, ...] = ()
-    for task in stream:
+    for number, task in enumerate(stream):
         batch = recipe.train.batch_size // (2 if halves and before else 1)
-        found.append(_Work((*before, task) if all_rows else (task,), batch))
+        rows = (*before, task) if all_rows else (task,)
+        found.append(_Work(() if number < learned else rows, batch))
         before += () if task.learn == "none" else (task,)
     return found
 
@@ -206,7 +218,8 @@ def _works(recipe: Recipe, stream: TaskStream) -> list[_Work]:
 def _bare(recipe: Recipe, task: Task, work: _Work) -> TaskPlan:
     from perdure.engine.batching import steps_of
 
-    steps = 0 if task.learn == "none" else steps_of(recipe, work.rows, batch_size=work.batch)
+    idle = task.learn == "none" or not work.tasks
+    steps = 0 if idle else steps_of(recipe, work.rows, batch_size=work.batch)
     return TaskPlan(
         task=task.name,
         metric=metric(task.metric).name,
@@ -301,7 +314,8 @@ def _plan_of_classes(
     from perdure.engine.batching import steps_of
 
     lengths = {s: encoder.lengths((task.name, s)) for s in ("train", "validation", "test")}
-    widths, rows, (learns, heads) = work.widths(encoder), work.rows, parts[number]
+    widths, rows = work.widths(encoder), work.rows
+    learns, heads = parts[number] if work.tasks else (0.0, 0.0)
     steps = steps_of(recipe, rows, learns, work.batch) if learns else 0
     head_steps = steps_of(recipe, rows, heads, work.batch) if heads else 0
     mean = sum(widths) / max(1, len(widths))
@@ -359,11 +373,15 @@ def _memory_mb(recipe: Recipe, facts: ModelFacts, micro: int, longest: int, prec
     return round(PROCESS_MB + (state + kept + logits) / 2**20)
 
 
-def _told(recipe: Recipe, stream: TaskStream) -> Iterator[str]:
+def _told(
+    recipe: Recipe, stream: TaskStream, learned: int, methods: Sequence[Method] | None
+) -> Iterator[str]:
     from perdure.methods import registry
 
-    for spec, method in zip(recipe.methods, registry.build(recipe.methods), strict=True):
-        yield from (f"{spec.name}: {line}" for line in method.told_of(stream))
+    new = replace(stream, tasks=stream.tasks[learned:])
+    made = registry.build(recipe.methods) if methods is None else methods
+    for spec, method in zip(recipe.methods, made, strict=True):
+        yield from (f"{spec.name}: {line}" for line in method.told_of(new))
 
 
 def _cost(spec: MethodSpec) -> str:

@@ -35,7 +35,8 @@ from perdure.protocol.method import Method, MethodConfig
 from perdure.run import Run
 from perdure.streams.task import Task, TaskStream
 
-STEPS = 8
+STEPS = 6
+"""Of a task: one epoch over its rows."""
 ONE, OTHER = "Name the colour of this thing.", "How many animals are counted here?"
 TASKS = {"colour": (ONE, "xy"), "count": (OTHER, "pq"), "shade": (ONE, "xy")}
 """Instruction and labels of one token each; the tiny model finds the last label less likely, and
@@ -283,6 +284,8 @@ def go(recipe: Path, out: Path, at: tuple[int, int] | None = None) -> Run:
             perdure.learn(run.recipe, run, prepared=ready)
         except KeyboardInterrupt:
             assert stop is not None
+        else:
+            assert stop is None, "it was to be stopped, and was not"
     return Run.open(out)
 
 
@@ -527,6 +530,52 @@ def test_run_check_prints_the_grouping(tiny_model_dir: Path, tmp_path: Path) -> 
         assert line in told.stdout
     found = CliRunner().invoke(app, ["run", str(path), "--check", "--json"])
     assert json.loads(found.stdout)["told"][0] == "lcia: task colour, group colour (new)"
+
+
+@pytest.mark.train
+def test_extend_check_groups_new_tasks_by_the_stored_codebook_and_writes_nothing(
+    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from perdure.cli import app
+
+    # "colour" and "thing" of both, "say" of one: 2 / sqrt(2 (2 + (1 + ln 1.5)^2)) = 0.7093
+    new = [
+        section("colour") | {"name": "hue", "instruction": f"{ONE} Say x or y."},
+        section("count") | {"name": "number"},
+    ]
+    for file in whole.path.parent.glob("co*.jsonl"):
+        shutil.copy(file, tmp_path)
+    (tmp_path / "week2.yaml").write_text(yaml.safe_dump({"stream": {"tasks": new}}))
+    before = {p: p.stat().st_mtime_ns for p in whole.path.rglob("*")}
+    monkeypatch.chdir(tmp_path)
+
+    def no_weights(*_: Any, **__: Any) -> None:
+        raise AssertionError("weights are loaded")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", no_weights)
+    args = ["extend", str(whole.path), "week2.yaml", "--check"]
+    told = CliRunner().invoke(app, args)
+    assert told.exit_code == 0, told.output
+    for line in (
+        "learned already, and only scored: colour, count, shade\n",
+        "lcia: task hue, group hue (new), similarity 0.71, nearest colour, runner-up count 0.00\n",
+        "lcia: task number, group count, similarity 1.00, nearest count, runner-up colour 0.00\n",
+        "lcia: threshold 0.900: as given",
+        "with 2 scorings of every old task and 4 of every new one",
+        "no weight was loaded, nothing was written",
+    ):
+        assert line in told.stdout, (line, told.stdout)
+    said = json.loads(CliRunner().invoke(app, [*args, "--json"]).stdout)
+    assert said["told"][0].startswith("lcia: task hue, group hue (new)")
+    steps = {task["task"]: task["steps"] for task in said["tasks"]}
+    assert steps == {"colour": 0, "count": 0, "shade": 0, "hue": STEPS, "number": STEPS}
+    assert before == {p: p.stat().st_mtime_ns for p in whole.path.rglob("*")}
+    assert {p.name for p in tmp_path.iterdir() if p.is_dir()} == set()
+    # What `extend` refuses, the check refuses.
+    (tmp_path / "week2.yaml").write_text(yaml.safe_dump({"stream": {"tasks": [section("count")]}}))
+    refused = CliRunner().invoke(app, args)
+    assert refused.exit_code == 2
+    assert 'the run has learned a task "count" already' in refused.output
 
 
 @pytest.mark.train

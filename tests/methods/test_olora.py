@@ -83,6 +83,8 @@ def go_on(run: Run, at: tuple[int, int] | None = None) -> None:
         perdure.learn(run.recipe, run, prepared=ready)
     except KeyboardInterrupt:
         assert at is not None
+    else:
+        assert at is None, "it was to be stopped, and was not"
 
 
 def adapters_of(folder: Path) -> dict[str, Tensor]:
