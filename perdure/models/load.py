@@ -26,9 +26,10 @@ from perdure.models.gguf import converted, plain
 from perdure.models.locate import Place, loading, locate
 from perdure.models.locate import resolve_saved as resolve_saved
 from perdure.models.precision import in_bf16
+from perdure.models.sealed import verify_checkpoint
 from perdure.models.served import check_base, keep_router, load_router, note_base
 from perdure.models.weights import fingerprint
-from perdure.seals import MANIFEST, verify
+from perdure.seals import MANIFEST
 
 if TYPE_CHECKING:
     from perdure.recipe.schema import ModelConfig
@@ -282,7 +283,7 @@ def load_saved(
         return load_base(_plain(str(path)), precision=precision)
     above = home_of(folder).parent
     if (above / MANIFEST).exists():  # a run's checkpoint
-        verify(above, "put it back from a copy, or take another checkpoint")
+        verify_checkpoint(above, "put it back from a copy, or take another checkpoint")
     base = saved_base(folder)
     if not (folder / "adapter_config.json").is_file():
         here = _plain(str(folder))

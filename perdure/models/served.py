@@ -14,9 +14,10 @@ from typing import Any, Protocol
 from perdure.errors import UsageError
 from perdure.models.adapter_lists import folders, holder, names, use
 from perdure.models.locate import resolve_saved
+from perdure.models.sealed import verify_checkpoint
 from perdure.models.weights import fingerprint
 from perdure.recipe.mistakes import near
-from perdure.seals import MANIFEST, verify
+from perdure.seals import MANIFEST
 
 Messages = Sequence[Mapping[str, str]]
 """A conversation before its answer: `[{"role": ..., "content": ...}]`."""
@@ -83,7 +84,7 @@ def open_router(path: str | Path) -> tuple[Router | None, Path]:
     if folder is None:
         raise UsageError(f"{path}: no such folder", "give a run directory, or a folder of adapters")
     if (folder.parent / MANIFEST).exists():  # a run's checkpoint
-        verify(folder.parent, "put it back from a copy, or take another checkpoint")
+        verify_checkpoint(folder.parent, "put it back from a copy, or take another checkpoint")
     router = load_router(folder)
     if router is not None:
         router.check(folders(folder))
