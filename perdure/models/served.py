@@ -19,7 +19,7 @@ from perdure.models.weights import fingerprint
 from perdure.recipe.mistakes import near
 from perdure.seals import MANIFEST
 
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Mapping[str, Any]]
 """A conversation before its answer: `[{"role": ..., "content": ...}]`."""
 ROUTERS: dict[str, str] = {"codebook.json": "perdure.models.router:Router"}
 """Files that hold a router, and the class whose `load(folder)` reads them."""
