@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from perdure.models.training_memory import adapters_mb, training_mb
 from perdure.protocol.method import Method
 from perdure.streams.kinds import kind, metric
 
@@ -24,25 +25,14 @@ if TYPE_CHECKING:
     from perdure.engine.rows import RowEncoder
     from perdure.models import ModelFacts
     from perdure.models.task_adapters import TaskAdapters
-    from perdure.recipe.schema import MethodSpec, Recipe
+    from perdure.protocol.adapters import AdapterCount
+    from perdure.recipe.schema import Recipe
     from perdure.streams import Task, TaskStream
 
 EFFICIENCY = 0.5
 """Share of a feed-forward layer's speed that a whole training step reaches."""
-OPTIMIZER_BYTES = {
-    "adafactor": 0.1,
-    "sgd": 0.0,
-    "lion_32bit": 4.0,
-    "lion_8bit": 1.0,
-    "adamw_8bit": 2.0,
-    "paged_adamw_8bit": 2.0,
-    "adamw_torch_8bit": 2.0,
-}
-"""Optimizer state in bytes a trained number; 8 (two fp32 moments) for all others."""
 HEAD_STEP = 0.0015
 """Seconds of an optimizer step of heads on features, of which hardly any is arithmetic."""
-PROCESS_MB = 600
-"""A Python process with torch and transformers, before any model."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +63,10 @@ class TaskPlan:
     scored: once for each state of its weights where heads alone learn."""
     head_steps: int | None = None
     """Those of its steps in which heads alone learn."""
+    adapters: int | None = None
+    """In memory while it is learned, of a method that adds some; one of them is trained."""
+    adapters_kept: int | None = None
+    """In its checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +90,9 @@ class Plan:
     """lm-eval's tasks that are scored beside the stream's; their time is not in the estimate."""
     learned: int = 0
     """Tasks, the first ones, that a run has learned already which this one extends."""
+    adapters_mb: float | None = None
+    """On the disk, in all checkpoints that are kept: each version of an adapter and its first
+    values, once."""
 
     @property
     def seconds(self) -> float | None:
@@ -139,6 +136,7 @@ def plan(
         methods: the recipe's, which know of those tasks; None: they know of none.
     """
     from perdure import models
+    from perdure.methods import registry
 
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     works = _works(recipe, stream, learned)
@@ -164,6 +162,13 @@ def plan(
                 )
                 for i, (bare, task) in enumerate(zip(tasks, stream, strict=True))
             ]  # fmt: skip
+    made = registry.build(recipe.methods) if methods is None else methods
+    stored = None
+    own = next((m for m in made if m.adapters), None)
+    if facts is not None and own is not None:
+        counts = own.adapter_counts(stream, learned)
+        tasks = list(_with_adapters(tasks, counts, facts.trainable))
+        stored = adapters_mb(_stored(recipe, [*counts.values()], learned), facts.trainable)
     return Plan(
         recipe=recipe.name,
         methods=tuple(spec.name for spec in recipe.methods),
@@ -175,8 +180,9 @@ def plan(
         precision=precision,
         processes=processes,
         tasks=tuple(tasks),
-        costs=tuple(map(_cost, recipe.methods)),
-        told=tuple(_told(recipe, stream, learned, methods)),
+        costs=tuple(map(registry.cost, recipe.methods)),
+        told=tuple(_told(recipe, stream, learned, made)),
+        adapters_mb=stored,
         general=tuple(lm_eval_tasks),
         learned=learned,
     )
@@ -256,7 +262,7 @@ def _plan(
         train_tokens=tokens,
         train_seconds=per_token * tokens / speed,
         score_seconds=2 * n * _scored_tokens(recipe, task, lengths["test"], encoder) / speed,
-        memory_mb=_memory_mb(recipe, facts, micro, max(widths, default=0), precision),
+        memory_mb=training_mb(recipe, facts, micro, max(widths, default=0), precision),
     )
 
 
@@ -336,7 +342,7 @@ def _plan_of_classes(
         train_tokens=round(trained * mean),
         train_seconds=(per_token * trained + 2 * n * once) * mean / speed + HEAD_STEP * head_steps,
         score_seconds=2 * n * scored / speed,
-        memory_mb=_memory_mb(recipe, none, micro, max(widths, default=0), precision),
+        memory_mb=training_mb(recipe, none, micro, max(widths, default=0), precision),
         scorings=scorings,
         body_passes=trained + once + scorings * shown,
         head_steps=head_steps,
@@ -355,44 +361,31 @@ def _scored_tokens(recipe: Recipe, task: Task, widths: Sequence[int], encoder: A
     return rows * mean
 
 
-def _memory_mb(recipe: Recipe, facts: ModelFacts, micro: int, longest: int, precision: str) -> int:
-    """Peak of one process in MiB; with `fsdp_size`, weights and their state are shared out."""
-    train = recipe.train
-    frozen = facts.parameters - facts.trainable
-    state = (
-        frozen * (2 if precision == "bf16" else 4)
-        + facts.trainable * (4 + 4 + OPTIMIZER_BYTES.get(train.optimizer, 8.0))
-    ) / max(1, recipe.model.fsdp_size)
-    width = 1 if precision == "bf16" else 2
-    tokens = micro * longest
-    layers = tokens * facts.hidden * 34 * width
-    kept = layers + 4 * facts.layers * tokens * facts.hidden
-    if not train.gradient_checkpointing:
-        kept = layers * facts.layers
-    logits = 3 * 4 * tokens * facts.vocab
-    return round(PROCESS_MB + (state + kept + logits) / 2**20)
+def _with_adapters(
+    tasks: Sequence[TaskPlan], counts: Mapping[str, AdapterCount], numbers: int
+) -> Iterator[TaskPlan]:
+    """The tasks' plans with the adapters that are there beside the one that is trained."""
+    for task in tasks:
+        if (found := counts.get(task.task)) is None:
+            yield task
+            continue
+        memory = (task.memory_mb or 0) + round(adapters_mb(found.learning - 1, numbers))
+        yield replace(task, adapters=found.learning, adapters_kept=found.kept, memory_mb=memory)
+
+
+def _stored(recipe: Recipe, counts: Sequence[AdapterCount], learned: int) -> int:
+    """How many adapters' files the checkpoints hold that are kept; an added one has two, as its
+    first values are there too. What is the same file in two checkpoints is stored once."""
+    if not counts:
+        return 0
+    if recipe.save.tasks == "last":
+        return 2 * counts[-1].kept - 1
+    return 2 * sum(count.added for count in counts) + (not learned)
 
 
 def _told(
-    recipe: Recipe, stream: TaskStream, learned: int, methods: Sequence[Method] | None
+    recipe: Recipe, stream: TaskStream, learned: int, made: Sequence[Method]
 ) -> Iterator[str]:
-    from perdure.methods import registry
-
     new = replace(stream, tasks=stream.tasks[learned:])
-    made = registry.build(recipe.methods) if methods is None else methods
     for spec, method in zip(recipe.methods, made, strict=True):
         yield from (f"{spec.name}: {line}" for line in method.told_of(new))
-
-
-def _cost(spec: MethodSpec) -> str:
-    """The "Cost:" sentence of a method's own description."""
-    import inspect
-    import re
-
-    from perdure.methods import registry
-
-    text = inspect.getdoc(inspect.getmodule(registry.kind_of(spec))) or ""
-    found = re.search(r"^Cost: (.+?)(?=\n\S+:|\n\n|\Z)", text, re.S | re.M)
-    return (
-        f"{spec.name}: {' '.join(found[1].split())}" if found else f"{spec.name}: cost not stated"
-    )

@@ -167,6 +167,22 @@ def _classes(plan: Plan) -> list[str]:
     return told
 
 
+def _adapters(plan: Plan) -> list[str]:
+    """What a method's adapters take, where it has more than the recipe's one."""
+    from perdure.reports import format
+
+    found = [t for t in plan.tasks if t.adapters is not None and t.adapters_kept is not None]
+    most = max((t.adapters or 0 for t in found), default=0)
+    if most < 2 or plan.trainable is None:
+        return []
+    kept, disk = found[-1].adapters_kept, format.memory(plan.adapters_mb or 0)
+    return [
+        f"adapters of {plan.trainable:,} numbers each: at most {most} in memory, one of them "
+        f"trained; {kept} after the last task; {disk} on the disk, with all versions that are "
+        "kept and their first values"
+    ]
+
+
 def _estimate(plan: Plan) -> tuple[str, ...]:
     from perdure.reports import format
 
@@ -233,6 +249,7 @@ def show(plan: Plan) -> None:
         *(f"scored by {metric}: {', '.join(names)}" for metric, names in scored.items()),
         *([f"general ability by lm-eval: {', '.join(plan.general)}"] if plan.general else []),
         f"{plan.model}: {_sizes(plan)}{plan.precision}, {plan.processes} process(es)",
+        *_adapters(plan),
         *_estimate(plan),
         *(f"  {cost}" for cost in plan.costs),
         *plan.told,

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from perdure.models.router import Placement, Router
+    from perdure.protocol.adapters import AdapterCount
     from perdure.protocol.context import Context
     from perdure.streams.task import TaskStream
 
@@ -102,6 +103,9 @@ class Lcia(Ema):
 
     def told_of(self, stream: TaskStream) -> Iterator[str]:
         return self.groups.told_of(stream)
+
+    def adapter_counts(self, stream: TaskStream, learned: int = 0) -> Mapping[str, AdapterCount]:
+        return self.groups.adapter_counts(stream.tasks[learned:])
 
     def begin_task(self, ctx: Context) -> None:
         before = {g.name: g.adapter for g in self.groups.router.codebook.groups}

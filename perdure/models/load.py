@@ -26,8 +26,13 @@ from perdure.models.gguf import converted, plain
 from perdure.models.locate import Place, loading, locate
 from perdure.models.locate import resolve_saved as resolve_saved
 from perdure.models.precision import in_bf16
-from perdure.models.sealed import verify_checkpoint
-from perdure.models.served import check_base, keep_router, load_router, note_base
+from perdure.models.served import (
+    check_base,
+    keep_router,
+    load_router,
+    note_base,
+    verify_checkpoint,
+)
 from perdure.models.weights import fingerprint
 from perdure.seals import MANIFEST
 

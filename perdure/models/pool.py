@@ -6,8 +6,8 @@
     pool.generate([messages, ...])                      # the answers, in the order asked
     pool.generate([messages, ...], adapter="sql")       # named, not routed
 
-`messages` is a conversation before its answer: `[{"role": "user", "content": "..."}]`. A content may
-be a list of text parts, `[{"type": "text", "text": "..."}]`.
+`messages` is a conversation before its answer: `[{"role": "user", "content": "..."}]`. A content
+may be a list of text parts, `[{"type": "text", "text": "..."}]`.
 """
 
 from __future__ import annotations

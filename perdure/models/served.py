@@ -11,13 +11,12 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from perdure.errors import UsageError
+from perdure.errors import PerdureError, RecipeError, RunError, UsageError
 from perdure.models.adapter_lists import folders, holder, names, use
 from perdure.models.locate import resolve_saved
-from perdure.models.sealed import verify_checkpoint
 from perdure.models.weights import fingerprint
 from perdure.recipe.mistakes import near
-from perdure.seals import MANIFEST
+from perdure.seals import MANIFEST, damaged, verify
 
 Messages = Sequence[Mapping[str, Any]]
 """A conversation before its answer: `[{"role": ..., "content": ...}]`."""
@@ -68,6 +67,50 @@ def load_router(folder: Path) -> Router | None:
             found: Router = getattr(importlib.import_module(module), name).load(folder)
             return found
     return None
+
+
+def verify_checkpoint(folder: Path, remedy: str) -> None:
+    """Raise if a file of a sealed checkpoint is not as it was sealed.
+
+    The file of a router is there to be read, so that it is also edited by hand: what is wrong with
+    it then, if anything is, is told too, and where it may be edited.
+
+    Raises:
+        RunError: names the file.
+    """
+    try:
+        verify(folder, remedy)
+    except RunError as error:
+        file = Path(damaged(folder))
+        if (edited := _edited(file)) is None:
+            raise
+        said, hints = edited
+        what = f"{file}: was changed after the checkpoint was written, and {said}"
+        elsewhere = (
+            f"to route otherwise than the run did, copy the folder {file.parent} out of the run, "
+            f"edit {file.name} there, and give that folder to perdure route, perdure audit or "
+            "AdapterPool.load"
+        )
+        raise RunError(what, (*hints, remedy, elsewhere)) from error
+
+
+def _edited(file: Path) -> tuple[str, list[str]] | None:
+    """What is to be said of a router's file that was changed, and what to do about it; None: it is
+    another file, or gone."""
+    if file.name not in ROUTERS or not file.is_file():
+        return None
+    try:
+        router = load_router(file.parent)
+        if router is not None:
+            router.check(folders(file.parent))
+    except PerdureError as error:
+        every = error.mistakes if isinstance(error, RecipeError) else [error]
+        told = [one.what.removeprefix(f"{file.parent}/").removeprefix(file.name) for one in every]
+        said = "; ".join(one.removeprefix(": ") for one in told)
+        return f"cannot be used as it is now: {said}", [
+            line for one in every for line in one.remedy
+        ]
+    return "can be read, but its values are not those that the run was scored with", []
 
 
 def open_router(path: str | Path) -> tuple[Router | None, Path]:

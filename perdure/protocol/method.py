@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import ConfigDict, model_validator
 
 from perdure.errors import UsageError
+from perdure.protocol.adapters import AdapterCount
 from perdure.protocol.step import Phase
 from perdure.recipe.mistakes import Mistake
 from perdure.recipe.section import NumbersAreNumbers, mistakes_error
@@ -162,6 +163,15 @@ class Method:
         """Return lines for `perdure run --check`: what it would do with these tasks, as far as
         their rows tell; nothing is kept of it."""
         return ()
+
+    def adapter_counts(self, stream: TaskStream, learned: int = 0) -> Mapping[str, AdapterCount]:
+        """Return how many adapters there are at each task that is still to be learned, by its name:
+        what `perdure run --check` counts. As it is: the recipe's one.
+
+        Args: learned: so many of the stream's tasks were learned before, in a run that is extended.
+        """
+        to_learn = (task for task in stream.tasks[learned:] if task.learn != "none")
+        return {task.name: AdapterCount(1, 1, 0) for task in to_learn}
 
     def mistakes_on(self, facts: ModelFacts) -> Iterator[Mistake]:
         """Yield options that do not go with the base model, each at its own key; asked before

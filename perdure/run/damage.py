@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from perdure.errors import RunError
 from perdure.files import read_lines
-from perdure.models.sealed import verify_checkpoint
 from perdure.run import item_files
 from perdure.run.pins import pinned, recipe_changes, values_of
 from perdure.run.sums import GROWING, changed, damage, is_mark, lines_of
@@ -31,6 +30,8 @@ def verify(run: Run, weights: bool = True) -> None:
     begun = int(run.environment().get("extends", {}).get("tasks", 0))
     written = recorded(run.path / "checkpoints", run.most_tasks())
     for number, folder in written[-1:] if weights else ():
+        from perdure.models.served import verify_checkpoint  # it imports torch
+
         older = f", or delete the folder {folder}: the run then goes on after {number - 1} tasks"
         verify_checkpoint(folder, f"put it back from a copy{older if number > begun else ''}")
     whole = len(run.stream_facts())

@@ -532,6 +532,45 @@ def test_run_check_prints_the_grouping(tiny_model_dir: Path, tmp_path: Path) -> 
     assert json.loads(found.stdout)["told"][0] == "lcia: task colour, group colour (new)"
 
 
+def on_disk(run: Run) -> int:
+    """Bytes of all adapters in a run's checkpoints and of their first values; what is the same
+    file in two of them counts once."""
+    home = run.path / "checkpoints"
+    files = [*home.rglob("adapter_model.safetensors"), *home.glob("*/first/*.safetensors")]
+    return sum({file.stat().st_ino: file.stat().st_size for file in files}.values())
+
+
+@pytest.mark.train
+def test_adapters_are_planned_as_they_come_to_be(
+    whole: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from perdure.commands import learn as command
+    from perdure.extension import plan_extension
+
+    path = whole.path.parent / "recipe.yaml"
+    command.run(path, [], tmp_path / "none", check=True, as_json=True)
+    plan = json.loads(capsys.readouterr().out)
+    assert [(t["adapters"], t["adapters_kept"]) for t in plan["tasks"]] == [(2, 2), (3, 3), (4, 3)]
+    facts = {f["name"]: f["value"] for f in whole.facts()}
+    assert plan["trainable"] == facts["trained_parameters"]
+    assert plan["adapters_mb"] == 7 * plan["trainable"] * 4 / 2**20  # three versions twice, default
+    assert on_disk(whole) / 2**20 == pytest.approx(plan["adapters_mb"], rel=0.1)  # files have heads
+    command.run(path, ["save.tasks=last"], tmp_path / "none", check=True, as_json=True)
+    last = json.loads(capsys.readouterr().out)["adapters_mb"]
+    assert last == 5 * plan["trainable"] * 4 / 2**20  # default, and both groups twice
+    command.run(path, [], tmp_path / "none", check=True, as_json=False)
+    told = f"adapters of {plan['trainable']:,} numbers each: at most 4 in memory, one of them"
+    assert told in capsys.readouterr().out
+
+    shutil.copy(whole.path.parent / "shade-train.jsonl", tmp_path / "more.jsonl")
+    recipe = extension_recipe(whole, data=tmp_path / "more.jsonl")
+    longer = plan_extension(whole, recipe)
+    # More of the last task, whose group goes on: to what is there its next version comes.
+    assert [t.adapters for t in longer.tasks] == [None, None, None, 4]
+    assert longer.tasks[-1].adapters_kept == 3
+    assert longer.adapters_mb == 2 * plan["trainable"] * 4 / 2**20
+
+
 @pytest.mark.train
 def test_extend_check_groups_new_tasks_by_the_stored_codebook_and_writes_nothing(
     whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -123,6 +123,19 @@ def test_old_adapters_stay_and_the_new_one_is_trained(whole: Run) -> None:
 
 
 @pytest.mark.train
+def test_its_adapters_are_planned(whole: Run) -> None:
+    from perdure.methods.olora import OLoRA, OLoRAConfig
+    from perdure.prepare import run_stream
+
+    made, stream = OLoRA(OLoRAConfig()), run_stream(whole)
+    assert made.adapter_counts(stream) == {"colour": (1, 1, 0), "count": (2, 2, 1)}
+    assert made.adapter_counts(stream, 1) == {"count": (2, 2, 1)}
+    home = whole.path / "checkpoints/task-2"
+    kept = [*home.rglob("adapter_model.safetensors"), *home.glob("first/*.safetensors")]
+    assert len(kept) == 3  # two adapters, and the second one's first values
+
+
+@pytest.mark.train
 @pytest.mark.parametrize("at", [(0, 2), *((1, step) for step in range(1, STEPS + 1))])
 def test_killed_at_any_step_it_ends_with_the_same_weights(
     whole: Run, tiny_model_dir: Path, tmp_path: Path, at: tuple[int, int]
