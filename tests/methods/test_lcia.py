@@ -271,10 +271,10 @@ def recipe_of(
     return path
 
 
-def go(recipe: Path, out: Path, at: tuple[int, int] | None = None) -> Run:
-    """Learn; stopped `at` a step of a task, and gone on."""
+def go(recipe: Path, out: Path, *at: tuple[int, int]) -> Run:
+    """Learn; stopped `at` steps of tasks, one after another, and gone on each time."""
     run = Run.create(out, perdure.load_recipe(recipe))
-    for stop in (at, None) if at else (None,):
+    for stop in (*at, None):
         stops = Stops(MethodConfig())
         stops.at = stop
         ready = prepare(run.recipe)
@@ -465,11 +465,12 @@ def test_eval_is_the_run_s_scores_and_it_is_the_codebook_that_decides(
 
 
 @pytest.mark.train
-@pytest.mark.parametrize("at", [(1, 3), (2, 1), (2, STEPS)])
-def test_killed_inside_a_task_it_ends_with_the_same_weights(
-    whole: Run, tiny_model_dir: Path, tmp_path: Path, at: tuple[int, int]
+def test_killed_at_each_step_in_turn_it_ends_with_the_same_weights(
+    whole: Run, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    again = go(recipe_of(tmp_path, tiny_model_dir), tmp_path / "run", at)
+    """With two and with three adapters, averaged and not."""
+    every = [(task, step) for task in range(3) for step in range(1, STEPS + 1)]
+    again = go(recipe_of(tmp_path, tiny_model_dir), tmp_path / "run", *every)
     assert again.state == "finished"
     for after in (1, 2, 3):
         model = f"checkpoints/task-{after}/model"
