@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from torch.nn import Parameter
+if TYPE_CHECKING:
+    from torch.nn import Parameter
 
 
 class AdapterCount(NamedTuple):
