@@ -349,6 +349,30 @@ def test_a_similar_task_makes_the_next_version_and_an_unlike_one_opens_a_group(w
 
 
 @pytest.mark.train
+@pytest.mark.parametrize("start", ["nearest", "fresh"])
+def test_a_new_group_begins_as_the_nearest_or_untrained(
+    start: str, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    path = recipe_of(tmp_path, tiny_model_dir, start=start)
+    said = json.loads(path.read_text())
+    said["train"]["max_steps"] = 1
+    third = said["stream"]["tasks"][2]  # at 0.71 of the first task's, and 0 of the last trained
+    third["instruction"] = f"{ONE} Say x or y."
+    path.write_text(json.dumps(said))
+    run = go(path, tmp_path / "run")
+    assert [g.adapter for g in Codebook.load(run.path / "checkpoints/task-3/model").groups] == [
+        "colour@1", "count@1", "shade@1"
+    ]  # fmt: skip
+    first = load_file(run.path / "checkpoints/task-3/first/shade@1.safetensors")
+    own = {n.replace(".shade@1.", "."): w for n, w in first.items()}
+    if start == "nearest":
+        assert same(own, one(run, 1, "colour@1"))
+    else:
+        assert not any(bool(w.any()) for n, w in own.items() if "lora_B" in n)
+        assert not same(own, one(run, 2, "count@1"))
+
+
+@pytest.mark.train
 def test_the_codebook_names_the_base_that_its_adapters_are_for(
     whole: Run, tiny: tuple[Any, Any]
 ) -> None:
@@ -438,6 +462,22 @@ def test_items_say_which_adapter_answered_and_the_second_one_s_task_is_right(who
     assert answered(3, "count") == {("count@1", 1.0)}
     assert answered(3, "colour") == answered(3, "shade") == {("colour@2", 1.0)}
     assert "not below accept 0.90" in whole.items(3, "count")[0]["why"]
+
+
+@pytest.mark.train
+def test_route_and_a_loaded_pool_choose_what_the_run_was_scored_with(whole: Run) -> None:
+    from perdure.models.served import open_router
+    from perdure.prepare import run_stream
+
+    router, _ = open_router(whole.path)
+    pool = AdapterPool.load(whole.path)
+    assert router is not None
+    for task in run_stream(whole):
+        scored = [(i["adapter"], i["similarity"], i["why"]) for i in whole.items(3, task.name)]
+        prompts = [row["prompt"] for row in task.test]
+        for choices in (router.choose(prompts), pool.choose(prompts)):
+            assert [(c.adapter, c.similarity, c.why) for c in choices] == scored
+    assert pool.adapters == ("default", "count@1", "colour@2")
 
 
 @pytest.mark.train
