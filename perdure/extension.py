@@ -2,6 +2,7 @@
 
     recipe = extension_recipe(run, "next.yaml")        # or data="may.csv"
     longer = extend(run, recipe, "runs/shop-may")
+    plan_extension(run, recipe)                        # before that: rows, time, what is told
     learn(recipe, longer)
 
 The new run holds the old one's last checkpoint with all that its methods remember, its scores and
@@ -16,11 +17,12 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from perdure.consent import trusting
 from perdure.errors import RecipeError, RunError, UsageError
 from perdure.files import write_atomic
-from perdure.prepare import recipe_judge, stream_of
+from perdure.prepare import prepare, recipe_judge, run_stream, stream_of
 from perdure.recipe import load
 from perdure.recipe.data import FILE_TYPES, DataConfig, TaskConfig
 from perdure.recipe.load import recipe_data
@@ -36,6 +38,9 @@ from perdure.seals import write_sealed
 from perdure.streams.growing import refuse_classes
 from perdure.streams.kinds import format_of, kind
 from perdure.streams.named.find import table_like
+
+if TYPE_CHECKING:
+    from perdure.plan import Plan
 
 SAME = ("model", "method", "general", "seed", "order_matters")
 """Keys that an extension takes from its run; the rest of a recipe may be new."""
@@ -192,6 +197,51 @@ def extend(run: Run, recipe: Recipe, out: str | Path, *, accept_changes: bool = 
             or `out` exists.
         UsageError: a new task has the name of an old one.
     """
+    old, known = _may_extend(run, recipe, accept_changes)
+    facts: dict[str, Any] = {
+        "extends": {"run": str(run.path.resolve()), "tasks": len(old), "names": old}
+    }
+    facts |= {"accepted_changes": known} if known else {}
+    return Run.create(out, recipe, lambda draft: _fill(run, draft, len(old), facts))
+
+
+def plan_extension(
+    run: Run, recipe: Recipe, *, accept_changes: bool = False, display: Any = None
+) -> Plan:
+    """What an extension would take, and what its methods would do with the new tasks by what they
+    remember of the old ones; no weight of the model is loaded and nothing is written.
+
+    Raises: as `extend`, but for `out`; and as `perdure.prepare.prepare`.
+    """
+    from torch import nn
+
+    from perdure.engine.method_state import STATE, load_methods
+    from perdure.plan import plan
+
+    old, _ = _may_extend(run, recipe, accept_changes)
+    ready = prepare(recipe, stream=run_stream(run, recipe), display=display, today=run.today)
+    _, folder = run.last_checkpoint()
+    with trusting(recipe.trust_remote_code):
+        if folder is not None:
+            load_methods(folder / STATE, ready.methods, nn.Module())
+        return plan(
+            recipe,
+            ready.stream,
+            ready.encoder,
+            ready.model,
+            micro_batch=ready.micro_batch,
+            precision=run.environment().get("precision") or ready.precision,
+            lm_eval_tasks=ready.lm_eval_tasks,
+            learned=len(old),
+            methods=ready.methods,
+        )
+
+
+def _may_extend(
+    run: Run, recipe: Recipe, accept_changes: bool
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """The names of the tasks that a run has learned, and changes that were accepted; see `extend`
+    for what is refused."""
     if run.state != "finished":
         raise RunError(
             f"{run.path}: is {run.state}, and only a finished run can be extended",
@@ -209,12 +259,7 @@ def extend(run: Run, recipe: Recipe, out: str | Path, *, accept_changes: bool = 
             )
     _refuse_classes(run, recipe)
     changed = refuse_changes(run, accept=accept_changes)
-    known = accepted(run, changed)
-    facts: dict[str, Any] = {
-        "extends": {"run": str(run.path.resolve()), "tasks": len(old), "names": old}
-    }
-    facts |= {"accepted_changes": known} if known else {}
-    return Run.create(out, recipe, lambda draft: _fill(run, draft, len(old), facts))
+    return old, accepted(run, changed)
 
 
 def _refuse_classes(run: Run, recipe: Recipe) -> None:

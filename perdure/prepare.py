@@ -137,8 +137,10 @@ def stream_of(recipe: Recipe) -> TaskStream:
     return build_stream(recipe.stream, recipe.general, recipe.folder, recipe.seed)
 
 
-def run_stream(run: Run) -> TaskStream:
+def run_stream(run: Run, longer: Recipe | None = None) -> TaskStream:
     """All tasks of a run: of an extension also those that it learned before, as it kept them.
+
+    Args: longer: the recipe of an extension that is not made yet: its tasks behind the run's.
 
     Raises:
         RecipeError: all mistakes in the data, each with its file and line.
@@ -147,11 +149,12 @@ def run_stream(run: Run) -> TaskStream:
     from perdure.methods import registry
     from perdure.run.kept import whole_stream
 
-    recipe = run.recipe
+    recipe = run.recipe if longer is None else longer
     new = stream_of(recipe)
     with trusting(recipe.trust_remote_code):
         old = any(registry.kind_of(spec).needs_old_rows for spec in recipe.methods)
-        return whole_stream(run, new, _recorded_stream if old else None)
+        reads = _recorded_stream if old else None
+        return whole_stream(run, new, reads, extends=longer is not None)
 
 
 def _recorded_stream(path: Path) -> TaskStream:

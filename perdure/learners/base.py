@@ -360,6 +360,7 @@ class Learner(Routing, KindHooks):
                     method.begin_task(session.context)
         self.take_saved(folder / "model")
         load_methods(folder / STATE, self.methods, self.model)
+        self.refuse_other_base(folder / "model")
         self._session = self._session_of(learned - 1)
         self.trackers.task_done(steps)
 

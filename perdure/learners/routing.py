@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from perdure.errors import UsageError, task_named
 from perdure.learners.scores import score_routed
-from perdure.models.served import router_of
+from perdure.models.served import base_of, check_base, router_of
 from perdure.scoring.routed import Routed, as_prompt, prompts_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from perdure.engine.session import TaskSession
     from perdure.learners.listener import Listener
     from perdure.models.served import Router
@@ -55,6 +57,11 @@ class Routing:
             if (found := method.router(self._session.context)) is not None:
                 return found
         return router_of(self.model)
+
+    def refuse_other_base(self, folder: Path) -> None:
+        """Raise `UsageError` where the adapters that were taken from `folder` are for another base
+        model than this one."""
+        check_base(self.router, base_of(self.model), folder)
 
     @contextmanager
     def routing(self) -> Iterator[None]:

@@ -317,7 +317,8 @@ class Codebook(Section):
             raise UsageError(
                 f"{where}: base: the adapters were trained on a base model with fingerprint "
                 f"{self.base}, and the one at hand has {fingerprint}",
-                "load the base model that the pool was made with",
+                "put back the base model that the adapters were trained on (perdure_base.json "
+                "beside them names it), or train them anew on this one",
             )
 
     def check_adapters(self, present: Collection[str], where: str = FILE) -> None:

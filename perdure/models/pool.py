@@ -6,7 +6,8 @@
     pool.generate([messages, ...])                      # the answers, in the order asked
     pool.generate([messages, ...], adapter="sql")       # named, not routed
 
-`messages` is a conversation before its answer: `[{"role": "user", "content": "..."}]`.
+`messages` is a conversation before its answer: `[{"role": "user", "content": "..."}]`. A content
+may be a list of text parts, `[{"type": "text", "text": "..."}]`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from perdure.models.chat import Encoder
 from perdure.models.codebook import BASE as BASE_NAME
 from perdure.models.codebook import nearest
 from perdure.models.generate import batches_alike, generate
-from perdure.models.instructions import messages as conversation
+from perdure.models.instructions import plain
 from perdure.models.load import load_base, load_saved, resolve_saved
 from perdure.models.precision import in_bf16
 from perdure.models.router import Choice as Chosen
@@ -308,17 +309,10 @@ def _plain(number: int, request: Messages) -> list[dict[str, str]]:
     Raises:
         UsageError: it is no conversation of texts.
     """
-    remedy = 'write [{"role": "user", "content": "..."}]'
     try:
-        turns = conversation(request)
+        return plain(request)
     except UsageError as error:
         raise UsageError(f"request {number}: {error.what}", error.remedy) from error
-    if not turns:
-        raise UsageError(f"request {number}: has no message", remedy)
-    for turn in turns:
-        if not isinstance(turn.get("content"), str):
-            raise UsageError(f"request {number}: a message's content is no text", remedy)
-    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
 
 
 def _batches(wanted: Sequence[str], most: int, grouped: bool) -> Iterator[list[int]]:
