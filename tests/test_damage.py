@@ -291,10 +291,11 @@ def test_a_changed_recipe_is_refused_with_what_differs(torn: tuple[Path, Path]) 
     assert "recipe: train.learning_rate was 0.005 when this run began, now 0.5" in told.stderr
     assert f"perdure resume {run} --accept-changes" in told.stderr
     assert resume(run, "--accept-changes").exit_code == 0
-    noted = Run.open(run).environment()["accepted_changes"]
-    assert noted[0]["changes"] == [
-        "recipe: train.learning_rate was 0.005 when this run began, now 0.5"
-    ]
+    change = "recipe: train.learning_rate was 0.005 when this run began, now 0.5"
+    assert Run.open(run).environment()["accepted_changes"][0]["changes"] == [change]
+    page = (run / "report.html").read_text()
+    assert "was accepted (<code>--accept-changes</code>)" in page
+    assert f"<li>{change} <span" in page
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])

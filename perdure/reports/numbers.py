@@ -6,7 +6,17 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from perdure.reports import averaging, classes, general, probed, ranking, seeds, tradeoff, words
+from perdure.reports import (
+    averaging,
+    classes,
+    general,
+    probed,
+    provenance,
+    ranking,
+    seeds,
+    tradeoff,
+    words,
+)
 from perdure.reports.data import SUMMARY, RunView
 from perdure.scoring.change import Change
 from perdure.scoring.resampling import Interval
@@ -46,6 +56,7 @@ def of_run(view: RunView) -> dict[str, Any]:
         },
         "intervals": _intervals(view),
         "rests_on": {key: rests_on(view, key) for key in KEYS},
+        "accepted_changes": [one["change"] for one in provenance.accepted([view])],
     }
 
 
