@@ -6,6 +6,7 @@ Reads what Chromium's writer (Skia) writes: one content stream a page, deflated,
 
 from __future__ import annotations
 
+import itertools
 import re
 import zlib
 from collections.abc import Iterator
@@ -38,7 +39,7 @@ def text_places(pdf: bytes) -> list[list[float]]:
 def largest_gap(places: list[float], margin: float) -> float:
     """The tallest part of a page without a line of text, between margins of this share."""
     edges = [margin, *places, 1 - margin]
-    return max(b - a for a, b in zip(edges, edges[1:], strict=False))
+    return max(b - a for a, b in itertools.pairwise(edges))
 
 
 def _inflated(one: bytes) -> bytes:

@@ -22,6 +22,7 @@ from perdure.models.anatomy import unwrapped
 from perdure.models.locate import holds_pickle
 from perdure.models.restore import load_weights
 from perdure.models.weights import put
+from perdure.seals import MANIFEST, verify
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -167,6 +168,17 @@ def home_of(folder: Path) -> Path:
     below = folder.parent / "adapter_config.json"
     own = (folder / BASE_FILE).is_file() or not (folder / "adapter_config.json").is_file()
     return folder if own or not below.is_file() else folder.parent
+
+
+def verify_saved(folder: Path) -> None:
+    """Check the files of a run's checkpoint that `folder`, its model or one adapter, lies in.
+
+    Raises:
+        RunError: a file is not as it was written.
+    """
+    above = home_of(folder).parent
+    if (above / MANIFEST).exists():
+        verify(above, "put it back from a copy, or take another checkpoint")
 
 
 def reading(config: ModelConfig) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from perdure.errors import ModelError, RunError, UsageError
 from perdure.models.adapter_lists import holder, names
-from perdure.models.adapters import BASE_FILE, save_plain, saved_base
+from perdure.models.adapters import BASE_FILE, save_plain, saved_base, verify_saved
 from perdure.models.configuration import read_config
 from perdure.models.experts import numbers
 from perdure.models.load import load_saved, resolve_saved
@@ -75,6 +75,7 @@ def _adapter(source: str | Path, draft: Path) -> None:
         raise ModelError(
             f"{source}: was trained in full and has no adapter", "write it whole: --to merged"
         )
+    verify_saved(folder)
     shutil.copytree(folder, draft, ignore=shutil.ignore_patterns(BASE_FILE, "manifest.json"))
 
 

@@ -30,7 +30,7 @@ from perdure.models.adapter_checks import (
     size,
 )
 from perdure.models.adapter_lists import BASE, check_known, check_new, names, showing, use
-from perdure.models.adapters import join_adapter, reading, saved_base
+from perdure.models.adapters import join_adapter, reading, saved_base, verify_saved
 from perdure.models.chat import Encoder
 from perdure.models.codebook import BASE as BASE_NAME
 from perdure.models.codebook import nearest
@@ -292,11 +292,12 @@ def adapters_in(path: str | Path) -> Path:
 def _folder(name: str, path: str | Path) -> Path:
     place = Path(path).expanduser()
     if place.is_dir() and not (place / CONFIG).is_file():
-        return resolve_saved(place) or place
+        place = resolve_saved(place) or place
     if not place.is_dir():
         raise UsageError(
             f"adapter {name}: {path}: no such folder", "give a folder that holds a peft adapter"
         )
+    verify_saved(place)
     return place
 
 

@@ -26,6 +26,7 @@ from perdure.models.adapters import (
     reading,
     saved_base,
     saved_template,
+    verify_saved,
     without_file,
 )
 from perdure.models.chat import Encoder
@@ -168,6 +169,7 @@ def _of_adapter(base: str, folder: Path, precision: str) -> Line:
                 "or what all that are active make of the base: perdure export --to merged",
             ),
         )
+    verify_saved(folder)
     noted, path = saved_base(folder), _absolute(base)
     config = ModelConfig(path=path)
     if noted is not None:
