@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -96,8 +97,6 @@ def test_a_sealed_text(tmp_path: Path) -> None:
 def test_large_folders_are_sealed_while_work_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import threading
-
     monkeypatch.setattr(seals, "AT_ONCE", 0)
     go, done = threading.Event(), []
     sealer = Sealer()
@@ -165,6 +164,48 @@ def same_end(run: Path, other: Path) -> None:
     scores = [[(s["after"], s.get("task"), s["score"]) for s in Run.open(p).scores()]
               for p in (run, other)]  # fmt: skip
     assert scores[0] == scores[1]
+
+
+def test_training_and_scoring_go_on_while_a_checkpoint_is_hashed(
+    stopped: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each seal waits for the next step of its task, or for the next scored rows, to be told."""
+    from perdure.engine import callbacks
+    from perdure.run import directory
+
+    monkeypatch.setattr(seals, "AT_ONCE", 0)
+    stepped, scored = threading.Condition(), threading.Event()
+    step_now, outrun = [0], dict[str, bool]()
+
+    class Sees(perdure.reports.NullDisplay):  # type: ignore[name-defined, misc]
+        def training(self, method: str, task: str, step: int, *rest: Any, **more: Any) -> None:
+            with stepped:
+                step_now[0] = step
+                scored.clear()
+                stepped.notify_all()
+
+        def scoring(self, *rest: Any, **more: Any) -> None:
+            scored.set()
+
+    def slow_within_a_task(folder: Path, facts: Any) -> None:
+        if facts["step"] < 12:  # the last one of a task is waited for
+            with stepped:
+                name = f"{folder.parents[1].name} step {facts['step']}"
+                outrun[name] = stepped.wait_for(lambda: step_now[0] == facts["step"] + 1, 20)
+        seal(folder, facts)
+
+    def slow_between_tasks(folder: Path, facts: Any) -> None:
+        outrun[folder.name] = scored.wait(20)
+        seal(folder, facts)
+
+    monkeypatch.setattr(callbacks, "seal", slow_within_a_task)
+    monkeypatch.setattr(directory, "seal", slow_between_tasks)
+    recipe = perdure.load_recipe(stopped[0].parent / "recipe.yaml")
+    run = Run.create(tmp_path / "run", recipe)
+    perdure.learn(recipe, run, display=Sees())
+    assert len(outrun) == 2 * 5 + 2  # steps 2, 4, ... 10 of 12, and the tasks
+    assert all(outrun.values()), outrun
+    same_end(run.path, stopped[1])
 
 
 def resume(run: Path, *more: str) -> Any:
@@ -285,6 +326,30 @@ def test_lost_scores_are_noticed(torn: tuple[Path, Path]) -> None:
         assert "scores.jsonl: damaged: lines that were written are gone or changed" in told.stderr
     file.unlink()
     assert resume(run).exit_code == 4
+
+
+def test_scores_behind_the_newest_checkpoint_are_made_again(torn: tuple[Path, Path]) -> None:
+    """Of an interrupted run nothing says that there were any: a report has them as missing."""
+    run, whole = torn
+    file = run / "scores.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    lost = {number for number, line in enumerate(lines) if json.loads(line)["after"] == 1}
+    assert len(lost) >= 3
+    file.write_text("".join(line for n, line in enumerate(lines) if n not in lost))
+    told = command("report", run, "--json")
+    assert told.exit_code == 0, told.output
+    found = json.loads(told.stdout)
+    assert (found["state"], found["scores"][1]) == (
+        "interrupted", {"after": 1, "colour": None, "count": None}
+    )  # fmt: skip
+    assert [found[key] for key in ("average_accuracy", "forgetting", "forward_transfer")] == (
+        [None] * 3
+    )
+    page = (run / "report.html").read_text()
+    assert "<strong>Not complete:</strong>" in page
+    assert "has learned no task yet" in page
+    assert resume(run).exit_code == 0
+    same_end(run, whole)
 
 
 # --- what a run rests on
