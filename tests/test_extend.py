@@ -18,6 +18,7 @@ from perdure.cli import app
 from perdure.errors import PerdureError, RecipeError, RunError, UsageError
 from perdure.extension import extend, extension_recipe
 from perdure.methods import registry
+from perdure.reports.glossary import EXPLAINED, is_weight
 from perdure.reports.html import render
 from perdure.run import Run
 from perdure.run.kept import whole_stream
@@ -105,6 +106,11 @@ def test_it_ends_as_one_run_of_all_tasks(
     found, wanted = cells(longer), cells(whole)
     assert found == {key: wanted[key] for key in found}
     assert wanted.keys() - found.keys() == {("task", 1, "shape")}  # before it was known
+    logged = {
+        key for row in longer.log_rows() for key in row if key.startswith(("method/", "gauge/"))
+    }
+    plain = {key for key in logged if not is_weight(key, logged)}
+    assert plain <= EXPLAINED.keys()  # the page says what each is
     matrix, same = longer.matrix(), whole.matrix()
     assert matrix.tasks == ("colour", "count", "shape")
     for figure in ("average_accuracy", "backward_transfer", "forward_transfer"):
