@@ -13,7 +13,6 @@ from perdure.consent import by_argument, given
 from perdure.errors import ModelError
 from perdure.models.adapters import (
     attach_lora,
-    home_of,
     keep_generation_settings,
     load_adapter,
     reading,
@@ -26,15 +25,8 @@ from perdure.models.gguf import converted, plain
 from perdure.models.locate import Place, loading, locate
 from perdure.models.locate import resolve_saved as resolve_saved
 from perdure.models.precision import in_bf16
-from perdure.models.served import (
-    check_base,
-    keep_router,
-    load_router,
-    note_base,
-    verify_checkpoint,
-)
+from perdure.models.served import check_base, keep_router, load_router, note_base, verify_saved
 from perdure.models.weights import fingerprint
-from perdure.seals import MANIFEST
 
 if TYPE_CHECKING:
     from perdure.recipe.schema import ModelConfig
@@ -67,6 +59,8 @@ def load_base(
     config = read_config(model)
     tokenizer = load_tokenizer(model, config)
     place = locate(model.path)
+    if place.local and not place.gguf and Path(place.name) != Path(model.path).expanduser():
+        verify_saved(Path(place.name))  # a run or a checkpoint was named
     source = converted(place, weights=True)
     options: dict[str, Any] = {"config": config} if source.gguf else {}
     options |= source.arguments
@@ -286,9 +280,7 @@ def load_saved(
     folder = resolve_saved(Path(path).expanduser())
     if folder is None:
         return load_base(_plain(str(path)), precision=precision)
-    above = home_of(folder).parent
-    if (above / MANIFEST).exists():  # a run's checkpoint
-        verify_checkpoint(above, "put it back from a copy, or take another checkpoint")
+    verify_saved(folder)
     base = saved_base(folder)
     if not (folder / "adapter_config.json").is_file():
         here = _plain(str(folder))

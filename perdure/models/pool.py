@@ -40,7 +40,15 @@ from perdure.models.instructions import plain
 from perdure.models.load import load_base, load_saved, resolve_saved
 from perdure.models.precision import in_bf16
 from perdure.models.router import Choice as Chosen
-from perdure.models.served import Choice, Messages, Router, check_base, keep_router, router_of
+from perdure.models.served import (
+    Choice,
+    Messages,
+    Router,
+    check_base,
+    keep_router,
+    router_of,
+    verify_saved,
+)
 from perdure.models.weights import evaluating
 
 if TYPE_CHECKING:
@@ -295,11 +303,12 @@ def adapters_in(path: str | Path) -> Path:
 def _folder(name: str, path: str | Path) -> Path:
     place = Path(path).expanduser()
     if place.is_dir() and not (place / CONFIG).is_file():
-        return resolve_saved(place) or place
+        place = resolve_saved(place) or place
     if not place.is_dir():
         raise UsageError(
             f"adapter {name}: {path}: no such folder", "give a folder that holds a peft adapter"
         )
+    verify_saved(place)
     return place
 
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from perdure.errors import PerdureError, RecipeError, RunError, UsageError
 from perdure.models.adapter_lists import folders, holder, names, use
+from perdure.models.adapters import home_of
 from perdure.models.locate import resolve_saved
 from perdure.models.weights import fingerprint
 from perdure.recipe.mistakes import near
@@ -92,6 +93,17 @@ def verify_checkpoint(folder: Path, remedy: str) -> None:
             "AdapterPool.load"
         )
         raise RunError(what, (*hints, remedy, elsewhere)) from error
+
+
+def verify_saved(folder: Path) -> None:
+    """Check the files of a run's checkpoint that `folder`, its model or one adapter, lies in.
+
+    Raises:
+        RunError: a file is not as it was written.
+    """
+    above = home_of(folder).parent
+    if (above / MANIFEST).exists():
+        verify_checkpoint(above, "put it back from a copy, or take another checkpoint")
 
 
 def _edited(file: Path) -> tuple[str, list[str]] | None:

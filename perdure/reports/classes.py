@@ -39,6 +39,14 @@ def by_sample(run: RunView, digits: int) -> list[str]:
     return said if ends is None else [*said, between(ends.low, ends.high, digits)]
 
 
+def undefined(run: RunView, key: str) -> str:
+    """Why classes have no forward transfer: their head is not there before they are learned."""
+    gone = key == "forward_transfer" and run.scenario and run.summary(key) is None
+    if not gone or not run.matrix.terms(key):
+        return ""
+    return "not defined: classes have no score before they are learned"
+
+
 # --- where rows went
 
 

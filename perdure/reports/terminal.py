@@ -23,6 +23,7 @@ from perdure.reports import (
     left_out,
     no_class,
     pool_views,
+    provenance,
     ranking,
     words,
 )
@@ -241,6 +242,8 @@ def score_table(runs: Sequence[RunData], console: Console | None = None) -> None
             target.print(plain(f"{run.label}: {said}"))
         if said := no_class.line(run):
             target.print(plain(f"{run.label}: {said}"))
+    for one in provenance.accepted(digested):
+        target.print(plain(f"{one['label']}: changed inputs were accepted: {one['change']}"))
     for run in digested:
         if not run.complete:
             target.print(plain(f"{run.label}: not finished; {format.DASH} is not scored yet"))

@@ -233,6 +233,26 @@ def test_cells_before_a_class_was_learned_are_no_gap(small: Run) -> None:
     assert "never scored" not in text_of([small])
 
 
+def test_a_page_says_why_classes_have_no_forward_transfer(tmp_path: Path, small: Run) -> None:
+    (view,) = views([small])
+    assert view.summary("forward_transfer") is None
+    said = "not defined: classes have no score before they are learned"
+    table = sections.summary([view])
+    cells = {
+        column["title"]: cell["cells"]
+        for column, cell in zip(table["columns"], table["rows"][0]["cells"], strict=True)
+    }
+    assert cells.pop("Forward transfer") == said
+    assert not any(cells.values())
+    shown = re.findall(r'<td data-label="Forward transfer">(.*?)</td>', render([small]))
+    assert len(shown) == 2  # of both scenarios
+    assert all(said in one for one in shown)
+    text = make_run(tmp_path / "text")
+    assert said not in render([text])  # the base model has a score
+    one = make_class_run(tmp_path / "one", tasks=1, classes=2)
+    assert said not in render([one])  # of a single task there is none anyhow
+
+
 def test_the_terminal_prints_both_averages(large: list[Run]) -> None:
     text = text_of(large, 80)
     for run in views(large):
