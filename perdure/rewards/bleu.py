@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from functools import cache
+from importlib.metadata import version
 from typing import Any, Literal
 
 from pydantic import Field
@@ -75,8 +76,8 @@ class Bleu(Reward):
 
     def __init__(self, config: BleuConfig) -> None:
         super().__init__(config)
-        known = "13a" if config.tokenize == "auto" else config.tokenize
-        self.version = f"1, {_metric(known).get_signature()}"
+        _metric("13a" if config.tokenize == "auto" else config.tokenize)
+        self.version = f"1, sacrebleu {version('sacrebleu')}"
 
     def tokenizer(self, language: Language | None) -> str:
         """How an answer in this language is cut."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from importlib.metadata import version
 from typing import Any
 
 from pydantic import Field
@@ -46,7 +47,7 @@ class Chrf(Reward):
     def __init__(self, config: ChrfConfig) -> None:
         super().__init__(config)
         self._options = (config.char_order, config.word_order, config.beta)
-        self.version = f"1, {_metric(*self._options).get_signature()}"
+        self.version = f"1, sacrebleu {version('sacrebleu')}"
 
     def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
         return [sentence_chrf(s.parsed.answer, s.target, *self._options) for s in samples]

@@ -27,6 +27,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from functools import cache, lru_cache
+from importlib.metadata import version
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -205,10 +206,8 @@ class LanguageGuard(Reward):
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__(config)
         if config.identify and not config.not_from:
-            import importlib.metadata
-
             _identifier()
-            self.version = f"1, py3langid {importlib.metadata.version('py3langid')}"
+            self.version = f"1, py3langid {version('py3langid')}"
 
     def check(self, directions: Collection[Direction]) -> Iterator[Mistake]:
         if self.config.not_from:
