@@ -279,8 +279,8 @@ REWARDS = [
     "```text\nrl:\n  rewards:\n    - format\n    - {name: chrf, weight: 0.7}\n    - bleu\n"
     "    - language\n    - copying\n    - length\n    - {name: repetition, most: 0.4}\n```",
     "A completion's value is put together of them:",
-    "```text\nR = 0                                             if it cannot be read, or a guard is 0"
-    "\nR = w_format f + (product of gates) * sum w_k q_k     else\n```",
+    "```text\nR = 0    if it cannot be read, or a guard is 0\n"
+    "R = w_format f + (product of gates) * sum w_k q_k    else\n```",
     "- **format** is 1 where the answer can be read: for `answer: tagged` by the strict parser, "
     "for `answer: plain` where there is one that was not cut. Its weight is 0.2.\n"
     "- **quality** says how good the answer is. The weights sum to 1; qualities without one share "
