@@ -3,8 +3,9 @@
     python docs/generate.py            write them
     python docs/generate.py --check    exit with 1 if one is out of date
 
-docs/recipes.md comes from the recipe's fields, docs/cli.md from the commands' help, and the tables
-of methods in README.md and docs/methods/index.md from the methods' docstrings.
+docs/recipes.md comes from the recipe's fields, docs/cli.md from the commands' help, docs/rewards.md
+from the rewards, and the tables of methods in README.md and docs/methods/index.md from the methods'
+docstrings.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from perdure.cli import app
 from perdure.methods import registry
 from perdure.recipe.data import TaskConfig
 from perdure.recipe.schema import MethodSpec, Recipe
+from perdure.rewards import registry as rewards_registry
 from perdure.streams.kinds.find import BUILT_IN as BUILT_IN_KINDS
 
 ROOT = Path(__file__).parents[1]
@@ -270,11 +272,106 @@ def index() -> str:
     ) + "\n"  # fmt: skip
 
 
+# --- rewards.md
+
+REWARDS = [
+    "In reinforcement a model writes several completions for a prompt and learns from what each "
+    "earns. A recipe lists the rewards by name, or with a weight and options:",
+    "```text\nrl:\n  rewards:\n    - format\n    - {name: chrf, weight: 0.7}\n    - bleu\n"
+    "    - language\n    - copying\n    - length\n    - {name: repetition, most: 0.4}\n```",
+    "A completion's value is put together of them:",
+    "```text\nR = 0    if it cannot be read, or a guard is 0\n"
+    "R = w_format f + (product of gates) * sum w_k q_k    else\n```",
+    "- **format** is 1 where the answer can be read: for `answer: tagged` by the strict parser, "
+    "for `answer: plain` where there is one that was not cut. Its weight is 0.2.\n"
+    "- **quality** says how good the answer is. The weights sum to 1; qualities without one share "
+    "what the others leave.\n"
+    "- A **guard** that is 0 takes all away, the format's part too. It has no weight.\n"
+    "- A **gate** is a factor of the quality: at 0 only the format's part is left.",
+    "No guard and no gate refuses the right answer itself. Answers that cannot be read are 0 "
+    "whatever the rewards would say. A value that is no number from 0 to 1, an exception, a wrong "
+    "count, and completions for which no quality has a value stop the run, with prompt, completion "
+    "and reward named.",
+]
+OWN_REWARD = [
+    "## A reward of your own",
+    "A function of samples in a file beside the recipe is a quality, listed as "
+    "`my_rewards:exclaims`; as that is code, the recipe also says `trust_remote_code: true` "
+    "([security](security.md)).",
+    """```python
+# my_rewards.py
+def exclaims(samples):
+    return [float(sample.parsed.answer.endswith("!")) for sample in samples]
+```""",
+    "It gets all completions of a step that can be read and returns as many values from 0 to 1, or "
+    "None for one to which it does not apply: the other qualities then share its weight. A sample "
+    "has `prompt`, `completion`, `row` (the task's row), `source`, `target`, `source_lang`, "
+    "`target_lang`, and `parsed.answer` and `parsed.thinking`. A class has options and another "
+    "role:",
+    """```python
+from pydantic import Field
+
+from perdure.rewards import Reward, RewardConfig, Sample, build
+
+
+class PoliteConfig(RewardConfig):
+    word: str = Field("please", description="what a polite answer has")
+
+
+class Polite(Reward):
+    \"\"\"Whether an answer is polite.\"\"\"
+
+    role = "gate"
+    version = "1"  # another one whenever the same sample would get another value
+    Config = PoliteConfig
+
+    def __call__(self, samples):
+        return [float(self.config.word in sample.parsed.answer) for sample in samples]
+
+
+scored = build(["format", "chrf"])([Sample("Bonjour ?", "Hello!", row={"target": "Hello!"})])
+assert scored.total == [1.2]
+```""",
+    "A package offers it by an entry point, and `pip install` of it is enough:",
+    """```toml
+[project.entry-points."perdure.rewards"]
+polite = "my_package.polite:Polite"
+```""",
+    "`check(directions)` may tell before any weight is loaded what it cannot do with the rows' "
+    "languages. All that looks at a language comes with the extra `translation`.",
+]
+
+
+def rewards() -> str:
+    kinds = {name: rewards_registry.load(name) for name in rewards_registry.built_in()}
+    table = ["| reward | role | |", "|---|---|---|"]
+    parts = []
+    for name, kind in kinds.items():
+        about = inspect.getdoc(sys.modules[kind.__module__]) or ""
+        table.append(f"| [{name}](#{name}) | {kind.role} | {about.splitlines()[0]} |")
+        fields = kind.Config.model_fields
+        parts += [f"## {name}", _unwrapped(about), _table(fields) if fields else "No options."]
+    page = [NOTE, "# Rewards", *REWARDS, "\n".join(table), *parts, *OWN_REWARD]
+    return "\n\n".join(page) + "\n"
+
+
+def _unwrapped(text: str) -> str:
+    """A docstring as paragraphs; what is indented as a block of text."""
+    found = []
+    for part in re.split(r"\n\n+", text):
+        if part.startswith("    "):
+            found.append(f"```text\n{inspect.cleandoc(chr(10) + part)}\n```")
+        else:
+            found.append(" ".join(part.split()))
+    return "\n\n".join(found)
+
+
 PAGES: dict[str, typing.Callable[[], str]] = {
     "README.md": readme,
     "docs/cli.md": cli,
     "docs/methods/index.md": index,
     "docs/recipes.md": recipes,
+    "docs/rewards.md": rewards,
 }
 
 

@@ -76,7 +76,8 @@ class Bleu(Reward):
 
     def __init__(self, config: BleuConfig) -> None:
         super().__init__(config)
-        self.version = f"1, sacrebleu {version('sacrebleu')}, {config.tokenize}"
+        _metric("13a" if config.tokenize == "auto" else config.tokenize)
+        self.version = f"1, sacrebleu {version('sacrebleu')}"
 
     def tokenizer(self, language: Language | None) -> str:
         """How an answer in this language is cut."""

@@ -47,7 +47,7 @@ class Chrf(Reward):
     def __init__(self, config: ChrfConfig) -> None:
         super().__init__(config)
         self._options = (config.char_order, config.word_order, config.beta)
-        self.version = f"1, sacrebleu {version('sacrebleu')}, {self._options}"
+        self.version = f"1, sacrebleu {version('sacrebleu')}"
 
     def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
         return [sentence_chrf(s.parsed.answer, s.target, *self._options) for s in samples]
