@@ -92,8 +92,9 @@ DATA_FILES = [
     "and told; `delimiter` of the task settles it. A first line `sep=;` counts.",
     "- **Empty rows.** A row with nothing in a cell that is needed is left out, whatever the "
     "source, and how many were is told. It is a mistake if all are.",
-    "- **Rows that are there twice** stay, and how many there are is told: within a split, and "
-    "between two of them, by prompt (white space and case aside) and by the whole row.",
+    "- **Rows that are there twice** stay, and how many there are is told: within a split, "
+    "between two of them, and between tasks (once for all, with how many test rows of one task "
+    "another trains on), by prompt (white space and case aside) and by the whole row.",
     "- **Labels** are compared in Unicode NFC, with single blanks, and without signs that have no "
     "width; the declared form counts, else the one that most training rows have. Case counts: a "
     "label that differs only in case is named as such. `label_names` need not list what is a label "

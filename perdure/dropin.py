@@ -1,10 +1,11 @@
-"""Methods on your own `transformers.Trainer` or `trl.SFTTrainer`, in three lines.
+"""Methods on your own `transformers.Trainer`, or trainer of `trl`, in three lines.
 
     trainer = SFTTrainer(model, train_dataset=data)
     perdure.attach(trainer, "gere", general=texts)
     trainer.train()
 
 Logging, gradient accumulation, mixed precision, checkpoints and evaluation stay as they are.
+On a `trl.GRPOTrainer` the completions that it samples are what a task's rows are elsewhere.
 Hand the same method objects, and the same texts, to the next task's trainer:
 `attach(next_trainer, *trainer.methods, general=texts)`.
 """
@@ -179,6 +180,17 @@ def _classes(
 def _refuse_what_runs_alone_do(methods: Sequence[Method]) -> None:
     """Refuse methods that ask for what a trainer cannot save, restore and score."""
     for method in methods:
+        if method.classes_only:
+            raise UsageError(
+                f"attach: {name_of(method)}: it works on heads, one for each task, and the model "
+                "of a trainer of your own has one for all classes",
+                [
+                    "a run of Perdure's grows them, from the same rows as a file: perdure run or "
+                    "perdure.learn, with stream: {data: {train: rows.csv, tasks: 5}}",
+                    'or keep the lower layers here: attach(trainer, {"name": "freeze", '
+                    '"layers": 6}); "replay" and "derpp" keep old rows',
+                ],
+            )
         routes = type(method).router is not Method.router
         if routes or method.adapters:
             raise UsageError(

@@ -2,6 +2,7 @@
 
     recipe = extension_recipe(run, "next.yaml")        # or data="may.csv"
     longer = extend(run, recipe, "runs/shop-may")
+    plan_extension(run, recipe)                        # before that: rows, time, what is told
     learn(recipe, longer)
 
 The new run holds the old one's last checkpoint with all that its methods remember, its scores and
@@ -12,17 +13,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from perdure.consent import trusting
 from perdure.errors import RecipeError, RunError, UsageError
 from perdure.files import write_atomic
-from perdure.prepare import recipe_judge, stream_of
+from perdure.prepare import prepare, recipe_judge, run_stream, stream_of
 from perdure.recipe import load
-from perdure.recipe.data import DataConfig, TaskConfig
+from perdure.recipe.data import FILE_TYPES, DataConfig, TaskConfig
 from perdure.recipe.load import recipe_data
+from perdure.recipe.mistakes import near
 from perdure.recipe.schema import Recipe
 from perdure.run.damage import verify
 from perdure.run.directory import Run
@@ -33,6 +37,10 @@ from perdure.run.sums import with_check
 from perdure.seals import write_sealed
 from perdure.streams.growing import refuse_classes
 from perdure.streams.kinds import format_of, kind
+from perdure.streams.named.find import table_like
+
+if TYPE_CHECKING:
+    from perdure.plan import Plan
 
 SAME = ("model", "method", "general", "seed", "order_matters")
 """Keys that an extension takes from its run; the rest of a recipe may be new."""
@@ -62,14 +70,9 @@ def extension_recipe(
             f"perdure extend {run.path} next.yaml",
         )
     if path is None:
-        new = _shaped_like_the_last(run, Path(str(data)))
-
-        def with_it(recorded: dict[str, Any]) -> None:
-            renew(recorded)
-            recorded.update(new)
-
+        new = _shaped_like_the_last(run, _file(Path(str(data))))
         path, judge = run.path / "recipe.yaml", recipe_judge()
-        found = load.load(path, overrides, judge=judge, renew=with_it)
+        found = load.load(path, overrides, judge=judge, renew=renew, given_anew=new)
     else:
         recorded = recipe_data(run.recipe)
         for key in ("stream", "name", "trust_remote_code"):
@@ -79,6 +82,16 @@ def extension_recipe(
     scenario = found.stream.scenario or run.recipe.stream.scenario
     stream = found.stream.model_copy(update={"scenario": scenario})
     return found.model_copy(update={"stream": stream})
+
+
+def _file(data: Path) -> Path:
+    """The file that is given as data, which is there."""
+    if not data.expanduser().is_file():
+        what = "is a folder, not a file" if data.expanduser().is_dir() else "no such file"
+        here = [p.name for p in data.parent.iterdir()] if data.parent.is_dir() else []
+        hint = near(data.name, here) or f"give a file of rows: {' '.join(FILE_TYPES)}"
+        raise UsageError(f"--data {data}: {what}", hint)
+    return data
 
 
 def _same_in(recipe: Recipe, run: Run, path: str | Path) -> Recipe:
@@ -119,12 +132,14 @@ def _scenario(run: Run) -> str:
 
 def _shaped_like_the_last(run: Run, data: Path) -> dict[str, Any]:
     stream = run.recipe.stream
-    name = f"{run.recipe.name}-{data.stem}"
+    # A name such as "may (2)" is usual for a file, and none for a task: "may 2".
+    task = " ".join(re.sub(r"[^\w.+-]+", " ", data.stem)[:70].split()).lstrip(".+-") or "new"
+    name = f"{run.recipe.name}-{task.replace(' ', '-')}"
     if (table := _table(run)) is not None:
         section = table.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
         for key in _OF_THE_OLD_TABLE:
             section.pop(key, None)
-        section |= {"task": data.stem, "train": str(data.expanduser().resolve()), "tasks": 1}
+        section |= {"task": task, "train": str(data.expanduser().resolve()), "tasks": 1}
         return {"name": name, "stream": {"data": section}}
     if not stream.tasks:
         raise UsageError(
@@ -148,14 +163,14 @@ def _shaped_like_the_last(run: Run, data: Path) -> dict[str, Any]:
     section = last.model_dump(mode="json", exclude_none=True)
     for key in ("validation", "test", "test_of"):
         section.pop(key, None)
-    section |= {"name": data.stem, "train": str(data.expanduser().resolve())}
+    section |= {"name": task, "train": str(data.expanduser().resolve())}
     return {"name": name, "stream": {"tasks": [section]}}
 
 
 _OF_THE_OLD_TABLE = (
     "name", "validation", "test", "dataset", "subset", "tasks", "by", "task", "order",
     "order_seed", "repeat", "labels", "max_train_rows", "max_validation_rows", "max_test_rows",
-    "no_class",
+    "no_class", "dev_from",
 )  # fmt: skip
 """Keys of a table or task that say nothing of another file."""
 
@@ -171,11 +186,7 @@ def _table(run: Run) -> DataConfig | TaskConfig | None:
     for task in stream.tasks:
         if task.name == last.name:
             return task
-    # A named stream's rows have our own columns.
-    home = kind(last.kind)
-    keys = {key for row in last.test for key in row}
-    forms = [f for f in home.formats if set(f.columns) <= keys] or list(home.formats)
-    return DataConfig(train="rows.jsonl", tasks=1, format=forms[0].name)
+    return table_like(stream.name)
 
 
 def extend(run: Run, recipe: Recipe, out: str | Path, *, accept_changes: bool = False) -> Run:
@@ -186,6 +197,51 @@ def extend(run: Run, recipe: Recipe, out: str | Path, *, accept_changes: bool = 
             or `out` exists.
         UsageError: a new task has the name of an old one.
     """
+    old, known = _may_extend(run, recipe, accept_changes)
+    facts: dict[str, Any] = {
+        "extends": {"run": str(run.path.resolve()), "tasks": len(old), "names": old}
+    }
+    facts |= {"accepted_changes": known} if known else {}
+    return Run.create(out, recipe, lambda draft: _fill(run, draft, len(old), facts))
+
+
+def plan_extension(
+    run: Run, recipe: Recipe, *, accept_changes: bool = False, display: Any = None
+) -> Plan:
+    """What an extension would take, and what its methods would do with the new tasks by what they
+    remember of the old ones; no weight of the model is loaded and nothing is written.
+
+    Raises: as `extend`, but for `out`; and as `perdure.prepare.prepare`.
+    """
+    from torch import nn
+
+    from perdure.engine.method_state import STATE, load_methods
+    from perdure.plan import plan
+
+    old, _ = _may_extend(run, recipe, accept_changes)
+    ready = prepare(recipe, stream=run_stream(run, recipe), display=display, today=run.today)
+    _, folder = run.last_checkpoint()
+    with trusting(recipe.trust_remote_code):
+        if folder is not None:
+            load_methods(folder / STATE, ready.methods, nn.Module())
+        return plan(
+            recipe,
+            ready.stream,
+            ready.encoder,
+            ready.model,
+            micro_batch=ready.micro_batch,
+            precision=run.environment().get("precision") or ready.precision,
+            lm_eval_tasks=ready.lm_eval_tasks,
+            learned=len(old),
+            methods=ready.methods,
+        )
+
+
+def _may_extend(
+    run: Run, recipe: Recipe, accept_changes: bool
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """The names of the tasks that a run has learned, and changes that were accepted; see `extend`
+    for what is refused."""
     if run.state != "finished":
         raise RunError(
             f"{run.path}: is {run.state}, and only a finished run can be extended",
@@ -203,12 +259,7 @@ def extend(run: Run, recipe: Recipe, out: str | Path, *, accept_changes: bool = 
             )
     _refuse_classes(run, recipe)
     changed = refuse_changes(run, accept=accept_changes)
-    known = accepted(run, changed)
-    facts: dict[str, Any] = {
-        "extends": {"run": str(run.path.resolve()), "tasks": len(old), "names": old}
-    }
-    facts |= {"accepted_changes": known} if known else {}
-    return Run.create(out, recipe, lambda draft: _fill(run, draft, len(old), facts))
+    return old, accepted(run, changed)
 
 
 def _refuse_classes(run: Run, recipe: Recipe) -> None:

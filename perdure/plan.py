@@ -11,39 +11,30 @@ layer in 16 bit; twice that in fp32). Both are guesses, good to a factor of two.
 
 from __future__ import annotations
 
-import math
 import operator
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from perdure.models.training_memory import adapters_mb, training_mb
 from perdure.protocol.method import Method
+from perdure.recipe.packaged import as_written
 from perdure.streams.kinds import kind, metric
 
 if TYPE_CHECKING:
     from perdure.engine.rows import RowEncoder
+    from perdure.learners.work import Work
     from perdure.models import ModelFacts
     from perdure.models.task_adapters import TaskAdapters
-    from perdure.recipe.schema import MethodSpec, Recipe
+    from perdure.protocol.adapters import AdapterCount
+    from perdure.recipe.schema import Recipe
     from perdure.streams import Task, TaskStream
 
 EFFICIENCY = 0.5
 """Share of a feed-forward layer's speed that a whole training step reaches."""
-OPTIMIZER_BYTES = {
-    "adafactor": 0.1,
-    "sgd": 0.0,
-    "lion_32bit": 4.0,
-    "lion_8bit": 1.0,
-    "adamw_8bit": 2.0,
-    "paged_adamw_8bit": 2.0,
-    "adamw_torch_8bit": 2.0,
-}
-"""Optimizer state in bytes a trained number; 8 (two fp32 moments) for all others."""
 HEAD_STEP = 0.0015
 """Seconds of an optimizer step of heads on features, of which hardly any is arithmetic."""
-PROCESS_MB = 600
-"""A Python process with torch and transformers, before any model."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +62,14 @@ class TaskPlan:
     """How often its test rows are read; None: once before the first and once after each task; 0:
     its score is that of another task."""
     body_passes: int | None = None
-    """Of a task with classes: texts that the body reads in the whole run for it, to learn and to be
-    scored: once for each state of its weights where heads alone learn."""
+    """Of a task with classes: texts that the body reads in the whole run for it, see
+    `perdure.learners.planned`; once for each state of its weights where heads alone learn."""
     head_steps: int | None = None
     """Those of its steps in which heads alone learn."""
+    adapters: int | None = None
+    """In memory while it is learned, of a method that adds some; one of them is trained."""
+    adapters_kept: int | None = None
+    """In its checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +91,11 @@ class Plan:
     """What methods say they would do with these tasks (`Method.told_of`)."""
     general: tuple[str, ...] = ()
     """lm-eval's tasks that are scored beside the stream's; their time is not in the estimate."""
+    learned: int = 0
+    """Tasks, the first ones, that a run has learned already which this one extends."""
+    adapters_mb: float | None = None
+    """On the disk, in all checkpoints that are kept: each version of an adapter and its first
+    values, once."""
 
     @property
     def seconds(self) -> float | None:
@@ -127,18 +127,30 @@ def plan(
     micro_batch: int,
     precision: str,
     lm_eval_tasks: Iterable[str] = (),
+    learned: int = 0,
+    methods: Sequence[Method] | None = None,
 ) -> Plan:
     """Plan the run of a prepared recipe; measures this machine for half a second.
 
     Args:
         encoder: remembers all rows of the stream; facts: the base model's sizes. Without them
             rows and steps alone are known.
+        learned: of an extension, the tasks that were learned before, which are only scored.
+        methods: the recipe's, which know of those tasks; None: they know of none.
     """
     from perdure import models
+    from perdure.learners.work import works
+    from perdure.methods import registry
 
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    works = _works(recipe, stream)
-    tasks = [_bare(recipe, task, work) for task, work in zip(stream, works, strict=True)]
+    each = works(recipe, stream, learned)
+    tasks = [_bare(recipe, task, work) for task, work in zip(stream, each, strict=True)]
+    if learned:  # a new task is scored by the base and by the run's last weights as well
+        new = len(tasks) - learned
+        tasks = [
+            t if t.scorings == 0 else replace(t, scorings=new + 2 * (i >= learned))
+            for i, t in enumerate(tasks)
+        ]
     if facts is not None and encoder is not None:
         measured = models.measure_speed(0.5)
         speed = (measured.bf16 or measured.fp32) if precision == "bf16" else measured.fp32
@@ -146,21 +158,28 @@ def plan(
         if kind(stream.tasks[0].kind).writes:
             tasks = [
                 _plan(bare, recipe, task, work, encoder, facts, micro_batch, precision, speed)
-                for bare, task, work in zip(tasks, stream, works, strict=True)
+                for bare, task, work in zip(tasks, stream, each, strict=True)
             ]
         else:
             facts, parts, adapters = _with_heads(recipe, stream, facts)
             tasks = [
                 _plan_of_classes(
-                    bare, recipe, task, works[i], encoder, facts, micro_batch, precision, speed,
-                    parts, i, adapters,
+                    bare, recipe, stream, task, each[i], encoder, facts, micro_batch, precision,
+                    speed, parts, i, adapters,
                 )
                 for i, (bare, task) in enumerate(zip(tasks, stream, strict=True))
             ]  # fmt: skip
+    made = registry.build(recipe.methods) if methods is None else methods
+    stored = None
+    own = next((m for m in made if m.adapters), None)
+    if facts is not None and own is not None:
+        counts = own.adapter_counts(stream, learned)
+        tasks = list(_with_adapters(tasks, counts, facts.trainable))
+        stored = adapters_mb(_stored(recipe, [*counts.values()], learned), facts.trainable)
     return Plan(
         recipe=recipe.name,
         methods=tuple(spec.name for spec in recipe.methods),
-        model=recipe.model.path + (f" ({facts.architecture})" if facts else ""),
+        model=as_written(recipe.model.path) + (f" ({facts.architecture})" if facts else ""),
         kind=stream.tasks[0].kind,
         scenario=stream.scenario,
         parameters=facts.parameters if facts else None,
@@ -168,58 +187,22 @@ def plan(
         precision=precision,
         processes=processes,
         tasks=tuple(tasks),
-        costs=tuple(map(_cost, recipe.methods)),
-        told=tuple(_told(recipe, stream)),
+        costs=tuple(map(registry.cost, recipe.methods)),
+        told=tuple(_told(recipe, stream, learned, made)),
+        adapters_mb=stored,
         general=tuple(lm_eval_tasks),
+        learned=learned,
     )
 
 
-class _Work(NamedTuple):
-    """The tasks whose rows a task trains on, and how many of those are in a step."""
-
-    tasks: tuple[Task, ...]
-    batch: int
-
-    @property
-    def rows(self) -> int:
-        return sum(len(task.train) for task in self.tasks)
-
-    def widths(self, encoder: RowEncoder) -> list[int]:
-        """Tokens of each row that is trained on."""
-        return [n for task in self.tasks for n in encoder.lengths((task.name, "train"))]
-
-
-def _works(recipe: Recipe, stream: TaskStream) -> list[_Work]:
-    """Each task's: `joint` trains on all rows so far, `mix: half` on half a batch of new ones."""
-    from perdure.engine.batching import drawn_rows
-    from perdure.methods import registry
-
-    methods = registry.build(recipe.methods)
-    all_rows = any(method.needs_old_rows for method in methods)
-    halves = any(method.halves for method in methods)
-    found: list[_Work] = []
-    before: tuple[Task, ...] = ()
-    for task in stream:
-        drawn = drawn_rows(recipe.of_task(task.learn), task.learn)
-        batch = drawn // (2 if halves and before else 1)
-        found.append(_Work((*before, task) if all_rows else (task,), batch))
-        before += () if task.learn == "none" else (task,)
-    return found
-
-
-def _bare(recipe: Recipe, task: Task, work: _Work) -> TaskPlan:
-    from perdure.engine.batching import steps_of
-
-    own, batches = recipe.of_task(task.learn), math.ceil(work.rows / work.batch)
-    again = own.rl.iterations if task.learn == "rl" and own.rl is not None else 1
-    steps = 0 if task.learn == "none" else steps_of(own, batches * again, batch_size=1)
+def _bare(recipe: Recipe, task: Task, work: Work) -> TaskPlan:
     return TaskPlan(
         task=task.name,
         metric=metric(task.metric).name,
         train_rows=len(task.train),
         validation_rows=len(task.validation),
         test_rows=len(task.test),
-        steps=steps,
+        steps=work.steps(recipe, task),
         classes=tuple(task.labels) if kind(task.kind).classes else (),
         scorings=0 if task.test_of else None,
     )
@@ -229,7 +212,7 @@ def _plan(
     bare: TaskPlan,
     recipe: Recipe,
     task: Task,
-    work: _Work,
+    work: Work,
     encoder: RowEncoder,
     facts: ModelFacts,
     micro: int,
@@ -254,7 +237,7 @@ def _plan(
         # Written one by one: each token moves all weights for a few operations.
         train_seconds=(per_token * tokens + 8 * n * trained_on * written) / speed,
         score_seconds=2 * n * _scored_tokens(recipe, task, lengths["test"], encoder) / speed,
-        memory_mb=_memory_mb(recipe, facts, micro, max(widths, default=0), precision),
+        memory_mb=training_mb(recipe, facts, micro, max(widths, default=0), precision),
     )
 
 
@@ -284,21 +267,12 @@ def _with_heads(
     return whole, parts, adapters
 
 
-def _scorings(
-    parts: Sequence[tuple[float, float | None]], number: int, adapters: TaskAdapters | None
-) -> int:
-    """How often the test rows of task `number` pass the body in a run: after the task, and after
-    each later one that moves the body; with adapters of tasks once for each that answers."""
-    if adapters is not None:
-        return 1 if adapters.select == "oracle" else sum(learns > 0 for learns, _ in parts)
-    return 1 + sum(learns > 0 for learns, _ in parts[number + 1 :])
-
-
 def _plan_of_classes(
     bare: TaskPlan,
     recipe: Recipe,
+    stream: TaskStream,
     task: Task,
-    work: _Work,
+    work: Work,
     encoder: RowEncoder,
     facts: ModelFacts,
     micro: int,
@@ -309,34 +283,33 @@ def _plan_of_classes(
     adapters: TaskAdapters | None,
 ) -> TaskPlan:
     """Args: parts: epochs of body and heads in each task; number: of this one."""
-    from perdure.engine.batching import steps_of
+    from perdure.learners.planned import body_reads
+    from perdure.methods import registry
 
     lengths = {s: encoder.lengths((task.name, s)) for s in ("train", "validation", "test")}
-    widths, rows, (learns, heads) = work.widths(encoder), work.rows, parts[number]
-    steps = steps_of(recipe, rows, learns, work.batch) if learns else 0
-    head_steps = steps_of(recipe, rows, heads, work.batch) if heads else 0
+    widths, methods = work.widths(encoder), registry.build(recipe.methods)
+    if not work.tasks:  # learned already, before an extension
+        parts = [(0.0, 0.0) if i == number else part for i, part in enumerate(parts)]
+    read = body_reads(recipe, stream, number, parts, methods, work.rows, work.batch, adapters)
     mean = sum(widths) / max(1, len(widths))
-    trained, once = steps * recipe.train.batch_size, 0 if heads is None else rows
     # A token's embedding is looked up, and a body has no head over the vocabulary.
     n, again = facts.parameters - facts.vocab * facts.hidden, recipe.train.gradient_checkpointing
     per_token = 4 * n + 2 * min(n, facts.trainable) + (2 * n if again else 0)
     shown = min(len(task.test), recipe.scoring.max_test_rows or len(task.test))
-    scorings = _scorings(parts, number, adapters)
-    if adapters is not None and adapters.compete == "seen":  # earlier tasks' classes have logits
-        once += rows * sum(moved > 0 for moved, _ in parts[:number])
     scored = sum(lengths["test"]) / max(1, len(task.test)) * shown
-    none = replace(facts, vocab=0, trainable=facts.trainable if learns else 0)
+    none = replace(facts, vocab=0, trainable=facts.trainable if parts[number][0] else 0)
+    operations = (per_token * read.learning + 2 * n * read.looking) * mean
     return replace(
         bare,
-        steps=steps + head_steps,
+        steps=read.steps + read.head_steps,
         longest=max(map(max, filter(None, lengths.values()))),
-        train_tokens=round(trained * mean),
-        train_seconds=(per_token * trained + 2 * n * once) * mean / speed + HEAD_STEP * head_steps,
+        train_tokens=round(read.steps * recipe.train.batch_size * mean),
+        train_seconds=operations / speed + HEAD_STEP * read.head_steps,
         score_seconds=2 * n * scored / speed,
-        memory_mb=_memory_mb(recipe, none, micro, max(widths, default=0), precision),
-        scorings=scorings,
-        body_passes=trained + once + scorings * shown,
-        head_steps=head_steps,
+        memory_mb=training_mb(recipe, none, micro, max(widths, default=0), precision),
+        scorings=read.scorings,
+        body_passes=read.learning + read.looking + read.scorings * shown,
+        head_steps=read.head_steps,
     )
 
 
@@ -351,40 +324,31 @@ def _scored_tokens(recipe: Recipe, task: Task, widths: Sequence[int], encoder: A
     return rows * mean
 
 
-def _memory_mb(recipe: Recipe, facts: ModelFacts, micro: int, longest: int, precision: str) -> int:
-    """Peak of one process in MiB; with `fsdp_size`, weights and their state are shared out."""
-    train = recipe.train
-    frozen = facts.parameters - facts.trainable
-    state = (
-        frozen * (2 if precision == "bf16" else 4)
-        + facts.trainable * (4 + 4 + OPTIMIZER_BYTES.get(train.optimizer, 8.0))
-    ) / max(1, recipe.model.fsdp_size)
-    width = 1 if precision == "bf16" else 2
-    tokens = micro * longest
-    layers = tokens * facts.hidden * 34 * width
-    kept = layers + 4 * facts.layers * tokens * facts.hidden
-    if not train.gradient_checkpointing:
-        kept = layers * facts.layers
-    logits = 3 * 4 * tokens * facts.vocab
-    return round(PROCESS_MB + (state + kept + logits) / 2**20)
+def _with_adapters(
+    tasks: Sequence[TaskPlan], counts: Mapping[str, AdapterCount], numbers: int
+) -> Iterator[TaskPlan]:
+    """The tasks' plans with the adapters that are there beside the one that is trained."""
+    for task in tasks:
+        if (found := counts.get(task.task)) is None:
+            yield task
+            continue
+        memory = (task.memory_mb or 0) + round(adapters_mb(found.learning - 1, numbers))
+        yield replace(task, adapters=found.learning, adapters_kept=found.kept, memory_mb=memory)
 
 
-def _told(recipe: Recipe, stream: TaskStream) -> Iterator[str]:
-    from perdure.methods import registry
+def _stored(recipe: Recipe, counts: Sequence[AdapterCount], learned: int) -> int:
+    """How many adapters' files the checkpoints hold that are kept; an added one has two, as its
+    first values are there too. What is the same file in two checkpoints is stored once."""
+    if not counts:
+        return 0
+    if recipe.save.tasks == "last":
+        return 2 * counts[-1].kept - 1
+    return 2 * sum(count.added for count in counts) + (not learned)
 
-    for spec, method in zip(recipe.methods, registry.build(recipe.methods), strict=True):
-        yield from (f"{spec.name}: {line}" for line in method.told_of(stream))
 
-
-def _cost(spec: MethodSpec) -> str:
-    """The "Cost:" sentence of a method's own description."""
-    import inspect
-    import re
-
-    from perdure.methods import registry
-
-    text = inspect.getdoc(inspect.getmodule(registry.kind_of(spec))) or ""
-    found = re.search(r"^Cost: (.+?)(?=\n\S+:|\n\n|\Z)", text, re.S | re.M)
-    return (
-        f"{spec.name}: {' '.join(found[1].split())}" if found else f"{spec.name}: cost not stated"
-    )
+def _told(
+    recipe: Recipe, stream: TaskStream, learned: int, made: Sequence[Method]
+) -> Iterator[str]:
+    new = replace(stream, tasks=stream.tasks[learned:])
+    for spec, method in zip(recipe.methods, made, strict=True):
+        yield from (f"{spec.name}: {line}" for line in method.told_of(new))

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.consent import by_argument, trusting
-from perdure.errors import RunError, UsageError, brief
-from perdure.recipe.data import DataConfig, TaskConfig
+from perdure.errors import RunError, UsageError, brief, task_named
+from perdure.recipe.data import TaskConfig
 from perdure.recipe.mistakes import near
 from perdure.streams.unlabelled import Unlabelled
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from perdure.learners.base import Learner
     from perdure.learners.listener import Listener
     from perdure.processes import Progress
+    from perdure.recipe.schema import Recipe
     from perdure.run import Run
     from perdure.streams.task import Task, TaskStream
 
@@ -98,7 +99,7 @@ def open_predictor(
     learned = found.last_checkpoint()[0] if after is None else after
     stream = _stream(found)
     asked = _asked(stream, task, learned)
-    form = _form(found, asked, column, direction)
+    form = _form(found, stream, asked, column, direction)
     folder = _folder(found, stream, learned)
     whole = task is None and stream.scenario == "class-incremental" and bool(stream.classes)
     within = None if whole and _of_classes(asked) else asked
@@ -204,35 +205,43 @@ def _refuse_unlearned(stream: TaskStream, task: Task, learned: int) -> None:
     first = max((stream.classes[name] for name in task.labels), default=0)
     if first >= learned:
         raise UsageError(
-            f"task {task.name}: the model after {learned} tasks has not learned it",
+            f"{task_named(task.name)}: the model after {learned} tasks has not learned it",
             f"ask a later one: --after {first + 1}",
         )
 
 
-def _form(run: Run, task: Task, column: str | None, direction: str | None) -> Unlabelled:
-    """How rows of a task are read, by the recipe that it was learned by."""
-    from perdure.recipe import load
-    from perdure.run.old_recipes import renew
+def _form(
+    run: Run, stream: TaskStream, task: Task, column: str | None, direction: str | None
+) -> Unlabelled:
+    """How rows of a task are read: by the recipe that it was learned by."""
+    from perdure.streams.named.find import table_like
 
-    recipes = [run.recipe]
-    for file in sorted((run.path / "data").glob("recipe-*.yaml"), reverse=True):
-        recipes.append(load.load(file, check_files=False, renew=renew))
-    config: TaskConfig | None = None
-    for recipe in recipes:
-        for one in recipe.stream.tasks:
-            if one.name == task.name and config is None:
-                config = one
-    if config is None and task.kind != "generation":
-        # Tasks that were cut from a table have its columns; the newest table's count.
-        tables = [r.stream.data for r in recipes if r.stream.data is not None]
-        config = next((table for table in tables if table.train or table.dataset), None)
+    recipe = _recipe_of(run, [t.name for t in stream].index(task.name))
+    config: TaskConfig | None = next((t for t in recipe.stream.tasks if t.name == task.name), None)
+    data = recipe.stream.data
+    if config is None and data is not None and (data.train or data.dataset):
+        config = data  # the table that it was cut from; with a named stream, what is changed of it
+    if config is None and _of_classes(task):
+        config = table_like(recipe.stream.name)
     return Unlabelled(config or _built_in(task), column, direction)
 
 
+def _recipe_of(run: Run, number: int) -> Recipe:
+    """The recipe by which a run learned the task of this number, counted from 0.
+
+    An extension keeps the earlier ones: recipe-003.yaml is that of the first three tasks.
+    """
+    from perdure.recipe import load
+    from perdure.run.old_recipes import renew
+
+    for file in sorted((run.path / "data").glob("recipe-*.yaml")):
+        if number < int(file.stem.removeprefix("recipe-")):
+            return load.load(file, check_files=False, renew=renew)
+    return run.recipe
+
+
 def _built_in(task: Task) -> TaskConfig:
-    """How rows of a built-in stream's task are read: by our own names of columns."""
-    if task.kind != "generation":
-        return DataConfig(train="rows.jsonl", tasks=1)
+    """How rows of a built-in stream's task of texts are read: by our own names of columns."""
     first = [row["prompt"][0] for row in task.test]
     said = {turn["content"] for turn in first if turn["role"] == "system"}
     same = len(said) == 1 and all(turn["role"] == "system" for turn in first)

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.consent import trusting
-from perdure.errors import PerdureError, RecipeError, UsageError
+from perdure.errors import PerdureError, RecipeError, UsageError, task_named
 from perdure.recipe import load
 from perdure.recipe.mistakes import Mistake
+from perdure.recipe.packaged import as_written
 from perdure.recipe.schema import MethodSpec, Recipe
 
 if TYPE_CHECKING:
@@ -136,8 +137,10 @@ def stream_of(recipe: Recipe) -> TaskStream:
     return build_stream(recipe.stream, recipe.general, recipe.folder, recipe.seed)
 
 
-def run_stream(run: Run) -> TaskStream:
+def run_stream(run: Run, longer: Recipe | None = None) -> TaskStream:
     """All tasks of a run: of an extension also those that it learned before, as it kept them.
+
+    Args: longer: the recipe of an extension that is not made yet: its tasks behind the run's.
 
     Raises:
         RecipeError: all mistakes in the data, each with its file and line.
@@ -146,11 +149,12 @@ def run_stream(run: Run) -> TaskStream:
     from perdure.methods import registry
     from perdure.run.kept import whole_stream
 
-    recipe = run.recipe
+    recipe = run.recipe if longer is None else longer
     new = stream_of(recipe)
     with trusting(recipe.trust_remote_code):
         old = any(registry.kind_of(spec).needs_old_rows for spec in recipe.methods)
-        return whole_stream(run, new, _recorded_stream if old else None)
+        reads = _recorded_stream if old else None
+        return whole_stream(run, new, reads, extends=longer is not None)
 
 
 def _recorded_stream(path: Path) -> TaskStream:
@@ -299,8 +303,8 @@ def _refuse_headless(recipe: Recipe, methods: Sequence[Method], facts: ModelFact
         wanted = method.requires.language_head
         if facts.no_language_head and (wanted == "must" or (wanted and facts.decoder)):
             raise UsageError(
-                f"method: {spec.name} has the model write text first, and {recipe.model.path} "
-                f"cannot: {facts.no_language_head}",
+                f"method: {spec.name} has the model write text first, and "
+                f"{as_written(recipe.model.path)} cannot: {facts.no_language_head}",
                 "write method.warmup_loss: ce, or take a decoder with its language-model head",
             )
 
@@ -331,13 +335,15 @@ def chosen_methods(recipe: Recipe, stream: TaskStream) -> list[Method]:
     chosen = registry.build(recipe.methods)
     refuse_clashes(chosen, recipe.order_matters)
     _refuse_by_kind(chosen, recipe, stream)
+    _refuse_by_reinforcement(chosen, stream)
     refuse_task_adapters(chosen, recipe, stream)
     learned = [task for task in stream if task.learn != "none" and task.train_kept]
     bare = [task.name for task in learned if not task.validation]
     for method, spec in zip(chosen, recipe.methods, strict=True):
         if method.needs_validation and bare:
             raise UsageError(
-                f"method: {spec.name} measures on validation rows, and task {bare[0]} has none",
+                f"method: {spec.name} measures on validation rows, and "
+                f"{task_named(bare[0])} has none",
                 "give it `validation:` rows, or a `validation_share:` above 0",
             )
     return chosen
@@ -372,6 +378,26 @@ def _refuse_by_kind(chosen: Sequence[Method], recipe: Recipe, stream: TaskStream
             raise UsageError(
                 f"{who} learns along with general texts, which tasks of kind {kind.name} cannot be",
                 "take a method that needs none; see perdure methods",
+            )
+
+
+def _refuse_by_reinforcement(chosen: Sequence[Method], stream: TaskStream) -> None:
+    """Raise `UsageError` where a method cannot work on completions, and a task is learned so."""
+    from perdure.engine.completions import refusals
+    from perdure.protocol.method import Method, name_of
+
+    by_rl = next((task.name for task in stream if task.learn == "rl"), None)
+    if by_rl is None:
+        return
+    where = f"task {by_rl} is learned by reinforcement"
+    for method, what, remedy in refusals(chosen):
+        raise UsageError(f"method: {name_of(method)}: {where}: {what}", remedy)
+    for method in chosen:
+        if type(method).train_data is not Method.train_data or method.halves:
+            raise UsageError(
+                f"method: {name_of(method)}: {where}, whose prompts have no answer that could be "
+                "trained on together with others'",
+                "gere and general_replay train on general texts beside it",
             )
 
 

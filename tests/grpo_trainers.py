@@ -48,3 +48,64 @@ def grpo(
         model=tiny[0], reward_funcs=reward, args=args, train_dataset=rows,
         processing_class=tiny[1], peft_config=peft, **given,
     )  # fmt: skip
+
+
+def fixed(prompts: int = 4, width: int = 8) -> dict[str, Any]:
+    """Completions of unlike lengths that no model wrote, two to a prompt, and their advantages."""
+    import torch
+
+    generator = torch.Generator().manual_seed(3)
+    rows = 2 * prompts
+    lengths = torch.randint(1, width + 1, (rows, 1), generator=generator)
+    mask = (torch.arange(width) < lengths).long()
+    return {
+        "prompt_ids": torch.randint(3, 250, (rows, 4), generator=generator),
+        "prompt_mask": torch.ones(rows, 4, dtype=torch.long),
+        "completion_ids": torch.randint(3, 250, (rows, width), generator=generator),
+        "completion_mask": mask,
+        "advantages": torch.tensor([1.0, -1.0] * prompts),
+        "num_items_in_batch": mask.sum(),
+    }
+
+
+def on_processes(model_dir: str, out: str) -> None:
+    """Three steps on fixed completions with two methods, in this process or as one of several.
+
+    Writes OUT/weights.safetensors, and OUT/log.json: the lines of the log.
+    """
+    import json
+    import os
+
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import perdure
+
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    tiny = AutoModelForCausalLM.from_pretrained(model_dir), AutoTokenizer.from_pretrained(model_dir)
+    trainer = grpo(
+        tiny, Path(out), num_generations=2, max_steps=3, max_grad_norm=0.1,
+        per_device_train_batch_size=8 // world,
+    )  # fmt: skip
+    base = {n: p.detach().clone() for n, p in tiny[0].named_parameters()}
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in tiny[0].parameters():
+            parameter += 0.03 * torch.randn(parameter.shape, generator=generator)
+    texts = ["One text of the world.", "Another one, which is longer.", "A third."]
+    gere = {"name": "gere", "insert": 3, "max_tokens": 12, "weight": 1}
+    perdure.attach(trainer, {"name": "kl", "beta": 0.7}, gere, general=texts, base=base)
+    rank, each = trainer.accelerator.process_index, 8 // world
+
+    def mine(_: Any) -> dict[str, Any]:
+        cut = slice(rank * each, (rank + 1) * each)
+        return {k: v[cut] if v.dim() else v.clone() for k, v in fixed().items()}
+
+    trainer._generate_and_score_completions = mine
+    trainer.train()
+    if rank == 0:
+        weights = {n: p.detach() for n, p in trainer.model.named_parameters()}
+        save_file(weights, Path(out) / "weights.safetensors")
+        lines = [row for row in trainer.state.log_history if "loss" in row]
+        (Path(out) / "log.json").write_text(json.dumps(lines))

@@ -362,7 +362,7 @@ def test_check_loads_no_weights_and_writes_nothing(
 
 def test_an_adapter_takes_less_memory_than_the_whole_model() -> None:
     from perdure.models import ModelFacts
-    from perdure.plan import _memory_mb
+    from perdure.models.training_memory import training_mb
     from perdure.recipe.data import StreamConfig
     from perdure.recipe.schema import ModelConfig, Recipe
 
@@ -372,9 +372,9 @@ def test_an_adapter_takes_less_memory_than_the_whole_model() -> None:
         model=ModelConfig(path="x"), stream=StreamConfig(name="demo"), method=["sequential"]
     )
     # 16 bytes a trained number (weight, gradient, two moments), 4 a frozen one, 600 MiB besides.
-    assert _memory_mb(recipe, full, 8, 100, "fp32") == 16 * 1000 + 600
-    assert _memory_mb(recipe, lora, 8, 100, "fp32") == 4 * 1000 + 600
-    assert _memory_mb(recipe, lora, 8, 100, "bf16") == 2 * 1000 + 600
+    assert training_mb(recipe, full, 8, 100, "fp32") == 16 * 1000 + 600
+    assert training_mb(recipe, lora, 8, 100, "fp32") == 4 * 1000 + 600
+    assert training_mb(recipe, lora, 8, 100, "bf16") == 2 * 1000 + 600
 
 
 def test_eval_repeats_recorded_scores(inside: Path) -> None:

@@ -7,6 +7,7 @@ there must be no mark; with it there must be one, so that each test is known to 
 
 from __future__ import annotations
 
+import ast
 import json
 import pickle
 import shutil
@@ -265,6 +266,7 @@ def functions() -> dict[str, tuple[str, Callable[[Strange, bool], Any]]]:
     from perdure.audit.audit import audit
     from perdure.diagnose.diagnose import diagnose
     from perdure.models import load_saved
+    from perdure.predictor import open_predictor
     from perdure.repair.search import repair
 
     def tasks(strange: Strange) -> Any:
@@ -288,13 +290,50 @@ def functions() -> dict[str, tuple[str, Callable[[Strange, bool], Any]]]:
         "learn": ("run", learn),
         "load_predictor": ("run", lambda s, word: perdure.load_predictor(
             s.folder / "somebodys-run", trust_remote_code=word)),
+        "open_predictor": ("run", lambda s, word: open_predictor(
+            s.folder / "somebodys-run", trust_remote_code=word).learner),
+        "AdapterPool": ("model", lambda s, word: perdure.AdapterPool(
+            x(s), {"one": plain_adapter(s)}, trust_remote_code=word)),
+        "AdapterPool.load": ("adapter", lambda s, word: perdure.AdapterPool.load(
+            s.folder / "adapter", trust_remote_code=word)),
     }  # fmt: skip
+
+
+def plain_adapter(strange: Strange) -> Path:
+    """An adapter without code."""
+    from perdure.models import load_base, save_model
+    from perdure.recipe.schema import ModelConfig
+
+    config, folder = ModelConfig(path=str(strange.tiny), tuning="lora"), strange.folder / "plain"
+    if not folder.exists():
+        save_model(*load_base(config), folder, config)
+    return folder
+
+
+def test_every_function_that_takes_the_word_is_here() -> None:
+    """By its name, or its class's; `Run.open` hands the word to `learn`."""
+    found, home = set(), Path(perdure.__file__).parent
+    for file in home.rglob("*.py"):
+        if file == home / "cli.py" or file.parent.name == "commands":
+            continue  # `cases` has the commands
+        tree = ast.parse(file.read_text("utf-8"))
+        scopes = [("", tree.body)]
+        scopes += [(n.name, n.body) for n in ast.walk(tree) if isinstance(n, ast.ClassDef)]
+        for owner, body in scopes:
+            for node in body:
+                if not isinstance(node, ast.FunctionDef):
+                    continue
+                takes = {one.arg for one in (*node.args.args, *node.args.kwonlyargs)}
+                if "trust_remote_code" in takes:
+                    name = "" if node.name == "__init__" else node.name
+                    found.add(f"{owner}.{name}".strip("."))
+    assert found - {"Run.open"} == functions().keys() - {"learn"}
 
 
 @pytest.mark.parametrize("name", functions())
 def test_a_function_runs_no_code_without_the_word(strange: Strange, name: str) -> None:
     what, call = functions()[name]
-    strange.model() if what == "model" else strange.run("method")
+    {"model": strange.model, "adapter": strange.adapter}.get(what, lambda: strange.run("method"))()
     with pytest.raises(ConsentError):
         call(strange, False)
     assert not strange.mark.exists()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,15 @@ import perdure
 from perdure import seals
 from perdure.cli import app
 from perdure.errors import RunError
+from perdure.models.load import load_base
+from perdure.models.pool import AdapterPool
+from perdure.prepare import stream_of
+from perdure.recipe.schema import ModelConfig
 from perdure.run import Run
+from perdure.run.pins import rows_since
 from perdure.run.sums import with_check
 from perdure.seals import Sealer, damaged, is_sealed, is_whole, seal, sha256, write_sealed
+from perdure.streams.task import GeneralText
 
 pytestmark = pytest.mark.train
 
@@ -88,8 +97,6 @@ def test_a_sealed_text(tmp_path: Path) -> None:
 def test_large_folders_are_sealed_while_work_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import threading
-
     monkeypatch.setattr(seals, "AT_ONCE", 0)
     go, done = threading.Event(), []
     sealer = Sealer()
@@ -157,6 +164,48 @@ def same_end(run: Path, other: Path) -> None:
     scores = [[(s["after"], s.get("task"), s["score"]) for s in Run.open(p).scores()]
               for p in (run, other)]  # fmt: skip
     assert scores[0] == scores[1]
+
+
+def test_training_and_scoring_go_on_while_a_checkpoint_is_hashed(
+    stopped: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each seal waits for the next step of its task, or for the next scored rows, to be told."""
+    from perdure.engine import callbacks
+    from perdure.run import directory
+
+    monkeypatch.setattr(seals, "AT_ONCE", 0)
+    stepped, scored = threading.Condition(), threading.Event()
+    step_now, outrun = [0], dict[str, bool]()
+
+    class Sees(perdure.reports.NullDisplay):  # type: ignore[name-defined, misc]
+        def training(self, method: str, task: str, step: int, *rest: Any, **more: Any) -> None:
+            with stepped:
+                step_now[0] = step
+                scored.clear()
+                stepped.notify_all()
+
+        def scoring(self, *rest: Any, **more: Any) -> None:
+            scored.set()
+
+    def slow_within_a_task(folder: Path, facts: Any) -> None:
+        if facts["step"] < 12:  # the last one of a task is waited for
+            with stepped:
+                name = f"{folder.parents[1].name} step {facts['step']}"
+                outrun[name] = stepped.wait_for(lambda: step_now[0] == facts["step"] + 1, 20)
+        seal(folder, facts)
+
+    def slow_between_tasks(folder: Path, facts: Any) -> None:
+        outrun[folder.name] = scored.wait(20)
+        seal(folder, facts)
+
+    monkeypatch.setattr(callbacks, "seal", slow_within_a_task)
+    monkeypatch.setattr(directory, "seal", slow_between_tasks)
+    recipe = perdure.load_recipe(stopped[0].parent / "recipe.yaml")
+    run = Run.create(tmp_path / "run", recipe)
+    perdure.learn(recipe, run, display=Sees())
+    assert len(outrun) == 2 * 5 + 2  # steps 2, 4, ... 10 of 12, and the tasks
+    assert all(outrun.values()), outrun
+    same_end(run.path, stopped[1])
 
 
 def resume(run: Path, *more: str) -> Any:
@@ -279,6 +328,30 @@ def test_lost_scores_are_noticed(torn: tuple[Path, Path]) -> None:
     assert resume(run).exit_code == 4
 
 
+def test_scores_behind_the_newest_checkpoint_are_made_again(torn: tuple[Path, Path]) -> None:
+    """Of an interrupted run nothing says that there were any: a report has them as missing."""
+    run, whole = torn
+    file = run / "scores.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    lost = {number for number, line in enumerate(lines) if json.loads(line)["after"] == 1}
+    assert len(lost) >= 3
+    file.write_text("".join(line for n, line in enumerate(lines) if n not in lost))
+    told = command("report", run, "--json")
+    assert told.exit_code == 0, told.output
+    found = json.loads(told.stdout)
+    assert (found["state"], found["scores"][1]) == (
+        "interrupted", {"after": 1, "colour": None, "count": None}
+    )  # fmt: skip
+    assert [found[key] for key in ("average_accuracy", "forgetting", "forward_transfer")] == (
+        [None] * 3
+    )
+    page = (run / "report.html").read_text()
+    assert "<strong>Not complete:</strong>" in page
+    assert "has learned no task yet" in page
+    assert resume(run).exit_code == 0
+    same_end(run, whole)
+
+
 # --- what a run rests on
 
 
@@ -291,10 +364,11 @@ def test_a_changed_recipe_is_refused_with_what_differs(torn: tuple[Path, Path]) 
     assert "recipe: train.learning_rate was 0.005 when this run began, now 0.5" in told.stderr
     assert f"perdure resume {run} --accept-changes" in told.stderr
     assert resume(run, "--accept-changes").exit_code == 0
-    noted = Run.open(run).environment()["accepted_changes"]
-    assert noted[0]["changes"] == [
-        "recipe: train.learning_rate was 0.005 when this run began, now 0.5"
-    ]
+    change = "recipe: train.learning_rate was 0.005 when this run began, now 0.5"
+    assert Run.open(run).environment()["accepted_changes"][0]["changes"] == [change]
+    page = (run / "report.html").read_text()
+    assert "was accepted (<code>--accept-changes</code>)" in page
+    assert f"<li>{change} <span" in page
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
@@ -433,6 +507,121 @@ def test_a_changed_base_is_neither_diagnosed_nor_repaired_in_silence(
         done = command(*words, "--accept-changes")
         assert done.exit_code in codes, done.output
         assert "accepted: base model, model.safetensors: has other bytes" in caplog.text
+
+
+def of_two(adapter: Path, tasks: Path, out: Path) -> dict[str, tuple[object, ...]]:
+    """Commands that read two models and a recipe's rows."""
+    base = adapter.parent / "model"
+    return {
+        "audit": ("audit", base, adapter, "--tasks", tasks, "--rows", "4"),
+        "diagnose": ("diagnose", base, adapter, "--tasks", tasks, "--rows", "4", "--relearn", "0"),
+        "repair": ("repair", base, adapter, "--general", "pydoc", "--task", tasks, "--out", out,
+                   "--rows", "4", "--texts", "4"),
+    }  # fmt: skip
+
+
+def test_changed_rows_of_a_run_are_not_audited_in_silence(adapter: Path, tmp_path: Path) -> None:
+    """Where the recipe is the run's own, by its file or by what it says."""
+    file, recipe = adapter.parent / "colour-test.jsonl", adapter.parent / "recipe.yaml"
+    before = file.read_text()
+    told = f"{adapter}: the rows of task colour have changed since this run began (version "
+    file.write_text(before.replace("test 0", "test zero"))
+    try:
+        for tasks in (recipe, adapter / "recipe.yaml"):
+            for name, words in of_two(adapter, tasks, tmp_path / "out").items():
+                done = command(*words)
+                assert done.exit_code == 4, (name, done.output)
+                assert told in done.stderr, name
+                assert "task count" not in done.stderr
+                assert "put the old rows back, or go on all the same: --accept-changes" in (
+                    done.stderr
+                )
+        words = of_two(adapter, recipe, tmp_path / "out")["audit"]
+        done = command(*words, "--accept-changes", "--json")
+        assert done.exit_code in (0, 1, 3), done.output
+        (change,) = json.loads(done.stdout)["accepted_changes"]
+        assert change.startswith("the rows of task colour have changed since this run began")
+        # Another seed sets other rows aside, and other files are other tasks, whatever their name.
+        opened = Run.open(adapter)
+        loaded = perdure.load_recipe(recipe)
+        stream = stream_of(loaded)
+        assert len(rows_since(opened, loaded, stream)) == 1
+        assert rows_since(opened, loaded.model_copy(update={"seed": 5}), stream) == []
+        copy = tmp_path / "copy"
+        shutil.copytree(adapter.parent, copy)
+        other = perdure.load_recipe(copy / "recipe.yaml")
+        assert rows_since(opened, other, stream_of(other)) == []
+    finally:
+        file.write_text(before)
+    assert rows_since(opened, loaded, stream_of(loaded)) == []
+
+
+def test_a_changed_general_text_is_not_audited_in_silence(adapter: Path) -> None:
+    opened, recipe = Run.open(adapter), perdure.load_recipe(adapter.parent / "recipe.yaml")
+    stream = stream_of(recipe)
+    assert rows_since(opened, recipe, stream) == []
+    changed = replace(stream, general=GeneralText(held_out=("another text",)))
+    (told,) = rows_since(opened, recipe, changed)
+    assert told.startswith("the general text has changed since this run began (version ")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja"])
+def test_a_changed_tokenizer_or_template_is_not_read_in_silence(
+    adapter: Path, tmp_path: Path, name: str
+) -> None:
+    """Of the base and of the checkpoint, which brings the template it was trained with."""
+    recipe = adapter.parent / "recipe.yaml"
+    place = adapter / "checkpoints/task-2/model"
+    for file, told in (
+        (adapter.parent / "model" / name, f"base model, {name}: has other bytes since this run"),
+        (place / name, f"error: {place / name}: damaged: "),
+    ):
+        if not file.exists():
+            assert file.parent == place  # an adapter has its base's tokenizer
+            continue
+        before = file.read_bytes()
+        file.write_bytes(before + b" ")
+        try:
+            for command_name, words in of_two(adapter, recipe, tmp_path / "out").items():
+                done = command(*words)
+                assert done.exit_code == 4, (command_name, file, done.output)
+                assert told in done.stderr, command_name
+        finally:
+            file.write_bytes(before)
+
+
+def test_a_damaged_adapter_is_read_nowhere(adapter: Path, tmp_path: Path) -> None:
+    place = adapter / "checkpoints/task-2/model"
+    file, out = place / "adapter_model.safetensors", tmp_path / "out"
+    words = of_two(adapter, adapter.parent / "recipe.yaml", out)
+    words |= {
+        f"export {to}": ("export", adapter, "--to", to, "--out", out) for to in ("peft", "merged")
+    }
+    flip(file)
+    try:
+        for name, typed in words.items():
+            done = command(*typed)
+            assert done.exit_code == 4, (name, done.output)
+            assert f"error: {file}: damaged: " in done.stderr, name
+            assert not out.exists()
+        for source in (adapter, place):
+            with pytest.raises(RunError, match="damaged"):
+                AdapterPool(str(adapter.parent / "model"), {"one": source})
+        with pytest.raises(RunError, match="damaged"):
+            AdapterPool.load(adapter)
+    finally:
+        flip(file)
+
+
+def test_a_damaged_run_is_no_base_model(torn: tuple[Path, Path]) -> None:
+    run, _ = torn
+    assert resume(run).exit_code == 0
+    load_base(ModelConfig(path=str(run)))
+    file = run / "checkpoints/task-2/model/model.safetensors"
+    flip(file)
+    for path in (run, run / "checkpoints/task-2"):
+        with pytest.raises(RunError, match=f"{re.escape(str(file))}: damaged"):
+            load_base(ModelConfig(path=str(path)))
 
 
 def test_rows_that_have_changed_are_not_scored_in_silence(adapter: Path) -> None:

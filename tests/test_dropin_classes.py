@@ -228,8 +228,8 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
     "general": ("general_replay", None, "replays general texts"),
     "gere": ({"name": "gere", "label_weight": 0}, None, "replays general texts"),
     "joint": ("joint", None, "chooses the rows or trains in phases"),
-    "lora_sequence": ("lora_sequence", None, "lora_sequence: .*this model has neither"),
-    "seq_star": ("seq_star", None, "attach: seq_star: .*this model has no heads"),
+    "lora_sequence": ("lora_sequence", None, "attach: lora_sequence: .*one for all classes"),
+    "seq_star": ("seq_star", None, "attach: seq_star: .*one for all classes"),
     "half": ({"name": "replay", "mix": "half"}, None, "the batch is the trainer's own"),
     "quota": (
         {"name": "replay", "balance": "class", "buffer_size": 3}, None, "fewer rows than the 4",
@@ -265,6 +265,7 @@ def test_what_it_cannot_do_is_refused_in_attach(tmp_path: Path, name: str) -> No
     with pytest.raises(UsageError, match=why) as told:
         perdure.attach(trainer, method)
     assert told.value.remedy
+    assert "format:" not in str(told.value)  # of recipes; a trainer has none
     assert trainer.state.global_step == 0
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from grpo_trainers import grpo, nothing
+from grpo_trainers import grpo, nothing, on_processes
+from safetensors.torch import load_file
+from tiny_runs import finish, start_call
 from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import GRPOTrainer
 
@@ -232,6 +235,26 @@ def test_the_texts_count_once_a_step_with_the_share_that_sft_gives_them(
             torch.testing.assert_close(step[name], parameter.grad, atol=1e-6, rtol=1e-4)
 
 
+def test_resumed_at_a_generation_it_ends_with_the_same_weights(
+    tiny: Any, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    methods = {"name": "kl", "beta": 0.5}, {"name": "gere", "insert": 2, "max_tokens": 12}
+    found = []
+    for resume in (None, str(tmp_path / "checkpoint-2")):
+        model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+        trainer = grpo(
+            (model, tiny[1]), tmp_path, max_steps=4, gradient_accumulation_steps=2,
+            save_strategy="steps", save_steps=2,
+        )  # fmt: skip
+        perdure.attach(trainer, *methods, general=GENERAL)
+        trainer.train(resume_from_checkpoint=resume)
+        found.append((model, lines(trainer)[-1]))
+    (whole, last), (resumed, again) = found
+    for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert last["method/kl"] == again["method/kl"] > 0  # from the base, not the checkpoint
+
+
 def test_an_average_is_scored_and_saved_while_the_raw_policy_samples(
     tiny: Any, tmp_path: Path
 ) -> None:
@@ -270,7 +293,9 @@ def test_an_average_is_scored_and_saved_while_the_raw_policy_samples(
     torch.testing.assert_close(dict(saved.named_parameters())[name].detach(), averages[3])
 
 
-def test_a_clipped_steps_shares_are_logged_by_term(tiny: Any, tmp_path: Path) -> None:
+def test_a_clipped_steps_shares_are_logged_by_term(
+    tiny: Any, tiny_model_dir: Path, tmp_path: Path
+) -> None:
     trainer = grpo(
         tiny, tmp_path, max_steps=3, max_grad_norm=0.5, gradient_accumulation_steps=2,
     )  # fmt: skip
@@ -288,6 +313,18 @@ def test_a_clipped_steps_shares_are_logged_by_term(tiny: Any, tmp_path: Path) ->
     assert sum(shares[1].values()) == pytest.approx(1)
     assert shares[1]["method/gere_margin"] > 0.9  # what swallows the policy's own
     assert shares[2] == {}  # one step in ten at the most
+    # Without a look the weights are the same, to the bit.
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    again = grpo(
+        (model, tiny[1]), tmp_path / "again", max_steps=3, max_grad_norm=0.5,
+        gradient_accumulation_steps=2,
+    )  # fmt: skip
+    perdure.attach(again, gere, {"name": "kl", "beta": 0.1}, general=GENERAL)
+    again.shares._can = lambda: False
+    again.train()
+    assert not any(k.endswith("_share") for row in lines(again) for k in row)
+    for name, weight in again.model.named_parameters():
+        assert torch.equal(weight, dict(trainer.model.named_parameters())[name])
 
 
 def test_without_a_clip_no_share_is_measured(
@@ -303,3 +340,23 @@ def test_without_a_clip_no_share_is_measured(
     perdure.attach(trainer, {"name": "kl", "beta": 0.1})
     trainer.train()
     assert not any(k.endswith("_share") for row in lines(trainer) for k in row)
+
+
+@pytest.mark.process
+def test_two_processes_learn_the_same_from_the_same_completions(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    for name, processes in (("one", 1), ("two", 2)):
+        (tmp_path / name).mkdir()
+        given = str(tiny_model_dir), str(tmp_path / name)
+        finish(start_call(on_processes, *given, processes=processes))
+    one, two = (load_file(tmp_path / name / "weights.safetensors") for name in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(value, two[name], atol=1e-6, rtol=0)
+    alone, both = (json.loads((tmp_path / n / "log.json").read_text()) for n in ("one", "two"))
+    for a, b in zip(alone, both, strict=True):
+        for key in ("method/kl", "method/gere_label", "method/gere_margin", "method/kl_weight"):
+            assert a[key] == pytest.approx(b[key], rel=1e-4)
+    names = {k for k in both[1] if k.endswith("_gradient_share")}
+    assert len(names) == 4  # measured in both processes, of local gradients
+    assert sum(both[1][k] for k in names) == pytest.approx(1)

@@ -18,6 +18,8 @@ from perdure.cli import app
 from perdure.errors import PerdureError, RecipeError, RunError, UsageError
 from perdure.extension import extend, extension_recipe
 from perdure.methods import registry
+from perdure.reports.glossary import EXPLAINED, is_weight
+from perdure.reports.html import render
 from perdure.run import Run
 from perdure.run.kept import whole_stream
 from perdure.streams.task import Gone, TaskStream
@@ -104,6 +106,11 @@ def test_it_ends_as_one_run_of_all_tasks(
     found, wanted = cells(longer), cells(whole)
     assert found == {key: wanted[key] for key in found}
     assert wanted.keys() - found.keys() == {("task", 1, "shape")}  # before it was known
+    logged = {
+        key for row in longer.log_rows() for key in row if key.startswith(("method/", "gauge/"))
+    }
+    plain = {key for key in logged if not is_weight(key, logged)}
+    assert plain <= EXPLAINED.keys()  # the page says what each is
     matrix, same = longer.matrix(), whole.matrix()
     assert matrix.tasks == ("colour", "count", "shape")
     for figure in ("average_accuracy", "backward_transfer", "forward_transfer"):
@@ -209,16 +216,40 @@ def test_a_run_that_is_not_finished_cannot_go_on(home: Path, tmp_path: Path) -> 
     assert f"perdure resume {tmp_path / 'torso'}" in told.stderr
 
 
-def test_a_changed_base_is_refused(home: Path, model: Path, tmp_path: Path) -> None:
-    config = model / "config.json"
-    before = config.read_text()
-    config.write_text(before + " ")
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+)
+def test_a_changed_base_is_refused(home: Path, model: Path, tmp_path: Path, name: str) -> None:
+    file, new = model / name, tmp_path / "new"
+    before = file.read_text()
+    file.write_text(before + " ")
     try:
-        told = typed(home / "old", home / "data" / "last.yaml", "--out", tmp_path / "new")
+        told = typed(home / "old", home / "data" / "last.yaml", "--out", new)
+        assert told.exit_code == 4
+        assert f"base model, {name}: has other bytes since this run began" in told.stderr
+        assert not new.exists()
+        old = Run.open(home / "old")
+        recipe = extension_recipe(old, home / "data" / "last.yaml")
+        made = extend(old, recipe, new, accept_changes=True)
     finally:
-        config.write_text(before)
-    assert told.exit_code == 4
-    assert "base model, config.json: has other bytes since this run began" in told.stderr
+        file.write_text(before)
+    (noted,) = made.environment()["accepted_changes"]
+    assert noted["changes"] == [f"base model, {name}: has other bytes since this run began"]
+    assert f"<li>{noted['changes'][0]} <span" in render([made])
+
+
+def test_a_changed_template_of_the_recipe_is_refused(model: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.jinja"
+    own.write_text((model / "chat_template.jinja").read_text())
+    two, _, last = written(
+        tmp_path / "data", model, model__chat_template=str(own), train__max_steps=1,
+        general={"source": "none"},
+    )  # fmt: skip
+    old = learned(two, tmp_path / "old")
+    own.write_text(own.read_text() + "{# changed #}")
+    told = typed(old.path, last, "--out", tmp_path / "new")
+    assert told.exit_code == 4, told.output
+    assert "chat template, own.jinja: has other bytes since this run began" in told.stderr
     assert not (tmp_path / "new").exists()
 
 

@@ -154,6 +154,39 @@ def test_a_file_becomes_one_more_task(two: Run, tmp_path: Path) -> None:
     assert all(s["score"] == s["recorded"] for s in json.loads(again.stdout)["scores"])
 
 
+def test_a_file_with_other_columns_names_them_and_what_to_give(
+    two: Run, encoder: Path, tmp_path: Path
+) -> None:
+    """The new file is at fault, so no line of the old recipe is named; then the remedy works."""
+    file = may(tmp_path, ("aa", "e"), ("bb", "f"))
+    file.write_text(file.read_text().replace("text,label", "question,intent"))
+    told = typed(two.path, "--data", file, "--out", tmp_path / "new")
+    assert told.exit_code == 2, told.output
+    assert "recipe.yaml" not in told.stderr
+    for ours in ("text", "label"):
+        said = f'command line: stream.data.columns.{ours}: {file} has no column "{ours}"'
+        assert said in told.stderr
+        assert f"it: stream.data.columns.{ours}=YOUR-COLUMN" in told.stderr
+    assert told.stderr.count("columns there are: question, intent") == 2
+    named = ["stream.data.columns.text=question", "stream.data.columns.label=intent"]
+    recipe = extension_recipe(two, None, named, data=file)
+    assert [task.labels for task in extension.stream_of(recipe)] == [("e", "f")]
+
+
+def test_a_data_file_that_is_not_there_or_has_a_strange_name(two: Run, tmp_path: Path) -> None:
+    may(tmp_path, ("aa", "e"))
+    for given, said in ((tmp_path / "mai.csv", r'mai\.csv: no such file\n.*"may\.csv"'),
+                        (tmp_path, "is a folder, not a file")):  # fmt: skip
+        with pytest.raises(UsageError, match=said):
+            extension_recipe(two, data=given)
+    odd = (tmp_path / "may.csv").rename(tmp_path / "may (2).csv")
+    found = extension_recipe(two, data=odd)
+    assert found.stream.data is not None
+    assert (found.name, found.stream.data.task) == ("recipe-may-2", "may 2")
+    with pytest.raises(RecipeError, match=r"^command line: stream\.data\.task: "):
+        extension_recipe(two, None, ["stream.data.task=a/b"], data=odd)
+
+
 def test_what_is_not_new_is_told_by_name_before_weights(
     two: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

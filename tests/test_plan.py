@@ -68,6 +68,25 @@ def learned(recipe: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> list[An
         ("bert", {"name": "joint"}, 2 * (16 + 32 + 48) + 8 * (3 + 2 + 1), 0),
         # From the second task on twice the steps, each of two new and two kept rows.
         ("bert", {"name": "replay", "mix": "half"}, 2 * (16 + 32 + 32) + 8 * (3 + 2 + 1), 0),
+        # A quarter of a batch, one kept row, on top of each step from the second task on.
+        ("bert", {"name": "replay"}, 2 * 48 + 2 * 8 + 8 * (3 + 2 + 1), 0),
+        (
+            "bert",
+            {"name": "replay", "ratio": 0.5, "balance": "class", "choose": "herding"},
+            2 * 48 + 2 * 8 * 2 + 3 * 16 + 8 * (3 + 2 + 1),
+            0,
+        ),
+        # Kept rows have features, and so has what is herded.
+        (
+            "bert",
+            [
+                {"name": "seq_star", "warmup_epochs": 1},
+                {"name": "replay", "balance": "class", "choose": "herding"},
+            ],
+            16 + 48 + 24,
+            24,
+        ),
+        ("bert", {"name": "lwf"}, 2 * 48 + 2 * 2 * 16 + 8 * (3 + 2 + 1), 0),
     ],
 )
 def test_the_body_reads_what_was_planned(
@@ -90,9 +109,59 @@ def test_the_body_reads_what_was_planned(
     assert sum(task.steps for task in found.tasks) == sum(steps.values())
     # What learns at any time: the whole body and six classes' weights, or those alone.
     own = sum(p.numel() for p in model.parameters())
-    body_learns = method["name"] != "seq_star" or method.get("warmup_epochs") != 0
+    first = method[0] if isinstance(method, list) else method
+    body_learns = first["name"] != "seq_star" or first.get("warmup_epochs") != 0
     assert found.parameters == own
     assert found.trainable == (own if body_learns else 6 * 32)
+
+
+@pytest.mark.parametrize(
+    ("method", "passes"),
+    [
+        # Training and test rows under the untouched and the warmed-up body, and 16 to warm up.
+        ({"name": "seq_star", "warmup_epochs": 1}, 16 + 2 * (48 + 24)),
+        ({"name": "seq_star", "warmup_epochs": 0}, 48 + 24),
+        ({"name": "sequential"}, 2 * 48 + 4 * (48 + 24)),
+    ],
+)
+def test_the_probes_passes_are_planned(
+    method: Any, passes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = write_class_recipe(
+        tmp_path, save_encoder(tmp_path / "m"), method=method,
+        scoring={"probes": ["prototype", "cosine_prototype"]},
+    )  # fmt: skip
+    assert planned(recipe).body_passes == passes
+    made = learned(recipe, tmp_path / "run", monkeypatch)
+    assert sum(m.hooked for m in made) == passes
+
+
+@pytest.mark.parametrize(
+    ("method", "most", "passes"),
+    [
+        # Beside training and test rows: 2 validation rows a class, and 5 texts of no class.
+        ({"name": "seq_star", "warmup_epochs": 1}, None, 16 + 48 + 24 + 12 + 5),
+        ({"name": "seq_star", "warmup_epochs": 1}, 3, 16 + 48 + 24 + 12 + 5),
+        ({"name": "sequential"}, None, 96 + 8 * 6 + 12 * (1 + 2 + 3) + 3 * 5),
+    ],
+)
+def test_passes_for_texts_of_no_class_are_planned(
+    method: Any, most: int | None, passes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = write_class_recipe(
+        tmp_path, save_encoder(tmp_path / "m"), method=method, scoring={"max_test_rows": most}
+    )
+    said = json.loads(recipe.read_text())
+    said["stream"]["data"]["no_class"] = "none"
+    recipe.write_text(json.dumps(said))
+    for split, count in (("validation", 2), ("test", 3)):
+        with (tmp_path / f"{split}.jsonl").open("a") as file:
+            for i in range(count):
+                row = {"text": f"what {split} {i}", "label": "none"}
+                file.write(json.dumps(row) + "\n")
+    assert planned(recipe).body_passes == passes
+    made = learned(recipe, tmp_path / "run", monkeypatch)
+    assert sum(m.hooked for m in made) == passes
 
 
 def test_the_plan_is_read_without_weights(
@@ -141,7 +210,7 @@ def test_rows_that_are_cut_are_counted_and_those_that_do_not_fit_told(
     with caplog.at_level(logging.WARNING):
         prepare(perdure.load_recipe(recipe, [f"train.max_length={limit}"]))
     assert (
-        f"task task 1: {over} of 16 train rows have more than {limit} tokens: the end of the text "
+        f"task 1: {over} of 16 train rows have more than {limit} tokens: the end of the text "
         "is left out"
     ) in caplog.text
     with pytest.raises(RecipeError, match=r"train\.jsonl:\d+: no word fits into 5 tokens") as told:

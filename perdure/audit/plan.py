@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from perdure.audit.measure import Kind
-from perdure.errors import UsageError
+from perdure.errors import UsageError, task_named
 from perdure.streams.kinds import kind as kind_of
 from perdure.streams.kinds import metric
 from perdure.streams.task import GeneralText, Task, TaskStream
@@ -88,14 +88,15 @@ def plan_measures(
         for task in tasks:
             if task.test_of in names:
                 continue  # the same rows, read alike: the other task's measure says it
+            _refuse_classes(task)
             kind_of(task.kind).demand("audit", task.name)
             found = metric(task.metric)
             kind: Kind = "task" if found.scores_items else "loss"
             name = found.name if kind == "task" else f"log {found.label}"
             if kind == "task" and not (found.low == 0 and found.high == 1):
                 raise UsageError(
-                    f"audit: task {task.name}: its metric {found.name} is not from 0 to 1, so no "
-                    "number of items can bound its change",
+                    f"audit: {task_named(task.name)}: its metric {found.name} is not from 0 to 1, "
+                    "so no number of items can bound its change",
                     "give it another metric, or take it out",
                 )
             parts.append(Part(task.name, kind, name, task, found.higher_is_better))
@@ -106,6 +107,17 @@ def plan_measures(
             "give --tasks, or --max-kl, which needs no data",
         )
     return Plan(tuple(parts), judged)
+
+
+def _refuse_classes(task: Task) -> None:
+    """Refuse tasks of classes: their heads are a run's own, and the run has scored them."""
+    if kind_of(task.kind).classes:
+        raise UsageError(
+            f"audit: {task_named(task.name)} is of classes, for which two models of text have no "
+            "heads",
+            "a run keeps its classifier's scored rows, before and after: perdure audit --scores "
+            "RUN/items/after-1-TASK.jsonl RUN/items/after-3-TASK.jsonl",
+        )
 
 
 def general_texts(

@@ -6,12 +6,17 @@ import logging
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from perdure.errors import ModelError
+from perdure.errors import ModelError, RunError
 from perdure.files import numbered
 from perdure.models.locate import locate
 from perdure.run import Run
-from perdure.run.pins import refuse_changes
+from perdure.run.pins import refuse_changes, rows_since
+
+if TYPE_CHECKING:
+    from perdure.recipe.schema import Recipe
+    from perdure.streams.task import TaskStream
 
 
 def run_of(model: object) -> Run | None:
@@ -51,6 +56,38 @@ def changed_bases(models: Sequence[object], accept: bool) -> tuple[str, ...]:
         read = base.tuning == "lora" or any(_same(str(other), base.path) for other in others)
         found += refuse_changes(run, accept=accept, base=read, template=False, recipe=False)
     return tuple(dict.fromkeys(found))
+
+
+def changed_rows(
+    models: Sequence[object], recipe: Recipe, stream: TaskStream, accept: bool
+) -> tuple[str, ...]:
+    """What has changed of the rows and the general text of runs, where `recipe` reads them again.
+
+    Rows that were set aside from another file may be among those that the run was trained on.
+
+    Raises:
+        RunError: something has changed, and `accept` is false.
+    """
+    runs = {run.path: run for model in models if (run := run_of(model)) is not None}
+    found = {run.path: rows_since(run, recipe, stream) for run in runs.values()}
+    if any(found.values()) and not accept:
+        raise RunError(
+            "\n".join(f"{path}: {one}" for path, changes in found.items() for one in changes),
+            "put the old rows back, or go on all the same: --accept-changes",
+        )
+    return tuple(dict.fromkeys(one for changes in found.values() for one in changes))
+
+
+def tell_changed_rows(
+    models: Sequence[object], recipe: Recipe, stream: TaskStream, accept: bool
+) -> None:
+    """Refuse what `changed_rows` finds; what is accepted is told in a warning.
+
+    Raises:
+        RunError: something has changed, and `accept` is false.
+    """
+    for change in changed_rows(models, recipe, stream, accept):
+        logging.getLogger("perdure").warning("accepted: %s", change)
 
 
 def tell_changed_bases(models: Sequence[object], accept: bool) -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from perdure.errors import DataError
+from perdure.errors import DataError, task_named
 from perdure.recipe.mistakes import near
 from perdure.scoring.lm_eval import METRICS
 
@@ -96,7 +96,8 @@ def read_scores(path: Path, wanted: Wanted) -> dict[str, TaskItems]:
         for name, task in _read(file, wanted, file.stem if path.is_dir() else "scores").items():
             if name in found:
                 raise DataError(
-                    f"{path}: task {name} is in two files: {found[name].file} and {task.file}",
+                    f"{path}: {task_named(name)} is in two files: {found[name].file} "
+                    f"and {task.file}",
                     "name one of the files, or move the older one away",
                 )
             found[name] = task

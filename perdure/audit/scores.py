@@ -20,7 +20,7 @@ from perdure.audit.measure import Measure
 from perdure.audit.plan import Margins, check_alpha
 from perdure.audit.result import AuditResult, flips, judge
 from perdure.audit.score_files import Item, TaskItems, Wanted, read_scores
-from perdure.errors import DataError
+from perdure.errors import DataError, task_named
 from perdure.recipe.mistakes import near
 from perdure.recipe.schema import MAX_DROP
 from perdure.scoring.intervals import group_numbers, shared_alpha
@@ -108,12 +108,12 @@ def _check_tasks(
             if name not in there:
                 known = ", ".join(there)
                 raise DataError(
-                    f"{file}: no task {name}, which {other} has",
+                    f"{file}: no {task_named(name)}, which {other} has",
                     [*filter(None, [near(name, list(there))]), f"tasks there are: {known}"],
                 )
             if here[name].metric != there[name].metric:
                 raise DataError(
-                    f"task {name}: {here[name].file} has {here[name].metric}, "
+                    f"{task_named(name)}: {here[name].file} has {here[name].metric}, "
                     f"{there[name].file} has {there[name].metric}",
                     "name one with --metric",
                 )
@@ -137,7 +137,7 @@ def _matched(
     allowed = MISSING * max_drop
     if not both or missing > allowed * (len(both) + missing):
         raise DataError(
-            f"task {name}: {told}",
+            f"{task_named(name)}: {told}",
             f"items in one file only may be {allowed:.2%} of them, a tenth of --max-drop: "
             "score both models on the same items",
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,7 @@ def audit(
     """
     from perdure.audit.audit import Sizes
     from perdure.audit.audit import audit as compare
+    from perdure.audit.runs import changed_rows
     from perdure.prepare import load_recipe
     from perdure.reports import make_display
     from perdure.streams import build_stream
@@ -62,8 +63,10 @@ def audit(
 
     recipe = None if tasks is None else load_recipe(tasks, tasks_only=True)
     stream: TaskStream | list[Task] = []
+    changes: tuple[str, ...] = ()
     if recipe is not None:
         stream = build_stream(recipe.stream, recipe.general, recipe.folder, recipe.seed)
+        changes = changed_rows((base, tuned), recipe, stream, bool(settings["accept_changes"]))
     general = getattr(stream, "general", None)
     texts = general.held_out if general and general.held_out else pydoc_texts(0).held_out[:32]
     display = make_display(json=shown.as_json)
@@ -77,6 +80,7 @@ def audit(
             on_progress=partial(display.scoring, "audit"),
             **settings,
         )
+        result = replace(result, accepted_changes=(*result.accepted_changes, *changes))
         display.message(f"both models are read with {result.template}")
         for change in result.accepted_changes:
             display.message(f"accepted: {change}")

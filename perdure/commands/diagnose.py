@@ -26,6 +26,7 @@ def diagnose(
     accept_changes: bool,
 ) -> None:
     """Diagnose the tasks of a recipe and print the verdicts with their evidence."""
+    from perdure.audit.runs import tell_changed_rows
     from perdure.diagnose.diagnose import diagnose as examine
     from perdure.diagnose.measurements import Sizes
     from perdure.reports import make_display
@@ -33,6 +34,7 @@ def diagnose(
 
     recipe = load_recipe(tasks, tasks_only=True)
     stream = build_stream(recipe.stream, recipe.general, recipe.folder, recipe.seed)
+    tell_changed_rows((base, tuned), recipe, stream, accept_changes)
     display = make_display(json=as_json)
     with working(), display:
         found = examine(

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perdure.errors import RunError, UsageError, printable
+from perdure.errors import RunError, UsageError, printable, task_named
 from perdure.learners.listener import Folders, Silent
 from perdure.prepare import Prepared, load_recipe, prepare, run_stream, stream_of
 from perdure.recipe.schema import Recipe
@@ -159,7 +159,7 @@ def _refuse_names(run: Run, stream: TaskStream) -> None:
     own = {task["name"] for task in run.stream_facts()}
     if both := sorted(own & {task.name for task in stream}):
         raise UsageError(
-            f"task {both[0]}: the run has a task of this name already",
+            f"{task_named(both[0])}: the run has a task of this name already",
             "give it another name in the recipe of --tasks; to score the run's own tasks again, "
             "leave --tasks out",
         )

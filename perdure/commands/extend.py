@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,25 +27,38 @@ def extend(
         typer.Option(metavar="FILE", help="Instead of RECIPE: rows shaped like the last task's."),
     ] = None,
     out: NewRun = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Validate recipe and data, estimate time; load no weights."),
+    ] = False,
     accept_changes: Accept = False,
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Learn more tasks where RUN ended; old data are not needed, and RUN stays as it is."""
-    from perdure.commands.learn import finish, free_name
+    from perdure.commands.learn import finish, free_name, show, taken
     from perdure.extension import extend as begin
-    from perdure.extension import extension_recipe
-    from perdure.loop import learn
+    from perdure.extension import extension_recipe, plan_extension
     from perdure.reports import make_display
-    from perdure.reports.output import first_process, working
+    from perdure.reports.output import emit, first_process, working
     from perdure.run import Run
 
     if recipe is not None and "=" in str(recipe):  # --data, then KEY=VALUE
         recipe, overrides = None, [str(recipe), *(overrides or [])]
     old = Run.open(run)
     new = extension_recipe(old, recipe, overrides or [], data=data)
-    made = begin(old, new, out or free_name(new), accept_changes=accept_changes)
+    target = out or free_name(new)
     display: Any = make_display(json=as_json)
+    if check:
+        with working(), display:
+            planned = plan_extension(old, new, accept_changes=accept_changes, display=display)
+        emit(planned.to_dict()) if as_json else show(planned)
+        if first_process() and target.exists():  # all else is right
+            print(f"but the run would be refused: {taken(target)}", file=sys.stderr)
+        return
+    from perdure.loop import learn
+
+    made = begin(old, new, target, accept_changes=accept_changes)
     if first_process() and not as_json:
         display.message(f"run directory: {made.path}")
     with working(made.path), display:

@@ -43,13 +43,9 @@ def _run(
 
     recipe = load_recipe(path, overrides)
     target = out or free_name(recipe)
-    taken = RunError(
-        f"{target}: exists already, and a run is never overwritten",
-        (f"go on with it: perdure resume {target}", "or choose another --out"),
-    )
     refused = first_process() and target.exists()
     if refused and not check:
-        raise taken
+        raise taken(target)
     with working():
         display: Any = make_display(json=as_json)
         with display, _placed(recipe):
@@ -67,7 +63,7 @@ def _run(
     if check:
         emit(planned.to_dict()) if as_json else show(planned)
         if refused:  # all else is right
-            print(f"but the run would be refused: {taken}", file=sys.stderr)
+            print(f"but the run would be refused: {taken(target)}", file=sys.stderr)
         return
     made = Run.create(target, recipe)
     if first_process() and not as_json:
@@ -78,6 +74,14 @@ def _run(
         with display:
             learn(recipe, made, display=display, prepared=ready)
     finish(made, as_json)
+
+
+def taken(target: Path) -> RunError:
+    """That a run cannot have this directory."""
+    return RunError(
+        f"{target}: exists already, and a run is never overwritten",
+        (f"go on with it: perdure resume {target}", "or choose another --out"),
+    )
 
 
 @contextmanager
@@ -163,13 +167,32 @@ def _classes(plan: Plan) -> list[str]:
     return told
 
 
-def _estimate(plan: Plan, rounds: int) -> tuple[str, ...]:
+def _adapters(plan: Plan) -> list[str]:
+    """What a method's adapters take, where it has more than the recipe's one."""
+    from perdure.reports import format
+
+    found = [t for t in plan.tasks if t.adapters is not None and t.adapters_kept is not None]
+    most = max((t.adapters or 0 for t in found), default=0)
+    if most < 2 or plan.trainable is None:
+        return []
+    kept, disk = found[-1].adapters_kept, format.memory(plan.adapters_mb or 0)
+    return [
+        f"adapters of {plan.trainable:,} numbers each: at most {most} in memory, one of them "
+        f"trained; {kept} after the last task; {disk} on the disk, with all versions that are "
+        "kept and their first values"
+    ]
+
+
+def _estimate(plan: Plan) -> tuple[str, ...]:
     from perdure.reports import format
 
     if plan.seconds is None:
         return (f"time and memory of tasks of kind {plan.kind} are not known beforehand; methods:",)
-    if plan.body_passes is None:
-        scored = f"with {rounds} scorings of every task"
+    new = len(plan.tasks) - plan.learned
+    if plan.body_passes is None and plan.learned:
+        scored = f"with {new} scorings of every old task and {new + 2} of every new one"
+    elif plan.body_passes is None:
+        scored = f"with {new + 1} scorings of every task"
     else:
         heads = sum(task.head_steps or 0 for task in plan.tasks)
         steps = sum(task.steps for task in plan.tasks)
@@ -215,17 +238,19 @@ def show(plan: Plan) -> None:
             "-" if t.memory_mb is None else format.memory(t.memory_mb),
         )
     console.print(table)
-    rounds = len(plan.tasks) + 1
+    known = ", ".join(t.task for t in plan.tasks[: plan.learned])
     scored: dict[str, list[str]] = {}
     for t in plan.tasks:
         scored.setdefault(t.metric, []).append(t.task)
     for line in (
         "* to learn/validate/test; longest: a row's tokens; tokens: trained on, in all epochs",
+        *([f"learned already, and only scored: {known}"] if plan.learned else []),
         *_classes(plan),
         *(f"scored by {metric}: {', '.join(names)}" for metric, names in scored.items()),
         *([f"general ability by lm-eval: {', '.join(plan.general)}"] if plan.general else []),
         f"{plan.model}: {_sizes(plan)}{plan.precision}, {plan.processes} process(es)",
-        *_estimate(plan, rounds),
+        *_adapters(plan),
+        *_estimate(plan),
         *(f"  {cost}" for cost in plan.costs),
         *plan.told,
         "recipe and data are valid; no weight was loaded, nothing was written",

@@ -10,7 +10,9 @@ from perdure.errors import RunError, printable
 from perdure.reports.output import emit, first_process, working
 
 if TYPE_CHECKING:
+    from perdure.recipe.schema import Recipe
     from perdure.repair import Repair
+    from perdure.streams.task import TaskStream
 
 
 def repair(
@@ -30,10 +32,16 @@ def repair(
         raise RunError(
             f"{folder}: exists already, and nothing is overwritten", "choose another --out"
         )
+    from perdure.audit.runs import tell_changed_rows
     from perdure.repair.halves import read_tasks, read_texts
     from perdure.reports import make_display
 
-    read = read_tasks(tasks), read_texts(general)
+    def check(recipe: Recipe, stream: TaskStream) -> None:
+        # The general text is that of --general, not the recipe's.
+        only_rows = recipe.model_copy(update={"general": None})
+        tell_changed_rows((base, tuned), only_rows, stream, bool(settings["accept_changes"]))
+
+    read = read_tasks(tasks, check), read_texts(general)
     display = make_display(json=as_json)
     with working(), display:
         from perdure.repair import Sizes

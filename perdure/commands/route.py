@@ -96,10 +96,19 @@ def _request(place: str, line: str) -> list[dict[str, Any]]:
     if isinstance(given, list) and all(isinstance(turn, dict) and "role" in turn for turn in given):
         turns = given[:-1] if given and given[-1]["role"] == "assistant" else given
         if turns:
-            return [dict(turn) for turn in turns]
+            return [
+                _read(turn, f"{place}: message {number}") for number, turn in enumerate(turns, 1)
+            ]
     raise DataError(
         f"{place}: holds no request", f"give one of {', '.join(KEYS)}: a text, or a conversation"
     )
+
+
+def _read(turn: dict[str, Any], where: str) -> dict[str, Any]:
+    from perdure.models.instructions import joined
+
+    content = turn.get("content")
+    return {**turn, "content": joined(content, where)} if isinstance(content, list) else {**turn}
 
 
 def told(request: list[dict[str, Any]], choice: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from perdure.diagnose.case import Case
 from perdure.diagnose.measurements import Measured, Progress, Sizes
 from perdure.diagnose.result import Diagnosis, TaskDiagnosis, evidence
 from perdure.diagnose.rule import decide
-from perdure.errors import UsageError
+from perdure.errors import UsageError, task_named
 from perdure.models.adapter_lists import names as adapter_names
 from perdure.models.served import router_of
 from perdure.streams.kinds import kind, metric
@@ -174,11 +174,11 @@ def _check(tasks: Sequence[Task], max_drop: float, alpha: float, sizes: Sizes) -
         found = metric(task.metric)
         if not found.scores_items:
             raise UsageError(
-                f"diagnose: task {task.name}: with metric {found.name} nothing is answered",
+                f"diagnose: {task_named(task.name)}: with metric {found.name} nothing is answered",
                 f"give it another metric, or take it out; perdure audit judges {found.name}",
             )
         if not found.higher_is_better:
             raise UsageError(
-                f"diagnose: task {task.name}: of its metric {found.name} less is better",
+                f"diagnose: {task_named(task.name)}: of its metric {found.name} less is better",
                 "give it a metric of right answers, or take it out; perdure audit judges this one",
             )

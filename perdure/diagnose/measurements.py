@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from perdure.errors import TrainingError, UsageError
+from perdure.errors import TrainingError, UsageError, task_named
 from perdure.models.anatomy import unwrapped
 from perdure.models.chat import Encoder
 from perdure.models.weights import evaluating
@@ -201,7 +201,8 @@ def in_front(task: Task, rows: Sequence[Row]) -> Task:
     with_examples = kind(task.kind).with_examples
     if with_examples is None:
         raise UsageError(
-            f"diagnose: task {task.name}: rows of kind {task.kind} have no place for examples",
+            f"diagnose: {task_named(task.name)}: rows of kind {task.kind} have no place for "
+            "examples",
             "leave them out: --shots 0",
         )
     return replace(task, test=[with_examples(row, rows) for row in task.test])

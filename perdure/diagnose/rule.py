@@ -34,7 +34,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from perdure.scoring.change import of_items
+from perdure.scoring.change import OPEN, Outcome, of_items, outcome_of
 from perdure.scoring.intervals import Array
 
 Loss = Literal["nothing", "format", "knowledge", "alignment", "undecided"]
@@ -65,9 +65,8 @@ class Figure:
 
     @property
     def side(self) -> Side:
-        if self.low > 0:
-            return "above"
-        return "below" if self.high < 0 else "around"
+        sides: dict[Outcome, Side] = {"kept": "above", "lost": "below", "open": "around"}
+        return sides[outcome_of(self.low, self.high, 0.0)]
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def decide(figures: Figures) -> Decision:
         open_ones = {n: figure for n, figure in scores.items() if figure.side == "around"}
         if not open_ones:
             return Decision("nothing", "the score fell by less than the allowed drop", "score")
-        return _undecided("too few rows to tell whether the score fell", open_ones)
+        return _undecided(f"{OPEN} whether the score fell", open_ones)
     for step in (_by_form, _by_probe, _by_comeback):
         decision = step(figures)
         if decision is not None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from perdure.errors import TrainingError
+from perdure.errors import TrainingError, task_named
 from perdure.files import numbered
 from perdure.models.weights import is_sharded
 from perdure.seals import Sealer, seal, share, unseal
@@ -83,7 +83,7 @@ class GaugeCallback(TrainerCallback):
             what = (
                 f"stopped at step {state.global_step} of {state.max_steps}: {told} is over budget"
             )
-            self.warn(f"task {self.session.task.name}: {what}")
+            self.warn(f"{task_named(self.session.task.name)}: {what}")
             control.should_training_stop = True
             control.should_log = True  # of the steps since the last line
             # Resumed from a checkpoint of this very step, training would go on past it.

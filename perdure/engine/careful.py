@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from perdure.engine.session import TaskSession
-from perdure.errors import TrainingError
+from perdure.errors import TrainingError, task_named
 from perdure.models.adapter_lists import holder, use_saved, write_lists
 from perdure.models.restore import load_weights
 from perdure.models.weights import is_sharded, put
@@ -39,7 +39,7 @@ class CarefulTrainer(Trainer):
         """Raise `TrainingError` if a loss since the last look was not finite."""
         if not bool(self.finite):
             raise TrainingError(
-                f"task {self.session.task.name}: the loss is not finite at step "
+                f"{task_named(self.session.task.name)}: the loss is not finite at step "
                 f"{self.state.global_step} (learning rate {self.args.learning_rate:g})",
                 (
                     "lower train.learning_rate, or set train.precision: fp32",

@@ -110,9 +110,9 @@ class TaskContext:
         return self._session.forward(rows, train=train, logits=logits, hidden=hidden)
 
     def frozen(
-        self, which: str, logits: bool = True, log_probs: bool = False
+        self, which: str, logits: bool = True, log_probs: bool = False, dropout: bool = False
     ) -> Callable[[Mapping[str, Any]], ForwardOutput]:
-        return self._session.frozen(which, logits, log_probs)
+        return self._session.frozen(which, logits, log_probs, dropout)
 
     def base_states(
         self,

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Hashable, Sequence
 from typing import Any, Protocol
 
-from perdure.errors import DataError, PerdureError, RecipeError
+from perdure.errors import DataError, PerdureError, RecipeError, task_named
 from perdure.protocol.labels import labels_of
 from perdure.streams.task import Row, Task, TaskStream, place_of
 
@@ -81,17 +81,17 @@ def encode_stream(stream: TaskStream, encoder: RowEncoder, context_length: int |
                         _refuse_too_long(task, split, encoded, context_length)
                     encoder.kept.add(name, row, encoded, was_cut)
                 except DataError as error:
-                    place = place_of(row) or f"task {task.name}: {split} row {number}"
+                    place = place_of(row) or f"{task_named(task.name)}: {split} row {number}"
                     source = place.rpartition(":")[0]
                     mistakes.append(DataError(f"{place}: {error.what}", error.remedy, source))
             for number, row in enumerate(rows, 1):
                 if found := encoder.special_in(row):
-                    place = place_of(row) or f"task {task.name}: {split} row {number}"
+                    place = place_of(row) or f"{task_named(task.name)}: {split} row {number}"
                     special.append((place, *found))
             if cut:
                 logger.warning(
-                    "task %s: %d of %d %s rows have %s",
-                    task.name,
+                    "%s: %d of %d %s rows have %s",
+                    task_named(task.name),
                     cut,
                     len(rows),
                     split,

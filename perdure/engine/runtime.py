@@ -241,7 +241,7 @@ class TaskRuntime:
         return self.forward(rows, logits=False, hidden=hidden) if found is None else found
 
     def frozen(
-        self, which: str, logits: bool = True, log_probs: bool = False
+        self, which: str, logits: bool = True, log_probs: bool = False, dropout: bool = False
     ) -> Callable[[Mapping[str, Any]], ForwardOutput]:
         """A frozen model to compare with, see `Context.frozen`.
 
@@ -251,7 +251,7 @@ class TaskRuntime:
 
         def run(batch: Mapping[str, Any]) -> ForwardOutput:
             fused = log_probs and is_fused(batch)
-            with torch.no_grad(), self._mode(False):
+            with torch.no_grad(), self._mode(dropout):
                 if which == "base" and self.has_adapter:
                     with adapter_off(self.model):
                         return self._run(dict(batch), (), logits, fused=fused)

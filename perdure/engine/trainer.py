@@ -1,7 +1,7 @@
 """The `transformers.Trainer` that Perdure's own learner runs: the same optimisation, less waste.
 
-It takes the care of `perdure.engine.careful`, and differs from a plain Trainer in four ways, none of
-which changes the objective:
+It takes the care of `perdure.engine.careful`, and differs from a plain Trainer in four ways, none
+of which changes the objective:
 - the head runs on the positions that predict a label only (prompts are two thirds of a chat row);
 - rows of like length share a batch, in an order that depends on seed and epoch alone, so that a
   resumed run sees the same batches;

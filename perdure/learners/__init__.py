@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from perdure.errors import UsageError
+from perdure.errors import UsageError, task_named
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -129,15 +129,16 @@ def learner_class(stream: TaskStream) -> type[Learner]:
         ways = kinds.kind(task.kind).ways
         if task.learn not in ways:
             raise UsageError(
-                f"task {task.name}: learn: {task.learn}: tasks cannot be learned in this way",
+                f"{task_named(task.name)}: learn: {task.learn}: tasks cannot be learned in this "
+                "way",
                 f"ways to learn are: {', '.join(ways)}",
             )
     first = stream.tasks[0]
     for task in stream:
         if task.kind != first.kind:
             raise UsageError(
-                f"stream: task {first.name} is of kind {first.kind}, "
-                f"task {task.name} of kind {task.kind}",
+                f"stream: {task_named(first.name)} is of kind {first.kind}, "
+                f"{task_named(task.name)} of kind {task.kind}",
                 "put tasks of one kind into a stream",
             )
     module, _, name = kinds.kind(first.kind).learner.partition(":")

@@ -41,7 +41,7 @@ from perdure.engine.method_state import STATE, give_weights, load_methods, save_
 from perdure.engine.served import ending, serving
 from perdure.engine.session import TaskSession
 from perdure.engine.trackers import Trackers
-from perdure.errors import UsageError
+from perdure.errors import UsageError, task_named
 from perdure.learners.freezing import frozen_parameters
 from perdure.learners.kind import KindHooks, drawn
 from perdure.learners.listener import Fitted, Folders, Listener, Silent
@@ -129,7 +129,7 @@ class Learner(Routing, KindHooks):
     def fit(self, index: int) -> Fitted:
         """Learn the task number `index`, going on from its newest sealed checkpoint if any."""
         if self.stream.tasks[index].learn == "none":
-            self.listener.note(f"task {self.stream.tasks[index].name}: is only scored")
+            self.listener.note(f"{task_named(self.stream.tasks[index].name)}: is only scored")
             return Fitted()
         started, counts, self._moved = time.monotonic(), self.passes(), {}
         self._grow(index)
@@ -155,7 +155,7 @@ class Learner(Routing, KindHooks):
             if share < 1:
                 now = ", ".join(f"{k} {v:.3g}" for k, v in gauges.read(session).items())
                 self.listener.warn(
-                    f"task {session.task.name}: {share:.0%} of its update kept: {now}"
+                    f"{task_named(session.task.name)}: {share:.0%} of its update kept: {now}"
                 )
         for method in others:
             give_weights(self.model, method.end_task(session.context))
@@ -210,7 +210,7 @@ class Learner(Routing, KindHooks):
             if found is not None:
                 verify(found, f"delete the folder {found}: the run goes on from before it")
             self.listener.note(
-                f"task {session.task.name}, phase {phase.name}: {len(rows)} rows, "
+                f"{task_named(session.task.name)}, phase {phase.name}: {len(rows)} rows, "
                 f"{trainer.args.max_steps} steps" + (f", from {found.name}" if found else "")
             )
             if found is not None and step_of(found) >= trainer.args.max_steps:
@@ -360,6 +360,7 @@ class Learner(Routing, KindHooks):
                     method.begin_task(session.context)
         self.take_saved(folder / "model")
         load_methods(folder / STATE, self.methods, self.model)
+        self.refuse_other_base(folder / "model")
         self._session = self._session_of(learned - 1)
         self.trackers.task_done(steps)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from perdure.errors import task_named
 from perdure.learners.base import Learner
 from perdure.learners.heads_only import HeadsTrainer
 from perdure.learners.probing import Probing
@@ -62,8 +63,8 @@ class BodyFeatures(Learner):
         self._moves = learns
         if not learns and any(m.requires.texts for m in self.methods):
             self.listener.warn(
-                f"task {task.name}, phase {phase.name}: the body is frozen, so states on general "
-                "texts stay as they are, and there is nothing to hold"
+                f"{task_named(task.name)}, phase {phase.name}: the body is frozen, so states on "
+                "general texts stay as they are, and there is nothing to hold"
             )
         if learns or drops:
             return super().trainer(task, rows, phase, folder)

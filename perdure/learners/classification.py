@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from perdure.errors import task_named
 from perdure.learners.adapter_logits import AdapterLogits
 from perdure.learners.kind import drawn
 from perdure.learners.listener import Fitted
@@ -180,7 +181,9 @@ class ClassificationLearner(AdapterLogits):
         rows: list[Row] = list(session.task.train)
         for method in self.methods:
             rows = method.train_data(session.context, rows)
-        self.listener.note(f"task {session.task.name}: {phase.objective} of {len(rows)} rows")
+        self.listener.note(
+            f"{task_named(session.task.name)}: {phase.objective} of {len(rows)} rows"
+        )
         texts, model = [row["text"] for row in rows], cast(Classifier, self.model)
         features = self._features_now()
         features.add(texts)

@@ -62,9 +62,14 @@ class KindHooks:
     @classmethod
     def load(cls, recipe: Recipe, precision: str) -> tuple[Any, Any]:
         """Load the base model and its tokenizer. What is drawn is drawn with the recipe's seed."""
+        from perdure.methods import registry
         from perdure.models import load_base
+        from perdure.protocol.method import Method
 
-        return load_base(recipe.model, precision=precision)
+        # What routes names the base that its adapters are for.
+        kinds = map(registry.kind_of, recipe.methods)
+        routes = any(kind.router is not Method.router for kind in kinds)
+        return load_base(recipe.model, precision=precision, noted=routes)
 
     def encode(self, row: Row) -> dict[str, Any]:
         """Return `{"input_ids": [...], "labels": ...}`; see `protocol.labels.label_places`.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import Sampler
 
+from perdure.models.generate import written
 from perdure.models.random_state import seed_of
 from perdure.rewards import Sample
 
@@ -73,24 +74,17 @@ class Judge:
 
         Args: rows: the number of each one's row.
         """
-        found = []
+        found, encoder, stops = [], self.encoder, sorted(self.stops)
         for number, ids in zip(rows, completions, strict=True):
-            row, end = self.rows[number], self.encoder.end
-            written = list(ids)
-            while written and written[-1] in self.stops | {self.encoder.pad_id}:
-                written.pop()
-            text = str(self.encoder.tokenizer.decode(written, skip_special_tokens=False))
-            ended = len(written) < len(ids)
-            if end and end in text:  # an end of several ordinary tokens
-                text, ended = text.split(end)[0], True
+            row, text = self.rows[number], written(encoder, ids, stops)
             found.append(
                 Sample(
-                    prompt=self.encoder.prompt_text(row),
-                    completion=text,
-                    truncated=not ended,
+                    prompt=encoder.prompt_text(row),
+                    completion=text.whole,
+                    truncated=text.truncated,
                     row=row,
                     answer=self.task.answer,
-                    prefilled=bool(self.task.prefill),
+                    prefilled=encoder.prefilled(row),
                 )
             )
         return found

@@ -8,12 +8,14 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from perdure.errors import UsageError
+from perdure.errors import UsageError, task_named
 from perdure.learners.scores import score_routed
-from perdure.models.served import router_of
+from perdure.models.served import base_of, check_base, router_of
 from perdure.scoring.routed import Routed, as_prompt, prompts_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from perdure.engine.session import TaskSession
     from perdure.learners.listener import Listener
     from perdure.models.served import Router
@@ -56,6 +58,11 @@ class Routing:
                 return found
         return router_of(self.model)
 
+    def refuse_other_base(self, folder: Path) -> None:
+        """Raise `UsageError` where the adapters that were taken from `folder` are for another base
+        model than this one."""
+        check_base(self.router, base_of(self.model), folder)
+
     @contextmanager
     def routing(self) -> Iterator[None]:
         """Have scores made inside be routed, where there is a router. It sees the prompts of all
@@ -89,5 +96,5 @@ class Routing:
         it is about to change. How many rows it looks at is its own option."""
         found = self._score_alone(replace(task, test=rows))
         if found is None:
-            raise UsageError(f"method: task {task.name} has no score before it was learned")
+            raise UsageError(f"method: {task_named(task.name)} has no score before it was learned")
         return found.score

@@ -6,7 +6,7 @@ from task to task, and its options.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -15,12 +15,14 @@ from perdure.errors import PerdureError, UsageError
 from perdure.models import calibration
 from perdure.models.codebook import Codebook, SimilarityConfig
 from perdure.models.instructions import instructions_of
-from perdure.models.router import Placement, Router, told
+from perdure.models.router import Placement, Router, placement_facts, told
 from perdure.models.similarity import Similarity, fingerprinted, similarity_of
+from perdure.protocol.adapters import AdapterCount
 from perdure.protocol.method import MethodConfig
 from perdure.recipe.mistakes import Mistake
 
 if TYPE_CHECKING:
+    from perdure.protocol.context import Context
     from perdure.streams.task import Task, TaskStream
 
 
@@ -97,26 +99,54 @@ class Groups:
             similarity=fingerprinted(_asked(c)), score=c.score, fallback=c.fallback, **c.given()
         )
 
-    def place(self, task: Task) -> Placement:
+    def place(self, task: Task, base: str = "") -> Placement:
         """Decide where a task is learned, and know it from now on.
 
+        Args: base: fingerprint of the base model that its adapter is for; "": not known.
+
         Raises:
-            UsageError: none of its rows has an instruction or a text of the user.
+            UsageError: none of its rows has an instruction or a text of the user; or the groups so
+                far are of another base.
         """
-        found, book = placed(self.router, task, self.config)
-        self.state = book.model_dump(mode="json")
+        router = self.router
+        router.codebook.check_base(base)
+        found, book = placed(router, task, self.config)
+        self.state = book.model_dump(mode="json") | {"base": book.base or base}
         return found
 
     def told_of(self, stream: TaskStream) -> Iterator[str]:
         """Where each task of a stream would be learned, and the thresholds after the last one, in
         lines to print; nothing is kept."""
+        book = self.router.codebook
+        for _, found, after in self._placements(stream.tasks):
+            book = after
+            yield ", ".join(f"{key} {value}" for key, value in told(found).items() if value)
+        yield from calibration.told(book).split("\n")
+
+    def adapter_counts(self, tasks: Sequence[Task]) -> dict[str, AdapterCount]:
+        """How many adapters there would be at each of these tasks, by its name: one a group and the
+        recipe's own; while a group goes on, its last version stays."""
+        found, before = {}, len(self.router.codebook.groups)
+        for task, _, book in self._placements(tasks):
+            after = len(book.groups)
+            found[task.name] = AdapterCount(1 + before + 1, 1 + after, 1)
+            before = after
+        return found
+
+    def _placements(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, Placement, Codebook]]:
+        """Each task that would be learned, where, and the codebook after it."""
         router = self.router
-        for task in stream:
+        for task in tasks:
             if task.learn != "none" and task.train_kept:
                 found, book = placed(router, task, self.config)
                 router = Router(book, router.similarity)
-                yield ", ".join(f"{key} {value}" for key, value in told(found).items() if value)
-        yield from calibration.told(router.codebook).split("\n")
+                yield task, found, book
+
+
+def tell(ctx: Context, placement: Placement) -> None:
+    """Log a placement's figures, as `perdure.models.router.placement_facts` names them."""
+    for name, value in placement_facts(placement).items():
+        ctx.log(name, value)
 
 
 def placed(router: Router, task: Task, config: GroupingConfig) -> tuple[Placement, Codebook]:

@@ -12,7 +12,7 @@ from pydantic import Field
 from perdure.errors import UsageError
 from perdure.mechanisms.buffer import Kept, balanced, by_class, class_quota, herded, reservoir
 from perdure.protocol.labels import class_of
-from perdure.protocol.method import Method, MethodConfig, Requires
+from perdure.protocol.method import Method, MethodConfig, Reads, Requires
 from perdure.recipe.mistakes import Mistake
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from perdure.protocol.batch import EncodedRows
     from perdure.protocol.context import Context
+    from perdure.streams.task import Task
 
 _AT_ONCE = 32
 """Rows in a forward pass that reads features."""
@@ -87,6 +88,17 @@ class Buffered(Method):
                 )
             class_quota(self.config.buffer_size, len(classes))
 
+    def reads(self, tasks: Sequence[Task], batch_size: int) -> Reads:
+        more = 0 if self.config.mix == "half" else self._on_top(batch_size)
+        herds = self.config.choose == "herding"
+        return Reads(
+            learned=more if len(tasks) > 1 else 0, after=len(tasks[-1].train) if herds else 0
+        )
+
+    def _on_top(self, batch_size: int) -> int:
+        """Rows that are replayed in a step on top of the batch."""
+        return max(1, round(self.config.ratio * batch_size))
+
     def begin_task(self, ctx: Context) -> None:
         self._rows = None
         if self.config.balance == "class":
@@ -101,7 +113,7 @@ class Buffered(Method):
         if self._rows is None:
             self._rows = [self.encoded(ctx, entry) for entry in self.kept]
         half = self.config.mix == "half"
-        size = ctx.batch_size if half else max(1, round(self.config.ratio * ctx.batch_size))
+        size = ctx.batch_size if half else self._on_top(ctx.batch_size)
         return ctx.draw(self._rows, size, replace=half)
 
     def encoded(self, ctx: Context, entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ each; or with `snapshot` a second copy of the weights and a forward pass a step.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -47,8 +48,11 @@ class DERppConfig(BufferConfig):
         description="with snapshot, tasks known: new rows too get beta and alpha, held to the "
         "snapshot's untrained head, as SEQ*'s released code does",
     )
+    teacher_eval: bool = Field(True, description="snapshot: it has no dropout")
     official: bool = Field(
-        False, description="as SEQ*'s code: mix: half, target: snapshot, distill_new_rows: true"
+        False,
+        description="as SEQ*'s code: mix: half, target: snapshot, distill_new_rows: true, "
+        "teacher_eval: false",
     )
 
     def mistakes(self) -> Iterator[Mistake]:
@@ -58,6 +62,8 @@ class DERppConfig(BufferConfig):
         if self.distill_new_rows and self.target == "stored" and not self.official:
             what = "new rows have no stored logits"
             yield Mistake(("distill_new_rows",), what, "write target: snapshot")
+        if not self.teacher_eval and self.target == "stored" and not self.official:
+            yield Mistake(("teacher_eval",), "has no effect with stored", "write target: snapshot")
 
 
 def logit_distance(student: Tensor, target: Tensor) -> Tensor:
@@ -80,7 +86,9 @@ def known(logits: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
 class DERpp(Buffered):
     Config = DERppConfig
     config: DERppConfig
-    released: ClassVar = {"mix": "half", "target": "snapshot", "distill_new_rows": True}
+    released: ClassVar = {
+        "mix": "half", "target": "snapshot", "distill_new_rows": True, "teacher_eval": False,
+    }  # fmt: skip
     example_options: ClassVar = {"buffer_size": 6, "ratio": 0.4}
     noop_options: ClassVar = {"alpha": 0, "beta": 0}
 
@@ -97,15 +105,16 @@ class DERpp(Buffered):
         self, ctx: Context, main: ForwardOutput, extra: ForwardOutput | None
     ) -> Mapping[str, Tensor]:
         c, found = self.config, dict[str, "Tensor"]()
+        teacher = partial(ctx.frozen, "previous", dropout=not c.teacher_eval)
         if not self.kept:
             return found
         if c.distill_new_rows and ctx.classes is not None and len(ctx.classes.seen) > 1:
-            gap = logit_distance(main.competing, ctx.frozen("previous")(main.batch).logits)
+            gap = logit_distance(main.competing, teacher()(main.batch).logits)
             found["derpp_new"] = main.token_mean((c.beta - 1) * main.nll + c.alpha * gap)
         if extra is None:
             return found
         if c.target == "snapshot":
-            target = ctx.frozen("previous")(extra.batch).logits
+            target = teacher()(extra.batch).logits
             target = target if ctx.classes is None else known(target, ctx.classes.old)
         else:
             target = self._stored(extra)

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from perdure.mechanisms.grouped import GroupingConfig, Groups
+from perdure.mechanisms.grouped import GroupingConfig, Groups, tell
 from perdure.methods.ema import Ema, EmaConfig
-from perdure.models.router import placement_facts
+from perdure.models.served import base_of
 from perdure.protocol.method import Requires
 from perdure.recipe.mistakes import Mistake
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from perdure.models.router import Placement, Router
+    from perdure.protocol.adapters import AdapterCount
     from perdure.protocol.context import Context
     from perdure.streams.task import TaskStream
 
@@ -103,9 +104,12 @@ class Lcia(Ema):
     def told_of(self, stream: TaskStream) -> Iterator[str]:
         return self.groups.told_of(stream)
 
+    def adapter_counts(self, stream: TaskStream, learned: int = 0) -> Mapping[str, AdapterCount]:
+        return self.groups.adapter_counts(stream.tasks[learned:])
+
     def begin_task(self, ctx: Context) -> None:
         before = {g.name: g.adapter for g in self.groups.router.codebook.groups}
-        found = self._placement = self.groups.place(ctx.task)
+        found = self._placement = self.groups.place(ctx.task, base_of(ctx.model))
         name = self.groups.router.codebook.group(found.group).adapter
         last = ctx.adapters.trained[0]
         ctx.adapters.add(name, begins_with(self.config.start, found, last, before))
@@ -128,8 +132,7 @@ class Lcia(Ema):
         if (found := self._placement) is not None:
             if found.adapter is not None:
                 ctx.adapters.remove(found.adapter)
-            for name, value in placement_facts(found).items():
-                ctx.log(name, value)
+            tell(ctx, found)
         return super().end_task(ctx)
 
     def router(self, ctx: Context) -> Router | None:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from perdure.errors import UsageError
+from perdure.errors import UsageError, task_named
 from perdure.models.task_adapters import Compete, Select, TaskAdapters
 from perdure.protocol.labels import class_of
 from perdure.protocol.method import Method, MethodConfig, Requires
@@ -57,9 +57,8 @@ class LoraSequenceConfig(MethodConfig):
 
 def staying(names: Iterable[str], task: int) -> str:
     """Regular expression over `names` of parameters for those that stay in task number `task`:
-    heads of other tasks, and after the first task what all heads share; "" if there is none."""
-    shared = "" if task else "|scale$"
-    pattern = rf"^heads\.(?!parts\.{task}\.{shared})"
+    heads of other tasks; "" if there is none."""
+    pattern = rf"^heads\.(?!parts\.{task}\.)"
     return pattern if any(re.search(pattern, name) for name in names) else ""
 
 
@@ -91,8 +90,8 @@ class LoraSequence(Method):
                 "it is for perdure run, on tasks with classes: format: classes",
             )
         if not new_classes(ctx.classes.old, ctx.classes.seen):
-            told = "task %s: all its classes are old, whose adapters stay: nothing is learned of it"
-            logger.warning(told, ctx.task.name)
+            told = "%s: all its classes are old, whose adapters stay: nothing is learned of it"
+            logger.warning(told, task_named(ctx.task.name))
             return ()
         return (Phase(freeze=staying(names, ctx.task_index)),)
 

@@ -24,19 +24,23 @@ import torch
 from pydantic import Field
 
 from perdure.mechanisms.distances import kl
-from perdure.protocol.method import Method, MethodConfig, Requires
+from perdure.protocol.method import Method, MethodConfig, Reads, Requires
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from perdure.protocol.batch import ForwardOutput
     from perdure.protocol.context import Context
+    from perdure.streams.task import Task
 
 
 class LwFConfig(MethodConfig):
     weight: float = Field(1.0, ge=0, description="strength of the pull to the old predictions")
     temperature: float = Field(
         2.0, gt=0, description="softens both predictions; the paper's value is 2"
+    )
+    teacher_eval: bool = Field(
+        True, description="no dropout in the earlier model; false: as in the model that learns"
     )
 
 
@@ -64,13 +68,16 @@ class LwF(Method):
     requires = Requires(logits=True, teacher="previous")
     noop_options: ClassVar = {"weight": 0}
 
+    def reads(self, tasks: Sequence[Task], batch_size: int) -> Reads:
+        return Reads(seen=batch_size if len(tasks) > 1 else 0)
+
     def loss(
         self, ctx: Context, main: ForwardOutput, extra: ForwardOutput | None
     ) -> Mapping[str, Tensor]:
         groups = None if ctx.classes is None else ctx.classes.old
         if groups == ():
             return {}
-        teacher = ctx.frozen("previous")(main.batch)
+        teacher = ctx.frozen("previous", dropout=not self.config.teacher_eval)(main.batch)
         pull = old_classes_loss(main.logits, teacher.logits, self.config.temperature, groups)
         term = main.token_mean(pull)
         ctx.log("lwf", term.detach())

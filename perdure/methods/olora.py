@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from pydantic import Field
 
+from perdure.protocol.adapters import AdapterCount
 from perdure.protocol.method import Method, MethodConfig
 from perdure.recipe.mistakes import Mistake
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from perdure.protocol.batch import ForwardOutput
     from perdure.protocol.context import Context
+    from perdure.streams.task import TaskStream
 
 
 class OLoRAConfig(MethodConfig):
@@ -61,6 +63,15 @@ class OLoRA(Method):
         super().__init__(config)
         self._pairs: Sequence[tuple[Tensor, Tensor]] = ()
         self._new: Sequence[Tensor] = ()
+
+    def adapter_counts(self, stream: TaskStream, learned: int = 0) -> Mapping[str, AdapterCount]:
+        names = [task.name for task in stream if task.learn != "none"]
+        old = {task.name for task in stream.tasks[:learned]}
+        return {
+            name: AdapterCount(number, number, int(number > 1))
+            for number, name in enumerate(names, 1)
+            if name not in old
+        }
 
     def begin_task(self, ctx: Context) -> None:
         """Add the task's adapter to those that are there; the first task has the recipe's own."""

@@ -19,6 +19,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from importlib.machinery import SourceFileLoader
@@ -38,6 +39,7 @@ from perdure.recipe.schema import MethodSpec, in_place
 __all__ = [
     "build",
     "check",
+    "cost",
     "describe",
     "described",
     "kind_of",
@@ -162,6 +164,15 @@ def load_file(path: str | Path) -> type[Method]:
 def kind_of(spec: MethodSpec) -> type[Method]:
     """The class that a recipe's entry names, by its name or its file."""
     return load(spec.name) if spec.file is None else load_file(spec.file)
+
+
+def cost(spec: MethodSpec) -> str:
+    """The "Cost:" sentence of a method's own description."""
+    text = inspect.getdoc(inspect.getmodule(kind_of(spec))) or ""
+    found = re.search(r"^Cost: (.+?)(?=\n\S+:|\n\n|\Z)", text, re.S | re.M)
+    return (
+        f"{spec.name}: {' '.join(found[1].split())}" if found else f"{spec.name}: cost not stated"
+    )
 
 
 def check(spec: MethodSpec) -> tuple[MethodSpec | None, list[Mistake]]:

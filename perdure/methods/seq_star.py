@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from perdure.errors import UsageError
+from perdure.errors import UsageError, task_named
 from perdure.models.configuration import is_decoder
 from perdure.protocol.method import Method, MethodConfig, Requires
 from perdure.protocol.step import Phase
@@ -143,8 +143,8 @@ class SeqStar(Method):
         stays = re.compile("|".join(filter(None, (kept, held))) or "$^")
         if all(stays.search(name) for name, _ in model.named_parameters()):
             # A task whose classes all came before has no head of its own.
-            told = "task %s: all its classes are old and old heads stay: nothing is learned of it"
-            logger.warning(told, ctx.task.name)
+            told = "%s: all its classes are old and old heads stay: nothing is learned of it"
+            logger.warning(told, task_named(ctx.task.name))
             return ()
         main = Phase(freeze=kept, hold=held, objective=means, frozen_eval=eval_mode)
         return [*phases, main]

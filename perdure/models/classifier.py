@@ -31,25 +31,24 @@ from perdure.models.rivals import rivals_of, within_own
 from perdure.models.task_adapters import AdapterBody
 
 
-class Linear(nn.Linear):
-    """Logits w·f + b."""
-
-
 class Cosine(nn.Module):
     """Logits scale · cos(w, f): neither a class's nor a text's length decides, and no bias.
 
-    Source: SEQ* (arXiv 2312.07887); scale 1 is the paper's.
+    Source: SEQ* (arXiv 2312.07887); scale 1 is the paper's. A learned one is each head's own, so
+    that the logits of a head that stays do not move with another's.
     """
 
-    def __init__(self, width: int, classes: int) -> None:
+    def __init__(
+        self, width: int, classes: int, scale: float = 1.0, learn_scale: bool = False
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(nn.Linear(width, classes, bias=False).weight.detach())
+        found = torch.tensor(float(scale))
+        self.scale: Any = nn.Parameter(found) if learn_scale else float(scale)
 
     def forward(self, features: Tensor) -> Tensor:
-        return F.linear(F.normalize(features.float(), dim=-1), F.normalize(self.weight, dim=-1))
-
-
-HEADS: dict[str, Any] = {"linear": Linear, "cosine": Cosine}
+        unit = F.normalize(features.float(), dim=-1)
+        return F.linear(unit, F.normalize(self.weight, dim=-1)) * self.scale
 
 
 class NoHead(nn.Module):
@@ -67,7 +66,7 @@ class Heads(nn.Module):
     Args:
         width: features' size.
         form: "linear" or "cosine".
-        scale: factor of a cosine's logits; learned where `learn_scale` says so.
+        scale: factor of a cosine's logits; where `learn_scale` says so each head's begins with it.
         preallocate: classes that the softmax has from the first task on. Those not learned yet
             stand behind the learned ones and are taken as negatives; a new task takes its share.
     """
@@ -81,13 +80,14 @@ class Heads(nn.Module):
         preallocate: int = 0,
     ) -> None:
         super().__init__()
-        self.width, self.form = width, form
+        self.width, self.form, self.scale, self.learn_scale = width, form, scale, learn_scale
         self.parts = nn.ModuleList()
-        self.reserve: nn.Module | None = HEADS[form](width, preallocate) if preallocate else None
-        if learn_scale:
-            self.scale: Any = nn.Parameter(torch.tensor(float(scale)))
-        else:
-            self.scale = float(scale)
+        self.reserve: nn.Module | None = self._head(preallocate) if preallocate else None
+
+    def _head(self, classes: int) -> nn.Module:
+        if self.form == "linear":  # logits w·f + b
+            return nn.Linear(self.width, classes)
+        return Cosine(self.width, classes, self.scale, self.learn_scale)
 
     @property
     def sizes(self) -> list[int]:
@@ -106,7 +106,7 @@ class Heads(nn.Module):
 
     def allocate(self, classes: int) -> None:
         """Have so many classes in the softmax before any is learned."""
-        self.reserve = HEADS[self.form](self.width, classes)
+        self.reserve = self._head(classes)
 
     def grow(self, classes: int, at: int = 0) -> None:
         """Add a head of so many classes, from the reserve as far as that goes.
@@ -117,16 +117,18 @@ class Heads(nn.Module):
             return
         while len(self.parts) < at:
             self.parts.append(NoHead())
-        new = HEADS[self.form](self.width, classes)
+        new = self._head(classes)
         taken = min(classes, self.reserved)
         if taken and self.reserve is not None:
             left = self.reserved - taken
-            rest = HEADS[self.form](self.width, left) if left else None
+            rest = self._head(left) if left else None
             with torch.no_grad():
                 for name, value in self.reserve.named_parameters():
-                    getattr(new, name)[:taken] = value[:taken]
+                    cut = value.ndim > 0  # else it is a scale, with which both go on
+                    own = getattr(new, name)
+                    (own[:taken] if cut else own).copy_(value[:taken] if cut else value)
                     if rest is not None:
-                        getattr(rest, name).copy_(value[taken:])
+                        getattr(rest, name).copy_(value[taken:] if cut else value)
             self.reserve = rest
         self.parts.append(new)
 
@@ -145,8 +147,7 @@ class Heads(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         every = [*self.parts, *([] if self.reserve is None else [self.reserve])]
-        logits = torch.cat([part(features) for part in every], -1)
-        return logits * self.scale if self.form == "cosine" else logits
+        return torch.cat([part(features) for part in every], -1)
 
 
 def class_means(

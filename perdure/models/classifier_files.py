@@ -10,6 +10,7 @@ config.json, tokenizer files, perdure_base.json   of the body
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,6 +103,8 @@ def load_classifier_weights(model: Any, folder: Path) -> dict[str, Tensor]:
     own = dict(model.named_parameters())
     files = (*FILES, *(adapter_file(int(task)) for task in said))
     found = {n: w for file in files for n, w in load_file(folder / file).items()}
+    if (shared := found.pop("heads.scale", None)) is not None:  # of an older Perdure
+        found |= {name: shared for name in own if re.fullmatch(r"heads\..*\.scale", name)}
     for name, weight in found.items():
         there = own.get(name)
         if there is None or there.shape != weight.shape:

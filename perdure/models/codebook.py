@@ -39,7 +39,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from perdure.errors import PerdureError, RecipeError, UsageError, brief
+from perdure.errors import PerdureError, RecipeError, UsageError, brief, task_named
 from perdure.files import write_atomic
 from perdure.recipe.mistakes import Mistake, mistakes_in
 from perdure.recipe.section import Section
@@ -288,7 +288,7 @@ class Codebook(Section):
         texts = tuple(dict.fromkeys(_said(instructions)))
         if not texts:
             raise UsageError(
-                f"task {task}: none of its rows has an instruction or a text of the user",
+                f"{task_named(task)}: none of its rows has an instruction or a text of the user",
                 "give it one: instruction: ... in the task's section",
             )
         new = Group(name=name, adapter=f"{name}@1", instructions=texts, tasks=(task,))
@@ -317,7 +317,8 @@ class Codebook(Section):
             raise UsageError(
                 f"{where}: base: the adapters were trained on a base model with fingerprint "
                 f"{self.base}, and the one at hand has {fingerprint}",
-                "load the base model that the pool was made with",
+                "put back the base model that the adapters were trained on (perdure_base.json "
+                "beside them names it), or train them anew on this one",
             )
 
     def check_adapters(self, present: Collection[str], where: str = FILE) -> None:

@@ -16,7 +16,7 @@ from perdure.models.configuration import read_config
 from perdure.models.experts import numbers
 from perdure.models.load import load_saved, resolve_saved
 from perdure.models.pin import folder_of
-from perdure.models.served import router_of
+from perdure.models.served import router_of, verify_saved
 
 if TYPE_CHECKING:
     pass
@@ -75,6 +75,7 @@ def _adapter(source: str | Path, draft: Path) -> None:
         raise ModelError(
             f"{source}: was trained in full and has no adapter", "write it whole: --to merged"
         )
+    verify_saved(folder)
     shutil.copytree(folder, draft, ignore=shutil.ignore_patterns(BASE_FILE, "manifest.json"))
 
 

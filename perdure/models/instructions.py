@@ -22,6 +22,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from perdure.errors import UsageError
+from perdure.streams.cells import CellError
+from perdure.streams.kinds.conversation import PARTS, texts_of
 
 Messages = Sequence[Mapping[str, Any]]
 """A conversation before its answer: `[{"role": "user", "content": "..."}, ...]`."""
@@ -89,6 +91,44 @@ def messages(given: Any) -> Messages:
         f"a prompt is a list of messages, not {type(given).__name__}",
         'write [{"role": "user", "content": "..."}]',
     )
+
+
+def plain(given: Any) -> list[dict[str, str]]:
+    """A request as its model is shown it: of each message the role and the text.
+
+    Of a content that is a list of parts the texts are joined by single blanks, as those of rows.
+
+    Raises:
+        UsageError: it is no list of messages, has none, or one whose content is no text, or has a
+            part that is none.
+    """
+    remedy = 'write [{"role": "user", "content": "..."}]'
+    found = []
+    for number, turn in enumerate(messages(given), 1):
+        content = turn.get("content")
+        if isinstance(content, Sequence) and not isinstance(content, str):
+            content = joined(content, f"message {number}")
+        if not isinstance(content, str):
+            raise UsageError("a message's content is no text", remedy)
+        found.append({"role": str(turn["role"]), "content": content})
+    if not found:
+        raise UsageError("has no message", remedy)
+    return found
+
+
+def joined(parts: Sequence[Any], where: str) -> str:
+    """The text of a content that is a list of parts.
+
+    Raises:
+        UsageError: it is an empty list, or a part is no text; `where` says in which message.
+    """
+    try:
+        texts = texts_of(parts, where)
+    except CellError as error:
+        raise UsageError(error.what, error.remedy) from error
+    if not texts:
+        raise UsageError(f"{where}: its content is an empty list", f"write {PARTS}")
+    return " ".join(texts)
 
 
 def _role(turn: Mapping[str, Any]) -> str:

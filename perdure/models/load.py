@@ -13,7 +13,6 @@ from perdure.consent import by_argument, given
 from perdure.errors import ModelError
 from perdure.models.adapters import (
     attach_lora,
-    home_of,
     keep_generation_settings,
     load_adapter,
     reading,
@@ -26,8 +25,8 @@ from perdure.models.gguf import converted, plain
 from perdure.models.locate import Place, loading, locate
 from perdure.models.locate import resolve_saved as resolve_saved
 from perdure.models.precision import in_bf16
-from perdure.models.served import check_base, keep_router, load_router
-from perdure.seals import MANIFEST, verify
+from perdure.models.served import check_base, keep_router, load_router, note_base, verify_saved
+from perdure.models.weights import fingerprint
 
 if TYPE_CHECKING:
     from perdure.recipe.schema import ModelConfig
@@ -35,12 +34,17 @@ if TYPE_CHECKING:
 _PADDING = ("<|endoftext|>", "<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]")
 
 
-def load_base(model: ModelConfig, *, precision: str = "fp32") -> tuple[Any, Any]:
+def load_base(
+    model: ModelConfig, *, precision: str = "fp32", noted: bool = False
+) -> tuple[Any, Any]:
     """Load a recipe's base model and its tokenizer; with `tuning: lora`, the adapter attached.
 
     Weights that are trained are always fp32: averages, Fisher values and small updates get lost
     in bf16, and `precision` is the type to compute in (autocast). Only the frozen weights under
     an adapter are kept in bf16, if `precision` says so.
+
+    Args: noted: have the base's fingerprint ready (`perdure.models.served.base_of`), which is that
+        of its weights in fp32: they are all read in that type first.
 
     Returns: (model, tokenizer). The tokenizer has a padding token, and a length limit that is
         the model's context.
@@ -55,6 +59,8 @@ def load_base(model: ModelConfig, *, precision: str = "fp32") -> tuple[Any, Any]
     config = read_config(model)
     tokenizer = load_tokenizer(model, config)
     place = locate(model.path)
+    if place.local and not place.gguf and Path(place.name) != Path(model.path).expanduser():
+        verify_saved(Path(place.name))  # a run or a checkpoint was named
     source = converted(place, weights=True)
     options: dict[str, Any] = {"config": config} if source.gguf else {}
     options |= source.arguments
@@ -67,12 +73,16 @@ def load_base(model: ModelConfig, *, precision: str = "fp32") -> tuple[Any, Any]
             source.name,
             revision=model.revision,
             trust_remote_code=given(),
-            dtype=torch.bfloat16 if frozen_bf16 else torch.float32,
+            dtype=torch.bfloat16 if frozen_bf16 and not noted else torch.float32,
             **options,
         )
     loaded = _tidy(loaded, tokenizer, place, source)
+    base = fingerprint(loaded) if noted else ""
+    if frozen_bf16 and noted:
+        loaded = in_bf16(loaded)
     if model.tuning == "lora":
         loaded = attach_lora(loaded, model.lora)
+    note_base(loaded, base)
     return loaded, tokenizer
 
 
@@ -270,9 +280,7 @@ def load_saved(
     folder = resolve_saved(Path(path).expanduser())
     if folder is None:
         return load_base(_plain(str(path)), precision=precision)
-    above = home_of(folder).parent
-    if (above / MANIFEST).exists():  # a run's checkpoint
-        verify(above, "put it back from a copy, or take another checkpoint")
+    verify_saved(folder)
     base = saved_base(folder)
     if not (folder / "adapter_config.json").is_file():
         here = _plain(str(folder))
@@ -297,7 +305,7 @@ def load_saved(
         raise ModelError(
             f"{folder}: the base of this adapter: {error.what}", error.remedy
         ) from error
-    check_base(router := load_router(folder), model)
+    check_base(router := load_router(folder), model, folder)
     if precision == "bf16":
         model = in_bf16(model)
     model = load_adapter(folder, model, trainable=trainable)

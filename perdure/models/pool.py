@@ -6,7 +6,8 @@
     pool.generate([messages, ...])                      # the answers, in the order asked
     pool.generate([messages, ...], adapter="sql")       # named, not routed
 
-`messages` is a conversation before its answer: `[{"role": "user", "content": "..."}]`.
+`messages` is a conversation before its answer: `[{"role": "user", "content": "..."}]`. A content
+may be a list of text parts, `[{"type": "text", "text": "..."}]`.
 """
 
 from __future__ import annotations
@@ -35,11 +36,19 @@ from perdure.models.chat import Encoder
 from perdure.models.codebook import BASE as BASE_NAME
 from perdure.models.codebook import nearest
 from perdure.models.generate import batches_alike, generate
-from perdure.models.instructions import messages as conversation
+from perdure.models.instructions import plain
 from perdure.models.load import load_base, load_saved, resolve_saved
 from perdure.models.precision import in_bf16
 from perdure.models.router import Choice as Chosen
-from perdure.models.served import Choice, Messages, Router, check_base, keep_router, router_of
+from perdure.models.served import (
+    Choice,
+    Messages,
+    Router,
+    check_base,
+    keep_router,
+    router_of,
+    verify_saved,
+)
 from perdure.models.weights import evaluating
 
 if TYPE_CHECKING:
@@ -294,11 +303,12 @@ def adapters_in(path: str | Path) -> Path:
 def _folder(name: str, path: str | Path) -> Path:
     place = Path(path).expanduser()
     if place.is_dir() and not (place / CONFIG).is_file():
-        return resolve_saved(place) or place
+        place = resolve_saved(place) or place
     if not place.is_dir():
         raise UsageError(
             f"adapter {name}: {path}: no such folder", "give a folder that holds a peft adapter"
         )
+    verify_saved(place)
     return place
 
 
@@ -308,17 +318,10 @@ def _plain(number: int, request: Messages) -> list[dict[str, str]]:
     Raises:
         UsageError: it is no conversation of texts.
     """
-    remedy = 'write [{"role": "user", "content": "..."}]'
     try:
-        turns = conversation(request)
+        return plain(request)
     except UsageError as error:
         raise UsageError(f"request {number}: {error.what}", error.remedy) from error
-    if not turns:
-        raise UsageError(f"request {number}: has no message", remedy)
-    for turn in turns:
-        if not isinstance(turn.get("content"), str):
-            raise UsageError(f"request {number}: a message's content is no text", remedy)
-    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
 
 
 def _batches(wanted: Sequence[str], most: int, grouped: bool) -> Iterator[list[int]]:

@@ -11,18 +11,20 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from perdure.errors import UsageError
+from perdure.errors import PerdureError, RecipeError, RunError, UsageError
 from perdure.models.adapter_lists import folders, holder, names, use
+from perdure.models.adapters import home_of
 from perdure.models.locate import resolve_saved
 from perdure.models.weights import fingerprint
 from perdure.recipe.mistakes import near
-from perdure.seals import MANIFEST, verify
+from perdure.seals import MANIFEST, damaged, verify
 
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Mapping[str, Any]]
 """A conversation before its answer: `[{"role": ..., "content": ...}]`."""
 ROUTERS: dict[str, str] = {"codebook.json": "perdure.models.router:Router"}
 """Files that hold a router, and the class whose `load(folder)` reads them."""
 _ROUTER = "perdure_router"
+_BASE = "perdure_base_fingerprint"
 
 
 class Choice(Protocol):
@@ -68,6 +70,61 @@ def load_router(folder: Path) -> Router | None:
     return None
 
 
+def verify_checkpoint(folder: Path, remedy: str) -> None:
+    """Raise if a file of a sealed checkpoint is not as it was sealed.
+
+    The file of a router is there to be read, so that it is also edited by hand: what is wrong with
+    it then, if anything is, is told too, and where it may be edited.
+
+    Raises:
+        RunError: names the file.
+    """
+    try:
+        verify(folder, remedy)
+    except RunError as error:
+        file = Path(damaged(folder))
+        if (edited := _edited(file)) is None:
+            raise
+        said, hints = edited
+        what = f"{file}: was changed after the checkpoint was written, and {said}"
+        elsewhere = (
+            f"to route otherwise than the run did, copy the folder {file.parent} out of the run, "
+            f"edit {file.name} there, and give that folder to perdure route, perdure audit or "
+            "AdapterPool.load"
+        )
+        raise RunError(what, (*hints, remedy, elsewhere)) from error
+
+
+def verify_saved(folder: Path) -> None:
+    """Check the files of a run's checkpoint that `folder`, its model or one adapter, lies in.
+
+    Raises:
+        RunError: a file is not as it was written.
+    """
+    above = home_of(folder).parent
+    if (above / MANIFEST).exists():
+        verify_checkpoint(above, "put it back from a copy, or take another checkpoint")
+
+
+def _edited(file: Path) -> tuple[str, list[str]] | None:
+    """What is to be said of a router's file that was changed, and what to do about it; None: it is
+    another file, or gone."""
+    if file.name not in ROUTERS or not file.is_file():
+        return None
+    try:
+        router = load_router(file.parent)
+        if router is not None:
+            router.check(folders(file.parent))
+    except PerdureError as error:
+        every = error.mistakes if isinstance(error, RecipeError) else [error]
+        told = [one.what.removeprefix(f"{file.parent}/").removeprefix(file.name) for one in every]
+        said = "; ".join(one.removeprefix(": ") for one in told)
+        return f"cannot be used as it is now: {said}", [
+            line for one in every for line in one.remedy
+        ]
+    return "can be read, but its values are not those that the run was scored with", []
+
+
 def open_router(path: str | Path) -> tuple[Router | None, Path]:
     """The router of a run, of a checkpoint in it, or of a folder with adapters; loads no model.
 
@@ -82,24 +139,40 @@ def open_router(path: str | Path) -> tuple[Router | None, Path]:
     if folder is None:
         raise UsageError(f"{path}: no such folder", "give a run directory, or a folder of adapters")
     if (folder.parent / MANIFEST).exists():  # a run's checkpoint
-        verify(folder.parent, "put it back from a copy, or take another checkpoint")
+        verify_checkpoint(folder.parent, "put it back from a copy, or take another checkpoint")
     router = load_router(folder)
     if router is not None:
         router.check(folders(folder))
     return router, folder
 
 
-def check_base(router: Router | None, base: Any) -> None:
+def note_base(model: Any, base: str) -> None:
+    """Note of which base a model with adapters is: its fingerprint, see `base_of`."""
+    setattr(model, _BASE, base)
+
+
+def base_of(model: Any) -> str:
+    """The fingerprint that was noted of a model's base: in full precision, before adapters were put
+    on it, as it is when saved adapters are loaded again. "": nobody asked for it."""
+    return str(vars(model).get(_BASE, ""))
+
+
+def check_base(router: Router | None, base: Any, where: Path | None = None) -> None:
     """Refuse another base model than a router's adapters were trained on, where it notes which.
 
-    Args: base: in full precision, without adapters. A hash of all its weights is computed.
+    Args:
+        base: in full precision, without adapters: a hash of all its weights is computed. Or that
+            fingerprint; "": it is not known, and nothing is compared.
+        where: the folder that holds the router's file.
 
     Raises:
         UsageError: the fingerprints differ.
     """
     book = getattr(router, "codebook", None)
     if getattr(book, "base", ""):
-        book.check_base(fingerprint(base))  # type: ignore[union-attr]
+        found = base if isinstance(base, str) else fingerprint(base)
+        file = next(iter(ROUTERS))
+        book.check_base(found, str(file if where is None else where / file))  # type: ignore[union-attr]
 
 
 def keep_router(model: Any, router: Router | None) -> None:

@@ -124,5 +124,6 @@ class AdapterBody:
         parts += self.heads.parts[task].parameters()
         for weight in parts:
             digest.update(weight.detach().float().cpu().numpy().tobytes())
-        digest.update(str(float(self.heads.scale)).encode())
+        scale = getattr(self.heads.parts[task], "scale", 1.0)
+        digest.update(str(float(scale)).encode())
         return digest.hexdigest()[:16]

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from torch.nn import Parameter
+if TYPE_CHECKING:
+    from torch.nn import Parameter
+
+
+class AdapterCount(NamedTuple):
+    """How many adapters there are, for a plan."""
+
+    learning: int
+    """In memory while a task is learned."""
+    kept: int
+    """After it, in its checkpoint."""
+    added: int
+    """For this task, so that their first values are kept as well."""
 
 
 class Adapters(Protocol):

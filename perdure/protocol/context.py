@@ -167,11 +167,12 @@ class Context(Protocol):
         """
 
     def frozen(
-        self, which: str, logits: bool = True, log_probs: bool = False
+        self, which: str, logits: bool = True, log_probs: bool = False, dropout: bool = False
     ) -> Callable[[Mapping[str, Any]], ForwardOutput]:
         """A frozen model to compare with: "base", or "previous" (as the last task left it).
 
-        It takes a batch (`ForwardOutput.batch`). The method must ask for it in its `requires`.
+        It takes a batch (`ForwardOutput.batch`), and has no dropout but where that is asked for.
+        The method must ask for it in its `requires`.
 
         Args: log_probs: nothing but `ForwardOutput.log_probs` is read. Of completions they are then
             computed as the trainer computes its own, at its temperature and without logits.

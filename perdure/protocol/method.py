@@ -20,18 +20,20 @@ kind or model family is at work.
 
 Losses add. `gradients` chain in list order. The extra rows of all methods run in one forward
 pass. Two methods that both replace the same thing (`phases`, `serving`, `router`, or a projected
-gradient) are refused by name unless the recipe says `order_matters: true`.
+gradient) are refused by name unless the recipe says `order_matters: true`; two that have adapters
+of their own are in any case.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pydantic import ConfigDict, model_validator
 
 from perdure.errors import UsageError
+from perdure.protocol.adapters import AdapterCount
 from perdure.protocol.step import Phase
 from perdure.recipe.mistakes import Mistake
 from perdure.recipe.section import NumbersAreNumbers, mistakes_error
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
     from perdure.models.task_adapters import TaskAdapters
     from perdure.protocol.batch import EncodedRows, ForwardOutput
     from perdure.protocol.context import Context
-    from perdure.streams.task import TaskStream
+    from perdure.streams.task import Task, TaskStream
 
 
 class MethodConfig(NumbersAreNumbers):
@@ -64,6 +66,19 @@ class MethodConfig(NumbersAreNumbers):
         if found := list(self.mistakes()):
             raise mistakes_error(found)
         return self
+
+
+class Reads(NamedTuple):
+    """Rows that a method runs beside the task's own, as far as a plan can know.
+
+    Attributes:
+        learned: in each step with a gradient; seen: in each step without.
+        after: once, when the task has been learned.
+    """
+
+    learned: int = 0
+    seen: int = 0
+    after: int = 0
 
 
 @dataclass(frozen=True)
@@ -169,6 +184,15 @@ class Method:
         their rows tell; nothing is kept of it."""
         return ()
 
+    def adapter_counts(self, stream: TaskStream, learned: int = 0) -> Mapping[str, AdapterCount]:
+        """Return how many adapters there are at each task that is still to be learned, by its name:
+        what `perdure run --check` counts. As it is: the recipe's one.
+
+        Args: learned: so many of the stream's tasks were learned before, in a run that is extended.
+        """
+        to_learn = (task for task in stream.tasks[learned:] if task.learn != "none")
+        return {task.name: AdapterCount(1, 1, 0) for task in to_learn}
+
     def mistakes_on(self, facts: ModelFacts) -> Iterator[Mistake]:
         """Yield options that do not go with the base model, each at its own key; asked before
         weights are loaded. As it is: layers that `requires.hidden` names and the model has not.
@@ -194,6 +218,14 @@ class Method:
         Args: epochs: the recipe's; decoder: the body is one.
         """
         return epochs, None
+
+    def reads(self, tasks: Sequence[Task], batch_size: int) -> Reads:
+        """What it reads beside a task's own rows while the body learns, for a plan.
+
+        Args: tasks: those learned so far, of which the last is at hand; batch_size: its rows in a
+            step.
+        """
+        return Reads()
 
     def train_data(self, ctx: Context, data: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the rows to train on in this phase; `data` is the task's training split."""
@@ -249,8 +281,11 @@ class Method:
 def refuse_clashes(methods: Sequence[Method], ordered: bool = False) -> None:
     """Raise `UsageError` where two methods replace the same thing.
 
-    `ordered` is the recipe's word that their order is meant: the first one listed then decides.
+    `ordered` is the recipe's word that their order is meant: the first one listed then decides. Of
+    two that each have adapters of their own no order would do: each says which are active.
     """
+    own = [m for m in methods if m.adapters or m.requires.adapters is not None]
+    _refuse(own, "both have adapters of their own, and each says which are trained", "drop one")
     if ordered:
         return
     for hook in ("phases", "serving", "router"):
@@ -259,10 +294,12 @@ def refuse_clashes(methods: Sequence[Method], ordered: bool = False) -> None:
     _refuse([m for m in methods if m.projects], "both replace the gradient's direction")
 
 
-def _refuse(both: Sequence[Method], why: str) -> None:
+def _refuse(
+    both: Sequence[Method], why: str, remedy: str = "drop one, or set order_matters: true"
+) -> None:
     if len(both) > 1:
         names = " and ".join(name_of(m) for m in both[:2])
-        raise UsageError(f"method: {names} {why}", "drop one, or set order_matters: true")
+        raise UsageError(f"method: {names} {why}", remedy)
 
 
 def name_of(method: Method) -> str:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, PrivateAttr
 
-from perdure.errors import brief
+from perdure.errors import brief, task_named
 from perdure.recipe.columns import check_cell
 from perdure.recipe.general import encoding_mistakes
 from perdure.recipe.mistakes import Mistake, near
@@ -126,7 +126,7 @@ class TaskConfig(Section):
 
     def place(self, key: str = "") -> str:
         """`file:line: key` of one of the task's keys, to begin a message about its data with."""
-        return self._places(key) if self._places else f"task {self.name}: {key}".rstrip(": ")
+        return self._places(key) if self._places else f"{task_named(self.name)}: {key}".rstrip(": ")
 
     def read_from(self, split: str) -> str:
         """What a split is read from, in words: a file, several, or a split of a data set."""
@@ -245,6 +245,16 @@ class DataConfig(TaskConfig):
     rows_per_class: int | None = Field(
         None, gt=0, description="train on so many rows of each class at most"
     )
+    dev_from: Literal["train", "test"] = Field(
+        "train",
+        description="test: validation rows are the test rows, where none are given, as in SEQ*'s "
+        "released code; what a method chooses by them is then not judged by others",
+    )
+    fix_label_names: bool = Field(
+        True,
+        description="false: topic3's classes have each other's names, as in SEQ*'s released data: "
+        "heads do not mind, a decoder that writes names does",
+    )
     no_class: str | None = Field(
         None, description="label of rows of no class: not learned, kept apart to be scored"
     )
@@ -280,6 +290,13 @@ class DataConfig(TaskConfig):
         if (self.tasks is None) == (self.by is None):
             what = "has both tasks and by" if self.by else "has neither tasks nor by"
             yield Mistake((), what, "write how many tasks there are, or the column that names them")
+        if not self.fix_label_names:
+            yield Mistake(("fix_label_names",), "is of the stream topic3", "leave it out")
+        if self.dev_from == "test" and (self.validation is not None or self.test is None):
+            what = "has no effect: there are no test rows of their own"
+            if self.validation is not None:
+                what = "has no effect with validation"
+            yield Mistake(("dev_from",), what, "leave it out")
         if self.learn == "none":
             yield Mistake(("learn",), "is of single tasks", "list them under stream.tasks")
         if self.test_of is not None:
@@ -300,7 +317,7 @@ class DataConfig(TaskConfig):
 
 CHANGES = (
     "tasks", "order", "order_seed", "rows_per_class", "max_train_rows", "max_validation_rows",
-    "max_test_rows", "validation_share",
+    "max_test_rows", "validation_share", "dev_from", "fix_label_names",
 )  # fmt: skip
 """Keys of `stream.data` that change a named stream of classes."""
 

@@ -34,6 +34,7 @@ def load(
     judge: Judge | None = None,
     renew: Callable[[dict[str, Any]], None] | None = None,
     defaults: Mapping[str, Any] | None = None,
+    given_anew: Mapping[str, Any] | None = None,
 ) -> Recipe:
     """Read a recipe and validate it; see `perdure.load_recipe`.
 
@@ -42,6 +43,8 @@ def load(
         renew: rewrites the data of a run's recorded recipe in place, before anything else looks
             at it; such a recipe's own `trust_remote_code` does not count.
         defaults: values of keys that the recipe leaves out.
+        given_anew: sections that stand in place of the recipe's; their mistakes are not at its
+            lines, but the command line's.
 
     Raises:
         RecipeError: all mistakes, each with its line.
@@ -51,6 +54,8 @@ def load(
     data = document.data
     if renew is not None:
         renew(data)
+    for key, section in (given_anew or {}).items():
+        document.put(key, section)
     _fill(data, defaults or {})
     _name_general_tasks(document)
     found = list(_override(document, overrides))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 
 PREFIX = "package:"
@@ -27,3 +28,15 @@ def packaged_model(path: str) -> tuple[Path, tuple[str, str] | None] | None:
         return found[0], None
     what = f"package {package} has {len(found)} models" if spec else f"no package {package}"
     return Path(f"{package}.gguf"), (what, f"pip install {package.replace('_', '-')}")
+
+
+def as_written(path: str) -> str:
+    """A model's path as people write it: `package:NAME` where it lies in an installed package, as
+    the one that this stands for; any other path as it is."""
+    for folder in Path(path).parents:
+        if str(folder.parent) in sys.path and packaged_model(PREFIX + folder.name) == (
+            Path(path),
+            None,
+        ):
+            return PREFIX + folder.name
+    return path

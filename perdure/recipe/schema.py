@@ -55,7 +55,7 @@ class LoraConfig(Section):
 class HeadConfig(Section):
     type: Literal["cosine", "linear"] = Field("cosine", description="how a class is scored")
     scale: float = Field(1.0, gt=0, description="factor of a cosine head's logits")
-    learn_scale: bool = Field(False, description="train that factor")
+    learn_scale: bool = Field(False, description="train that factor, each head its own")
     preallocate: int | Literal["all"] = Field(
         0, description="classes in the softmax from the first task on, or all of the stream's"
     )

@@ -31,6 +31,8 @@ _QUOTED = re.compile(r'".*"|\d+')
 """What differs between mistakes of one kind."""
 COMMAND_LINE = 0
 """Stands for a line number where a value was given as KEY=VALUE."""
+ON_COMMAND_LINE = "command line"
+"""What stands before such a key in place of a file and a line."""
 
 
 @dataclass
@@ -58,7 +60,7 @@ class Document:
     def place(self, key: Key) -> str:
         """`file:line: key`, or `command line: key` for an override."""
         line, name = self.line(key), ".".join(brief(part) for part in key)
-        where = "command line" if line == COMMAND_LINE else f"{self.path}:{line}"
+        where = ON_COMMAND_LINE if line == COMMAND_LINE else f"{self.path}:{line}"
         return f"{where}: {name}" if name else where
 
     def errors(self, mistakes: Iterable[Mistake]) -> list[PerdureError]:
@@ -100,16 +102,24 @@ class Document:
             if not last:
                 node = node[part]
         whole = tuple(key)
-        for known in (self.lines, self.written, self.written_keys):
-            for old in [k for k in known if k[: len(whole)] == whole]:
-                del known[old]
-        self.lines[whole] = COMMAND_LINE
+        self._from_the_command_line(whole)
         try:
             node[key[-1]] = _read_value(value, whole, self.written, self.written_keys)
         except _HalfCharacterError as error:
             node[key[-1]] = ""
             return Mistake(error.key, error.what)
         return None
+
+    def put(self, key: str, value: Any) -> None:
+        """Write a section anew, as the command line gave it: what stood there has no line more."""
+        self.data[key] = value
+        self._from_the_command_line((key,))
+
+    def _from_the_command_line(self, whole: Key) -> None:
+        for known in (self.lines, self.written, self.written_keys):
+            for old in [k for k in known if k[: len(whole)] == whole]:
+                del known[old]
+        self.lines[whole] = COMMAND_LINE
 
     def _refuse(self, key: Sequence[str | int], what: str) -> Mistake:
         self.lines[tuple(key)] = COMMAND_LINE

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from perdure.errors import DataError, RecipeError, UsageError
+from perdure.errors import DataError, RecipeError, UsageError, task_named
 from perdure.recipe.general import TEXT_FILES
 from perdure.recipe.load import load
 from perdure.streams import build_stream
@@ -19,7 +19,10 @@ from perdure.streams.named.demo import pydoc_texts
 from perdure.streams.rows import shuffle_key
 from perdure.streams.sources import Reader
 from perdure.streams.tables import Mistakes
-from perdure.streams.task import Task
+from perdure.streams.task import Task, TaskStream
+
+if TYPE_CHECKING:
+    from perdure.recipe.schema import Recipe
 
 T = TypeVar("T", bound=Hashable)
 
@@ -59,8 +62,12 @@ def read_texts(source: str) -> list[str]:
     return texts or []
 
 
-def read_tasks(files: Sequence[Path]) -> list[Task]:
+def read_tasks(
+    files: Sequence[Path], check: Callable[[Recipe, TaskStream], None] = lambda recipe, stream: None
+) -> list[Task]:
     """Read the tasks of recipes; a recipe for this may hold its tasks alone.
+
+    Args: check: is called with each recipe and what was read of it.
 
     Raises:
         RecipeError: a recipe or its data is wrong.
@@ -69,7 +76,9 @@ def read_tasks(files: Sequence[Path]) -> list[Task]:
     found: dict[str, Task] = {}
     for file in files:
         recipe = load(file, tasks_only=True, judge=StreamJudge())
-        for task in build_stream(recipe.stream, None, recipe.folder, recipe.seed):
+        stream = build_stream(recipe.stream, None, recipe.folder, recipe.seed)
+        check(recipe, stream)
+        for task in stream:
             if task.name in found:
                 raise UsageError(
                     f"--task {file}: a task called {task.name} was given already",
@@ -110,7 +119,7 @@ def _halves_of(task: Task, seed: int, most: int) -> tuple[Task, Task]:
     search, report = deal(once, lambda at: own.question_of(rows[at]), seed, most)
     if not search or not report:
         raise DataError(
-            f"task {task.name}: has no two test rows with different prompts",
+            f"{task_named(task.name)}: has no two test rows with different prompts",
             "give it some dozens: one half chooses, the other reports",
         )
     return (

@@ -31,7 +31,7 @@ from perdure.models.adapters import (
 from perdure.models.chat import Encoder
 from perdure.models.load import resolve_saved
 from perdure.models.precision import in_bf16
-from perdure.models.served import load_router
+from perdure.models.served import load_router, verify_saved
 from perdure.recipe.schema import ModelConfig
 from perdure.repair.candidates import Candidate, layer_groups, mixed
 
@@ -168,6 +168,7 @@ def _of_adapter(base: str, folder: Path, precision: str) -> Line:
                 "or what all that are active make of the base: perdure export --to merged",
             ),
         )
+    verify_saved(folder)
     noted, path = saved_base(folder), _absolute(base)
     config = ModelConfig(path=path)
     if noted is not None:

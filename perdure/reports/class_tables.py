@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from perdure.errors import printable
 from perdure.reports import classes, probed
 from perdure.reports.data import RunView
-from perdure.reports.format import number, titled
+from perdure.reports.format import number, step_name, titled
 from perdure.reports.scenarios import MEANING, foreknown
 
 if TYPE_CHECKING:
@@ -56,7 +56,9 @@ def _by_step(run: RunView, names: Sequence[str]) -> Table:
     ]
     everything = [probed.averages(run, name, "all") for name in names]
     for after in range(run.done + 1):
-        title = "base model" if after == 0 else f"{after} {printable(run.tasks[after - 1].name)}"
+        title = "base model"
+        if after:
+            title = step_name(after, printable(run.tasks[after - 1].name))
         cells = [number(line[after]) for line in lines]
         for i, line in enumerate(everything, start=1):
             # In brackets what the same probe reaches when it is fitted on all classes.

@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from perdure.reports.format import between, number
+from perdure.reports.format import between, number, step_name
 from perdure.run.kept import kept_labels
 from perdure.scoring.classes import ClassLoss, Confusion, Pair, confusion, losses
 from perdure.scoring.matrix import ScoreMatrix
@@ -37,6 +37,14 @@ def by_sample(run: RunView, digits: int) -> list[str]:
     ends = run.evidence.interval(ScoreMatrix.BY_SAMPLE)
     said = [f"by sample {number(value, digits)}"]
     return said if ends is None else [*said, between(ends.low, ends.high, digits)]
+
+
+def undefined(run: RunView, key: str) -> str:
+    """Why classes have no forward transfer: their head is not there before they are learned."""
+    gone = key == "forward_transfer" and run.scenario and run.summary(key) is None
+    if not gone or not run.matrix.terms(key):
+        return ""
+    return "not defined: classes have no score before they are learned"
 
 
 # --- where rows went
@@ -147,8 +155,7 @@ def sections(runs: Sequence[RunView]) -> list[dict[str, Any]]:
             continue
         rows = [
             {
-                "after": after,
-                "task": run.tasks[after - 1].name,
+                "step": step_name(after, run.tasks[after - 1].name),
                 "cells": [number(getattr(one, name)) for name in
                           ("right", "other_old", "as_new", "as_old")],
             }

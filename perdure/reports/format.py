@@ -10,6 +10,7 @@ from perdure.errors import printable
 from perdure.reports.facts import TaskFacts
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
     from rich.table import Table
     from rich.text import Text
 
@@ -19,6 +20,20 @@ DASH = "–"
 def digits_for(rows: int) -> int:
     """Decimals worth printing for a mean over `rows` items (standard error up to 0.5/sqrt(n))."""
     return 3 if rows >= 500 else 2
+
+
+def step_name(number: int, task: str) -> str:
+    """What a step is called that learned the task of this number: "3 colour", but "task 3" once."""
+    head = task.removesuffix(str(number))
+    own = head not in ("", task) and not head[-1:].isdigit()
+    return task if own else f"{number} {task}"
+
+
+def breakable(name: str) -> Markup:
+    """A name in HTML that a narrow column breaks after an underscore, before it breaks a word."""
+    from markupsafe import Markup, escape
+
+    return Markup(str(escape(name)).replace("_", "_<wbr>"))
 
 
 def from_outside(text: str) -> str:

@@ -121,8 +121,8 @@ WEIGHTS = (
     "only and no part of the loss, or a term that is 0."
 )
 SHARES = (
-    "Of a step that was clipped: the norm of the gradient of each term, and of the task's own loss, "
-    "over the sum of all norms. Looked at after a clipped step, once in ten logged steps at most."
+    "Of a step whose gradient was clipped: the norm of each term's gradient, or of that of the "
+    "task's own loss, over the sum of all these norms. Measured once in ten steps at the most."
 )
 _WEIGHT, _GRADIENT_SHARE = "_weight", "_gradient_share"
 

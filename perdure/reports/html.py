@@ -88,6 +88,7 @@ def _templates() -> Environment:
         duration=format.duration,
         memory=format.memory,
         count=format.count,
+        breakable=format.breakable,
     )
     return env
 
@@ -117,6 +118,7 @@ def page(runs: Sequence[RunView]) -> dict[str, Any]:
             for run in runs
             if not run.complete
         ],
+        "accepted": provenance.accepted(runs),
         "retention": sections.retention(runs),
         "summary": sections.summary(runs),
         "map_sets": sections.map_sets(runs),

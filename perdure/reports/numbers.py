@@ -12,6 +12,7 @@ from perdure.reports import (
     general,
     pool_views,
     probed,
+    provenance,
     ranking,
     seeds,
     tradeoff,
@@ -57,6 +58,7 @@ def of_run(view: RunView) -> dict[str, Any]:
         },
         "intervals": _intervals(view),
         "rests_on": {key: rests_on(view, key) for key in KEYS},
+        "accepted_changes": [one["change"] for one in provenance.accepted([view])],
     }
 
 

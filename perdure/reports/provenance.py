@@ -70,6 +70,21 @@ def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
         )
 
 
+def accepted(runs: Sequence[RunView]) -> list[dict[str, str]]:
+    """What had changed of a run's inputs since it began and was gone on with all the same."""
+    found = []
+    for run in [member for one in runs for member in one.members]:
+        noted = run.environment.get("accepted_changes")
+        for entry in noted if isinstance(noted, list) else ():
+            if isinstance(entry, Mapping) and isinstance(entry.get("changes"), list):
+                when = str(entry.get("time", ""))
+                found += [
+                    {"label": run.label, "time": when, "change": str(one)}
+                    for one in entry["changes"]
+                ]
+    return found
+
+
 def environments(runs: Sequence[RunView]) -> list[dict[str, Any]]:
     """One block for each environment: the runs that share it, and its facts."""
     blocks: list[dict[str, Any]] = []
@@ -112,7 +127,7 @@ def _facts(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Memory", f"{memory} GB" if memory else ""),
         ("GPUs", ", ".join(map(str, gpus)) if gpus else ("none" if hardware else "")),
     ]
-    known = {"perdure", "commit", "python", "packages", "hardware", "started"}
+    known = {"perdure", "commit", "python", "packages", "hardware", "started", "accepted_changes"}
     others = {key: value for key, value in environment.items() if key not in known}
     found += [(key.replace("_", " ").capitalize(), text) for key, text in _flatten(others)]
     return [(name, text) for name, text in found if text]

@@ -124,7 +124,7 @@ def summary(runs: Sequence[RunView]) -> dict[str, Any]:
                     "interval": words.figure_interval(run, key, digits, sign=change),
                     "parts": words.mixed_parts(run, key, digits - 1),
                     "sd": words.spread_words(run, key, digits),
-                    "cells": words.cells_words(run, key),
+                    "cells": words.cells_words(run, key) or classes.undefined(run, key),
                     "sample": classes.by_sample(run, digits) if key == LEVELS[0] else [],
                     "best": at[key] == slot,
                 }

@@ -23,6 +23,7 @@ from perdure.reports import (
     left_out,
     no_class,
     pool_views,
+    provenance,
     ranking,
     words,
 )
@@ -34,7 +35,7 @@ from perdure.reports.data import (
     TaskFacts,
     views,
 )
-from perdure.reports.format import plain, titled
+from perdure.reports.format import plain, step_name, titled
 from perdure.reports.seeds import grouped
 from perdure.reports.tables import FIGURES
 
@@ -241,6 +242,8 @@ def score_table(runs: Sequence[RunData], console: Console | None = None) -> None
             target.print(plain(f"{run.label}: {said}"))
         if said := no_class.line(run):
             target.print(plain(f"{run.label}: {said}"))
+    for one in provenance.accepted(digested):
+        target.print(plain(f"{one['label']}: changed inputs were accepted: {one['change']}"))
     for run in digested:
         if not run.complete:
             target.print(plain(f"{run.label}: not finished; {format.DASH} is not scored yet"))
@@ -255,7 +258,7 @@ def _matrix_table(run: RunView) -> Table:
         name = plain(_heading(task))
         table.add_column(name, justify="right", overflow="fold", min_width=_least(task))
     for after in range(len(run.tasks) + 1):
-        title = "base model" if after == 0 else f"{after} {run.tasks[after - 1].name}"
+        title = step_name(after, run.tasks[after - 1].name) if after else "base model"
         cells = []
         for position, task in enumerate(run.tasks, start=1):
             style = "bold" if position == after else ("dim" if position > after else "")

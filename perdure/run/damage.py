@@ -13,7 +13,6 @@ from perdure.run import item_files
 from perdure.run.pins import pinned, recipe_changes, values_of
 from perdure.run.sums import GROWING, changed, damage, is_mark, lines_of
 from perdure.seals import MANIFEST, facts_of, recorded
-from perdure.seals import verify as verify_folder
 
 if TYPE_CHECKING:
     from perdure.run.directory import Run
@@ -31,8 +30,10 @@ def verify(run: Run, weights: bool = True) -> None:
     begun = int(run.environment().get("extends", {}).get("tasks", 0))
     written = recorded(run.path / "checkpoints", run.most_tasks())
     for number, folder in written[-1:] if weights else ():
+        from perdure.models.served import verify_checkpoint  # it imports torch
+
         older = f", or delete the folder {folder}: the run then goes on after {number - 1} tasks"
-        verify_folder(folder, f"put it back from a copy{older if number > begun else ''}")
+        verify_checkpoint(folder, f"put it back from a copy{older if number > begun else ''}")
     whole = len(run.stream_facts())
     if learned < (whole if (run.path / "finished").exists() else begun):
         raise RunError(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.consent import ConsentError
-from perdure.errors import RunError
+from perdure.errors import RunError, task_named
 from perdure.processes import barrier, rank
 from perdure.seals import is_whole, write_sealed
 from perdure.streams.task import GeneralText, NoClass, Task, TaskStream
@@ -95,29 +95,36 @@ def kept_no_class(run: Run) -> NoClass:
 
 
 def whole_stream(
-    run: Run, new: TaskStream, old: Callable[[Path], TaskStream] | None = None
+    run: Run,
+    new: TaskStream,
+    old: Callable[[Path], TaskStream] | None = None,
+    extends: bool = False,
 ) -> TaskStream:
     """The tasks that a run learned before it was extended, and the new ones after them.
 
     Args:
         new: what the run's own recipe names; of a run that extends none it is the whole.
         old: reads the stream of an earlier recipe, where a method trains on the old rows too.
+        extends: `new` are the tasks of an extension of this run, which is not made yet.
 
     Raises:
         RunError: the old files are gone or have changed since they were learned.
     """
     count = int(run.environment().get("extends", {}).get("tasks", 0))
+    files = sorted((run.path / "data").glob("recipe-*.yaml"))
+    if extends:
+        count, files = len(run.stream_facts()), [*files, run.path / "recipe.yaml"]
     if not count:
         return new
     tasks = kept_tasks(run, count)
     if old is not None:
-        rows = {t.name: t for file in sorted((run.path / "data").glob("recipe-*.yaml"))
-                for t in _told(run, file, old)}  # fmt: skip
+        rows = {t.name: t for file in files for t in _told(run, file, old)}
         for number, task in enumerate(tasks):
             read = rows.get(task.name)
             if read is None or read.version != task.version:
                 raise RunError(
-                    f"{run.path}: the rows of task {task.name} have changed since it was learned",
+                    f"{run.path}: the rows of {task_named(task.name)} have changed since it "
+                    "was learned",
                     "this method trains on them: put the old files back",
                 )
             tasks[number] = replace(task, train=read.train, train_kept=True)

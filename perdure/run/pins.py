@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perdure.errors import RunError
+from perdure.errors import RunError, task_named
 from perdure.files import now, write_atomic
 from perdure.models.pin import base_files, files_of, template_files
 from perdure.processes import barrier, broadcast, rank
@@ -117,6 +117,29 @@ def _since(
             yield from _other_files(known, files(model))
 
 
+def rows_since(run: Run, recipe: Recipe, stream: TaskStream) -> list[str]:
+    """What has changed of a run's rows and general text where another recipe reads them again.
+
+    They are the run's own where that recipe writes them as the run's does, with the same seed:
+    other rows may well have a task of the same name.
+    """
+    mine, theirs = run.recipe, recipe
+    if mine.seed != theirs.seed:
+        return []
+    known = {task["name"]: task for task in run.stream_facts()}
+    written = [(t.name, t.model_dump()) for t in mine.stream.tasks]
+    same = {t.name for t in theirs.stream.tasks if (t.name, t.model_dump()) in written}
+    if mine.stream.model_dump() == theirs.stream.model_dump():
+        same = set(known)
+    found: list[str] = []
+    for task in _versions(stream):
+        if task["name"] in same & known.keys():
+            found += _other_rows([known[task["name"]]], [task])
+    if mine.general is not None and mine.general == theirs.general:
+        found += _other_text(run, stream.general.version)
+    return found
+
+
 def note_accepted(run: Run, changes: Sequence[str]) -> None:
     """Note changes that the user has accepted, for the report; nothing where there are none."""
     if changes:
@@ -159,15 +182,17 @@ def _own_code(recipe: Recipe) -> dict[str, str]:
 def _changes(run: Run, wanted: Mapping[str, Any]) -> Iterator[str]:
     """What differs from what was noted; nothing where nothing was."""
     yield from _other_rows(run.stream_facts(), wanted["stream"])
-    text = run.environment().get("general_text")
-    if text is not None and text != wanted["general_text"]:
-        yield (
-            f"the general text has changed {SINCE} (version {text}, now {wanted['general_text']})"
-        )
+    yield from _other_text(run, wanted["general_text"])
     noted = pinned(run)
     yield from recipe_changes(noted, wanted["recipe"])
     if files := noted.get("files", {}):
         yield from _other_files(files, wanted["files"])
+
+
+def _other_text(run: Run, now: str) -> Iterator[str]:
+    text = run.environment().get("general_text")
+    if text is not None and text != now:
+        yield f"the general text has changed {SINCE} (version {text}, now {now})"
 
 
 def _other_rows(
@@ -178,7 +203,7 @@ def _other_rows(
     for old, new in zip(before, now, strict=False):
         if (old["name"], old["version"]) != (new["name"], new["version"]):
             yield (
-                f"the rows of task {old['name']} have changed {SINCE} "
+                f"the rows of {task_named(old['name'])} have changed {SINCE} "
                 f"(version {old['version']}, now {new['version']})"
             )
 

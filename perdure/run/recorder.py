@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from perdure.errors import TrainingError
+from perdure.errors import TrainingError, task_named
 from perdure.processes import barrier, rank
 from perdure.run.directory import Run
 from perdure.run.pool import POOL, pool_in
@@ -78,7 +78,7 @@ class Recorder:
             return
         for name, value in found.items():
             self.run.record_fact(after, task, name, value)
-            self.run.note(f"task {task}: {name} {value:g}")
+            self.run.note(f"{task_named(task)}: {name} {value:g}")
 
     def scored(self, after: int) -> set[tuple[str, str | None]]:
         """What has a score after `after` tasks already: its kind and task."""

@@ -71,16 +71,13 @@ class Change:
 
     @property
     def outcome(self) -> Outcome:
-        if not self.known:
-            return "open"
-        found = verdict_of(self.low, self.high, self.margin)
-        return "open" if found == "undecided" else found
+        return outcome_of(self.low, self.high, self.margin)
 
     @property
     def gain(self) -> Gain:
-        if not self.known or self.low <= self.margin <= self.high:
-            return "open"
-        return "learned" if self.low > self.margin else "not learned"
+        # To fall by more than the margin read backwards is to rise by more than it.
+        mirrored: dict[Outcome, Gain] = {"lost": "learned", "kept": "not learned", "open": "open"}
+        return mirrored[outcome_of(-self.high, -self.low, self.margin)]
 
     @property
     def smallest(self) -> float:
@@ -91,6 +88,18 @@ class Change:
     def would_be(self) -> Outcome:
         """What enough rows like these would say."""
         return "kept" if self.mean > -self.margin else "lost"
+
+
+def outcome_of(low: float, high: float, margin: float) -> Outcome:
+    """Decide what an interval [`low`, `high`] of a change says; the only place that does.
+
+    Reports, `compare`, the terminal, `audit` and `diagnose` all ask it. Where no interval is known
+    (nan) nothing is said.
+    """
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "open"
+    found = verdict_of(low, high, margin)
+    return "open" if found == "undecided" else found
 
 
 def of_items(

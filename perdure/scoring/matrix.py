@@ -151,7 +151,7 @@ class ScoreMatrix:
         """
         return self._figure("backward_transfer", self.terms("backward_transfer"))
 
-    def forgetting(self, *, from_base: bool = False) -> float:
+    def forgetting(self, *, from_base: bool = False, maximum: str = "past") -> float:
         """Mean drop on earlier tasks, from the best they ever scored before the end to the end.
 
         F = 1/(T-1) * sum over j < T-1 of (max over 1 <= i <= T-1 of R[i, j]) - R[T, j].
@@ -159,12 +159,19 @@ class ScoreMatrix:
         task j itself was learned among them where they have a score: a classifier that has no
         head for a task yet has none there. Row 0, the untouched base model, which the paper's
         models trained from scratch do not have, is NOT in the maximum; `from_base=True` puts it
-        there, so that ability lost against the base model counts as well.
+        there, so that ability lost against the base model counts as well. `maximum="all"` puts
+        the last row there, as SEQ*'s released code does: the figure is then never below 0.
         Unit: the metrics', -1 to 1; positive is forgetting.
-        Raises: ScoreMissing, naming the cell; or there is no earlier task.
+        Raises: ScoreMissing, naming the cell; or there is no earlier task; or UsageError for
+            another word than those.
         Source: Chaudhry et al. 2018 (Riemannian walk), section 3.1.
         """
-        return self._figure("forgetting", self._drops(0 if from_base else 1))
+        if maximum not in ("past", "all"):
+            raise UsageError(f'forgetting: maximum="{maximum}"', 'one of: "past", "all"')
+        drops = self._drops(0 if from_base else 1)
+        if maximum == "all":
+            drops = [replace(drop, rows=(*drop.rows, len(self.tasks))) for drop in drops]
+        return self._figure("forgetting", drops)
 
     def forward_transfer(self) -> float:
         """Mean change on a task from the base model to the row just before it is learned.

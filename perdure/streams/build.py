@@ -20,7 +20,7 @@ from perdure.streams.line_files import line_table
 from perdure.streams.named.base import Source
 from perdure.streams.named.demo import STREAMS
 from perdure.streams.named.find import CLASS_STREAMS
-from perdure.streams.repeats import warn_of_repeats, warn_of_two_classes
+from perdure.streams.repeats import warn_of_repeats, warn_of_shared, warn_of_two_classes
 from perdure.streams.rows import (
     Placed,
     capped,
@@ -79,6 +79,8 @@ def build_stream(
         raise RecipeError(mistakes.listed())
     if stream.order is not None:
         tasks = [tasks[names.index(name)] for name in stream.order]
+    if stream.name not in STREAMS:  # whose texts are each in one task
+        warn_of_shared(tasks)
     scenario = stream.scenario or kind_of(tasks[0].kind).scenarios[0]
     return TaskStream(tuple(tasks), text, scenario, stream.name or "+".join(names), no_class)
 
@@ -167,6 +169,8 @@ def _cut_up(
 ) -> tuple[list[Task], NoClass]:
     """Tasks of one source's rows; `own` are a named stream's, each its classes."""
     before = len(mistakes)
+    if config.dev_from == "test":
+        splits["validation"] = list(splits["test"])
     splits, no_class = apart(splits, form.label, config, seed, mistakes)
     settle_labels(splits, form, config, mistakes)
     if len(mistakes) > before:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from perdure.errors import brief
+from perdure.errors import brief, task_named
 from perdure.recipe.data import DataConfig
 from perdure.streams.cells import folded
 from perdure.streams.rows import Placed, capped, hold_out, shuffle_key
@@ -113,7 +113,8 @@ def class_order(labels: Sequence[str], config: DataConfig) -> list[str]:
         random.Random(config.order_seed).shuffle(order)
         return order
     if config.order == "alphabetical":
-        return sorted(first)
+        # Capitals among the others, in any locale; names that differ in case alone: capitals first.
+        return sorted(first, key=lambda label: (label.casefold(), label))
     if config.order == "frequency":
         return sorted(first, key=lambda label: (-counts[label], first.index(label)))
     return first
@@ -276,7 +277,7 @@ def whole(part: Part, key: str, config: TaskConfig, seed: int, mistakes: Mistake
             if rest:  # else all of them ask the same
                 own, held["validation"] = rest, [*held["validation"], *some]
         if not own:
-            where = rows[0].place if rows else f"{config.place('train')}: task {part.name}"
+            where = rows[0].place if rows else f"{config.place('train')}: {task_named(part.name)}"
             what = f'{where}: the class "{brief(name)}" has {count} row{"s" * (count != 1)}'
             if count > 1:
                 what += " that ask the same"

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from perdure.errors import DataError, PerdureError, RecipeError, UsageError, brief
+from perdure.errors import DataError, PerdureError, RecipeError, UsageError, brief, task_named
 from perdure.streams.cells import folded
 from perdure.streams.kinds import kind
 from perdure.streams.tables import Mistakes
@@ -99,7 +99,7 @@ def _first(task: Task, label: str) -> str:
     for row in (*task.train, *task.validation, *task.test):
         if row.get("label") == label and (place := place_of(row)):
             return place
-    return f"task {task.name}"
+    return task_named(task.name)
 
 
 def _difference(label: str, other: str) -> str:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from perdure.errors import DataError, brief
+from perdure.errors import DataError, brief, task_named
 from perdure.streams.cells import folded
 from perdure.streams.kinds import Format
 from perdure.streams.tables import Mistakes, choices
@@ -74,11 +74,11 @@ def same_tokens(
         ids = tuple(tokens(label))
         if (other := first.setdefault(ids, label)) != label:
             what = (
-                f'task {task}: labels "{brief(other)}" and "{brief(label)}" are the same tokens in '
-                f"the model's tokenizer: {brief(list(ids))}"
+                f'{task_named(task)}: labels "{brief(other)}" and "{brief(label)}" are the same '
+                f"tokens in the model's tokenizer: {brief(list(ids))}"
             )
             remedy = "give them other names by label_names, or take another model"
-            found.append(DataError(what, remedy, f"task {task}"))
+            found.append(DataError(what, remedy, task_named(task)))
     return found
 
 
@@ -91,17 +91,16 @@ def _found(train: list[Placed], form: Format, task: str) -> tuple[str, ...]:
     several = [f'"{same[0]}" ({len(same)})' for same in forms.values() if len(same) > 1]
     if several:
         logger.warning(
-            "task %s: labels that are written in several ways, which look alike, are read as one: "
-            "%s",
-            task,
+            "%s: labels that are written in several ways, which look alike, are read as one: %s",
+            task_named(task),
             ", ".join(map(brief, several[:5])),
         )
     labels = sorted(same[0] for same in forms.values())
     for pair in _alike_but_for_case(labels):
         logger.warning(
-            'task %s: the labels "%s" and "%s" differ only in case and count as two; if they are '
+            '%s: the labels "%s" and "%s" differ only in case and count as two; if they are '
             "one, %s",
-            task,
+            task_named(task),
             *map(brief, pair),
             "map one to the other in label_names" if form.renames else "write both alike",
         )

@@ -6,11 +6,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from perdure.errors import brief
-from perdure.streams.kinds.base import whole_row
+from perdure.errors import brief, task_named
+from perdure.streams.kinds import kind
+from perdure.streams.kinds.base import Row, whole_row
+from perdure.streams.task import place_of
 
 if TYPE_CHECKING:
     from perdure.streams.rows import Placed
+    from perdure.streams.task import Task
 
 logger = logging.getLogger("perdure")
 _PAIRS = (
@@ -52,6 +55,48 @@ def warn_of_two_classes(source: str, splits: Mapping[str, Sequence[Placed]], lab
         )  # fmt: skip
 
 
+def warn_of_shared(tasks: Sequence[Task]) -> None:
+    """Tell once how many rows ask what a row of an earlier task asks, with the same answer or not.
+
+    Rows of one kind are compared with each other.
+    """
+    first: dict[tuple[str, str], tuple[Task, Row]] = {}
+    wholes: dict[tuple[str, str], Task] = {}
+    trained: dict[tuple[str, str], set[str]] = {}
+    tested: list[tuple[str, tuple[str, str]]] = []
+    later: list[tuple[Task, Row, Task, Row]] = []
+    equal = 0
+    for task in tasks:
+        home = kind(task.kind)
+        splits = {"train": task.train, "validation": task.validation, "test": task.test}
+        for split, rows in splits.items():
+            for row in rows:
+                key = (task.kind, home.question_of(row))
+                whole = (task.kind, whole_row(home.item(row)))
+                other = first.setdefault(key, (task, row))
+                if other[0] is not task:
+                    later.append((task, row, *other))
+                    equal += wholes.get(whole, task) is not task
+                wholes.setdefault(whole, task)
+                if split == "train":
+                    trained.setdefault(key, set()).add(task.name)
+                elif split == "test":
+                    tested.append((task.name, key))
+    if not later:
+        return
+    elsewhere = sum(bool(trained.get(key, set()) - {name}) for name, key in tested)
+    rows_have = "1 row has" if len(later) == 1 else f"{len(later)} rows have"
+    tests = "1 test row is" if elsewhere == 1 else f"{elsewhere} test rows are"
+    more = f"; {tests} trained on in another task, which shows in the scores"
+    task, row, early, same = later[0]
+    logger.warning(
+        "tasks: %s the prompt of a row of an earlier task (the first: %s of %s, as %s of "
+        "%s), %d of them equal in everything; each is used in both%s",
+        rows_have, place_of(row), task_named(task.name), place_of(same), task_named(early.name),
+        equal, more if elsewhere else "",
+    )  # fmt: skip
+
+
 def warn_of_repeats(task: str, splits: Mapping[str, Sequence[Placed]]) -> None:
     """Tell how many rows of a split have a prompt of another one of it, or of another split.
 
@@ -69,9 +114,9 @@ def warn_of_repeats(task: str, splits: Mapping[str, Sequence[Placed]]) -> None:
             known.add(whole)
         if again:
             logger.warning(
-                "task %s: %d of %d %s rows have the prompt of an earlier one (the first: %s, as "
+                "%s: %d of %d %s rows have the prompt of an earlier one (the first: %s, as "
                 "%s), %d of them equal in everything; each is used as often as it is there",
-                task, len(again), len(rows), split, again[0].place,
+                task_named(task), len(again), len(rows), split, again[0].place,
                 first[again[0].question].place, equal,
             )  # fmt: skip
     for one, other, which, so in _PAIRS:
@@ -82,8 +127,8 @@ def warn_of_repeats(task: str, splits: Mapping[str, Sequence[Placed]]) -> None:
             whole_rows = sum(wholes[one][n] in same for n in both)
             at = splits[one][both[0]]
             logger.warning(
-                "task %s: %d of %d %s rows have a prompt %s (the first: %s, as %s), %d of them "
+                "%s: %d of %d %s rows have a prompt %s (the first: %s, as %s), %d of them "
                 "equal in everything; %s",
-                task, len(both), len(splits[one]), one, which, at.place, seen[at.question],
-                whole_rows, so,
+                task_named(task), len(both), len(splits[one]), one, which, at.place,
+                seen[at.question], whole_rows, so,
             )  # fmt: skip

@@ -8,9 +8,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from perdure.errors import brief
+from perdure.errors import brief, task_named
 from perdure.recipe.columns import columns_in
 from perdure.recipe.data import DataConfig
+from perdure.recipe.yaml import ON_COMMAND_LINE
 from perdure.streams.cells import CellError, EmptyCell, cell_text, is_empty
 from perdure.streams.kinds import Kind, Row, format_of
 from perdure.streams.tables import Mistakes, Record, Table, choices, listed
@@ -86,9 +87,12 @@ def to_rows(
         remedy = choices(theirs, table.columns, "columns there are")
         if len(table.columns) == 1 and task.dataset is None:
             remedy.append("the header is one cell: name what separates the cells, `delimiter`")
-        if ours not in task.columns:
-            remedy.append(f"name it in the recipe: columns: {{{ours}: your-column}}")
         where = task.place(f"columns.{ours}")
+        line, _, key = where.rpartition(": ")
+        if line == ON_COMMAND_LINE:
+            remedy.append(f"give the column's name behind it: {key}=YOUR-COLUMN")
+        elif ours not in task.columns:
+            remedy.append(f"name it in the recipe: columns: {{{ours}: your-column}}")
         mistakes.add(table.name, f'{where}: {table.name} has no column "{theirs}"', remedy)
     for key, source in _marks(task):
         for theirs in columns_in(source):
@@ -120,8 +124,8 @@ def to_rows(
     if empty and len(empty) == len(table.records):
         mistakes.add(table.name, empty[0], "so it is in each row: name another column, or split")
     elif empty:
-        told = "task %s: %d of %d rows are left out, as there is nothing in them (the first: %s)"
-        logger.warning(told, task.name, len(empty), len(table.records), empty[0])
+        told = "%s: %d of %d rows are left out, as there is nothing in them (the first: %s)"
+        logger.warning(told, task_named(task.name), len(empty), len(table.records), empty[0])
     return rows
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from perdure.errors import UsageError
+from perdure.errors import UsageError, task_named
 from perdure.recipe.data import Scenario
 from perdure.recipe.until import UntilConfig
 from perdure.streams.kinds import Row as Row
@@ -88,7 +88,7 @@ class Gone(Sequence[Row]):
 
     def _told(self) -> UsageError:
         return UsageError(
-            f"method: the training rows of task {self.task} are not kept",
+            f"method: the training rows of {task_named(self.task)} are not kept",
             "a method that trains on earlier tasks' rows says so: needs_old_rows = True",
         )
 

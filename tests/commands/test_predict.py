@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 import perdure
 from perdure.cli import app
 from perdure.errors import PerdureError, RecipeError, UsageError
-from perdure.run import Run
+from perdure.run import Run, item_files
 from perdure.scoring.answers import ranked
 
 pytestmark = pytest.mark.train
@@ -235,6 +235,23 @@ def test_another_column(intents: Path, tmp_path: Path) -> None:
     assert found == perdure.load_predictor(intents)(["zk a"])
 
 
+def test_a_classifier_is_audited_by_the_rows_that_its_run_keeps(intents: Path) -> None:
+    """Audit of two models refuses tasks of classes, and says what to give instead: that works."""
+    from perdure.audit.plan import plan_measures
+    from perdure.run.kept import kept_tasks
+
+    run = Run.open(intents)
+    with pytest.raises(UsageError, match=r"task 1 is of classes.*\n.*--scores RUN/items/after-1-"):
+        plan_measures(("tasks",), kept_tasks(run, 3), (), None)
+    files = [item_files.path(intents, "task", after, "task 1") for after in (1, 3)]
+    words = ["audit", "--scores", *map(str, files), "--max-drop", "0.9", "--json"]
+    told = CliRunner().invoke(app, words)
+    assert told.exit_code in (0, 1, 3), told.output
+    (measure,) = json.loads(told.stdout)["measures"]
+    scores = [[item["score"] for item in run.items(after, "task 1")] for after in (1, 3)]
+    assert [measure["base"], measure["tuned"]] == [sum(s) / len(s) for s in scores]
+
+
 # --- text
 
 
@@ -316,6 +333,57 @@ def test_relations_are_answered_as_they_were_learned(tmp_path: Path) -> None:
     for text, why in (("Ann left", "no markers"), ("[E11] Ann [E12] left", r"\[E21\] is missing")):
         with pytest.raises(RecipeError, match=why):
             predict([text])
+
+
+def test_a_named_stream_of_relations_keeps_its_form(tmp_path: Path) -> None:
+    """FewRel's rows are tokens and two entities: files to answer and to extend with are too."""
+
+    def rows(pid: str, count: int = 10) -> list[dict[str, Any]]:
+        return [
+            {"tokens": ["In", f"{pid}-{i}", "Ann", pid, "Bob", "."],
+             "h": ["ann", "Q1", [[2]]], "t": ["bob", "Q2", [[4]]]}
+            for i in range(count)
+        ]  # fmt: skip
+
+    relations = [f"P{n}" for n in range(8)]
+    folder = tmp_path / "fewrel"
+    folder.mkdir()
+    (folder / "val_wiki.json").write_text(json.dumps({pid: rows(pid) for pid in relations}))
+    (folder / "pid2name.json").write_text(json.dumps({pid: [f"is {pid}"] for pid in relations}))
+    recipe = {
+        "model": {"path": str(save_encoder(tmp_path / "model")), "pooling": "entity_starts"},
+        "stream": {"name": "fewrel", "folder": str(folder), "data": {"tasks": 2}},
+        "method": {"name": "seq_star", "warmup_epochs": 0},
+        "train": {"epochs": 1, "precision": "fp32"},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    run = learned(tmp_path / "recipe.yaml", tmp_path / "run")
+    items = [item for task in ("task 1", "task 2") for item in Run.open(run).items(2, task)]
+    said = [item["prompt"] for item in items]
+    data = tmp_path / "rows.jsonl"
+    cells = [
+        {"tokens": row["tokens"], "head": row["h"], "tail": row["t"], "label": "is new"}
+        for pid in (*relations, "P8") for row in rows(pid)
+    ]  # fmt: skip
+    data.write_text("".join(json.dumps(row) + "\n" for row in cells))
+    found = {line["text"]: line["class"] for line in lines(run, data)}
+    assert [found[text] for text in said] == [item["prediction"] for item in items]
+    (tmp_path / "marked.txt").write_text("".join(text + "\n" for text in said))
+    assert [line["text"] for line in lines(run, tmp_path / "marked.txt")] == said
+    (tmp_path / "bare.txt").write_text("Ann met Bob\n")
+    told = typed(run, tmp_path / "bare.txt")
+    assert (told.exit_code, "the text has no markers" in told.stderr) == (2, True)
+    data.write_text("".join(json.dumps(row) + "\n" for row in cells[-10:]))
+    longer = CliRunner().invoke(
+        app, ["extend", str(run), "--data", str(data), "--out", str(tmp_path / "longer")]
+    )
+    assert longer.exit_code == 0, longer.output
+    for item in Run.open(tmp_path / "longer").items(3, "rows"):
+        assert "[E11] Ann [E12] P8 [E21] Bob [E22]" in item["prompt"]
+    bare = [{"tokens": row["tokens"], "head": "Ann", "tail": "Bob"} for row in rows("P8", 3)]
+    for task in ("rows", "task 1"):
+        ask = perdure.load_predictor(tmp_path / "longer", task=task)
+        assert all("[E11] Ann" in answer["text"] for answer in ask(bare))
 
 
 def test_a_text_too_long_for_the_model(texts: Path) -> None:

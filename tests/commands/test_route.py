@@ -68,6 +68,23 @@ def test_a_file_of_requests(folder: Path, tmp_path: Path) -> None:
     assert len(call(folder, "--file", file).stdout.splitlines()) == 4
 
 
+def test_a_request_of_text_parts_is_read_and_another_part_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    parts = [{"type": "text", "text": "Add both"}, {"type": "text", "text": "numbers up."}]
+    file = tmp_path / "rows.jsonl"
+
+    def asked(content: list[Any], code: int) -> Any:
+        file.write_text(json.dumps({"messages": [{"role": "user", "content": content}]}))
+        return call(folder, "--file", file, "--json", code=code)
+
+    found = json.loads(asked(parts, 0).stdout)["requests"][0]
+    assert found["adapter"] == "sum@2"
+    assert found["messages"] == [{"role": "user", "content": "Add both numbers up."}]
+    told = asked([*parts, {"type": "image_url"}], 2).output
+    assert 'rows.jsonl:1: message 1: its content has a part of the type "image_url"' in told
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -225,7 +225,7 @@ def test_the_commands_take_its_files(shop: Path, tmp_path: Path, tiny_model_dir:
         assert [s["score"] for s in again] == [s["recorded"] for s in again] != []
         assert again[0]["measures"]["accuracy_within_task"] == 1.0
     told = command("audit", str(tiny_model_dir), str(run), "--tasks", str(shop), code=2)
-    assert "task task 1 is of kind toy, whose rows have no prompt and no answer" in told
+    assert "task 1 is of kind toy, whose rows have no prompt and no answer" in told
 
 
 def test_words_for_learning_are_the_kinds(shop: Path) -> None:
@@ -273,8 +273,8 @@ def test_what_the_kind_lacks_is_refused_by_name(tiny_model_dir: Path, tmp_path: 
         learner_of(tmp_path, recipe, general=GeneralText((), ("some text",)))
     one, two = stream.tasks
     for changed, message in (
-        (replace(two, kind="generation"), "task 1 is of kind toy, task task 2 of kind generation"),
-        (replace(two, learn="rl"), "task task 2: learn: rl: tasks cannot be learned in this way"),
+        (replace(two, kind="generation"), "task 1 is of kind toy, task 2 of kind generation"),
+        (replace(two, learn="rl"), "task 2: learn: rl: tasks cannot be learned in this way"),
     ):
         with pytest.raises(UsageError, match=message):
             learner_class(TaskStream((one, changed)))
@@ -287,7 +287,7 @@ def test_a_task_that_is_only_scored(tiny_model_dir: Path, tmp_path: Path) -> Non
     stream = two_tasks()
     stream = replace(stream, tasks=(stream.tasks[0], replace(stream.tasks[1], learn="none")))
     recipe = recipe_of(tmp_path, tiny_model_dir, "rewind")
-    with pytest.raises(UsageError, match="task task 1 has none"):
+    with pytest.raises(UsageError, match="task 1 has none"):
         chosen_methods(recipe, stream)
     recipe = recipe_of(tmp_path, tiny_model_dir, ["ewc", "replay"])
     run = Run.create(tmp_path / "run", recipe)
@@ -295,7 +295,7 @@ def test_a_task_that_is_only_scored(tiny_model_dir: Path, tmp_path: Path) -> Non
     one, two = weights(run.path, 1), weights(run.path, 2)
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
-    assert "task task 2: is only scored" in (run.path / "perdure.log").read_text()
+    assert "task 2: is only scored" in (run.path / "perdure.log").read_text()
     assert [(s["after"], s["task"]) for s in run.scores()] == [(1, "task 1"), (2, "task 1")]
     assert {row["after"] for row in run.log_rows()} == {1}
 

@@ -6,12 +6,12 @@ import json
 import os
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from class_runs import CLASSES, save_encoder, weights, write_class_recipe
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_runs import fork_server
 from torch import Tensor
 
@@ -23,6 +23,7 @@ from perdure.learners.listener import Folders
 from perdure.learners.training import PhaseTrainer
 from perdure.methods.seq_star import frozen
 from perdure.models.classifier import Classifier
+from perdure.models.classifier_files import load_classifier_weights
 from perdure.models.features import Features
 from perdure.prepare import prepare
 from perdure.run import Run
@@ -422,6 +423,43 @@ def test_preallocated_heads_learn_as_negatives(
     assert one["heads.reserve.weight"].shape == (4, 32)
     assert "heads.reserve.weight" not in three
     assert [three[f"heads.parts.{k}.weight"].shape for k in range(3)] == [(2, 32)] * 3
+
+
+@pytest.mark.parametrize("mode", ["requires_grad", "lr_zero"])
+def test_a_learned_scale_of_an_old_head_stays(encoder_dir: Path, tmp_path: Path, mode: str) -> None:
+    """Under FixBC an old head's logits are equal to the bit, its learned scale with it."""
+    head = {"learn_scale": True, "scale": 4.0, "learning_rate": 1e-2}
+    method = {"name": "seq_star", "warmup_epochs": 1, "freeze_mode": mode}
+    recipe = write_class_recipe(tmp_path, encoder_dir, model__head=head, method=method)
+    out = learn(tmp_path / "run", recipe)
+    one, three = weights(out, 1), weights(out, 3)
+    assert all(torch.equal(three[name], one[name]) for name in one if "body" not in name)
+    scales = [float(three[f"heads.parts.{k}.scale"]) for k in range(3)]
+    assert all(scale != 4.0 for scale in scales)  # each has learned its own
+    features = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    found = []
+    for after in (1, 3):
+        learner = learner_of(tmp_path / f"after-{after}", recipe)
+        learner.restore(out / f"checkpoints/task-{after}", after)
+        found.append(cast(Any, learner.model).heads(features)[:, :2])
+    assert torch.equal(*found)
+
+
+def test_one_scale_for_all_heads_of_an_older_run_is_read(encoder_dir: Path, tmp_path: Path) -> None:
+    head = {"learn_scale": True, "learning_rate": 1e-2}
+    recipe = write_class_recipe(tmp_path, encoder_dir, model__head=head)
+    learner = learner_of(tmp_path / "run", recipe)
+    learner.check()
+    model = cast(Any, learner.model)
+    for task in range(2):
+        model.grow(2, task)
+    learner.save(tmp_path / "saved")
+    file = tmp_path / "saved/model/heads.safetensors"
+    kept = {n: w for n, w in load_file(file).items() if not n.endswith("scale")}
+    save_file({**kept, "heads.scale": torch.tensor(7.0)}, file)
+    found = load_classifier_weights(model, tmp_path / "saved/model")
+    scales = {name: float(w) for name, w in found.items() if name.endswith("scale")}
+    assert scales == {"heads.parts.0.scale": 7.0, "heads.parts.1.scale": 7.0}
 
 
 def test_lora_stands_in_the_body(encoder_dir: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from perdure.engine.callbacks import ProgressCallback
 from perdure.errors import PerdureError
 from perdure.learners.rl import RLTrainer
 from perdure.learners.rollouts import PromptSampler
+from perdure.methods.registry import load, names
 from perdure.run import Run
 
 pytestmark = pytest.mark.train
@@ -173,7 +174,7 @@ def test_other_rewards_do_not_go_on(
         self.version = "another"
 
     monkeypatch.setattr(Chrf, "__init__", other)
-    with pytest.raises(PerdureError, match="cannot be gone on from: rewards: .* now"):
+    with pytest.raises(PerdureError, match=r"cannot be gone on from: rewards: .* now"):
         perdure.learn(recipe, Run.open(run.path))
 
 
@@ -287,6 +288,37 @@ def test_the_loss_is_grpos_by_hand(
             assert torch.allclose(base[name] - after[name], wanted, atol=1e-5 * largest + 1e-7)
 
 
+# --- methods
+
+WORK = {
+    "ema", "freeze", "general_replay", "gere", "gere_distance", "gere_kl", "gere_official", "kl",
+    "lcia", "lwf", "moelora", "olora", "sequential",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", names())
+def test_each_method_learns_from_rewards_or_is_refused_before_a_weight_is_loaded(
+    name: str, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps by rewards, then two supervised ones, with each built-in method."""
+    kind = load(name)
+    changes: dict[str, Any] = {
+        "method": {"name": name, **kind.example_options}, "rl__max_steps": 2,
+        "general": {"source": "pydoc", "replay_rows": 4, "held_out_rows": 0, "max_tokens": 24},
+    }  # fmt: skip
+    if kind.adapters:
+        changes["model__tuning"] = "lora"
+    recipe = perdure.load_recipe(write_recipe(tmp_path, tiny_model_dir, **changes))
+    run = Run.create(tmp_path / "run", recipe)
+    if name in WORK:
+        perdure.learn(recipe, run)
+        assert [line["step"] for line in run.log_rows()] == [1, 2, 1, 2]
+        return
+    monkeypatch.setattr("perdure.models.load_base", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(PerdureError, match=rf"{name}.*(reinforcement|classes|heads)"):
+        perdure.learn(recipe, run)
+
+
 # --- rows
 
 
@@ -297,7 +329,7 @@ def test_prompts_come_as_the_trainer_takes_them() -> None:
     assert len(order) == len(sampler) == 3 * 2 * 3 * 2
     batches = [order[i : i + 6] for i in range(0, len(order), 6)]
     assert all(b[:3] == b[:1] * 3 and b[3:] == b[3:4] * 3 for b in batches)
-    assert [b for b in batches[::2]] == [b for b in batches[1::2]]  # the same completions again
+    assert batches[::2] == batches[1::2]  # the same completions again
     drawn = [b[k] for b in batches[::2] for k in (0, 3)]
     assert sorted(set(drawn)) == [0, 1, 2, 3, 4]
     assert drawn[5] == drawn[0]  # the last batch is filled up from the epoch's start

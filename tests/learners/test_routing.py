@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -158,13 +160,7 @@ def test_rows_are_answered_by_the_adapters_that_score_them(pool: Run) -> None:
 
 
 def test_a_batch_of_several_adapters_writes_what_each_writes_alone(tiny: Any) -> None:
-    model = attach_lora(tiny[0], LoraConfig(r=2)).eval()
-    adapter_lists.add(model, "second")
-    maker = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if ".lora_B." in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=maker))
+    model = two_adapters(tiny[0])
     asked = ["red one", "two of a kind", "a red house", "nothing at all", "two", "the red sea"]
     rows = [{"prompt": as_prompt(text), "answer": "x"} for text in asked]
     task = Task("t", (), (), rows, "exact_match", max_new_tokens=5)
@@ -185,6 +181,59 @@ def test_a_batch_of_several_adapters_writes_what_each_writes_alone(tiny: Any) ->
     assert [i["adapter"] for i in found.items] == [n.replace("__", "") for n in names]
     # One batch of five tokens, beside the trial of whether this model can write batches.
     assert len(calls) <= 5 + 3 * 4
+
+
+def two_adapters(model: Any) -> Any:
+    """A model with two random ones, `default` and `second`."""
+    model = attach_lora(model, LoraConfig(r=2)).eval()
+    adapter_lists.add(model, "second")
+    maker = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=maker))
+    return model
+
+
+@pytest.mark.parametrize("measure", ["label_likelihood", "perplexity"])
+def test_labels_and_losses_are_scored_adapter_by_adapter_and_items_keep_the_rows_order(
+    tiny: Any, measure: str
+) -> None:
+    model = two_adapters(tiny[0])
+    asked = ["red 1", "two 2", "a red 3", "none 4", "two 5", "red 6", "two 2", "none 8"]
+    rows = [{"prompt": as_prompt(text), "answer": "xy"[i % 2]} for i, text in enumerate(asked)]
+    task = Task("t", (), (), rows, measure, labels=("x", "y"))
+    encoder = Encoder(tiny[1])
+    shown: list[tuple[str, ...]] = []
+
+    def note(*_: Any) -> None:
+        off = model.base_model.model.model.layers[0].self_attn.q_proj.disable_adapters
+        shown.append(("__base__",) if off else adapter_lists.active(model))
+
+    hook = model.base_model.model.register_forward_pre_hook(note)
+    routed = Routed(Words({"red": "default", "two": "second"}), prompts_of([task]))
+    found = served_score(model, encoder, task, routed)
+    hook.remove()
+    names = ["default", "second", "default", "__base__", "second", "default", "second", "__base__"]
+    # One after another, and never mixed.
+    assert [name for name, _ in groupby(shown)] == [("__base__",), ("default",), ("second",)]
+    alone: dict[str, Any] = {}
+    for name in set(names):
+        with adapter_lists.showing(model, [name]):
+            alone[name] = score_task(model, encoder, task).items
+    for i, item in enumerate(found.items):
+        wanted = alone[names[i]][i]
+        said = {"adapter", "similarity", "why"}
+        assert {k: v for k, v in item.items() if k not in said} == pytest.approx(wanted)
+        assert item["adapter"] == names[i].replace("__", "")
+        assert said <= set(item)
+    assert len({item["id"] for item in found.items}) == len(rows)  # also of the row that is twice
+    scored = [item["score"] for item in found.items]
+    # Answers are of equally many tokens, so that their losses weigh alike.
+    of_losses = math.exp(sum(map(math.log, scored)) / len(rows)) if min(scored) > 0 else 0.0
+    wanted = of_losses if measure == "perplexity" else sum(scored) / len(rows)
+    assert found.score == pytest.approx(wanted)
+    assert adapter_lists.active(model) == ("default",)
 
 
 def test_an_adapter_that_is_not_there_is_told_with_the_nearest(

@@ -358,6 +358,7 @@ def test_the_released_derpp() -> None:
     method = DERpp(DERppConfig(official=True))
     found = method.config
     assert (found.mix, found.target, found.distill_new_rows) == ("half", "snapshot", True)
+    assert not found.teacher_eval  # its teachers stay in train mode
     assert method.halves
     assert method.requires.teacher == "previous"
     assert method.says.startswith("derpp: official:")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,24 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import perdure
-from perdure.errors import UsageError
+from perdure.errors import RunError, UsageError
 from perdure.extension import extend, extension_recipe
 from perdure.mechanisms.grouped import Groups
 from perdure.methods.lcia import Lcia, LciaConfig, begins_with
 from perdure.methods.registry import load_config
 from perdure.models.codebook import Codebook
+from perdure.models.load import load_saved
+from perdure.models.pool import AdapterPool
 from perdure.models.router import Placement
+from perdure.models.served import router_of
+from perdure.models.weights import fingerprint
 from perdure.prepare import prepare
 from perdure.protocol.method import Method, MethodConfig
 from perdure.run import Run
 from perdure.streams.task import Task, TaskStream
 
-STEPS = 8
+STEPS = 6
+"""Of a task: one epoch over its rows."""
 ONE, OTHER = "Name the colour of this thing.", "How many animals are counted here?"
 TASKS = {"colour": (ONE, "xy"), "count": (OTHER, "pq"), "shade": (ONE, "xy")}
 """Instruction and labels of one token each; the tiny model finds the last label less likely, and
@@ -266,10 +271,10 @@ def recipe_of(
     return path
 
 
-def go(recipe: Path, out: Path, at: tuple[int, int] | None = None) -> Run:
-    """Learn; stopped `at` a step of a task, and gone on."""
+def go(recipe: Path, out: Path, *at: tuple[int, int]) -> Run:
+    """Learn; stopped `at` steps of tasks, one after another, and gone on each time."""
     run = Run.create(out, perdure.load_recipe(recipe))
-    for stop in (at, None) if at else (None,):
+    for stop in (*at, None):
         stops = Stops(MethodConfig())
         stops.at = stop
         ready = prepare(run.recipe)
@@ -279,6 +284,8 @@ def go(recipe: Path, out: Path, at: tuple[int, int] | None = None) -> Run:
             perdure.learn(run.recipe, run, prepared=ready)
         except KeyboardInterrupt:
             assert stop is not None
+        else:
+            assert stop is None, "it was to be stopped, and was not"
     return Run.open(out)
 
 
@@ -301,7 +308,23 @@ def one(run: Run, after: int, adapter: str) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def whole(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("lcia")
-    return go(recipe_of(folder, tiny_model_dir), folder / "run")
+    base = folder / "base"  # its own, so that a test may put another in its place
+    shutil.copytree(tiny_model_dir, base)
+    return go(recipe_of(folder, base), folder / "run")
+
+
+@pytest.fixture
+def other_base(whole: Run) -> Iterator[None]:
+    """Another base model where that of `whole` was."""
+    from safetensors.torch import save_file
+
+    file = Path(whole.recipe.model.path) / "model.safetensors"
+    kept = file.read_bytes()
+    weights = load_file(file)
+    first = next(iter(weights))
+    save_file(weights | {first: weights[first] + 1e-3}, file, {"format": "pt"})
+    yield
+    file.write_bytes(kept)
 
 
 @pytest.mark.train
@@ -323,6 +346,76 @@ def test_a_similar_task_makes_the_next_version_and_an_unlike_one_opens_a_group(w
     assert same(one(whole, 2, "colour@1"), one(whole, 1, "colour@1"))
     assert same(one(whole, 3, "count@1"), one(whole, 2, "count@1"))
     assert not same(one(whole, 3, "colour@2"), one(whole, 1, "colour@1"))
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("start", ["nearest", "fresh"])
+def test_a_new_group_begins_as_the_nearest_or_untrained(
+    start: str, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    path = recipe_of(tmp_path, tiny_model_dir, start=start)
+    said = json.loads(path.read_text())
+    said["train"]["max_steps"] = 1
+    third = said["stream"]["tasks"][2]  # at 0.71 of the first task's, and 0 of the last trained
+    third["instruction"] = f"{ONE} Say x or y."
+    path.write_text(json.dumps(said))
+    run = go(path, tmp_path / "run")
+    assert [g.adapter for g in Codebook.load(run.path / "checkpoints/task-3/model").groups] == [
+        "colour@1", "count@1", "shade@1"
+    ]  # fmt: skip
+    first = load_file(run.path / "checkpoints/task-3/first/shade@1.safetensors")
+    own = {n.replace(".shade@1.", "."): w for n, w in first.items()}
+    if start == "nearest":
+        assert same(own, one(run, 1, "colour@1"))
+    else:
+        assert not any(bool(w.any()) for n, w in own.items() if "lora_B" in n)
+        assert not same(own, one(run, 2, "count@1"))
+
+
+@pytest.mark.train
+def test_the_codebook_names_the_base_that_its_adapters_are_for(
+    whole: Run, tiny: tuple[Any, Any]
+) -> None:
+    folders = [whole.path / f"checkpoints/task-{after}/model" for after in (1, 2, 3)]
+    assert {Codebook.load(folder).base for folder in folders} == {fingerprint(tiny[0])}
+    model, _ = load_saved(whole.path)
+    assert router_of(model) is not None
+
+
+@pytest.mark.train
+def test_on_another_base_a_run_is_neither_loaded_nor_gone_on_with(
+    whole: Run, tiny: tuple[Any, Any], other_base: None, tmp_path: Path
+) -> None:
+    told = rf"codebook\.json: base: .* fingerprint {fingerprint(tiny[0])}, and the one at hand has"
+    for load in (load_saved, AdapterPool.load):
+        with pytest.raises(UsageError, match=told) as caught:
+            load(whole.path)
+        assert "perdure_base.json beside them names it" in caught.value.remedy[0]
+    later = section("colour") | {"name": "later"}
+    for split in ("train", "validation", "test"):
+        shutil.copy(whole.path.parent / later[split], tmp_path)
+    (tmp_path / "week2.yaml").write_text(yaml.safe_dump({"stream": {"tasks": [later]}}))
+    recipe = extension_recipe(whole, tmp_path / "week2.yaml")
+    with pytest.raises(RunError, match=r"model\.safetensors: has other bytes"):
+        extend(whole, recipe, tmp_path / "refused")
+    # Who accepts other bytes has not accepted other weights below the adapters.
+    longer = extend(whole, recipe, tmp_path / "longer", accept_changes=True)
+    with pytest.raises(UsageError, match=told):
+        perdure.learn(recipe, longer)
+
+
+@pytest.mark.unit
+def test_a_task_of_another_base_joins_no_group() -> None:
+    made = groups()
+    made.place(task("cat", "red cat"), "0123")
+    made.place(task("dog", "brown dog"), "")  # not known: kept
+    assert made.router.codebook.base == "0123"
+    with pytest.raises(UsageError, match="fingerprint 0123, and the one at hand has ffff"):
+        made.place(task("bird", "blue bird"), "ffff")
+    old = groups()
+    old.place(task("cat", "red cat"))  # of an older Perdure
+    old.place(task("dog", "brown dog"), "ffff")
+    assert old.router.codebook.base == "ffff"
 
 
 @pytest.mark.train
@@ -372,6 +465,22 @@ def test_items_say_which_adapter_answered_and_the_second_one_s_task_is_right(who
 
 
 @pytest.mark.train
+def test_route_and_a_loaded_pool_choose_what_the_run_was_scored_with(whole: Run) -> None:
+    from perdure.models.served import open_router
+    from perdure.prepare import run_stream
+
+    router, _ = open_router(whole.path)
+    pool = AdapterPool.load(whole.path)
+    assert router is not None
+    for task in run_stream(whole):
+        scored = [(i["adapter"], i["similarity"], i["why"]) for i in whole.items(3, task.name)]
+        prompts = [row["prompt"] for row in task.test]
+        for choices in (router.choose(prompts), pool.choose(prompts)):
+            assert [(c.adapter, c.similarity, c.why) for c in choices] == scored
+    assert pool.adapters == ("default", "count@1", "colour@2")
+
+
+@pytest.mark.train
 def test_eval_is_the_run_s_scores_and_it_is_the_codebook_that_decides(
     whole: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -396,11 +505,12 @@ def test_eval_is_the_run_s_scores_and_it_is_the_codebook_that_decides(
 
 
 @pytest.mark.train
-@pytest.mark.parametrize("at", [(1, 3), (2, 1), (2, STEPS)])
-def test_killed_inside_a_task_it_ends_with_the_same_weights(
-    whole: Run, tiny_model_dir: Path, tmp_path: Path, at: tuple[int, int]
+def test_killed_at_each_step_in_turn_it_ends_with_the_same_weights(
+    whole: Run, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    again = go(recipe_of(tmp_path, tiny_model_dir), tmp_path / "run", at)
+    """With two and with three adapters, averaged and not."""
+    every = [(task, step) for task in range(3) for step in range(1, STEPS + 1)]
+    again = go(recipe_of(tmp_path, tiny_model_dir), tmp_path / "run", *every)
     assert again.state == "finished"
     for after in (1, 2, 3):
         model = f"checkpoints/task-{after}/model"
@@ -461,6 +571,91 @@ def test_run_check_prints_the_grouping(tiny_model_dir: Path, tmp_path: Path) -> 
         assert line in told.stdout
     found = CliRunner().invoke(app, ["run", str(path), "--check", "--json"])
     assert json.loads(found.stdout)["told"][0] == "lcia: task colour, group colour (new)"
+
+
+def on_disk(run: Run) -> int:
+    """Bytes of all adapters in a run's checkpoints and of their first values; what is the same
+    file in two of them counts once."""
+    home = run.path / "checkpoints"
+    files = [*home.rglob("adapter_model.safetensors"), *home.glob("*/first/*.safetensors")]
+    return sum({file.stat().st_ino: file.stat().st_size for file in files}.values())
+
+
+@pytest.mark.train
+def test_adapters_are_planned_as_they_come_to_be(
+    whole: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from perdure.commands import learn as command
+    from perdure.extension import plan_extension
+
+    path = whole.path.parent / "recipe.yaml"
+    command.run(path, [], tmp_path / "none", check=True, as_json=True)
+    plan = json.loads(capsys.readouterr().out)
+    assert [(t["adapters"], t["adapters_kept"]) for t in plan["tasks"]] == [(2, 2), (3, 3), (4, 3)]
+    facts = {f["name"]: f["value"] for f in whole.facts()}
+    assert plan["trainable"] == facts["trained_parameters"]
+    assert plan["adapters_mb"] == 7 * plan["trainable"] * 4 / 2**20  # three versions twice, default
+    assert on_disk(whole) / 2**20 == pytest.approx(plan["adapters_mb"], rel=0.1)  # files have heads
+    command.run(path, ["save.tasks=last"], tmp_path / "none", check=True, as_json=True)
+    last = json.loads(capsys.readouterr().out)["adapters_mb"]
+    assert last == 5 * plan["trainable"] * 4 / 2**20  # default, and both groups twice
+    command.run(path, [], tmp_path / "none", check=True, as_json=False)
+    told = f"adapters of {plan['trainable']:,} numbers each: at most 4 in memory, one of them"
+    assert told in capsys.readouterr().out
+
+    shutil.copy(whole.path.parent / "shade-train.jsonl", tmp_path / "more.jsonl")
+    recipe = extension_recipe(whole, data=tmp_path / "more.jsonl")
+    longer = plan_extension(whole, recipe)
+    # More of the last task, whose group goes on: to what is there its next version comes.
+    assert [t.adapters for t in longer.tasks] == [None, None, None, 4]
+    assert longer.tasks[-1].adapters_kept == 3
+    assert longer.adapters_mb == 2 * plan["trainable"] * 4 / 2**20
+
+
+@pytest.mark.train
+def test_extend_check_groups_new_tasks_by_the_stored_codebook_and_writes_nothing(
+    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from perdure.cli import app
+
+    # "colour" and "thing" of both, "say" of one: 2 / sqrt(2 (2 + (1 + ln 1.5)^2)) = 0.7093
+    new = [
+        section("colour") | {"name": "hue", "instruction": f"{ONE} Say x or y."},
+        section("count") | {"name": "number"},
+    ]
+    for file in whole.path.parent.glob("co*.jsonl"):
+        shutil.copy(file, tmp_path)
+    (tmp_path / "week2.yaml").write_text(yaml.safe_dump({"stream": {"tasks": new}}))
+    before = {p: p.stat().st_mtime_ns for p in whole.path.rglob("*")}
+    monkeypatch.chdir(tmp_path)
+
+    def no_weights(*_: Any, **__: Any) -> None:
+        raise AssertionError("weights are loaded")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", no_weights)
+    args = ["extend", str(whole.path), "week2.yaml", "--check"]
+    told = CliRunner().invoke(app, args)
+    assert told.exit_code == 0, told.output
+    for line in (
+        "learned already, and only scored: colour, count, shade\n",
+        "lcia: task hue, group hue (new), similarity 0.71, nearest colour, runner-up count 0.00\n",
+        "lcia: task number, group count, similarity 1.00, nearest count, runner-up colour 0.00\n",
+        "lcia: threshold 0.900: as given",
+        "with 2 scorings of every old task and 4 of every new one",
+        "no weight was loaded, nothing was written",
+    ):
+        assert line in told.stdout, (line, told.stdout)
+    said = json.loads(CliRunner().invoke(app, [*args, "--json"]).stdout)
+    assert said["told"][0].startswith("lcia: task hue, group hue (new)")
+    steps = {task["task"]: task["steps"] for task in said["tasks"]}
+    assert steps == {"colour": 0, "count": 0, "shade": 0, "hue": STEPS, "number": STEPS}
+    assert before == {p: p.stat().st_mtime_ns for p in whole.path.rglob("*")}
+    assert {p.name for p in tmp_path.iterdir() if p.is_dir()} == set()
+    # What `extend` refuses, the check refuses.
+    (tmp_path / "week2.yaml").write_text(yaml.safe_dump({"stream": {"tasks": [section("count")]}}))
+    refused = CliRunner().invoke(app, args)
+    assert refused.exit_code == 2
+    assert 'the run has learned a task "count" already' in refused.output
 
 
 @pytest.mark.train

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.train
 
 NAMES = [
     "body.layer.lora_A.task-1.weight", "heads.parts.0.weight", "heads.parts.1.weight",
-    "heads.parts.10.weight", "heads.scale",
+    "heads.parts.10.weight", "heads.parts.0.scale",
 ]  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def test_what_stays_by_hand() -> None:
         return [name for name in NAMES if pattern and re.search(pattern, name)]
 
     assert found(0) == ["heads.parts.1.weight", "heads.parts.10.weight"]
-    assert found(1) == ["heads.parts.0.weight", "heads.parts.10.weight", "heads.scale"]
+    assert found(1) == ["heads.parts.0.weight", "heads.parts.10.weight", "heads.parts.0.scale"]
     assert staying(["body.x", "heads.parts.0.weight"], 0) == ""
     # A frozen adapter is no matter of the pattern: only the newest one learns at all.
     assert new_classes([(0, 1), (2,)], [(0, 1), (2,), (3, 4)]) == {3, 4}

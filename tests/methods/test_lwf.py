@@ -37,6 +37,20 @@ def test_an_unmoved_model_costs_nothing(context: Any, index: int) -> None:
     assert method.loss(ctx, main, None)["lwf"].item() == pytest.approx(0.0, abs=1e-9)
 
 
+@pytest.mark.parametrize("quiet", [True, False])
+def test_the_earlier_model_has_no_dropout_unless_it_is_asked_for(context: Any, quiet: bool) -> None:
+    """Released code leaves its teachers in train mode: `teacher_eval: false`."""
+    method, modes = LwF(LwFConfig(teacher_eval=quiet)), list[bool]()
+    ctx = context(method, task=SECOND, task_index=1)
+    main = ctx.forward([ctx.encode(row) for row in SECOND.train[:3]])
+    hook = ctx.model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    before = ctx.model.training
+    method.loss(ctx, main, None)
+    hook.remove()
+    assert modes == [not quiet]
+    assert ctx.model.training is before
+
+
 def test_in_the_first_task_the_old_model_is_the_base(context: Any) -> None:
     method = LwF(LwFConfig())
     ctx = context(method)

@@ -83,6 +83,8 @@ def go_on(run: Run, at: tuple[int, int] | None = None) -> None:
         perdure.learn(run.recipe, run, prepared=ready)
     except KeyboardInterrupt:
         assert at is not None
+    else:
+        assert at is None, "it was to be stopped, and was not"
 
 
 def adapters_of(folder: Path) -> dict[str, Tensor]:
@@ -118,6 +120,19 @@ def test_old_adapters_stay_and_the_new_one_is_trained(whole: Run) -> None:
     rows = [row for row in whole.log_rows() if "method/overlap" in row]
     assert {row["task"] for row in rows} == {"count"}
     assert all(row["method/overlap_weight"] == pytest.approx(0.05) for row in rows)
+
+
+@pytest.mark.train
+def test_its_adapters_are_planned(whole: Run) -> None:
+    from perdure.methods.olora import OLoRA, OLoRAConfig
+    from perdure.prepare import run_stream
+
+    made, stream = OLoRA(OLoRAConfig()), run_stream(whole)
+    assert made.adapter_counts(stream) == {"colour": (1, 1, 0), "count": (2, 2, 1)}
+    assert made.adapter_counts(stream, 1) == {"count": (2, 2, 1)}
+    home = whole.path / "checkpoints/task-2"
+    kept = [*home.rglob("adapter_model.safetensors"), *home.glob("first/*.safetensors")]
+    assert len(kept) == 3  # two adapters, and the second one's first values
 
 
 @pytest.mark.train

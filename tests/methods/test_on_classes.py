@@ -205,7 +205,7 @@ def test_a_frozen_body_has_nothing_to_hold(smooth: Path, tmp_path: Path) -> None
     method = [{"name": "seq_star", "warmup_epochs": 1}, {"name": "gere", **MATRIX["gere"]}]
     learn(tmp_path / "run", recipe_of(tmp_path, smooth, method))
     told = (tmp_path / "run/perdure.log").read_text()
-    assert "task task 1, phase main: the body is frozen" in told
+    assert "task 1, phase main: the body is frozen" in told
     assert "phase warm-up: the body is frozen" not in told
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from perdure.methods.seq_star import frozen
 from perdure.models.classifier import Classifier, Heads, class_loss, pooled, positions, views
 from perdure.models.rivals import rivals_of
 
@@ -36,8 +38,31 @@ def test_a_cosine_head_by_hand() -> None:
     scaled = head_of((1, 0), (1, 1), (0, -2), scale=16.0)
     torch.testing.assert_close(scaled(features), 16 * logits)
     learned = head_of((1, 0), (1, 1), (0, -2), scale=16.0, learn_scale=True)
-    assert "scale" in dict(learned.named_parameters())
+    assert "parts.0.scale" in dict(learned.named_parameters())
     torch.testing.assert_close(learned(features), 16 * logits)
+
+
+def test_a_learned_scale_is_each_heads_own() -> None:
+    """One step of a new head's loss moves its scale and leaves the old head's logits to the bit;
+    a head from the reserve goes on with the reserve's scale."""
+    heads = Heads(2, "cosine", scale=2.0, learn_scale=True, preallocate=3)
+    reserve: Any = heads.reserve
+    with torch.no_grad():
+        reserve.scale.fill_(3.0)
+    heads.grow(1)
+    heads.grow(1)
+    assert heads.reserved == 1
+    scales = {name: p.item() for name, p in heads.named_parameters() if name.endswith("scale")}
+    assert scales == {"parts.0.scale": 3.0, "parts.1.scale": 3.0, "reserve.scale": 3.0}
+    features = torch.tensor([[3.0, 4.0], [1.0, -1.0]])
+    before = heads(features)[:, 0].detach()
+    for name, p in heads.named_parameters():
+        p.requires_grad_(not re.search(frozen(1, False, True), f"heads.{name}"))
+    step = torch.optim.SGD([p for p in heads.parameters() if p.requires_grad], lr=1.0)
+    class_loss(heads(features), torch.tensor([1, 1])).backward()
+    step.step()
+    assert torch.equal(heads(features)[:, 0], before)
+    assert float(heads.parts[1].scale) != 3.0
 
 
 def test_classes_within_a_task_by_hand() -> None:

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from perdure.models import load_base, save_model
 from perdure.models.chat import Encoder
+from perdure.models.export import export
 from perdure.models.generate import batches_alike, generate, sample_texts
 from perdure.recipe.schema import ModelConfig
 from perdure.scoring import score_task
@@ -106,7 +107,8 @@ def test_saved_models_have_their_bases_generation_settings(
     save_model(model, tokenizer, tmp_path / "saved", config)
     again, tokenizer = load_base(ModelConfig(path=str(tmp_path / "saved")))
     save_model(again, tokenizer, tmp_path / "twice", config)
-    for name in ("saved", "twice"):
+    export(tmp_path / "saved", tmp_path / "exported")
+    for name in ("saved", "twice", "exported"):
         found = json.loads((tmp_path / name / "generation_config.json").read_text())
         found.pop("transformers_version", None)
         assert found == settings

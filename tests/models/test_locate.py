@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from perdure.errors import ModelError
 from perdure.models.locate import Place, locate, resolve_saved
-from perdure.recipe.packaged import packaged_model
+from perdure.recipe.packaged import as_written, packaged_model
 from perdure.seals import seal
 
 pytestmark = pytest.mark.unit
@@ -41,6 +41,12 @@ def test_a_packages_file_is_found_without_importing_it(package):
     assert packaged_model("package:llm_small") == (package / "small.gguf", None)
     assert locate("package:llm_small") == Place(str(package), "small.gguf")
     assert packaged_model("org/llm_small") is None
+
+
+def test_a_packages_file_is_shown_as_it_was_written(package):
+    assert as_written(str(package / "small.gguf")) == "package:llm_small"
+    assert as_written(str(package / "other.gguf")) == str(package / "other.gguf")
+    assert as_written("org/llm_small") == "org/llm_small"
 
 
 def test_packages_without_one_file_are_refused(package):

@@ -27,6 +27,8 @@ from perdure.models import (
 )
 from perdure.models.adapters import BASE_FILE
 from perdure.models.inspect import counted
+from perdure.models.served import base_of
+from perdure.models.weights import fingerprint
 from perdure.recipe.schema import LoraConfig, ModelConfig
 
 pytestmark = pytest.mark.unit
@@ -296,6 +298,28 @@ def test_lora_keeps_frozen_weights_in_bf16_and_trained_ones_in_fp32(tiny_model_d
     model, _ = load_base(ModelConfig(path=str(tiny_model_dir), tuning="lora"), precision="bf16")
     kinds = {(p.requires_grad, p.dtype) for p in model.parameters()}
     assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
+
+
+def test_a_bases_fingerprint_is_that_of_its_weights_in_fp32_whatever_they_are_kept_in(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    tuned = ModelConfig(path=str(tiny_model_dir), tuning="lora")
+    plain, tokenizer = load_base(ModelConfig(path=str(tiny_model_dir)))
+    assert base_of(plain) == ""  # nobody asked
+    for precision in ("fp32", "bf16"):
+        torch.manual_seed(0)
+        bare, _ = load_base(tuned, precision=precision)
+        torch.manual_seed(0)
+        noted, _ = load_base(tuned, precision=precision, noted=True)
+        assert base_of(noted) == fingerprint(plain)
+        pairs = zip(bare.named_parameters(), noted.named_parameters(), strict=True)
+        assert all(n == m and p.dtype == q.dtype and torch.equal(p, q) for (n, p), (m, q) in pairs)
+    disturb(plain)
+    save_model(plain, tokenizer, tmp_path / "other", ModelConfig(path=str(tiny_model_dir)))
+    other, _ = load_base(tuned.model_copy(update={"path": str(tmp_path / "other")}), noted=True)
+    assert base_of(other) != base_of(noted)
 
 
 @pytest.mark.parametrize("where", ["folder", "task", "run"])

@@ -197,6 +197,28 @@ def test_requests_that_are_none(plain: AdapterPool) -> None:
         plain.generate([ok], 0)
 
 
+def test_a_content_may_be_a_list_of_text_parts(plain: AdapterPool) -> None:
+    first, second = "Add both numbers up,", "please: 1 and 2."
+    kinds = ("text", "input_text")
+    parts = [{"type": k, "text": t} for k, t in zip(kinds, (first, second), strict=True)]
+    asked: Any = [[{"role": "user", "content": parts}], said(f"{first} {second}")]
+    chosen = plain.choose(asked)
+    assert chosen[0] == chosen[1]
+    assert chosen[0].adapter == "blue@2"
+    one, other = plain.generate(asked, 12)
+    assert one == other
+    picture = {"type": "image_url", "image_url": {"url": "data:"}}
+    for call in (plain.choose, plain.generate):
+        with pytest.raises(UsageError, match=r'request 2: message 1: .* of the type "image_url"'):
+            call([said("x"), [{"role": "user", "content": [*parts, picture]}]])
+        with pytest.raises(UsageError, match="request 1: message 1: its content is an empty list"):
+            call([[{"role": "user", "content": []}]])
+        with pytest.raises(UsageError, match="a part of the type text has no text"):
+            call([[{"role": "user", "content": [{"type": "text"}]}]])
+        with pytest.raises(UsageError, match="a part of its content has no type"):
+            call([[{"role": "user", "content": ["text"]}]])
+
+
 def test_without_a_router_an_adapter_is_named(
     tiny_model_dir: Path, folders: dict[str, Path], plain: AdapterPool
 ) -> None:

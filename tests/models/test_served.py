@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from perdure.errors import PerdureError
+from perdure.errors import PerdureError, RunError
 from perdure.models import adapter_lists, load_saved
 from perdure.models.adapters import attach_lora, save_model
 from perdure.models.codebook import Codebook, Group
+from perdure.models.pool import AdapterPool
 from perdure.models.router import Router
-from perdure.models.served import adapter_named, load_router, router_of, serve_only
+from perdure.models.served import (
+    adapter_named,
+    load_router,
+    open_router,
+    router_of,
+    serve_only,
+)
 from perdure.recipe.schema import LoraConfig, ModelConfig
 from perdure.scoring.routed import Routed, as_prompt
+from perdure.seals import seal
 
 pytestmark = pytest.mark.train
 BOOK = Codebook(
@@ -64,6 +73,59 @@ def test_a_codebook_with_an_adapter_that_is_not_there_is_refused(folder: Path) -
 def test_a_codebook_of_another_base_is_refused(folder: Path) -> None:
     Router(BOOK.model_copy(update={"base": "0123"})).save(folder)
     with pytest.raises(PerdureError, match="fingerprint 0123, and the one at hand has"):
+        load_saved(folder)
+
+
+def first_two(book: Any) -> None:
+    """Two groups of one name."""
+    book["groups"][1]["name"] = "red"
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda d: d.update(threshold=1.5), "threshold: must be less than or equal to 1, not 1.5"),
+        (lambda d: d.update(accept=-1, fallback="lasst"), 'did you mean "last"'),
+        (first_two, 'groups.1.name (group red): two groups are called "red"'),
+        (lambda d: d["groups"][1].update(adapter="sum@3"), "no adapter is called 'sum@3'"),
+        (lambda d: d["groups"][1].update(adapter="sum@3"), "did you mean sum@2"),
+        (lambda d: d.update(accept=0.4), "can be read, but its values are not those that the run"),
+    ],
+)
+def test_a_codebook_that_was_edited_in_a_sealed_checkpoint(
+    folder: Path, edit: Any, said: str, tmp_path: Path
+) -> None:
+    seal(tmp_path, {"after": 1})
+    file = folder / "codebook.json"
+    found = json.loads(file.read_text())
+    edit(found)
+    file.write_text(json.dumps(found))
+    for reader in (load_saved, open_router):
+        with pytest.raises(RunError) as caught:
+            reader(folder)
+        told = str(caught.value)
+        assert told.startswith(f"{file}: was changed after the checkpoint was written, and ")
+        assert said in told
+        assert told.count(str(file)) == 1  # where it stands is said once
+        assert "put it back from a copy" in told
+        assert f"copy the folder {folder} out of the run" in told
+
+
+def test_copied_out_of_the_run_a_codebook_may_be_edited(folder: Path, tmp_path: Path) -> None:
+    seal(tmp_path, {"after": 1})
+    shutil.copytree(folder, own := tmp_path / "own")
+    said = json.loads((own / "codebook.json").read_text()) | {"fallback": "nearest"}
+    (own / "codebook.json").write_text(json.dumps(said))
+    router, _ = open_router(own)
+    assert router is not None
+    assert router.choose([as_prompt("Translate this.")])[0].adapter is not None
+    assert AdapterPool.load(own).router is not None
+
+
+def test_another_file_that_was_changed_is_damaged(folder: Path, tmp_path: Path) -> None:
+    seal(tmp_path, {"after": 1})
+    (folder / "perdure_base.json").write_text("{}")
+    with pytest.raises(RunError, match=r"perdure_base\.json: damaged: it is not what was written"):
         load_saved(folder)
 
 

@@ -16,6 +16,7 @@ from chat_templates import FAMILIES, Family
 from perdure.engine.rows import encode_stream
 from perdure.errors import DataError, ModelError, RecipeError
 from perdure.models.chat import IGNORE, Encoder
+from perdure.scoring import score_task
 from perdure.streams.task import Task, TaskStream
 from perdure.testing import make_tokenizer
 
@@ -55,15 +56,9 @@ def conversation(system: bool, turns: int, texts: str) -> tuple[list[dict[str, s
     return [*prompt, {"role": "user", "content": question}], answer
 
 
-@pytest.mark.parametrize("texts", TEXTS)
-@pytest.mark.parametrize("turns", [1, 3])
-@pytest.mark.parametrize("system", [False, True])
-@pytest.mark.parametrize("name", FAMILIES)
-def test_tokens_are_those_of_the_template(name: str, system: bool, turns: int, texts: str) -> None:
-    family = FAMILIES[name]
-    tokenizer = of_family(family)
-    encoder = Encoder(tokenizer)
-    prompt, answer = conversation(system, turns, texts)
+def rendered(family: Family, tokenizer: Any, prompt: list[dict[str, str]], answer: str) -> Any:
+    """The tokens of the template's own rendering of a finished conversation."""
+    system = prompt[0]["role"] == "system"
     asked = prompt
     if system and not family.system:
         text = f"{prompt[0]['content'].strip()}\n{prompt[1]['content']}"
@@ -75,8 +70,20 @@ def test_tokens_are_those_of_the_template(name: str, system: bool, turns: int, t
         sent = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
         assert sent.endswith(family.header)
         whole = sent + answer + family.end
+    return tokenizer(whole, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("texts", TEXTS)
+@pytest.mark.parametrize("turns", [1, 3])
+@pytest.mark.parametrize("system", [False, True])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_tokens_are_those_of_the_template(name: str, system: bool, turns: int, texts: str) -> None:
+    family = FAMILIES[name]
+    tokenizer = of_family(family)
+    encoder = Encoder(tokenizer)
+    prompt, answer = conversation(system, turns, texts)
+    wanted = rendered(family, tokenizer, prompt, answer)
     row = encoder.encode({"prompt": prompt, "answer": answer})
-    wanted = tokenizer(whole, add_special_tokens=False)["input_ids"]
     end = tokenizer(family.end, add_special_tokens=False)["input_ids"]
     # The template may write more behind the end of the turn, which the model never writes.
     assert row["input_ids"] == wanted[: len(row["input_ids"])]
@@ -87,6 +94,55 @@ def test_tokens_are_those_of_the_template(name: str, system: bool, turns: int, t
     trimmed, whole_answer = answer.strip() + family.end, answer + family.end
     assert tokenizer.decode(learned).strip() in (trimmed.strip(), whole_answer.strip())
     assert row["labels"][-1] == end[-1]  # the end of the turn is trained
+
+
+@functools.cache
+def reader() -> Any:
+    """A model with room for every family's tokens."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=len(trained()) + 64, hidden_size=16, intermediate_size=16,
+            num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=512,
+            pad_token_id=0, bos_token_id=None, eos_token_id=None,
+        )  # fmt: skip
+        return LlamaForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_is_scored_is_the_templates_own(name: str) -> None:
+    """What the model reads while each metric scores a row, against the template's rendering."""
+    family = FAMILIES[name]
+    tokenizer, model = of_family(family), reader()
+    encoder = Encoder(tokenizer)
+    prompt, answer = conversation(True, 3, "plain")
+    row = {"prompt": prompt, "answer": answer}
+    whole = rendered(family, tokenizer, prompt, answer)
+    whole = whole[: len(encoder.encode(row)["input_ids"])]
+    given = whole[: encoder.encode(row)["labels"].count(IGNORE)]
+    read: list[list[int]] = []
+
+    def note(_: Any, __: Any, inputs: dict[str, Any]) -> None:
+        read.extend(inputs["input_ids"].tolist())
+
+    hook = model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        for metric, wanted in (
+            ("perplexity", whole[:-1]),  # of the last token only its likelihood is asked
+            ("label_likelihood", whole[:-1]),
+            ("exact_match", given),
+        ):
+            labels = (answer, "bad") if metric == "label_likelihood" else ()
+            task = Task("t", [row], [], [row], metric, labels=labels, max_new_tokens=2)  # type: ignore[arg-type]
+            read.clear()
+            score_task(model, encoder, task)
+            # Labels' own tokens follow in the same row, each behind the one prompt.
+            assert any(ids[: len(wanted)] == wanted for ids in read), metric
+    finally:
+        hook.remove()
 
 
 def test_there_are_twenty() -> None:

@@ -16,6 +16,7 @@ from synthetic_runs import make_class_run, make_run, write_lines
 
 from perdure.reports import classes, no_class, numbers, probed, sections, tradeoff, training, words
 from perdure.reports.data import views
+from perdure.reports.format import breakable, step_name
 from perdure.reports.html import render
 from perdure.reports.seeds import grouped
 from perdure.reports.tables import table
@@ -232,6 +233,26 @@ def test_cells_before_a_class_was_learned_are_no_gap(small: Run) -> None:
     assert "never scored" not in text_of([small])
 
 
+def test_a_page_says_why_classes_have_no_forward_transfer(tmp_path: Path, small: Run) -> None:
+    (view,) = views([small])
+    assert view.summary("forward_transfer") is None
+    said = "not defined: classes have no score before they are learned"
+    table = sections.summary([view])
+    cells = {
+        column["title"]: cell["cells"]
+        for column, cell in zip(table["columns"], table["rows"][0]["cells"], strict=True)
+    }
+    assert cells.pop("Forward transfer") == said
+    assert not any(cells.values())
+    shown = re.findall(r'<td data-label="Forward transfer">(.*?)</td>', render([small]))
+    assert len(shown) == 2  # of both scenarios
+    assert all(said in one for one in shown)
+    text = make_run(tmp_path / "text")
+    assert said not in render([text])  # the base model has a score
+    one = make_class_run(tmp_path / "one", tasks=1, classes=2)
+    assert said not in render([one])  # of a single task there is none anyhow
+
+
 def test_the_terminal_prints_both_averages(large: list[Run]) -> None:
     text = text_of(large, 80)
     for run in views(large):
@@ -438,3 +459,16 @@ def test_charts_of_accuracy_against_cost(large: list[Run]) -> None:
     assert "Accuracy against time" in page
     assert "Accuracy against trained parameters" in page
     assert not re.search(r">(nan|inf)<", page)
+
+
+@pytest.mark.parametrize(
+    ("number", "task", "said"),
+    [(3, "colour", "3 colour"), (3, "task 3", "task 3"), (3, "task 13", "3 task 13"),
+     (13, "task 13", "task 13"), (3, "3", "3 3"), (2, "may 2", "may 2")],
+)  # fmt: skip
+def test_a_step_that_is_called_by_its_number(number: int, task: str, said: str) -> None:
+    assert step_name(number, task) == said
+
+
+def test_a_name_breaks_after_an_underscore_and_is_no_markup() -> None:
+    assert breakable("a_<b>_c") == "a_<wbr>&lt;b&gt;_<wbr>c"

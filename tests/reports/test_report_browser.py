@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pdf_text import largest_gap, text_places
 from synthetic_runs import (
     FORGETS,
     KEEPS,
@@ -33,10 +35,16 @@ pytestmark = [
         CHROMIUM is None, reason="no chromium on PATH (Debian: apt install chromium)"
     ),
 ]
-WIDTHS = (360, 400, 768, 1200, 1280)
-PAGES = ("compare", "single", "hostile", "twelve", "classes", "routed")
-MOST = {"single": 6, "twelve": 8, "classes": 16}
+WIDTHS = (360, 390, 768, 1200, 1280)
+PAGES = ("compare", "single", "hostile", "twelve", "classes", "intents", "routed")
+"""`classes` compares two runs of 15 tasks and 150 classes, and `intents` is one of them."""
+MOST = {"single": 6, "twelve": 8, "classes": 16, "intents": 12}
 """Sheets of paper; one run in 7 and twelve in 14 were mostly white."""
+MARGIN = 13 / 297
+"""Of a printed sheet at top and bottom, as a share of its height."""
+WHITE = 0.36
+"""Of a sheet, in one piece; before, up to 0.44 were: all that a heading and a chart would not fit
+into."""
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
 
 SETTINGS = (
@@ -68,6 +76,9 @@ const seen = {
   outside: texts.filter((t) => { const b = t.getBoundingClientRect(),
     c = t.closest('.card').getBoundingClientRect(); return b.left < c.left || b.right > c.right;
     }).map((t) => t.textContent),
+  lines: [...document.querySelectorAll('#classes .plain tbody th, .cost td > span')].map(
+    (e) => { const r = document.createRange(); r.selectNodeContents(e.firstChild);
+      return [r.getClientRects().length, e.firstChild.textContent.trim()]; }),
   dark: matchMedia('(prefers-color-scheme: dark)').matches,
   ground: style('body').backgroundColor, ink: style('body').color,
   line: style('.line').stroke,
@@ -122,6 +133,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             make_run(folder / "unrouted", matrix=POOL_MATRIX, tasks=POOL_TASKS),
         ],
     }
+    found["intents"] = found["classes"][:1]
     return {name: write_report(rows, folder / f"{name}.html") for name, rows in found.items()}
 
 
@@ -167,6 +179,18 @@ def test_nothing_scrolls_sideways(light: Any, page: str, width: int) -> None:
     seen = light[page, width]
     assert (seen["scroll"], seen["beyond"]) == (width, [])
     assert seen["outside"] == []  # a chart's text stays on its card
+
+
+@pytest.mark.parametrize("page", ["classes", "intents"])
+def test_names_of_classes_and_costs_are_whole(light: Any, page: str) -> None:
+    """A step or a figure stands on one line; a class's name may break after an underscore."""
+    for width in (390, 1280):
+        broken = [
+            text for count, text in light[page, width]["lines"]
+            if count > 1 and "_" not in text and (width == 1280 or text.startswith("task"))
+        ]  # fmt: skip
+        assert broken == []
+        assert any(text == "task 15" for _, text in light[page, width]["lines"])
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -218,8 +242,34 @@ def test_prints(pages: dict[str, Path], tmp_path: Path, page: str) -> None:
              "--blink-settings=preferredColorScheme=0")  # fmt: skip
     pdf = out.read_bytes()
     assert pdf.startswith(b"%PDF")
-    count = len(re.findall(rb"/Type\s*/Page\b(?!s)", pdf))
-    assert 3 <= count <= MOST.get(page, 14)
+    sheets = text_places(pdf)
+    assert len(sheets) == len(re.findall(rb"/Type\s*/Page\b(?!s)", pdf))
+    assert 3 <= len(sheets) <= MOST.get(page, 14)
+    assert sum(map(len, sheets)) > 1000  # its text was found
+    # The last sheet may end anywhere; no other is half empty, or has a hole of that size.
+    white = [round(largest_gap(sheet, MARGIN), 2) for sheet in sheets[:-1]]
+    assert max(white) < WHITE, white
+
+
+def test_a_half_empty_sheet_would_be_seen(tmp_path: Path) -> None:
+    """By hand: a line at the top, then one that begins the next sheet."""
+    page, out = tmp_path / "page.html", tmp_path / "page.pdf"
+    page.write_text(
+        "<style>@page { size: A4; margin: 13mm } p { margin: 0; line-height: 10mm }</style>"
+        "<p>one<p>two<p style='margin-top: 120mm'>three<p style='break-before: page'>four"
+    )
+    chromium(tmp_path, page, f"--print-to-pdf={out}", "--no-pdf-header-footer")
+    # A word may be shown in pieces, each at the same height.
+    first, second = (
+        sorted({round(y, 4) for y in sheet}) for sheet in text_places(out.read_bytes())
+    )
+    # Baselines of the lines: 10 mm, then 130 mm apart, on a sheet of 297 mm.
+    steps = [b - a for a, b in itertools.pairwise(first)]
+    assert steps == pytest.approx([10 / 297, 130 / 297], abs=0.005)
+    assert len(second) == 1
+    assert largest_gap(first, MARGIN) == pytest.approx(130 / 297, abs=0.005)
+    assert largest_gap(first, MARGIN) > WHITE
+    assert largest_gap(second, MARGIN) > 0.8
 
 
 def test_a_screenshot_shows_the_page(pages: dict[str, Path], tmp_path: Path) -> None:

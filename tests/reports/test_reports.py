@@ -29,6 +29,7 @@ from synthetic_runs import (
 )
 from tiny_runs import write_recipe
 
+from perdure.commands import show
 from perdure.errors import UsageError
 from perdure.reports import (
     charts,
@@ -268,6 +269,41 @@ def test_margins_stand_beside_the_word(tmp_path: Path) -> None:
     recipe.write_text(recipe.read_text() + "scoring: {max_drop: 0.001}\n")
     assert "kept (within" not in render([Run.open(run.path)])
     assert "learned (more than 0.001)" in render([Run.open(run.path)])
+
+
+def test_changed_inputs_that_were_accepted_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change = f"base model, {HOSTILE}.json: has other bytes since this run began"
+    noted = [{"time": "2026-02-03T10:00:00Z", "changes": [change, "recipe: seed was 0"]}]
+    plain = make_run(tmp_path / "plain", "sequential", FORGETS)
+    run = make_run(
+        tmp_path / "run", "replay", environment=ENVIRONMENT | {"accepted_changes": noted}
+    )
+    for runs, who in (([run], ""), ([plain, run], "replay: ")):
+        page = render(runs)
+        (banner,) = re.findall(r'<div class="banner" role="note">(.*?)</div>', page, re.S)
+        told = html.unescape(banner)
+        assert "Inputs have changed" in told
+        assert "was accepted (<code>--accept-changes" in told
+        assert f"<li>{who}{change} <span" in told
+        assert f"<li>{who}recipe: seed was 0 <span" in told
+        assert HOSTILE not in page
+        assert "Accepted changes" not in page  # said once
+    assert "Inputs have changed" not in render([plain])
+    stdout, text = console()
+    score_table([plain, run], stdout)
+    shown = " ".join(text.getvalue().split())
+    assert f"replay: changed inputs were accepted: {change}" in shown
+    assert "sequential: changed" not in shown
+    show.report(run.path, None, True)
+    assert json.loads(capsys.readouterr().out)["accepted_changes"] == noted[0]["changes"]
+
+
+@pytest.mark.parametrize("noted", [3, "x", [3], [{"changes": "abc"}], [{}], {"a": 1}, None])
+def test_a_note_of_another_shape_is_passed_over(tmp_path: Path, noted: object) -> None:
+    run = make_run(tmp_path / "run", environment=ENVIRONMENT | {"accepted_changes": noted})
+    assert "Inputs have changed" not in render([run])
 
 
 def test_rows_that_do_not_make_up_the_score_are_not_used(tmp_path: Path) -> None:

@@ -51,6 +51,15 @@ def test_forgetting_is_negative_where_the_end_is_best():
     assert filled([[0.0, 0.0], [0.4, 0.0], [0.6, 0.5]]).forgetting() == pytest.approx(-0.2)
 
 
+def test_forgetting_with_the_last_row_in_the_maximum():
+    """SEQ*'s specification, example 10.12: its code has it, so a rise counts as no loss."""
+    rising = filled([[0.0, 0.0], [50, 0.0], [60, 70]])
+    assert (rising.forgetting(maximum="all"), rising.forgetting()) == (0.0, -10.0)
+    assert filled(HAND).forgetting(maximum="all") == filled(HAND).forgetting()
+    with pytest.raises(UsageError, match='maximum="last"'):
+        filled(HAND).forgetting(maximum="last")
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_figures_equal_a_plain_reference(seed):
     rng = np.random.default_rng(seed)

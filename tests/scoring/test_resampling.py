@@ -196,12 +196,13 @@ def test_cells_stay_within_the_metrics_range() -> None:
     assert found.low[0, 0] == pytest.approx(0.025 ** (1 / 20), abs=0.02)
 
 
+@pytest.mark.parametrize("rows", [50, 500])
 @pytest.mark.parametrize("figure", ["average_accuracy", "forgetting", "backward_transfer"])
-def test_intervals_hold_the_truth(figure: str) -> None:
+def test_intervals_hold_the_truth(figure: str, rows: int) -> None:
     right = getattr(matrix_of(TRUTH), figure)()
     held = 0
     for seed in range(150):
-        matrix, columns = drawn(1000 + seed, 50)
+        matrix, columns = drawn(1000 + seed, rows)
         # Other weights for other rows, as a run's hash of its rows gives them.
         columns = [Column(c.scores, c.rows, c.items, key=3 * seed + c.key) for c in columns]
         ends = resample(matrix, columns, draws=500).figures[figure].interval()

@@ -16,7 +16,7 @@ from perdure.errors import RecipeError
 from perdure.prepare import load_recipe
 from perdure.recipe.data import DataConfig, StreamConfig, TaskConfig
 from perdure.streams import TaskStream, build_stream
-from perdure.streams.classes import capped_by_class, dealt
+from perdure.streams.classes import capped_by_class, class_order, dealt
 from perdure.streams.rows import Placed
 from perdure.streams.task import place_of
 
@@ -114,8 +114,14 @@ def test_uneven_and_single_classes() -> None:
 
 
 def test_orders_of_the_classes() -> None:
+    """By name is by casefolded code points, whatever the locale; equal ones by their own."""
     flat = [name for task in classes(build(tasks=5, order="alphabetical")) for name in task]
     assert flat == sorted(COUNTS)
+    mixed = ["beta", "Alpha", "Zeta", "alpha", "\u00e9t\u00e9", "STRASSE b", "stra\u00dfe a"]
+    table = DataConfig(train="train.csv", tasks=1, order="alphabetical")
+    assert class_order(mixed, table) == [
+        "Alpha", "alpha", "beta", "stra\u00dfe a", "STRASSE b", "Zeta", "\u00e9t\u00e9",
+    ]  # fmt: skip
     flat = [name for task in classes(build(tasks=5, order="frequency")) for name in task]
     assert flat == ["card", "pay", "hello", "loan", "bye"]
     one, again = (classes(build(tasks=5, order_seed=1)) for _ in range(2))
@@ -325,6 +331,42 @@ def test_a_text_of_two_classes_is_told(caplog: pytest.LogCaptureFixture) -> None
     caplog.clear()
     build(tasks=3)
     assert "more than one class" not in caplog.text
+
+
+def test_rows_that_stand_in_two_tasks_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """By hand: of feb's rows one is equal to one of jan's, and one has its text and another class;
+    jan's test row "a" is what feb trains on."""
+    header, jan, feb = "utterance,intent\n", "a,x\nb,x\nc,w\n", "A,y\nd,y\ne,z\n"
+    Path("jan.csv").write_text(header + jan)
+    Path("jan-test.csv").write_text(header + "a,x\n")
+    Path("feb.csv").write_text(header + feb)
+    Path("feb-test.csv").write_text(header + "b,y\n")
+    tasks = [
+        {"name": name, "format": "classes", "train": f"{name}.csv", "test": f"{name}-test.csv",
+         "columns": COLUMNS, "validation_share": 0} for name in ("jan", "feb")
+    ]  # fmt: skip
+    with caplog.at_level(logging.WARNING):
+        build_stream(StreamConfig.model_validate({"tasks": tasks}), None, Path(), 0)
+    (said,) = [text for text in caplog.messages if text.startswith("tasks: ")]
+    assert said == (
+        "tasks: 2 rows have the prompt of a row of an earlier task (the first: feb.csv:2 of task "
+        "feb, as jan.csv:2 of task jan), 0 of them equal in everything; each is used in both; 2 "
+        "test rows are trained on in another task, which shows in the scores"
+    )
+    caplog.clear()
+    rows = [{"utterance": "hello", "intent": "hi", "month": m} for m in ("jan", "feb")]
+    rows += [
+        {"utterance": f"{m} {c} {i}", "intent": c, "month": m}
+        for m in ("jan", "feb") for c in ("hi", "bye") for i in range(4)
+    ]  # fmt: skip
+    with caplog.at_level(logging.WARNING):
+        build(rows, by="month", repeat=True, test_share=0.2)
+    (said,) = [text for text in caplog.messages if text.startswith("tasks: ")]
+    assert said.startswith("tasks: 1 row has the prompt of a row of an earlier task (the first: ")
+    assert "1 of them equal in everything; each is used in both" in said
+    caplog.clear()
+    build(tasks=3)
+    assert not [text for text in caplog.messages if text.startswith("tasks: ")]
 
 
 def test_two_cases_of_a_class_are_told_with_a_remedy_that_works(

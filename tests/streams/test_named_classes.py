@@ -15,7 +15,7 @@ from perdure.errors import RecipeError
 from perdure.prepare import load_recipe
 from perdure.recipe.data import DataConfig, StreamConfig
 from perdure.recipe.load import dump_recipe
-from perdure.streams import CLASS_STREAMS, TaskStream, abouts, build_stream
+from perdure.streams import CLASS_STREAMS, TaskStream, abouts, build_stream, named_mistakes
 from perdure.streams.named import topic3
 from perdure.streams.task import place_of
 
@@ -227,6 +227,28 @@ def test_banking77_sets_validation_aside(tmp_path: Path) -> None:
     assert [task.labels for task in stream] == CLASS_STREAMS["banking77"].tasks
     assert place_of(stream.tasks[0].test[0]) == "test.csv:2"
     assert sizes(build("banking77", ".", {"validation_share": 0})) == (770, 0, 154)
+    same = build("banking77", ".", {"dev_from": "test"})  # as the released code has it
+    assert sizes(same) == (770, 154, 154)
+    assert all(list(task.validation) == list(task.test) for task in same)
+
+
+def test_names_as_released_by_hand() -> None:
+    """Specification, trap 4: a text of old class k gets the name of class o[k]; films are called
+    "World", as Film (number 16) comes first: o[16] = 0."""
+    place = {new: old for old, new in enumerate(topic3.ORDER)}
+    order = [topic3.NAMES[place[new]] for new in range(25)]
+    found = topic3.as_released(order)
+    assert found["Film"] == "World"
+    assert all(found[name] == topic3.NAMES[topic3.ORDER[k]]
+               for k, name in enumerate(topic3.NAMES))  # fmt: skip
+    table = {"train": "a.csv", "tasks": 2}
+    for key, value in (("fix_label_names", False), ("dev_from", "test")):
+        own = DataConfig(**table, **{key: value})
+        assert [m.key for m in own.mistakes_of_a_table()] == [(key,)]
+        changed = StreamConfig(
+            name="clinc150", folder=".", data=DataConfig.model_construct(**{key: value})
+        )
+        assert [m.key for m in named_mistakes(changed)] == [("data", key)]
 
 
 def test_fewrel_of_both_files(tmp_path: Path) -> None:
@@ -299,6 +321,12 @@ def test_topic3_is_drawn_from_its_seed(tmp_path: Path, monkeypatch: pytest.Monke
     for task in one:
         for row in task.train:
             assert row["text"].startswith(row["label"])  # a class has its own name
+    released = build("topic3", ".", {"fix_label_names": False})
+    assert [name for task in released for name in task.labels] == topic3.NAMES
+    for right, wrongly in zip(one, released, strict=True):  # the same rows by other names
+        assert [r["text"] for r in right.test] == [r["text"] for r in wrongly.test]
+        names = dict(zip(right.labels, wrongly.labels, strict=True))
+        assert [names[r["label"]] for r in right.test] == [r["label"] for r in wrongly.test]
     other = build("topic3", ".", {"order_seed": 2})
     assert [task.labels for task in other] != [task.labels for task in one]
     assert {row["text"] for task in other for row in task.train} != set(texts)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal
 
-from perdure.errors import UsageError
+from perdure.errors import UsageError, task_named
 from perdure.recipe.data import Scenario, TaskConfig
 from perdure.recipe.mistakes import Mistake
 
@@ -156,7 +156,7 @@ class Kind:
         """
         if missing := [key for key in keys if key not in self.schema]:
             raise UsageError(
-                f"{who}: task {task} is of kind {self.name}, whose rows have no "
+                f"{who}: {task_named(task)} is of kind {self.name}, whose rows have no "
                 f"{' and no '.join(missing)}",
                 f"only the learner of kind {self.name} scores it, in a run of its own; here, leave "
                 "it out",

@@ -109,12 +109,21 @@ def _message(message: Any, number: int, column: str) -> dict[str, Any]:
     content = parts.get("content")
     texts: list[str] = []
     if isinstance(content, Sequence) and not isinstance(content, str):
-        texts = [_part(one, where) for one in content]
+        texts = texts_of(content, where)
         content = " ".join(texts)
     only_calls = calls and is_empty(content)
     text = "" if only_calls else as_text(content, f"{column}, message {number}")
     beside["parts"] = texts if text else None
     return {"role": str(role), "content": text, **{k: part for k, part in beside.items() if part}}
+
+
+def texts_of(parts: Sequence[Any], where: str) -> list[str]:
+    """The texts of a content that is a list of parts.
+
+    Raises:
+        CellError: one is no text; `where` says in which message.
+    """
+    return [_part(one, where) for one in parts]
 
 
 def _part(part: Any, where: str) -> str:
@@ -124,7 +133,7 @@ def _part(part: Any, where: str) -> str:
     if part["type"] not in _TEXTS:
         raise CellError(
             f'{where}: its content has a part of the type "{brief(part["type"])}"',
-            "only text is learned: leave such conversations out",
+            "only text is read: leave such conversations out",
         )
     if not isinstance(part.get("text"), str):
         raise CellError(f"{where}: a part of the type text has no text", f"write {PARTS}")

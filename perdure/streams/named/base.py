@@ -44,6 +44,7 @@ class ClassStream:
         no_class: the label of its rows of no class.
         validated: whether it has validation rows of its own.
         seeded: whether its reader draws by the recipe's `order_seed` itself.
+        scrambled: whether SEQ*'s released data have its names at other classes (`fix_label_names`).
         remark: what else is to be known.
     """
 
@@ -63,6 +64,7 @@ class ClassStream:
     no_class: str | None = None
     validated: bool = True
     seeded: bool = False
+    scrambled: bool = False
     remark: str = ""
 
     @property
@@ -88,6 +90,7 @@ class Source:
         self.stream, self.config, self.reader = stream, config, reader
         self.folder = None if config.folder is None else reader.folder / config.folder
         self.seed = None if config.data is None else config.data.order_seed
+        self.fix_label_names = config.data is None or config.data.fix_label_names
 
     def found(self) -> Found | None:
         """The stream's rows; None where a mistake was noted."""

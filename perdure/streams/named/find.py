@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from perdure.recipe.data import DataConfig
 from perdure.recipe.mistakes import Mistake, near
 from perdure.streams.named import banking77, clinc150, fewrel, tacred, topic3
 from perdure.streams.named.demo import STREAMS
@@ -22,6 +23,15 @@ def abouts() -> dict[str, str]:
     """Every named stream with its one line for people."""
     found = {name: about for name, (about, _) in STREAMS.items()}
     return found | {name: stream.about for name, stream in CLASS_STREAMS.items()}
+
+
+def table_like(name: str | None) -> DataConfig:
+    """The section of a table whose rows are read as a named stream's: by our names of columns.
+
+    Args: name: a stream of classes; any other name, or None, stands for texts with a class.
+    """
+    form = CLASS_STREAMS[name].format if name in CLASS_STREAMS else "classes"
+    return DataConfig(train="rows.jsonl", tasks=1, format=form)
 
 
 def named_mistakes(config: StreamConfig) -> Iterator[Mistake]:
@@ -47,3 +57,9 @@ def named_mistakes(config: StreamConfig) -> Iterator[Mistake]:
         if data.validation_share != default:
             what = f"has no effect: {name} has validation rows of its own"
             yield Mistake(("data", "validation_share"), what, "leave it out")
+    if data is not None and not (data.fix_label_names or stream.scrambled):
+        what = f"has no effect: the names of {name} are right as they are"
+        yield Mistake(("data", "fix_label_names"), what, "leave it out")
+    if data is not None and data.dev_from == "test" and stream.validated:
+        what = f"has no effect: {name} has validation rows of its own"
+        yield Mistake(("data", "dev_from"), what, "leave it out")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from perdure.streams.classes import dealt
@@ -116,7 +116,26 @@ def _read(source: Source) -> Found | None:
         return None
     order = [NAMES[number] for number in order_after(generator, len(NAMES))]
     tables = {split: joined("topic3", some) for split, some in parts.items()}
+    if not source.fix_label_names:
+        called = as_released(order)
+        tables = {split: _renamed(table, called) for split, table in tables.items()}
+        order = [called[name] for name in order]
     return Found(tables, dealt(order, TASKS))
+
+
+def as_released(order: Sequence[str]) -> dict[str, str]:
+    """What the released data call each class: the name of the class whose number in the files is
+    the place where it comes. They number the classes anew, and leave the list of names as it was.
+
+    Args: order: the classes as they come.
+    """
+    return dict(zip(order, NAMES, strict=True))
+
+
+def _renamed(table: Table, names: Mapping[str, str]) -> Table:
+    records = [Record(r.place, {**r.values, "label": names[r.values["label"]]})
+               for r in table.records]  # fmt: skip
+    return Table(table.name, table.columns, records)
 
 
 def _rows(source: Source, one: Set, split: str) -> list[tuple[int, Record]] | None:
@@ -168,4 +187,5 @@ STREAM = ClassStream(
     hub=tuple(one.dataset for one in SETS),
     read=_read,
     seeded=True,
+    scrambled=True,
 )

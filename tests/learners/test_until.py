@@ -1,0 +1,131 @@
+"""A task that ends once its sampled answers are good enough."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rl_runs import write_recipe
+
+import perdure
+from perdure.errors import PerdureError
+from perdure.learners import until as module
+from perdure.learners.rollouts import Judge
+from perdure.models.chat import Encoder
+from perdure.recipe.until import UntilConfig
+from perdure.rewards import build
+from perdure.run import Run
+from perdure.streams.task import Task
+
+pytestmark = pytest.mark.unit
+
+
+class Looks:
+    """Looks at made-up samples: what each of them finds, by step."""
+
+    def __init__(self, found: Sequence[dict[str, float]], until: UntilConfig) -> None:
+        self.found, self.logged, self.notes, self.warnings = list(found), [], [], []
+        rows = [{"prompt": [{"role": "user", "content": "x"}], "answer": "y"}]
+        session = SimpleNamespace(
+            model=None, autocast=lambda: __import__("contextlib").nullcontext(),
+            log=lambda name, value, group: self.logged.append((group, name, value)),
+        )  # fmt: skip
+        self.callback = module.Until(
+            SimpleNamespace(session=session),  # type: ignore[arg-type]
+            None,  # type: ignore[arg-type]
+            Task("warm-up", rows, rows, rows, "chrf"),
+            until,
+            seed=0,
+            note=self.notes.append,
+            warn=self.warnings.append,
+        )
+
+    def run(self, monkeypatch: pytest.MonkeyPatch, steps: int) -> int:
+        """The step after which training ends."""
+        monkeypatch.setattr(module, "sampled", lambda *_, **__: self.found.pop(0))
+        for step in range(1, steps + 1):
+            control = SimpleNamespace(
+                should_training_stop=False, should_log=False, should_save=True
+            )
+            state = SimpleNamespace(global_step=step, max_steps=steps)
+            self.callback.on_step_end(None, state, control)
+            if control.should_training_stop:
+                assert not control.should_save  # a run that goes on there would go past it
+                break
+        self.callback.on_train_end(None, state, control)
+        return step
+
+
+UNTIL = UntilConfig(reach={"format": 0.8, "chrf": [0.4, 0.6]}, every=2)
+
+
+def test_it_ends_at_the_first_look_that_reaches_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [{"format": 0.9, "chrf": 0.39}, {"format": 0.79, "chrf": 0.5},
+             {"format": 0.8, "chrf": 0.4}, {"format": 1.0, "chrf": 1.0}]  # fmt: skip
+    looks = Looks(found, UNTIL)
+    assert looks.run(monkeypatch, 20) == 6
+    assert looks.logged[:2] == [("until", "format", 0.9), ("until", "chrf", 0.39)]
+    assert looks.notes[-1] == "task warm-up: sampled at step 6: format 0.8, chrf 0.4"
+    assert not looks.warnings
+
+
+def test_past_the_most_it_ends_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = Looks([{"format": 0.9, "chrf": 0.61}], UNTIL)
+    assert looks.run(monkeypatch, 20) == 2
+    assert "chrf is 0.61 at the first look that reaches all, above 0.6" in looks.warnings[0]
+
+
+def test_never_reached_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = Looks([{"format": 0.0, "chrf": 0.0}] * 3, UNTIL)
+    assert looks.run(monkeypatch, 6) == 6
+    assert "its steps are over, and until was not reached" in looks.warnings[0]
+
+
+def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, Path("somewhere"))
+    for reach, told in (
+        ("{}", "names no reward"),
+        ("{format: 2}", "must be from 0 to 1"),
+        ("{chrf: [.6, .4]}", "the least first"),
+        ("{chrf: [.4]}", "must be one number, or"),
+        ("{chrv: .5}", '"chrv" is none of'),
+    ):
+        with pytest.raises(PerdureError, match=told):
+            perdure.load_recipe(path, [f"stream.tasks.two.until={{reach: {reach}}}"])
+
+
+@pytest.mark.train
+def test_samples_are_judged_as_in_reinforcement(tiny: Any) -> None:
+    """The mean over one answer to each row, the same for the same seed."""
+    model, tokenizer = tiny
+    encoder = Encoder(tokenizer)
+    rows = [{"prompt": [{"role": "user", "content": f"say {i}"}], "answer": "w"} for i in range(3)]
+    task = Task("t", rows, rows, rows, "chrf", max_new_tokens=400)
+    one, two, other = (
+        module.sampled(model, encoder, task, rows, ["format", "chrf"], seed) for seed in (1, 1, 2)
+    )
+    assert one == two != other
+    assert set(one) == {"format", "chrf"}
+    assert 0 <= one["format"] <= 1
+    end = tokenizer.eos_token_id
+    words = tokenizer("w w", add_special_tokens=False)["input_ids"]
+    judge = Judge(build(["chrf", "format"]), encoder, task, rows, {end})
+    cut, whole = judge.samples([0, 1], [words, [*words, end]])
+    assert (cut.truncated, whole.truncated) == (True, False)
+    assert whole.completion == "w w"
+    assert judge.rewards([cut, whole]).parts["format"] == [0.0, 1.0]
+
+
+@pytest.mark.train
+def test_a_run_goes_on_to_the_next_task(tmp_path: Path, tiny_model_dir: Path) -> None:
+    path = write_recipe(tmp_path, tiny_model_dir, train__epochs=4, train__max_steps=6)
+    until = "stream.tasks.one.until={reach: {chrf: 0}, every: 2, rows: 2}"
+    recipe = perdure.load_recipe(path, [until, "stream.tasks.one.learn=sft", "rl=null"])
+    run = Run.create(tmp_path / "run", recipe)
+    perdure.learn(recipe, run)
+    lines = [(line["task"], line["step"]) for line in run.log_rows()]
+    assert lines == [("one", 1), ("one", 2), *(("two", k) for k in range(1, 7))]
+    assert run.log_rows()[1]["until/chrf"] >= 0
