@@ -243,7 +243,7 @@ def _steps_of_as_long(folder: Path) -> int:
     return steps
 
 
-PHASES = ("generation", "rewards", "update")
+PHASES = ("generation", "rewards", "reference", "update")
 
 
 def _whole(line: dict[str, Any]) -> float:
