@@ -186,7 +186,7 @@ def _type(annotation: Any) -> str:
     if origin in (list, tuple):
         return "list of " + _plural(_type(inside[0]))
     if origin is dict:
-        return "text: text"
+        return "text: " + ("text" if inside[1] is Any else _type(inside[1]))
     if _model_in(annotation) is not None:
         return "section"
     names = {str: "text", int: "whole number", float: "number", bool: "true or false"}
