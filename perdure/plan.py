@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from perdure.protocol.labels import labels_of
 from perdure.protocol.method import Method
 from perdure.streams.kinds import kind, metric
 
@@ -75,6 +76,10 @@ class TaskPlan:
     scored: once for each state of its weights where heads alone learn."""
     head_steps: int | None = None
     """Those of its steps in which heads alone learn."""
+    completions: int | None = None
+    """Of a task with `learn: rl`: how many are written and trained on in all."""
+    until: bool = False
+    """Whether it may end before its last step."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +190,10 @@ class _Work(NamedTuple):
         return sum(len(task.train) for task in self.tasks)
 
     def widths(self, encoder: RowEncoder) -> list[int]:
-        """Tokens of each row that is trained on."""
+        """Tokens of each row that is trained on; by reinforcement, of its prompt."""
+        if self.tasks[-1].learn == "rl":
+            rows = (encoder.encode_and_tell(row)[0] for row in self.tasks[-1].train)
+            return [len(row["input_ids"]) - labels_of(row) for row in rows]
         return [n for task in self.tasks for n in encoder.lengths((task.name, "train"))]
 
 
@@ -222,6 +230,8 @@ def _bare(recipe: Recipe, task: Task, work: _Work) -> TaskPlan:
         steps=steps,
         classes=tuple(task.labels) if kind(task.kind).classes else (),
         scorings=0 if task.test_of else None,
+        completions=steps * own.train.batch_size if task.learn == "rl" else None,
+        until=task.until is not None,
     )
 
 
@@ -236,25 +246,27 @@ def _plan(
     precision: str,
     speed: float,
 ) -> TaskPlan:
-    splits = ("train", "validation", "test")
-    lengths = {split: encoder.lengths((task.name, split)) for split in splits}
-    widths = work.widths(encoder)
+    from perdure.engine.batching import split_batch
+
+    lengths = {s: encoder.lengths((task.name, s)) for s in ("train", "validation", "test")}
+    widths, written = work.widths(encoder), 0
     own, mean = recipe.of_task(task.learn), sum(widths) / max(1, len(widths))
-    written = task.max_new_tokens if task.learn == "rl" else 0  # at most, instead of an answer
-    trained_on = bare.steps * own.train.batch_size
+    if task.learn == "rl":  # completions of at most so many tokens, in micro-batches of their own
+        written = task.max_new_tokens
+        micro = split_batch(own, int(os.environ.get("WORLD_SIZE", "1")))[0]
+    longest, trained_on = max(widths, default=0) + written, bare.steps * own.train.batch_size
     tokens = round(trained_on * (mean + written))
-    n, trained = facts.parameters, facts.trainable
-    again = 2 * n if recipe.train.gradient_checkpointing else 0
+    n, again = facts.parameters, recipe.train.gradient_checkpointing
     # Forward, gradients of activations through all weights, gradients of the trained weights.
-    per_token = 2 * n + 2 * n + 2 * trained + again
+    per_token = 2 * n + 2 * n + 2 * facts.trainable + (2 * n if again else 0)
     return replace(
         bare,
-        longest=max(map(max, filter(None, lengths.values()))),
+        longest=max(longest, *map(max, filter(None, lengths.values()))),
         train_tokens=tokens,
         # Written one by one: each token moves all weights for a few operations.
         train_seconds=(per_token * tokens + 8 * n * trained_on * written) / speed,
         score_seconds=2 * n * _scored_tokens(recipe, task, lengths["test"], encoder) / speed,
-        memory_mb=_memory_mb(recipe, facts, micro, max(widths, default=0), precision),
+        memory_mb=_memory_mb(recipe, facts, micro, longest, precision),
     )
 
 
@@ -385,6 +397,4 @@ def _cost(spec: MethodSpec) -> str:
 
     text = inspect.getdoc(inspect.getmodule(registry.kind_of(spec))) or ""
     found = re.search(r"^Cost: (.+?)(?=\n\S+:|\n\n|\Z)", text, re.S | re.M)
-    return (
-        f"{spec.name}: {' '.join(found[1].split())}" if found else f"{spec.name}: cost not stated"
-    )
+    return f"{spec.name}: {' '.join(found[1].split()) if found else 'cost not stated'}"

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from perdure.errors import printable
 from perdure.reports import charts, glossary, training
 from perdure.reports.facts import MISSING
-from perdure.reports.format import DASH, duration, significant, titled
+from perdure.reports.format import DASH, count, duration, significant, titled
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -276,15 +276,16 @@ def section(runs: Sequence[RunView]) -> dict[str, Any]:
             "label": run.label,
             "slot": slot,
             "task": one.task,
-            "steps": significant(one.steps),
+            "steps": count(one.steps),
             "cells": [_change(one, name) for name in heads],
             "bar": _bar(one),
-            "step": duration(one.whole) if one.seconds else DASH,
+            "step": seconds_of(one.whole) if one.seconds else DASH,
         }
         for slot, run, own in found
         for one in own
     ]
     drawn = list(dict.fromkeys(name for one in every for name in one.end))
+    shown = [name for name in _order(drawn) if not _says_nothing(runs, name)]
     until = dict.fromkeys(UNTIL + name for _, _, one in warmed for name in one.found)
     return {
         "intro": INTRO,
@@ -296,7 +297,7 @@ def section(runs: Sequence[RunView]) -> dict[str, Any]:
             for i, phase in enumerate(PHASES)
             if any(phase in one.seconds for one in every)
         ],
-        "charts": [chart for name in _order(drawn) for chart in _curves(runs, name)],
+        "charts": [chart for name in shown for chart in _curves(runs, name)],
         "seconds": [
             chart
             for phase in PHASES
@@ -310,7 +311,7 @@ def section(runs: Sequence[RunView]) -> dict[str, Any]:
             for slot, member, one in warmed
         ],
         "warm_charts": [chart for name in until for chart in _looks(runs, name)],
-        "words": glossary.explained([*_order(drawn), *until]),
+        "words": glossary.explained([*shown, *until]),
     }  # fmt: skip
 
 
@@ -319,6 +320,11 @@ def _order(names: Sequence[str]) -> list[str]:
     parts = [name for name in names if name.startswith(f"{REWARD}/")]
     others = [name for name in FIGURES if name in names and name != REWARD]
     return [*(name for name in names if name == REWARD), *parts, *others]
+
+
+def _says_nothing(runs: Sequence[RunView], name: str) -> bool:
+    """Of what is 0 by its nature with one pass over the completions no chart is drawn."""
+    return name == "rl/clipped" and not any(any(run.logged(name)) for run in runs)
 
 
 def _change(one: Reinforced, name: str) -> str:
@@ -344,7 +350,7 @@ def _bar(one: Reinforced) -> list[dict[str, Any]]:
         parts.append(
             {
                 "name": PHASES[phase],
-                "seconds": duration_of(one.seconds[phase]),
+                "seconds": seconds_of(one.seconds[phase]),
                 "share": f"{width:.0f} %",
                 "left": round(left, 2),
                 "width": round(width, 2),
@@ -355,7 +361,7 @@ def _bar(one: Reinforced) -> list[dict[str, Any]]:
     return parts
 
 
-def duration_of(seconds: float) -> str:
+def seconds_of(seconds: float) -> str:
     """Seconds of a phase, which may be a fraction of one."""
     return f"{significant(seconds, 2)} s" if seconds < 10 else duration(seconds)
 

@@ -153,6 +153,9 @@ def summary(runs: Sequence[RunView]) -> dict[str, Any]:
         "general": general_columns,
         "left_out": left_out,
         "again": scored_again(runs),
+        "other_units": not all(
+            all((*run.matrix.in_shares, *run.matrix.higher_is_better)) for run in runs
+        ),
     }
 
 
@@ -338,7 +341,9 @@ def _gained(found: findings.Finding) -> str:
         return "only scored" if found.only_scored else ""
     said = words.gain_words(found.gain)
     if found.after:
-        said = f"from what {found.after} left: {said}"
+        by = words.change_words(found.task, found.gain)
+        ends = words.interval_words(found.task, found.gain)
+        said = f"{by}{f' ({ends})' if ends else ''} from where {found.after} left it: {said}"
     return f"{said}; {found.goes_on} goes on from it" if found.goes_on else said
 
 
