@@ -343,7 +343,8 @@ def _gained(found: findings.Finding) -> str:
     if found.after:
         by = words.change_words(found.task, found.gain)
         ends = words.interval_words(found.task, found.gain)
-        said = f"{by}{f' ({ends})' if ends else ''} from where {found.after} left it: {said}"
+        said = f"{by}{f' ({ends})' if ends else ''} from where {found.after} left it: "
+        said += words.gain_words(found.gain).replace("learned", "improved")
     return f"{said}; {found.goes_on} goes on from it" if found.goes_on else said
 
 

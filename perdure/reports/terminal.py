@@ -25,7 +25,7 @@ from perdure.reports import (
     no_class,
     pool_views,
     ranking,
-    reinforced,
+    reinforced_views,
     words,
 )
 from perdure.reports.data import (
@@ -245,10 +245,10 @@ def score_table(runs: Sequence[RunData], console: Console | None = None) -> None
     for table in (
         *class_tables.probes(digested),
         *averaging.tables(digested),
-        *reinforced.tables(digested),
+        *reinforced_views.tables(digested),
     ):
         target.print(table)
-    for said in reinforced.lines(digested):
+    for said in reinforced_views.lines(digested):
         target.print(plain(said))
     for part in pool_views.tables(digested, target.width):
         target.print(plain(part) if isinstance(part, str) else part)

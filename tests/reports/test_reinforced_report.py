@@ -11,7 +11,15 @@ import pytest
 from rich.console import Console
 from synthetic_runs import make_run, write_lines
 
-from perdure.reports import findings, glossary, html, numbers, reinforced, words
+from perdure.reports import (
+    findings,
+    glossary,
+    html,
+    numbers,
+    reinforced,
+    reinforced_views,
+    words,
+)
 from perdure.reports.data import RunView, views
 from perdure.reports.left_out import left_out_of_means
 from perdure.reports.seeds import grouped
@@ -124,7 +132,7 @@ def test_the_page_shows_curves_shares_and_where_a_warm_up_ended(tmp_path: Path) 
 def test_a_run_without_rewards_has_no_such_section(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     assert 'id="reinforced"' not in html.render([run])
-    assert not list(reinforced.tables(views([run])))
+    assert not list(reinforced_views.tables(views([run])))
 
 
 @pytest.mark.parametrize(
