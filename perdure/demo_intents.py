@@ -201,7 +201,7 @@ def seen(runs: Sequence[RunView]) -> list[str]:
     """
     from statistics import fmean
 
-    from perdure.reports import format, words
+    from perdure.reports import findings, format
     from perdure.reports.contrast import BASELINE, claims
 
     found = claims(runs)
@@ -209,7 +209,7 @@ def seen(runs: Sequence[RunView]) -> list[str]:
         return []
     first, *others = ((one.text, one.shown) for one in found)
     (plain,) = (run for run in runs if run.method == BASELINE)
-    earlier = [f for f in words.findings(plain) if not f.last]
+    earlier = [f for f in findings.findings(plain) if not f.last]
     learned = format.number(fmean(f.learned for f in earlier), 2)
     final = format.number(fmean(f.final for f in earlier), 2)
     scores = f"{first[0]} (mean score {learned} when just learned, {final} at the end)"

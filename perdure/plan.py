@@ -70,6 +70,10 @@ class TaskPlan:
     """In memory while it is learned, of a method that adds some; one of them is trained."""
     adapters_kept: int | None = None
     """In its checkpoint."""
+    completions: int | None = None
+    """Of a task with `learn: rl`: how many are written and trained on in all."""
+    until: bool = False
+    """Whether it may end before its last step."""
 
 
 @dataclass(frozen=True)
@@ -196,15 +200,18 @@ def plan(
 
 
 def _bare(recipe: Recipe, task: Task, work: Work) -> TaskPlan:
+    steps, own = work.steps(recipe, task), recipe.of_task(task.learn)
     return TaskPlan(
         task=task.name,
         metric=metric(task.metric).name,
         train_rows=len(task.train),
         validation_rows=len(task.validation),
         test_rows=len(task.test),
-        steps=work.steps(recipe, task),
+        steps=steps,
         classes=tuple(task.labels) if kind(task.kind).classes else (),
         scorings=0 if task.test_of else None,
+        completions=steps * own.train.batch_size if task.learn == "rl" else None,
+        until=task.until is not None,
     )
 
 
@@ -219,25 +226,27 @@ def _plan(
     precision: str,
     speed: float,
 ) -> TaskPlan:
-    splits = ("train", "validation", "test")
-    lengths = {split: encoder.lengths((task.name, split)) for split in splits}
-    widths = work.widths(encoder)
+    from perdure.engine.batching import split_batch
+
+    lengths = {s: encoder.lengths((task.name, s)) for s in ("train", "validation", "test")}
+    widths, written = work.widths(encoder), 0
     own, mean = recipe.of_task(task.learn), sum(widths) / max(1, len(widths))
-    written = task.max_new_tokens if task.learn == "rl" else 0  # at most, instead of an answer
-    trained_on = bare.steps * own.train.batch_size
+    if task.learn == "rl":  # completions of at most so many tokens, in micro-batches of their own
+        written = task.max_new_tokens
+        micro = split_batch(own, int(os.environ.get("WORLD_SIZE", "1")))[0]
+    longest, trained_on = max(widths, default=0) + written, bare.steps * own.train.batch_size
     tokens = round(trained_on * (mean + written))
-    n, trained = facts.parameters, facts.trainable
-    again = 2 * n if recipe.train.gradient_checkpointing else 0
+    n, again = facts.parameters, recipe.train.gradient_checkpointing
     # Forward, gradients of activations through all weights, gradients of the trained weights.
-    per_token = 2 * n + 2 * n + 2 * trained + again
+    per_token = 2 * n + 2 * n + 2 * facts.trainable + (2 * n if again else 0)
     return replace(
         bare,
-        longest=max(map(max, filter(None, lengths.values()))),
+        longest=max(longest, *map(max, filter(None, lengths.values()))),
         train_tokens=tokens,
         # Written one by one: each token moves all weights for a few operations.
         train_seconds=(per_token * tokens + 8 * n * trained_on * written) / speed,
         score_seconds=2 * n * _scored_tokens(recipe, task, lengths["test"], encoder) / speed,
-        memory_mb=training_mb(recipe, facts, micro, max(widths, default=0), precision),
+        memory_mb=training_mb(recipe, facts, micro, longest, precision),
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,10 +76,11 @@ def recipe_judge(lm_eval: bool = True) -> Any:
             return registry.check(item)
 
         def of_data(self, data: dict[str, Any]) -> Iterator[Mistake]:
+            from perdure.rewards import recipe_mistakes
             from perdure.streams import lm_eval_tasks
 
             yield from super().of_data(data)
-            yield from _reward_mistakes(data)
+            yield from recipe_mistakes(data)
             general = data.get("general")
             tasks = general.get("tasks") if isinstance(general, dict) else None
             # Only asked where tasks are named: it reads lm-eval's whole list.
@@ -89,41 +90,6 @@ def recipe_judge(lm_eval: bool = True) -> Any:
                 yield Mistake(("general", "tasks", *mistake.key), mistake.what, mistake.remedy)
 
     return RecipeJudge()
-
-
-def _reward_mistakes(data: dict[str, Any]) -> Iterator[Mistake]:
-    """What is wrong with the rewards that a recipe's `rl` and its tasks' `until` name."""
-    from perdure.rewards import mistakes
-
-    rl, stream = data.get("rl"), data.get("stream")
-    entries = rl.get("rewards") if isinstance(rl, dict) else None
-    if isinstance(entries, list):
-        for wrong in mistakes(entries):
-            yield replace(wrong, key=("rl", "rewards", *wrong.key))
-    tasks = stream.get("tasks") if isinstance(stream, dict) else None
-    for number, task in enumerate(tasks if isinstance(tasks, list) else ()):
-        until = task.get("until") if isinstance(task, dict) else None
-        reach = until.get("reach") if isinstance(until, dict) else None
-        for name in reach if isinstance(reach, dict) else ():
-            for wrong in mistakes([name, "format"] if name != "format" else [name]):
-                key = ("stream", "tasks", number, "until", "reach", name)
-                yield replace(wrong, key=key)
-
-
-def _check_rewards(recipe: Recipe, stream: TaskStream) -> None:
-    """Refuse rewards that cannot do what the rows of their tasks need.
-
-    Raises:
-        UsageError: a language that a reward does not know, or something is not installed.
-    """
-    from perdure.rewards import build
-
-    for task in stream:
-        if task.learn == "rl" and recipe.rl is not None:
-            rewards = build(recipe.rl.rewards, recipe.folder)
-            rewards.check([*task.train], recipe.place("rl.rewards"))
-        if task.until is not None:
-            build(task.until.reach, recipe.folder).check([*task.validation, *task.train])
 
 
 def stream_of(recipe: Recipe) -> TaskStream:
@@ -255,6 +221,7 @@ def _prepare(
     from perdure import models
     from perdure.engine.batching import halved, split_batch
     from perdure.engine.rows import encode_stream
+    from perdure.rewards import check_rewards
     from perdure.scoring import metrics
     from perdure.streams import kinds, lm_eval_tasks
     from perdure.streams.growing import refuse_beyond
@@ -276,7 +243,7 @@ def _prepare(
     general = lm_eval_tasks.load(recipe.general)
     metrics.try_own(stream)
     if training:
-        _check_rewards(recipe, stream)
+        check_rewards(recipe, stream)
     if not training:
         return Prepared(recipe, stream, methods, None, general, recipe.train.batch_size, 1, None)
     micro, accumulation = split_batch(recipe, int(os.environ.get("WORLD_SIZE", "1")))

@@ -21,7 +21,7 @@ from perdure.recipe.load import dump_recipe
 from perdure.recipe.packaged import packaged_model
 from perdure.reports.contrast import BASELINE, Claim
 from perdure.reports.data import views
-from perdure.reports.words import findings
+from perdure.reports.findings import findings
 from perdure.run import Run
 
 pytestmark = pytest.mark.unit
@@ -122,7 +122,7 @@ def test_what_was_seen_in_two_sentences(monkeypatch: pytest.MonkeyPatch) -> None
     ]
     runs: list[Any] = [SimpleNamespace(method=name) for name in METHODS]
     monkeypatch.setattr("perdure.reports.contrast.claims", lambda runs: found)
-    monkeypatch.setattr("perdure.reports.words.findings", lambda run: tasks)
+    monkeypatch.setattr("perdure.reports.findings.findings", lambda run: tasks)
     assert the_demo.seen(runs) == [
         "sequential forgot all 5 tasks (mean score 0.95 when just learned, 0.03 at the end).",
         "Against sequential, seq_star forgot 0.9 less of the tasks; replay forgot 0.7 less of the "

@@ -183,6 +183,18 @@ def _adapters(plan: Plan) -> list[str]:
     ]
 
 
+def _told_of_steps(plan: Plan) -> Iterator[str]:
+    for task in plan.tasks:
+        if task.until:
+            yield f"{task.task}: at most {task.steps:,} steps, as until may end it before"
+        if task.completions is not None:
+            yield (
+                f"{task.task}: learned from rewards: {task.completions:,} completions, "
+                f"{task.completions // max(1, task.steps):,} a step; tokens and time as if each "
+                "were as long as it may be"
+            )
+
+
 def _estimate(plan: Plan) -> tuple[str, ...]:
     from perdure.reports import format
 
@@ -246,6 +258,7 @@ def show(plan: Plan) -> None:
         "* to learn/validate/test; longest: a row's tokens; tokens: trained on, in all epochs",
         *([f"learned already, and only scored: {known}"] if plan.learned else []),
         *_classes(plan),
+        *_told_of_steps(plan),
         *(f"scored by {metric}: {', '.join(names)}" for metric, names in scored.items()),
         *([f"general ability by lm-eval: {', '.join(plan.general)}"] if plan.general else []),
         f"{plan.model}: {_sizes(plan)}{plan.precision}, {plan.processes} process(es)",

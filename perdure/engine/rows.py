@@ -120,8 +120,10 @@ def _refuse_too_long(task: Task, split: str, encoded: dict[str, Any], context: i
             f"{width} tokens, the model's context is {context}",
             "shorten the row, or take a model with a longer context",
         )
+    if task.learn != "rl" or split != "train":
+        return
     prompt = width - labels_of(encoded)
-    if task.learn == "rl" and split == "train" and prompt + task.max_new_tokens > context:
+    if prompt + task.max_new_tokens > context:
         raise DataError(
             f"{prompt} tokens of prompt and max_new_tokens: {task.max_new_tokens} to be written, "
             f"the model's context is {context}",

@@ -20,6 +20,7 @@ from perdure.engine.drawing import draw, gradients_of
 from perdure.engine.forward import capture, computing, head_is_cut, head_options
 from perdure.engine.fused import fused_log_probs, fused_options, is_fused
 from perdure.engine.packing import of_tokens_alone, packed_states
+from perdure.engine.stopwatch import Stopwatch
 from perdure.errors import TrainingError
 from perdure.models.adapter_lists import active, adapter_of, holder, showing
 from perdure.models.anatomy import check_layers
@@ -106,6 +107,8 @@ class TaskRuntime:
         self.logged: dict[str, float] = {}  # by `log`, until the trainer's next log line
         self._watched: dict[str, Tensor] = {}  # by `log`, of the pass that is being made
         self.collate = collate or partial(padded, pad_id=encoder.pad_id)
+        self.reference_time = Stopwatch(self.device)
+        """Of passes of frozen models, until the trainer takes it."""
         self._frozen: dict[str, Weights] = {}
         for method in methods:
             check_layers(model, method.requires.hidden)
@@ -251,7 +254,7 @@ class TaskRuntime:
 
         def run(batch: Mapping[str, Any]) -> ForwardOutput:
             fused = log_probs and is_fused(batch)
-            with torch.no_grad(), self._mode(dropout):
+            with self.reference_time.measured(), torch.no_grad(), self._mode(dropout):
                 if which == "base" and self.has_adapter:
                     with adapter_off(self.model):
                         return self._run(dict(batch), (), logits, fused=fused)

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from datasets import Dataset
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
@@ -85,7 +86,8 @@ class RLTrainer(RatedTrainer, GRPOTrainer):
         if not self.use_vllm:
             self.generation_config.eos_token_id = self.eos_token_ids
         self.spent: dict[str, float] = defaultdict(float)
-        self.lines = self.dead = 0
+        self.begun: float | None = None  # of the step that is being made
+        self.steps_spent = self.dead = 0
         self.earned: Tensor | None = None
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
@@ -144,11 +146,18 @@ class RLTrainer(RatedTrainer, GRPOTrainer):
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        begun = time.perf_counter()
-        loss = super().training_step(*args, **kwargs)
-        self.spent["step"] += time.perf_counter() - begun
-        self.lines += bool(self.accelerator.sync_gradients)
-        return loss
+        if self.begun is None:
+            self.begun = time.perf_counter()
+        return super().training_step(*args, **kwargs)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Called at the end of each step, after the optimizer's part."""
+        if self.begun is not None:
+            if torch.cuda.is_available():  # else the next step would wait for this one's kernels
+                torch.cuda.synchronize()
+            self.spent["step"] += time.perf_counter() - self.begun
+            self.begun, self.steps_spent = None, self.steps_spent + 1
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         figures = self._metrics["train"]
@@ -158,13 +167,13 @@ class RLTrainer(RatedTrainer, GRPOTrainer):
             if ours:
                 named[f"rl/{ours}"] = values
         self._metrics["train"] = named
-        if self.lines and "loss" in logs:
-            seconds = dict(self.spent)
-            seconds["update"] = seconds.pop("step", 0.0) - sum(
-                seconds.get(part, 0.0) for part in ("generation", "rewards")
-            )
-            logs |= {f"rl/seconds_{part}": s / self.lines for part, s in seconds.items()}
-            self.spent, self.lines = defaultdict(float), 0
+        if self.steps_spent and "loss" in logs:
+            seconds, steps = self.spent, self.steps_spent
+            if reference := self.session.reference_time.take():
+                seconds["reference"] = reference
+            seconds["update"] = seconds.pop("step") - sum(seconds.values())
+            logs |= {f"rl/seconds_{part}": s / steps for part, s in seconds.items()}
+            self.spent, self.steps_spent = defaultdict(float), 0
         super().log(logs, *args, **kwargs)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

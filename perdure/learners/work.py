@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from perdure.engine.batching import drawn_rows, steps_of
 from perdure.methods import registry
+from perdure.protocol.labels import labels_of
 
 if TYPE_CHECKING:
     from perdure.engine.rows import RowEncoder
@@ -26,7 +27,10 @@ class Work(NamedTuple):
         return sum(len(task.train) for task in self.tasks)
 
     def widths(self, encoder: RowEncoder) -> list[int]:
-        """Tokens of each row that is trained on."""
+        """Tokens of each row that is trained on; by reinforcement, of its prompt."""
+        if self.tasks and self.tasks[-1].learn == "rl":
+            rows = (encoder.encode_and_tell(row)[0] for row in self.tasks[-1].train)
+            return [len(row["input_ids"]) - labels_of(row) for row in rows]
         return [n for task in self.tasks for n in encoder.lengths((task.name, "train"))]
 
     def steps(self, recipe: Recipe, task: Task) -> int:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from perdure.reports import ranking, words
+from perdure.reports import findings, ranking, words
 from perdure.reports.data import RunView
 from perdure.reports.evidence import general_difference
 from perdure.reports.format import listing, number, signed
@@ -42,12 +42,12 @@ def lines(runs: Sequence[RunView]) -> list[str]:
 
 
 def _forgot(run: RunView) -> Claim:
-    earlier = [f for f in words.findings(run) if f.kept not in ("unknown", "last")]
+    earlier = [f for f in findings.findings(run) if f.kept not in ("unknown", "last")]
     lost = [f.task.name for f in earlier if f.kept == "lost"]
     if lost:
         text = f"{run.label} forgot {words.some(lost, len(earlier))}"
-        if words.general_outcome(run) == "lost":
-            text += f", and lost {words.GENERAL}"
+        if findings.general_outcome(run) == "lost":
+            text += f", and lost {findings.GENERAL}"
         return Claim(text, True)
     return Claim(f"that {run.label} forgot any task", False)
 
@@ -64,7 +64,7 @@ def _against(run: RunView, plain: RunView) -> Claim:
     if difference is not None:
         ahead = ranking.ahead(run, plain, ranking.GENERAL)
         ends = f"{_lower(difference.low)} to {_lower(difference.high)}"
-        kept = f"kept {words.GENERAL} better"
+        kept = f"kept {findings.GENERAL} better"
         by = f"{kept} (perplexity lower by {_lower(difference.value)}; {ends})"
         (better if ahead else same).append(by if ahead else kept)
     if not better:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from perdure.reports import scenarios
 from perdure.reports.evidence import Evidence, Margins
 from perdure.reports.facts import MISSING, TaskFacts, facts_of, stream_facts
-from perdure.run.directory import only_scored
+from perdure.run.directory import only_scored, tested_on
 from perdure.scoring.lines import UNREAD
 from perdure.scoring.matrix import ScoreMatrix, ScoreMissing
 
@@ -274,7 +274,7 @@ def _view(run: RunData, label: str) -> RunView:
     measured = [row for row in rows if row.get("kind") == "general"]
     general = {r["after"]: float(r["score"]) for r in measured if "task" not in r}
     tasks = tuple(facts_of(scored, name) for name in stream)
-    matrix = ScoreMatrix.from_rows(known, stream, only_scored(pinned))
+    matrix = ScoreMatrix.from_rows(known, stream, only_scored(pinned), tested_on(pinned))
     texts = tuple(general.get(i, MISSING) for i in range(len(stream) + 1)) if general else ()
     scenario = scenarios.scenario_of(known)
     # Of classes each row is looked at for several figures.

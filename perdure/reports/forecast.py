@@ -93,11 +93,13 @@ class Promise:
         left = f", about {duration(self.forecast.left)} left" if number > 1 else ""
         self._display.message(f"method {number} of {of}: {name}{left}")
 
-    def training(self, method: str, task: str, step: int, steps: int, *facts: Any) -> None:
+    def training(
+        self, method: str, task: str, step: int, steps: int, *facts: Any, **more: Any
+    ) -> None:
         if task not in self._tasks:
             self._tasks.append(task)
             self._scored = []
-        self._display.training(method, task, step, steps, *facts)
+        self._display.training(method, task, step, steps, *facts, **more)
         self._reach((method, "training", len(self._tasks)), step / max(1, steps))
 
     def scoring(self, method: str, task: str, done: int, total: int) -> None:

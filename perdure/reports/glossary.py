@@ -113,8 +113,55 @@ EXPLAINED = {
         "which the base model's were.",
         _SHARE,
     ),
+    "rl/reward": Said(
+        "What a completion earns, all rewards together: a mean over the step’s.", "reward"
+    ),
+    "rl/reward_std": Said(
+        "Standard deviation of the reward among the completions of one prompt, a mean over "
+        "prompts. Without a spread there is nothing to learn from.",
+        "reward",
+    ),
+    "rl/dead_groups": Said(
+        "Share of prompts whose completions all earned the same, so that nothing is learned from "
+        "them.",
+        "share of groups",
+    ),
+    "rl/truncated": Said(
+        "Share of completions that were cut at max_new_tokens.", "share of completions"
+    ),
+    "rl/length": Said("Tokens of a completion, a mean.", "tokens"),
+    "rl/entropy": Said(
+        "How undecided the model is at each token that it wrote, a mean. Near 0 all completions of "
+        "a prompt are alike, and exploring ends.",
+        NATS,
+    ),
+    "rl/clipped": Said(
+        "Share of tokens whose ratio to the policy that sampled them was out of range (rl.clip); 0 "
+        "with one pass over the completions.",
+        "share of tokens",
+    ),
+    **{
+        f"rl/seconds_{phase}": Said(f"Seconds of a step in which {what}.", "seconds a step")
+        for phase, what in (
+            ("generation", "completions are written"),
+            ("rewards", "they are judged"),
+            ("reference", "a frozen model reads them, for a method that compares with one"),
+            ("update", "the policy is trained on them: all else"),
+        )
+    },
     "gauge/kl": Said("KL from the base model's predictions on rows of this task.", NATS),
 }
+PARTS = {
+    "rl/reward/": Said(
+        "What one reward gives, by its name: a mean over the step’s completions, before "
+        "it is weighed.",
+        "reward",
+    ),
+    "until/": Said(
+        "What answers sampled at temperature 1 earn by one reward, a mean, at each look.", "reward"
+    ),
+}
+"""What names of the log begin with that end in a reward’s name."""
 WEIGHTS = (
     "What the term was multiplied by before it was added to the loss: the method's weight and, of "
     "GeRe, the general rows' share of all rows of the step. A figure without a weight is measured "
@@ -137,19 +184,39 @@ def is_weight(key: str, keys: Iterable[str]) -> bool:
     return key.endswith(_WEIGHT) and key.removesuffix(_WEIGHT) in keys
 
 
+def said_of(key: str) -> Said | None:
+    """What a logged figure is; None of a foreign method's."""
+    for begin, said in PARTS.items():
+        if key.startswith(begin):
+            return said
+    return EXPLAINED.get(key)
+
+
 def unit_of(key: str) -> str:
     """The unit of a logged figure; that of a foreign method's is not known."""
     if key.endswith(_GRADIENT_SHARE):
         return "share of gradients"
-    return EXPLAINED[key].unit if key in EXPLAINED else ""
+    return "" if (said := said_of(key)) is None else said.unit
 
 
 def explained(keys: Iterable[str]) -> list[tuple[str, str]]:
     """(name, sentence) of the logged figures that are known; a foreign method's are not."""
     every = list(keys)
-    found = [(k.partition("/")[2] or k, EXPLAINED[k].what) for k in every if k in EXPLAINED]
+    found = [
+        (_printed(k), said.what)
+        for k in every
+        if (said := said_of(k)) is not None and not k.startswith(tuple(PARTS))
+    ]
+    for begin, said in PARTS.items():
+        if any(key.startswith(begin) for key in every):
+            found.append((f"{_printed(begin)}NAME", said.what))
     if any(is_weight(key, every) for key in every):
         found.append(("weight", WEIGHTS))
     if any(key.endswith(_GRADIENT_SHARE) for key in every):
         found.append(("gradient_share", SHARES))
     return found
+
+
+def _printed(key: str) -> str:
+    """A name of the log without its group, where that says nothing more."""
+    return key if key.startswith("until/") else key.partition("/")[2] or key

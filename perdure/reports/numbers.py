@@ -9,14 +9,15 @@ from typing import Any
 from perdure.reports import (
     averaging,
     classes,
+    findings,
     general,
     pool_views,
     probed,
     provenance,
     ranking,
+    reinforced,
     seeds,
     tradeoff,
-    words,
 )
 from perdure.reports.data import SUMMARY, RunView
 from perdure.scoring.change import Change
@@ -45,6 +46,8 @@ def of_run(view: RunView) -> dict[str, Any]:
         **classes.numbers(view),
         "probes": probed.numbers(view),
         "averaging": averaging.numbers(view),
+        "reinforced": reinforced.numbers(view),
+        "warm_ups": reinforced.warm_up_numbers(view),
         "pool": pool_views.numbers(view),
         "cost": tradeoff.numbers(view),
         "general_perplexity": list(view.general),
@@ -92,6 +95,8 @@ def of_group(view: RunView) -> dict[str, Any]:
         **classes.numbers(view),
         "probes": probed.numbers(view),
         "averaging": averaging.numbers(view),
+        "reinforced": reinforced.numbers(view),
+        "warm_ups": reinforced.warm_up_numbers(view),
         "pool": pool_views.numbers(view),
         "cost": tradeoff.numbers(view),
         "general_perplexity": list(view.general),
@@ -150,10 +155,11 @@ def _changes(view: RunView) -> dict[str, Any]:
         "tasks": {
             found.task.name: {
                 "learned": change(found.gain),
+                "begun_after": found.after or None,
                 "since_learned": change(found.since),
                 "since_base": change(found.against),
             }
-            for found in words.findings(view)
+            for found in findings.findings(view)
         },
         "general": change(view.evidence.general_change),
     }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from perdure.reports import seeds, words
+from perdure.reports import findings, seeds, words
 from perdure.reports.data import SUMMARY, RunView, comparable
 from perdure.reports.evidence import general_difference
 from perdure.reports.format import listing
@@ -99,7 +99,7 @@ def headline(runs: Sequence[RunView]) -> str:
         if general:
             verb = "has" if len(general) == 1 else "have"
             clauses.append(f"{_names(general)} {verb} the best general ability")
-    lost = {run.label: words.account(run).lost for run in runs}
+    lost = {run.label: findings.account(run).lost for run in runs}
     losers = [label for label, names in lost.items() if names]
     if len(losers) == 1:
         clauses.append(f"{losers[0]} lost {words.some(lost[losers[0]], len(lost[losers[0]]))}")

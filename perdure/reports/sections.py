@@ -7,11 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from perdure.reports import charts, classes, format, ranking, scenarios, words
+from perdure.reports import charts, classes, findings, format, ranking, scenarios, words
 from perdure.reports.colours import STEPS
 from perdure.reports.data import LEVELS, SUMMARY, RunView, TaskFacts, task_order
 from perdure.reports.format import number, percent, signed, significant
-from perdure.reports.left_out import left_out_of_means
+from perdure.reports.left_out import left_out_of_means, scored_again
 from perdure.streams.kinds import PERPLEXITY, is_perdures
 
 MANY = 8
@@ -147,7 +147,16 @@ def summary(runs: Sequence[RunView]) -> dict[str, Any]:
             }
         )
     left_out = left_out_of_means(runs)
-    return {"columns": columns, "rows": rows, "general": general_columns, "left_out": left_out}
+    return {
+        "columns": columns,
+        "rows": rows,
+        "general": general_columns,
+        "left_out": left_out,
+        "again": scored_again(runs),
+        "other_units": not all(
+            all((*run.matrix.in_shares, *run.matrix.higher_is_better)) for run in runs
+        ),
+    }
 
 
 def map_sets(runs: Sequence[RunView]) -> list[dict[str, Any]]:
@@ -286,7 +295,7 @@ def changes(runs: Sequence[RunView]) -> list[dict[str, Any]]:
     for task in task_order(runs):
         rows = []
         for slot, run in enumerate(runs):
-            found = next((f for f in words.findings(run) if f.task.name == task.name), None)
+            found = next((f for f in findings.findings(run) if f.task.name == task.name), None)
             if found is None:
                 continue
             show = format.printer(task)
@@ -316,7 +325,7 @@ def changes(runs: Sequence[RunView]) -> list[dict[str, Any]]:
     return groups
 
 
-def _unread(run: RunView, found: words.Finding) -> dict[str, str]:
+def _unread(run: RunView, found: findings.Finding) -> dict[str, str]:
     """Beside each score of a tagged task, the share of texts in which no answer could be read."""
     task, said = found.task.name, {}
     learned = None if found.only_scored else run.learned_at(task)
@@ -327,10 +336,16 @@ def _unread(run: RunView, found: words.Finding) -> dict[str, str]:
     return said
 
 
-def _gained(found: words.Finding) -> str:
+def _gained(found: findings.Finding) -> str:
     if found.gain is None:
         return "only scored" if found.only_scored else ""
-    return words.gain_words(found.gain)
+    said = words.gain_words(found.gain)
+    if found.after:
+        by = words.change_words(found.task, found.gain)
+        ends = words.interval_words(found.task, found.gain)
+        said = f"{by}{f' ({ends})' if ends else ''} from where {found.after} left it: "
+        said += words.gain_words(found.gain).replace("learned", "improved")
+    return f"{said}; {found.goes_on} goes on from it" if found.goes_on else said
 
 
 def has_base(runs: Sequence[RunView]) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from perdure.reports import (
     averaging,
     class_tables,
     classes,
+    findings,
     format,
     general,
     left_out,
@@ -25,6 +26,7 @@ from perdure.reports import (
     pool_views,
     provenance,
     ranking,
+    reinforced_views,
     words,
 )
 from perdure.reports.data import (
@@ -45,6 +47,11 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+_SAMPLED: Mapping[str, Callable[[float], str]] = {
+    "reward": format.significant,
+    "length": lambda value: f"{value:.0f} tokens",
+    "truncated": lambda value: f"{100 * value:.0f} %",
+}
 PLAIN_EVERY = 10.0
 """Seconds between two lines of one task where there is no terminal."""
 
@@ -96,9 +103,16 @@ class Display:
         loss: float | None = None,
         tokens_per_second: float | None = None,
         seconds_left: float | None = None,
+        *,
+        sampled: Mapping[str, float] | None = None,
     ) -> None:
-        """Tell that `step` of `steps` optimizer steps of this task are done."""
+        """Tell that `step` of `steps` optimizer steps of this task are done.
+
+        Args: sampled: of a task learned from rewards, means over what the model wrote; its loss,
+            near 0 whatever is learned, says nothing.
+        """
         facts = [
+            *(f"{name} {_SAMPLED[name](value)}" for name, value in (sampled or {}).items()),
             f"loss {format.significant(loss)}" if loss is not None else "",
             f"{format.significant(tokens_per_second)} tokens/s" if tokens_per_second else "",
             f"{format.duration(seconds_left)} left" if seconds_left else "",
@@ -229,8 +243,14 @@ def score_table(runs: Sequence[RunData], console: Console | None = None) -> None
         target.print(plain(said))
     for said in class_tables.scenarios(digested):
         target.print(plain(said))
-    for table in (*class_tables.probes(digested), *averaging.tables(digested)):
+    for table in (
+        *class_tables.probes(digested),
+        *averaging.tables(digested),
+        *reinforced_views.tables(digested),
+    ):
         target.print(table)
+    for said in reinforced_views.lines(digested):
+        target.print(plain(said))
     for part in pool_views.tables(digested, target.width):
         target.print(plain(part) if isinstance(part, str) else part)
     if any(run.general_tasks for run in digested):
@@ -273,7 +293,7 @@ def _task_table(run: RunView) -> Table:
     table.add_column("task", overflow="fold")
     for heading in ("base model", "just learned", "at the end"):
         table.add_column(heading, justify="right")
-    for found in words.findings(run):
+    for found in findings.findings(run):
         show = format.printer(found.task)
         scores = (found.base, found.learned, found.final)
         table.add_row(plain(_heading(found.task)), *(plain(show(score)) for score in scores))

@@ -17,7 +17,7 @@ def losses(runs: Sequence[RunView]) -> list[charts.Chart]:
     """The tasks' own loss of each run on one shared axis; of older runs the whole loss."""
     own = all(run.logged("task_loss") for run in runs if run.log)
     titles = [run.label if len(runs) > 1 else f"{run.label}: the task’s own loss" for run in runs]
-    return _step_charts(runs, *(("task_loss", titles) if own else ("loss", _labels(runs))))
+    return step_charts(runs, *(("task_loss", titles) if own else ("loss", _labels(runs))))
 
 
 def sums(runs: Sequence[RunView]) -> list[charts.Chart]:
@@ -25,7 +25,7 @@ def sums(runs: Sequence[RunView]) -> list[charts.Chart]:
     adding = [run for run in runs if run.logged("task_loss") != run.logged("loss")]
     adding = [run for run in adding if run.logged("task_loss")]
     shown = {run.label if len(runs) > 1 else SUM for run in adding}
-    every = _step_charts(runs, "loss", _labels(runs) if len(runs) > 1 else [SUM])
+    every = step_charts(runs, "loss", _labels(runs) if len(runs) > 1 else [SUM])
     return [chart for chart in every if chart.title in shown]
 
 
@@ -52,7 +52,7 @@ def method_losses(runs: Sequence[RunView]) -> list[charts.Chart]:
         # method/gere_margin of the run "gere": the label says gere already.
         name = key.removeprefix("method/")
         titles = [f"{run.label}: {_without(name, run.method)}" for run in runs]
-        drawn += _step_charts(runs, key, titles, [_times(run, key) for run in runs])
+        drawn += step_charts(runs, key, titles, [_times(run, key) for run in runs])
     return drawn
 
 
@@ -66,7 +66,7 @@ def gauges(runs: Sequence[RunView]) -> list[charts.Chart]:
     return [
         chart
         for key in keys
-        for chart in _step_charts(runs, key, [f"{r.label}: {format.get(key, key)}" for r in runs])
+        for chart in step_charts(runs, key, [f"{r.label}: {format.get(key, key)}" for r in runs])
     ]
 
 
@@ -95,9 +95,13 @@ def _times(run: RunView, key: str) -> str:
     return f"times a weight of {' to '.join(ends)}"
 
 
-def _step_charts(
+def step_charts(
     runs: Sequence[RunView], key: str, titles: Sequence[str], notes: Sequence[str] = ()
 ) -> list[charts.Chart]:
+    """A chart for each run that logged a figure, over its steps, all on one axis.
+
+    Args: titles, notes: one of each for a run.
+    """
     parts = {slot: stretches(run, key) for slot, run in enumerate(runs)}
     values = [v for found in parts.values() for s in found for _, v in s.values]
     if not values:
@@ -122,14 +126,19 @@ def stretches(run: RunView, key: str) -> list[charts.Stretch]:
     """What was logged under `key`, by task and phase, steps counted on over the whole run."""
     groups: dict[tuple[int, str, str], dict[int, float]] = {}
     lengths: dict[tuple[int, str, str], int] = {}
+    made: dict[tuple[int, str, str], int] = {}
     for row in run.log:
         group = (int(row.get("after", 0)), str(row.get("task", "")), str(row.get("phase", "main")))
         step = int(row.get("step", 0))
         lengths[group] = max(lengths.get(group, 0), step, int(row.get("steps") or 0))
+        made[group] = max(made.get(group, 0), step)
         value = row.get(key)
         if isinstance(value, int | float) and math.isfinite(value):
             # Steps done again after a resume replace what a killed process had logged.
             groups.setdefault(group, {})[step] = float(value)
+    going_on = None if run.complete or not lengths else max(lengths, key=lambda group: group[0])
+    # What is over may have ended before its last step, as a warm-up does.
+    lengths = {g: n if g == going_on else made[g] for g, n in lengths.items()}
     found, start = [], 0
     phases = {(after, task): 0 for after, task, _ in lengths}
     for after, task, _ in lengths:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import stdev
 
-from perdure.reports.data import MISSING, RunView, TaskFacts
+from perdure.reports.data import RunView, TaskFacts
+from perdure.reports.findings import Finding, account, findings
 from perdure.reports.format import (
     DASH,
     between,
@@ -28,136 +28,19 @@ from perdure.reports.format import (
 from perdure.scoring.change import OPEN, Change
 from perdure.scoring.intervals import noise
 
-GENERAL = "general ability"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What became of one task in one run. Scores are nan, changes None, where missing."""
-
-    task: TaskFacts
-    base: float
-    learned: float
-    final: float
-    gain: Change | None
-    """From the base model to just learned."""
-    since: Change | None
-    """From just learned to the end; None of the task that was learned last, or only scored."""
-    against: Change | None
-    """From the base model to the end."""
-    last: bool = False
-    only_scored: bool = False
-
-    @property
-    def gained(self) -> str:
-        """learned | worse | not learned | open | unknown, from base to just learned."""
-        if self.gain is None:
-            return "unknown"
-        return "worse" if self.gain.outcome == "lost" else self.gain.gain
-
-    @property
-    def kept(self) -> str:
-        """kept | lost | improved | open | last | unknown, from just learned to the end."""
-        if self.since is None:
-            return "last" if self.last else "unknown"
-        return "improved" if self.since.gain == "learned" else self.since.outcome
-
-
-def findings(run: RunView) -> list[Finding]:
-    """One finding a task, in the order of the stream, as far as the run has come."""
-    found, change, done = [], run.evidence.change, run.done
-    trained = [i for i, learned in enumerate(run.matrix.learned, start=1) if learned]
-    last = max((i for i in trained if i <= done), default=0)
-    for index, task in enumerate(run.tasks, start=1):
-        only_scored = index not in trained
-        found.append(
-            Finding(
-                task,
-                run.score(0, task.name),
-                MISSING if only_scored else run.score(index, task.name),
-                run.score(done, task.name),
-                gain=None if only_scored else change(task, 0, index),
-                since=change(task, index, done) if index < last and not only_scored else None,
-                against=change(task, 0, done) if done >= index else None,
-                last=index == last,
-                only_scored=only_scored,
-            )
-        )
-    return found
-
-
-@dataclass(frozen=True)
-class Account:
-    """Names of tasks, and `GENERAL`, by what was shown of them."""
-
-    learned: tuple[str, ...]
-    not_learned: tuple[str, ...]
-    unclear: tuple[str, ...]
-    """Too few rows to tell whether they were learned."""
-    below: tuple[str, ...]
-    """Lost against the base model."""
-    forgotten: tuple[str, ...]
-    """Lost since they were learned, but not shown to be below the base model."""
-    kept: tuple[str, ...]
-    open: tuple[str, ...]
-    """Too few rows to tell whether they were kept."""
-    earlier: int
-    """Tasks that were learned before the last one."""
-
-    @property
-    def lost(self) -> tuple[str, ...]:
-        return (*self.below, *self.forgotten)
-
-    @property
-    def nothing_lost(self) -> bool:
-        """Whether it was shown that nothing was forgotten, which takes every word."""
-        return bool(self.kept) and not (self.lost or self.open)
-
-
-def account(run: RunView) -> Account:
-    """Sort a run's tasks and its general ability by what was shown."""
-    found = findings(run)
-    below = [f.task.name for f in found if f.against is not None and f.against.outcome == "lost"]
-    earlier = [f for f in found if f.kept not in ("unknown", "last")]
-    general = general_outcome(run)
-    texts = any(not math.isnan(value) for value in run.general)
-    return Account(
-        learned=tuple(f.task.name for f in found if f.gained == "learned"),
-        not_learned=tuple(f.task.name for f in found if f.gained in ("not learned", "worse")),
-        unclear=tuple(f.task.name for f in found if f.gained == "open"),
-        below=(*below, *((GENERAL,) if general == "lost" else ())),
-        forgotten=tuple(
-            f.task.name for f in earlier if f.kept == "lost" and f.task.name not in below
-        ),
-        kept=(
-            *(f.task.name for f in earlier if f.kept in ("kept", "improved")),
-            *((GENERAL,) if general == "kept" else ()),
-        ),
-        open=(
-            *(f.task.name for f in earlier if f.kept == "open" and f.task.name not in below),
-            *((GENERAL,) if texts and run.done and general == "open" else ()),
-        ),
-        earlier=len(earlier),
-    )
-
-
-def general_outcome(run: RunView) -> str:
-    """lost | kept | open, of general text since the base model; kept too where it improved."""
-    change = run.evidence.general_change
-    return "open" if change is None else change.outcome
-
 
 def story(run: RunView) -> str:
     """What a run did, as clauses without their subject: "learned a and b; forgot a (0.7 → 0.3)"."""
     if not any(run.matrix.learned[: run.done]):
         return "has learned no task yet"
     what, found = account(run), findings(run)
-    reached = sum(f.gained != "unknown" for f in found)
+    reached = sum(f.gained != "unknown" and not f.after for f in found)
     clauses = [f"learned {some(what.learned, reached)}"] if what.learned else []
     if what.not_learned:
         clauses.append(f"did not learn {some(what.not_learned, reached)}")
     if what.unclear:
         clauses.append(f"{OPEN} whether it learned {some(what.unclear, reached)}")
+    clauses += map(further_words, what.further)
     scores = {f.task.name: f for f in found}
     if what.below:
         tasks = [scores[name] for name in what.below if name in scores]
@@ -173,6 +56,19 @@ def story(run: RunView) -> str:
     if unclear := [f.task.name for f in found if f.kept == "open"]:
         clauses.append(f"{OPEN} whether it kept {some(unclear, what.earlier)}")
     return "; ".join(clauses) or "nothing can be said of what it learned"
+
+
+def further_words(found: Finding) -> str:
+    """What a task changed where another had begun: "improved velan over warm-up (0.6 → 0.7)"."""
+    over = f"{found.task.name} over {found.after}"
+    show = printer(found.task)
+    moved = f"({show(found.begun)} → {show(found.learned)})"
+    said = {
+        "learned": f"improved {over}",
+        "not learned": f"did not improve {over}",
+        "worse": f"left {found.task.name} worse than {found.after} did",
+    }.get(found.gained, f"{OPEN} whether it improved {over}")
+    return f"{said} {moved}"
 
 
 def _moved(task: TaskFacts, before: float, after: float) -> str:
@@ -216,12 +112,13 @@ def headline(run: RunView) -> str:
         text = f"{run.label} learned {none}"
     else:  # classes have no score before they are learned, from which a gain could be told
         text = f"{run.label}: {OPEN} what it learned" if reached else run.label
+    text = "; ".join([text, *map(further_words, what.further)])
     losses = []
     if what.below:
         losses.append(f"lost {some(what.below, len(what.below))} against the base model")
     if what.forgotten:
         losses.append(f"forgot {some(what.forgotten, what.earlier)}")
-    joined = (", and" if what.learned else ", but") if reached else ""
+    joined = ";" if what.further else (", and" if what.learned else ", but") if reached else ""
     if losses:
         text += f"{joined} {' and '.join(losses)}"
     elif what.nothing_lost and what.earlier and (what.learned or not reached):

@@ -10,5 +10,16 @@ Nothing here knows of models, tokens or trainers.
 
 from perdure.rewards.base import Reward, RewardConfig, Sample
 from perdure.rewards.compose import Rewards, Scored, build, mistakes
+from perdure.rewards.of_recipe import check_rewards, recipe_mistakes
 
-__all__ = ["Reward", "RewardConfig", "Rewards", "Sample", "Scored", "build", "mistakes"]
+__all__ = [
+    "Reward",
+    "RewardConfig",
+    "Rewards",
+    "Sample",
+    "Scored",
+    "build",
+    "check_rewards",
+    "mistakes",
+    "recipe_mistakes",
+]

@@ -25,7 +25,7 @@ __all__ = ["GROUP", "built_in", "describe", "load", "names"]
 
 GROUP = "perdure.rewards"
 _FOLDER = Path(__file__).parent
-_OTHER = ("__init__", "base", "compose", "registry")
+_OTHER = ("__init__", "base", "compose", "of_recipe", "registry")
 
 
 def built_in() -> list[str]:

@@ -51,6 +51,11 @@ def only_scored(facts: Sequence[Mapping[str, str]]) -> list[str]:
     return [task["name"] for task in facts if task.get("learn") == "none"]
 
 
+def tested_on(facts: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Of the tasks in a run's stream.json that have another's test rows, the name of that one."""
+    return {task["name"]: task["test_of"] for task in facts if "test_of" in task}
+
+
 class Run:
     """One run directory. Make a new one with `create`, read one with `open`."""
 
@@ -192,11 +197,11 @@ class Run:
         facts = self.stream_facts()
         names = [task["name"] for task in facts]
         rows = [r for r in self.scores() if r["kind"] == "task" and r["task"] in names]
-        return ScoreMatrix.from_rows(rows, names, only_scored(facts))
+        return ScoreMatrix.from_rows(rows, names, only_scored(facts), tested_on(facts))
 
     def stream_facts(self) -> list[dict[str, str]]:
-        """Name and version of each task that the run learns, and `learn` where it is not "sft";
-        empty before it began.
+        """Name and version of each task that the run learns, `learn` where it is not "sft", and
+        `test_of` where its test rows are another's; empty before it began.
 
         Raises:
             RunError: it is not what was written.

@@ -167,6 +167,7 @@ def _versions(stream: TaskStream) -> list[dict[str, str]]:
     return [
         {"name": task.name, "version": task.version}
         | ({} if task.learn == "sft" else {"learn": task.learn})
+        | ({"test_of": task.test_of} if task.test_of else {})
         for task in stream
     ]
 

@@ -17,6 +17,9 @@ from perdure.run.directory import Run
 from perdure.run.pool import POOL, pool_in
 from perdure.seals import Sealer
 
+SAMPLED = ("reward", "length", "truncated")
+"""Figures of a task learned from rewards, after `rl/`, that are shown while it is."""
+
 
 class Shows(Protocol):
     """The part of a display that a recorder uses."""
@@ -30,6 +33,8 @@ class Shows(Protocol):
         loss: float | None = None,
         tokens_per_second: float | None = None,
         seconds_left: float | None = None,
+        *,
+        sampled: Mapping[str, float] | None = None,
     ) -> None: ...
     def scoring(self, method: str, task: str, done: int, total: int) -> None: ...
     def doing(self, method: str, verb: str, what: str, done: int, total: int) -> None: ...
@@ -50,7 +55,8 @@ class Recorder:
             return
         self.run.log(row)
         shown = ("task", "step", "steps", "loss", "tokens_per_second", "seconds_left")
-        self.display.training(self.run.methods_name, *(row[key] for key in shown))
+        sampled = {name: row[f"rl/{name}"] for name in SAMPLED if f"rl/{name}" in row}
+        self.display.training(self.run.methods_name, *(row[key] for key in shown), sampled=sampled)
 
     def note(self, text: str) -> None:
         """Add a line to perdure.log."""

@@ -6,7 +6,8 @@ A cell that was never scored is missing: `value` and every figure that needs it 
 `ScoreMissing`, nothing takes it for zero. All summary figures of Perdure are derived here and
 nowhere else. They average over the learned tasks whose score runs from 0 to 1, higher for better;
 the others, such as those measured by perplexity, have another unit, and tasks that are only scored
-(`learn: none`) cannot be forgotten, so they are left out (`left_out` names them).
+(`learn: none`) cannot be forgotten, so they are left out (`left_out` names them). Tasks that are
+scored on the same rows (`test_of`) have one score, which counts once: for the one learned last.
 Formulas below count tasks j from 0, so task j is learned between row j and row j+1.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -38,16 +40,14 @@ class ScoreMatrix:
         in_shares: one flag a task: its scores run from 0 to 1; None means True for all.
         learned: one flag a task: it is trained on, not only scored; None means True for all.
         rows: test rows of each task, 0 where not known; None means not known for all.
+        tested_on: of each task the name of the one whose test rows it is scored on; None means
+            that each has rows of its own.
     """
 
     FIGURES = (
-        "average_accuracy",
-        "average_incremental_accuracy",
-        "backward_transfer",
-        "forgetting",
-        "forward_transfer",
-        "learning_accuracy",
-    )
+        "average_accuracy", "average_incremental_accuracy", "backward_transfer", "forgetting",
+        "forward_transfer", "learning_accuracy",
+    )  # fmt: skip
     BY_SAMPLE = "accuracy_by_sample"
     """Beside average accuracy where test sets differ in size; not one of `FIGURES`."""
 
@@ -58,6 +58,7 @@ class ScoreMatrix:
         in_shares: Sequence[bool] | None = None,
         learned: Sequence[bool] | None = None,
         rows: Sequence[int] | None = None,
+        tested_on: Sequence[str] | None = None,
     ) -> None:
         if higher_is_better is None:
             higher_is_better = [True] * len(tasks)
@@ -73,6 +74,7 @@ class ScoreMatrix:
         self.in_shares = tuple(bool(flag) for flag in shares)
         self.learned = tuple([True] * len(tasks) if learned is None else map(bool, learned))
         self.rows = tuple([0] * len(tasks) if rows is None else map(int, rows))
+        self.tested_on = tuple(tasks if tested_on is None else tested_on)
         self._scores = np.full((len(self.tasks) + 1, len(self.tasks)), np.nan)
 
     def record(self, after: int, task: str, score: float) -> None:
@@ -101,8 +103,8 @@ class ScoreMatrix:
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """Tasks that no summary figure counts: a lower score is better, none is a share, or they
-        are only scored."""
+        """Tasks that no summary figure counts: a lower score is better, none is a share, they are
+        only scored, or a later task that is learned is scored on the same rows."""
         counted = self._counted()
         return tuple(task for j, task in enumerate(self.tasks) if j not in counted)
 
@@ -277,22 +279,17 @@ class ScoreMatrix:
 
     def summary(self) -> dict[str, float | None]:
         """Return every figure of `FIGURES` by name; None where it cannot be derived."""
-        figures: dict[str, float | None] = {}
+        figures: dict[str, float | None] = dict.fromkeys(self.FIGURES)
         for name in self.FIGURES:
-            try:
+            with suppress(ScoreMissing):
                 figures[name] = getattr(self, name)()
-            except ScoreMissing:
-                figures[name] = None
         return figures
 
     def to_dict(self) -> dict[str, Any]:
         """Return tasks, scores (None where missing) and the summary, ready for `json.dumps`."""
+        of_tasks = ("tasks", "higher_is_better", "in_shares", "learned", "rows", "tested_on")
         return {
-            "tasks": list(self.tasks),
-            "higher_is_better": list(self.higher_is_better),
-            "in_shares": list(self.in_shares),
-            "learned": list(self.learned),
-            "rows": list(self.rows),
+            **{name: list(getattr(self, name)) for name in of_tasks},
             "scores": [[None if np.isnan(x) else float(x) for x in row] for row in self._scores],
             "summary": self.summary(),
         }
@@ -306,7 +303,7 @@ class ScoreMatrix:
         """Read what `to_json` wrote; the summary in it is derived again, not read."""
         data = json.loads(text)
         flags = (data["higher_is_better"], data.get("in_shares"), data.get("learned"))
-        matrix = cls(data["tasks"], *flags, data.get("rows"))
+        matrix = cls(data["tasks"], *flags, data.get("rows"), data.get("tested_on"))
         for after, row in enumerate(data["scores"]):
             for task, score in zip(data["tasks"], row, strict=True):
                 if score is not None:
@@ -319,6 +316,7 @@ class ScoreMatrix:
         rows: Iterable[Mapping[str, Any]],
         tasks: Sequence[str] | None = None,
         only_scored: Collection[str] = (),
+        tested_on: Mapping[str, str] | None = None,
     ) -> ScoreMatrix:
         """Build a matrix from the rows of a run's `scores.jsonl`.
 
@@ -326,9 +324,10 @@ class ScoreMatrix:
             rows: mappings with `kind`, and for kind "task": `after`, `task`, `score` and
                 `higher_is_better`; of a metric that is not Perdure's also `low` and `high`.
                 Other kinds are skipped. Of two rows for a cell the later one counts.
-            tasks: names of the learned tasks in order; rows of other tasks are skipped. None
-                takes the names in the order in which they appear.
+            tasks: names of the learned tasks in order; rows of other tasks are skipped. None:
+                as they appear.
             only_scored: names of tasks among them that are not trained on.
+            tested_on: of a task that is scored on another's test rows, the name of that one.
         """
         scored = [row for row in rows if row["kind"] == "task"]
         names = list(tasks) if tasks is not None else list(dict.fromkeys(r["task"] for r in scored))
@@ -341,6 +340,7 @@ class ScoreMatrix:
             [n not in wide for n in names],
             [n not in only_scored for n in names],
             [rows_of.get(n, 0) for n in names],
+            [(tested_on or {}).get(n, n) for n in names],
         )
         for row in scored:
             if row["task"] in names:
@@ -349,7 +349,13 @@ class ScoreMatrix:
 
     def _counted(self) -> list[int]:
         flags = zip(self.higher_is_better, self.in_shares, self.learned, strict=True)
-        return [j for j, of_task in enumerate(flags) if all(of_task)]
+        counted = [j for j, of_task in enumerate(flags) if all(of_task)]
+        return [j for j in counted if self.next_on_same_rows(j) is None]
+
+    def next_on_same_rows(self, column: int) -> int | None:
+        """The column of the next task that is learned and scored on the same test rows."""
+        mine, after = self.tested_on[column], range(column + 1, len(self.tasks))
+        return next((k for k in after if self.learned[k] and self.tested_on[k] == mine), None)
 
     def _earlier(self) -> list[int]:
         """Counted tasks after which at least one more was learned."""

@@ -16,10 +16,10 @@ from types import MappingProxyType
 from typing import Any
 
 from perdure.errors import UsageError
+from perdure.rewards.base import language_of
 from perdure.rewards.bleu import TOKENIZERS, sentence_bleu
 from perdure.rewards.chrf import sentence_chrf
 from perdure.streams.kinds import Metric, is_perdures, metric
-from perdure.streams.languages import parse_language
 from perdure.streams.task import Task
 from perdure.streams.words import words
 
@@ -72,8 +72,9 @@ def bleu(prediction: str, answer: str, target_lang: str = "") -> float:
     Raises:
         UsageError: what that language's words need is not installed.
     """
-    code = parse_language(target_lang).code if target_lang else ""
-    return min(1.0, sentence_bleu(prediction, answer, TOKENIZERS.get(code, "13a")))
+    language = language_of(target_lang)
+    words_by = TOKENIZERS.get(language.code, "13a") if language else "13a"
+    return min(1.0, sentence_bleu(prediction, answer, words_by))
 
 
 def mean(scores: Sequence[float]) -> float:

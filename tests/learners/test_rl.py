@@ -17,11 +17,15 @@ from typer.testing import CliRunner
 
 import perdure
 from perdure.cli import app
+from perdure.commands.learn import show
 from perdure.engine.callbacks import ProgressCallback
 from perdure.errors import PerdureError
 from perdure.learners.rl import RLTrainer
 from perdure.learners.rollouts import PromptSampler
 from perdure.methods.registry import load, names
+from perdure.plan import plan
+from perdure.prepare import prepare
+from perdure.reports.glossary import said_of
 from perdure.run import Run
 
 pytestmark = pytest.mark.train
@@ -60,6 +64,7 @@ def test_a_step_logs_what_it_sampled_and_earned(run: Run) -> None:
     }  # fmt: skip
     assert 0 < first["rl/length"] <= 8
     assert all(first[name] >= 0 for name in names)
+    assert all(said_of(name) is not None for name in names | {"until/format"})
     assert not any(name.startswith("rl/") for name in last)  # of the supervised task
 
 
@@ -141,6 +146,9 @@ def test_a_killed_run_ends_with_the_same_weights(
     assert not list((killed.path / "checkpoints").glob("task-1"))
     perdure.learn(recipe, Run.open(killed.path))
     name = "adapter_model.safetensors" if "lora" in way or "adapters" in way else None
+    line = whole.log_rows()[0]
+    assert ("rl/seconds_reference" in line) == ("kl" in way)
+    assert all(value > 0 for key, value in line.items() if key.startswith("rl/seconds_"))
     for folder in ("task-1", "task-2"):
         pair = [
             load_file(one.path / "checkpoints" / folder / "model" / (name or "model.safetensors"))
@@ -343,6 +351,32 @@ def test_an_epochs_order_needs_no_history() -> None:
     second.set_epoch(1)
     again = PromptSampler(9, 3, 2, 1, seed=4)
     assert list(first) == list(second) != list(again)
+
+
+# --- what is planned
+
+
+def test_of_rewards_completions_are_counted(
+    tmp_path: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """4 steps of 2 prompts, 4 completions each, of at most 8 tokens behind their prompt."""
+    ready = prepare(perdure.load_recipe(write_recipe(tmp_path, tiny_model_dir)))
+    found = plan(
+        ready.recipe, ready.stream, ready.encoder, ready.model,
+        micro_batch=ready.micro_batch, precision="fp32",
+    )  # fmt: skip
+    by_rl, learned = found.tasks
+    encoder: Any = ready.encoder
+    prompts = [len(encoder.prompt_ids(row)) for row in ready.stream.tasks[0].train]
+    assert by_rl.steps == 4
+    assert by_rl.completions == 4 * 2 * 4
+    assert by_rl.train_tokens == round(32 * (sum(prompts) / len(prompts) + 8))
+    assert by_rl.longest is not None
+    assert by_rl.longest >= max(prompts) + 8
+    assert (learned.completions, learned.steps) == (None, 2)
+    show(found)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "one: learned from rewards: 32 completions, 8 a step" in told
 
 
 # --- what is refused

@@ -14,7 +14,17 @@ import pytest
 from rich.console import Console
 from synthetic_runs import make_class_run, make_run, write_lines
 
-from perdure.reports import classes, no_class, numbers, probed, sections, tradeoff, training, words
+from perdure.reports import (
+    classes,
+    findings,
+    no_class,
+    numbers,
+    probed,
+    sections,
+    tradeoff,
+    training,
+    words,
+)
 from perdure.reports.data import views
 from perdure.reports.format import breakable, step_name
 from perdure.reports.html import render
@@ -143,7 +153,7 @@ def test_a_headline_says_nothing_of_a_gain_that_no_score_tells(
     assert words.headline(few) == said
     assert words.headline(loses) == "sequential forgot task 1 and task 2"
     assert words.headline(one) == "lwf has learned 1 task"
-    unlost, both = replace(words.account(few), forgotten=(), open=()), ("task 1", "task 2")
+    unlost, both = replace(findings.account(few), forgotten=(), open=()), ("task 1", "task 2")
     for changed, said in (
         (replace(unlost, open=both), f": {OPEN} whether it kept task 1 and task 2"),
         (replace(unlost, kept=both), " forgot nothing"),

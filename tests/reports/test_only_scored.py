@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from synthetic_runs import make_run
 
-from perdure.reports import numbers, ranking, words
+from perdure.reports import findings, numbers, ranking, words
 from perdure.reports.data import comparable, views
 from perdure.reports.html import render
 from perdure.reports.left_out import left_out_of_means
@@ -93,12 +93,12 @@ def test_no_word_says_that_an_only_scored_task_was_learned(tmp_path: Path) -> No
     """c falls from .5 to .1, which is a loss against the base model and nothing else."""
     run = run_of(tmp_path / "run", rows=MANY, general=())
     (view,) = views([run])
-    found = {f.task.name: f for f in words.findings(view)}
+    found = {f.task.name: f for f in findings.findings(view)}
     assert (found["c"].gained, found["c"].kept, found["c"].only_scored) == (
         "unknown", "unknown", True,
     )  # fmt: skip
     assert found["c"].learned != found["c"].learned  # nan
-    what = words.account(view)
+    what = findings.account(view)
     assert (what.learned, what.not_learned, what.unclear) == (("a", "b"), (), ())
     assert (what.below, what.earlier) == (("c",), 1)
     assert words.story(view) == (
@@ -115,8 +115,8 @@ def test_no_word_says_that_an_only_scored_task_was_learned(tmp_path: Path) -> No
 def test_the_last_task_is_the_last_that_was_learned(tmp_path: Path) -> None:
     """Of 40 rows each nothing is told of a kept task; b was learned last and needs no word."""
     (view,) = views([run_of(tmp_path / "run", rows=40, general=())])
-    assert [f.kept for f in words.findings(view)] == ["open", "last", "unknown"]
-    assert words.account(view).open == ("a",)
+    assert [f.kept for f in findings.findings(view)] == ["open", "last", "unknown"]
+    assert findings.account(view).open == ("a",)
     assert "whether it kept a" in words.story(view)
     assert numbers.of_run(view)["intervals"]["changes"]["tasks"]["b"]["since_learned"] is None
 

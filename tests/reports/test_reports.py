@@ -34,6 +34,7 @@ from perdure.errors import UsageError
 from perdure.reports import (
     charts,
     colours,
+    findings,
     format,
     provenance,
     ranking,
@@ -247,7 +248,7 @@ def test_sixteen_rows_are_never_said_to_keep(tmp_path: Path, items: bool) -> Non
     matrix = [[0.62, 0.5, 0.5], [0.62, 0.5, 0.5], [0.62, 0.5, 0.5], [0.25, 0.5, 0.5]]
     run = make_run(tmp_path / "r", "replay", matrix, rows=16, items=items)
     found = view(run)
-    first, second, _ = words.findings(found)
+    first, second, _ = findings.findings(found)
     # The rows themselves show it (six were broken, none mended); two scores alone do not.
     assert first.kept == ("lost" if items else "open")
     assert second.kept == "open"

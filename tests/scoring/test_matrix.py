@@ -287,3 +287,21 @@ def test_which_cells_a_figure_rests_on() -> None:
     ]  # fmt: skip
     forward = matrix.cells("forward_transfer")  # b just before it was learned is missing
     assert [(c.task, c.after) for c in forward.missing] == [("b", 1)]
+
+
+def test_tasks_scored_on_the_same_rows_count_once() -> None:
+    """warm and rl have one score, which fell by .2 while c was learned: that is one forgetting."""
+    matrix = ScoreMatrix(["warm", "rl", "c"], tested_on=["rl", "rl", "c"])
+    for after, line in enumerate([[0, 0, 0.1], [0.5, 0.5, 0.1], [0.8, 0.8, 0.1], [0.6, 0.6, 0.7]]):
+        for task, score in zip(matrix.tasks, line, strict=True):
+            matrix.record(after, task, score)
+    for found in (matrix, ScoreMatrix.from_json(matrix.to_json())):
+        assert found.left_out == ("warm",)
+        assert found.forgetting() == pytest.approx(0.2)
+        assert found.parts("backward_transfer") == pytest.approx({"rl": -0.2})
+        assert found.average_accuracy() == pytest.approx((0.6 + 0.7) / 2)
+        assert found.learning_accuracy() == pytest.approx((0.8 + 0.7) / 2)
+    # Of steps after which something counts: .8, then the mean of .6 and .7.
+    assert matrix.average_incremental_accuracy() == pytest.approx((0.8 + 0.65) / 2)
+    scored = ScoreMatrix(["a", "b"], learned=[True, False], tested_on=["a", "a"])
+    assert scored.left_out == ("b",)  # nothing was learned on those rows after a

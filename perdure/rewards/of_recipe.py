@@ -1,0 +1,43 @@
+"""The rewards that a recipe names, in `rl` and in its tasks' `until`, before a weight is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from perdure.recipe.mistakes import Mistake
+from perdure.recipe.schema import Recipe
+from perdure.rewards.compose import build, mistakes
+from perdure.streams.task import TaskStream
+
+
+def recipe_mistakes(data: dict[str, Any]) -> Iterator[Mistake]:
+    """What is wrong with the rewards that a recipe's `rl` and its tasks' `until` name."""
+    rl, stream = data.get("rl"), data.get("stream")
+    entries = rl.get("rewards") if isinstance(rl, dict) else None
+    if isinstance(entries, list):
+        for wrong in mistakes(entries):
+            yield replace(wrong, key=("rl", "rewards", *wrong.key))
+    tasks = stream.get("tasks") if isinstance(stream, dict) else None
+    for number, task in enumerate(tasks if isinstance(tasks, list) else ()):
+        until = task.get("until") if isinstance(task, dict) else None
+        reach = until.get("reach") if isinstance(until, dict) else None
+        for name in reach if isinstance(reach, dict) else ():
+            for wrong in mistakes([name, "format"] if name != "format" else [name]):
+                key = ("stream", "tasks", number, "until", "reach", name)
+                yield replace(wrong, key=key)
+
+
+def check_rewards(recipe: Recipe, stream: TaskStream) -> None:
+    """Refuse rewards that cannot do what the rows of their tasks need.
+
+    Raises:
+        UsageError: a language that a reward does not know, or something is not installed.
+    """
+    for task in stream:
+        if task.learn == "rl" and recipe.rl is not None:
+            rewards = build(recipe.rl.rewards, recipe.folder)
+            rewards.check([*task.train], recipe.place("rl.rewards"))
+        if task.until is not None:
+            build(task.until.reach, recipe.folder).check([*task.validation, *task.train])
