@@ -42,6 +42,12 @@ TERMS = {
         "Term: what weighing each token by its entropy adds to the task's loss; added as it is.",
         NATS,
     ),
+    "method/overlap": Said(
+        "Term: what the new adapter reads in common with earlier ones, the sum of the absolute "
+        "products of their rows (or of its squares), over layers.",
+        "overlap",
+    ),
+    "method/adapter_norms": Said("Term: sum of the norms of the new adapter's matrices.", "norm"),
     "method/gere_label": Said("Term: loss on general texts, a mean over their rows.", NATS),
     "method/gere_margin": Said(
         "Term: how far states lie outside the base model's intervals.", _STATES
