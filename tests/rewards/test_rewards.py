@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint
@@ -406,6 +408,14 @@ def test_every_reward_has_a_file_a_line_and_described_options() -> None:
         assert kind.__module__ == f"perdure.rewards.{name}"
         assert registry.describe(name).endswith((".", ":"))
         assert all(option.description for option in kind.Config.model_fields.values())
+
+
+@pytest.mark.process
+def test_rewards_need_no_torch() -> None:
+    code = "import sys, perdure.rewards; perdure.rewards.build(['format', 'chrf', 'language'])\n"
+    code += "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
+    assert done.returncode == 0, done.stderr
 
 
 # --- what others bring

@@ -69,6 +69,13 @@ def test_what_a_language_is_called_elsewhere() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("code", [*NTREX.split(), "zh-HK", "es-419", "x-velan", "min_Arab"])
+def test_a_tag_means_the_language_that_it_is_of(code: str) -> None:
+    found = parse_language(code)
+    region = f"-{found.region}" if found.region else ""
+    assert parse_language(found.tag) == parse_language(found.flores + region) == found
+
+
 def test_every_code_of_flores_and_of_ntrex_is_known() -> None:
     nllb = pytest.importorskip("transformers.models.nllb.tokenization_nllb")
     for code in nllb.FAIRSEQ_LANGUAGE_CODES:
