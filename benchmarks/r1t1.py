@@ -33,7 +33,7 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
@@ -215,7 +215,12 @@ def _shuffled(seed: int) -> Any:
 
 
 def _lines(run: Run, after: int) -> list[dict[str, Any]]:
-    return [line for line in run.log_rows() if line["after"] == after and "loss" in line]
+    return once(line for line in run.log_rows() if line["after"] == after and "loss" in line)
+
+
+def once(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last line of each step: a run that was killed makes some steps twice."""
+    return list({line["step"]: line for line in lines}.values())
 
 
 def step_seconds(lines: Sequence[dict[str, Any]]) -> float:

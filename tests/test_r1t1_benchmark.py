@@ -82,6 +82,11 @@ def test_a_steps_seconds_leave_out_looks_and_pauses(script: Any) -> None:
     assert script.step_seconds(lines[:1]) == 0.0
 
 
+def test_steps_that_a_killed_run_made_twice_count_once(script: Any) -> None:
+    lines = [line(second, step=step) for second, step in ((0, 1), (7, 2), (90, 2), (97, 3))]
+    assert script.once(lines) == [lines[0], lines[2], lines[3]]
+
+
 def test_intervals_are_of_the_mean(script: Any) -> None:
     assert script.interval(np.full(80, 3.0)) == (3.0, 3.0)
     values = np.random.default_rng(1).normal(5, 20, 80)
