@@ -24,7 +24,7 @@ from transformers import Trainer, TrainerCallback
 
 from perdure.consent import trusting
 from perdure.engine.attach import attach as put_on
-from perdure.engine.completions import PromptRows
+from perdure.engine.completions import PromptRows, learns_by_reinforcement
 from perdure.engine.method_state import give_weights
 from perdure.engine.served import ending
 from perdure.engine.session import TaskSession
@@ -110,7 +110,8 @@ def attach(
     home = Path(cache) if cache else (homes or [Path(str(trainer.args.output_dir)) / "perdure"])[0]
     layout = _classes(trainer, train, chosen, classes, task_index)
     metric = PERPLEXITY.name if layout is None else ACCURACY.name
-    learned = Task(task, train=train, validation=validation, test=(), metric=metric)
+    way = "rl" if learns_by_reinforcement(trainer) else "sft"
+    learned = Task(task, train=train, validation=validation, test=(), metric=metric, learn=way)
     model: Any = trainer.model
     processing: Any = trainer.processing_class
     lines = (

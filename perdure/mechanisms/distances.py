@@ -84,11 +84,24 @@ def floors(
     return {layer: times * noise[str(layer)]["largest"] for layer in layers}
 
 
+WEIGHTS = {"sft": 100.0, "rl": 1.0}
+"""GeRe's weight by how a task is learned. A policy's gradient is small beside a cross-entropy's,
+and all terms share one clip: on Velan the reward rises at 1 and does not at 100."""
+USUAL = "{sft:g}, and {rl:g} under learn: rl".format(**WEIGHTS)
+
+
 def state_weight(
-    weight: float | str, ce: Tensor, term: Tensor, limit: float | None = None
+    weight: float | str | None,
+    ce: Tensor,
+    term: Tensor,
+    limit: float | None = None,
+    learn: str = "sft",
 ) -> Tensor | float:
-    """The fixed weight, or the one that makes weight * term as large as ce; no gradient."""
+    """The fixed weight, or the one that makes weight * term as large as ce; no gradient.
+
+    Args: weight: None is the usual one of a task that is learned by `learn`.
+    """
     if weight != "dynamic":
-        return float(weight)
+        return WEIGHTS[learn] if weight is None else float(weight)
     found = ce.detach() / (term.detach() + 1e-8)
     return found if limit is None else found.clamp(max=limit)

@@ -56,7 +56,7 @@ class GeneralReplay(Method):
 
     def __init__(self, config: GeneralReplayConfig) -> None:
         super().__init__(config)
-        # The head runs on general tokens only where a term asks for their predictions.
+        # The head runs on general tokens only where a term asks for it.
         self.requires = Requires(logits=config.label_weight > 0, texts="labels")
         self.base = ""  # fingerprint of the model that was distilled first; "": none was
         self.texts = ""  # file of the texts that were sampled from it; "" if they were given
@@ -128,13 +128,13 @@ class GeneralReplay(Method):
         return {}
 
     def weight_of(
-        self, ctx: Context, extra: ForwardOutput, name: str, term: Tensor, weight: float | str,
-        limit: float | None = None,
+        self, ctx: Context, extra: ForwardOutput, name: str, term: Tensor,
+        given: float | str | None, limit: float | None = None,
     ) -> Tensor | float:  # fmt: skip
-        """The weight of each row's `term`, both (rows,): fixed, or as large as the row's CE. Both
-        are logged, the term as `held` names it and before any weight."""
+        """The weight of each row's `term`, (rows,); both are logged, the term before any weight."""
         ctx.log(f"gere_{name}", extra.row_mean(term.detach()))
-        found = state_weight(weight, extra.row_nll if weight == "dynamic" else term, term, limit)
+        ce = extra.row_nll if given == "dynamic" else term
+        found = state_weight(given, ce, term, limit, ctx.task.learn)
         if isinstance(found, Tensor):
             ctx.log("gere_weight", extra.row_mean(found))
         return found

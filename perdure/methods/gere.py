@@ -24,6 +24,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from perdure.mechanisms.distances import USUAL
 from perdure.mechanisms.margin import averaged, outside
 from perdure.methods.general_replay import GeneralReplay, GeneralReplayConfig
 from perdure.protocol.method import Requires
@@ -45,8 +46,8 @@ def margin(x: Tensor, base: Tensor, mask: Tensor, n: Tensor, p: Tensor) -> Tenso
 
 
 class GeReConfig(GeneralReplayConfig):
-    weight: float | Literal["dynamic"] = Field(
-        100.0, description="weight of the margin; dynamic: as large as the CE, detached"
+    weight: float | Literal["dynamic"] | None = Field(
+        None, description=f"of the margin; null: {USUAL}; dynamic: as large as the CE, detached"
     )
     weight_max: float | None = Field(None, gt=0, description="upper limit of a dynamic weight")
     k: float = Field(1.0, gt=0, description="half width of the middle interval in deviations")
@@ -60,7 +61,7 @@ class GeReConfig(GeneralReplayConfig):
     def mistakes(self) -> Iterator[Mistake]:
         if self.weight_max is not None and self.weight != "dynamic":
             yield Mistake(("weight_max",), "has no effect without weight: dynamic")
-        if self.weight != "dynamic" and self.weight < 0:
+        if isinstance(self.weight, float) and self.weight < 0:
             yield Mistake(("weight",), "is below 0")
 
 
@@ -84,9 +85,8 @@ class GeRe(GeneralReplay):
 
     def held(self, ctx: Context, extra: ForwardOutput) -> Mapping[str, Tensor]:
         term = torch.stack([self._margin(ctx, k, extra) for k in self.config.layers]).mean(0)
-        weight = self.weight_of(
-            ctx, extra, "margin", term, self.config.weight, self.config.weight_max
-        )
+        c = self.config
+        weight = self.weight_of(ctx, extra, "margin", term, c.weight, c.weight_max)
         return {"margin": weight * term}
 
     def _margin(self, ctx: Context, layer: int, extra: ForwardOutput) -> Tensor:

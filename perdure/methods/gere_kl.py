@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from perdure.mechanisms.distances import kl_of_largest
+from perdure.mechanisms.distances import USUAL, kl_of_largest
 from perdure.methods.general_replay import GeneralReplay, GeneralReplayConfig
 from perdure.protocol.method import Requires
 from perdure.recipe.mistakes import Mistake
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class GeReKLConfig(GeneralReplayConfig):
-    weight: float = Field(100.0, ge=0, description="weight of the KL")
+    weight: float | None = Field(None, ge=0, description=f"weight of the KL; null: {USUAL}")
     temperature: float = Field(2.0, gt=0, description="both predictions are softened by it")
     t2: bool = Field(False, description="multiply by the temperature's square")
     top: int = Field(64, gt=0, description="largest logits kept; all others are one outcome")

@@ -15,6 +15,8 @@ from perdure.recipe.section import Section
 
 _HUB = re.compile(r"[\w.-]+/[\w.-]+")
 TEXT_FILES = (".txt", ".jsonl")
+SOURCES = ("pydoc", "none")
+"""Words for a source that is no path, whatever lies beside the recipe."""
 FILE_ENDINGS = (*TEXT_FILES, ".csv", ".tsv", ".parquet", ".json", ".gz", ".zip", ".zst")
 
 
@@ -57,7 +59,7 @@ class GeneralConfig(Section):
         on_hub = ending not in FILE_ENDINGS and (
             _HUB.fullmatch(self.source) or Path(self.source).is_absolute()  # or a folder like one
         )
-        for key, known in (("source", ("pydoc", "none")), ("held_out_source", ("pydoc",))):
+        for key, known in (("source", SOURCES), ("held_out_source", ("pydoc",))):
             value = getattr(self, key)
             if value is None or value in known or Path(value).suffix.lower() in TEXT_FILES:
                 continue

@@ -13,7 +13,7 @@ from typing import Any
 from perdure.consent import given, trusting
 from perdure.errors import RecipeError, brief
 from perdure.recipe.data import SPLITS, located
-from perdure.recipe.general import FILE_ENDINGS, is_task_file
+from perdure.recipe.general import FILE_ENDINGS, SOURCES, is_task_file
 from perdure.recipe.mistakes import QUOTE, Key, Mistake, is_text, near, show
 from perdure.recipe.packaged import packaged_model
 from perdure.recipe.schema import Recipe, Tracker
@@ -242,7 +242,8 @@ def _resolve_paths(document: Document, folder: Path) -> Iterator[Mistake]:
             if not _HUB_ID.fullmatch(text):
                 yield Mistake(key, f'"{text}" is no file, folder or hub id', nowhere.remedy)
             continue
-        if key == ("general", "source") and path.is_dir():  # read as a hub data set would be
+        if key == ("general", "source") and text not in SOURCES and path.is_dir():
+            # A folder is read as a hub data set would be.
             put(key, path)
             continue
         by_ending = Path(text).suffix.lower() not in FILE_ENDINGS

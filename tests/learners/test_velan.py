@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,6 @@ def language() -> Any:
     assert spec is not None
     assert spec.loader is not None
     found = importlib.util.module_from_spec(spec)
-    import sys
-
     sys.modules["velan"] = found  # its dataclass looks itself up there
     spec.loader.exec_module(found)
     return found
@@ -117,19 +116,34 @@ def write_recipe(folder: Path, seed: int) -> Path:
     return file
 
 
-def gains(folder: Path, seed: int) -> np.ndarray:
-    """What reinforcement changed the chrF of each test row by, from -1 to 1."""
-    file = write_recipe(folder, seed)
-    out = folder / "run"
+def run(file: Path, out: Path) -> Path:
     result = CliRunner().invoke(app, ["run", str(file), "--out", str(out)])
     assert result.exit_code == 0, result.output
-    warm, after = (
+    return out
+
+
+def after_warm_up(folder: Path, name: str, **changes: Any) -> Path:
+    """Another run of the second task alone, from the weights that the warm-up left."""
+    recipe = json.loads((folder / "velan.yaml").read_text())
+    recipe["stream"]["tasks"] = recipe["stream"]["tasks"][1:]
+    recipe["model"]["path"] = "run/checkpoints/task-1/model"
+    file = folder / f"{name}.yaml"
+    file.write_text(json.dumps({**recipe, **changes}))
+    return run(file, folder / name)
+
+
+def gains(out: Path, after: int) -> np.ndarray:
+    """What the last task changed the chrF of each test row by, from -1 to 1.
+
+    Args: after: tasks learned before and with it.
+    """
+    warm, end = (
         [json.loads(line) for line in (out / "items" / f"after-{k}-velan.jsonl").open()]
-        for k in (1, 2)
+        for k in (after - 1, after)
     )
-    assert [item["id"] for item in warm] == [item["id"] for item in after]
+    assert [item["id"] for item in warm] == [item["id"] for item in end]
     assert len(warm) == ROWS
-    return np.array([b["score"] - a["score"] for a, b in zip(warm, after, strict=True)])
+    return np.array([b["score"] - a["score"] for a, b in zip(warm, end, strict=True)])
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -140,17 +154,35 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def test_rewards_teach(tmp_path: Path) -> None:
-    found = []
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a folder for each seed, in which `run` is its run of both tasks."""
+    folder = tmp_path_factory.mktemp("velan")
     for seed in SEEDS:
-        (tmp_path / str(seed)).mkdir()
-        found.append(gains(tmp_path / str(seed), seed))
+        (folder / str(seed)).mkdir()
+        run(write_recipe(folder / str(seed), seed), folder / str(seed) / "run")
+    return folder
+
+
+def test_rewards_teach(learned: Path) -> None:
+    found = [gains(learned / str(seed) / "run", 2) for seed in SEEDS]
     print([round(float(one.mean()), 4) for one in found], interval(np.concatenate(found)))
     assert min(one.mean() for one in found) > 0
     assert interval(np.concatenate(found))[0] > 0
 
 
-def test_shuffled_rewards_teach_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reward_rises_with_gere_at_its_usual_weight(learned: Path) -> None:
+    """At supervised learning's weight of 100 the margin takes up the clipped gradient, and the
+    reward of these steps stays where it was (0.57 to 0.58)."""
+    out = after_warm_up(learned / "0", "gere", method="gere", general={"source": "none"})
+    lines = [json.loads(line) for line in (out / "log.jsonl").open()]
+    rewards = [line["rl/reward"] for line in lines]
+    print(rewards)
+    assert all(line["method/gere_margin"] > 0 for line in lines)
+    assert np.mean(rewards[-2:]) > np.mean(rewards[:2]) + 0.03
+
+
+def test_shuffled_rewards_teach_nothing(learned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng, reward = random.Random(0), Judge.reward
 
     def shuffled(self: Judge, *args: Any, **kwargs: Any) -> list[float]:
@@ -162,9 +194,6 @@ def test_shuffled_rewards_teach_nothing(tmp_path: Path, monkeypatch: pytest.Monk
         return dealt
 
     monkeypatch.setattr(Judge, "reward", shuffled)
-    found = []
-    for seed in SEEDS:
-        (tmp_path / str(seed)).mkdir()
-        found.append(gains(tmp_path / str(seed), seed))
+    found = [gains(after_warm_up(learned / str(seed), "shuffled"), 1) for seed in SEEDS]
     print([round(float(one.mean()), 4) for one in found], interval(np.concatenate(found)))
     assert interval(np.concatenate(found))[0] <= 0
