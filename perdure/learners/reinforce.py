@@ -39,6 +39,6 @@ def reinforce_advantages(
     at = at.scatter_add(1, last.unsqueeze(1), (rewards * (mask.sum(-1) > 0)).unsqueeze(1))
     returns = at.flip(-1).cumsum(-1).flip(-1) * mask
     count, summed = total(torch.stack([mask.sum(), returns.sum()]))
-    mean = summed / count
+    mean = summed / count.clamp(min=1)  # no token at all: every completion is masked
     spread = total((((returns - mean) * mask) ** 2).sum()) / (count - 1).clamp(min=1)
     return (returns - mean) * torch.rsqrt(spread + EPSILON) * mask

@@ -40,6 +40,12 @@ def test_by_a_plain_loop() -> None:
             assert float(found[i, k]) == pytest.approx(wanted, abs=1e-12)
 
 
+def test_without_a_token_nothing_is_learned() -> None:
+    """As where all completions were cut off, and those are masked."""
+    found = reinforce_advantages(torch.tensor([1.0, 0.0]), torch.zeros(2, 3))
+    assert torch.equal(found, torch.zeros(2, 3))
+
+
 def test_two_processes_whiten_together() -> None:
     """Each process has its own completions; sums go over both."""
     rewards = torch.tensor([1.0, 0.5, 0.2, 0.9], dtype=torch.float64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -20,6 +21,7 @@ from perdure.cli import app
 from perdure.commands.learn import show
 from perdure.engine.callbacks import ProgressCallback
 from perdure.errors import PerdureError
+from perdure.learners import rl
 from perdure.learners.rl import RLTrainer
 from perdure.learners.rollouts import PromptSampler
 from perdure.methods.registry import load, names
@@ -94,6 +96,38 @@ def test_trls_defaults_decide_nothing(
     assert (args.learning_rate, args.per_device_train_batch_size) == (1e-4, 8)
     assert args.gradient_accumulation_steps == args.steps_per_generation == 2
     assert args.max_completion_length == 8
+
+
+def test_each_key_acts(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others than those above; `group`, `rewards` and `backend` have tests of their own."""
+    made: list[RLTrainer] = []
+    begun: list[Any] = []
+    train, whitened = RLTrainer.train, rl.reinforce_advantages
+
+    def noted(self: RLTrainer, *args: Any, **kwargs: Any) -> Any:
+        made.append(self)
+        return train(self, *args, **kwargs)
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        begun.append(args)
+        return whitened(*args, **kwargs)
+
+    monkeypatch.setattr(RLTrainer, "train", noted)
+    monkeypatch.setattr(rl, "reinforce_advantages", counted)
+    run = learned(
+        tmp_path, tiny_model_dir, rl__iterations=2, rl__clip=0.1, rl__clip_high=0.3,
+        rl__dual_clip=3.0, rl__mask_truncated=True, rl__epochs=0.5, rl__max_steps=None,
+        rl__algorithm="reinforce++", train__max_steps=None, stream__order=["one", "two"],
+    )  # fmt: skip
+    args: Any = made[0].args
+    assert (args.epsilon, args.epsilon_high, args.delta) == (0.1, 0.3, 3.0)
+    assert (args.num_iterations, args.mask_truncated_completions) == (2, True)
+    rows = len(made[0].judge.rows)
+    assert args.max_steps == math.ceil(math.ceil(rows / 2) * 2 * 0.5)  # two prompts, twice
+    assert len(begun) == math.ceil(args.max_steps / 2)
+    assert [line["step"] for line in run.log_rows()][: args.max_steps][-1] == args.max_steps
 
 
 def test_the_models_own_settings_stay(run: Run, tiny_model_dir: Path) -> None:

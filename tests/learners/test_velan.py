@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from perdure.cli import app
 from perdure.learners.rollouts import Judge
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.timeout(1200)]  # two minutes, alone
 SEEDS = (0, 1, 2)
 GROUP, ROWS = 8, 200
 

@@ -20,8 +20,10 @@ from perdure.prepare import load_recipe
 from perdure.recipe import schema
 from perdure.recipe.data import DataConfig, TaskConfig
 from perdure.recipe.load import dump_recipe
+from perdure.recipe.rl import RLConfig
 from perdure.recipe.schema import HeadConfig, Recipe
 from perdure.recipe.section import Section
+from perdure.recipe.until import UntilConfig
 from perdure.recipe.yaml import parse_value, read, write
 from perdure.streams.kinds import metric_of
 
@@ -636,6 +638,9 @@ def test_every_accepted_key_is_read_by_a_run(
     elsewhere |= {"TaskConfig.validation_share"}
     # Of translations (tests/streams/test_translation.py).
     elsewhere |= {"TaskConfig.direction"}
+    # Of learning from rewards (tests/learners/test_rl.py, test_until.py).
+    elsewhere |= {"Recipe.rl"}
+    elsewhere |= {f"{s.__name__}.{k}" for s in (RLConfig, UntilConfig) for k in s.model_fields}
     # A report reads them in the run's own recipe.yaml (tests/reports).
     elsewhere |= {"ScoringConfig.max_drop", "ScoringConfig.max_loss_rise"}
     # Of streams of classes and their heads (tests/streams/test_classes.py, tests/models).
