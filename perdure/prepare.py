@@ -356,7 +356,13 @@ def _refuse_by_reinforcement(chosen: Sequence[Method], stream: TaskStream) -> No
     by_rl = next((task.name for task in stream if task.learn == "rl"), None)
     if by_rl is None:
         return
-    where = f"task {by_rl} is learned by reinforcement"
+    where = f"{task_named(by_rl)} is learned by reinforcement"
+    for name, what in (("FSDP", "FSDP2"), ("DEEPSPEED", "DeepSpeed")):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":
+            raise UsageError(
+                f"{where}, which a model that {what} shards does not do",
+                "launch it without: each process then has a copy of the model",
+            )
     for method, what, remedy in refusals(chosen):
         raise UsageError(f"method: {name_of(method)}: {where}: {what}", remedy)
     for method in chosen:

@@ -444,6 +444,18 @@ def test_rl_without_a_task_has_no_effect(tmp_path: Path) -> None:
         perdure.load_recipe(path, ["stream.tasks.one.learn=sft"])
 
 
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_sharding_is_refused_before_a_weight_is_loaded(
+    name: str, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `accelerate launch` says it to the processes that it starts."""
+    recipe = perdure.load_recipe(write_recipe(tmp_path, tiny_model_dir))
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    monkeypatch.setattr("perdure.models.load_base", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(PerdureError, match="task one is learned by reinforcement, .* shards"):
+        prepare(recipe)
+
+
 def test_vllm_is_refused_where_there_is_none(tmp_path: Path, tiny_model_dir: Path) -> None:
     with pytest.raises(PerdureError, match=r"vllm is not installed[^$]*pip install .vllm[<>=]"):
         learned(tmp_path, tiny_model_dir, rl__backend="vllm")
