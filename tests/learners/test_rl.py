@@ -452,7 +452,7 @@ def test_sharding_is_refused_before_a_weight_is_loaded(
     recipe = perdure.load_recipe(write_recipe(tmp_path, tiny_model_dir))
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     monkeypatch.setattr("perdure.models.load_base", lambda *_, **__: pytest.fail("loaded"))
-    with pytest.raises(PerdureError, match="task one is learned by reinforcement, .* shards"):
+    with pytest.raises(PerdureError, match=r"task one is learned by reinforcement, .* shards"):
         prepare(recipe)
 
 
