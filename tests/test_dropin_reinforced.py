@@ -34,7 +34,7 @@ WHY = {
     "rewind": "prompts without one",
     "joint": "chooses the rows",
     "lcia": "adapters",
-    "lora_sequence": "a head for each task",
+    "lora_sequence": "heads, one for each task",
     "moelora": "adapters",
     "olora": "adapters",
     "seq_star": "heads",

@@ -75,7 +75,9 @@ def m13(scope: Any) -> tuple[Any, Any, Any]:
         mask=torch.ones(1, 3), nll=tensor([7.0]), row_nll=tensor([7.0]), step_rows=1,
         row_mean=lambda v: v.mean(),
     )  # fmt: skip
-    ctx = SimpleNamespace(batch_size=5, step=Step(), log=lambda *_: None)
+    ctx = SimpleNamespace(
+        batch_size=5, step=Step(), log=lambda *_: None, task=SimpleNamespace(learn="sft")
+    )
     return method, ctx, extra
 
 

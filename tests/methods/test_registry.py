@@ -103,7 +103,7 @@ def test_all_wrong_options_are_told_at_once() -> None:
         "method.weigth: unknown key",
         '  did you mean "weight"?',
         'method.weight: must be a number, not "x"',
-        "  weight of the margin; dynamic: as large as the CE, detached",
+        "  of the margin; null: 100, and 1 under learn: rl; dynamic: as large as the CE, detached",
         "method.k: must be greater than 0, not -1",
         "  half width of the middle interval in deviations",
     ]
