@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 MARKS = "rollouts.json"
 """In a checkpoint inside a task: what must be the same where it goes on."""
+FLAT = 1e-8
+"""Standard deviation of a group whose completions all earned the same."""
 DEAD, PATIENCE = 0.6, 10
 """Groups without a difference in their rewards that are too many, as a share, for so many steps."""
 LOGGED = {
@@ -54,6 +56,14 @@ LOGGED = {
     "clip_ratio/region_mean": "clipped",
 }
 """TRL's name of a figure, and ours after `rl/`."""
+
+
+def spreads(rewards: Tensor, group: int) -> Tensor:
+    """Standard deviation of the rewards within each group, (groups,), with n - 1.
+
+    Args: rewards: (completions,), each `group` of them behind one another.
+    """
+    return rewards.double().view(-1, group).std(1)
 
 
 class RLTrainer(RatedTrainer, GRPOTrainer):
@@ -119,17 +129,27 @@ class RLTrainer(RatedTrainer, GRPOTrainer):
                 found["completion_mask"],
                 total=lambda values: self.accelerator.reduce(values, reduction="sum"),
             )
-        self._look_for_dead_groups()
+        if self.earned is not None:
+            self._look_for_dead_groups(self.earned)
         return found
 
-    def _look_for_dead_groups(self) -> None:
-        """Tell the user where most groups teach nothing, once in a task."""
-        dead = self._metrics["train"]["frac_reward_zero_std"][-1]
+    def _look_for_dead_groups(self, rewards: Tensor) -> None:
+        """Note the spread within groups, and tell the user, once in a task, where most have none.
+
+        TRL's figures of the same names are of the whole batch, one or both by `scale_rewards`.
+
+        Args: rewards: (completions,), of all processes, group by group.
+        """
+        spread = spreads(rewards, self.num_generations)
+        dead = float((spread < FLAT).float().mean())
+        figures = self._metrics["train"]
+        figures["reward_std"][-1], figures["frac_reward_zero_std"][-1] = float(spread.mean()), dead
+        if self.settings.algorithm == "reinforce++":  # compares with the batch, not in the group
+            dead = float(spreads(rewards, len(rewards)) < FLAT)
         self.dead = self.dead + 1 if dead > DEAD else 0
         if self.dead != PATIENCE:
             return
-        earned = 0.0 if self.earned is None else float(self.earned.float().mean())
-        nothing = self.earned is not None and not bool((self.earned != 0).any())
+        earned, nothing = float(rewards.float().mean()), not bool((rewards != 0).any())
         remedy = (
             "no completion earns anything: warm the model up on answers in the wanted form first"
             if nothing

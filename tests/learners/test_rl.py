@@ -21,6 +21,7 @@ from perdure.cli import app
 from perdure.commands.learn import show
 from perdure.engine.callbacks import ProgressCallback
 from perdure.errors import PerdureError
+from perdure.extension import extend, extension_recipe
 from perdure.learners import rl
 from perdure.learners.rl import RLTrainer
 from perdure.learners.rollouts import PromptSampler
@@ -482,3 +483,78 @@ def test_equal_rewards_are_told_once(
     told = [r.getMessage() for r in caplog.records if "nothing is learned" in r.getMessage()]
     assert len(told) == 1
     assert "(mean reward 0): no completion earns anything: warm the model up" in told[0]
+
+
+# --- groups without a spread
+
+
+@pytest.mark.unit
+def test_the_spread_is_within_groups_by_hand() -> None:
+    """Two groups of two: 1 and 0 (deviation sqrt(.5)), .3 twice. All four: .4203."""
+    found = rl.spreads(torch.tensor([1.0, 0.0, 0.3, 0.3]), 2)
+    assert found.tolist() == pytest.approx([0.5**0.5, 0.0])
+
+
+EARNED = [[1.0, 1.0, 1.0, 1.0, 0.2, 0.2, 0.2, 0.2], [0.1, 0.3, 0.1, 0.3, 0.7, 0.7, 0.7, 0.7]]
+"""What two steps' completions earn, each two groups of four: dead are both, and the second."""
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"scale": "group"}, True),
+        ({"scale": "batch"}, True),
+        ({"scale": "none"}, True),
+        ({"algorithm": "reinforce++"}, False),  # 1 and .2 differ, and the batch is compared
+    ],
+    ids=str,
+)
+def test_dead_groups_and_spread_are_those_of_the_groups_whatever_scales_an_advantage(
+    options: dict[str, str],
+    told: bool,
+    tmp_path: Path,
+    tiny_model_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """TRL's figures are of the whole batch: `reward_std` always, the dead with `scale: batch`."""
+    rewards = iter([EARNED[0], EARNED[1], EARNED[0], EARNED[0]])
+
+    def given(self: Any, completion_ids: Any, row: Any, **_: Any) -> list[float]:
+        return next(rewards)
+
+    monkeypatch.setattr("perdure.learners.rollouts.Judge.reward", given)
+    monkeypatch.setattr(RLTrainer, "_generate_single_turn", fixed)
+    monkeypatch.setattr(rl, "PATIENCE", 2)
+    warned: list[str] = []
+    made = RLTrainer.__init__
+
+    def heard(self: Any, **more: Any) -> None:
+        made(self, **{**more, "warn": warned.append})
+
+    monkeypatch.setattr(RLTrainer, "__init__", heard)
+    changes = {f"rl__{name}": value for name, value in options.items()}
+    run = learned(tmp_path, tiny_model_dir, **changes)
+    lines = [line for line in run.log_rows() if "rl/reward" in line]
+    assert [line["rl/dead_groups"] for line in lines] == [1.0, 0.5, 1.0, 1.0]
+    within = 0.2 * (1 / 3) ** 0.5  # deviations of .1, four times, over n - 1
+    assert [line["rl/reward_std"] for line in lines] == pytest.approx([0, within / 2, 0, 0])
+    assert bool(warned) == told
+
+
+def test_a_run_with_rewards_goes_on_to_tasks_in_any_way(run: Run, tmp_path: Path) -> None:
+    """The run's `rl` is taken over by a task that is learned from rewards, and by no other."""
+    rows = (run.path.parent / "two.jsonl").read_text().replace("two", "three")
+    (tmp_path / "three.jsonl").write_text(rows)
+    task = {"name": "three", "train": "three.jsonl", "metric": "chrf", "max_new_tokens": 8}
+    path = tmp_path / "next.yaml"
+    path.write_text(json.dumps({"stream": {"tasks": [task]}}))
+    assert extension_recipe(run, path).rl is None
+    assert extension_recipe(run, data=tmp_path / "three.jsonl").rl is None  # like the last task
+    with pytest.raises(PerdureError, match="no task has learn: rl"):
+        extension_recipe(run, path, ["rl.group=2"])
+    path.write_text(json.dumps({"stream": {"tasks": [{**task, "learn": "rl"}]}}))
+    recipe = extension_recipe(run, path, ["rl.max_steps=1"])
+    made = extend(run, recipe, tmp_path / "longer")
+    perdure.learn(recipe, made)
+    assert [(line["task"], line["step"]) for line in made.log_rows()][-1] == ("three", 1)
+    assert made.matrix().array().shape == (4, 3)
