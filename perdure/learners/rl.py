@@ -30,7 +30,9 @@ from perdure.learners.reinforce import reinforce_advantages
 from perdure.learners.rollouts import Judge, PromptSampler
 from perdure.learners.training import RatedTrainer, arguments
 from perdure.models.anatomy import unwrapped
-from perdure.models.generate import stop_ids
+from perdure.models.generate import generating_with, stop_ids
+from perdure.models.weights import evaluating
+from perdure.protocol.method import name_of
 from perdure.rewards import build
 
 if TYPE_CHECKING:
@@ -112,6 +114,15 @@ class RLTrainer(RatedTrainer, GRPOTrainer):
             found = super()._generate(prompts)
         self.spent["generation"] += time.perf_counter() - begun
         return found
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        """Sampled is the policy itself, as in scores: without dropout, and by the recipe's settings
+        alone, where `transformers` fills in what the model's own ones say of others (`min_p`)."""
+        if self.use_vllm:
+            return super()._generate_single_turn(*args, **kwargs)
+        own = copy.deepcopy(self.generation_config)
+        with evaluating(self.model), generating_with(unwrapped(self.model), own):
+            return super()._generate_single_turn(*args, **kwargs)
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         begun = time.perf_counter()
@@ -199,15 +210,23 @@ class RLTrainer(RatedTrainer, GRPOTrainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """TRL writes one beside each checkpoint; a run has its report."""
 
+    def marks(self) -> dict[str, Any]:
+        """What must be the same where a run goes on: rewards, prompts and their order, and the
+        model that a method compares with."""
+        methods: Any = getattr(self, "methods", ())
+        order = {name: getattr(self.order, name) for name in ("rows", "prompts", "group", "seed")}
+        teachers = {name_of(m): m.requires.teacher for m in methods if m.requires.teacher}
+        return {**self.judge.marks(), "order": order, "reference": teachers}
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         if self.is_world_process_zero():
             folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-            write_atomic(folder / MARKS, json.dumps(self.judge.marks()) + "\n")
+            write_atomic(folder / MARKS, json.dumps(self.marks()) + "\n")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         path = Path(resume_from_checkpoint) / MARKS
-        was, now = json.loads(path.read_text("utf-8")), self.judge.marks()
+        was, now = json.loads(path.read_text("utf-8")), self.marks()
         if other := [name for name in now if was.get(name) != now[name]]:
             told = ", ".join(f"{n}: {was.get(n)} then, {now[n]} now" for n in other)
             raise RunError(

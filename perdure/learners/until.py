@@ -7,6 +7,7 @@ tell it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from perdure.learners.rollouts import Judge
 from perdure.models.anatomy import unwrapped
 from perdure.models.generate import sample_texts, stop_ids
 from perdure.models.random_state import seed_of
+from perdure.processes import broadcast
 from perdure.rewards import build, short_name
 
 if TYPE_CHECKING:
@@ -93,6 +95,8 @@ class Until(TrainerCallback):
                 list(self.until.reach),
                 seed_of(self.seed, "until", state.global_step),
             )
+        # On GPUs the processes may sample unlike texts, and all must end at the same step.
+        found = json.loads(broadcast(json.dumps(found)))
         for name, value in found.items():
             session.log(short_name(name), value, group="until")
         told = ", ".join(f"{short_name(name)} {value:.3g}" for name, value in found.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -193,13 +194,15 @@ def test_a_killed_run_ends_with_the_same_weights(
         assert all(torch.equal(pair[0][key], pair[1][key]) for key in pair[0])
 
 
-def test_other_rewards_do_not_go_on(
+def test_other_rewards_prompts_or_reference_do_not_go_on(
     tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reward whose version changed would mix two policies' goals in one task."""
     from perdure.rewards.chrf import Chrf
 
-    recipe = perdure.load_recipe(write_recipe(tmp_path, tiny_model_dir, save={"steps": 1}))
+    kl = {"name": "kl", "reference": "previous"}
+    path = write_recipe(tmp_path, tiny_model_dir, save={"steps": 1}, method=kl)
+    recipe = perdure.load_recipe(path)
     run = Run.create(tmp_path / "run", recipe)
 
     def struck(self: Any, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -210,6 +213,16 @@ def test_other_rewards_do_not_go_on(
         patch.setattr(ProgressCallback, "on_step_end", struck)
         with pytest.raises(KeyboardInterrupt):
             perdure.learn(recipe, run)
+    marks = [json.loads(one.read_text()) for one in run.path.rglob(rl.MARKS)]
+    assert {json.dumps(one["reference"]) for one in marks} == {'{"kl": "previous"}'}
+    assert marks[0]["order"] == {"rows": 9, "prompts": 2, "group": 4, "seed": recipe.seed}
+    for change, told in (
+        (["method.reference=base"], "reference: {'kl': 'previous'} then, {'kl': 'base'} now"),
+        (["seed=7"], "order: .*'seed': 0} then, .*'seed': 7} now"),
+    ):
+        changed = perdure.load_recipe(path, change)
+        with pytest.raises(PerdureError, match=f"cannot be gone on from: {told}"):
+            perdure.learn(changed, Run.open(run.path), accept_changes=True)
     init = Chrf.__init__
 
     def other(self: Any, config: Any) -> None:
@@ -218,7 +231,7 @@ def test_other_rewards_do_not_go_on(
 
     monkeypatch.setattr(Chrf, "__init__", other)
     with pytest.raises(PerdureError, match=r"cannot be gone on from: rewards: .* now"):
-        perdure.learn(recipe, Run.open(run.path))
+        perdure.learn(recipe, Run.open(run.path), accept_changes=True)
 
 
 @pytest.mark.process
@@ -483,6 +496,56 @@ def test_equal_rewards_are_told_once(
     told = [r.getMessage() for r in caplog.records if "nothing is learned" in r.getMessage()]
     assert len(told) == 1
     assert "(mean reward 0): no completion earns anything: warm the model up" in told[0]
+
+
+# --- sampling
+
+
+def test_the_policy_itself_is_sampled(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without dropout, and without what the model's own generation settings say beside."""
+    from transformers import GenerationMixin
+
+    own = tmp_path / "model"
+    shutil.copytree(tiny_model_dir, own)
+    settings = json.loads((own / "generation_config.json").read_text())
+    settings |= {"min_p": 0.9, "no_repeat_ngram_size": 2, "repetition_penalty": 1.5}
+    (own / "generation_config.json").write_text(json.dumps(settings))
+    seen: list[tuple[Any, ...]] = []
+    sample = GenerationMixin._sample  # type: ignore[attr-defined]
+
+    def noted(self: Any, *args: Any, generation_config: Any, **more: Any) -> Any:
+        if generation_config.do_sample:
+            drops = any(m.training for m in self.modules() if isinstance(m, torch.nn.Dropout))
+            names = ("min_p", "no_repeat_ngram_size", "repetition_penalty", "top_k", "temperature")
+            told = [getattr(generation_config, name) for name in names]
+            seen.append((drops, self.training, generation_config.eos_token_id, *told))
+        return sample(self, *args, generation_config=generation_config, **more)
+
+    monkeypatch.setattr(GenerationMixin, "_sample", noted)
+    trained: list[bool] = []
+    compute = RLTrainer.compute_loss
+
+    def asked(self: RLTrainer, model: Any, *args: Any, **more: Any) -> Any:
+        trained.append(model.training)
+        return compute(self, model, *args, **more)
+
+    monkeypatch.setattr(RLTrainer, "compute_loss", asked)
+    run = learned(
+        tmp_path, own, model__tuning="lora", model__lora={"dropout": 0.5}, rl__max_steps=1,
+        rl__temperature=0.8,
+    )  # fmt: skip
+    assert run.state == "finished"
+    ((drops, training, ends, min_p, n_gram, penalty, top_k, temperature),) = seen
+    assert (drops, training) == (False, False)
+    assert ends
+    assert not min_p
+    assert not n_gram
+    assert (penalty, top_k, temperature) == (1.0, 0, 0.8)
+    assert trained == [True]
+    saved = json.loads((own / "generation_config.json").read_text())
+    assert saved["min_p"] == 0.9
 
 
 # --- groups without a spread
