@@ -344,6 +344,113 @@ def test_the_loss_is_grpos_by_hand(
             assert torch.allclose(base[name] - after[name], wanted, atol=1e-5 * largest + 1e-7)
 
 
+def of_tokens(kind: str, sums: list[list[torch.Tensor]], lengths: list[list[int]]) -> torch.Tensor:
+    """The step's loss from each completion's sum over its tokens, by micro-batch."""
+    total = sum(map(sum, lengths))
+    shares = []
+    for own, count in zip(sums, lengths, strict=True):
+        if kind == "dapo":
+            shares.append(sum(own) / total * len(sums))
+        elif kind == "bnpo":
+            shares.append(sum(own) / sum(count))
+        elif kind == "grpo":
+            shares.append(sum(s / n for s, n in zip(own, count, strict=True)) / len(own))
+        else:
+            shares.append(sum(own) / (len(own) * 8))  # max_new_tokens
+    return torch.stack(shares).sum() / len(shares)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(("kind", "wanted"), [("grpo", -0.25), ("bnpo", 0.125), ("dr_grpo", 0.05)])
+def test_micro_example_m10(kind: str, wanted: float) -> None:
+    """Two tokens of loss -1 and six of .5, with 8 as the longest: .0625 in place of 10's .05."""
+    sums = [[torch.tensor(-2.0), torch.tensor(3.0)]]
+    found = float(of_tokens(kind, sums, [[2, 6]]))
+    assert found == pytest.approx(wanted * (10 / 8 if kind == "dr_grpo" else 1))
+
+
+@pytest.mark.parametrize("kind", ["dapo", "bnpo", "grpo", "dr_grpo"])
+def test_each_loss_is_its_mean_over_unequal_completions_and_micro_batches(
+    kind: str, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient of a step of two micro-batches is that of a plain loop over what each held."""
+    from transformers import AutoModelForCausalLM
+
+    seen: list[dict[str, Any]] = []
+    compute = RLTrainer.compute_loss
+
+    def noted(self: RLTrainer, model: Any, inputs: Any, *args: Any, **more: Any) -> Any:
+        seen.append({k: v.clone() if torch.is_tensor(v) else v for k, v in inputs.items()})
+        return compute(self, model, inputs, *args, **more)
+
+    monkeypatch.setattr(RLTrainer, "compute_loss", noted)
+    monkeypatch.setattr(RLTrainer, "_generate_single_turn", fixed)
+    run = learned(
+        tmp_path, tiny_model_dir, train__optimizer="sgd", train__max_grad_norm=0, rl__loss=kind,
+        rl__learning_rate=1.0, rl__max_steps=1, rl__micro_batch_size=4,
+    )  # fmt: skip
+    assert len(seen) == 2
+    lengths = [one["completion_mask"].sum(1).tolist() for one in seen]
+    assert len({n for count in lengths for n in count}) > 1
+    assert sum(lengths[0]) != sum(lengths[1])
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    sums: list[list[torch.Tensor]] = []
+    for one in seen:
+        sums.append([])
+        for i, length in enumerate(lengths[len(sums) - 1]):
+            prompt = one["prompt_ids"][i][one["prompt_mask"][i].bool()].tolist()
+            ids = one["completion_ids"][i][:length].tolist()
+            log_p = model(torch.tensor([[*prompt, *ids]])).logits[0].float().log_softmax(-1)
+            own = sum(log_p[len(prompt) + k - 1][token] for k, token in enumerate(ids))
+            sums[-1].append(-one["advantages"][i] * own)
+    of_tokens(kind, sums, lengths).backward()
+    path = run.path / "checkpoints" / "task-1" / "model" / "model.safetensors"
+    after, base = load_file(path), load_file(tiny_model_dir / "model.safetensors")
+    largest = max(float(p.grad.abs().max()) for p in model.parameters())
+    for name, parameter in model.named_parameters():
+        if name in base:
+            found = base[name] - after[name]
+            assert float((found - parameter.grad).abs().max()) <= 1e-5 * largest + 1e-7, name
+
+
+@pytest.mark.parametrize(
+    ("scale", "of_m4"),
+    [
+        ("group", [0.930166, -0.661664, -1.045238, 0.776736]),
+        ("none", [0.485, -0.345, -0.545, 0.405]),
+    ],
+)
+def test_micro_examples_m4_m5_and_m13(
+    scale: str,
+    of_m4: list[float],
+    tmp_path: Path,
+    tiny_model_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Advantages of one step's groups by hand: with scale group also a gap of .01 blown up (M5),
+    and format and quality summed before they are compared (M13)."""
+    m4, m5 = [1.03, 0.2, 0.0, 0.95], [1.03, 1.04, 1.03, 1.03]
+    m13 = [0.2 * f + q for f, q in zip([1, 1, 0, 1], [0.8, 0.4, 0, 0.6], strict=True)]
+    steps = iter([m4 + m5, m13 + [0.2] * 4])
+    monkeypatch.setattr("perdure.learners.rollouts.Judge.reward", lambda *_, **__: next(steps))
+    monkeypatch.setattr(RLTrainer, "_generate_single_turn", fixed)
+    seen: list[list[float]] = []
+    scored = RLTrainer._generate_and_score_completions
+
+    def noted(self: RLTrainer, inputs: Any) -> Any:
+        found = scored(self, inputs)
+        seen.append(found["advantages"].tolist())
+        return found
+
+    monkeypatch.setattr(RLTrainer, "_generate_and_score_completions", noted)
+    learned(tmp_path, tiny_model_dir, rl__scale=scale, rl__max_steps=2)
+    assert seen[0][:4] == pytest.approx(of_m4, abs=2e-6)
+    assert seen[1][4:] == pytest.approx([0.0] * 4, abs=1e-3)
+    if scale == "group":
+        assert seen[0][4:] == pytest.approx([-0.490196, 1.470588, -0.490196, -0.490196], abs=2e-4)
+        assert seen[1][:4] == pytest.approx([0.925606, 0, -1.388409, 0.462803], abs=2e-6)
+
+
 # --- methods
 
 WORK = {
