@@ -565,6 +565,30 @@ def test_rl_without_a_task_has_no_effect(tmp_path: Path) -> None:
         perdure.load_recipe(path, ["stream.tasks.one.learn=sft"])
 
 
+def test_completions_that_cannot_be_split_are_refused_before_a_weight_is_loaded(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a run would stop where its first tasks are learned already."""
+    recipe = perdure.load_recipe(
+        write_recipe(
+            tmp_path, tiny_model_dir, rl__batch_size=16, rl__micro_batch_size=3,
+            stream__order=["two", "one"],
+        )
+    )  # fmt: skip
+    monkeypatch.setattr("perdure.models.load_base", lambda *_, **__: pytest.fail("loaded"))
+    told = r"rl\.batch_size: 16 completions cannot be split .* of 3[^$]* x rl\.micro_batch_size"
+    with pytest.raises(PerdureError, match=told):
+        perdure.learn(recipe, Run.create(tmp_path / "run", recipe))
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    recipe = perdure.load_recipe(
+        write_recipe(tmp_path, tiny_model_dir, rl__batch_size=16, train__batch_size=9)
+    )
+    with pytest.raises(
+        PerdureError, match=r"rl\.batch_size: 16 completions cannot be split over 3"
+    ):
+        prepare(recipe)
+
+
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
 def test_sharding_is_refused_before_a_weight_is_loaded(
     name: str, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch

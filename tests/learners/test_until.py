@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -95,6 +96,18 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(PerdureError, match=told):
             perdure.load_recipe(path, [f"stream.tasks.two.until={{reach: {reach}}}"])
+
+
+def test_where_nothing_is_sampled_it_is_refused(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, Path("somewhere"))
+    until = "stream.tasks.two.until={reach: {format: .5}}"
+    with pytest.raises(PerdureError, match="until: has no effect with learn: none"):
+        perdure.load_recipe(path, [until, "stream.tasks.two.learn=none"])
+    rows = [{"text": f"text {i}", "label": f"label {i % 2}"} for i in range(8)]
+    (tmp_path / "two.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    classes = ["stream.tasks.two.format=classes", "stream.tasks.two.metric=null"]
+    with pytest.raises(PerdureError, match="until: has no effect with format: classes"):
+        perdure.load_recipe(path, [until, *classes])
 
 
 @pytest.mark.train
