@@ -644,7 +644,7 @@ def test_the_policy_itself_is_sampled(
     settings |= {"min_p": 0.9, "no_repeat_ngram_size": 2, "repetition_penalty": 1.5}
     (own / "generation_config.json").write_text(json.dumps(settings))
     seen: list[tuple[Any, ...]] = []
-    sample = GenerationMixin._sample  # type: ignore[attr-defined]
+    sample = GenerationMixin._sample
 
     def noted(self: Any, *args: Any, generation_config: Any, **more: Any) -> Any:
         if generation_config.do_sample:
