@@ -271,16 +271,18 @@ def _locate_rewards(document: Document, folder: Path) -> None:
     """Name a user's own rewards by their file, in `rl` and in tasks' `until`, each at its line."""
     data = document.data
     rl: Any = data.get("rl")
-    entries = rl.get("rewards") if isinstance(rl, dict) else None
-    for number, entry in enumerate(entries if isinstance(entries, list) else ()):
+    listed: Any = rl.get("rewards") if isinstance(rl, dict) else None
+    entries: list[Any] = listed if isinstance(listed, list) else []
+    for number, entry in enumerate(entries):
         if isinstance(entry, str):
             entries[number] = located(entry, folder)
         elif isinstance(entry, dict) and isinstance(entry.get("name"), str):
             entry["name"] = located(entry["name"], folder)
     for at, task in _tasks(data):
         until = task.get("until")
-        reach = until.get("reach") if isinstance(until, dict) else None
-        for name in list(reach) if isinstance(reach, dict) else ():
+        asked: Any = until.get("reach") if isinstance(until, dict) else None
+        reach: dict[Any, Any] = asked if isinstance(asked, dict) else {}
+        for name in list(reach):
             if not isinstance(name, str) or (path := located(name, folder)) == name:
                 continue
             reach[path] = reach.pop(name)
