@@ -246,7 +246,10 @@ def _prepare(
         check_rewards(recipe, stream)
     if not training:
         return Prepared(recipe, stream, methods, None, general, recipe.train.batch_size, 1, None)
-    micro, accumulation = split_batch(recipe, int(os.environ.get("WORLD_SIZE", "1")))
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    micro, accumulation = split_batch(recipe, world)
+    if any(task.learn == "rl" for task in stream):
+        split_batch(recipe, world, "rl")
     facts, encoder = None, None
     if any(method.halves for method in methods):
         halved(micro, accumulation)

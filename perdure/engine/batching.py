@@ -14,21 +14,29 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def split_batch(recipe: Recipe, world: int) -> tuple[int, int]:
+def split_batch(recipe: Recipe, world: int, learn: str = "sft") -> tuple[int, int]:
     """Rows of a micro-batch on one process, and micro-batches in an optimizer step.
+
+    Args: learn: how the task is learned; by reinforcement rows are completions.
 
     Raises:
         UsageError: the global batch cannot be divided so.
     """
-    batch, micro = recipe.train.batch_size, recipe.train.micro_batch_size
+    own = recipe.of_task(learn).train
+    batch, micro = own.batch_size, own.micro_batch_size
+    changed = () if learn != "rl" or recipe.rl is None else recipe.rl.changes()
+    key, part = (
+        f"{'rl' if name in changed else 'train'}.{name}"
+        for name in ("batch_size", "micro_batch_size")
+    )
+    what = "completions" if learn == "rl" else "rows"
     if micro is None and batch % world == 0:
         micro = batch // world
     if micro is None or batch % (micro * world):
         raise UsageError(
-            f"train.batch_size: {batch} rows cannot be split over {world} processes"
+            f"{key}: {batch} {what} cannot be split over {world} processes"
             + (f" in micro-batches of {micro}" if micro else ""),
-            "train.batch_size counts all processes: make it a multiple of "
-            "processes x train.micro_batch_size",
+            f"{key} counts all processes: make it a multiple of processes x {part}",
         )
     return micro, batch // (micro * world)
 

@@ -183,7 +183,8 @@ class Learner(Routing, KindHooks):
         """Leave half of the batch to kept rows where a method wants that, and there are some."""
         halves = bool(self._learned(index)) and any(m.halves for m in self.methods)
         own = self.recipe.of_task(learn := self.stream.tasks[index].learn)
-        whole = split_batch(own, self.state.num_processes) if learn == "rl" else self.whole_split
+        world = self.state.num_processes
+        whole = split_batch(own, world, learn) if learn == "rl" else self.whole_split
         self.rows_a_step = drawn_rows(own, learn) // (2 if halves else 1)
         self.micro_batch, self.accumulation = halved(*whole) if halves else whole
 

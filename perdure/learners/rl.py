@@ -30,7 +30,9 @@ from perdure.learners.reinforce import reinforce_advantages
 from perdure.learners.rollouts import Judge, PromptSampler
 from perdure.learners.training import RatedTrainer, arguments
 from perdure.models.anatomy import unwrapped
-from perdure.models.generate import stop_ids
+from perdure.models.generate import generating_with, stop_ids
+from perdure.models.weights import evaluating
+from perdure.protocol.method import name_of
 from perdure.rewards import build
 
 if TYPE_CHECKING:
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 
 MARKS = "rollouts.json"
 """In a checkpoint inside a task: what must be the same where it goes on."""
+FLAT = 1e-8
+"""Standard deviation of a group whose completions all earned the same."""
 DEAD, PATIENCE = 0.6, 10
 """Groups without a difference in their rewards that are too many, as a share, for so many steps."""
 LOGGED = {
@@ -54,6 +58,14 @@ LOGGED = {
     "clip_ratio/region_mean": "clipped",
 }
 """TRL's name of a figure, and ours after `rl/`."""
+
+
+def spreads(rewards: Tensor, group: int) -> Tensor:
+    """Standard deviation of the rewards within each group, (groups,), with n - 1.
+
+    Args: rewards: (completions,), each `group` of them behind one another.
+    """
+    return rewards.double().view(-1, group).std(1)
 
 
 class RLTrainer(RatedTrainer, GRPOTrainer):
@@ -103,6 +115,15 @@ class RLTrainer(RatedTrainer, GRPOTrainer):
         self.spent["generation"] += time.perf_counter() - begun
         return found
 
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        """Sampled is the policy itself, as in scores: without dropout, and by the recipe's settings
+        alone, where `transformers` fills in what the model's own ones say of others (`min_p`)."""
+        if self.use_vllm:
+            return super()._generate_single_turn(*args, **kwargs)
+        own = copy.deepcopy(self.generation_config)
+        with evaluating(self.model), generating_with(unwrapped(self.model), own):
+            return super()._generate_single_turn(*args, **kwargs)
+
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         begun = time.perf_counter()
         found: Tensor = super()._calculate_rewards(*args, **kwargs)
@@ -119,17 +140,27 @@ class RLTrainer(RatedTrainer, GRPOTrainer):
                 found["completion_mask"],
                 total=lambda values: self.accelerator.reduce(values, reduction="sum"),
             )
-        self._look_for_dead_groups()
+        if self.earned is not None:
+            self._look_for_dead_groups(self.earned)
         return found
 
-    def _look_for_dead_groups(self) -> None:
-        """Tell the user where most groups teach nothing, once in a task."""
-        dead = self._metrics["train"]["frac_reward_zero_std"][-1]
+    def _look_for_dead_groups(self, rewards: Tensor) -> None:
+        """Note the spread within groups, and tell the user, once in a task, where most have none.
+
+        TRL's figures of the same names are of the whole batch, one or both by `scale_rewards`.
+
+        Args: rewards: (completions,), of all processes, group by group.
+        """
+        spread = spreads(rewards, self.num_generations)
+        dead = float((spread < FLAT).float().mean())
+        figures = self._metrics["train"]
+        figures["reward_std"][-1], figures["frac_reward_zero_std"][-1] = float(spread.mean()), dead
+        if self.settings.algorithm == "reinforce++":  # compares with the batch, not in the group
+            dead = float(spreads(rewards, len(rewards)) < FLAT)
         self.dead = self.dead + 1 if dead > DEAD else 0
         if self.dead != PATIENCE:
             return
-        earned = 0.0 if self.earned is None else float(self.earned.float().mean())
-        nothing = self.earned is not None and not bool((self.earned != 0).any())
+        earned, nothing = float(rewards.float().mean()), not bool((rewards != 0).any())
         remedy = (
             "no completion earns anything: warm the model up on answers in the wanted form first"
             if nothing
@@ -179,15 +210,23 @@ class RLTrainer(RatedTrainer, GRPOTrainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """TRL writes one beside each checkpoint; a run has its report."""
 
+    def marks(self) -> dict[str, Any]:
+        """What must be the same where a run goes on: rewards, prompts and their order, and the
+        model that a method compares with."""
+        methods: Any = getattr(self, "methods", ())
+        order = {name: getattr(self.order, name) for name in ("rows", "prompts", "group", "seed")}
+        teachers = {name_of(m): m.requires.teacher for m in methods if m.requires.teacher}
+        return {**self.judge.marks(), "order": order, "reference": teachers}
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         if self.is_world_process_zero():
             folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-            write_atomic(folder / MARKS, json.dumps(self.judge.marks()) + "\n")
+            write_atomic(folder / MARKS, json.dumps(self.marks()) + "\n")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         path = Path(resume_from_checkpoint) / MARKS
-        was, now = json.loads(path.read_text("utf-8")), self.judge.marks()
+        was, now = json.loads(path.read_text("utf-8")), self.marks()
         if other := [name for name in now if was.get(name) != now[name]]:
             told = ", ".join(f"{n}: {was.get(n)} then, {now[n]} now" for n in other)
             raise RunError(

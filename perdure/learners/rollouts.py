@@ -108,7 +108,7 @@ class Judge:
 
     def marks(self) -> dict[str, Any]:
         """What must be the same where a run goes on: names and versions of the rewards, and the
-        order of the prompts."""
+        prompts."""
         prompts = "\0".join(self.encoder.prompt_text(row) for row in self.rows)
         return {
             "rewards": self.rewards.versions,

@@ -7,6 +7,7 @@ tell it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,8 @@ from perdure.learners.rollouts import Judge
 from perdure.models.anatomy import unwrapped
 from perdure.models.generate import sample_texts, stop_ids
 from perdure.models.random_state import seed_of
-from perdure.rewards import build
+from perdure.processes import broadcast
+from perdure.rewards import build, short_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,7 +41,7 @@ def sampled(
 
     Args: names: rewards, by name; seed: with it the same answers are sampled.
 
-    Returns: by the reward's name, from 0 to 1.
+    Returns: by the reward's name as it is given, from 0 to 1.
     """  # fmt: skip
     prompts = [encoder.prompt_ids(row) for row in rows]
     written = sample_texts(
@@ -53,7 +55,7 @@ def sampled(
     judge = Judge(build(names), encoder, task, rows, set(stop_ids(unwrapped(model), encoder)))
     samples = judge.samples(range(len(rows)), [one.ids[one.given :] for one in written])
     found = judge.rewards(samples).means()
-    return {name: found.get(name, 0.0) for name in names}
+    return {name: found.get(short_name(name), 0.0) for name in names}
 
 
 class Until(TrainerCallback):
@@ -93,9 +95,11 @@ class Until(TrainerCallback):
                 list(self.until.reach),
                 seed_of(self.seed, "until", state.global_step),
             )
+        # On GPUs the processes may sample unlike texts, and all must end at the same step.
+        found = json.loads(broadcast(json.dumps(found)))
         for name, value in found.items():
-            session.log(name, value, group="until")
-        told = ", ".join(f"{name} {value:.3g}" for name, value in found.items())
+            session.log(short_name(name), value, group="until")
+        told = ", ".join(f"{short_name(name)} {value:.3g}" for name, value in found.items())
         self.note(f"task {self.task.name}: sampled at step {state.global_step}: {told}")
         bounds = {name: self.until.bounds(name) for name in found}
         if any(found[name] < low for name, (low, _) in bounds.items()):
@@ -103,10 +107,11 @@ class Until(TrainerCallback):
         self.ended = True
         over = [n for n, (_, high) in bounds.items() if high is not None and found[n] > high]
         if over:
+            name, most = over[0], bounds[over[0]][1]
             self.warn(
-                f"task {self.task.name}: {over[0]} is {found[over[0]]:.3g} at the first look that "
-                f"reaches all, above {bounds[over[0]][1]:g}: look more often (until.every), or "
-                "little is left to be learned from rewards"
+                f"task {self.task.name}: {short_name(name)} is {found[name]:.3g} at the first look "
+                f"that reaches all, above {most:g}: look more often (until.every), or little is "
+                "left to be learned from rewards"
             )
         control.should_training_stop = True
         control.should_log = True  # of the steps since the last line

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,11 +54,14 @@ def load(
     data = document.data
     if renew is not None:
         renew(data)
+    taken_over = set(defaults or ()) - set(data) if given_anew is None else set(data)
     for key, section in (given_anew or {}).items():
         document.put(key, section)
     _fill(data, defaults or {})
     _name_general_tasks(document)
     found = list(_override(document, overrides))
+    if not any(text.startswith("rl") for text in overrides):
+        _leave_out_rl(data, taken_over)
     _name_general_tasks(document)
     if judge is not None and renew is None:
         _fill(data, judge.defaults(data))
@@ -213,6 +216,7 @@ def _resolve_paths(document: Document, folder: Path) -> Iterator[Mistake]:
             if document.line((*at, "metric")) == COMMAND_LINE:
                 task["metric"] = located(task["metric"], Path.cwd())
             task["metric"] = located(task["metric"], folder)
+    _locate_rewards(document, folder)
     keys: list[Key] = [
         key
         for at, task in tasks
@@ -255,6 +259,35 @@ def _resolve_paths(document: Document, folder: Path) -> Iterator[Mistake]:
             yield nowhere
         elif path.is_dir() and key[-1] not in ("path", "folder"):
             yield Mistake(key, f"is a folder, not a file: {text}")
+
+
+def _leave_out_rl(data: dict[str, Any], taken_over: Collection[str]) -> None:
+    """Not take over a run's `rl` where its further tasks are all learned in another way."""
+    if "rl" in taken_over and all(task.get("learn") != "rl" for _, task in _tasks(data)):
+        data.pop("rl", None)
+
+
+def _locate_rewards(document: Document, folder: Path) -> None:
+    """Name a user's own rewards by their file, in `rl` and in tasks' `until`, each at its line."""
+    data = document.data
+    rl: Any = data.get("rl")
+    listed: Any = rl.get("rewards") if isinstance(rl, dict) else None
+    entries: list[Any] = listed if isinstance(listed, list) else []
+    for number, entry in enumerate(entries):
+        if isinstance(entry, str):
+            entries[number] = located(entry, folder)
+        elif isinstance(entry, dict) and isinstance(entry.get("name"), str):
+            entry["name"] = located(entry["name"], folder)
+    for at, task in _tasks(data):
+        until = task.get("until")
+        asked: Any = until.get("reach") if isinstance(until, dict) else None
+        reach: dict[Any, Any] = asked if isinstance(asked, dict) else {}
+        for name in list(reach):
+            if not isinstance(name, str) or (path := located(name, folder)) == name:
+                continue
+            reach[path] = reach.pop(name)
+            if (line := document.lines.pop((*at, "until", "reach", name), None)) is not None:
+                document.lines[(*at, "until", "reach", path)] = line
 
 
 def _files_of(key: Key, source: Any) -> list[Key]:

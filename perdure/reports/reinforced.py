@@ -18,6 +18,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from perdure.reports.format import significant
+from perdure.rewards import short_name
 
 if TYPE_CHECKING:
     from perdure.reports.data import RunView
@@ -171,7 +172,9 @@ def _wanted(run: RunView, task: str) -> dict[str, tuple[float, float | None]]:
     own: Mapping[str, Any] = next((one for one in listed or () if one.get("name") == task), {})
     reach = (own.get("until") or {}).get("reach") or {}
     return {
-        name: (float(given[0]), float(given[1])) if isinstance(given, list) else (given, None)
+        short_name(name): (float(given[0]), float(given[1]))
+        if isinstance(given, list)
+        else (given, None)
         for name, given in reach.items()
     }
 

@@ -265,10 +265,10 @@ def _entry(item: Any, folder: Path | None) -> tuple[_Entry | None, list[Mistake]
     if found:
         return None, found
     share = float(weight) if weight is not None else None
-    return _Entry(_short(name), kind, share, options), []
+    return _Entry(short_name(name), kind, share, options), []
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
     """A reward's name without the folder of a user's own file."""
     place, _, function = name.rpartition(":")
     return f"{Path(place).stem}:{function}" if place.endswith(".py") else name

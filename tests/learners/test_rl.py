@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from perdure.cli import app
 from perdure.commands.learn import show
 from perdure.engine.callbacks import ProgressCallback
 from perdure.errors import PerdureError
+from perdure.extension import extend, extension_recipe
 from perdure.learners import rl
 from perdure.learners.rl import RLTrainer
 from perdure.learners.rollouts import PromptSampler
@@ -192,13 +194,15 @@ def test_a_killed_run_ends_with_the_same_weights(
         assert all(torch.equal(pair[0][key], pair[1][key]) for key in pair[0])
 
 
-def test_other_rewards_do_not_go_on(
+def test_other_rewards_prompts_or_reference_do_not_go_on(
     tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reward whose version changed would mix two policies' goals in one task."""
     from perdure.rewards.chrf import Chrf
 
-    recipe = perdure.load_recipe(write_recipe(tmp_path, tiny_model_dir, save={"steps": 1}))
+    kl = {"name": "kl", "reference": "previous"}
+    path = write_recipe(tmp_path, tiny_model_dir, save={"steps": 1}, method=kl)
+    recipe = perdure.load_recipe(path)
     run = Run.create(tmp_path / "run", recipe)
 
     def struck(self: Any, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -209,6 +213,16 @@ def test_other_rewards_do_not_go_on(
         patch.setattr(ProgressCallback, "on_step_end", struck)
         with pytest.raises(KeyboardInterrupt):
             perdure.learn(recipe, run)
+    marks = [json.loads(one.read_text()) for one in run.path.rglob(rl.MARKS)]
+    assert {json.dumps(one["reference"]) for one in marks} == {'{"kl": "previous"}'}
+    assert marks[0]["order"] == {"rows": 9, "prompts": 2, "group": 4, "seed": recipe.seed}
+    for change, told in (
+        (["method.reference=base"], "reference: {'kl': 'previous'} then, {'kl': 'base'} now"),
+        (["seed=7"], "order: .*'seed': 0} then, .*'seed': 7} now"),
+    ):
+        changed = perdure.load_recipe(path, change)
+        with pytest.raises(PerdureError, match=f"cannot be gone on from: {told}"):
+            perdure.learn(changed, Run.open(run.path), accept_changes=True)
     init = Chrf.__init__
 
     def other(self: Any, config: Any) -> None:
@@ -217,7 +231,7 @@ def test_other_rewards_do_not_go_on(
 
     monkeypatch.setattr(Chrf, "__init__", other)
     with pytest.raises(PerdureError, match=r"cannot be gone on from: rewards: .* now"):
-        perdure.learn(recipe, Run.open(run.path))
+        perdure.learn(recipe, Run.open(run.path), accept_changes=True)
 
 
 @pytest.mark.process
@@ -328,6 +342,113 @@ def test_the_loss_is_grpos_by_hand(
             wanted = parameter.grad
             largest = float(wanted.abs().max())
             assert torch.allclose(base[name] - after[name], wanted, atol=1e-5 * largest + 1e-7)
+
+
+def of_tokens(kind: str, sums: list[list[torch.Tensor]], lengths: list[list[int]]) -> torch.Tensor:
+    """The step's loss from each completion's sum over its tokens, by micro-batch."""
+    total = sum(map(sum, lengths))
+    shares = []
+    for own, count in zip(sums, lengths, strict=True):
+        if kind == "dapo":
+            shares.append(sum(own) / total * len(sums))
+        elif kind == "bnpo":
+            shares.append(sum(own) / sum(count))
+        elif kind == "grpo":
+            shares.append(sum(s / n for s, n in zip(own, count, strict=True)) / len(own))
+        else:
+            shares.append(sum(own) / (len(own) * 8))  # max_new_tokens
+    return torch.stack(shares).sum() / len(shares)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(("kind", "wanted"), [("grpo", -0.25), ("bnpo", 0.125), ("dr_grpo", 0.05)])
+def test_micro_example_m10(kind: str, wanted: float) -> None:
+    """Two tokens of loss -1 and six of .5, with 8 as the longest: .0625 in place of 10's .05."""
+    sums = [[torch.tensor(-2.0), torch.tensor(3.0)]]
+    found = float(of_tokens(kind, sums, [[2, 6]]))
+    assert found == pytest.approx(wanted * (10 / 8 if kind == "dr_grpo" else 1))
+
+
+@pytest.mark.parametrize("kind", ["dapo", "bnpo", "grpo", "dr_grpo"])
+def test_each_loss_is_its_mean_over_unequal_completions_and_micro_batches(
+    kind: str, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient of a step of two micro-batches is that of a plain loop over what each held."""
+    from transformers import AutoModelForCausalLM
+
+    seen: list[dict[str, Any]] = []
+    compute = RLTrainer.compute_loss
+
+    def noted(self: RLTrainer, model: Any, inputs: Any, *args: Any, **more: Any) -> Any:
+        seen.append({k: v.clone() if torch.is_tensor(v) else v for k, v in inputs.items()})
+        return compute(self, model, inputs, *args, **more)
+
+    monkeypatch.setattr(RLTrainer, "compute_loss", noted)
+    monkeypatch.setattr(RLTrainer, "_generate_single_turn", fixed)
+    run = learned(
+        tmp_path, tiny_model_dir, train__optimizer="sgd", train__max_grad_norm=0, rl__loss=kind,
+        rl__learning_rate=1.0, rl__max_steps=1, rl__micro_batch_size=4,
+    )  # fmt: skip
+    assert len(seen) == 2
+    lengths = [one["completion_mask"].sum(1).tolist() for one in seen]
+    assert len({n for count in lengths for n in count}) > 1
+    assert sum(lengths[0]) != sum(lengths[1])
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    sums: list[list[torch.Tensor]] = []
+    for one in seen:
+        sums.append([])
+        for i, length in enumerate(lengths[len(sums) - 1]):
+            prompt = one["prompt_ids"][i][one["prompt_mask"][i].bool()].tolist()
+            ids = one["completion_ids"][i][:length].tolist()
+            log_p = model(torch.tensor([[*prompt, *ids]])).logits[0].float().log_softmax(-1)
+            own = sum(log_p[len(prompt) + k - 1][token] for k, token in enumerate(ids))
+            sums[-1].append(-one["advantages"][i] * own)
+    of_tokens(kind, sums, lengths).backward()
+    path = run.path / "checkpoints" / "task-1" / "model" / "model.safetensors"
+    after, base = load_file(path), load_file(tiny_model_dir / "model.safetensors")
+    largest = max(float(p.grad.abs().max()) for p in model.parameters())
+    for name, parameter in model.named_parameters():
+        if name in base:
+            found = base[name] - after[name]
+            assert float((found - parameter.grad).abs().max()) <= 1e-5 * largest + 1e-7, name
+
+
+@pytest.mark.parametrize(
+    ("scale", "of_m4"),
+    [
+        ("group", [0.930166, -0.661664, -1.045238, 0.776736]),
+        ("none", [0.485, -0.345, -0.545, 0.405]),
+    ],
+)
+def test_micro_examples_m4_m5_and_m13(
+    scale: str,
+    of_m4: list[float],
+    tmp_path: Path,
+    tiny_model_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Advantages of one step's groups by hand: with scale group also a gap of .01 blown up (M5),
+    and format and quality summed before they are compared (M13)."""
+    m4, m5 = [1.03, 0.2, 0.0, 0.95], [1.03, 1.04, 1.03, 1.03]
+    m13 = [0.2 * f + q for f, q in zip([1, 1, 0, 1], [0.8, 0.4, 0, 0.6], strict=True)]
+    steps = iter([m4 + m5, m13 + [0.2] * 4])
+    monkeypatch.setattr("perdure.learners.rollouts.Judge.reward", lambda *_, **__: next(steps))
+    monkeypatch.setattr(RLTrainer, "_generate_single_turn", fixed)
+    seen: list[list[float]] = []
+    scored = RLTrainer._generate_and_score_completions
+
+    def noted(self: RLTrainer, inputs: Any) -> Any:
+        found = scored(self, inputs)
+        seen.append(found["advantages"].tolist())
+        return found
+
+    monkeypatch.setattr(RLTrainer, "_generate_and_score_completions", noted)
+    learned(tmp_path, tiny_model_dir, rl__scale=scale, rl__max_steps=2)
+    assert seen[0][:4] == pytest.approx(of_m4, abs=2e-6)
+    assert seen[1][4:] == pytest.approx([0.0] * 4, abs=1e-3)
+    if scale == "group":
+        assert seen[0][4:] == pytest.approx([-0.490196, 1.470588, -0.490196, -0.490196], abs=2e-4)
+        assert seen[1][:4] == pytest.approx([0.925606, 0, -1.388409, 0.462803], abs=2e-6)
 
 
 # --- methods
@@ -444,6 +565,30 @@ def test_rl_without_a_task_has_no_effect(tmp_path: Path) -> None:
         perdure.load_recipe(path, ["stream.tasks.one.learn=sft"])
 
 
+def test_completions_that_cannot_be_split_are_refused_before_a_weight_is_loaded(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a run would stop where its first tasks are learned already."""
+    recipe = perdure.load_recipe(
+        write_recipe(
+            tmp_path, tiny_model_dir, rl__batch_size=16, rl__micro_batch_size=3,
+            stream__order=["two", "one"],
+        )
+    )  # fmt: skip
+    monkeypatch.setattr("perdure.models.load_base", lambda *_, **__: pytest.fail("loaded"))
+    told = r"rl\.batch_size: 16 completions cannot be split .* of 3[^$]* x rl\.micro_batch_size"
+    with pytest.raises(PerdureError, match=told):
+        perdure.learn(recipe, Run.create(tmp_path / "run", recipe))
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    recipe = perdure.load_recipe(
+        write_recipe(tmp_path, tiny_model_dir, rl__batch_size=16, train__batch_size=9)
+    )
+    with pytest.raises(
+        PerdureError, match=r"rl\.batch_size: 16 completions cannot be split over 3"
+    ):
+        prepare(recipe)
+
+
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
 def test_sharding_is_refused_before_a_weight_is_loaded(
     name: str, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
@@ -482,3 +627,128 @@ def test_equal_rewards_are_told_once(
     told = [r.getMessage() for r in caplog.records if "nothing is learned" in r.getMessage()]
     assert len(told) == 1
     assert "(mean reward 0): no completion earns anything: warm the model up" in told[0]
+
+
+# --- sampling
+
+
+def test_the_policy_itself_is_sampled(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without dropout, and without what the model's own generation settings say beside."""
+    from transformers import GenerationMixin
+
+    own = tmp_path / "model"
+    shutil.copytree(tiny_model_dir, own)
+    settings = json.loads((own / "generation_config.json").read_text())
+    settings |= {"min_p": 0.9, "no_repeat_ngram_size": 2, "repetition_penalty": 1.5}
+    (own / "generation_config.json").write_text(json.dumps(settings))
+    seen: list[tuple[Any, ...]] = []
+    sample = GenerationMixin._sample
+
+    def noted(self: Any, *args: Any, generation_config: Any, **more: Any) -> Any:
+        if generation_config.do_sample:
+            drops = any(m.training for m in self.modules() if isinstance(m, torch.nn.Dropout))
+            names = ("min_p", "no_repeat_ngram_size", "repetition_penalty", "top_k", "temperature")
+            told = [getattr(generation_config, name) for name in names]
+            seen.append((drops, self.training, generation_config.eos_token_id, *told))
+        return sample(self, *args, generation_config=generation_config, **more)
+
+    monkeypatch.setattr(GenerationMixin, "_sample", noted)
+    trained: list[bool] = []
+    compute = RLTrainer.compute_loss
+
+    def asked(self: RLTrainer, model: Any, *args: Any, **more: Any) -> Any:
+        trained.append(model.training)
+        return compute(self, model, *args, **more)
+
+    monkeypatch.setattr(RLTrainer, "compute_loss", asked)
+    run = learned(
+        tmp_path, own, model__tuning="lora", model__lora={"dropout": 0.5}, rl__max_steps=1,
+        rl__temperature=0.8,
+    )  # fmt: skip
+    assert run.state == "finished"
+    ((drops, training, ends, min_p, n_gram, penalty, top_k, temperature),) = seen
+    assert (drops, training) == (False, False)
+    assert ends
+    assert not min_p
+    assert not n_gram
+    assert (penalty, top_k, temperature) == (1.0, 0, 0.8)
+    assert trained == [True]
+    saved = json.loads((own / "generation_config.json").read_text())
+    assert saved["min_p"] == 0.9
+
+
+# --- groups without a spread
+
+
+@pytest.mark.unit
+def test_the_spread_is_within_groups_by_hand() -> None:
+    """Two groups of two: 1 and 0 (deviation sqrt(.5)), .3 twice. All four: .4203."""
+    found = rl.spreads(torch.tensor([1.0, 0.0, 0.3, 0.3]), 2)
+    assert found.tolist() == pytest.approx([0.5**0.5, 0.0])
+
+
+EARNED = [[1.0, 1.0, 1.0, 1.0, 0.2, 0.2, 0.2, 0.2], [0.1, 0.3, 0.1, 0.3, 0.7, 0.7, 0.7, 0.7]]
+"""What two steps' completions earn, each two groups of four: dead are both, and the second."""
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"scale": "group"}, True),
+        ({"scale": "batch"}, True),
+        ({"scale": "none"}, True),
+        ({"algorithm": "reinforce++"}, False),  # 1 and .2 differ, and the batch is compared
+    ],
+    ids=str,
+)
+def test_dead_groups_and_spread_are_those_of_the_groups_whatever_scales_an_advantage(
+    options: dict[str, str],
+    told: bool,
+    tmp_path: Path,
+    tiny_model_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """TRL's figures are of the whole batch: `reward_std` always, the dead with `scale: batch`."""
+    rewards = iter([EARNED[0], EARNED[1], EARNED[0], EARNED[0]])
+
+    def given(self: Any, completion_ids: Any, row: Any, **_: Any) -> list[float]:
+        return next(rewards)
+
+    monkeypatch.setattr("perdure.learners.rollouts.Judge.reward", given)
+    monkeypatch.setattr(RLTrainer, "_generate_single_turn", fixed)
+    monkeypatch.setattr(rl, "PATIENCE", 2)
+    warned: list[str] = []
+    made = RLTrainer.__init__
+
+    def heard(self: Any, **more: Any) -> None:
+        made(self, **{**more, "warn": warned.append})
+
+    monkeypatch.setattr(RLTrainer, "__init__", heard)
+    changes = {f"rl__{name}": value for name, value in options.items()}
+    run = learned(tmp_path, tiny_model_dir, **changes)
+    lines = [line for line in run.log_rows() if "rl/reward" in line]
+    assert [line["rl/dead_groups"] for line in lines] == [1.0, 0.5, 1.0, 1.0]
+    within = 0.2 * (1 / 3) ** 0.5  # deviations of .1, four times, over n - 1
+    assert [line["rl/reward_std"] for line in lines] == pytest.approx([0, within / 2, 0, 0])
+    assert bool(warned) == told
+
+
+def test_a_run_with_rewards_goes_on_to_tasks_in_any_way(run: Run, tmp_path: Path) -> None:
+    """The run's `rl` is taken over by a task that is learned from rewards, and by no other."""
+    rows = (run.path.parent / "two.jsonl").read_text().replace("two", "three")
+    (tmp_path / "three.jsonl").write_text(rows)
+    task = {"name": "three", "train": "three.jsonl", "metric": "chrf", "max_new_tokens": 8}
+    path = tmp_path / "next.yaml"
+    path.write_text(json.dumps({"stream": {"tasks": [task]}}))
+    assert extension_recipe(run, path).rl is None
+    assert extension_recipe(run, data=tmp_path / "three.jsonl").rl is None  # like the last task
+    with pytest.raises(PerdureError, match="no task has learn: rl"):
+        extension_recipe(run, path, ["rl.group=2"])
+    path.write_text(json.dumps({"stream": {"tasks": [{**task, "learn": "rl"}]}}))
+    recipe = extension_recipe(run, path, ["rl.max_steps=1"])
+    made = extend(run, recipe, tmp_path / "longer")
+    perdure.learn(recipe, made)
+    assert [(line["task"], line["step"]) for line in made.log_rows()][-1] == ("three", 1)
+    assert made.matrix().array().shape == (4, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -97,6 +98,18 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
             perdure.load_recipe(path, [f"stream.tasks.two.until={{reach: {reach}}}"])
 
 
+def test_where_nothing_is_sampled_it_is_refused(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, Path("somewhere"))
+    until = "stream.tasks.two.until={reach: {format: .5}}"
+    with pytest.raises(PerdureError, match="until: has no effect with learn: none"):
+        perdure.load_recipe(path, [until, "stream.tasks.two.learn=none"])
+    rows = [{"text": f"text {i}", "label": f"label {i % 2}"} for i in range(8)]
+    (tmp_path / "two.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    classes = ["stream.tasks.two.format=classes", "stream.tasks.two.metric=null"]
+    with pytest.raises(PerdureError, match="until: has no effect with format: classes"):
+        perdure.load_recipe(path, [until, *classes])
+
+
 @pytest.mark.train
 def test_samples_are_judged_as_in_reinforcement(tiny: Any) -> None:
     """The mean over one answer to each row, the same for the same seed."""
@@ -129,3 +142,30 @@ def test_a_run_goes_on_to_the_next_task(tmp_path: Path, tiny_model_dir: Path) ->
     lines = [(line["task"], line["step"]) for line in run.log_rows()]
     assert lines == [("one", 1), ("one", 2), *(("two", k) for k in range(1, 7))]
     assert run.log_rows()[1]["until/chrf"] >= 0
+
+
+@pytest.mark.train
+def test_a_reward_of_ones_own_beside_the_recipe_ends_a_warm_up_and_is_learned_from(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found beside the recipe wherever the run is started; its name in the log has no path."""
+    monkeypatch.chdir("/")
+    path = write_recipe(tmp_path, tiny_model_dir, rl__rewards=["chrf", "own_rewards:half"])
+    code = "def half(samples):\n    return [0.5] * len(samples)\n"
+    (tmp_path / "own_rewards.py").write_text(code)
+    until = 'stream.tasks.two.until={reach: {"own_rewards:half": 0}, every: 1, rows: 2}'
+    with pytest.raises(PerdureError, match="is Python code, which was not run"):
+        perdure.load_recipe(path)
+    trusted = ["trust_remote_code=true"]
+    recipe = perdure.load_recipe(path, [until, *trusted])
+    run = Run.create(tmp_path / "run", recipe)
+    perdure.learn(recipe, run)
+    lines = run.log_rows()
+    assert [(line["task"], line["step"]) for line in lines] == [
+        *(("one", k) for k in range(1, 5)), ("two", 1)
+    ]  # fmt: skip
+    assert "rl/reward/own_rewards:half" in lines[0]
+    assert "until/own_rewards:half" in lines[-1]
+    wrong = write_recipe(tmp_path, tiny_model_dir, rl__rewards=["own_rewards:hafl"])
+    with pytest.raises(PerdureError, match=r'recipe\.yaml:\d+: [^$]*did you mean "half"'):
+        perdure.load_recipe(wrong, trusted)

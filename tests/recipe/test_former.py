@@ -70,7 +70,7 @@ def read(text: str) -> Any:
     [
         # a wrong value is told, and left out of what is suggested
         ({"loss": "kl", "weight": "much", "insert": 2}, ["method.weight: "], "gere_kl",
-         {"insert": 2, "weight": None}),
+         {"insert": 2, "weight": None}),  # null: the usual one
         ({"loss": "margn", "k": 2.0}, ['method.loss: "margn" is none of '], "gere", {"k": 2.0}),
         ({"official": "yes", "loss": "kl"},
          ['method.official: must be true or false, not "yes"'], "gere_kl", {}),

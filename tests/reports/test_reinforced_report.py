@@ -148,6 +148,21 @@ def test_a_warm_up_that_missed(until: float, said: str, tmp_path: Path) -> None:
     assert one.reached == (until > 0.5)
 
 
+def test_a_reward_of_ones_own_is_asked_for_by_its_file_and_shown_by_its_name(
+    tmp_path: Path,
+) -> None:
+    """The recipe of a run has the whole path, the log the name that the user wrote."""
+    run = run_of(tmp_path / "run", until=0.5)
+    for name, old in {"recipe.yaml": '"chrf":', "log.jsonl": "until/chrf"}.items():
+        new = {'"chrf":': '"/a/b/own.py:half":', "until/chrf": "until/own:half"}[old]
+        text = (run.path / name).read_text()
+        assert old in text
+        (run.path / name).write_text(text.replace(old, new))
+    (one,) = reinforced.warm_ups(views([run])[0])
+    assert "own:half 0.500 (asked for: " in reinforced.ended(one)
+    assert one.reached
+
+
 def test_a_comparison_has_reward_and_seconds_by_phase(tmp_path: Path) -> None:
     runs = [run_of(tmp_path / name, method=name) for name in ("sequential", "kl")]
     told = " ".join(printed(runs).split())

@@ -167,6 +167,11 @@ def mistakes(task: TaskConfig, installed: bool = True) -> Iterator[Mistake]:
                     what = f"has no file for {name}"
                     yield Mistake((split,), what, f"write {{..., {name}: FILE}}")
     yield from form.mistakes(task)
+    if task.until is not None and "rl" not in home.ways:
+        what = f"has no effect with format: {form.name}, whose answers are not sampled"
+        yield Mistake(("until",), what, "leave it out")
+    elif task.until is not None and task.learn == "none" and task.train is not None:
+        yield Mistake(("until",), "has no effect with learn: none", "leave it out")
     if task.learn not in home.ways:
         what = f'"{task.learn}" is none of {", ".join(home.ways)}'
         yield Mistake(("learn",), what, near(task.learn, home.ways))
