@@ -233,7 +233,7 @@ def _plan(
     own, mean = recipe.of_task(task.learn), sum(widths) / max(1, len(widths))
     if task.learn == "rl":  # completions of at most so many tokens, in micro-batches of their own
         written = task.max_new_tokens
-        micro = split_batch(own, int(os.environ.get("WORLD_SIZE", "1")))[0]
+        micro = split_batch(recipe, int(os.environ.get("WORLD_SIZE", "1")), "rl")[0]
     longest, trained_on = max(widths, default=0) + written, bare.steps * own.train.batch_size
     tokens = round(trained_on * (mean + written))
     n, again = facts.parameters, recipe.train.gradient_checkpointing

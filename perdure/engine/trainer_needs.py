@@ -226,7 +226,7 @@ def _looked_at(trainer: Trainer, found: Any, methods: Sequence[Method], what: st
         batch = rows.batch(0)
         labelled = any(labels_of(row) for row in rows[:_LOOKED_AT])
     except UsageError as error:
-        _refuse(methods, (error.what, " ".join(error.remedy)))
+        _refuse(methods, (error.what, "; ".join(error.remedy)))
         raise
     if not labelled:
         told = f"none of the first {min(_LOOKED_AT, len(rows))} rows has a label: all are -100"

@@ -183,7 +183,9 @@ class Learner(Routing, KindHooks):
         """Leave half of the batch to kept rows where a method wants that, and there are some."""
         halves = bool(self._learned(index)) and any(m.halves for m in self.methods)
         own = self.recipe.of_task(learn := self.stream.tasks[index].learn)
-        whole = split_batch(own, self.state.num_processes) if learn == "rl" else self.whole_split
+        whole = self.whole_split
+        if learn == "rl":
+            whole = split_batch(self.recipe, self.state.num_processes, learn)
         self.rows_a_step = drawn_rows(own, learn) // (2 if halves else 1)
         self.micro_batch, self.accumulation = halved(*whole) if halves else whole
 

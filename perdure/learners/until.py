@@ -39,7 +39,7 @@ def sampled(
 
     Args: names: rewards, by name; seed: with it the same answers are sampled.
 
-    Returns: by the reward's name, from 0 to 1.
+    Returns: by the reward's name, in the order of `names`, from 0 to 1.
     """  # fmt: skip
     prompts = [encoder.prompt_ids(row) for row in rows]
     written = sample_texts(
@@ -50,10 +50,11 @@ def sampled(
         seed=seed,
         starts=prompts,
     )
-    judge = Judge(build(names), encoder, task, rows, set(stop_ids(unwrapped(model), encoder)))
+    rewards = build(names)
+    judge = Judge(rewards, encoder, task, rows, set(stop_ids(unwrapped(model), encoder)))
     samples = judge.samples(range(len(rows)), [one.ids[one.given :] for one in written])
-    found = judge.rewards(samples).means()
-    return {name: found.get(name, 0.0) for name in names}
+    found = rewards(samples).means()
+    return {reward.name: found.get(reward.name, 0.0) for reward in rewards.rewards}
 
 
 class Until(TrainerCallback):
@@ -97,7 +98,9 @@ class Until(TrainerCallback):
             session.log(name, value, group="until")
         told = ", ".join(f"{name} {value:.3g}" for name, value in found.items())
         self.note(f"task {self.task.name}: sampled at step {state.global_step}: {told}")
-        bounds = {name: self.until.bounds(name) for name in found}
+        # In the recipe's order; a user's own reward is called otherwise than its key, a path.
+        keys = zip(found, self.until.reach, strict=True)
+        bounds = {name: self.until.bounds(key) for name, key in keys}
         if any(found[name] < low for name, (low, _) in bounds.items()):
             return
         self.ended = True

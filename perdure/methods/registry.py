@@ -187,7 +187,7 @@ def check(spec: MethodSpec) -> tuple[MethodSpec | None, list[Mistake]]:
         kind = kind_of(spec)
     except PerdureError as error:
         key = "name" if spec.file is None else "file"
-        return None, [Mistake((key,), error.what, " ".join(error.remedy))]
+        return None, [Mistake((key,), error.what, "; ".join(error.remedy))]
     config, found = _read(kind, spec.options)
     if config is None:
         return None, found

@@ -18,17 +18,25 @@ from perdure.recipe.until import UntilConfig
 Scenario = Literal["task-incremental", "domain-incremental", "class-incremental"]
 
 
-def located(metric: str, folder: Path) -> str:
-    """A task's `metric` whose module is a file in the folder, with that file's path in front.
+def located(name: str, folder: Path) -> str:
+    """A user's own function whose module is a file in the folder, with that file's path in front.
 
-    A module that is not there, and the name of a metric, are returned as they are.
-    """
-    module, colon, function = metric.rpartition(":")
+    A module that is not there, and the name of a metric or reward, are returned as they are.
+
+    Args: name: a task's `metric`, or a reward.
+    """  # fmt: skip
+    module, colon, function = name.rpartition(":")
     if not colon:
-        return metric
+        return name
     path = Path(module) if module.endswith(".py") else Path(*module.split(".")).with_suffix(".py")
     path = (folder / path.expanduser()).resolve()
-    return f"{path}:{function}" if module.endswith(".py") or path.is_file() else metric
+    return f"{path}:{function}" if module.endswith(".py") or path.is_file() else name
+
+
+def short_name(name: str) -> str:
+    """A function's name as it is shown: without the folder of a user's own file."""
+    place, _, function = name.rpartition(":")
+    return f"{Path(place).stem}:{function}" if place.endswith(".py") else name
 
 
 FILE_TYPES = (".jsonl", ".csv", ".tsv", ".parquet")

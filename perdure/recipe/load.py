@@ -208,11 +208,15 @@ def _resolve_paths(document: Document, folder: Path) -> Iterator[Mistake]:
         section[key[-1]] = str(path)
 
     tasks = _tasks(document.data)
-    for at, task in tasks:
-        if isinstance(task.get("metric"), str):
-            if document.line((*at, "metric")) == COMMAND_LINE:
-                task["metric"] = located(task["metric"], Path.cwd())
-            task["metric"] = located(task["metric"], folder)
+    for names, name, at in _own_code(document.data):
+        if isinstance(text := names[name], str):
+            if document.line(at) == COMMAND_LINE:
+                text = located(text, Path.cwd())
+            names[name] = located(text, folder)
+    for _, task in tasks:
+        until = task.get("until")
+        if isinstance(until, dict) and isinstance(reach := until.get("reach"), dict):
+            until["reach"] = {located(str(name), folder): value for name, value in reach.items()}
     keys: list[Key] = [
         key
         for at, task in tasks
@@ -255,6 +259,21 @@ def _resolve_paths(document: Document, folder: Path) -> Iterator[Mistake]:
             yield nowhere
         elif path.is_dir() and key[-1] not in ("path", "folder"):
             yield Mistake(key, f"is a folder, not a file: {text}")
+
+
+def _own_code(data: dict[str, Any]) -> Iterator[tuple[Any, Any, Key]]:
+    """Where names may stand that lead to the user's own functions: what holds one, at which index
+    or key, and the recipe's key."""
+    for at, task in _tasks(data):
+        if "metric" in task:
+            yield task, "metric", (*at, "metric")
+    rl = data.get("rl")
+    rewards = rl.get("rewards") if isinstance(rl, dict) else None
+    for i, reward in enumerate(rewards if isinstance(rewards, list) else ()):
+        if isinstance(reward, str):
+            yield rewards, i, ("rl", "rewards", i)
+        elif isinstance(reward, dict) and "name" in reward:
+            yield reward, "name", ("rl", "rewards", i, "name")
 
 
 def _files_of(key: Key, source: Any) -> list[Key]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from perdure.recipe.data import short_name
 from perdure.reports.format import significant
 
 if TYPE_CHECKING:
@@ -171,7 +172,9 @@ def _wanted(run: RunView, task: str) -> dict[str, tuple[float, float | None]]:
     own: Mapping[str, Any] = next((one for one in listed or () if one.get("name") == task), {})
     reach = (own.get("until") or {}).get("reach") or {}
     return {
-        name: (float(given[0]), float(given[1])) if isinstance(given, list) else (given, None)
+        short_name(name): (float(given[0]), float(given[1]))
+        if isinstance(given, list)
+        else (given, None)
         for name, given in reach.items()
     }
 
@@ -186,7 +189,7 @@ def ended(one: Warmed) -> str:
         told.append(f"{name} {significant(value)}{asked}")
     looked = ", ".join(told)
     if not one.reached:
-        return f"{one.task} did not reach it in its {one.step} steps; at the last look {looked}"
+        return f"{one.task} did not reach its until in {one.step} steps; at the last look {looked}"
     over = [
         name
         for name, value in one.found.items()

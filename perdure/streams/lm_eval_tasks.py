@@ -48,7 +48,7 @@ def mistakes(tasks: Sequence[Any]) -> Iterator[Mistake]:
             _demand(task)
             name = _config(task).get("task")
         except ConsentError as error:
-            yield Mistake((i,), error.what, " ".join(error.remedy))
+            yield Mistake((i,), error.what, "; ".join(error.remedy))
             continue
         except Exception as error:  # whatever lm-eval's reader of YAML raises
             yield Mistake((i,), f"the task file is broken: {_line(error)}", "see lm-eval's guide")

@@ -138,7 +138,7 @@ def test_a_run_without_rewards_has_no_such_section(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("until", "said"),
     [
-        (0.3, "warm did not reach it in its 20 steps; at the last look format 0.900"),
+        (0.3, "warm did not reach its until in 20 steps; at the last look format 0.900"),
         (0.7, "chrf was above its limit by then, so that less is left to learn"),
     ],
 )

@@ -131,7 +131,7 @@ def mistakes(task: TaskConfig, installed: bool = True) -> Iterator[Mistake]:
     except PerdureError as error:
         known = [f.name for one in _kinds_that_load() for f in one.formats]
         if task.format in known:  # two have it
-            yield Mistake(("format",), error.what, " ".join(error.remedy))
+            yield Mistake(("format",), error.what, "; ".join(error.remedy))
             return
         meant = near(task.format, known)
         broken = "" if " is none of " in error.what else error.what
@@ -181,7 +181,7 @@ def metric_mistakes(name: str | None) -> Iterator[Mistake]:
     try:
         metric(name)
     except PerdureError as error:
-        yield Mistake(("metric",), error.what, " ".join(error.remedy))
+        yield Mistake(("metric",), error.what, "; ".join(error.remedy))
 
 
 def metric_of(task: TaskConfig) -> str:

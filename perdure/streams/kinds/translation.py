@@ -93,7 +93,7 @@ def mistakes(task: TaskConfig) -> Iterator[Mistake]:
         try:
             parse_direction(task.direction)
         except PerdureError as error:
-            yield Mistake(("direction",), error.what, " ".join(error.remedy))
+            yield Mistake(("direction",), error.what, "; ".join(error.remedy))
         for ours in LANGUAGES:
             if ours in task.columns:
                 what = f"has no effect with direction: {task.direction}"
