@@ -117,7 +117,15 @@ class Until(TrainerCallback):
         control.should_save = False
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if not self.ended and state.global_step >= state.max_steps:
+        if self.ended or state.global_step < state.max_steps:
+            return
+        if state.max_steps < self.until.every:
+            self.warn(
+                f"task {self.task.name}: until was never looked at: its steps were "
+                f"{state.max_steps}, and until.every is {self.until.every}: lower it, or train for "
+                "more steps"
+            )
+        else:
             self.warn(
                 f"task {self.task.name}: its steps are over, and until was not reached: "
                 "give it more steps, or ask for less"

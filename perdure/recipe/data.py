@@ -215,6 +215,8 @@ class TaskConfig(Section):
             yield Mistake(("train",), what, "a task that is only scored says so: learn: none")
         elif self.train is None and self.test is None and self.test_of is None:
             yield Mistake(("test",), "is required and missing", "it is all that is scored")
+        if self.train is not None and self.learn == "none" and self.until is not None:
+            yield Mistake(("until",), "has no effect with learn: none", "leave it out")
         for key, default in (("max_train_rows", None), ("train_on", "last"), ("until", None)):
             if self.train is None and getattr(self, key) != default:
                 yield Mistake((key,), "has no effect without train", "leave it out")

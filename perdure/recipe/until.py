@@ -17,7 +17,9 @@ class UntilConfig(Section):
         description="reward: least mean of sampled answers, or [least, most]"
     )
     every: int = Field(5, gt=0, description="steps between two looks")
-    rows: int = Field(32, gt=0, description="validation rows that are answered at a look")
+    rows: int = Field(
+        32, gt=0, description="validation rows (else training rows) answered at a look"
+    )
 
     def bounds(self, name: str) -> tuple[float, float | None]:
         """The least that a reward must reach, and the most that leaves room to learn."""

@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from perdure.errors import PerdureError, TrainingError, UsageError, brief
+from perdure.errors import PerdureError, TrainingError, UsageError, brief, one_line
 from perdure.recipe.data import located, short_name
 from perdure.recipe.mistakes import Mistake, mistakes_in, show
 from perdure.rewards import registry
@@ -249,7 +249,7 @@ def _entry(item: Any, folder: Path | None) -> tuple[_Entry | None, list[Mistake]
         kind = registry.load(located(name, folder) if folder is not None else name)
     except PerdureError as error:
         key = ("name",) if isinstance(item, Mapping) else ()
-        return None, [Mistake(key, error.what, "; ".join(error.remedy))]
+        return None, [Mistake(key, error.what, one_line(error.remedy))]
     found = []
     if "weight" in data:
         if kind.role in ("guard", "gate"):

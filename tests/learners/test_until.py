@@ -85,6 +85,13 @@ def test_never_reached_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "its steps are over, and until was not reached" in looks.warnings[0]
 
 
+def test_fewer_steps_than_lie_between_looks_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = Looks([], UntilConfig(reach={"format": 0.8}, every=5))
+    assert looks.run(monkeypatch, 4) == 4
+    assert "until was never looked at: its steps were 4, and until.every is 5" in looks.warnings[0]
+    assert len(looks.warnings) == 1
+
+
 def test_a_users_own_reward_is_not_called_as_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """The key is a path by then; what was found of the reward goes by its short name."""
     until = UntilConfig(reach={"format": 0.8, "/shop/own.py:polite": 0.4}, every=2)

@@ -215,6 +215,9 @@ def test_few_rows_do_not_tell(tmp_path: Path) -> None:
     assert "too few rows to tell whether it improved velan over warm (0.50 → 0.55)" in (
         words.story(found)
     )
+    assert words.told(found).startswith("sequential learned warm; too few rows")
+    none = view(tmp_path / "none", matrix=[[0.0, 0.0], [0.05, 0.05], [0.05, 0.05]], rows=4)
+    assert words.told(none).startswith("sequential: too few rows to tell whether it learned warm")
 
 
 def test_each_name_of_the_log_has_its_sentence() -> None:
