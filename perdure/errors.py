@@ -44,6 +44,11 @@ def brief(text: object, most: int = _QUOTED) -> str:
     return cut if len(said) <= most else f"{cut}... ({len(said):,} characters)"
 
 
+def one_line(remedy: Sequence[str]) -> str:
+    """What an error says to do, where there is room for one line only."""
+    return "; ".join(remedy).replace("?; ", "? ")
+
+
 def task_named(name: str) -> str:
     """`task NAME` for a message; a name that begins with that word is enough by itself: task 5."""
     return name if re.match(r"task(?![^\W\d_])", name, re.IGNORECASE) else f"task {name}"

@@ -242,14 +242,17 @@ def _prepare(
         tell(f"{recipe.name}: reading lm-eval tasks {', '.join(recipe.general.tasks)}")
     general = lm_eval_tasks.load(recipe.general)
     metrics.try_own(stream)
-    if training:
-        check_rewards(recipe, stream)
     if not training:
         return Prepared(recipe, stream, methods, None, general, recipe.train.batch_size, 1, None)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     micro, accumulation = split_batch(recipe, world)
-    if any(task.learn == "rl" for task in stream):
+    check_rewards(recipe, stream)
+    if recipe.rl is not None and any(task.learn == "rl" for task in stream):
         split_batch(recipe, world, "rl")
+        if recipe.rl.backend == "vllm":
+            from perdure.learners.rl import require_vllm  # with it comes TRL
+
+            require_vllm(recipe)
     facts, encoder = None, None
     if any(method.halves for method in methods):
         halved(micro, accumulation)

@@ -17,26 +17,26 @@ logger = logging.getLogger(__name__)
 def split_batch(recipe: Recipe, world: int, learn: str = "sft") -> tuple[int, int]:
     """Rows of a micro-batch on one process, and micro-batches in an optimizer step.
 
-    Args: learn: how the task is learned; by reinforcement rows are completions.
+    Args: learn: how the task is learned; by `rl` a batch is of completions.
 
     Raises:
         UsageError: the global batch cannot be divided so.
-    """
-    own = recipe.of_task(learn).train
+    """  # fmt: skip
+    own, rl = recipe.of_task(learn).train, recipe.rl if learn == "rl" else None
     batch, micro = own.batch_size, own.micro_batch_size
-    changed = () if learn != "rl" or recipe.rl is None else recipe.rl.changes()
-    key, part = (
-        f"{'rl' if name in changed else 'train'}.{name}"
-        for name in ("batch_size", "micro_batch_size")
-    )
-    what = "completions" if learn == "rl" else "rows"
     if micro is None and batch % world == 0:
         micro = batch // world
     if micro is None or batch % (micro * world):
+        key = "rl.batch_size" if rl is not None and rl.batch_size else "train.batch_size"
+        smaller = "rl" if rl is not None and rl.micro_batch_size else "train"
+        over = f" over {world} processes" if world > 1 else ""
         raise UsageError(
-            f"{key}: {batch} {what} cannot be split over {world} processes"
-            + (f" in micro-batches of {micro}" if micro else ""),
-            f"{key} counts all processes: make it a multiple of processes x {part}",
+            f"{recipe.place(key)}: {batch} {'rows' if rl is None else 'completions'} cannot be "
+            f"split{over}" + (f" into micro-batches of {micro}" if micro else ""),
+            f"make it a multiple of {smaller}.micro_batch_size"
+            if world == 1
+            else f"it counts all processes: make it a multiple of processes x "
+            f"{smaller}.micro_batch_size",
         )
     return micro, batch // (micro * world)
 

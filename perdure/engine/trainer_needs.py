@@ -22,7 +22,7 @@ from perdure.engine.packing import keeps_rows_apart
 from perdure.engine.session import TaskSession
 from perdure.engine.trainer_classes import ClassRows, is_classifier
 from perdure.engine.trainer_rows import BORDER_NAMES, BORDERS, READ, TrainerRows
-from perdure.errors import PerdureError, UsageError
+from perdure.errors import PerdureError, UsageError, one_line
 from perdure.models.anatomy import decoder_of, head_of, layers_of, unwrapped
 from perdure.protocol.batch import labels_of
 from perdure.protocol.method import Method, name_of
@@ -226,7 +226,7 @@ def _looked_at(trainer: Trainer, found: Any, methods: Sequence[Method], what: st
         batch = rows.batch(0)
         labelled = any(labels_of(row) for row in rows[:_LOOKED_AT])
     except UsageError as error:
-        _refuse(methods, (error.what, " ".join(error.remedy)))
+        _refuse(methods, (error.what, one_line(error.remedy)))
         raise
     if not labelled:
         told = f"none of the first {min(_LOOKED_AT, len(rows))} rows has a label: all are -100"

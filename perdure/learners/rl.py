@@ -29,6 +29,7 @@ from perdure.files import write_atomic
 from perdure.learners.reinforce import reinforce_advantages
 from perdure.learners.rollouts import Judge, PromptSampler
 from perdure.learners.training import RatedTrainer, arguments
+from perdure.models.adapters import old_name_unsaid
 from perdure.models.anatomy import unwrapped
 from perdure.models.generate import generating_with, stop_ids
 from perdure.models.weights import evaluating
@@ -110,7 +111,7 @@ class RLTrainer(RatedTrainer, GRPOTrainer):
 
     def _generate(self, prompts: list[str]) -> Any:
         begun = time.perf_counter()
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), old_name_unsaid():
             found = super()._generate(prompts)
         self.spent["generation"] += time.perf_counter() - begun
         return found

@@ -18,7 +18,8 @@ from perdure.models.anatomy import unwrapped
 from perdure.models.generate import sample_texts, stop_ids
 from perdure.models.random_state import seed_of
 from perdure.processes import broadcast
-from perdure.rewards import build, short_name
+from perdure.recipe.data import short_name
+from perdure.rewards import build
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,7 +53,8 @@ def sampled(
         seed=seed,
         starts=prompts,
     )
-    judge = Judge(build(names), encoder, task, rows, set(stop_ids(unwrapped(model), encoder)))
+    rewards = build(names)
+    judge = Judge(rewards, encoder, task, rows, set(stop_ids(unwrapped(model), encoder)))
     samples = judge.samples(range(len(rows)), [one.ids[one.given :] for one in written])
     found = judge.rewards(samples).means()
     return {name: found.get(short_name(name), 0.0) for name in names}
@@ -119,7 +121,15 @@ class Until(TrainerCallback):
         control.should_save = False
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if not self.ended and state.global_step >= state.max_steps:
+        if self.ended or state.global_step < state.max_steps:
+            return
+        if state.max_steps < self.until.every:
+            self.warn(
+                f"task {self.task.name}: until was never looked at: its steps were "
+                f"{state.max_steps}, and until.every is {self.until.every}: lower it, or train for "
+                "more steps"
+            )
+        else:
             self.warn(
                 f"task {self.task.name}: its steps are over, and until was not reached: "
                 "give it more steps, or ask for less"

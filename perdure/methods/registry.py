@@ -30,7 +30,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from perdure.consent import demand
-from perdure.errors import PerdureError, UsageError
+from perdure.errors import PerdureError, UsageError, one_line
 from perdure.protocol.method import Method, MethodConfig
 from perdure.recipe.former import FORMER, entry_of_today, moved_options
 from perdure.recipe.mistakes import Mistake, meant, mistakes_in, near, show
@@ -90,7 +90,7 @@ def described() -> list[tuple[str, str, bool]]:
         try:
             every.append((name, describe(name), True))
         except UsageError as error:
-            every.append((name, f"broken: {error.what}; {' '.join(error.remedy)}", False))
+            every.append((name, f"broken: {error.what}; {one_line(error.remedy)}", False))
     return every
 
 
@@ -187,7 +187,7 @@ def check(spec: MethodSpec) -> tuple[MethodSpec | None, list[Mistake]]:
         kind = kind_of(spec)
     except PerdureError as error:
         key = "name" if spec.file is None else "file"
-        return None, [Mistake((key,), error.what, " ".join(error.remedy))]
+        return None, [Mistake((key,), error.what, one_line(error.remedy))]
     config, found = _read(kind, spec.options)
     if config is None:
         return None, found

@@ -53,7 +53,7 @@ def attach_lora(model: Any, lora: LoraConfig, task_type: str = "CAUSAL_LM") -> A
         task_type=task_type,
     )
     try:
-        with _old_name_unsaid():
+        with old_name_unsaid():
             return get_peft_model(model, config)
     except ValueError as error:
         raise ModelError(
@@ -63,9 +63,9 @@ def attach_lora(model: Any, lora: LoraConfig, task_type: str = "CAUSAL_LM") -> A
 
 
 @contextmanager
-def _old_name_unsaid() -> Iterator[None]:
-    """peft asks each model that it wraps for a property by its old name, of which transformers
-    warns; nobody who reads that warning could do anything about it."""
+def old_name_unsaid() -> Iterator[None]:
+    """peft and TRL ask models for a property by its old name, of which transformers warns; nobody
+    who reads that warning could do anything about it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         yield
@@ -238,7 +238,7 @@ def join_adapter(home: Path, model: Any, name: str, *, trainable: bool = False) 
         config = PeftConfig.from_pretrained(str(home))
         if getattr(config, "megatron_config", None):  # peft imports the module that it names
             demand(f"{home}: names Python code to import ({config.megatron_core})")
-        with _old_name_unsaid():
+        with old_name_unsaid():
             if first:
                 return PeftModel.from_pretrained(
                     model, str(home), name, is_trainable=trainable, config=config

@@ -18,17 +18,25 @@ from perdure.recipe.until import UntilConfig
 Scenario = Literal["task-incremental", "domain-incremental", "class-incremental"]
 
 
-def located(metric: str, folder: Path) -> str:
-    """A task's `metric` whose module is a file in the folder, with that file's path in front.
+def located(name: str, folder: Path) -> str:
+    """A user's own function whose module is a file in the folder, with that file's path in front.
 
-    A module that is not there, and the name of a metric, are returned as they are.
-    """
-    module, colon, function = metric.rpartition(":")
+    A module that is not there, and the name of a metric or reward, are returned as they are.
+
+    Args: name: a task's `metric`, or a reward.
+    """  # fmt: skip
+    module, colon, function = name.rpartition(":")
     if not colon:
-        return metric
+        return name
     path = Path(module) if module.endswith(".py") else Path(*module.split(".")).with_suffix(".py")
     path = (folder / path.expanduser()).resolve()
-    return f"{path}:{function}" if module.endswith(".py") or path.is_file() else metric
+    return f"{path}:{function}" if module.endswith(".py") or path.is_file() else name
+
+
+def short_name(name: str) -> str:
+    """A function's name as it is shown: without the folder of a user's own file."""
+    place, _, function = name.rpartition(":")
+    return f"{Path(place).stem}:{function}" if place.endswith(".py") else name
 
 
 FILE_TYPES = (".jsonl", ".csv", ".tsv", ".parquet")
@@ -207,6 +215,8 @@ class TaskConfig(Section):
             yield Mistake(("train",), what, "a task that is only scored says so: learn: none")
         elif self.train is None and self.test is None and self.test_of is None:
             yield Mistake(("test",), "is required and missing", "it is all that is scored")
+        if self.train is not None and self.learn == "none" and self.until is not None:
+            yield Mistake(("until",), "has no effect with learn: none", "leave it out")
         for key, default in (("max_train_rows", None), ("train_on", "last"), ("until", None)):
             if self.train is None and getattr(self, key) != default:
                 yield Mistake((key,), "has no effect without train", "leave it out")

@@ -211,12 +211,12 @@ def _resolve_paths(document: Document, folder: Path) -> Iterator[Mistake]:
         section[key[-1]] = str(path)
 
     tasks = _tasks(document.data)
-    for at, task in tasks:
-        if isinstance(task.get("metric"), str):
-            if document.line((*at, "metric")) == COMMAND_LINE:
-                task["metric"] = located(task["metric"], Path.cwd())
-            task["metric"] = located(task["metric"], folder)
-    _locate_rewards(document, folder)
+    for names, name, at in _own_code(document.data):
+        if isinstance(text := names[name], str):
+            if document.line(at) == COMMAND_LINE:
+                text = located(text, Path.cwd())
+            names[name] = located(text, folder)
+    _locate_reach(document, folder)
     keys: list[Key] = [
         key
         for at, task in tasks
@@ -267,18 +267,9 @@ def _leave_out_rl(data: dict[str, Any], taken_over: Collection[str]) -> None:
         data.pop("rl", None)
 
 
-def _locate_rewards(document: Document, folder: Path) -> None:
-    """Name a user's own rewards by their file, in `rl` and in tasks' `until`, each at its line."""
-    data = document.data
-    rl: Any = data.get("rl")
-    listed: Any = rl.get("rewards") if isinstance(rl, dict) else None
-    entries: list[Any] = listed if isinstance(listed, list) else []
-    for number, entry in enumerate(entries):
-        if isinstance(entry, str):
-            entries[number] = located(entry, folder)
-        elif isinstance(entry, dict) and isinstance(entry.get("name"), str):
-            entry["name"] = located(entry["name"], folder)
-    for at, task in _tasks(data):
+def _locate_reach(document: Document, folder: Path) -> None:
+    """Name a user's own rewards in tasks' `until` by their file, each at its line."""
+    for at, task in _tasks(document.data):
         until = task.get("until")
         asked: Any = until.get("reach") if isinstance(until, dict) else None
         reach: dict[Any, Any] = asked if isinstance(asked, dict) else {}
@@ -288,6 +279,21 @@ def _locate_rewards(document: Document, folder: Path) -> None:
             reach[path] = reach.pop(name)
             if (line := document.lines.pop((*at, "until", "reach", name), None)) is not None:
                 document.lines[(*at, "until", "reach", path)] = line
+
+
+def _own_code(data: dict[str, Any]) -> Iterator[tuple[Any, Any, Key]]:
+    """Where names may stand that lead to the user's own functions: what holds one, at which index
+    or key, and the recipe's key."""
+    for at, task in _tasks(data):
+        if "metric" in task:
+            yield task, "metric", (*at, "metric")
+    rl = data.get("rl")
+    rewards = rl.get("rewards") if isinstance(rl, dict) else None
+    for i, reward in enumerate(rewards if isinstance(rewards, list) else ()):
+        if isinstance(reward, str):
+            yield rewards, i, ("rl", "rewards", i)
+        elif isinstance(reward, dict) and "name" in reward:
+            yield reward, "name", ("rl", "rewards", i, "name")
 
 
 def _files_of(key: Key, source: Any) -> list[Key]:

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from perdure.recipe.data import short_name
 from perdure.reports.format import significant
-from perdure.rewards import short_name
 
 if TYPE_CHECKING:
     from perdure.reports.data import RunView
@@ -189,7 +189,7 @@ def ended(one: Warmed) -> str:
         told.append(f"{name} {significant(value)}{asked}")
     looked = ", ".join(told)
     if not one.reached:
-        return f"{one.task} did not reach it in its {one.step} steps; at the last look {looked}"
+        return f"{one.task} did not reach its until in {one.step} steps; at the last look {looked}"
     over = [
         name
         for name, value in one.found.items()

@@ -257,7 +257,7 @@ def score_table(runs: Sequence[RunData], console: Console | None = None) -> None
         target.print(_general_table(digested))
     for run in digested:
         if run.tasks:
-            target.print(plain(f"{run.label} {words.story(run)}"))
+            target.print(plain(words.told(run)))
         if said := words.general_story(run):
             target.print(plain(f"{run.label}: {said}"))
         if said := no_class.line(run):

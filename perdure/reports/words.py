@@ -58,6 +58,12 @@ def story(run: RunView) -> str:
     return "; ".join(clauses) or "nothing can be said of what it learned"
 
 
+def told(run: RunView) -> str:
+    """`story` behind the run's label, as a sentence."""
+    said = story(run)
+    return f"{run.label}{':' if said.startswith((OPEN, 'nothing')) else ''} {said}"
+
+
 def further_words(found: Finding) -> str:
     """What a task changed where another had begun: "improved velan over warm-up (0.6 → 0.7)"."""
     over = f"{found.task.name} over {found.after}"

@@ -9,7 +9,7 @@ Nothing here knows of models, tokens or trainers.
 """
 
 from perdure.rewards.base import Reward, RewardConfig, Sample
-from perdure.rewards.compose import Rewards, Scored, build, mistakes, short_name
+from perdure.rewards.compose import Rewards, Scored, build, mistakes
 from perdure.rewards.of_recipe import check_rewards, recipe_mistakes
 
 __all__ = [
@@ -22,5 +22,4 @@ __all__ = [
     "check_rewards",
     "mistakes",
     "recipe_mistakes",
-    "short_name",
 ]

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from perdure.errors import UsageError
+from perdure.errors import UsageError, one_line
 from perdure.recipe.mistakes import Mistake
 from perdure.rewards.base import Direction, Reward, RewardConfig, Sample, language_of
 from perdure.streams.languages import Language
@@ -92,7 +92,7 @@ class Bleu(Reward):
                 _metric(tokenizer)
             except UsageError as error:
                 what = f"{target.name}: {error.what}" if target else error.what
-                yield Mistake((), what, "; ".join(error.remedy))
+                yield Mistake((), what, one_line(error.remedy))
 
     def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
         return [

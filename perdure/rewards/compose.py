@@ -21,8 +21,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from perdure.errors import PerdureError, TrainingError, UsageError, brief
-from perdure.recipe.data import located
+from perdure.errors import PerdureError, TrainingError, UsageError, brief, one_line
+from perdure.recipe.data import located, short_name
 from perdure.recipe.mistakes import Mistake, mistakes_in, show
 from perdure.rewards import registry
 from perdure.rewards.base import Reward, Sample, language_of
@@ -249,11 +249,11 @@ def _entry(item: Any, folder: Path | None) -> tuple[_Entry | None, list[Mistake]
         kind = registry.load(located(name, folder) if folder is not None else name)
     except PerdureError as error:
         key = ("name",) if isinstance(item, Mapping) else ()
-        return None, [Mistake(key, error.what, " ".join(error.remedy))]
+        return None, [Mistake(key, error.what, one_line(error.remedy))]
     found = []
     if "weight" in data:
         if kind.role in ("guard", "gate"):
-            what = f"{name} is a {kind.role}, which has no weight"
+            what = f"{short_name(name)} is a {kind.role}, which has no weight"
             found.append(Mistake(("weight",), what, "leave it out"))
         elif not _is_share(weight):
             what = f"must be a number from 0 to 1, not {show(weight)}"
@@ -266,12 +266,6 @@ def _entry(item: Any, folder: Path | None) -> tuple[_Entry | None, list[Mistake]
         return None, found
     share = float(weight) if weight is not None else None
     return _Entry(short_name(name), kind, share, options), []
-
-
-def short_name(name: str) -> str:
-    """A reward's name without the folder of a user's own file."""
-    place, _, function = name.rpartition(":")
-    return f"{Path(place).stem}:{function}" if place.endswith(".py") else name
 
 
 def _is_share(weight: Any) -> bool:

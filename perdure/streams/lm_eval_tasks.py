@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from perdure.consent import ConsentError, demand
-from perdure.errors import UsageError
+from perdure.errors import UsageError, one_line
 from perdure.recipe.general import is_task_file
 from perdure.recipe.mistakes import Mistake, near
 from perdure.streams.hub import asked_once
@@ -48,7 +48,7 @@ def mistakes(tasks: Sequence[Any]) -> Iterator[Mistake]:
             _demand(task)
             name = _config(task).get("task")
         except ConsentError as error:
-            yield Mistake((i,), error.what, " ".join(error.remedy))
+            yield Mistake((i,), error.what, one_line(error.remedy))
             continue
         except Exception as error:  # whatever lm-eval's reader of YAML raises
             yield Mistake((i,), f"the task file is broken: {_line(error)}", "see lm-eval's guide")

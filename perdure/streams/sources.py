@@ -184,7 +184,8 @@ class Reader:
                 yield Record(f"{name}:{start}", {key: cell for key, cell in there if key.strip()})
             else:
                 what = f"{name}:{start}: {len(cells)} cells, but the header has {len(header)}"
-                remedy = [f'put cells with "{delimiter}" in quotes']
+                seen = "a tab" if delimiter == "\t" else f'"{delimiter}"'
+                remedy = [f"put cells with {seen} in quotes"]
                 if len(header) == 1:
                     remedy = [*remedy, "or name what separates the cells: delimiter: ;"]
                 self.mistakes.add(name, what, remedy)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -20,6 +21,7 @@ from typer.testing import CliRunner
 import perdure
 from perdure.cli import app
 from perdure.commands.learn import show
+from perdure.consent import trusting
 from perdure.engine.callbacks import ProgressCallback
 from perdure.errors import PerdureError
 from perdure.extension import extend, extension_recipe
@@ -30,9 +32,28 @@ from perdure.methods.registry import load, names
 from perdure.plan import plan
 from perdure.prepare import prepare
 from perdure.reports.glossary import said_of
+from perdure.rewards import build
 from perdure.run import Run
 
 pytestmark = pytest.mark.train
+
+OWN = '''
+from perdure.rewards import Reward
+
+
+def half(samples):
+    return [0.5 for sample in samples]
+
+
+class gate(Reward):
+    """All pass."""
+
+    role = "gate"
+    version = "1"
+
+    def __call__(self, samples):
+        return [1.0 for sample in samples]
+'''
 
 
 def learned(folder: Path, model: Path, **changes: Any) -> Run:
@@ -461,7 +482,11 @@ WORK = {
 
 @pytest.mark.parametrize("name", names())
 def test_each_method_learns_from_rewards_or_is_refused_before_a_weight_is_loaded(
-    name: str, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    tmp_path: Path,
+    tiny_model_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    recwarn: pytest.WarningsRecorder,
 ) -> None:
     """Two steps by rewards, then two supervised ones, with each built-in method."""
     kind = load(name)
@@ -476,6 +501,8 @@ def test_each_method_learns_from_rewards_or_is_refused_before_a_weight_is_loaded
     if name in WORK:
         perdure.learn(recipe, run)
         assert [line["step"] for line in run.log_rows()] == [1, 2, 1, 2]
+        # TRL asks an adapter's model so, and a user can do nothing about it.
+        assert not [one for one in recwarn if "is_gradient_checkpointing" in str(one.message)]
         return
     monkeypatch.setattr("perdure.models.load_base", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(PerdureError, match=rf"{name}.*(reinforcement|classes|heads)"):
@@ -601,9 +628,53 @@ def test_sharding_is_refused_before_a_weight_is_loaded(
         prepare(recipe)
 
 
-def test_vllm_is_refused_where_there_is_none(tmp_path: Path, tiny_model_dir: Path) -> None:
-    with pytest.raises(PerdureError, match=r"vllm is not installed[^$]*pip install .vllm[<>=]"):
-        learned(tmp_path, tiny_model_dir, rl__backend="vllm")
+def test_what_cannot_be_is_refused_before_the_first_task(
+    tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    """Not when the task comes: a warm-up of hours would lie before it."""
+    batch = "rl.batch_size: 12 completions cannot be split into micro-batches of 5"
+    for number, (changes, told) in enumerate((
+        ({"backend": "vllm"}, "rl.backend: vllm is not installed"),
+        ({"batch_size": 12, "micro_batch_size": 5}, batch),
+    )):  # fmt: skip
+        keys = {f"rl__{key}": value for key, value in changes.items()}
+        recipe = perdure.load_recipe(write_recipe(tmp_path / str(number), tiny_model_dir, **keys))
+        with pytest.raises(PerdureError, match=re.escape(told)) as error:
+            prepare(recipe)
+        assert "recipe.yaml:1: " in str(error.value)
+        assert ('pip install "vllm<' in str(error.value)) == (number == 0)
+
+
+@pytest.mark.unit
+def test_own_rewards_lie_beside_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `module:function` and as a path, wherever Perdure is started, and in the run's recipe."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    rewards = ["chrf", "own_rewards_22:half", {"name": "./own_rewards_22.py:gate"}]
+    path = write_recipe(tmp_path / "recipe", Path("somewhere"), rl__rewards=rewards)
+    (tmp_path / "recipe" / "own_rewards_22.py").write_text(OWN)
+    with pytest.raises(PerdureError, match="is Python code, which was not run"):
+        perdure.load_recipe(path)
+    until = "stream.tasks.two.until={reach: {'own_rewards_22:half': 0.4}}"
+    recipe = perdure.load_recipe(path, ["trust_remote_code=true", until])
+    assert recipe.rl is not None
+    place = path.parent / "own_rewards_22.py"
+    assert recipe.rl.rewards[1:] == [f"{place}:half", {"name": f"{place}:gate"}]
+    assert list(recipe.stream.tasks[1].until.reach) == [f"{place}:half"]
+    with trusting(True):
+        judged = build(recipe.rl.rewards)
+    assert list(judged.versions) == ["chrf", "own_rewards_22:half", "own_rewards_22:gate"]
+    for entry, told in (
+        ("own_rewards_22:hafl", 'has no function "hafl"'),
+        ("own_rewards_23:half", "put own_rewards_23.py beside the recipe"),
+        ("own_rewards_23.py:half", "no such file"),
+    ):
+        (path.parent / "wrong.json").write_text(
+            path.read_text().replace("own_rewards_22:half", entry)
+        )
+        with pytest.raises(PerdureError, match=re.escape(told)):
+            perdure.load_recipe(path.parent / "wrong.json", ["trust_remote_code=true"])
 
 
 def test_a_prompt_without_room_is_told_with_its_line(tmp_path: Path, tiny_model_dir: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from rl_runs import write_recipe
 
 import perdure
+from perdure.consent import trusting
 from perdure.errors import PerdureError
 from perdure.learners import until as module
 from perdure.learners.rollouts import Judge
@@ -85,6 +86,20 @@ def test_never_reached_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "its steps are over, and until was not reached" in looks.warnings[0]
 
 
+def test_fewer_steps_than_lie_between_looks_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = Looks([], UntilConfig(reach={"format": 0.8}, every=5))
+    assert looks.run(monkeypatch, 4) == 4
+    assert "until was never looked at: its steps were 4, and until.every is 5" in looks.warnings[0]
+    assert len(looks.warnings) == 1
+
+
+def test_a_users_own_reward_is_not_called_as_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key is a path by then; what was found of the reward goes by its short name."""
+    until = UntilConfig(reach={"format": 0.8, "/shop/own.py:polite": 0.4}, every=2)
+    looks = Looks([{"format": 1.0, "own:polite": 0.3}, {"format": 1.0, "own:polite": 0.4}], until)
+    assert looks.run(monkeypatch, 20) == 4
+
+
 def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
     path = write_recipe(tmp_path, Path("somewhere"))
     for reach, told in (
@@ -111,18 +126,24 @@ def test_where_nothing_is_sampled_it_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.train
-def test_samples_are_judged_as_in_reinforcement(tiny: Any) -> None:
+def test_samples_are_judged_as_in_reinforcement(tiny: Any, tmp_path: Path) -> None:
     """The mean over one answer to each row, the same for the same seed."""
     model, tokenizer = tiny
     encoder = Encoder(tokenizer)
     rows = [{"prompt": [{"role": "user", "content": f"say {i}"}], "answer": "w"} for i in range(3)]
     task = Task("t", rows, rows, rows, "chrf", max_new_tokens=400)
-    one, two, other = (
-        module.sampled(model, encoder, task, rows, ["format", "chrf"], seed) for seed in (1, 1, 2)
+    (own := tmp_path / "own_22.py").write_text(
+        "def half(samples):\n    return [0.5] * len(samples)\n"
     )
+    wanted = ["format", "chrf", f"{own}:half"]
+    with trusting(True):
+        one, two, other = (
+            module.sampled(model, encoder, task, rows, wanted, seed) for seed in (1, 1, 2)
+        )
     assert one == two != other
-    assert set(one) == {"format", "chrf"}
-    assert 0 <= one["format"] <= 1
+    assert list(one) == ["format", "chrf", "own_22:half"]
+    assert 0 < one["format"] <= 1
+    assert one["own_22:half"] == pytest.approx(0.5 * one["format"])  # 0 where it cannot be read
     end = tokenizer.eos_token_id
     words = tokenizer("w w", add_special_tokens=False)["input_ids"]
     judge = Judge(build(["chrf", "format"]), encoder, task, rows, {end})

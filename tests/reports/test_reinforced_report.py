@@ -138,7 +138,7 @@ def test_a_run_without_rewards_has_no_such_section(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("until", "said"),
     [
-        (0.3, "warm did not reach it in its 20 steps; at the last look format 0.900"),
+        (0.3, "warm did not reach its until in 20 steps; at the last look format 0.900"),
         (0.7, "chrf was above its limit by then, so that less is left to learn"),
     ],
 )
@@ -230,6 +230,9 @@ def test_few_rows_do_not_tell(tmp_path: Path) -> None:
     assert "too few rows to tell whether it improved velan over warm (0.50 → 0.55)" in (
         words.story(found)
     )
+    assert words.told(found).startswith("sequential learned warm; too few rows")
+    none = view(tmp_path / "none", matrix=[[0.0, 0.0], [0.05, 0.05], [0.05, 0.05]], rows=4)
+    assert words.told(none).startswith("sequential: too few rows to tell whether it learned warm")
 
 
 def test_each_name_of_the_log_has_its_sentence() -> None:

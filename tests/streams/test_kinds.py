@@ -391,8 +391,7 @@ def test_a_third_partys_kind_is_found_and_read(
     section["columns"] = {"alik": "same"}
     path.write_text(json.dumps(text))
     assert mistakes(path) == [
-        f"{path}:1: stream.tasks.0.columns.alik: format pairs has the columns first and second "
-        "and alike",
+        f"{path}:1: stream.tasks.0.columns.alik: format pairs has the columns first, second, alike",
         '  did you mean "alike"?',
     ]
     offer(find.KINDS, pairs="my_pairs:NUMBER")

@@ -374,6 +374,13 @@ def test_a_json_array_is_one_mistake(tmp_path: Path) -> None:
     )
 
 
+def test_a_tab_is_named_as_no_screen_shows_it(tmp_path: Path) -> None:
+    (tmp_path / "t.tsv").write_text("prompt\tanswer\na\tb\tc\n")
+    assert mistakes(tmp_path, train="t.tsv") == (
+        "t.tsv:2: 3 cells, but the header has 2\n  put cells with a tab in quotes"
+    )
+
+
 def test_csv_mistakes_name_the_line(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text('prompt,answer\n"two\nlines",1\nb,2,3\n"open,4\n')
     assert mistakes(tmp_path) == (

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
 from typing import Any
 
-from perdure.errors import PerdureError, UsageError
+from perdure.errors import PerdureError, UsageError, one_line
 from perdure.recipe.columns import check_cell
 from perdure.recipe.data import SPLITS, TaskConfig
 from perdure.recipe.mistakes import Mistake, near
@@ -131,7 +131,7 @@ def mistakes(task: TaskConfig, installed: bool = True) -> Iterator[Mistake]:
     except PerdureError as error:
         known = [f.name for one in _kinds_that_load() for f in one.formats]
         if task.format in known:  # two have it
-            yield Mistake(("format",), error.what, " ".join(error.remedy))
+            yield Mistake(("format",), error.what, one_line(error.remedy))
             return
         meant = near(task.format, known)
         broken = "" if " is none of " in error.what else error.what
@@ -146,7 +146,7 @@ def mistakes(task: TaskConfig, installed: bool = True) -> Iterator[Mistake]:
     for name, source in task.columns.items():
         if name not in ours:
             hint = near(name, ours) or f"write them as {ours[0]}: your-column"
-            what = f"format {form.name} has the columns {' and '.join(ours)}"
+            what = f"format {form.name} has the columns {', '.join(ours)}"
             yield Mistake(("columns", name), what, hint)
         elif wrong := check_cell(source, one_column=name in form.whole):
             yield Mistake(("columns", name), *wrong)
@@ -161,7 +161,7 @@ def mistakes(task: TaskConfig, installed: bool = True) -> Iterator[Mistake]:
         if isinstance(source := getattr(task, split), dict):
             for name in [*source, *(ours for ours in form.columns if ours not in source)]:
                 if name not in ours:
-                    what = f"format {form.name} has the columns {' and '.join(ours)}"
+                    what = f"format {form.name} has the columns {', '.join(ours)}"
                     yield Mistake((split, name), what, near(name, ours) or "take it out")
                 elif name not in source:
                     what = f"has no file for {name}"
@@ -186,7 +186,7 @@ def metric_mistakes(name: str | None) -> Iterator[Mistake]:
     try:
         metric(name)
     except PerdureError as error:
-        yield Mistake(("metric",), error.what, " ".join(error.remedy))
+        yield Mistake(("metric",), error.what, one_line(error.remedy))
 
 
 def metric_of(task: TaskConfig) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from perdure.errors import PerdureError, brief
+from perdure.errors import PerdureError, brief, one_line
 from perdure.recipe.columns import parse_template
 from perdure.recipe.data import TaskConfig
 from perdure.recipe.mistakes import Mistake, near
@@ -93,7 +93,7 @@ def mistakes(task: TaskConfig) -> Iterator[Mistake]:
         try:
             parse_direction(task.direction)
         except PerdureError as error:
-            yield Mistake(("direction",), error.what, " ".join(error.remedy))
+            yield Mistake(("direction",), error.what, one_line(error.remedy))
         for ours in LANGUAGES:
             if ours in task.columns:
                 what = f"has no effect with direction: {task.direction}"
