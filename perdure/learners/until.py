@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from perdure.errors import task_named
 from perdure.learners.rollouts import Judge
 from perdure.models.anatomy import unwrapped
 from perdure.models.generate import sample_texts, stop_ids
@@ -102,7 +103,7 @@ class Until(TrainerCallback):
         for name, value in found.items():
             session.log(short_name(name), value, group="until")
         told = ", ".join(f"{short_name(name)} {value:.3g}" for name, value in found.items())
-        self.note(f"task {self.task.name}: sampled at step {state.global_step}: {told}")
+        self.note(f"{task_named(self.task.name)}: sampled at step {state.global_step}: {told}")
         bounds = {name: self.until.bounds(name) for name in found}
         if any(found[name] < low for name, (low, _) in bounds.items()):
             return
@@ -111,8 +112,8 @@ class Until(TrainerCallback):
         if over:
             name, most = over[0], bounds[over[0]][1]
             self.warn(
-                f"task {self.task.name}: {short_name(name)} is {found[name]:.3g} at the first look "
-                f"that reaches all, above {most:g}: look more often (until.every), or little is "
+                f"{task_named(self.task.name)}: {short_name(name)} is {found[name]:.3g} at the first "
+                f"look that reaches all, above {most:g}: look more often (until.every), or little is "
                 "left to be learned from rewards"
             )
         control.should_training_stop = True
@@ -125,12 +126,12 @@ class Until(TrainerCallback):
             return
         if state.max_steps < self.until.every:
             self.warn(
-                f"task {self.task.name}: until was never looked at: its steps were "
+                f"{task_named(self.task.name)}: until was never looked at: its steps were "
                 f"{state.max_steps}, and until.every is {self.until.every}: lower it, or train for "
                 "more steps"
             )
         else:
             self.warn(
-                f"task {self.task.name}: its steps are over, and until was not reached: "
+                f"{task_named(self.task.name)}: its steps are over, and until was not reached: "
                 "give it more steps, or ask for less"
             )

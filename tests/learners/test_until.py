@@ -94,10 +94,12 @@ def test_fewer_steps_than_lie_between_looks_are_told(monkeypatch: pytest.MonkeyP
 
 
 def test_a_users_own_reward_is_not_called_as_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The key is a path by then; what was found of the reward goes by its short name."""
-    until = UntilConfig(reach={"format": 0.8, "/shop/own.py:polite": 0.4}, every=2)
-    looks = Looks([{"format": 1.0, "own:polite": 0.3}, {"format": 1.0, "own:polite": 0.4}], until)
+    """The key is a path by then; what is logged of the reward goes by its short name."""
+    own = "/shop/own.py:polite"
+    until = UntilConfig(reach={"format": 0.8, own: 0.4}, every=2)
+    looks = Looks([{"format": 1.0, own: 0.3}, {"format": 1.0, own: 0.4}], until)
     assert looks.run(monkeypatch, 20) == 4
+    assert looks.logged[-1] == ("until", "own:polite", 0.4)
 
 
 def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
@@ -141,9 +143,9 @@ def test_samples_are_judged_as_in_reinforcement(tiny: Any, tmp_path: Path) -> No
             module.sampled(model, encoder, task, rows, wanted, seed) for seed in (1, 1, 2)
         )
     assert one == two != other
-    assert list(one) == ["format", "chrf", "own_22:half"]
+    assert list(one) == wanted
     assert 0 < one["format"] <= 1
-    assert one["own_22:half"] == pytest.approx(0.5 * one["format"])  # 0 where it cannot be read
+    assert one[f"{own}:half"] == pytest.approx(0.5 * one["format"])  # 0 where it cannot be read
     end = tokenizer.eos_token_id
     words = tokenizer("w w", add_special_tokens=False)["input_ids"]
     judge = Judge(build(["chrf", "format"]), encoder, task, rows, {end})

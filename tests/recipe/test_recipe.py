@@ -639,7 +639,6 @@ def test_every_accepted_key_is_read_by_a_run(
     # Of translations (tests/streams/test_translation.py).
     elsewhere |= {"TaskConfig.direction"}
     # Of learning from rewards (tests/learners/test_rl.py, test_until.py).
-    elsewhere |= {"Recipe.rl"}
     elsewhere |= {f"{s.__name__}.{k}" for s in (RLConfig, UntilConfig) for k in s.model_fields}
     # A report reads them in the run's own recipe.yaml (tests/reports).
     elsewhere |= {"ScoringConfig.max_drop", "ScoringConfig.max_loss_rise"}
