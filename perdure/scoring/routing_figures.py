@@ -61,7 +61,8 @@ class RoutingFigures:
         if self.none_right:
             said += f" (the fallback had the right adapter for {self.none_right} of them)"
         if rest := self.requests - self.known:
-            said += f"; {rest} more are of tasks that no adapter has learned"
+            more = "is of a task" if rest == 1 else "are of tasks"
+            said += f"; {rest} more {more} that no adapter has learned"
         return said
 
     def numbers(self) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def test_counts_by_hand() -> None:
     assert (
         "2 fit no group (the fallback had the right adapter for 1 of them); 1 more" in found.words()
     )
-    assert "1 more are of tasks" in found.words()
+    assert "1 more is of a task that no adapter has learned" in found.words()
     assert found.numbers()["fit_none_right"] == 1
 
 
@@ -66,6 +66,15 @@ def test_requests_of_one_instruction_count_once() -> None:
     found = figures(items)
     assert found is not None
     assert found.instructions == 1
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+def test_five_instructions_that_are_all_right_leave_room(rows: int) -> None:
+    """As docs/scores.md says, however many rows each has."""
+    found = figures([item("a@1", "a@1", text) for text in "ABCDE" for _ in range(rows)])
+    assert found is not None
+    assert found.interval is not None
+    assert (round(found.interval.low, 2), found.interval.high) == (0.46, 1.0)
 
 
 def test_what_is_not_known_is_not_made_up() -> None:
