@@ -250,6 +250,10 @@ def _prepare(
     micro, accumulation = split_batch(recipe, world)
     if any(task.learn == "rl" for task in stream):
         split_batch(recipe, world, "rl")
+        if recipe.rl is not None and recipe.rl.backend == "vllm":
+            from perdure.learners.rl import require_vllm
+
+            require_vllm(recipe)
     facts, encoder = None, None
     if any(method.halves for method in methods):
         halved(micro, accumulation)

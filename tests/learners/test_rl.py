@@ -601,7 +601,10 @@ def test_sharding_is_refused_before_a_weight_is_loaded(
         prepare(recipe)
 
 
-def test_vllm_is_refused_where_there_is_none(tmp_path: Path, tiny_model_dir: Path) -> None:
+def test_vllm_is_refused_where_there_is_none(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perdure.models.load_base", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(PerdureError, match=r"vllm is not installed[^$]*pip install .vllm[<>=]"):
         learned(tmp_path, tiny_model_dir, rl__backend="vllm")
 
