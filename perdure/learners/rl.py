@@ -260,8 +260,6 @@ def rl_trainer(
     """
     settings = recipe.rl
     assert settings is not None  # the recipe was checked: a task is learned by rl
-    if settings.backend == "vllm":
-        require_vllm(recipe)
     micro, accumulation = split
     prompts = drawn_rows(recipe, task.learn)
     batches = math.ceil(len(rows) / prompts)

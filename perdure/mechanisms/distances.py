@@ -102,6 +102,7 @@ def state_weight(
     Args: weight: None is the usual one of a task that is learned by `learn`.
     """
     if weight != "dynamic":
-        return WEIGHTS[learn] if weight is None else float(weight)
+        # Of another kind's ways to learn nothing is known: what supervised learning has.
+        return WEIGHTS.get(learn, WEIGHTS["sft"]) if weight is None else float(weight)
     found = ce.detach() / (term.detach() + 1e-8)
     return found if limit is None else found.clamp(max=limit)

@@ -128,7 +128,7 @@ EXPLAINED = {
         "reward",
     ),
     "rl/dead_groups": Said(
-        "Share of prompts whose completions all earned the same, so that nothing is learned from "
+        "Share of prompts whose completions all earned the same, so that GRPO learns nothing from "
         "them.",
         "share of groups",
     ),

@@ -30,6 +30,8 @@ def test_m12_weight_fixed_and_dynamic() -> None:
     close(ce + state_weight("dynamic", ce, term) * term, 3.6)
     close(ce + state_weight(100.0, ce, term) * term, 6.8)
     close(ce + state_weight(1.0, ce, term) * term, 1.85)
+    usual = [state_weight(None, ce, term, learn=way) for way in ("sft", "rl", "another kind's")]
+    assert usual == [100.0, 1.0, 100.0]
     close(tensor(2.4) + state_weight("dynamic", tensor(2.4), term) * term, 4.8)
     close(state_weight("dynamic", ce, tensor(0.583333)), 3.085714)
     close(state_weight("dynamic", ce, tensor(1e-6), 50.0), 50.0)  # trap 3: it would be 1.8e6
