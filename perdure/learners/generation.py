@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from perdure.engine.rows import encode_stream
 from perdure.engine.session import TaskSession
-from perdure.errors import UsageError
+from perdure.errors import UsageError, task_named
 from perdure.learners.base import Learner
 from perdure.models.chat import Encoder, recipe_encoder
 from perdure.processes import Progress
@@ -104,7 +104,8 @@ class GenerationLearner(Learner):
 
         if phase.hold:
             raise UsageError(
-                f"method: task {task.name} is learned by reinforcement, where no part of the "
+                f"method: {task_named(task.name)}"
+                f" is learned by reinforcement, where no part of the "
                 "model is held",
                 "take another method",
             )

@@ -24,7 +24,7 @@ from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
 from perdure.engine.batching import drawn_rows, steps_of
-from perdure.errors import RunError, UsageError
+from perdure.errors import RunError, UsageError, task_named
 from perdure.files import write_atomic
 from perdure.learners.reinforce import reinforce_advantages
 from perdure.learners.rollouts import Judge, PromptSampler
@@ -137,7 +137,8 @@ class RLTrainer(RatedTrainer, GRPOTrainer):
             else "raise rl.temperature or rl.group, take harder prompts, or a reward of finer steps"
         )
         self.warn(
-            f"task {self.session.task.name}: in {PATIENCE} steps more than {DEAD:.0%} of the "
+            f"{task_named(self.session.task.name)}"
+            f": in {PATIENCE} steps more than {DEAD:.0%} of the "
             "groups had equal rewards for all their completions, so that nothing is learned from "
             f"them (mean reward {earned:.3g}): {remedy}"
         )
@@ -260,7 +261,7 @@ def rl_trainer(
     tokenizer = encoder.tokenizer
     if tokenizer.pad_token is None:  # TRL gives it one, which would be saved with the model
         tokenizer = copy.deepcopy(tokenizer)
-    note(f"task {task.name}: completions are written by {settings.backend}")
+    note(f"{task_named(task.name)}: completions are written by {settings.backend}")
     with settings_kept(unwrapped(model)):
         return RLTrainer(
             judge=Judge(build(settings.rewards, recipe.folder), encoder, task, rows, stops),

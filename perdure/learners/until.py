@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from perdure.errors import task_named
 from perdure.learners.rollouts import Judge
 from perdure.models.anatomy import unwrapped
 from perdure.models.generate import sample_texts, stop_ids
@@ -97,7 +98,7 @@ class Until(TrainerCallback):
         for name, value in found.items():
             session.log(name, value, group="until")
         told = ", ".join(f"{name} {value:.3g}" for name, value in found.items())
-        self.note(f"task {self.task.name}: sampled at step {state.global_step}: {told}")
+        self.note(f"{task_named(self.task.name)}: sampled at step {state.global_step}: {told}")
         # In the recipe's order; a user's own reward is called otherwise than its key, a path.
         keys = zip(found, self.until.reach, strict=True)
         bounds = {name: self.until.bounds(key) for name, key in keys}
@@ -107,7 +108,8 @@ class Until(TrainerCallback):
         over = [n for n, (_, high) in bounds.items() if high is not None and found[n] > high]
         if over:
             self.warn(
-                f"task {self.task.name}: {over[0]} is {found[over[0]]:.3g} at the first look that "
+                f"{task_named(self.task.name)}"
+                f": {over[0]} is {found[over[0]]:.3g} at the first look that "
                 f"reaches all, above {bounds[over[0]][1]:g}: look more often (until.every), or "
                 "little is left to be learned from rewards"
             )
@@ -121,12 +123,12 @@ class Until(TrainerCallback):
             return
         if state.max_steps < self.until.every:
             self.warn(
-                f"task {self.task.name}: until was never looked at: its steps were "
+                f"{task_named(self.task.name)}: until was never looked at: its steps were "
                 f"{state.max_steps}, and until.every is {self.until.every}: lower it, or train for "
                 "more steps"
             )
         else:
             self.warn(
-                f"task {self.task.name}: its steps are over, and until was not reached: "
+                f"{task_named(self.task.name)}: its steps are over, and until was not reached: "
                 "give it more steps, or ask for less"
             )

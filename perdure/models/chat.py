@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perdure.errors import DataError, PerdureError
+from perdure.errors import DataError, PerdureError, task_named
 from perdure.models.kept_rows import KeptRows
 from perdure.models.templates import ChatTemplate
 from perdure.recipe.schema import Recipe
@@ -220,9 +220,8 @@ class Encoder:
         """Labels of a task that the tokenizer cannot tell apart, and tags that are special."""
         found: list[PerdureError] = list(same_tokens(task.name, task.labels, self.answer_ids))
         if task.answer == "tagged" and (special := sorted(self._special_tokens & set(TAGS))):
-            what = (
-                f"task {task.name}: answer: tagged: {special[0]} is a special token of the model's"
-            )
+            what = f"{task_named(task.name)}: answer: tagged: "
+            what += f"{special[0]} is a special token of the model's"
             remedy = "make it an ordinary one (special: false in tokenizer_config.json and "
             remedy += "tokenizer.json), or learn without reasoning: answer: plain"
             found.append(DataError(f"{what} tokenizer, which servers leave out of answers", remedy))

@@ -15,7 +15,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any
 
-from perdure.errors import UsageError
+from perdure.errors import UsageError, task_named
 from perdure.rewards.base import language_of
 from perdure.rewards.bleu import TOKENIZERS, sentence_bleu
 from perdure.rewards.chrf import sentence_chrf
@@ -132,7 +132,7 @@ def try_own(tasks: Iterable[Task]) -> None:
                 try:
                     item_score(task.name, of, row["answer"], row["answer"], row)
                 except UsageError as error:
-                    what = f"task {task.name}: metric {of.name}: {error.what}"
+                    what = f"{task_named(task.name)}: metric {of.name}: {error.what}"
                     raise UsageError(what, error.remedy) from error
             continue
         answer = task.test[0].get("answer")  # rows of a kind from elsewhere may have none

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perdure.errors import RecipeError, UsageError
+from perdure.errors import RecipeError, UsageError, task_named
 from perdure.recipe.columns import check_cell, columns_in
 from perdure.streams.cells import CellError, EmptyCell
 from perdure.streams.kinds import Row, format_of
@@ -49,7 +49,7 @@ class Unlabelled:
         form = format_of(task.format)[1]
         if direction is not None:
             if "direction" not in form.keys:
-                what = f"--direction {direction}: task {task.name} is no translation"
+                what = f"--direction {direction}: {task_named(task.name)} is no translation"
                 raise UsageError(f"{what}: its format is {form.name}", "leave it out")
             parse_direction(direction)
             task = task.model_copy(update={"direction": direction})
