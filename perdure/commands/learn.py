@@ -185,9 +185,9 @@ def _adapters(plan: Plan) -> list[str]:
 
 def _told_of_steps(plan: Plan) -> Iterator[str]:
     for task in plan.tasks:
-        if task.until:
+        if task.until and task.steps:
             yield f"{task.task}: at most {task.steps:,} steps, as until may end it before"
-        if task.completions is not None:
+        if task.completions:
             yield (
                 f"{task.task}: learned from rewards: {task.completions:,} completions, "
                 f"{task.completions // max(1, task.steps):,} a step; tokens and time as if each "

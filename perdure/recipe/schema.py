@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 
+from perdure.errors import task_named
 from perdure.recipe.data import StreamConfig
 from perdure.recipe.general import GeneralConfig
 from perdure.recipe.mistakes import Key, Mistake
@@ -353,7 +354,7 @@ class Recipe(Section):
         by_rl = [task.name for task in self.stream.tasks if task.learn == "rl"]
         if self.rl is None:
             if by_rl:
-                what = f"is missing: task {by_rl[0]} has learn: rl"
+                what = f"is missing: {task_named(by_rl[0])} has learn: rl"
                 yield Mistake(("rl",), what, "write rl: {rewards: [...]}")
             return
         if not by_rl:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from perdure.errors import task_named
 from perdure.streams.kinds import Kind, metric_of
 from perdure.streams.rows import Placed
 from perdure.streams.tables import Mistakes
@@ -50,8 +51,8 @@ def with_test_of(
             ]
             if out := len(rows) - len(found[split]):
                 logger.warning(
-                    "task %s: %d of %d %s rows are set aside as test rows of %s",
-                    config.name, out, len(rows), split, other.name,
+                    "%s: %d of %d %s rows are set aside as test rows of %s",
+                    task_named(config.name), out, len(rows), split, other.name,
                 )  # fmt: skip
     return found
 
