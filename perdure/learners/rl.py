@@ -168,8 +168,8 @@ class RLTrainer(RatedTrainer, GRPOTrainer):
             else "raise rl.temperature or rl.group, take harder prompts, or a reward of finer steps"
         )
         self.warn(
-            f"{task_named(self.session.task.name)}: in {PATIENCE} steps more than {DEAD:.0%} of the "
-            "groups had equal rewards for all their completions, so that nothing is learned from "
+            f"{task_named(self.session.task.name)}: in {PATIENCE} steps more than {DEAD:.0%} of "
+            "the groups had equal rewards for all their completions, so that nothing is learned from "
             f"them (mean reward {earned:.3g}): {remedy}"
         )
 

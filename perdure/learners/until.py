@@ -112,9 +112,9 @@ class Until(TrainerCallback):
         if over:
             name, most = over[0], bounds[over[0]][1]
             self.warn(
-                f"{task_named(self.task.name)}: {short_name(name)} is {found[name]:.3g} at the first "
-                f"look that reaches all, above {most:g}: look more often (until.every), or little is "
-                "left to be learned from rewards"
+                f"{task_named(self.task.name)}: {short_name(name)} is {found[name]:.3g} at the "
+                f"first look that reaches all, above {most:g}: look more often (until.every), or "
+                "little is left to be learned from rewards"
             )
         control.should_training_stop = True
         control.should_log = True  # of the steps since the last line
