@@ -169,8 +169,8 @@ class RLTrainer(RatedTrainer, GRPOTrainer):
         )
         self.warn(
             f"{task_named(self.session.task.name)}: in {PATIENCE} steps more than {DEAD:.0%} of "
-            "the groups had equal rewards for all their completions, so that nothing is learned from "
-            f"them (mean reward {earned:.3g}): {remedy}"
+            "the groups had equal rewards for all their completions, so that nothing is learned "
+            f"from them (mean reward {earned:.3g}): {remedy}"
         )
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
