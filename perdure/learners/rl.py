@@ -89,7 +89,7 @@ class RLTrainer(RatedTrainer, GRPOTrainer):
     ) -> None:
         self.judge, self.settings, self.order, self.warn = judge, settings, order, warn
         encoder = judge.encoder
-        texts = [encoder.prompt_text(row) for row in judge.rows]
+        texts = judge.prompts
         self.ids = {
             text: encoder.prompt_ids(row) for text, row in zip(texts, judge.rows, strict=True)
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -69,6 +70,15 @@ class Judge:
         self.rewards, self.encoder, self.task, self.rows = rewards, encoder, task, rows
         self.stops = stops
 
+    @cached_property
+    def prompts(self) -> list[str]:
+        """Each row's prompt as text, rendered once for all completions of it."""
+        return [self.encoder.prompt_text(row) for row in self.rows]
+
+    @cached_property
+    def _prefilled(self) -> list[bool]:
+        return [self.encoder.prefilled(row) for row in self.rows]
+
     def samples(self, rows: Sequence[int], completions: Sequence[Sequence[int]]) -> list[Sample]:
         """The completions as rewards see them: with their tags, without what ends a turn.
 
@@ -79,12 +89,12 @@ class Judge:
             row, text = self.rows[number], written(encoder, ids, stops)
             found.append(
                 Sample(
-                    prompt=encoder.prompt_text(row),
+                    prompt=self.prompts[number],
                     completion=text.whole,
                     truncated=text.truncated,
                     row=row,
                     answer=self.task.answer,
-                    prefilled=encoder.prefilled(row),
+                    prefilled=self._prefilled[number],
                 )
             )
         return found
@@ -109,7 +119,7 @@ class Judge:
     def marks(self) -> dict[str, Any]:
         """What must be the same where a run goes on: names and versions of the rewards, and the
         prompts."""
-        prompts = "\0".join(self.encoder.prompt_text(row) for row in self.rows)
+        prompts = "\0".join(self.prompts)
         return {
             "rewards": self.rewards.versions,
             "prompts": hashlib.sha256(prompts.encode()).hexdigest()[:16],

@@ -34,6 +34,7 @@ from perdure.errors import PerdureError, UsageError, one_line
 from perdure.protocol.method import Method, MethodConfig
 from perdure.recipe.former import FORMER, entry_of_today, moved_options
 from perdure.recipe.mistakes import Mistake, meant, mistakes_in, near, show
+from perdure.recipe.offers import class_of
 from perdure.recipe.schema import MethodSpec, in_place
 
 __all__ = [
@@ -113,14 +114,7 @@ def load(name: str) -> type[Method]:
                 "its entry point must name a subclass of perdure.protocol.method.Method",
             )
         return loaded
-    module = importlib.import_module(f"perdure.methods.{name}")
-    return next(
-        thing
-        for thing in vars(module).values()
-        if inspect.isclass(thing)
-        and issubclass(thing, Method)
-        and thing.__module__ == module.__name__
-    )
+    return class_of(importlib.import_module(f"perdure.methods.{name}"), Method)
 
 
 def load_file(path: str | Path) -> type[Method]:

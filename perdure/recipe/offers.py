@@ -10,11 +10,13 @@ from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from perdure.consent import demand
 from perdure.errors import UsageError
 from perdure.recipe.mistakes import near
+
+T = TypeVar("T")
 
 __all__ = ["load_offer", "offered_twice", "offers", "own_object", "owner"]
 
@@ -124,6 +126,17 @@ def _file(path: Path, what: str) -> ModuleType:
             sys.path.remove(str(path.parent))
         _files[key] = module
     return _files[key]
+
+
+def class_of(module: ModuleType, base: type[T]) -> type[T]:
+    """The subclass of `base` that a module of one defines itself."""
+    return next(
+        thing
+        for thing in vars(module).values()
+        if inspect.isclass(thing)
+        and issubclass(thing, base)
+        and thing.__module__ == module.__name__
+    )
 
 
 def _broken(place: str, error: Exception) -> UsageError:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from perdure.errors import UsageError
 from perdure.recipe.mistakes import near
-from perdure.recipe.offers import load_offer, offered_twice, offers, own_object, owner
+from perdure.recipe.offers import class_of, load_offer, offered_twice, offers, own_object, owner
 from perdure.rewards.base import Reward, RewardConfig, Sample
 
 __all__ = ["GROUP", "built_in", "describe", "load", "names"]
@@ -65,14 +65,7 @@ def load(name: str) -> type[Reward]:
         known = names()
         hint = near(name, known) or "or write your own as module:function"
         raise UsageError(f'"{name}" is none of {", ".join(known)}', hint)
-    module = importlib.import_module(f"perdure.rewards.{name}")
-    return next(
-        thing
-        for thing in vars(module).values()
-        if inspect.isclass(thing)
-        and issubclass(thing, Reward)
-        and thing.__module__ == module.__name__
-    )
+    return class_of(importlib.import_module(f"perdure.rewards.{name}"), Reward)
 
 
 def _place(point: EntryPoint) -> str:
