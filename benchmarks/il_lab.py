@@ -11,6 +11,9 @@ reads the specification's template and is pooled at its last token.
     full     all rows, batch 4, 5 epochs as in the paper: methods that freeze the body
     small    batch 32, at most 20 training rows a class, all test rows: every method
 
+With `full`, features of the untouched body are shared by all lines and seeds of a set: the seconds
+of the first line that needs them have that pass in them.
+
 `joint` is trained once on all classes, which is where it stands after the last task. Printed for
 each line: accuracy after the last task, average incremental accuracy, forgetting, and seconds
 from the first logged step to the last; mean and 95 % t-interval over the seeds, if several.
@@ -164,12 +167,24 @@ def _run(name: str, seed: int, wanted: argparse.Namespace) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(recipe))
         run = Run.create(folder, perdure.load_recipe(file))
+        if wanted.size == "full":
+            _share_features(run)
     if run.state != "finished":
         print(f"{name}, seed {seed}", flush=True)
         stream = stream_of(run.recipe)
         if wanted.decoder:
             stream = replace(stream, tasks=stream.tasks[:DECODER_TASKS])
         perdure.learn(run.recipe, run, prepared=prepare(run.recipe, stream=stream))
+
+
+def _share_features(run: Run) -> None:
+    """One folder of features for all lines and seeds: its names are of weights, tokenizer and form,
+    so that the untouched body reads each text once in all, and not once a line."""
+    folder = run.path / "cache" / "features"
+    shared = run.path.parents[2] / "features"
+    shared.mkdir(exist_ok=True)
+    folder.parent.mkdir(exist_ok=True)
+    folder.symlink_to(shared.resolve(), target_is_directory=True)
 
 
 def _figures(run: Run) -> dict[str, float]:

@@ -19,7 +19,12 @@ def packaged_model(path: str) -> tuple[Path, tuple[str, str] | None] | None:
         return None
     package = path.removeprefix(PREFIX)
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    homes = [Path(folder) for folder in (spec.submodule_search_locations if spec else None) or ()]
+    # Resolved, as all paths of a recipe are: a run that is opened again has its links followed, and
+    # would seem to have another model where the environment is reached by a link.
+    homes = [
+        Path(folder).resolve()
+        for folder in (spec.submodule_search_locations if spec else None) or ()
+    ]
     found = sorted(file for home in homes for file in home.rglob("*.gguf"))
     if not found:
         configs = (file.parent for home in homes for file in home.rglob("config.json"))
@@ -33,9 +38,10 @@ def packaged_model(path: str) -> tuple[Path, tuple[str, str] | None] | None:
 def as_written(path: str) -> str:
     """A model's path as people write it: `package:NAME` where it lies in an installed package, as
     the one that this stands for; any other path as it is."""
-    for folder in Path(path).parents:
-        if str(folder.parent) in sys.path and packaged_model(PREFIX + folder.name) == (
-            Path(path),
+    installed = {Path(entry).resolve() for entry in sys.path if entry}
+    for folder in Path(path).resolve().parents:
+        if folder.parent in installed and packaged_model(PREFIX + folder.name) == (
+            Path(path).resolve(),
             None,
         ):
             return PREFIX + folder.name

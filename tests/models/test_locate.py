@@ -43,6 +43,16 @@ def test_a_packages_file_is_found_without_importing_it(package):
     assert packaged_model("org/llm_small") is None
 
 
+def test_an_environment_behind_a_link_gives_the_path_that_an_opened_run_has(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to(package.parent, target_is_directory=True)
+    monkeypatch.setattr("sys.path", [str(tmp_path / "link")])
+    found = packaged_model("package:llm_small")
+    assert found == ((package / "small.gguf").resolve(), None)
+    assert as_written(str(tmp_path / "link" / "llm_small" / "small.gguf")) == "package:llm_small"
+
+
 def test_a_packages_file_is_shown_as_it_was_written(package):
     assert as_written(str(package / "small.gguf")) == "package:llm_small"
     assert as_written(str(package / "other.gguf")) == str(package / "other.gguf")
