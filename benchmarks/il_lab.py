@@ -11,12 +11,13 @@ reads the specification's template and is pooled at its last token.
     full     all rows, batch 4, 5 epochs as in the paper: methods that freeze the body
     small    batch 32, at most 20 training rows a class, all test rows: every method
 
-With `full`, features of the untouched body are shared by all lines and seeds of a set: the seconds
-of the first line that needs them have that pass in them.
+With `full`, features of the untouched body are shared by all lines and seeds: the seconds of the
+first line that needs them have that pass in them.
 
 `joint` is trained once on all classes, which is where it stands after the last task. Printed for
-each line: accuracy after the last task, average incremental accuracy, forgetting, and seconds
-from the first logged step to the last; mean and 95 % t-interval over the seeds, if several.
+each line: accuracy after the last task, average incremental accuracy, forgetting, and the
+processor's seconds (missing where a part of a run was not noted); mean and 95 % t-interval over the
+seeds, if several.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ import argparse
 import json
 import math
 import sys
+import time
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -174,7 +175,16 @@ def _run(name: str, seed: int, wanted: argparse.Namespace) -> None:
         stream = stream_of(run.recipe)
         if wanted.decoder:
             stream = replace(stream, tasks=stream.tasks[:DECODER_TASKS])
+        before = time.process_time()
         perdure.learn(run.recipe, run, prepared=prepare(run.recipe, stream=stream))
+        with _spent(folder).open("a") as file:
+            file.write(f"{time.process_time() - before}\n")
+
+
+def _spent(folder: Path) -> Path:
+    """Where the processor time of each process that a run took is noted: it is what it is with
+    other work beside it, too, which clock time is not."""
+    return folder.with_suffix(".seconds")
 
 
 def _share_features(run: Run) -> None:
@@ -192,12 +202,12 @@ def _figures(run: Run) -> dict[str, float]:
     cells = matrix.array()
     rows = [cells[i, :i].mean() for i in range(1, len(cells))]
     summary = matrix.summary()
-    times = [datetime.fromisoformat(line["time"]) for line in run.log_rows()]
+    spent = _spent(run.path)
     return {
         "after the last": summary["average_accuracy"] or math.nan,
         "average incremental": float(mean(rows)),
         "forgetting": math.nan if summary["forgetting"] is None else summary["forgetting"],
-        "seconds": (times[-1] - times[0]).total_seconds(),
+        "CPU seconds": sum(map(float, spent.read_text().split())) if spent.exists() else math.nan,
     }
 
 
@@ -223,8 +233,9 @@ def _print(folder: Path) -> None:
 
 
 def _interval(values: list[float]) -> str:
-    if len(values) < 2 or any(map(math.isnan, values)):
-        return f"{mean(values):.3f}"
+    values = [value for value in values if not math.isnan(value)]
+    if len(values) < 2:
+        return f"{values[0]:.3f}" if values else ""
     half = stats.t.ppf(0.975, len(values) - 1) * stdev(values) / math.sqrt(len(values))
     return f"{mean(values):.3f} ± {half:.3f}"
 
