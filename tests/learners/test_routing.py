@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_runs import scores
 from word_router import AdapterPerTask, Words, known
-
-from safetensors.torch import load_file
 
 from perdure.errors import ModelError, UsageError
 from perdure.models import adapter_lists, load_saved
