@@ -308,7 +308,7 @@ def chosen_methods(recipe: Recipe, stream: TaskStream) -> list[Method]:
     chosen = registry.build(recipe.methods)
     refuse_clashes(chosen, recipe.order_matters)
     _refuse_by_kind(chosen, recipe, stream)
-    _refuse_by_reinforcement(chosen, stream)
+    _refuse_by_reinforcement(chosen, recipe, stream)
     refuse_task_adapters(chosen, recipe, stream)
     learned = [task for task in stream if task.learn != "none" and task.train_kept]
     bare = [task.name for task in learned if not task.validation]
@@ -354,12 +354,20 @@ def _refuse_by_kind(chosen: Sequence[Method], recipe: Recipe, stream: TaskStream
             )
 
 
-def _refuse_by_reinforcement(chosen: Sequence[Method], stream: TaskStream) -> None:
+def _refuse_by_reinforcement(chosen: Sequence[Method], recipe: Recipe, stream: TaskStream) -> None:
     """Raise `UsageError` where a method cannot work on completions, and a task is learned so."""
     from perdure.engine.completions import refusals
     from perdure.protocol.method import Method, name_of
 
     by_rl = next((task.name for task in stream if task.learn == "rl"), None)
+    by_token = recipe.rl is not None and recipe.rl.algorithm == "reinforce++"
+    off = [method for method in chosen if method.uses("penalties")]
+    if off and (by_rl is None or not by_token):
+        raise UsageError(
+            f"method: {name_of(off[0])}: it is taken off the reward of each token, and "
+            + ("no task is learned from rewards" if by_rl is None else "grpo has one a completion"),
+            "write term: loss" + ("" if by_rl is None else ", or rl.algorithm: reinforce++"),
+        )
     if by_rl is None:
         return
     where = f"{task_named(by_rl)} is learned by reinforcement"

@@ -26,7 +26,7 @@ from trl import GRPOConfig, GRPOTrainer
 from perdure.engine.batching import drawn_rows, steps_of
 from perdure.errors import RunError, UsageError, task_named
 from perdure.files import write_atomic
-from perdure.learners.reinforce import reinforce_advantages
+from perdure.learners.reinforce import penalties, reinforce_advantages
 from perdure.learners.rollouts import Judge, PromptSampler
 from perdure.learners.training import RatedTrainer, arguments
 from perdure.models.adapters import old_name_unsaid
@@ -139,6 +139,7 @@ class RLTrainer(RatedTrainer, GRPOTrainer):
             found["advantages"] = reinforce_advantages(
                 self.earned[rank * mine : (rank + 1) * mine],
                 found["completion_mask"],
+                penalties(self, found),
                 total=lambda values: self.accelerator.reduce(values, reduction="sum"),
             )
         if self.earned is not None:

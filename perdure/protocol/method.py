@@ -246,6 +246,17 @@ class Method:
         """Return named scalars to add to the loss (`ForwardOutput.token_mean`, `.row_mean`)."""
         return {}
 
+    def penalties(self, ctx: Context, main: ForwardOutput) -> tuple[float, Tensor] | None:
+        """Return a weight and what is taken off the reward of each label token, (tokens,), times
+        it; None: nothing is.
+
+        Asked once for completions that were just sampled, where advantages are by token
+        (`rl.algorithm: reinforce++`), and refused where rewards are otherwise learned from.
+
+        Args: main: the sampling policy's pass over them, without gradient: `log_probs`, `batch`.
+        """
+        return None
+
     def gradients(
         self, ctx: Context, params: Mapping[str, Parameter]
     ) -> Iterable[tuple[str, Tensor | None]]:

@@ -33,6 +33,8 @@ from perdure.learners import rl
 from perdure.learners.rl import RLTrainer
 from perdure.learners.rollouts import PromptSampler
 from perdure.methods.registry import load, names
+from perdure.models.adapters import attach_lora
+from perdure.models.weights import put
 from perdure.plan import plan
 from perdure.prepare import prepare
 from perdure.reports.glossary import said_of
@@ -474,6 +476,93 @@ def test_micro_examples_m4_m5_and_m13(
     if scale == "group":
         assert seen[0][4:] == pytest.approx([-0.490196, 1.470588, -0.490196, -0.490196], abs=2e-4)
         assert seen[1][:4] == pytest.approx([0.925606, 0, -1.388409, 0.462803], abs=2e-6)
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_a_kl_in_the_reward_is_taken_off_each_token(
+    tuning: str, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M12 through a recipe: R at the last token, minus beta k1 at each; whitened over the step.
+
+    By a plain loop over the weights that sampled and the base, at the sampling temperature.
+    """
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setattr(RLTrainer, "_generate_single_turn", fixed)
+    seen: list[Any] = []
+    scored = RLTrainer._generate_and_score_completions
+
+    def noted(self: RLTrainer, inputs: Any) -> Any:
+        policy = {n: p.detach().clone() for n, p in self.session.model.named_parameters()}
+        found = scored(self, inputs)
+        assert self.earned is not None
+        seen.append((policy, found, self.earned.tolist()))
+        return found
+
+    monkeypatch.setattr(RLTrainer, "_generate_and_score_completions", noted)
+    method = {"name": "kl", "term": "reward", "estimator": "k1", "beta": 0.5}
+    run = learned(
+        tmp_path, tiny_model_dir, method=method, rl__algorithm="reinforce++", rl__max_steps=2,
+        rl__temperature=0.8, rl__learning_rate=3e-2, rl__micro_batch_size=4, model__tuning=tuning,
+    )  # fmt: skip
+    base, policy = (AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval() for _ in range(2))
+    if tuning == "lora":
+        policy = attach_lora(policy, run.recipe.model.lora).eval()
+    logged = [line for line in run.log_rows() if line["task"] == "one"]
+    assert len(seen) == len(logged) == 2
+    for step, (weights, found, rewards) in enumerate(seen):
+        put(policy, weights)
+        returns: dict[tuple[int, int], float] = {}
+        estimates: list[float] = []
+        for i, reward in enumerate(rewards):
+            prompt = found["prompt_ids"][i][found["prompt_mask"][i].bool()].tolist()
+            ids = found["completion_ids"][i][found["completion_mask"][i].bool()].tolist()
+            whole = torch.tensor([[*prompt, *ids]])
+            with torch.no_grad():
+                ours, theirs = (
+                    (m(whole).logits[0].double() / 0.8).log_softmax(-1) for m in (policy, base)
+                )
+            at = [(len(prompt) + k - 1, token) for k, token in enumerate(ids)]
+            k1 = [float(ours[place][token] - theirs[place][token]) for place, token in at]
+            estimates += k1
+            total = reward
+            for k in reversed(range(len(ids))):
+                total -= 0.5 * k1[k]
+                returns[i, k] = total
+        values = torch.tensor(list(returns.values()), dtype=torch.float64)
+        white = dict(zip(returns, ((values - values.mean()) / values.std()).tolist(), strict=True))
+        mask = found["completion_mask"]
+        assert mask.sum() == len(white)
+        assert found["advantages"].shape == mask.shape
+        for (i, k), wanted in white.items():
+            assert float(found["advantages"][i, k]) == pytest.approx(wanted, abs=2e-4)
+        assert float((found["advantages"] * (1 - mask)).abs().max()) == 0
+        assert (max(map(abs, estimates)) > 0.05) == (step > 0)  # the policy has moved by then
+        mean = sum(estimates) / len(estimates)
+        assert logged[step]["method/kl"] == pytest.approx(mean, abs=1e-4)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("options", "learn", "told"),
+    [
+        ({}, "rl", "grpo has one a completion"),
+        ({}, "sft", "no task is learned from rewards"),
+        ({"estimator": "k3_ratio"}, "rl", "is k3 with term: reward"),
+    ],
+)
+def test_a_kl_in_the_reward_needs_rewards_by_token(
+    options: Any, learn: str, told: str, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    path = write_recipe(
+        tmp_path, tiny_model_dir, method={"name": "kl", "term": "reward", **options}
+    )
+    if learn == "sft":
+        said = json.loads(path.read_text())
+        del said["rl"], said["stream"]["tasks"][0]["learn"]
+        path.write_text(json.dumps(said))
+    with pytest.raises(PerdureError, match=told):
+        prepare(perdure.load_recipe(path))
 
 
 # --- methods
