@@ -39,8 +39,10 @@ class RowEncoder(Protocol):
     def cut_told(self) -> str:
         """What happens to a row that is cut: "a text of more than 64 tokens: its end ..."."""
 
-    def encode_and_tell(self, row: Row) -> tuple[dict[str, Any], bool]:
+    def encode_and_tell(self, row: Row, limited: bool = True) -> tuple[dict[str, Any], bool]:
         """A row as `{"input_ids": [...], ...}`, and whether it was cut.
+
+        Args: limited: by the length of the rows that are trained on.
 
         Raises:
             DataError: the row cannot be read; `encode_stream` says where it stands.
@@ -72,10 +74,12 @@ def encode_stream(stream: TaskStream, encoder: RowEncoder, context_length: int |
         mistakes += encoder.mistakes(task)
         for split in SPLITS:
             rows, cut, name = getattr(task, split), 0, (task.name, split)
+            # By reinforcement a prompt is trained on with what the model writes.
+            own = {"limited": False} if task.learn == "rl" and split == "train" else {}
             encoder.kept.begin(name)
             for number, row in enumerate(rows, 1):
                 try:
-                    encoded, was_cut = encoder.encode_and_tell(row)
+                    encoded, was_cut = encoder.encode_and_tell(row, **own)
                     cut += was_cut
                     if context_length is not None:
                         _refuse_too_long(task, split, encoded, context_length)
@@ -110,17 +114,18 @@ def encode_stream(stream: TaskStream, encoder: RowEncoder, context_length: int |
 
 
 def _refuse_too_long(task: Task, split: str, encoded: dict[str, Any], context: int) -> None:
-    """Raise `DataError` where a row, or a prompt with the longest completion, passes the context.
+    """Raise `DataError` where a row, or by reinforcement a prompt with the longest completion,
+    passes the context.
 
     Args: context: the most tokens that the model takes.
     """
     width = len(encoded["input_ids"])
-    if width > context:
-        raise DataError(
-            f"{width} tokens, the model's context is {context}",
-            "shorten the row, or take a model with a longer context",
-        )
     if task.learn != "rl" or split != "train":
+        if width > context:
+            raise DataError(
+                f"{width} tokens, the model's context is {context}",
+                "shorten the row, or take a model with a longer context",
+            )
         return
     prompt = width - labels_of(encoded)
     if prompt + task.max_new_tokens > context:

@@ -32,7 +32,7 @@ from perdure.extension import extend, extension_recipe
 from perdure.learners import rl
 from perdure.learners.rl import RLTrainer
 from perdure.learners.rollouts import PromptSampler
-from perdure.methods.registry import load, names
+from perdure.methods.registry import load, load_config, names
 from perdure.models.adapters import attach_lora
 from perdure.models.weights import put
 from perdure.plan import plan
@@ -40,6 +40,7 @@ from perdure.prepare import prepare
 from perdure.reports.glossary import said_of
 from perdure.rewards import build
 from perdure.run import Run
+from perdure.streams.task import Task, TaskStream
 
 pytestmark = pytest.mark.train
 
@@ -651,6 +652,30 @@ def test_of_rewards_completions_are_counted(
     assert "learned from rewards" not in capsys.readouterr().out
 
 
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("method", "weight"),
+    [
+        ({"name": "gere_official", "scope": "row"}, "100"),
+        ({"name": "gere", "weight": 30.0}, "30"),
+        ({"name": "gere_official", "scope": "row", "weight": 1.0}, None),
+        ({"name": "gere_official", "scope": "row", "loss": "label"}, None),
+        ("gere", None),
+        ("gere_kl", None),
+        ("general_replay", None),
+    ],
+)
+def test_a_weight_that_would_swallow_the_policys_gradient_is_told(method: Any, weight: Any) -> None:
+    name, options = (method, {}) if isinstance(method, str) else (method["name"], method)
+    made = load(name)(load_config(name, {k: v for k, v in options.items() if k != "name"}))
+    tasks = [Task(way, (), (), (), "chrf", learn=way) for way in ("sft", "rl")]
+    found = list(made.told_of(TaskStream(tuple(tasks))))
+    assert [line.split(":")[0] for line in found] == (
+        [] if weight is None else [f"weight {weight}"]
+    )
+    assert not list(made.told_of(TaskStream(tuple(tasks[:1]))))
+
+
 # --- what is refused
 
 REFUSED = {
@@ -772,6 +797,34 @@ def test_a_prompt_without_room_is_told_with_its_line(tmp_path: Path, tiny_model_
     recipe = perdure.load_recipe(path, ["stream.tasks.one.max_new_tokens=500"])
     with pytest.raises(PerdureError, match=r"one\.jsonl:\d+: .* max_new_tokens: 500 to be written"):
         perdure.learn(recipe, Run.create(tmp_path / "run", recipe))
+
+
+def test_a_right_answer_may_be_longer_than_what_is_trained_on(
+    tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    """Its tokens are never trained on; those of a supervised row are."""
+    path = write_recipe(
+        tmp_path, tiny_model_dir, gauges={"every": 2, "rows": 4, "texts": 0}, rl__max_steps=2
+    )
+    for name in ("one", "two"):
+        rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        rows[3]["answer"] = "word " * 400  # the context has 512 tokens
+        lines = "".join(json.dumps(row) + "\n" for row in rows[:4])
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+        (tmp_path / f"{name}-test.jsonl").write_text(json.dumps({"prompt": "a", "answer": "b"}))
+    said = json.loads(path.read_text())
+    for task in said["stream"]["tasks"]:
+        task |= {"test": f"{task['name']}-test.jsonl", "validation_share": 0}
+    path.write_text(json.dumps(said))
+    recipe = perdure.load_recipe(path, ["train.max_length=60"])
+    with pytest.raises(PerdureError, match=r"two\.jsonl:4: .* the limit is 60") as told:
+        prepare(recipe)
+    assert "one.jsonl" not in str(told.value)
+    recipe = perdure.load_recipe(path, ["train.max_length=60", "stream.tasks.two.learn=rl"])
+    run = Run.create(tmp_path / "run", recipe)
+    perdure.learn(recipe, run)
+    assert run.state == "finished"
+    assert all(math.isfinite(line["gauge/kl"]) for line in run.log_rows() if "gauge/kl" in line)
 
 
 @pytest.mark.unit
