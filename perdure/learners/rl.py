@@ -31,7 +31,7 @@ from perdure.learners.rollouts import Judge, PromptSampler
 from perdure.learners.training import RatedTrainer, arguments
 from perdure.models.adapters import old_name_unsaid
 from perdure.models.anatomy import unwrapped
-from perdure.models.generate import generating_with, stop_ids
+from perdure.models.generate import generating_with, stop_ids, stopping_at
 from perdure.models.weights import evaluating
 from perdure.protocol.method import name_of
 from perdure.rewards import build
@@ -113,6 +113,10 @@ class RLTrainer(RatedTrainer, GRPOTrainer):
         begun = time.perf_counter()
         with self.accelerator.autocast(), old_name_unsaid():
             found = super()._generate(prompts)
+        cut = [not self.judge.cut(ids)[1] for ids in found[1]]
+        self.truncated = torch.tensor(cut, device=self.accelerator.device)
+        share = self.accelerator.gather(self.truncated).float().mean()
+        self._metrics["train"]["completions/clipped_ratio"][-1] = float(share)
         self.spent["generation"] += time.perf_counter() - begun
         return found
 
@@ -120,10 +124,21 @@ class RLTrainer(RatedTrainer, GRPOTrainer):
         """Sampled is the policy itself, as in scores: without dropout, and by the recipe's settings
         alone, where `transformers` fills in what the model's own ones say of others (`min_p`)."""
         if self.use_vllm:
-            return super()._generate_single_turn(*args, **kwargs)
-        own = copy.deepcopy(self.generation_config)
-        with evaluating(self.model), generating_with(unwrapped(self.model), own):
-            return super()._generate_single_turn(*args, **kwargs)
+            return self._cut(*super()._generate_single_turn(*args, **kwargs))
+        own, base = copy.deepcopy(self.generation_config), unwrapped(self.model)
+        with (
+            evaluating(self.model),
+            generating_with(base, own),
+            stopping_at(base, self.judge.encoder.end_ids),
+        ):
+            return self._cut(*super()._generate_single_turn(*args, **kwargs))
+
+    def _cut(self, written: list[list[int]], log_probs: Any, *others: Any) -> Any:
+        """Without what was written behind an end of several tokens, of which TRL knows nothing."""
+        kept = [self.judge.cut(ids)[0] for ids in written]
+        if log_probs is not None:
+            log_probs = [own[: len(ids)] for own, ids in zip(log_probs, kept, strict=True)]
+        return kept, log_probs, *others
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         begun = time.perf_counter()
@@ -134,6 +149,10 @@ class RLTrainer(RatedTrainer, GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         found: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        if self.settings.mask_truncated:
+            found["completion_mask"] *= ~self.truncated.unsqueeze(1)
+            tokens = found["completion_mask"].sum()
+            found["num_items_in_batch"] = self.accelerator.gather(tokens).sum()
         if self.settings.algorithm == "reinforce++" and self.earned is not None:
             rank, mine = self.accelerator.process_index, len(found["advantages"])
             found["advantages"] = reinforce_advantages(
@@ -289,7 +308,7 @@ def rl_trainer(
         loss_type=settings.loss,
         scale_rewards=settings.scale,
         importance_sampling_level="token",
-        mask_truncated_completions=settings.mask_truncated,
+        mask_truncated_completions=False,  # TRL knows ends of one token only: masked here
         disable_dropout=False,
         use_vllm=settings.backend == "vllm",
         log_completions=False,

@@ -31,7 +31,7 @@ from perdure.errors import PerdureError
 from perdure.extension import extend, extension_recipe
 from perdure.learners import rl
 from perdure.learners.rl import RLTrainer
-from perdure.learners.rollouts import PromptSampler
+from perdure.learners.rollouts import Judge, PromptSampler
 from perdure.methods.registry import load, load_config, names
 from perdure.models.adapters import attach_lora
 from perdure.models.weights import put
@@ -153,7 +153,8 @@ def test_each_key_acts(
     )  # fmt: skip
     args: Any = made[0].args
     assert (args.epsilon, args.epsilon_high, args.delta) == (0.1, 0.3, 3.0)
-    assert (args.num_iterations, args.mask_truncated_completions) == (2, True)
+    # Completions that were cut are masked by Perdure, which knows ends of several tokens too.
+    assert (args.num_iterations, args.mask_truncated_completions) == (2, False)
     rows = len(made[0].judge.rows)
     assert args.max_steps == math.ceil(math.ceil(rows / 2) * 2 * 0.5)  # two prompts, twice
     assert len(begun) == math.ceil(args.max_steps / 2)
@@ -564,6 +565,90 @@ def test_a_kl_in_the_reward_needs_rewards_by_token(
         path.write_text(json.dumps(said))
     with pytest.raises(PerdureError, match=told):
         prepare(perdure.load_recipe(path))
+
+
+OVER = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }} over and out\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+"""A template whose end of an answer, " over and out", is five ordinary tokens."""
+
+
+def test_an_end_of_several_tokens_ends_a_completion(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands behind it is not trained on, and it is not counted, nor masked, as cut."""
+    (tmp_path / "over.jinja").write_text(OVER)
+    texts = ["red over and out", "blue over and out and on it goes", "red red", "over and over it"]
+    seen: list[Any] = []
+    scored = RLTrainer._generate_and_score_completions
+    earned: list[Any] = []
+    rewarded = Judge.samples
+
+    def sampled(self: Any, prompt_ids: Any, *_: Any, **__: Any) -> Any:
+        ids = self._tokenizer(texts * 2, add_special_tokens=False)["input_ids"]
+        return self._cut([one[:20] for one in ids], None)
+
+    def noted(self: RLTrainer, inputs: Any) -> Any:
+        found = scored(self, inputs)
+        seen.append(({k: v.clone() for k, v in found.items()}, self._tokenizer))
+        return found
+
+    def judged(self: Judge, *given: Any) -> Any:
+        earned.append(rewarded(self, *given))
+        return earned[-1]
+
+    monkeypatch.setattr(RLTrainer, "_generate_single_turn", sampled)
+    monkeypatch.setattr(RLTrainer, "_generate_and_score_completions", noted)
+    monkeypatch.setattr(Judge, "samples", judged)
+    run = learned(
+        tmp_path, tiny_model_dir, model__chat_template=str(tmp_path / "over.jinja"),
+        rl__mask_truncated=True, rl__max_steps=1, rl__learning_rate=1e-4,
+    )  # fmt: skip
+    found, tokenizer = seen[0]
+    kept = [
+        tokenizer.decode(ids[mask.bool()])
+        for ids, mask in zip(found["completion_ids"], found["completion_mask"], strict=True)
+    ]
+    # The latter two have no end: they are masked, and earn nothing for an answer that was cut.
+    assert kept == ["red over and out", "blue over and out", "", ""] * 2
+    assert int(found["num_items_in_batch"]) == int(found["completion_mask"].sum())
+    assert [(one.completion, one.truncated) for one in earned[0]][:4] == [
+        ("red", False), ("blue", False), ("red red", True), ("over and over it", True),
+    ]  # fmt: skip
+    assert run.log_rows()[0]["rl/truncated"] == 0.5
+
+
+def test_generation_stops_at_an_end_of_several_tokens(tiny: Any) -> None:
+    from transformers import GenerationConfig
+
+    from perdure.models.generate import stopping_at
+
+    model, tokenizer = tiny
+    settings = GenerationConfig(
+        do_sample=False, max_new_tokens=12, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    prompts = torch.tensor([[9, 8, 7], [5, 4, 3]])
+
+    def written() -> Any:
+        out = model.generate(
+            prompts, attention_mask=torch.ones_like(prompts), generation_config=settings
+        )
+        return out[:, 3:]
+
+    whole = written()
+    end = whole[0, 4:7].tolist()
+    assert end not in [whole[1, k : k + 3].tolist() for k in range(10)]
+    with stopping_at(model, end):
+        found = written()
+    assert found[0, :7].tolist() == whole[0, :7].tolist()
+    assert set(found[0, 7:].tolist()) == {tokenizer.pad_token_id}
+    assert found[1].tolist() == whole[1].tolist()
+    # The end of the prompt is none of the answer's.
+    with stopping_at(model, prompts[0, 1:].tolist()):
+        assert written().tolist() == whole.tolist()
+    assert "generate" not in vars(model)
 
 
 # --- methods
