@@ -233,11 +233,12 @@ class RLTrainer(RatedTrainer, GRPOTrainer):
 
     def marks(self) -> dict[str, Any]:
         """What must be the same where a run goes on: rewards, prompts and their order, and the
-        model that a method compares with."""
+        models that methods compare with, by a hash of their weights too."""
         methods: Any = getattr(self, "methods", ())
         order = {name: getattr(self.order, name) for name in ("rows", "prompts", "group", "seed")}
         teachers = {name_of(m): m.requires.teacher for m in methods if m.requires.teacher}
-        return {**self.judge.marks(), "order": order, "reference": teachers}
+        hashes = self.session.references
+        return {**self.judge.marks(), "order": order, "reference": teachers, "hashes": hashes}
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

@@ -121,10 +121,10 @@ class Judge:
         return list(scored.total)
 
     def marks(self) -> dict[str, Any]:
-        """What must be the same where a run goes on: names and versions of the rewards, and the
-        prompts."""
+        """What must be the same where a run goes on: names, versions, weights and options of the
+        rewards, and the prompts."""
         prompts = "\0".join(self.prompts)
         return {
-            "rewards": self.rewards.versions,
+            "rewards": self.rewards.marks,
             "prompts": hashlib.sha256(prompts.encode()).hexdigest()[:16],
         }

@@ -72,6 +72,19 @@ class Rewards:
         """Each reward's version by its name: equal versions give equal values."""
         return {reward.name: reward.version for reward in self.rewards}
 
+    @property
+    def marks(self) -> dict[str, Any]:
+        """Each reward's version, options and, where it has one, weight, by its name, as JSON: what
+        decides how much a completion earns."""
+        return {
+            reward.name: {
+                "version": reward.version,
+                **reward.config.model_dump(mode="json"),
+                **({"weight": w} if (w := self.weights.get(reward.name)) is not None else {}),
+            }
+            for reward in self.rewards
+        }
+
     def check(self, rows: Iterable[Mapping[str, Any]], place: str = "rl.rewards") -> None:
         """Refuse what a reward cannot do with rows, such as a language that it does not know.
 

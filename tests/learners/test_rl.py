@@ -27,6 +27,7 @@ from perdure.cli import app
 from perdure.commands.learn import show
 from perdure.consent import trusting
 from perdure.engine.callbacks import ProgressCallback
+from perdure.engine.session import TaskSession
 from perdure.errors import PerdureError
 from perdure.extension import extend, extension_recipe
 from perdure.learners import rl
@@ -245,8 +246,17 @@ def test_other_rewards_prompts_or_reference_do_not_go_on(
     marks = [json.loads(one.read_text()) for one in run.path.rglob(rl.MARKS)]
     assert {json.dumps(one["reference"]) for one in marks} == {'{"kl": "previous"}'}
     assert marks[0]["order"] == {"rows": 9, "prompts": 2, "group": 4, "seed": recipe.seed}
+    assert marks[0]["rewards"]["chrf"]["weight"] == 1.0
+    assert list(marks[0]["hashes"]) == ["previous"]
+    assert len({json.dumps(one["hashes"]) for one in marks}) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(TaskSession, "references", {"previous": "another model's"})
+        with pytest.raises(PerdureError, match=r"from: hashes: .*another model's.* now"):
+            perdure.learn(recipe, Run.open(run.path), accept_changes=True)
     for change, told in (
         (["method.reference=base"], "reference: {'kl': 'previous'} then, {'kl': 'base'} now"),
+        (["rl.rewards=[{name: chrf, word_order: 2}]"], "rewards: .*'word_order': 0.* then, .*: 2"),
+        (["rl.rewards=[format, chrf]"], "rewards: .* then, .*'format': .*'weight': 0.2.* now"),
         (["seed=7"], "order: .*'seed': 0} then, .*'seed': 7} now"),
     ):
         changed = perdure.load_recipe(path, change)

@@ -399,6 +399,12 @@ def test_versions_name_what_the_values_depend_on() -> None:
     assert list(found) == [*OURS, "bleu", "language"]
     assert found["chrf"].startswith("1, sacrebleu 2.")
     assert found["language"].startswith("1, py3langid 0.4")
+    marks = build([{"name": "chrf", "weight": 0.7, "beta": 1}, "bleu", "length"]).marks
+    assert marks["chrf"] == {
+        "version": found["chrf"], "char_order": 6, "word_order": 0, "beta": 1, "weight": 0.7,
+    }  # fmt: skip
+    assert marks["bleu"]["weight"] == pytest.approx(0.3)
+    assert list(marks["length"]) == ["version", "least", "most"]
 
 
 def test_every_reward_has_a_file_a_line_and_described_options() -> None:
@@ -478,6 +484,13 @@ def test_a_users_own_function_is_a_quality_and_needs_the_users_word(own: Path) -
     assert (
         rewards.versions["their_rewards_22:exclaims"] == again.versions["their_rewards_22:exclaims"]
     )
+    # Another version where anything in its file has changed, such as what it calls.
+    (own / "their_rewards_22.py").write_text(
+        (own / "their_rewards_22.py").read_text() + "\nX = 1\n"
+    )
+    with trusting(True):
+        changed = build(entries, own).versions
+    assert changed["their_rewards_22:exclaims"] != rewards.versions["their_rewards_22:exclaims"]
     assert polite(samples).total == [0.0, 0.0]
     with trusting(True):
         assert "did you mean" in told("their_rewards_22:exclaim")[0][2]
