@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from perdure.models.inspect import ModelFacts
     from perdure.protocol.method import Method
     from perdure.run import Run
-    from perdure.streams.task import TaskStream
+    from perdure.streams.task import Task, TaskStream
 
 
 def load_recipe(
@@ -92,15 +92,17 @@ def recipe_judge(lm_eval: bool = True) -> Any:
     return RecipeJudge()
 
 
-def stream_of(recipe: Recipe) -> TaskStream:
+def stream_of(recipe: Recipe, before: Sequence[Task] = ()) -> TaskStream:
     """The recipe's tasks and general text, read and checked.
+
+    Args: before: tasks of the run that is extended.
 
     Raises:
         RecipeError: all mistakes in the data, each with its file and line.
     """
     from perdure.streams import build_stream
 
-    return build_stream(recipe.stream, recipe.general, recipe.folder, recipe.seed)
+    return build_stream(recipe.stream, recipe.general, recipe.folder, recipe.seed, before)
 
 
 def run_stream(run: Run, longer: Recipe | None = None) -> TaskStream:
@@ -113,10 +115,10 @@ def run_stream(run: Run, longer: Recipe | None = None) -> TaskStream:
         RunError: what the run kept is damaged, or a method needs rows that are gone.
     """
     from perdure.methods import registry
-    from perdure.run.kept import whole_stream
+    from perdure.run.kept import tasks_before, whole_stream
 
     recipe = run.recipe if longer is None else longer
-    new = stream_of(recipe)
+    new = stream_of(recipe, tasks_before(run, extends=longer is not None))
     with trusting(recipe.trust_remote_code):
         old = any(registry.kind_of(spec).needs_old_rows for spec in recipe.methods)
         reads = _recorded_stream if old else None

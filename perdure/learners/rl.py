@@ -113,10 +113,6 @@ class RLTrainer(RatedTrainer, GRPOTrainer):
         begun = time.perf_counter()
         with self.accelerator.autocast(), old_name_unsaid():
             found = super()._generate(prompts)
-        cut = [not self.judge.cut(ids)[1] for ids in found[1]]
-        self.truncated = torch.tensor(cut, device=self.accelerator.device)
-        share = self.accelerator.gather(self.truncated).float().mean()
-        self._metrics["train"]["completions/clipped_ratio"][-1] = float(share)
         self.spent["generation"] += time.perf_counter() - begun
         return found
 
@@ -140,9 +136,16 @@ class RLTrainer(RatedTrainer, GRPOTrainer):
             log_probs = [own[: len(ids)] for own, ids in zip(log_probs, kept, strict=True)]
         return kept, log_probs, *others
 
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+    def _calculate_rewards(
+        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
+    ) -> Tensor:
         begun = time.perf_counter()
-        found: Tensor = super()._calculate_rewards(*args, **kwargs)
+        cut = [not self.judge.cut(ids)[1] for ids in completion_ids_list]
+        self.truncated = torch.tensor(cut, device=self.accelerator.device)
+        share = self.accelerator.gather(self.truncated).float().mean()
+        self._metrics["train"]["completions/clipped_ratio"][-1] = float(share)
+        given = (inputs, prompts, completions, completion_ids_list)
+        found: Tensor = super()._calculate_rewards(*given)
         self.spent["rewards"] += time.perf_counter() - begun
         self.earned = found[:, 0]
         return found

@@ -29,7 +29,7 @@ from perdure.consent import trusting
 from perdure.engine.callbacks import ProgressCallback
 from perdure.engine.session import TaskSession
 from perdure.errors import PerdureError
-from perdure.extension import extend, extension_recipe
+from perdure.extension import extend, extension_recipe, plan_extension
 from perdure.learners import rl
 from perdure.learners.rl import RLTrainer
 from perdure.learners.rollouts import Judge, PromptSampler
@@ -1061,6 +1061,28 @@ def test_dead_groups_and_spread_are_those_of_the_groups_whatever_scales_an_advan
     within = 0.2 * (1 / 3) ** 0.5  # deviations of .1, four times, over n - 1
     assert [line["rl/reward_std"] for line in lines] == pytest.approx([0, within / 2, 0, 0])
     assert bool(warned) == told
+
+
+def test_a_second_round_shares_the_test_rows_of_the_first(run: Run, tmp_path: Path) -> None:
+    """A run that is extended by more reinforcement on the same rows has one score for both."""
+    task = {"name": "again", "train": str(run.path.parent / "one.jsonl"), "learn": "rl",
+            "max_new_tokens": 8, "metric": "chrf", "test_of": "one"}  # fmt: skip
+    path = tmp_path / "next.yaml"
+    path.write_text(json.dumps({"stream": {"tasks": [task]}}))
+    recipe = extension_recipe(run, path, ["rl.max_steps=1"])
+    assert plan_extension(run, recipe).tasks[2].test_rows == 2
+    longer = extend(run, recipe, tmp_path / "longer")
+    perdure.learn(recipe, longer)
+    found = {(s["after"], s["task"]): s["score"] for s in longer.scores() if s["kind"] == "task"}
+    assert found[3, "again"] == found[3, "one"]
+    assert found[2, "again"] == found[2, "one"]
+    assert longer.items(3, "again") == longer.items(3, "one")
+    # It goes on, is scored again, and says the name where there is no such task.
+    perdure.learn(longer.recipe, longer)
+    task["test_of"] = "another"
+    path.write_text(json.dumps({"stream": {"tasks": [task]}}))
+    with pytest.raises(PerdureError, match=r'own is called "another"\n  there are: one, two'):
+        plan_extension(run, extension_recipe(run, path))
 
 
 def test_a_run_with_rewards_goes_on_to_tasks_in_any_way(run: Run, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -230,8 +231,6 @@ def recipe(folder: Path, *tasks: dict[str, Any]) -> Path:
         ),
         ({"train": {"source": "a.txt"}}, "train: files that are aligned"),
         ({"train": {"source": "a.txt", "taget": "b.txt"}}, 'did you mean "target"'),
-        ({"test_of": "mt2"}, 'test_of: no other task with test rows of its own is called "mt2"'),
-        ({"test_of": "mt"}, "test_of: no other task with test rows"),
     ],
 )
 def test_a_section_that_is_wrong_is_told_at_its_key(
@@ -383,6 +382,33 @@ def test_tasks_that_read_otherwise_share_no_test_rows(
     first = {"name": "warm", "answer": "tagged", "test_of": "mt", **keys}
     text = refused(tmp_path, first, {"answer": "tagged"})
     assert f'test_of: "mt" is scored with {told}' in text
+
+
+@pytest.mark.parametrize("name", ["mt2", "warm", "third"])
+def test_only_another_task_s_own_test_rows_can_be_shared(tmp_path: Path, name: str) -> None:
+    rows = [{"source": f"s {i}", "target": f"t {i}"} for i in range(9)]
+    write(tmp_path / "t.jsonl", rows)
+    first, third = {"name": "warm", "test_of": name}, {"name": "third", "test_of": "mt"}
+    text = refused(tmp_path, first, {}, third)
+    assert f'test_of: no other task with test rows of its own is called "{name}"' in text
+    assert "there are: mt" in text
+
+
+def test_rows_of_a_task_of_the_extended_run_can_be_shared(tmp_path: Path) -> None:
+    rows = [{"source": f"s {i}", "target": f"t {i}"} for i in range(20)]
+    write(tmp_path / "t.jsonl", rows)
+    (old,) = build(tmp_path, {})
+    # As a run keeps them: rows without a place.
+    kept = replace(old, test=[dict(row) for row in old.test], train=(), train_kept=False)
+    stream = StreamConfig(tasks=[section(name="again", test_of="mt")])
+    (new,) = build_stream(stream, None, tmp_path, 0, [kept])
+    assert (new.test_of, list(new.test)) == ("mt", list(old.test))
+    learned = {one["source"] for one in (*new.train, *new.validation)}
+    assert len(learned) == 16
+    assert not learned & {one["source"] for one in old.test}
+    other = StreamConfig(tasks=[section(name="again", test_of="mt", metric="bleu")])
+    with pytest.raises(RecipeError, match="is scored with metric: chrf"):
+        build_stream(other, None, tmp_path, 0, [kept])
 
 
 # --- rows without a target
