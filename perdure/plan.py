@@ -72,6 +72,8 @@ class TaskPlan:
     """In its checkpoint."""
     completions: int | None = None
     """Of a task with `learn: rl`: how many are written and trained on in all."""
+    prompts: int | None = None
+    """Of such a task: different prompts that a step draws, were there as many."""
     until: bool = False
     """Whether it may end before its last step."""
 
@@ -207,6 +209,8 @@ def plan(
 
 
 def _bare(recipe: Recipe, task: Task, work: Work) -> TaskPlan:
+    from perdure.engine.batching import drawn_rows
+
     steps, own = work.steps(recipe, task), recipe.of_task(task.learn)
     return TaskPlan(
         task=task.name,
@@ -218,6 +222,7 @@ def _bare(recipe: Recipe, task: Task, work: Work) -> TaskPlan:
         classes=tuple(task.labels) if kind(task.kind).classes else (),
         scorings=0 if task.test_of else None,
         completions=steps * own.train.batch_size if task.learn == "rl" else None,
+        prompts=drawn_rows(own, task.learn) if task.learn == "rl" else None,
         until=task.until is not None,
     )
 

@@ -18,7 +18,7 @@ logger = logging.getLogger("perdure")
 
 
 def with_test_of(
-    section: TaskConfig,
+    section: TaskConfig | None,
     other: Task,
     config: TaskConfig,
     kind: Kind,

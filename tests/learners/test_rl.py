@@ -742,6 +742,21 @@ def test_of_rewards_completions_are_counted(
     show(found)
     told = " ".join(capsys.readouterr().out.split())
     assert "one: learned from rewards: 32 completions, 8 a step" in told
+    assert "scored by chrf (mean sentence chrF): one, two" in told
+    assert "some come more than once" not in told
+    # More prompts a step than there are rows: 9 are trained on.
+    ready = prepare(perdure.load_recipe(tmp_path / "recipe.yaml", ["rl.batch_size=48"]))
+    show(
+        plan(
+            ready.recipe, ready.stream, ready.encoder, ready.model,
+            micro_batch=ready.micro_batch, precision="fp32",
+        )
+    )  # fmt: skip
+    told = " ".join(capsys.readouterr().out.split())
+    assert (
+        "one: a step takes 12 prompts, and there are 9: some come more than once in each; lower "
+        "rl.batch_size to 36, or give more rows"
+    ) in told
     # A task that was learned already, of a run that is extended.
     show(replace(found, tasks=(replace(by_rl, steps=0, completions=0), learned)))
     assert "learned from rewards" not in capsys.readouterr().out

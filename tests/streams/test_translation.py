@@ -348,6 +348,11 @@ def test_a_task_shares_another_ones_test_rows(
     learned = {one["source"] for one in (*warm.train, *warm.validation)}
     assert len(learned) == (20 if given else 16)
     assert len(learned & {one["source"] for one in mt.test}) == (4 if given else 0)
+    # Both learn from the same rows, as they are meant to; a test row that is trained on is told.
+    shared = [text for text in caplog.messages if "of an earlier task" in text]
+    assert [text.split(" the prompt")[0] for text in shared] == (
+        ["tasks: 4 rows have"] if given else []
+    )
     aside = "task warm: 4 of 20 train rows are set aside as test rows of mt" in caplog.text
     assert aside is not given
     # One measure of an audit, as one answer to each row is all there is.
