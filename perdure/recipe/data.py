@@ -199,6 +199,8 @@ class TaskConfig(Section):
             elif Path(source).suffix.lower() not in FILE_TYPES:
                 what = f'"{source}" is none of {" ".join(FILE_TYPES)}'
                 hub = "for a hub data set, also write dataset: NAME"
+                if Path(source).suffix.lower() == ".txt":  # a line a row, beside another file's
+                    hub = f"files aligned line by line: {split}: {{source: FILE, target: FILE}}"
                 yield Mistake((split,), what, hub)
 
     def _shared_test(self) -> Iterator[Mistake]:

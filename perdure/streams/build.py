@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perdure.errors import RecipeError
+from perdure.errors import RecipeError, task_named
 from perdure.recipe.data import SPLITS
 from perdure.streams.classes import Part, apart, cut, tell_untested, whole
 from perdure.streams.general_text import general_text
@@ -37,6 +38,8 @@ from perdure.streams.task import GeneralText, NoClass, PlacedRow, Row, Task, Tas
 if TYPE_CHECKING:
     from perdure.recipe.data import DataConfig, StreamConfig, TaskConfig
     from perdure.recipe.general import GeneralConfig
+
+logger = logging.getLogger("perdure")
 
 
 def build_stream(
@@ -244,6 +247,8 @@ def _read_splits(
         splits[split] = (
             to_rows(table, _columns_of(source, config), mistakes, split) if table else []
         )
+    for note in form.notes(config):
+        logger.warning("%s: %s", task_named(config.name), note)
     if config.train_on == "all" and kind.turns is None:
         what = f"{config.place('train_on')}: all: rows of kind {kind.name} have one answer each"
         mistakes.add(config.name, what, "leave train_on out")

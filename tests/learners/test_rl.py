@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -20,6 +21,7 @@ import torch
 from rl_runs import fixed, with_fixed_completions, write_recipe
 from safetensors.torch import load_file
 from tiny_runs import start_call
+from trl import GRPOTrainer
 from typer.testing import CliRunner
 
 import perdure
@@ -28,7 +30,7 @@ from perdure.commands.learn import show
 from perdure.consent import trusting
 from perdure.engine.callbacks import ProgressCallback
 from perdure.engine.session import TaskSession
-from perdure.errors import PerdureError
+from perdure.errors import PerdureError, RecipeError
 from perdure.extension import extend, extension_recipe, plan_extension
 from perdure.learners import rl
 from perdure.learners.rl import RLTrainer
@@ -39,7 +41,7 @@ from perdure.models.weights import put
 from perdure.plan import plan
 from perdure.prepare import prepare
 from perdure.reports.glossary import said_of
-from perdure.rewards import build
+from perdure.rewards import build, check_rewards
 from perdure.run import Run
 from perdure.streams.task import Task, TaskStream
 
@@ -397,6 +399,65 @@ def of_tokens(kind: str, sums: list[list[torch.Tensor]], lengths: list[list[int]
         else:
             shares.append(sum(own) / (len(own) * 8))  # max_new_tokens
     return torch.stack(shares).sum() / len(shares)
+
+
+def test_micro_example_m9(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of one token by its ratio and advantage, as the recipe's clips have TRL compute it;
+    and M9's bound where the advantage is negative."""
+    held: list[RLTrainer] = []
+    compute = RLTrainer.compute_loss
+
+    def noted(self: RLTrainer, *args: Any, **more: Any) -> Any:
+        held.append(self)
+        return compute(self, *args, **more)
+
+    monkeypatch.setattr(RLTrainer, "compute_loss", noted)
+    learned(
+        tmp_path, tiny_model_dir, rl__iterations=2, rl__clip=0.2, rl__clip_high=0.28,
+        rl__dual_clip=3.0, rl__max_steps=2,
+    )  # fmt: skip
+    trainer: Any = held[-1]
+    one = torch.ones(1, 1, dtype=torch.long)
+
+    def loss(ratio: float, advantage: float) -> float:
+        log_probs = torch.tensor([[math.log(ratio)]])
+        monkeypatch.setattr(
+            trainer,
+            "_get_per_token_logps_and_entropies",
+            lambda *_, **__: (log_probs, torch.zeros(1, 1), None),
+        )
+        given = {
+            "prompt_ids": one, "prompt_mask": one, "completion_ids": one, "completion_mask": one,
+            "advantages": torch.tensor([advantage]), "old_per_token_logps": torch.zeros(1, 1),
+            "num_items_in_batch": torch.tensor(1),
+        }  # fmt: skip
+        trainer.current_gradient_accumulation_steps = 1
+        return float(GRPOTrainer._compute_loss(trainer, trainer.model, given))
+
+    for ratio, advantage, wanted in (
+        (1.5, 1, -1.28), (0.5, 1, -0.5), (1.5, -1, 1.5), (0.5, -1, 0.8), (4, -1, 3), (1, 1, -1),
+    ):  # fmt: skip
+        assert loss(ratio, advantage) == pytest.approx(wanted, abs=1e-6), (ratio, advantage)
+    trainer.epsilon_high, trainer.args.delta = 0.2, None
+    for ratio, advantage, wanted in ((1.5, 1, -1.2), (4, -1, 4)):
+        assert loss(ratio, advantage) == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("group", "share"),
+    [(4, (0.814512, 0.4112, 0.125)), (8, (0.663420, 0.167775, 0.007812))],
+)
+def test_micro_example_m11(group: int, share: tuple[float, ...]) -> None:
+    """How often a group is dead where each completion is right by chance p: all outcomes of a
+    group, told as a step tells them."""
+    outcomes = torch.tensor(list(itertools.product((0.0, 1.0), repeat=group)))
+    dead = rl.spreads(outcomes.flatten(), group) < rl.FLAT
+    for p, wanted in zip((0.05, 0.2, 0.5), share, strict=True):
+        each = torch.where(outcomes == 1, p, 1 - p).double().prod(1)
+        assert float(each[dead].sum()) == pytest.approx(wanted, abs=1e-6)
 
 
 @pytest.mark.unit
@@ -890,6 +951,14 @@ def test_own_rewards_lie_beside_the_recipe(tmp_path: Path, monkeypatch: pytest.M
     with trusting(True):
         judged = build(recipe.rl.rewards)
     assert list(judged.versions) == ["chrf", "own_rewards_22:half", "own_rewards_22:gate"]
+    # Without the word, as when a run goes on: at its key in its file.
+    stream = TaskStream((Task("one", (), (), (), "chrf", learn="rl"),))
+    other = place.with_name("own_rewards_24.py")
+    other.write_text(OWN)
+    named = recipe.rl.model_copy(update={"rewards": ["chrf", f"{other}:half"]})
+    recipe = recipe.model_copy(update={"rl": named})
+    with pytest.raises(PerdureError, match=r"recipe\.yaml:1: rl\.rewards\.1: .* is Python code"):
+        check_rewards(recipe, stream)
     for entry, told in (
         ("own_rewards_22:hafl", 'has no function "hafl"'),
         ("own_rewards_23:half", "put own_rewards_23.py beside the recipe"),
@@ -905,8 +974,15 @@ def test_own_rewards_lie_beside_the_recipe(tmp_path: Path, monkeypatch: pytest.M
 def test_a_prompt_without_room_is_told_with_its_line(tmp_path: Path, tiny_model_dir: Path) -> None:
     path = write_recipe(tmp_path, tiny_model_dir)
     recipe = perdure.load_recipe(path, ["stream.tasks.one.max_new_tokens=500"])
-    with pytest.raises(PerdureError, match=r"one\.jsonl:\d+: .* max_new_tokens: 500 to be written"):
-        perdure.learn(recipe, Run.create(tmp_path / "run", recipe))
+    with pytest.raises(RecipeError, match=r"one\.jsonl:\d+: .* max_new_tokens: 500 to be") as told:
+        prepare(recipe)
+    # One line for all rows of the file, with the longest prompt and what would do.
+    (mistake,) = told.value.mistakes
+    assert mistake.what.endswith("model's context is 512; of 9 such rows this is the longest")
+    room = int(re.findall(r"max_new_tokens: (\d+) would do", str(mistake))[0])
+    prepare(perdure.load_recipe(path, [f"stream.tasks.one.max_new_tokens={room}"]))
+    with pytest.raises(RecipeError, match="the model's context is 512"):
+        prepare(perdure.load_recipe(path, [f"stream.tasks.one.max_new_tokens={room + 1}"]))
 
 
 def test_a_right_answer_may_be_longer_than_what_is_trained_on(

@@ -230,6 +230,7 @@ def recipe(folder: Path, *tasks: dict[str, Any]) -> Path:
             "until: has no effect with",
         ),
         ({"train": {"source": "a.txt"}}, "train: files that are aligned"),
+        ({"train": "a.txt"}, "files aligned line by line: train: {source: FILE, target: FILE}"),
         ({"train": {"source": "a.txt", "taget": "b.txt"}}, 'did you mean "target"'),
     ],
 )
@@ -257,6 +258,7 @@ def test_rows_without_reasoning_are_not_learned_and_are_scored(
         caplog.text
     )
     text = refused(tmp_path, {**keys, "columns": {}})
+    assert "columns: {reasoning: YOURS} names another column" in text
     assert 't.jsonl:1: "reasoning" is empty or not there, and with answer: tagged' in text
     # Only scored, the same rows need none.
     (task,) = build(tmp_path, {**keys, "columns": {}, "learn": "none"})
@@ -387,6 +389,27 @@ def test_tasks_that_read_otherwise_share_no_test_rows(
     first = {"name": "warm", "answer": "tagged", "test_of": "mt", **keys}
     text = refused(tmp_path, first, {"answer": "tagged"})
     assert f'test_of: "mt" is scored with {told}' in text
+
+
+@pytest.mark.parametrize(
+    ("instruction", "told"),
+    [
+        ("Say it in {target_lang}: {source}", True),
+        ("{tag_rule} Say it in {target_lang}: {source}", False),
+        ("Answer in <answer> tags: {source}", False),
+        ("Say it in {target_lang}.", False),  # the tags' rule is put behind it
+        ("", False),
+    ],
+)
+def test_an_instruction_that_does_not_say_the_tags_is_told(
+    tmp_path: Path, instruction: str, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    write(tmp_path / "t.jsonl", [{**DOG, "source": f"dog {i}", "reasoning": "r"} for i in range(9)])
+    keys = {"answer": "tagged", "instruction": instruction or None}
+    (task,) = build(tmp_path, keys)
+    assert ("does not say {tag_rule}" in caplog.text) is told
+    assert ("<answer>" in said(task.test[0])) is not told
 
 
 @pytest.mark.parametrize("name", ["mt2", "warm", "third"])
