@@ -13,13 +13,14 @@ from typing import Annotated
 
 import typer
 
-from perdure.commands import audit_options
+from perdure.commands import audit_options, repair_options
 from perdure.commands.begin import say_what
 from perdure.commands.errors import handle_errors
 from perdure.commands.export import export
 from perdure.commands.extend import extend
 from perdure.commands.options import (
     Accept,
+    Adapter,
     DemoBase,
     DemoMethods,
     DemoMinutes,
@@ -154,7 +155,10 @@ app.command(
     epilog="Example: perdure predict runs/shop new.csv --out answers.jsonl",
     short_help="Answer rows without labels by a run's model",
 )(predict)
-app.command(epilog="Example: perdure route runs/pool 'Is this review positive?'")(route)
+app.command(
+    epilog="Example: perdure route runs/pool 'Is this review positive?'",
+    short_help="Show which of a run's adapters answers a text",
+)(route)
 app.command(
     epilog="Example: perdure export runs/shop --to merged --out shop-model",
     short_help="Write a run's model as a folder for other programs",
@@ -342,6 +346,7 @@ def diagnose(
         int, typer.Option(min=0, help="Train rows as examples in the prompt; 0: none.")
     ] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    adapter: Adapter = None,
     accept_changes: Accept = False,
     trust_remote_code: Trust = False,
     as_json: Json = False,
@@ -352,48 +357,11 @@ def diagnose(
     command.diagnose(
         base, tuned, tasks, as_json, max_drop=max_drop, alpha=alpha, rows=rows, relearn=relearn,
         learning_rate=learning_rate, shots=shots, seed=seed, accept_changes=accept_changes,
+        adapter=adapter,
     )  # fmt: skip
 
 
-@app.command(
+app.command(
     epilog="Example: perdure repair base tuned --general texts.txt --task recipe.yaml",
     short_help="Take back a part of a tuning that cost general ability",
-)
-@handle_errors
-def repair(
-    base: Annotated[str, typer.Argument(metavar="BASE", help="Model folder, run, .gguf, hub id.")],
-    tuned: Annotated[
-        str, typer.Argument(metavar="TUNED", help="The model to repair, or a LoRA adapter on BASE.")
-    ],
-    general: Annotated[
-        str, typer.Option(metavar="FILE", help="General texts: .txt, .jsonl, or pydoc.")
-    ],
-    task: Annotated[
-        list[Path],
-        typer.Option(metavar="RECIPE", help="Its tasks must be kept; may be given several times."),
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Must not exist.  [default: TUNED-repaired]"),
-    ] = None,
-    max_task_loss: Annotated[
-        float, typer.Option(help="Share of each task's gain over BASE that may be lost.")
-    ] = 0.02,
-    steps: Annotated[int, typer.Option(metavar="N", help="Then train for N steps with gere.")] = 0,
-    rows: Annotated[int, typer.Option(min=2, help="Test rows a task, a half to report.")] = 200,
-    texts: Annotated[int, typer.Option(min=2, help="General texts, a half to report.")] = 64,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16, to compute in.")] = "fp32",
-    seed: Annotated[int, typer.Option(min=0, help="Of the halves, and of the training.")] = 0,
-    accept_changes: Accept = False,
-    trust_remote_code: Trust = False,
-    as_json: Json = False,
-) -> None:
-    """Search weights between BASE and TUNED that lose less in general: exit 0 written, 1 none."""
-    from perdure.commands import repair as command
-
-    code = command.repair(
-        base, tuned, general, task, out, as_json, rows, texts,
-        max_task_loss=max_task_loss, steps=steps, precision=precision, seed=seed,
-        accept_changes=accept_changes,
-    )  # fmt: skip
-    raise typer.Exit(code)
+)(repair_options.repair)

@@ -251,11 +251,12 @@ def _may_extend(
     kept_tasks(run, len(run.stream_facts()))  # damage is told before anything is made
     kept_general(run)
     old = [task["name"] for task in run.stream_facts()]
-    for task in recipe.stream.tasks:
+    for number, task in enumerate(recipe.stream.tasks):
         if task.name in old:
             raise UsageError(
                 f'{task.place("name")}: the run has learned a task "{task.name}" already',
-                "give the new task another name",
+                "give the new task another name, also on the command line: "
+                f"stream.tasks.{number}.name=NAME",
             )
     _refuse_classes(run, recipe)
     changed = refuse_changes(run, accept=accept_changes)

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from perdure.models.training_memory import adapters_mb, training_mb
+from perdure.models.training_memory import adapters_mb, copies_mb, training_mb
 from perdure.protocol.method import Method
 from perdure.recipe.packaged import as_written
 from perdure.streams.kinds import kind, metric
@@ -72,6 +72,8 @@ class TaskPlan:
     """In its checkpoint."""
     completions: int | None = None
     """Of a task with `learn: rl`: how many are written and trained on in all."""
+    prompts: int | None = None
+    """Of such a task: different prompts that a step draws, were there as many."""
     until: bool = False
     """Whether it may end before its last step."""
 
@@ -155,6 +157,9 @@ def plan(
             t if t.scorings == 0 else replace(t, scorings=new + 2 * (i >= learned))
             for i, t in enumerate(tasks)
         ]
+    made = registry.build(recipe.methods) if methods is None else methods
+    if facts is not None:
+        facts = facts.with_experts(max(method.rank_parts for method in made))
     if facts is not None and encoder is not None:
         measured = models.measure_speed(0.5)
         speed = (measured.bf16 or measured.fp32) if precision == "bf16" else measured.fp32
@@ -173,7 +178,11 @@ def plan(
                 )
                 for i, (bare, task) in enumerate(zip(tasks, stream, strict=True))
             ]  # fmt: skip
-    made = registry.build(recipe.methods) if methods is None else methods
+        copies = copies_mb(recipe, _copies(made, recipe.model.tuning == "lora"), facts.trainable)
+        tasks = [
+            replace(t, memory_mb=t.memory_mb + copies) if t.memory_mb and t.steps else t
+            for t in tasks
+        ]
     stored = None
     own = next((m for m in made if m.adapters), None)
     if facts is not None and own is not None:
@@ -200,6 +209,8 @@ def plan(
 
 
 def _bare(recipe: Recipe, task: Task, work: Work) -> TaskPlan:
+    from perdure.engine.batching import drawn_rows
+
     steps, own = work.steps(recipe, task), recipe.of_task(task.learn)
     return TaskPlan(
         task=task.name,
@@ -211,6 +222,7 @@ def _bare(recipe: Recipe, task: Task, work: Work) -> TaskPlan:
         classes=tuple(task.labels) if kind(task.kind).classes else (),
         scorings=0 if task.test_of else None,
         completions=steps * own.train.batch_size if task.learn == "rl" else None,
+        prompts=drawn_rows(own, task.learn) if task.learn == "rl" else None,
         until=task.until is not None,
     )
 
@@ -331,6 +343,13 @@ def _scored_tokens(recipe: Recipe, task: Task, widths: Sequence[int], encoder: A
     elif needs == "text":
         mean += 4 * task.max_new_tokens
     return rows * mean
+
+
+def _copies(methods: Sequence[Method], lora: bool) -> int:
+    """Copies of the trained weights that methods keep; a teacher's is shared by all that have it,
+    and the base under an adapter is there without one."""
+    teachers = {m.requires.teacher for m in methods} - ({None, "base"} if lora else {None})
+    return sum(method.copies for method in methods) + len(teachers)
 
 
 def _with_adapters(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from perdure.models.inspect import ModelFacts
     from perdure.protocol.method import Method
     from perdure.run import Run
-    from perdure.streams.task import TaskStream
+    from perdure.streams.task import Task, TaskStream
 
 
 def load_recipe(
@@ -92,15 +92,17 @@ def recipe_judge(lm_eval: bool = True) -> Any:
     return RecipeJudge()
 
 
-def stream_of(recipe: Recipe) -> TaskStream:
+def stream_of(recipe: Recipe, before: Sequence[Task] = ()) -> TaskStream:
     """The recipe's tasks and general text, read and checked.
+
+    Args: before: tasks of the run that is extended.
 
     Raises:
         RecipeError: all mistakes in the data, each with its file and line.
     """
     from perdure.streams import build_stream
 
-    return build_stream(recipe.stream, recipe.general, recipe.folder, recipe.seed)
+    return build_stream(recipe.stream, recipe.general, recipe.folder, recipe.seed, before)
 
 
 def run_stream(run: Run, longer: Recipe | None = None) -> TaskStream:
@@ -113,10 +115,10 @@ def run_stream(run: Run, longer: Recipe | None = None) -> TaskStream:
         RunError: what the run kept is damaged, or a method needs rows that are gone.
     """
     from perdure.methods import registry
-    from perdure.run.kept import whole_stream
+    from perdure.run.kept import tasks_before, whole_stream
 
     recipe = run.recipe if longer is None else longer
-    new = stream_of(recipe)
+    new = stream_of(recipe, tasks_before(run, extends=longer is not None))
     with trusting(recipe.trust_remote_code):
         old = any(registry.kind_of(spec).needs_old_rows for spec in recipe.methods)
         reads = _recorded_stream if old else None
@@ -308,7 +310,7 @@ def chosen_methods(recipe: Recipe, stream: TaskStream) -> list[Method]:
     chosen = registry.build(recipe.methods)
     refuse_clashes(chosen, recipe.order_matters)
     _refuse_by_kind(chosen, recipe, stream)
-    _refuse_by_reinforcement(chosen, stream)
+    _refuse_by_reinforcement(chosen, recipe, stream)
     refuse_task_adapters(chosen, recipe, stream)
     learned = [task for task in stream if task.learn != "none" and task.train_kept]
     bare = [task.name for task in learned if not task.validation]
@@ -354,12 +356,20 @@ def _refuse_by_kind(chosen: Sequence[Method], recipe: Recipe, stream: TaskStream
             )
 
 
-def _refuse_by_reinforcement(chosen: Sequence[Method], stream: TaskStream) -> None:
+def _refuse_by_reinforcement(chosen: Sequence[Method], recipe: Recipe, stream: TaskStream) -> None:
     """Raise `UsageError` where a method cannot work on completions, and a task is learned so."""
     from perdure.engine.completions import refusals
     from perdure.protocol.method import Method, name_of
 
     by_rl = next((task.name for task in stream if task.learn == "rl"), None)
+    by_token = recipe.rl is not None and recipe.rl.algorithm == "reinforce++"
+    off = [method for method in chosen if method.uses("penalties")]
+    if off and (by_rl is None or not by_token):
+        raise UsageError(
+            f"method: {name_of(off[0])}: it is taken off the reward of each token, and "
+            + ("no task is learned from rewards" if by_rl is None else "grpo has one a completion"),
+            "write term: loss" + ("" if by_rl is None else ", or rl.algorithm: reinforce++"),
+        )
     if by_rl is None:
         return
     where = f"{task_named(by_rl)} is learned by reinforcement"

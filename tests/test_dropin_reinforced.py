@@ -135,6 +135,7 @@ class Steps(TrainerCallback):
         (Maps(MethodConfig()), {}, "attention maps"),
         ({"name": "ema", "beta": "line"}, {}, "cross-entropy"),
         ("gere_official", {}, "cross-entropy"),
+        ({"name": "kl", "term": "reward"}, {}, "taken off the reward of each token"),
         ("kl", {"beta": 0.04}, r"KL of its own \(GRPOConfig beta: 0.04\)"),
     ],
 )

@@ -206,6 +206,7 @@ def test_a_name_that_is_taken_is_told_with_its_line(home: Path, tmp_path: Path) 
     told = typed(home / "old", "--data", tmp_path / "count.jsonl", "--out", tmp_path / "new")
     assert told.exit_code == 2
     assert 'the run has learned a task "count" already' in told.stderr
+    assert "stream.tasks.0.name=NAME" in told.stderr
 
 
 def test_a_run_that_is_not_finished_cannot_go_on(home: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from class_runs import CLASSES, save_decoder, save_encoder, write_class_recipe
+from class_runs import CLASSES, save_decoder, save_encoder, weights, write_class_recipe
 
 import perdure
 from perdure.errors import RecipeError
@@ -87,6 +87,43 @@ def learned(recipe: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> list[An
             24,
         ),
         ("bert", {"name": "lwf"}, 2 * 48 + 2 * 2 * 16 + 8 * (3 + 2 + 1), 0),
+        # Rows that its Fisher is estimated from: some of each task's, or all.
+        ("bert", {"name": "ewc", "rows": 5}, 2 * 48 + 3 * 5 + 8 * (3 + 2 + 1), 0),
+        ("bert", {"name": "ewc", "official": True}, 2 * 48 + 48 + 8 * (3 + 2 + 1), 0),
+        # As many kept rows as new ones on top, and what the model says of those newly kept: all 8
+        # of the first task, 4 of the second, and the 2 that three shares of 8 leave for the last.
+        (
+            "bert",
+            {"name": "derpp", "buffer_size": 8},
+            2 * 48 + 2 * 8 * 4 + (8 + 4 + 2) + 8 * (3 + 2 + 1),
+            0,
+        ),
+        (
+            "bert",  # 8 // 2, 8 // 4 and 8 // 6 rows of each of two classes
+            {"name": "derpp", "buffer_size": 8, "balance": "class"},
+            2 * 48 + 2 * 8 * 4 + (8 + 4 + 2) + 8 * (3 + 2 + 1),
+            0,
+        ),
+        # The last task's model reads the kept rows of each step too.
+        (
+            "bert",
+            {"name": "derpp", "target": "snapshot"},
+            2 * 48 + 2 * 8 * (4 + 4) + 8 * (3 + 2 + 1),
+            0,
+        ),
+        (
+            "bert",
+            {"name": "derpp", "target": "snapshot", "mix": "half"},
+            2 * (16 + 32 + 32) + 2 * 16 * 2 + 8 * (3 + 2 + 1),
+            0,
+        ),
+        # Each task's 4 validation rows at the end of the line, and at the one factor.
+        (
+            "bert",
+            {"name": "rewind", "grid": [0.5], "tolerance": 100},
+            2 * 48 + 3 * 2 * 4 + 8 * (3 + 2 + 1),
+            0,
+        ),
     ],
 )
 def test_the_body_reads_what_was_planned(
@@ -113,6 +150,68 @@ def test_the_body_reads_what_was_planned(
     body_learns = first["name"] != "seq_star" or first.get("warmup_epochs") != 0
     assert found.parameters == own
     assert found.trainable == (own if body_learns else 6 * 32)
+
+
+def test_where_tasks_are_known_the_snapshot_reads_new_rows_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = {"name": "derpp", "official": True}
+    recipe = write_class_recipe(
+        tmp_path, save_encoder(tmp_path / "m"), method=method, stream__scenario="task-incremental"
+    )
+    # Two new and two kept rows a step, and all four once more without a gradient.
+    passes = 2 * (16 + 32 + 32) + 2 * 16 * (2 + 2) + 8 * (3 + 2 + 1)
+    assert planned(recipe).body_passes == passes
+    made = learned(recipe, tmp_path / "run", monkeypatch)
+    assert sum(m.hooked for m in made) == passes
+
+
+def test_copies_of_the_weights_are_planned(tiny_model_dir: Path, tmp_path: Path) -> None:
+    from tiny_runs import write_recipe
+
+    def memory(method: Any) -> tuple[list[int], float]:
+        path = write_recipe(
+            tmp_path, tiny_model_dir, method=method, model__tuning="lora", model__lora={"r": 256}
+        )
+        found = planned(path)
+        return [task.memory_mb or 0 for task in found.tasks], (found.trainable or 0) * 4 / 2**20
+
+    bare, copy = memory({"name": "sequential"})
+    assert copy > 2  # MiB
+    for method, copies in [
+        ({"name": "ema"}, 1),
+        ({"name": "ema", "beta": "line"}, 1),
+        ({"name": "ema", "beta": "paper"}, 2),
+        ({"name": "lcia", "beta": "official"}, 2),
+        ({"name": "lcia", "average": "never"}, 0),
+        ({"name": "ewc"}, 2),
+        ({"name": "rewind"}, 2),
+        ({"name": "lwf"}, 1),
+        ([{"name": "lwf"}, {"name": "kl", "reference": "previous"}, {"name": "ema"}], 2),
+        ({"name": "kl"}, 0),  # the base is there without the adapter
+    ]:
+        own, _ = memory(method)
+        several = isinstance(method, dict) and method["name"] == "lcia"  # adapters of old groups
+        for number, (had, has) in enumerate(zip(bare, own, strict=True), start=1):
+            assert abs(has - had - copy * (copies + number * several)) <= 1, method
+
+
+def test_the_routers_of_experts_are_planned(tiny_model_dir: Path, tmp_path: Path) -> None:
+    from tiny_runs import write_recipe
+
+    sizes = {}
+    for experts in (1, 2, 4):
+        method = {"name": "moelora", "experts": experts}
+        path = write_recipe(tmp_path, tiny_model_dir, method=method, model__tuning="lora")
+        sizes[experts] = planned(path).trainable or 0
+    run = Run.create(tmp_path / "run", perdure.load_recipe(path))
+    perdure.learn(run.recipe, run)
+    # One column of A a number that a layer reads; 3 layers of 4 matrices of attention that read 64,
+    # 2 of the network that do, and one that reads its inner width.
+    saved = weights(run.path, after=2)
+    routers = sum(w.numel() for name, w in saved.items() if "router" in name)
+    assert sizes[4] - sizes[1] == 2 * (sizes[2] - sizes[1]) == routers > 0
+    assert sizes[4] == sum(w.numel() for w in saved.values())
 
 
 @pytest.mark.parametrize(

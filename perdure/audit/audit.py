@@ -106,10 +106,7 @@ def audit(
         raise UsageError(f"audit: --noise-floor {noise_floor}: must be 0 or more")
     plan = plan_measures(measures, tasks, texts, max_kl)
     names = (name_of(base), name_of(tuned) + (f" ({adapter})" if adapter else ""))
-    if adapter is not None:
-        if isinstance(tuned, tuple):
-            raise UsageError("adapter: is of a model given by path", "have it active in yours")
-        adapter = adapter_named(tuned, adapter)
+    adapter = adapter_in(tuned, adapter)
     changes = changed_bases((base, tuned), accept_changes)
     ours, theirs = (load_model(model, precision, device) for model in (base, tuned))
     if adapter is not None:
@@ -117,7 +114,7 @@ def audit(
     reading = reading_of(tuned, theirs[1], chat_template)
     pair = Pair(*ours, *theirs, reading, sizes or Sizes(), today_of(tuned) or today_of(base))
     share = shared_alpha(alpha, plan.judged)
-    identical = same_weights(pair.base, pair.tuned) and _as_they_are(pair)
+    identical = same_model(pair.base, pair.tuned)
     found: list[Measure] = []
     flipped: list[dict[str, Any]] = []
     routed: list[Mapping[str, Any]] = []
@@ -168,10 +165,25 @@ def same_weights(base: torch.nn.Module, tuned: torch.nn.Module) -> bool:
     )
 
 
-def _as_they_are(pair: Pair) -> bool:
-    """Whether equal weights mean equal answers: no router chooses, and what is active is too."""
-    both = (pair.base, pair.tuned)
-    return all(router_of(m) is None for m in both) and len({active(m) for m in both}) == 1
+def same_model(base: torch.nn.Module, tuned: torch.nn.Module) -> bool:
+    """Whether both answer alike by their weights: these are equal, the same adapters are active,
+    and no router chooses among them."""
+    both = (base, tuned)
+    as_they_are = all(router_of(m) is None for m in both) and len({active(m) for m in both}) == 1
+    return as_they_are and same_weights(base, tuned)
+
+
+def adapter_in(tuned: Model, name: str | None) -> str | None:
+    """The adapter of a model that a name stands for; None: as it is served.
+
+    Raises:
+        UsageError: the model has none of this name, or is given loaded.
+    """
+    if name is None:
+        return None
+    if isinstance(tuned, tuple):
+        raise UsageError("adapter: is of a model given by path", "have it active in yours")
+    return adapter_named(tuned, name)
 
 
 def load_model(model: Model, precision: str, device: torch.device | str | None) -> tuple[Any, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from perdure.commands.errors import handle_errors
-from perdure.commands.options import Accept, Json, Trust
+from perdure.commands.options import Accept, Adapter, Json, Trust
 
 
 @handle_errors
@@ -68,10 +68,7 @@ def audit(
     flips: Annotated[
         bool, typer.Option("--flips", help="Print each item that flipped; --json has them.")
     ] = False,
-    adapter: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Of TUNED's adapters.  [default: as it is served]"),
-    ] = None,
+    adapter: Adapter = None,
     accept_changes: Accept = False,
     trust_remote_code: Trust = False,
     as_json: Json = False,

@@ -24,6 +24,7 @@ def diagnose(
     shots: int,
     seed: int,
     accept_changes: bool,
+    adapter: str | None = None,
 ) -> None:
     """Diagnose the tasks of a recipe and print the verdicts with their evidence."""
     from perdure.audit.runs import tell_changed_rows
@@ -47,6 +48,7 @@ def diagnose(
             sizes=Sizes(rows=rows, relearn_rows=relearn, learning_rate=learning_rate, shots=shots),
             seed=seed,
             accept_changes=accept_changes,
+            adapter=adapter,
             on_progress=partial(display.scoring, "diagnose"),
         )
         display.message(f"both models are read with {found.template}")

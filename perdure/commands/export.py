@@ -18,6 +18,10 @@ def export(
     to: Annotated[
         str, typer.Option(help="merged: a whole model; peft: the adapter alone.")
     ] = "merged",
+    adapter: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="One of RUN's adapters.  [default: all of them]"),
+    ] = None,
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16, float16; auto: as the base is stored.")
     ] = "auto",
@@ -31,7 +35,7 @@ def export(
 
     display = make_display(json=as_json)
     with working(), display:
-        folder = write(run, out, to, dtype, tell=display.message)
+        folder = write(run, out, to, dtype, tell=display.message, adapter=adapter)
     if as_json:
         emit({"model": str(folder), "to": to})
     elif first_process():

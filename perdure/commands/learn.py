@@ -188,11 +188,27 @@ def _told_of_steps(plan: Plan) -> Iterator[str]:
         if task.until and task.steps:
             yield f"{task.task}: at most {task.steps:,} steps, as until may end it before"
         if task.completions:
+            each = task.completions // max(1, task.steps)
             yield (
                 f"{task.task}: learned from rewards: {task.completions:,} completions, "
-                f"{task.completions // max(1, task.steps):,} a step; tokens and time as if each "
-                "were as long as it may be"
+                f"{each:,} a step; tokens and time as if each were as long as it may be"
             )
+            if task.prompts is not None and task.prompts > task.train_rows:
+                yield (
+                    f"{task.task}: a step takes {task.prompts:,} prompts, and there are "
+                    f"{task.train_rows:,}: some come more than once in each; lower rl.batch_size "
+                    f"to {task.train_rows * each // task.prompts:,}, or give more rows"
+                )
+
+
+def _label(name: str) -> str:
+    """A metric's name, and what people call it where that says more: a mean of sentences' chrF is
+    no corpus score."""
+    from perdure.streams.kinds import known_metric
+
+    found = known_metric(name)
+    plain = name.replace("_", " ")
+    return name if found is None or found.label.lower() == plain else f"{name} ({found.label})"
 
 
 def _estimate(plan: Plan) -> tuple[str, ...]:
@@ -259,7 +275,7 @@ def show(plan: Plan) -> None:
         *([f"learned already, and only scored: {known}"] if plan.learned else []),
         *_classes(plan),
         *_told_of_steps(plan),
-        *(f"scored by {metric}: {', '.join(names)}" for metric, names in scored.items()),
+        *(f"scored by {_label(name)}: {', '.join(names)}" for name, names in scored.items()),
         *([f"general ability by lm-eval: {', '.join(plan.general)}"] if plan.general else []),
         f"{plan.model}: {_sizes(plan)}{plan.precision}, {plan.processes} process(es)",
         *_adapters(plan),

@@ -14,6 +14,10 @@ Trust = Annotated[
 Accept = Annotated[
     bool, typer.Option("--accept-changes", help="Also if recipe, rows or base have changed.")
 ]
+Adapter = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Of TUNED's adapters.  [default: as it is served]"),
+]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 NewRun = Annotated[
     Path | None,

@@ -6,13 +6,14 @@ the means that people read, and the answers row by row, which are the evidence.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from perdure.audit.audit import same_weights
+from perdure.audit.audit import same_model
 from perdure.audit.measuring import groups_of
 from perdure.diagnose.lenient import lenient_match, named_label
 from perdure.diagnose.measurements import Measured, in_front, spread
@@ -54,12 +55,14 @@ class Case:
         self.groups = groups_of(task)
         self.truth = [str(row["answer"]) for row in task.test]
         self.chance = chance_of(self.truth) if task.labels else 0.0
-        self.identical = same_weights(base.model, tuned.model)
+        self.identical = same_model(base.model, tuned.model)
         self.before: dict[str, Array] = {}
         self.after: dict[str, Array] = {}
         self.means: dict[str, dict[str, float]] = {}
         self.answers: dict[str, list[Any]] = {
             "prompt": [], "answer": list(self.truth), "id": []}  # fmt: skip
+        self.adapters: dict[str, dict[str, int]] = {}
+        """Of a routed side: which adapter answers how many test rows, the commonest first."""
         self.figures = Figures({}, "score", self._never())
 
     @property
@@ -218,6 +221,11 @@ class Case:
     def _keep(self, name: str, score: TaskScore) -> None:
         self.answers[name] = [item["prediction"] for item in score.items]
         self.answers[f"{name}_score"] = [item["score"] for item in score.items]
+        side, _, _ = name.partition("_")
+        if score.items and "adapter" in score.items[0] and side not in self.adapters:
+            by = [item["adapter"] for item in score.items]
+            self.answers[f"{side}_adapter"] = by
+            self.adapters[side] = dict(Counter(by).most_common())
         if not self.answers["prompt"]:
             self.answers["prompt"] = [item["prompt"] for item in score.items]
             self.answers["id"] = [item["id"] for item in score.items]

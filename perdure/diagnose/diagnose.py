@@ -13,11 +13,18 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
-from perdure.audit.audit import Model, load_model, name_of, one_of, reading_of, reading_told
+from perdure.audit.audit import (
+    Model,
+    adapter_in,
+    load_model,
+    name_of,
+    one_of,
+    reading_of,
+    reading_told,
+)
 from perdure.audit.runs import tell_changed_bases, today_of
 from perdure.consent import by_argument
 from perdure.diagnose.case import Case
@@ -25,8 +32,7 @@ from perdure.diagnose.measurements import Measured, Progress, Sizes
 from perdure.diagnose.result import Diagnosis, TaskDiagnosis, evidence
 from perdure.diagnose.rule import decide
 from perdure.errors import UsageError, task_named
-from perdure.models.adapter_lists import names as adapter_names
-from perdure.models.served import router_of
+from perdure.models.served import serve_only
 from perdure.streams.kinds import kind, metric
 from perdure.streams.rows import each_once
 from perdure.streams.task import Task, TaskStream
@@ -46,6 +52,7 @@ def diagnose(
     device: torch.device | str | None = None,
     seed: int = 0,
     accept_changes: bool = False,
+    adapter: str | None = None,
     trust_remote_code: bool = False,
     on_progress: Progress | None = None,
 ) -> Diagnosis:
@@ -67,9 +74,12 @@ def diagnose(
         device: where both models go; None: a GPU if there is one, for models given by path.
         seed: of the bootstrap.
         accept_changes: go on although the base of a run that is read has changed since it began.
+        adapter: of a `tuned` with several, given by path, this one answers all that is asked;
+            None: what is served, by its router where it has one.
         trust_remote_code: code that the models, or a metric of your own, bring may run.
     Raises:
-        UsageError: an option out of range, no task, or one whose metric is perplexity.
+        UsageError: an option out of range, no task, one whose metric is perplexity, or no such
+            adapter.
         ModelError: a model cannot be loaded.
         RunError: the base of a run has changed, and `accept_changes` is false.
         ConsentError: a model brings code, and nobody said that it may run.
@@ -78,10 +88,11 @@ def diagnose(
     started = time.perf_counter()
     tasks, sizes = tuple(stream), sizes or Sizes()
     _check(tasks, max_drop, alpha, sizes)
+    only = adapter_in(tuned, adapter)
     tell_changed_bases((base, tuned), accept_changes)
     first, second = (load_model(model, "fp32", device) for model in (base, tuned))
-    for given, (loaded, _) in ((base, first), (tuned, second)):
-        _refuse_routed(given, loaded)
+    if only is not None:
+        serve_only(second[0], only)
     reading = reading_of(tuned, second[1], chat_template)
     ours, theirs = (
         Measured(
@@ -106,7 +117,8 @@ def diagnose(
                 ours, theirs, task, max_drop=max_drop, alpha=alpha, names=spelled, seed=seed
             )
         )
-    seconds, names_of = time.perf_counter() - started, (name_of(base), name_of(tuned))
+    names_of = (name_of(base), name_of(tuned) + (f" ({adapter})" if adapter else ""))
+    seconds = time.perf_counter() - started
     told = reading_told(theirs.encoder, first[1], second[1])
     return Diagnosis(*names_of, max_drop, alpha, seed, tuple(found), seconds, told)
 
@@ -144,18 +156,8 @@ def diagnose_task(
         figures=dict(case.figures.found),
         unavailable=dict(case.figures.unavailable),
         evidence=evidence(decision, case.answers, fell, case.before[fell], case.after[fell]),
+        adapters=case.adapters,
     )
-
-
-def _refuse_routed(given: Model, model: Any) -> None:
-    known = adapter_names(model)
-    if router_of(model) is not None:
-        raise UsageError(
-            f"diagnose: {name_of(given)}: a router chooses one of {len(known)} adapters for each "
-            "request, and states and a short training are of one model",
-            f"give one adapter's folder, such as model/{known[-1]} of the checkpoint; "
-            "perdure audit measures what is served",
-        )
 
 
 def _check(tasks: Sequence[Task], max_drop: float, alpha: float, sizes: Sizes) -> None:

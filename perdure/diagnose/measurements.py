@@ -6,22 +6,26 @@ models.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from perdure.errors import TrainingError, UsageError, task_named
 from perdure.models.anatomy import unwrapped
 from perdure.models.chat import Encoder
+from perdure.models.served import router_of
 from perdure.models.weights import evaluating
 from perdure.protocol.batch import collate
 from perdure.scoring.probe import Array, features
-from perdure.scoring.score import TaskScore, score_task
+from perdure.scoring.routed import Routed, by_adapter, each_by_adapter, served_score
+from perdure.scoring.score import TaskScore
 from perdure.streams.kinds import kind
 from perdure.streams.task import Row, Task
 
@@ -55,6 +59,9 @@ KNOWN = 0.05
 class Measured:
     """One model and what was measured on it, by task.
 
+    Where a router chooses among its adapters, each row is answered, read and trained on by the
+    one that is chosen for its prompt, as it is served.
+
     Args:
         model, tokenizer: as `perdure.models.load_saved` returns them; the weights stay as they are.
         chat_template, max_prompt_length: as in `Encoder`; with examples a prompt stays whole.
@@ -79,6 +86,8 @@ class Measured:
             self._whole.pin(today)
             self.encoder.pin(today)
         self.model = model
+        router = router_of(model)
+        self.routed = None if router is None else Routed(router)
         self.sizes, self.side = sizes or Sizes(), side
         self._progress = on_progress
         self._kept: dict[tuple[str, str], Any] = {}
@@ -94,10 +103,11 @@ class Measured:
         """
 
         def work() -> TaskScore:
-            return score_task(
+            return served_score(
                 self.model,
                 encoder or self.encoder,
                 replace(task, metric=metric),
+                self.routed,
                 batch_size=self.sizes.batch,
                 on_progress=self._told(f"{task.name}: {extra or self.side}"),
             )
@@ -106,21 +116,25 @@ class Measured:
 
     def states(self, task: Task, rows: Sequence[Row], split: str) -> Array:
         """Hidden states of the final norm at the last token of each prompt, (rows, hidden)."""
-        return self._once(
-            (f"states {split}", task.name),
-            lambda: features(
-                self.model,
-                self.encoder,
-                rows,
-                batch_size=self.sizes.batch,
-                on_progress=self._told(f"{task.name}: {self.side}, probe"),
-            ),
-        )
+        told = self._told(f"{task.name}: {self.side}, probe")
+        size = self.sizes.batch
+
+        def read(part: Sequence[Row]) -> Array:
+            return features(self.model, self.encoder, part, batch_size=size, on_progress=told)
+
+        def work() -> Array:
+            if self.routed is None:
+                return read(rows)
+            choices = self.routed.choose([row["prompt"] for row in rows])
+            return np.stack(each_by_adapter(self.model, choices, rows, lambda part: [*read(part)]))
+
+        return self._once((f"states {split}", task.name), work)
 
     def relearned(self, task: Task, metric: str, rows: Sequence[Row]) -> TaskScore:
         """`scored` by a model that was trained on `rows` first; it is as before afterwards."""
         sizes = self.sizes
-        with trained_on(self.model, self.encoder, rows, sizes.relearn_steps, sizes.learning_rate):
+        steps, rate = sizes.relearn_steps, sizes.learning_rate
+        with trained_on(self.model, self.encoder, rows, steps, rate, self.routed):
             return self.scored(task, metric, f"{self.side}, after {len(rows)} rows")
 
     def with_shots(self, task: Task, metric: str, rows: Sequence[Row]) -> TaskScore:
@@ -144,7 +158,12 @@ class Measured:
 
 @contextmanager
 def trained_on(
-    model: nn.Module, encoder: Encoder, rows: Sequence[Row], steps: int, learning_rate: float
+    model: nn.Module,
+    encoder: Encoder,
+    rows: Sequence[Row],
+    steps: int,
+    learning_rate: float,
+    routed: Routed | None = None,
 ) -> Iterator[None]:
     """Train the whole model on a few rows for the time inside; then each weight is as it was.
 
@@ -154,13 +173,30 @@ def trained_on(
 
     Args:
         steps: the most; fewer if the mean loss falls below `KNOWN`.
+        routed: which adapter answers each row; it is trained on it, and so is what lies below.
     Raises:
         TrainingError: the loss is not finite.
     """
     weights = [p for p in model.parameters() if p.is_floating_point()]
     before = [(p.detach().clone(), p.requires_grad, p.grad) for p in weights]
-    batch = collate([encoder.encode(row) for row in rows], encoder.pad_id)
-    batch = {name: one.to(unwrapped(model).device) for name, one in batch.items()}
+    encoded = [encoder.encode(row) for row in rows]
+    choices = None if routed is None else routed.choose([row["prompt"] for row in rows])
+    labels = sum(_labels(one) for one in encoded)
+
+    def backward() -> float:
+        """The mean loss over the label tokens of all rows; its gradient is added up."""
+        found = 0.0
+        groups = iter([list(range(len(rows)))]) if choices is None else by_adapter(model, choices)
+        for at in groups:
+            part = [encoded[i] for i in at]
+            batch = collate(part, encoder.pad_id)
+            batch = {name: one.to(unwrapped(model).device) for name, one in batch.items()}
+            share = sum(map(_labels, part)) / labels
+            loss = model(**batch, use_cache=False).loss * share
+            loss.backward()
+            found += float(loss.detach())
+        return found
+
     try:
         with evaluating(model), torch.enable_grad():
             for p in weights:
@@ -168,16 +204,14 @@ def trained_on(
                 p.grad = None
             optimizer = torch.optim.Adam(weights, lr=learning_rate)
             for _ in range(steps):
-                loss = model(**batch, use_cache=False).loss
-                if not torch.isfinite(loss):
+                optimizer.zero_grad()
+                if not math.isfinite(loss := backward()):
                     raise TrainingError(
                         "diagnose: the short training's loss is not finite",
                         "a lower --learning-rate may help; --relearn 0 leaves it out",
                     )
-                if float(loss.detach()) < KNOWN:
+                if loss < KNOWN:
                     break
-                optimizer.zero_grad()
-                loss.backward()
                 nn.utils.clip_grad_norm_(weights, 1.0)
                 optimizer.step()
             del optimizer
@@ -190,6 +224,10 @@ def trained_on(
                 p.copy_(value)
                 p.requires_grad_(trainable)
                 p.grad = gradient
+
+
+def _labels(encoded: Mapping[str, Sequence[int]]) -> int:
+    return sum(label != -100 for label in encoded["labels"])
 
 
 def in_front(task: Task, rows: Sequence[Row]) -> Task:

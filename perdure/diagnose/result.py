@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from perdure.diagnose.rule import Decision, Figure, Loss
@@ -40,12 +40,20 @@ class TaskDiagnosis:
     """Measure -> why it was not made."""
     evidence: Sequence[Mapping[str, Any]]
     """Rows that show the verdict, see `evidence`."""
+    adapters: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Side -> adapter ("base": none) -> test rows that a router gave to it; empty where none
+    chooses."""
 
     def why(self) -> str:
-        """The reason and, of an undecided task, how many more rows would decide."""
-        if self.more_rows is None:
-            return self.reason
-        return f"{self.reason}; about {self.more_rows:,} more test rows would decide"
+        """The reason, of an undecided task how many more rows would decide, and of a routed model
+        which adapters answered."""
+        said = [self.reason]
+        if self.more_rows is not None:
+            said.append(f"about {self.more_rows:,} more test rows would decide")
+        for side, counts in self.adapters.items():
+            by = ", ".join(f"{count} by {name}" for name, count in counts.items())
+            said.append(f"{side}: {by}")
+        return "; ".join(said)
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,10 @@ class RowEncoder(Protocol):
     def cut_told(self) -> str:
         """What happens to a row that is cut: "a text of more than 64 tokens: its end ..."."""
 
-    def encode_and_tell(self, row: Row) -> tuple[dict[str, Any], bool]:
+    def encode_and_tell(self, row: Row, limited: bool = True) -> tuple[dict[str, Any], bool]:
         """A row as `{"input_ids": [...], ...}`, and whether it was cut.
+
+        Args: limited: by the length of the rows that are trained on.
 
         Raises:
             DataError: the row cannot be read; `encode_stream` says where it stands.
@@ -72,18 +74,28 @@ def encode_stream(stream: TaskStream, encoder: RowEncoder, context_length: int |
         mistakes += encoder.mistakes(task)
         for split in SPLITS:
             rows, cut, name = getattr(task, split), 0, (task.name, split)
+            # By reinforcement a prompt is trained on with what the model writes.
+            own = {"limited": False} if task.learn == "rl" and split == "train" else {}
             encoder.kept.begin(name)
+            no_room: list[tuple[int, str, str]] = []  # prompt's tokens, place and file
             for number, row in enumerate(rows, 1):
                 try:
-                    encoded, was_cut = encoder.encode_and_tell(row)
+                    encoded, was_cut = encoder.encode_and_tell(row, **own)
                     cut += was_cut
-                    if context_length is not None:
-                        _refuse_too_long(task, split, encoded, context_length)
+                    if own and context_length is not None:
+                        prompt = len(encoded["input_ids"]) - labels_of(encoded)
+                        if prompt + task.max_new_tokens > context_length:
+                            place = place_of(row) or f"{task_named(task.name)}: row {number}"
+                            no_room.append((prompt, place, place.rpartition(":")[0]))
+                    elif context_length is not None:
+                        _refuse_too_long(encoded, context_length)
                     encoder.kept.add(name, row, encoded, was_cut)
                 except DataError as error:
                     place = place_of(row) or f"{task_named(task.name)}: {split} row {number}"
                     source = place.rpartition(":")[0]
                     mistakes.append(DataError(f"{place}: {error.what}", error.remedy, source))
+            if no_room and context_length is not None:
+                mistakes.append(_no_room(no_room, task.max_new_tokens, context_length))
             for number, row in enumerate(rows, 1):
                 if found := encoder.special_in(row):
                     place = place_of(row) or f"{task_named(task.name)}: {split} row {number}"
@@ -109,23 +121,30 @@ def encode_stream(stream: TaskStream, encoder: RowEncoder, context_length: int |
         raise RecipeError(mistakes)
 
 
-def _refuse_too_long(task: Task, split: str, encoded: dict[str, Any], context: int) -> None:
-    """Raise `DataError` where a row, or a prompt with the longest completion, passes the context.
-
-    Args: context: the most tokens that the model takes.
-    """
+def _refuse_too_long(encoded: dict[str, Any], context: int) -> None:
+    """Raise `DataError` where a row passes the context, the most tokens that the model takes."""
     width = len(encoded["input_ids"])
     if width > context:
         raise DataError(
             f"{width} tokens, the model's context is {context}",
             "shorten the row, or take a model with a longer context",
         )
-    if task.learn != "rl" or split != "train":
-        return
-    prompt = width - labels_of(encoded)
-    if prompt + task.max_new_tokens > context:
-        raise DataError(
-            f"{prompt} tokens of prompt and max_new_tokens: {task.max_new_tokens} to be written, "
-            f"the model's context is {context}",
-            "shorten the row, lower max_new_tokens, or take a model with a longer context",
-        )
+
+
+def _no_room(found: Sequence[tuple[int, str, str]], written: int, context: int) -> DataError:
+    """Prompts of reinforcement that leave too little of the context for the longest completion.
+
+    Args: found: of each its tokens, its place and its file.
+    """
+    prompt, place, file = max(found)
+    rest = "" if len(found) == 1 else f"; of {len(found)} such rows this is the longest"
+    room = context - prompt
+    remedies = ["shorten the row, or take a model with a longer context"]
+    if room > 0:
+        remedies.insert(0, f"lower max_new_tokens: {room} would do for all rows")
+    return DataError(
+        f"{place}: {prompt} tokens of prompt and max_new_tokens: {written} to be written, the "
+        f"model's context is {context}{rest}",
+        remedies,
+        file,
+    )

@@ -55,6 +55,13 @@ def check_trainer(trainer: Trainer, methods: Sequence[Method]) -> None:
     Raises:
         UsageError: with the methods' names and what to do.
     """
+    for method in methods:
+        if method.uses("penalties"):
+            raise UsageError(
+                f"attach: {name_of(method)}: it is taken off the reward of each token, which a "
+                "trainer of your own does not ask for",
+                "write term: loss, or learn the task by a recipe with rl.algorithm: reinforce++",
+            )
     _refuse(methods, _of_tokenizer(trainer) or _of_model(trainer) or _of_dataset(trainer))
     if learns_by_reinforcement(trainer):
         check_reinforcement(trainer, methods)

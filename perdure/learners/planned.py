@@ -6,8 +6,8 @@
     scorings   how often the test rows are read to be scored
 
 Where a body stays, a text is read once for each state of the weights, whatever asks for it. Texts
-that are in the data twice count twice here. What a method looks at beyond `Method.reads` (such as
-rewind's held-out rows) is not counted.
+that are in the data twice count twice here. What a method looks at is what its `reads` says: the
+most, where it depends on what was learned (the factors that rewind tries).
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ def body_reads(
         for found in (method.reads(stream.tasks[: number + 1], batch) for method in methods):
             learning += steps * found.learned
             looking += steps * found.seen + found.after
+            if stream.scenario == "task-incremental":
+                looking += steps * found.known
     if adapters is None:
         scorings = 1 + sum(moved[number + 1 :])
     else:

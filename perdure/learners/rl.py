@@ -26,12 +26,12 @@ from trl import GRPOConfig, GRPOTrainer
 from perdure.engine.batching import drawn_rows, steps_of
 from perdure.errors import RunError, UsageError, task_named
 from perdure.files import write_atomic
-from perdure.learners.reinforce import reinforce_advantages
+from perdure.learners.reinforce import penalties, reinforce_advantages
 from perdure.learners.rollouts import Judge, PromptSampler
 from perdure.learners.training import RatedTrainer, arguments
 from perdure.models.adapters import old_name_unsaid
 from perdure.models.anatomy import unwrapped
-from perdure.models.generate import generating_with, stop_ids
+from perdure.models.generate import generating_with, stop_ids, stopping_at
 from perdure.models.weights import evaluating
 from perdure.protocol.method import name_of
 from perdure.rewards import build
@@ -120,25 +120,48 @@ class RLTrainer(RatedTrainer, GRPOTrainer):
         """Sampled is the policy itself, as in scores: without dropout, and by the recipe's settings
         alone, where `transformers` fills in what the model's own ones say of others (`min_p`)."""
         if self.use_vllm:
-            return super()._generate_single_turn(*args, **kwargs)
-        own = copy.deepcopy(self.generation_config)
-        with evaluating(self.model), generating_with(unwrapped(self.model), own):
-            return super()._generate_single_turn(*args, **kwargs)
+            return self._cut(*super()._generate_single_turn(*args, **kwargs))
+        own, base = copy.deepcopy(self.generation_config), unwrapped(self.model)
+        with (
+            evaluating(self.model),
+            generating_with(base, own),
+            stopping_at(base, self.judge.encoder.end_ids),
+        ):
+            return self._cut(*super()._generate_single_turn(*args, **kwargs))
 
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+    def _cut(self, written: list[list[int]], log_probs: Any, *others: Any) -> Any:
+        """Without what was written behind an end of several tokens, of which TRL knows nothing."""
+        kept = [self.judge.cut(ids)[0] for ids in written]
+        if log_probs is not None:
+            log_probs = [own[: len(ids)] for own, ids in zip(log_probs, kept, strict=True)]
+        return kept, log_probs, *others
+
+    def _calculate_rewards(
+        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
+    ) -> Tensor:
         begun = time.perf_counter()
-        found: Tensor = super()._calculate_rewards(*args, **kwargs)
+        cut = [not self.judge.cut(ids)[1] for ids in completion_ids_list]
+        self.truncated = torch.tensor(cut, device=self.accelerator.device)
+        share = self.accelerator.gather(self.truncated).float().mean()
+        self._metrics["train"]["completions/clipped_ratio"][-1] = float(share)
+        given = (inputs, prompts, completions, completion_ids_list)
+        found: Tensor = super()._calculate_rewards(*given)
         self.spent["rewards"] += time.perf_counter() - begun
         self.earned = found[:, 0]
         return found
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         found: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        if self.settings.mask_truncated:
+            found["completion_mask"] *= ~self.truncated.unsqueeze(1)
+            tokens = found["completion_mask"].sum()
+            found["num_items_in_batch"] = self.accelerator.gather(tokens).sum()
         if self.settings.algorithm == "reinforce++" and self.earned is not None:
             rank, mine = self.accelerator.process_index, len(found["advantages"])
             found["advantages"] = reinforce_advantages(
                 self.earned[rank * mine : (rank + 1) * mine],
                 found["completion_mask"],
+                penalties(self, found),
                 total=lambda values: self.accelerator.reduce(values, reduction="sum"),
             )
         if self.earned is not None:
@@ -213,11 +236,12 @@ class RLTrainer(RatedTrainer, GRPOTrainer):
 
     def marks(self) -> dict[str, Any]:
         """What must be the same where a run goes on: rewards, prompts and their order, and the
-        model that a method compares with."""
+        models that methods compare with, by a hash of their weights too."""
         methods: Any = getattr(self, "methods", ())
         order = {name: getattr(self.order, name) for name in ("rows", "prompts", "group", "seed")}
         teachers = {name_of(m): m.requires.teacher for m in methods if m.requires.teacher}
-        return {**self.judge.marks(), "order": order, "reference": teachers}
+        hashes = self.session.references
+        return {**self.judge.marks(), "order": order, "reference": teachers, "hashes": hashes}
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -288,7 +312,7 @@ def rl_trainer(
         loss_type=settings.loss,
         scale_rewards=settings.scale,
         importance_sampling_level="token",
-        mask_truncated_completions=settings.mask_truncated,
+        mask_truncated_completions=False,  # TRL knows ends of one token only: masked here
         disable_dropout=False,
         use_vllm=settings.backend == "vllm",
         log_completions=False,

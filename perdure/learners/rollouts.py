@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import Sampler
 
-from perdure.models.generate import written
+from perdure.models.generate import cut_at_end, written
 from perdure.models.random_state import seed_of
 from perdure.rewards import Sample
 
@@ -79,6 +79,10 @@ class Judge:
     def _prefilled(self) -> list[bool]:
         return [self.encoder.prefilled(row) for row in self.rows]
 
+    def cut(self, ids: Sequence[int]) -> tuple[list[int], bool]:
+        """A completion up to and with its end, and whether it has one."""
+        return cut_at_end(self.encoder, ids, sorted(self.stops))
+
     def samples(self, rows: Sequence[int], completions: Sequence[Sequence[int]]) -> list[Sample]:
         """The completions as rewards see them: with their tags, without what ends a turn.
 
@@ -117,10 +121,10 @@ class Judge:
         return list(scored.total)
 
     def marks(self) -> dict[str, Any]:
-        """What must be the same where a run goes on: names and versions of the rewards, and the
-        prompts."""
+        """What must be the same where a run goes on: names, versions, weights and options of the
+        rewards, and the prompts."""
         prompts = "\0".join(self.prompts)
         return {
-            "rewards": self.rewards.versions,
+            "rewards": self.rewards.marks,
             "prompts": hashlib.sha256(prompts.encode()).hexdigest()[:16],
         }

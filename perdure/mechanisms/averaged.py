@@ -37,6 +37,7 @@ class Averaged(Method):
     """
 
     saved: tuple[str, ...] = ("average", "u")
+    copies = 1
 
     def __init__(self, config: Any, every: int = 0) -> None:
         super().__init__(config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -88,6 +88,20 @@ WEIGHTS = {"sft": 100.0, "rl": 1.0}
 """GeRe's weight by how a task is learned. A policy's gradient is small beside a cross-entropy's,
 and all terms share one clip: on Velan the reward rises at 1 and does not at 100."""
 USUAL = "{sft:g}, and {rl:g} under learn: rl".format(**WEIGHTS)
+
+
+def loud(weight: float | str | None, ways: Iterable[str]) -> Iterator[str]:
+    """A line where a weight that was fixed for a cross-entropy meets a policy's gradient.
+
+    Args: ways: how each task is learned.
+    """
+    usual = WEIGHTS["rl"]
+    if isinstance(weight, int | float) and weight > 10 * usual and "rl" in ways:
+        yield (
+            f"weight {weight:g}: with learn: rl the term may swallow the policy's gradient, as all "
+            f"terms share one clip; {usual:g} is what gere has there: set it, or watch the shares "
+            "of the gradient in the log"
+        )
 
 
 def state_weight(

@@ -43,7 +43,9 @@ class GroupingConfig(MethodConfig):
         None, ge=0, le=1, description="below it a request fits none; null: threshold, or measured"
     )
     fallback: Literal["base", "nearest", "last"] = Field(
-        "base", description="who answers a request that fits no group; last: the newest group"
+        "base",
+        description="who answers a request that fits no group; last: the newest group; nearest: "
+        "the base model where none is similar at all",
     )
     most: int = Field(20, gt=0, description="different instructions of a task that are kept")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,7 +11,15 @@ import torch
 from pydantic import Field
 
 from perdure.errors import UsageError
-from perdure.mechanisms.buffer import Kept, balanced, by_class, class_quota, herded, reservoir
+from perdure.mechanisms.buffer import (
+    Kept,
+    balanced,
+    by_class,
+    class_quota,
+    herded,
+    reservoir,
+    shares,
+)
 from perdure.protocol.labels import class_of
 from perdure.protocol.method import Method, MethodConfig, Reads, Requires
 from perdure.recipe.mistakes import Mistake
@@ -98,6 +107,21 @@ class Buffered(Method):
     def _on_top(self, batch_size: int) -> int:
         """Rows that are replayed in a step on top of the batch."""
         return max(1, round(self.config.ratio * batch_size))
+
+    def new_rows(self, tasks: Sequence[Task]) -> int:
+        """How many rows of the last of these tasks are kept when it has been learned; of a
+        reservoir, which draws them, the most."""
+        size, rows = self.config.buffer_size, tasks[-1].train
+        if self.config.policy == "reservoir":
+            return min(size, len(rows))
+        if self.config.balance == "class":
+            quota = size // max(1, len({row["label"] for task in tasks for row in task.train}))
+            counts = Counter(row["label"] for row in rows)
+            return sum(min(quota, count) for count in counts.values())
+        kept: list[int] = []
+        for task in tasks:
+            kept = shares([*kept, min(size, len(task.train))], size)
+        return kept[-1]
 
     def begin_task(self, ctx: Context) -> None:
         self._rows = None

@@ -23,7 +23,7 @@ import torch
 from pydantic import Field
 
 from perdure.mechanisms.kept_rows import BufferConfig, Buffered
-from perdure.protocol.method import Requires
+from perdure.protocol.method import Reads, Requires
 from perdure.recipe.mistakes import Mistake
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from perdure.protocol.batch import ForwardOutput
     from perdure.protocol.context import Context
+    from perdure.streams.task import Task
 
 LOGITS = "_logits"
 """Key of an encoded row for what the model said of it: (labels, columns)."""
@@ -96,6 +97,14 @@ class DERpp(Buffered):
         super().__init__(config)
         teacher = "previous" if self.config.target == "snapshot" else None
         self.requires = Requires(logits=True, rows=True, teacher=teacher)
+
+    def reads(self, tasks: Sequence[Task], batch_size: int) -> Reads:
+        found, c = super().reads(tasks, batch_size), self.config
+        if c.target == "stored":
+            return found._replace(after=found.after + self.new_rows(tasks))
+        kept = batch_size if self.halves else found.learned
+        seen, new = (kept, batch_size * c.distill_new_rows) if len(tasks) > 1 else (0, 0)
+        return found._replace(seen=seen, known=new)
 
     def encoded(self, ctx: Context, entry: Mapping[str, Any]) -> dict[str, Any]:
         row = super().encoded(ctx, entry)

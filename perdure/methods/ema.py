@@ -117,6 +117,7 @@ class Ema(Averaged):
 
     def __init__(self, config: EmaConfig) -> None:
         super().__init__(config, every=config.every if config.beta == "line" else 0)
+        self.copies = 2 if config.beta in SOLVED else 1  # the last gradient
 
     def constant(self, ctx: Context) -> float | None:
         c = self.config

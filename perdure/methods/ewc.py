@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -24,7 +24,7 @@ from pydantic import Field
 
 from perdure.models.weights import full
 from perdure.protocol.batch import labels_of
-from perdure.protocol.method import Method, MethodConfig, Requires
+from perdure.protocol.method import Method, MethodConfig, Reads, Requires
 from perdure.recipe.mistakes import Mistake
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
 
     from perdure.protocol.context import Context
+    from perdure.streams.task import Task
 
 
 class EWCConfig(MethodConfig):
@@ -88,6 +89,7 @@ class EWC(Method):
     Config = EWCConfig
     config: EWCConfig
     requires = Requires(rows=True)
+    copies = 2
     saved = ("fisher", "center", "constant")
     released: ClassVar = {"fisher_mode": "batch", "tasks": "mean", "rows": sys.maxsize}
     example_options: ClassVar = {"lam": 50, "rows": 4}
@@ -98,6 +100,9 @@ class EWC(Method):
         self.fisher: dict[str, Tensor] = {}
         self.center: dict[str, Tensor] = {}
         self.constant = 0.0
+
+    def reads(self, tasks: Sequence[Task], batch_size: int) -> Reads:
+        return Reads(after=min(self.config.rows, len(tasks[-1].train)))
 
     def begin_task(self, ctx: Context) -> None:
         """Hold a grown head's old rows alone; let one that shrank, kept for new classes, go."""

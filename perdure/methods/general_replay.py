@@ -13,20 +13,21 @@ Cost: forward and backward over `insert` texts a step, in the task's own pass.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
 
 from perdure.engine.general_texts import GIVEN, SHARE, refuse_other_texts
-from perdure.mechanisms.distances import state_weight
+from perdure.mechanisms.distances import loud, state_weight
 from perdure.mechanisms.state_cache import note
 from perdure.protocol.method import Method, MethodConfig, Requires
 
 if TYPE_CHECKING:
     from perdure.protocol.batch import EncodedRows, ForwardOutput
     from perdure.protocol.context import BaseStates, Context
+    from perdure.streams.task import TaskStream
 
 
 class GeneralReplayConfig(MethodConfig):
@@ -86,6 +87,11 @@ class GeneralReplay(Method):
         if self.given and len(rows) < c.samples:
             note("%s: %d general texts are there, of samples: %d", self.name, len(rows), c.samples)
         self._rows = [{**row, "_text": i} for i, row in enumerate(rows)]
+
+    def told_of(self, stream: TaskStream) -> Iterable[str]:
+        c = self.config.model_dump()
+        given = None if c.get("loss") == "label" else c.get("weight")
+        return loud(given, {task.learn for task in stream})
 
     def base_states(
         self, ctx: Context, kind: str, previous: bool = False, **how: Any

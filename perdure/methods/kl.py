@@ -8,6 +8,7 @@ Paper: GRPO, Shao et al. 2024 (arXiv 2402.03300), equation 4; the estimators: J.
 "Approximating KL divergence" (2020). Read: trl 1.16.0, GRPOTrainer._compute_loss.
 
     L = L(task) + beta * mean over label tokens of k,  d = log p_reference - log p
+    term: reward   R_t = R [t is the last token] - beta * k_t, of REINFORCE++ (arXiv 2501.03262)
     k1 = -d;  k2 = d^2 / 2;  k3 = exp(d) - d - 1;  k3_ratio = k3 * p / p_sampling
 Departs: nothing. The gradient of k3 is that of the forward KL; times the ratio, with gradient, it
 is that of the reverse KL. That of k1 alone is 0 in expectation over samples: k1 is for watching.
@@ -17,13 +18,14 @@ else a copy of the trainable weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from perdure.errors import UsageError
 from perdure.protocol.method import Method, MethodConfig, Requires
+from perdure.recipe.mistakes import Mistake
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +42,15 @@ class KLConfig(MethodConfig):
     reference: Literal["base", "previous"] = Field(
         "base", description="the base model, or the model as the last task left it"
     )
+    term: Literal["loss", "reward"] = Field(
+        "loss",
+        description="reward: of reinforce++, taken off each token's reward, and no term of a loss",
+    )
+
+    def mistakes(self) -> Iterator[Mistake]:
+        if self.term == "reward" and self.estimator == "k3_ratio":
+            what = "is k3 with term: reward, where the model is the one that samples"
+            yield Mistake(("estimator",), what, "write k3, or k1, the paper's")
 
 
 def kl_of_tokens(
@@ -71,6 +82,10 @@ class KL(Method):
         super().__init__(config)
         self.requires = Requires(logits=True, teacher=config.reference)
 
+    def uses(self, hook: str) -> bool:
+        idle = "loss" if self.config.term == "reward" else "penalties"
+        return hook != idle and super().uses(hook)
+
     def check(self, classes: Sequence[str]) -> None:
         super().check(classes)
         if classes:
@@ -80,13 +95,17 @@ class KL(Method):
                 "use lwf or derpp, which hold the old classes",
             )
 
+    def penalties(self, ctx: Context, main: ForwardOutput) -> tuple[float, Tensor]:
+        return self.config.beta, self._of_tokens(ctx, main)
+
+    def _of_tokens(self, ctx: Context, main: ForwardOutput) -> Tensor:
+        reference = ctx.frozen(self.config.reference, log_probs=True)(main.batch).log_probs
+        sampling, estimator = main.sampling_log_probs, self.config.estimator
+        return kl_of_tokens(main.log_probs, reference, sampling, estimator)
+
     def loss(
         self, ctx: Context, main: ForwardOutput, extra: ForwardOutput | None
     ) -> Mapping[str, Tensor]:
-        reference = ctx.frozen(self.config.reference, log_probs=True)(main.batch).log_probs
-        each = kl_of_tokens(
-            main.log_probs, reference, main.sampling_log_probs, self.config.estimator
-        )
-        term = main.token_mean(each)
+        term = main.token_mean(self._of_tokens(ctx, main))
         ctx.log("kl", term.detach())
         return {"kl": self.config.beta * term}

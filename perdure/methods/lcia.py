@@ -82,7 +82,7 @@ class Lcia(Ema):
         self.groups = Groups(config)
         self._placement: Placement | None = None
         if config.average == "never":
-            self.requires = Requires()
+            self.requires, self.copies = Requires(), 0
 
     @property
     def codebook(self) -> dict[str, Any]:

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field, field_validator
 
 from perdure.mechanisms.interpolation import interpolate
-from perdure.protocol.method import Method, MethodConfig
+from perdure.protocol.method import Method, MethodConfig, Reads
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from perdure.protocol.context import Context
+    from perdure.streams.task import Task
 
 
 class RewindConfig(MethodConfig):
@@ -62,12 +63,17 @@ class Rewind(Method):
     Config = RewindConfig
     config: RewindConfig
     needs_validation = True
+    copies = 2
     example_options: ClassVar = {"grid": [0.5], "tolerance": 100}
     noop_options: ClassVar = {"grid": [1.0]}
 
     def __init__(self, config: RewindConfig) -> None:
         super().__init__(config)
         self._start: dict[str, Tensor] = {}
+
+    def reads(self, tasks: Sequence[Task], batch_size: int) -> Reads:
+        held, factors = len(tasks[-1].validation), sum(a < 1 for a in self.config.grid)
+        return Reads(after=(1 + factors) * min(self.config.rows or held, held))
 
     def begin_task(self, ctx: Context) -> None:
         self._start = ctx.snapshot()

@@ -255,13 +255,16 @@ class Encoder:
         """
         return row if "input_ids" in row else self.encode_and_tell(row)[0]
 
-    def encode_and_tell(self, row: Row) -> tuple[dict[str, Any], bool]:
-        """As `encode`, and whether the row's prompt is longer than `max_prompt_length`."""
+    def encode_and_tell(self, row: Row, limited: bool = True) -> tuple[dict[str, Any], bool]:
+        """As `encode`, and whether the row's prompt is longer than `max_prompt_length`.
+
+        Args: limited: by `max_length`; False where the row's answer is not trained on.
+        """
         if (kept := self.kept.find(row)) is not None:
             return kept, self.kept.was_cut(row)
         whole, answer = self._whole(row)
         prompt = self._within(whole)
-        if self.max_length is not None and len(prompt) + len(answer) > self.max_length:
+        if limited and self.max_length is not None and len(prompt) + len(answer) > self.max_length:
             raise DataError(
                 f"row starting {row['prompt'][-1]['content'][:40]!r}: "
                 f"{len(prompt) + len(answer)} tokens, the limit is {self.max_length}",

@@ -37,10 +37,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from perdure.errors import PerdureError, RecipeError, UsageError, brief, task_named
 from perdure.files import write_atomic
+from perdure.models.instructions import folded
 from perdure.recipe.mistakes import Mistake, mistakes_in
 from perdure.recipe.section import Section
 
@@ -100,6 +101,14 @@ class Group(Section):
         (), description="other wordings, held out: only thresholds are measured on them"
     )
 
+    @field_validator("instructions", mode="after")
+    @classmethod
+    def _told_apart(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        """Without those that differ from an earlier one in white space alone, which would count
+        twice in the mean. The very same text twice is told as a mistake, and blanks are."""
+        once: dict[str, str] = {}
+        return tuple(t for t in texts if once.setdefault(folded(t), t) == t or not t.strip())
+
     def mistakes(self) -> Iterator[Mistake]:
         if self.name.casefold() == BASE:
             what = f"{BASE} is what the model without an adapter is called"
@@ -144,7 +153,9 @@ class Codebook(Section):
         0.9, ge=0, le=1, description="below this similarity, 0 to 1, a request fits no group"
     )
     fallback: Literal["base", "nearest", "last"] = Field(
-        "base", description="who answers a request that fits none; last: the newest group"
+        "base",
+        description="who answers a request that fits none; last: the newest group; nearest: of "
+        "equals the older one, and the base model where none is similar at all",
     )
     calibration: Calibrated | None = Field(None, description="how both thresholds were found")
     strangers: tuple[str, ...] = Field(
@@ -265,7 +276,8 @@ class Codebook(Section):
     def continued(self, name: str, instructions: Sequence[str], task: str) -> Codebook:
         """With a group that has learned one more task, and so has the next version of its adapter.
 
-        Texts that it has already are not added again; the others follow in their order.
+        Texts that it has already, white space aside, are not added again; the others follow in
+        their order.
         """
         groups = list(self.groups)
         place = groups.index(self.group(name))
@@ -354,7 +366,7 @@ def next_version(adapter: str) -> str:
 
 
 def _said(instructions: Sequence[str]) -> list[str]:
-    return [text for text in map(str.strip, instructions) if text]
+    return [text for text in map(folded, instructions) if text]
 
 
 def _once(pairs: list[tuple[str, Any]], twice: list[str]) -> dict[str, Any]:

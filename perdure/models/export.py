@@ -7,23 +7,29 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from perdure.errors import ModelError, RunError, UsageError
-from perdure.models.adapter_lists import holder, names
+from perdure.models.adapter_lists import ADAPTERS_FILE, folders, holder, names
 from perdure.models.adapters import BASE_FILE, save_plain, saved_base
 from perdure.models.configuration import read_config
 from perdure.models.experts import numbers
 from perdure.models.load import load_saved, resolve_saved
 from perdure.models.pin import folder_of
-from perdure.models.served import router_of, verify_saved
-
-if TYPE_CHECKING:
-    pass
+from perdure.models.served import (
+    ROUTERS,
+    adapter_named,
+    adapters_told,
+    router_of,
+    serve_only,
+    verify_saved,
+)
 
 Target = Literal["merged", "peft"]
 TARGETS: tuple[Target, ...] = ("merged", "peft")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+_FIRST_ONES = ("adapter_config.json", "adapter_model.safetensors")
+"""An adapter's own files, among all that lie in a folder."""
 _IN_FILES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """Names of the types in safetensors files."""
 
@@ -34,6 +40,7 @@ def export(
     to: str = "merged",
     dtype: str = "auto",
     tell: Callable[[str], None] | None = None,
+    adapter: str | None = None,
 ) -> Path:
     """Write the model of a run, a checkpoint or a model folder to the new folder `out`.
 
@@ -43,11 +50,12 @@ def export(
         dtype: of merged weights; "auto" is that in which the base model is stored; of a GGUF file,
             to which it was dequantised.
         tell: told in which type weights are written, and why.
+        adapter: of several, the one to write, by its name or its group's; None: all of them.
 
     Returns: the folder.
 
     Raises:
-        UsageError: no such target or type.
+        UsageError: no such target, type or adapter.
         RunError: `out` exists.
         ModelError: no model there, or no adapter for "peft".
     """
@@ -57,30 +65,46 @@ def export(
             raise UsageError(f"{name} {value}: unknown", f"one of: {', '.join(known)}")
     if out.exists():
         raise RunError(f"{out}: exists already, and is never overwritten", "choose another --out")
+    only = None if adapter is None else adapter_named(source, adapter)
     draft = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         if to == "peft":
-            _adapter(source, draft)
+            _adapter(source, draft, only)
         else:
-            _merged(source, draft, dtype, tell)
+            _merged(source, draft, dtype, tell, only)
         os.rename(draft, out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return out
 
 
-def _adapter(source: str | Path, draft: Path) -> None:
+def _adapter(source: str | Path, draft: Path, only: str | None) -> None:
     folder = resolve_saved(Path(source).expanduser())
     if folder is None or not (folder / "adapter_config.json").is_file():
         raise ModelError(
             f"{source}: was trained in full and has no adapter", "write it whole: --to merged"
         )
     verify_saved(folder)
-    shutil.copytree(folder, draft, ignore=shutil.ignore_patterns(BASE_FILE, "manifest.json"))
+    several = folders(folder)
+    if only is None or len(several) == 1:
+        shutil.copytree(folder, draft, ignore=shutil.ignore_patterns(BASE_FILE, "manifest.json"))
+        return
+    # What lies beside the first adapter, such as the tokenizer, is of all of them.
+    beside = {BASE_FILE, "manifest.json", ADAPTERS_FILE, *ROUTERS, *_FIRST_ONES}
+    draft.mkdir()
+    for file in folder.iterdir():
+        if file.is_file() and file.name not in beside:
+            shutil.copy2(file, draft / file.name)
+    for name in _FIRST_ONES:
+        shutil.copy2(several[only] / name, draft / name)
 
 
 def _merged(
-    source: str | Path, draft: Path, dtype: str, tell: Callable[[str], None] | None
+    source: str | Path,
+    draft: Path,
+    dtype: str,
+    tell: Callable[[str], None] | None,
+    only: str | None,
 ) -> None:
     import torch
 
@@ -88,11 +112,15 @@ def _merged(
     if tell is not None:
         tell(f"weights: {dtype}, {why}")
     model, tokenizer = load_saved(source)
+    if only is not None:
+        serve_only(model, only)
     if router_of(model) is not None:
+        folder = resolve_saved(Path(source).expanduser())
+        which = "" if folder is None else f": {adapters_told(folder)}"
         raise ModelError(
             f"{source}: each request is routed to one of its {len(names(model))} adapters, which "
             "one set of weights cannot do",
-            "write them all: --to peft; or merge one: give its folder as the model",
+            ["write them all: --to peft", f"or merge one{which}"],
         )
     if holder(model) is not None and numbers(model):
         raise ModelError(

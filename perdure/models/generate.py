@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -281,6 +282,59 @@ def _close(pair: tuple[Tensor, list[Tensor]], alone: tuple[Tensor, list[Tensor]]
         if pair[0][row, step] != alone[0][0, step]:
             return True  # two tokens that are as good as equally likely
     return True
+
+
+def cut_at_end(
+    encoder: Encoder, ids: Sequence[int], stops: Sequence[int]
+) -> tuple[list[int], bool]:
+    """What was written behind a prompt, up to and with what ends it, and whether anything does.
+
+    Also where the end of an answer is of several ordinary tokens, which no single token tells.
+
+    Args: stops: those of `stop_ids`.
+    """
+    first = next((k for k, token in enumerate(ids) if token in stops), None)
+    kept = list(ids) if first is None else list(ids[: first + 1])
+
+    def ends(count: int) -> bool:
+        return encoder.end in encoder.tokenizer.decode(kept[:count], skip_special_tokens=False)
+
+    if len(encoder.end_ids) > 1 and ends(len(kept)):
+        return kept[: bisect_left(range(len(kept)), True, key=ends)], True
+    return kept, first is not None
+
+
+class _AtEnd:
+    """Tells `transformers` that a row of a batch has written all these tokens one after another."""
+
+    def __init__(self, end_ids: Sequence[int]) -> None:
+        self.end_ids = torch.tensor(end_ids)
+        self.given: int | None = None  # tokens of the prompts
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        size, width = len(self.end_ids), input_ids.shape[1]
+        self.given = width - 1 if self.given is None else self.given
+        if width - self.given < size:
+            return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        return (input_ids[:, -size:] == self.end_ids.to(input_ids.device)).all(-1)
+
+
+@contextmanager
+def stopping_at(base: Any, end_ids: Sequence[int]) -> Iterator[None]:
+    """Let a model stop where it has written an end of several ordinary tokens."""
+    if len(end_ids) < 2:
+        yield
+        return
+    own = base.generate
+
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        return own(*args, stopping_criteria=[_AtEnd(end_ids)], **kwargs)
+
+    base.generate = generate
+    try:
+        yield
+    finally:
+        del base.generate
 
 
 @contextmanager

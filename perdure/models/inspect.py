@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,13 @@ class ModelFacts:
     """It reads a text from left to right; else it is an encoder."""
     no_language_head: str = ""
     """Why it cannot write text; "" if it can."""
+    adapted_inputs: int = 0
+    """Numbers that an adapter's layers read, summed over them: the columns of its matrices A."""
+
+    def with_experts(self, experts: int) -> ModelFacts:
+        """With the routers of an adapter that is split among so many experts; 1 has none."""
+        routers = experts * self.adapted_inputs if experts > 1 else 0
+        return replace(self, trainable=self.trainable + routers)
 
 
 def inspect_base(model: ModelConfig, writes: bool = True) -> ModelFacts:
@@ -53,7 +60,7 @@ def inspect_base(model: ModelConfig, writes: bool = True) -> ModelFacts:
     """
     config = read_config(model, causal=writes)
     counts = counted(model, config) if writes else None
-    architecture, parameters, trainable = counts or _built(model, config, writes)
+    architecture, parameters, trainable, inputs = counts or _built(model, config, writes)
     text = config.get_text_config()
     return ModelFacts(
         architecture=architecture,
@@ -65,27 +72,33 @@ def inspect_base(model: ModelConfig, writes: bool = True) -> ModelFacts:
         context_length=int(getattr(text, "max_position_embeddings", 0) or 0),
         decoder=is_decoder(config),
         no_language_head=why_not_causal(config),
+        adapted_inputs=inputs,
     )
 
 
-def _built(model: ModelConfig, config: Any, writes: bool) -> tuple[str, int, int]:
-    """Class, parameters and trained parameters of the model built without memory."""
+def _built(model: ModelConfig, config: Any, writes: bool) -> tuple[str, int, int, int]:
+    """Class, parameters, trained parameters and `adapted_inputs` of the model built without
+    memory."""
     from perdure.models.adapters import attach_lora
 
     empty = build_empty(model, config, writes)
     parameters = trainable = sum(p.numel() for p in empty.parameters())
+    inputs = 0
     if model.tuning == "lora":
         import torch
 
         with torch.device("meta"):
             task_type = "CAUSAL_LM" if writes else "FEATURE_EXTRACTION"
             tuned = attach_lora(empty, model.lora, task_type=task_type)
-        trainable = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
-    return type(empty).__name__, parameters, trainable
+        learned = {n: p for n, p in tuned.named_parameters() if p.requires_grad}
+        trainable = sum(p.numel() for p in learned.values())
+        inputs = sum(p.shape[-1] for n, p in learned.items() if ".lora_A." in n)
+    return type(empty).__name__, parameters, trainable, inputs
 
 
-def counted(model: ModelConfig, config: Any) -> tuple[str, int, int] | None:
-    """Class, parameters and trained parameters by the heads of a folder's weight files.
+def counted(model: ModelConfig, config: Any) -> tuple[str, int, int, int] | None:
+    """Class, parameters, trained parameters and `adapted_inputs` (0) by the heads of a folder's
+    weight files.
 
     Building the model imports three seconds of `transformers` that a check can do without. None
     where the files alone do not tell: adapters, an attention to be checked, code of the model's
@@ -119,7 +132,7 @@ def counted(model: ModelConfig, config: Any) -> tuple[str, int, int] | None:
     if tied:
         sizes = {n: s for n, s in sizes.items() if n not in ("lm_head.weight", "embed_out.weight")}
     total = sum(s for n, s in sizes.items() if not n.endswith((".inv_freq", ".masked_bias")))
-    return str(known), total, total
+    return str(known), total, total, 0
 
 
 def build_empty(model: ModelConfig, config: Any, writes: bool = True) -> Any:

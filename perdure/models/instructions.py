@@ -68,14 +68,21 @@ def instructions_of(
     """The different instructions of a task's rows, in the order in which they are met.
 
     Without a system message and a task's instruction these are the users' own texts, and whatever
-    is grouped by them keeps them in its codebook: `most` bounds how many.
+    is grouped by them keeps them in its codebook: `most` bounds how many. Texts that differ in
+    white space alone are one.
 
     Args: most: so many at most, spread evenly over them; None: all.
     """
-    found = list(dict.fromkeys(filter(None, (instruction_of(r, task_instruction) for r in rows))))
+    texts = (folded(instruction_of(row, task_instruction)) for row in rows)
+    found = list(dict.fromkeys(filter(None, texts)))
     if most is None or len(found) <= most:
         return tuple(found)
     return tuple(found[i * len(found) // most] for i in range(most))
+
+
+def folded(text: str) -> str:
+    """A text with single blanks for all its white space: what two texts are compared by."""
+    return " ".join(text.split())
 
 
 def messages(given: Any) -> Messages:

@@ -68,7 +68,7 @@ class PreparedClasses(ClassEncoder):
         """Nothing: the head tells classes apart, not the tokens of their names."""
         return []
 
-    def encode_and_tell(self, row: Row) -> tuple[dict[str, Any], bool]:
+    def encode_and_tell(self, row: Row, limited: bool = True) -> tuple[dict[str, Any], bool]:
         """As `encode`, and whether the row's text lost a part.
 
         Raises:

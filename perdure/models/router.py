@@ -214,6 +214,9 @@ class Router:
         if book.fallback == "base":
             why += "; fallback: the base model"
             return Choice(None, None, score, runner_up, why, near.name, False)
+        if book.fallback == "nearest" and score <= 0:
+            why += "; fallback nearest: it is similar to none at all, so the base model"
+            return Choice(None, None, score, runner_up, why, near.name, False)
         group = near if book.fallback == "nearest" else book.groups[-1]
         why += f"; fallback {book.fallback}: {group.name}"
         return Choice(group.adapter, group.name, score, runner_up, why, near.name, False)

@@ -206,6 +206,19 @@ def adapter_named(path: str | Path, name: str) -> str:
     )
 
 
+def adapters_told(folder: Path, most: int = 12) -> str:
+    """How to name one of the adapters in a folder, and which there are: for a remedy."""
+    known = list(folders(folder))
+    book = getattr(load_router(folder), "codebook", None)
+    tasks = {} if book is None else {group.adapter: group.tasks for group in book.groups}
+    told = []
+    for name in sorted(known, key=lambda one: not tasks.get(one)):
+        learned = f"learned {', '.join(tasks[name])}" if tasks.get(name) else "of no task"
+        told.append(f"{name} ({learned})" if tasks else name)
+    rest = f" and {len(told) - most} more" if len(told) > most else ""
+    return f"name it with --adapter; there are {', '.join(told[:most])}{rest}"
+
+
 def serve_only(model: Any, adapter: str) -> None:
     """Have one adapter answer all requests, whatever a router would choose or is active.
 

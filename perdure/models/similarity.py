@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from perdure.errors import UsageError
+from perdure.models.instructions import folded
 from perdure.recipe.mistakes import near
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class _Rules:
         digits: int,
     ) -> None:
         self.measure, self.digits = measure, digits
-        self.stored = [_folded(text) for text in stored]
+        self.stored = [folded(text) for text in stored]
         self.places: dict[str, list[int]] = {}
         for place, text in enumerate(self.stored):
             self.places.setdefault(text, []).append(place)
@@ -101,8 +102,8 @@ class _Rules:
         self.blank = [place for place, text in enumerate(self.stored) if not text]
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        folded = [_folded(text) for text in texts]
-        once = list(dict.fromkeys(filter(None, folded)))
+        plain = [folded(text) for text in texts]
+        once = list(dict.fromkeys(filter(None, plain)))
         # The last row stands for every blank text.
         found = np.zeros((len(once) + 1, len(self.stored)))
         if self.stored:
@@ -114,7 +115,7 @@ class _Rules:
         for row, text in enumerate(once):
             found[row, self.places.get(text, [])] = 1.0
         rows = {text: row for row, text in enumerate(once)}
-        return found[[rows.get(text, len(once)) for text in folded]]
+        return found[[rows.get(text, len(once)) for text in plain]]
 
 
 class Tfidf:
@@ -153,7 +154,7 @@ class Tfidf:
     """
 
     def index(self, stored: Sequence[str]) -> Index:
-        return _Rules(stored, _WordCounts([_folded(text) for text in stored]), digits=12)
+        return _Rules(stored, _WordCounts([folded(text) for text in stored]), digits=12)
 
 
 SINGLE = (1.0 + math.log(1.5)) ** 2
@@ -224,13 +225,13 @@ class Embedding:
         self.known: dict[str, NDArray[np.float32]] = {}
 
     def index(self, stored: Sequence[str]) -> Index:
-        folded = [_folded(text) for text in stored]
+        plain = [folded(text) for text in stored]
         others: list[NDArray[np.float32]] = []  # (width, stored), when they were read
 
         def cosine(texts: Sequence[str]) -> NDArray[np.float64]:
             if not others:
-                self.known.update(self._read(folded))
-                others.append(np.stack([self.known[text] for text in folded]).T)
+                self.known.update(self._read(plain))
+                others.append(np.stack([self.known[text] for text in plain]).T)
             new = self._read(texts)
             asked = np.stack([new[t] if t in new else self.known[t] for t in texts])
             return np.asarray(asked @ others[0], dtype=np.float64)
@@ -248,7 +249,3 @@ def _mapped(sparse: Any, function: Callable[[Any], Any]) -> Any:
     found = sparse.copy()
     found.data = function(found.data)
     return found
-
-
-def _folded(text: str) -> str:
-    return " ".join(text.split())

@@ -51,6 +51,11 @@ def training_mb(
     return round(PROCESS_MB + (state + kept + logits) / 2**20)
 
 
+def copies_mb(recipe: Recipe, copies: int, trained: int) -> int:
+    """So many fp32 copies of the trained numbers, in MiB a process: sharded as these are."""
+    return round(copies * trained * 4 / 2**20 / max(1, recipe.model.fsdp_size))
+
+
 def adapters_mb(count: int, numbers: int) -> float:
     """So many adapters of so many numbers each, in MiB, in memory or on the disk."""
     return count * numbers * ADAPTER_BYTES / 2**20

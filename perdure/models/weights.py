@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,19 +58,24 @@ def fingerprint(model: nn.Module, frozen_only: bool = False) -> str:
 
     Args: frozen_only: leave out parameters that are trained.
     """
-    digest = hashlib.sha256(_settings(model).encode())
     saved = model.state_dict().keys()
     buffers = [(name, buffer) for name, buffer in model.named_buffers() if name in saved]
-    with torch.no_grad():
-        for name, weight in [*model.named_parameters(), *buffers]:
-            if frozen_only and weight.requires_grad:
-                continue
-            whole = full(weight.detach())
-            figures = " ".join(_figures(whole))
-            few = whole.flatten()[:: max(1, whole.numel() // 1024)]
-            # A copy: numpy would keep the storage of a gathered parameter from being freed.
-            some = few.to("cpu", torch.float64, copy=True).numpy().tobytes()
-            digest.update(f"{name} {tuple(whole.shape)} {figures}\n".encode() + some)
+    every = [*model.named_parameters(), *buffers]
+    kept = ((name, w) for name, w in every if not (frozen_only and w.requires_grad))
+    return hash_of(kept, _settings(model))
+
+
+@torch.no_grad()
+def hash_of(weights: Iterable[tuple[str, Tensor]], settings: str = "") -> str:
+    """A hash of tensors by name, as `fingerprint` makes it of a model's."""
+    digest = hashlib.sha256(settings.encode())
+    for name, weight in weights:
+        whole = full(weight.detach())
+        figures = " ".join(_figures(whole))
+        few = whole.flatten()[:: max(1, whole.numel() // 1024)]
+        # A copy: numpy would keep the storage of a gathered parameter from being freed.
+        some = few.to("cpu", torch.float64, copy=True).numpy().tobytes()
+        digest.update(f"{name} {tuple(whole.shape)} {figures}\n".encode() + some)
     return digest.hexdigest()[:16]
 
 

@@ -73,12 +73,14 @@ class Reads(NamedTuple):
 
     Attributes:
         learned: in each step with a gradient; seen: in each step without.
-        after: once, when the task has been learned.
+        after: once, when the task has been learned; where that depends on how it went, the most.
+        known: in each step without a gradient, of a scenario in which tasks are known.
     """
 
     learned: int = 0
     seen: int = 0
     after: int = 0
+    known: int = 0
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,9 @@ class Method:
     halves: bool = False
     """True if, once rows of earlier tasks are kept, half of each batch is left to `replay`'s rows:
     the learner then takes half as many of the task's own, in twice as many steps."""
+    copies: int = 0
+    """fp32 copies of the trained weights that it keeps while a task is learned, for a plan; that of
+    `requires.teacher` is counted without it."""
     reference_kl: bool = False
     """True if it adds the KL to a reference model that trainers of reinforcement have too, as
     `GRPOConfig.beta`: both at once are refused."""
@@ -240,6 +245,17 @@ class Method:
     ) -> Mapping[str, Tensor]:
         """Return named scalars to add to the loss (`ForwardOutput.token_mean`, `.row_mean`)."""
         return {}
+
+    def penalties(self, ctx: Context, main: ForwardOutput) -> tuple[float, Tensor] | None:
+        """Return a weight and what is taken off the reward of each label token, (tokens,), times
+        it; None: nothing is.
+
+        Asked once for completions that were just sampled, where advantages are by token
+        (`rl.algorithm: reinforce++`), and refused where rewards are otherwise learned from.
+
+        Args: main: the sampling policy's pass over them, without gradient: `log_probs`, `batch`.
+        """
+        return None
 
     def gradients(
         self, ctx: Context, params: Mapping[str, Parameter]

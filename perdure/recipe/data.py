@@ -199,6 +199,8 @@ class TaskConfig(Section):
             elif Path(source).suffix.lower() not in FILE_TYPES:
                 what = f'"{source}" is none of {" ".join(FILE_TYPES)}'
                 hub = "for a hub data set, also write dataset: NAME"
+                if Path(source).suffix.lower() == ".txt":  # a line a row, beside another file's
+                    hub = f"files aligned line by line: {split}: {{source: FILE, target: FILE}}"
                 yield Mistake((split,), what, hub)
 
     def _shared_test(self) -> Iterator[Mistake]:
@@ -371,15 +373,6 @@ class StreamConfig(Section):
             if name in names[:i]:
                 what = f'"{name}" is the name of stream.tasks.{names.index(name)} already'
                 yield Mistake(("tasks", i, "name"), what, "give each task its own name")
-        sharing = {task.name for task in self.tasks if task.test_of is not None}
-        for i, task in enumerate(self.tasks):
-            if task.test_of is None:
-                continue
-            others = [name for name in names if name != task.name and name not in sharing]
-            if task.test_of not in others:
-                what = f'no other task with test rows of its own is called "{task.test_of}"'
-                hint = near(task.test_of, others) or f"there are: {', '.join(others) or 'none'}"
-                yield Mistake(("tasks", i, "test_of"), what, hint)
         for i, name in enumerate(self.order or ()):
             if self.tasks and name not in names:
                 hint = near(name, names) or f"the tasks are: {', '.join(names)}"

@@ -20,8 +20,9 @@ from torch import Tensor
 from perdure.audit.runs import today_of
 from perdure.errors import ModelError, UsageError
 from perdure.models import load_base, load_saved, save_model
-from perdure.models.adapter_lists import folders
+from perdure.models.adapter_lists import DEFAULT, folders
 from perdure.models.adapters import (
+    join_adapter,
     load_adapter,
     reading,
     saved_base,
@@ -31,7 +32,7 @@ from perdure.models.adapters import (
 from perdure.models.chat import Encoder
 from perdure.models.load import resolve_saved
 from perdure.models.precision import in_bf16
-from perdure.models.served import load_router, verify_saved
+from perdure.models.served import adapter_named, adapters_told, load_router, verify_saved
 from perdure.recipe.schema import ModelConfig
 from perdure.repair.candidates import Candidate, layer_groups, mixed
 
@@ -100,20 +101,27 @@ class Line:
         save_model(self.model, self.tokenizer, folder, self.config)
 
 
-def load_line(base: str, tuned: str, *, precision: str = "fp32") -> Line:
+def load_line(
+    base: str, tuned: str, *, precision: str = "fp32", adapter: str | None = None
+) -> Line:
     """Load both models; one of them stays.
 
     Args:
         base, tuned: as `perdure.models.load_saved` takes them; `tuned` may be a LoRA adapter
             on `base`, trained by anything.
         precision: "bf16" keeps the frozen weights under an adapter in bf16.
+        adapter: of a `tuned` with several, the one that is scaled.
     Raises:
         ModelError: a model cannot be loaded, or the two are not of one kind and size.
-        UsageError: the two are the same.
+        UsageError: the two are the same, or there is no such adapter.
     """
     folder = resolve_saved(Path(tuned).expanduser())
     on_adapter = folder is not None and (folder / "adapter_config.json").is_file()
-    line = _of_adapter(base, folder, precision) if on_adapter and folder else _of_full(base, tuned)
+    only = None if adapter is None else adapter_named(tuned, adapter)
+    if on_adapter and folder:
+        line = _of_adapter(base, folder, precision, only)
+    else:
+        line = _of_full(base, tuned)
     line.today = today_of(tuned)
     if all(torch.equal(line.start[name].float(), last.float()) for name, last in line.end.items()):
         raise UsageError(
@@ -152,22 +160,24 @@ def _of_full(base: str, tuned: str) -> Line:
     return Line(model, tokenizer, noted or ModelConfig(path=_absolute(base)), begin, end, stored)
 
 
-def _of_adapter(base: str, folder: Path, precision: str) -> Line:
-    _check_adapter(folder / "adapter_config.json")
-    if load_router(folder) is not None:
+def _of_adapter(base: str, folder: Path, precision: str, only: str | None) -> Line:
+    several = folders(folder)
+    if only is None and load_router(folder) is not None:
         raise ModelError(
             f"{folder}: a router chooses among its adapters for each request",
-            f"repair one of them: give its folder, such as {folder / list(folders(folder))[-1]}",
+            f"repair one of them: {adapters_told(folder)}",
         )
-    if len(several := list(folders(folder))) > 1:
+    if only is None and len(several) > 1:
         raise ModelError(
-            f"{folder}: holds {len(several)} adapters, {_listed(several)}, and one is scaled at a "
-            "time",
+            f"{folder}: holds {len(several)} adapters, {_listed(list(several))}, and one is scaled "
+            "at a time",
             (
-                f"repair one: give its folder, such as {folder / several[-1]}",
+                f"repair one: {adapters_told(folder)}",
                 "or what all that are active make of the base: perdure export --to merged",
             ),
         )
+    home = folder if only is None else several[only]
+    _check_adapter(home / "adapter_config.json")
     verify_saved(folder)
     noted, path = saved_base(folder), _absolute(base)
     config = ModelConfig(path=path)
@@ -179,7 +189,10 @@ def _of_adapter(base: str, folder: Path, precision: str) -> Line:
     tokenizer.chat_template = saved_template(folder) or tokenizer.chat_template
     if precision == "bf16":
         model = in_bf16(model)
-    model = load_adapter(folder, model, trainable=True)
+    if len(several) > 1:
+        model = join_adapter(home, model, DEFAULT, trainable=True)
+    else:
+        model = load_adapter(home, model, trainable=True)
     params = {name: parameter.detach() for name, parameter in model.named_parameters()}
     every = model.state_dict()  # tied weights under both of their names
     start, end = {}, {}

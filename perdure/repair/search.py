@@ -47,6 +47,7 @@ def repair(
     seed: int = 0,
     device: torch.device | str | None = None,
     accept_changes: bool = False,
+    adapter: str | None = None,
     trust_remote_code: bool = False,
     on_progress: Progress | None = None,
 ) -> Repair:
@@ -65,9 +66,11 @@ def repair(
         seed: of the halves, and of the training.
         device: None is a GPU if there is one.
         accept_changes: go on although the base of a run that is read has changed since it began.
+        adapter: of a `tuned` with several, the one to repair.
         trust_remote_code: code that the models, or a metric of your own, bring may run.
     Raises:
-        UsageError: an option out of range, no task, or two models with the same weights.
+        UsageError: an option out of range, no task, or two models with the same weights, or no
+            such adapter.
         DataError: a half would have no text or no rows.
         ModelError: a model cannot be loaded, or the two do not belong together.
         ConsentError: a model brings code, and nobody said that it may run.
@@ -86,7 +89,7 @@ def repair(
         if not replayed:
             raise UsageError("--steps: too few general texts", "give eight or more")
     with new_folder(out) as draft:
-        line = load_line(str(base), str(tuned), precision=precision)
+        line = load_line(str(base), str(tuned), precision=precision, adapter=adapter)
         if device is None and torch.cuda.is_available():
             device = "cuda"
         if device is not None:
@@ -115,7 +118,7 @@ def repair(
             reported = Report(*before, after, *shares(meter.metrics, *before, after))
         found = Repair(
             base=str(base),
-            tuned=str(tuned),
+            tuned=str(tuned) + (f" ({adapter})" if adapter else ""),
             max_task_loss=max_task_loss,
             seed=seed,
             rows={"search": search.counts, "report": report.counts},

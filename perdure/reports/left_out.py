@@ -31,16 +31,35 @@ def line(runs: Sequence[RunView]) -> str:
 
 
 def reasons(runs: Sequence[RunView]) -> str:
-    """Why tasks are left out; the last reason only where there is such a task."""
-    if scored_again(runs):
-        return "another unit, only scored, or scored on the same rows as a later task"
-    return "another unit, or only scored"
-
-
-def scored_again(runs: Sequence[RunView]) -> bool:
-    """Whether a task is scored on the test rows of one that is learned later."""
-    return any(
-        run.matrix.next_on_same_rows(j) is not None
+    """Why these tasks are left out: each reason that one of them has."""
+    found = dict.fromkeys(
+        reason
         for run in runs
-        for j in range(len(run.matrix.tasks))
+        for j, name in enumerate(run.matrix.tasks)
+        if name in run.matrix.left_out
+        for reason, holds in (
+            ("another unit", not _in_shares(run, j)),
+            ("only scored", not run.matrix.learned[j]),
+            (
+                "scored on the same rows as a later task",
+                run.matrix.next_on_same_rows(j) is not None,
+            ),
+        )
+        if holds
     )
+    return " or ".join(", ".join(found).rsplit(", ", 1))
+
+
+def _in_shares(run: RunView, column: int) -> bool:
+    return bool(run.matrix.in_shares[column] and run.matrix.higher_is_better[column])
+
+
+def why(runs: Sequence[RunView]) -> str:
+    """The same for the page, in a clause."""
+    said = {
+        "another unit": "their scores do not run from 0 to 1, or lower is better",
+        "only scored": "they are only scored",
+        "scored on the same rows as a later task": "a later task is scored on the same rows",
+    }
+    found = [said[reason] for reason in said if reason in reasons(runs)]
+    return ", or ".join(found)

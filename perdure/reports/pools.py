@@ -198,10 +198,16 @@ def _size(line: Mapping[str, Any]) -> Size:
     own = [one for one in line["adapters"] if one["name"] in names]
     return Size(
         len(names),
-        sum(int(name.partition("@")[2] or 1) for name in names),
+        sum(map(_version, names)),
         sum(one["parameters"] for one in own),
         sum(one["bytes"] for one in own),
     )
+
+
+def _version(adapter: str) -> int:
+    """The version in an adapter's name, as a codebook writes it; 1 where it has none."""
+    number = adapter.rpartition("@")[2]
+    return int(number) if "@" in adapter and number.isdecimal() else 1
 
 
 # --- who answered

@@ -211,6 +211,46 @@ def tables(runs: Sequence[RunView]) -> Iterator[Table]:
     yield table
 
 
+# --- as columns of a table of runs
+
+
+def csv_heads(runs: Sequence[RunView]) -> list[str]:
+    """Columns of each task that some run learned from rewards: first and last tenth of its steps,
+    and the seconds of a step."""
+    ends = [f"{_plain(name)}_{at}" for name in COMPARED for at in ("begin", "end")]
+    return [f"rl:{task}:{end}" for task in _learned(runs) for end in (*ends, "step_seconds")]
+
+
+def csv_cells(run: RunView, runs: Sequence[RunView]) -> list[float | None]:
+    """One run's cells of `csv_heads`; None where there is no figure."""
+    own = {one.task: one for one in tasks(run)}
+    cells: list[float | None] = []
+    for task in _learned(runs):
+        one = own.get(task)
+        for name in COMPARED:
+            cells += [None, None] if one is None else [one.begin.get(name), one.end.get(name)]
+        cells.append(one.whole if one is not None and one.seconds else None)
+    return cells
+
+
+def short_heads(runs: Sequence[RunView]) -> list[str]:
+    """As `csv_heads`, what a rounded table has room for: each task's reward."""
+    return [f"Reward: {task} ↑" for task in _learned(runs)]
+
+
+def short_cells(run: RunView, runs: Sequence[RunView]) -> list[str]:
+    own = {one.task: one for one in tasks(run)}
+    return [_change(own[task], REWARD) if task in own else DASH for task in _learned(runs)]
+
+
+def _learned(runs: Sequence[RunView]) -> list[str]:
+    return list(dict.fromkeys(one.task for run in runs for one in tasks(run)))
+
+
+def _plain(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
 def seconds_words(one: Reinforced, phase: str) -> str:
     """Seconds of a phase and its share of a step: "0.16 (41 %)"."""
     if phase not in one.seconds:

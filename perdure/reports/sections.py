@@ -11,7 +11,7 @@ from perdure.reports import charts, classes, findings, format, ranking, scenario
 from perdure.reports.colours import STEPS
 from perdure.reports.data import LEVELS, SUMMARY, RunView, TaskFacts, task_order
 from perdure.reports.format import number, percent, signed, significant
-from perdure.reports.left_out import left_out_of_means, scored_again
+from perdure.reports.left_out import left_out_of_means, why
 from perdure.streams.kinds import PERPLEXITY, is_perdures
 
 MANY = 8
@@ -152,7 +152,7 @@ def summary(runs: Sequence[RunView]) -> dict[str, Any]:
         "rows": rows,
         "general": general_columns,
         "left_out": left_out,
-        "again": scored_again(runs),
+        "why_left_out": why(runs),
         "other_units": not all(
             all((*run.matrix.in_shares, *run.matrix.higher_is_better)) for run in runs
         ),

@@ -14,7 +14,16 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from perdure.errors import UsageError
-from perdure.reports import classes, format, left_out, numbers, pool_views, ranking, words
+from perdure.reports import (
+    classes,
+    format,
+    left_out,
+    numbers,
+    pool_views,
+    ranking,
+    reinforced_views,
+    words,
+)
 from perdure.reports.data import SUMMARY, RunData, RunView, task_order, views
 from perdure.reports.pools import pool_of
 from perdure.reports.seeds import grouped, seed_of
@@ -55,7 +64,9 @@ def _csv(runs: Sequence[RunView]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     scenario = ["scenario"] if any(run.scenario for run in runs) else []
     pools = list(pool_views.CSV) if any(map(pool_of, runs)) else []
-    writer.writerow(["method", "seeds", "runs", *scenario, *figures, *ends, *general, *pools])
+    rewards = reinforced_views.csv_heads(runs)
+    heads = [*scenario, *figures, *ends, *general, *pools, *rewards]
+    writer.writerow(["method", "seeds", "runs", *heads])
     for run in (one for own in runs for one in classes.both(own)):
         cells: list[Any] = []
         for key in numbers.KEYS:
@@ -70,6 +81,7 @@ def _csv(runs: Sequence[RunView]) -> str:
         # As printed elsewhere: above 0 is a rise of the loss.
         cells += [None] * 3 if change is None else [-change.mean, -change.high, -change.low]
         cells += pool_views.csv_cells(pool_of(run)) if pools else []
+        cells += reinforced_views.csv_cells(run, runs)
         seeds = " ".join(map(seed_of, run.members))
         first = [run.label, seeds, len(run.members), *([run.scenario] if scenario else [])]
         writer.writerow([*first, *map(_number, cells)])
@@ -96,6 +108,7 @@ def _rounded(runs: Sequence[RunView]) -> tuple[list[str], list[list[tuple[str, s
     heads += ["General perplexity ↓"] if general else []
     pools = any(map(pool_of, runs))
     heads += [one.title.capitalize() for one in pool_views.shortened(None)] if pools else []
+    heads += reinforced_views.short_heads(runs)
     rows = []
     for slot, run in [(i, one) for i, own in enumerate(runs) for one in classes.both(own)]:
         at = best if run is runs[slot] else best_other
@@ -112,6 +125,7 @@ def _rounded(runs: Sequence[RunView]) -> tuple[list[str], list[list[tuple[str, s
         if pools:
             shown = pool_views.shortened(pool_of(run))
             cells += [(one.text, one.interval, False) for one in shown]
+        cells += [(text, "", False) for text in reinforced_views.short_cells(run, runs)]
         rows.append(cells)
     return heads, rows
 

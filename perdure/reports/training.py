@@ -73,6 +73,8 @@ def gauges(runs: Sequence[RunView]) -> list[charts.Chart]:
 def _unit(key: str, run: RunView) -> str:
     """A class is one prediction a text; a decoder's warm-up alone predicts tokens there."""
     unit = glossary.unit_of(key) or _said(key)
+    if key in ("loss", "task_loss") and run.logged("rl/reward"):
+        return "loss"  # a policy's is in no unit, and near 0 whatever is learned
     return "nats" if run.scenario and unit == glossary.NATS else unit
 
 

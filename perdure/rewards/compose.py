@@ -72,6 +72,19 @@ class Rewards:
         """Each reward's version by its name: equal versions give equal values."""
         return {reward.name: reward.version for reward in self.rewards}
 
+    @property
+    def marks(self) -> dict[str, Any]:
+        """Each reward's version, options and, where it has one, weight, by its name, as JSON: what
+        decides how much a completion earns."""
+        return {
+            reward.name: {
+                "version": reward.version,
+                **reward.config.model_dump(mode="json"),
+                **({"weight": w} if (w := self.weights.get(reward.name)) is not None else {}),
+            }
+            for reward in self.rewards
+        }
+
     def check(self, rows: Iterable[Mapping[str, Any]], place: str = "rl.rewards") -> None:
         """Refuse what a reward cannot do with rows, such as a language that it does not know.
 
@@ -146,7 +159,8 @@ def _values(reward: Reward, samples: Sequence[Sample]) -> list[float]:
         why = error.what if isinstance(error, PerdureError) else f"{type(error).__name__}: {error}"
         raise _refused(f"reward {reward.name} failed: {brief(why, _QUOTED)}", sample) from error
     if len(found) != len(samples):
-        what = f"reward {reward.name} gave {len(found)} values for {len(samples)} completions"
+        count = f"{len(found)} value{'' if len(found) == 1 else 's'}"
+        what = f"reward {reward.name} gave {count} for {len(samples)} completions"
         raise _refused(what, samples[0])
     values = []
     for value, sample in zip(found, samples, strict=True):
@@ -157,6 +171,8 @@ def _values(reward: Reward, samples: Sequence[Sample]) -> list[float]:
             raise _refused(what, sample) from error
         if value is not None and not -_ROUNDING <= number <= 1 + _ROUNDING:  # NaN is not either
             what = f"reward {reward.name} gave {number:g}, which is not from 0 to 1"
+            if math.isnan(number):
+                what += "; where a reward does not apply it gives None"
             raise _refused(what, sample)
         values.append(number if value is None else min(max(number, 0.0), 1.0))
     return values
@@ -185,12 +201,13 @@ def _refused(what: str, sample: Sample) -> TrainingError:
 # --- from a recipe
 
 
-def build(entries: Iterable[Entry], folder: Path | None = None) -> Rewards:
+def build(entries: Iterable[Entry], folder: Path | None = None, place: str = "rewards") -> Rewards:
     """The rewards that a recipe lists.
 
     Args:
         entries: names, or `{name: ..., weight: ..., option: ...}`.
         folder: that of the recipe, where a user's own modules may lie.
+        place: of the list, to begin a message with.
 
     Raises:
         UsageError: all that is wrong, each by its key; or something needed is not installed.
@@ -199,7 +216,7 @@ def build(entries: Iterable[Entry], folder: Path | None = None) -> Rewards:
     if found:
         lines = []
         for mistake in found:
-            key = ".".join(["rewards", *map(str, mistake.key)])
+            key = ".".join([place, *map(str, mistake.key)])
             lines += [f"{key}: {mistake.what}", *([f"  {mistake.remedy}"] * bool(mistake.remedy))]
         raise UsageError("\n".join(lines))
     made = []

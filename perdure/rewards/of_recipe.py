@@ -37,7 +37,8 @@ def check_rewards(recipe: Recipe, stream: TaskStream) -> None:
     """
     for task in stream:
         if task.learn == "rl" and recipe.rl is not None:
-            rewards = build(recipe.rl.rewards, recipe.folder)
-            rewards.check([*task.train], recipe.place("rl.rewards"))
+            place = recipe.place("rl.rewards")
+            rewards = build(recipe.rl.rewards, recipe.folder, place)
+            rewards.check([*task.train], place)
         if task.until is not None:
             build(task.until.reach, recipe.folder).check([*task.validation, *task.train])

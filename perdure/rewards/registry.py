@@ -84,12 +84,13 @@ def _as_reward(found: Any, place: str) -> type[Reward]:
 
 
 def _of_function(function: Callable[[Sequence[Sample]], Sequence[float | None]]) -> type[Reward]:
-    """A quality reward without options whose values a function gives."""
-    try:
-        source = inspect.getsource(function)
+    """A quality reward without options whose values a function gives; its version is a hash of the
+    file that the function stands in."""
+    try:  # the whole file: what the function calls is most often beside it
+        source = Path(inspect.getfile(function)).read_bytes()
     except (OSError, TypeError):  # it has none to read
-        source = repr(function)
-    digest = hashlib.sha256(source.encode()).hexdigest()[:12]
+        source = repr(function).encode()
+    digest = hashlib.sha256(source).hexdigest()[:12]
 
     class OfFunction(Reward):
         Config: ClassVar[type[RewardConfig]] = RewardConfig

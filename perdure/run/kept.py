@@ -65,6 +65,15 @@ def kept_tasks(run: Run, count: int) -> list[Task]:
     return found
 
 
+def tasks_before(run: Run, extends: bool = False) -> list[Task]:
+    """The tasks that a run learned before it was extended, as `kept_tasks`.
+
+    Args: extends: an extension of this run is meant, which is not made yet.
+    """
+    told = run.environment().get("extends", {})
+    return kept_tasks(run, len(run.stream_facts()) if extends else int(told.get("tasks", 0)))
+
+
 def kept_labels(run: Path, count: int) -> list[tuple[str, ...]]:
     """The labels of each of a run's first `count` tasks, for a report: () of a task whose file is
     not there or cannot be read, as in a folder that was damaged or made by hand.
@@ -110,13 +119,10 @@ def whole_stream(
     Raises:
         RunError: the old files are gone or have changed since they were learned.
     """
-    count = int(run.environment().get("extends", {}).get("tasks", 0))
     files = sorted((run.path / "data").glob("recipe-*.yaml"))
-    if extends:
-        count, files = len(run.stream_facts()), [*files, run.path / "recipe.yaml"]
-    if not count:
+    files += [run.path / "recipe.yaml"] if extends else []
+    if not (tasks := tasks_before(run, extends)):
         return new
-    tasks = kept_tasks(run, count)
     if old is not None:
         rows = {t.name: t for file in files for t in _told(run, file, old)}
         for number, task in enumerate(tasks):

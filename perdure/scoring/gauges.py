@@ -66,8 +66,13 @@ class Gauges:
                 raise _gone(path)
             about = {"texts": config.texts, "tokens": TEXT_TOKENS, "seed": session.seed}
             self.texts = written_rows(session, path, about)
+        most = session.encoder.tokenizer.model_max_length
+        # The right answer to a prompt of reinforcement may be longer than the model's context.
         self.rows = [
-            [session.encoder.encode(row) for row in (task.validation or task.train)[: config.rows]]
+            [
+                {name: values[:most] for name, values in session.encoder.encode(row).items()}
+                for row in (task.validation or task.train)[: config.rows]
+            ]
             for task in stream
         ]
         self._states = self._distilled(session, self.texts, "codes") if self.texts else None

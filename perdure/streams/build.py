@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perdure.errors import RecipeError
+from perdure.errors import RecipeError, task_named
 from perdure.recipe.data import SPLITS
 from perdure.streams.classes import Part, apart, cut, tell_untested, whole
 from perdure.streams.general_text import general_text
@@ -38,9 +39,15 @@ if TYPE_CHECKING:
     from perdure.recipe.data import DataConfig, StreamConfig, TaskConfig
     from perdure.recipe.general import GeneralConfig
 
+logger = logging.getLogger("perdure")
+
 
 def build_stream(
-    stream: StreamConfig, general: GeneralConfig | None, folder: Path, seed: int
+    stream: StreamConfig,
+    general: GeneralConfig | None,
+    folder: Path,
+    seed: int,
+    before: Sequence[Task] = (),
 ) -> TaskStream:
     """Read and check all data of a recipe, before any weight is loaded.
 
@@ -49,6 +56,7 @@ def build_stream(
         general: where general text comes from; None means a built-in stream's own, else none.
         folder: paths in the recipe are relative to it.
         seed: decides derived splits, which rows stay under a cap, and general text's two sides.
+        before: tasks of the run that is extended, whose test rows a new one may share.
 
     Returns:
         The stream, the same for the same files and seed in any process.
@@ -68,7 +76,7 @@ def build_stream(
     elif stream.data is not None:
         tasks, no_class = _cut(stream.data, reader, seed)
     else:
-        tasks = _listed(stream.tasks, reader, seed)
+        tasks = _listed(stream.tasks, reader, seed, before)
         if len(tasks) == len(stream.tasks):
             check_homes(tasks, mistakes)
     if general is not None:
@@ -97,25 +105,37 @@ def _check_order(stream: StreamConfig, names: list[str], mistakes: Mistakes) -> 
             mistakes.add("order", what, "name every task once, or take the task out")
 
 
-def _listed(configs: Sequence[TaskConfig], reader: Reader, seed: int) -> list[Task]:
+def _listed(
+    configs: Sequence[TaskConfig], reader: Reader, seed: int, before: Sequence[Task] = ()
+) -> list[Task]:
     """The tasks that have no mistake, in their order; those that share test rows are read last."""
     found: dict[str, Task | None] = {}
-    sections = {config.name: config for config in configs}
+    sections = {config.name: config for config in configs if config.test_of is None}
+    old = {task.name: task for task in before if not task.test_of}
     for config in sorted(configs, key=lambda config: config.test_of is not None):
         name = config.test_of or ""
         if config.test_of is None:
             found[config.name] = _task(config, reader, seed)
-        elif (owner := found.get(name)) is not None:
-            found[config.name] = _task(config, reader, seed, (sections[name], owner))
+        elif name == config.name or name not in {*sections, *old}:
+            others = [one for one in (*sections, *old) if one != config.name]
+            what = f'no other task with test rows of its own is called "{name}"'
+            hint = choices(name, others, "there are")
+            reader.mistakes.add(config.name, f"{config.place('test_of')}: {what}", hint)
+        elif (owner := found.get(name) or old.get(name)) is not None:
+            found[config.name] = _task(config, reader, seed, (sections.get(name), owner))
     return [task for config in configs if (task := found.get(config.name)) is not None]
 
 
 def _task(
-    config: TaskConfig, reader: Reader, seed: int, tested_as: tuple[TaskConfig, Task] | None = None
+    config: TaskConfig,
+    reader: Reader,
+    seed: int,
+    tested_as: tuple[TaskConfig | None, Task] | None = None,
 ) -> Task | None:
     """Read one task's splits; None if there was a mistake.
 
-    Args: tested_as: the task whose test rows it shares.
+    Args: tested_as: the task whose test rows it shares, with its section; None: it is one of the
+        run that is extended.
     """
     found = _read(config, reader, seed)
     if found is None:
@@ -227,6 +247,8 @@ def _read_splits(
         splits[split] = (
             to_rows(table, _columns_of(source, config), mistakes, split) if table else []
         )
+    for note in form.notes(config):
+        logger.warning("%s: %s", task_named(config.name), note)
     if config.train_on == "all" and kind.turns is None:
         what = f"{config.place('train_on')}: all: rows of kind {kind.name} have one answer each"
         mistakes.add(config.name, what, "leave train_on out")

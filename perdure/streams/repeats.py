@@ -58,9 +58,12 @@ def warn_of_two_classes(source: str, splits: Mapping[str, Sequence[Placed]], lab
 def warn_of_shared(tasks: Sequence[Task]) -> None:
     """Tell once how many rows ask what a row of an earlier task asks, with the same answer or not.
 
-    Rows of one kind are compared with each other.
+    Rows of one kind are compared with each other. Two tasks of which one is scored on the other's
+    test rows (`test_of`) are meant to learn from the same rows: of them that alone is told that a
+    test row is trained on.
     """
     first: dict[tuple[str, str], tuple[Task, Row]] = {}
+    places: dict[tuple[str, str], str] = {}
     wholes: dict[tuple[str, str], Task] = {}
     trained: dict[tuple[str, str], set[str]] = {}
     tested: list[tuple[str, tuple[str, str]]] = []
@@ -70,11 +73,15 @@ def warn_of_shared(tasks: Sequence[Task]) -> None:
         home = kind(task.kind)
         splits = {"train": task.train, "validation": task.validation, "test": task.test}
         for split, rows in splits.items():
+            if split == "test" and task.test_of:
+                continue  # they are the other task's
             for row in rows:
                 key = (task.kind, home.question_of(row))
                 whole = (task.kind, whole_row(home.item(row)))
                 other = first.setdefault(key, (task, row))
-                if other[0] is not task:
+                tested_too = "test" in (split, places.setdefault(key, split))
+                meant = other[0].name == task.test_of or other[0].test_of == task.name
+                if other[0] is not task and (tested_too or not meant):
                     later.append((task, row, *other))
                     equal += wholes.get(whole, task) is not task
                 wholes.setdefault(whole, task)

@@ -18,7 +18,7 @@ logger = logging.getLogger("perdure")
 
 
 def with_test_of(
-    section: TaskConfig,
+    section: TaskConfig | None,
     other: Task,
     config: TaskConfig,
     kind: Kind,
@@ -31,8 +31,8 @@ def with_test_of(
     Where those were set aside from the other task's training rows, they are set aside here too:
     the same row of the same file, and a row of the same prompt, is not trained on.
 
-    Args: section, other: the other task as the recipe has it and as it was read; config, kind,
-        labels, splits: this one's.
+    Args: section, other: the other task as the recipe has it (None: another recipe had it) and as
+        it was read; config, kind, labels, splits: this one's.
     """
     _refuse_other_reading(config, kind, labels, other, mistakes)
     test = [
@@ -40,7 +40,7 @@ def with_test_of(
         for row in other.test
     ]
     found = {**splits, "test": test}
-    if section.test is None:
+    if section is None or section.test is None:
         places, questions = {one.place for one in test}, {one.question for one in test}
         for split in ("train", "validation"):
             rows = splits.get(split)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -20,6 +21,7 @@ import torch
 from rl_runs import fixed, with_fixed_completions, write_recipe
 from safetensors.torch import load_file
 from tiny_runs import start_call
+from trl import GRPOTrainer
 from typer.testing import CliRunner
 
 import perdure
@@ -27,17 +29,21 @@ from perdure.cli import app
 from perdure.commands.learn import show
 from perdure.consent import trusting
 from perdure.engine.callbacks import ProgressCallback
-from perdure.errors import PerdureError
-from perdure.extension import extend, extension_recipe
+from perdure.engine.session import TaskSession
+from perdure.errors import PerdureError, RecipeError
+from perdure.extension import extend, extension_recipe, plan_extension
 from perdure.learners import rl
 from perdure.learners.rl import RLTrainer
-from perdure.learners.rollouts import PromptSampler
-from perdure.methods.registry import load, names
+from perdure.learners.rollouts import Judge, PromptSampler
+from perdure.methods.registry import load, load_config, names
+from perdure.models.adapters import attach_lora
+from perdure.models.weights import put
 from perdure.plan import plan
 from perdure.prepare import prepare
 from perdure.reports.glossary import said_of
-from perdure.rewards import build
+from perdure.rewards import build, check_rewards
 from perdure.run import Run
+from perdure.streams.task import Task, TaskStream
 
 pytestmark = pytest.mark.train
 
@@ -150,7 +156,8 @@ def test_each_key_acts(
     )  # fmt: skip
     args: Any = made[0].args
     assert (args.epsilon, args.epsilon_high, args.delta) == (0.1, 0.3, 3.0)
-    assert (args.num_iterations, args.mask_truncated_completions) == (2, True)
+    # Completions that were cut are masked by Perdure, which knows ends of several tokens too.
+    assert (args.num_iterations, args.mask_truncated_completions) == (2, False)
     rows = len(made[0].judge.rows)
     assert args.max_steps == math.ceil(math.ceil(rows / 2) * 2 * 0.5)  # two prompts, twice
     assert len(begun) == math.ceil(args.max_steps / 2)
@@ -241,8 +248,17 @@ def test_other_rewards_prompts_or_reference_do_not_go_on(
     marks = [json.loads(one.read_text()) for one in run.path.rglob(rl.MARKS)]
     assert {json.dumps(one["reference"]) for one in marks} == {'{"kl": "previous"}'}
     assert marks[0]["order"] == {"rows": 9, "prompts": 2, "group": 4, "seed": recipe.seed}
+    assert marks[0]["rewards"]["chrf"]["weight"] == 1.0
+    assert list(marks[0]["hashes"]) == ["previous"]
+    assert len({json.dumps(one["hashes"]) for one in marks}) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(TaskSession, "references", {"previous": "another model's"})
+        with pytest.raises(PerdureError, match=r"from: hashes: .*another model's.* now"):
+            perdure.learn(recipe, Run.open(run.path), accept_changes=True)
     for change, told in (
         (["method.reference=base"], "reference: {'kl': 'previous'} then, {'kl': 'base'} now"),
+        (["rl.rewards=[{name: chrf, word_order: 2}]"], "rewards: .*'word_order': 0.* then, .*: 2"),
+        (["rl.rewards=[format, chrf]"], "rewards: .* then, .*'format': .*'weight': 0.2.* now"),
         (["seed=7"], "order: .*'seed': 0} then, .*'seed': 7} now"),
     ):
         changed = perdure.load_recipe(path, change)
@@ -385,6 +401,65 @@ def of_tokens(kind: str, sums: list[list[torch.Tensor]], lengths: list[list[int]
     return torch.stack(shares).sum() / len(shares)
 
 
+def test_micro_example_m9(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of one token by its ratio and advantage, as the recipe's clips have TRL compute it;
+    and M9's bound where the advantage is negative."""
+    held: list[RLTrainer] = []
+    compute = RLTrainer.compute_loss
+
+    def noted(self: RLTrainer, *args: Any, **more: Any) -> Any:
+        held.append(self)
+        return compute(self, *args, **more)
+
+    monkeypatch.setattr(RLTrainer, "compute_loss", noted)
+    learned(
+        tmp_path, tiny_model_dir, rl__iterations=2, rl__clip=0.2, rl__clip_high=0.28,
+        rl__dual_clip=3.0, rl__max_steps=2,
+    )  # fmt: skip
+    trainer: Any = held[-1]
+    one = torch.ones(1, 1, dtype=torch.long)
+
+    def loss(ratio: float, advantage: float) -> float:
+        log_probs = torch.tensor([[math.log(ratio)]])
+        monkeypatch.setattr(
+            trainer,
+            "_get_per_token_logps_and_entropies",
+            lambda *_, **__: (log_probs, torch.zeros(1, 1), None),
+        )
+        given = {
+            "prompt_ids": one, "prompt_mask": one, "completion_ids": one, "completion_mask": one,
+            "advantages": torch.tensor([advantage]), "old_per_token_logps": torch.zeros(1, 1),
+            "num_items_in_batch": torch.tensor(1),
+        }  # fmt: skip
+        trainer.current_gradient_accumulation_steps = 1
+        return float(GRPOTrainer._compute_loss(trainer, trainer.model, given))
+
+    for ratio, advantage, wanted in (
+        (1.5, 1, -1.28), (0.5, 1, -0.5), (1.5, -1, 1.5), (0.5, -1, 0.8), (4, -1, 3), (1, 1, -1),
+    ):  # fmt: skip
+        assert loss(ratio, advantage) == pytest.approx(wanted, abs=1e-6), (ratio, advantage)
+    trainer.epsilon_high, trainer.args.delta = 0.2, None
+    for ratio, advantage, wanted in ((1.5, 1, -1.2), (4, -1, 4)):
+        assert loss(ratio, advantage) == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("group", "share"),
+    [(4, (0.814512, 0.4112, 0.125)), (8, (0.663420, 0.167775, 0.007812))],
+)
+def test_micro_example_m11(group: int, share: tuple[float, ...]) -> None:
+    """How often a group is dead where each completion is right by chance p: all outcomes of a
+    group, told as a step tells them."""
+    outcomes = torch.tensor(list(itertools.product((0.0, 1.0), repeat=group)))
+    dead = rl.spreads(outcomes.flatten(), group) < rl.FLAT
+    for p, wanted in zip((0.05, 0.2, 0.5), share, strict=True):
+        each = torch.where(outcomes == 1, p, 1 - p).double().prod(1)
+        assert float(each[dead].sum()) == pytest.approx(wanted, abs=1e-6)
+
+
 @pytest.mark.unit
 @pytest.mark.parametrize(("kind", "wanted"), [("grpo", -0.25), ("bnpo", 0.125), ("dr_grpo", 0.05)])
 def test_micro_example_m10(kind: str, wanted: float) -> None:
@@ -476,6 +551,177 @@ def test_micro_examples_m4_m5_and_m13(
         assert seen[1][:4] == pytest.approx([0.925606, 0, -1.388409, 0.462803], abs=2e-6)
 
 
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_a_kl_in_the_reward_is_taken_off_each_token(
+    tuning: str, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M12 through a recipe: R at the last token, minus beta k1 at each; whitened over the step.
+
+    By a plain loop over the weights that sampled and the base, at the sampling temperature.
+    """
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setattr(RLTrainer, "_generate_single_turn", fixed)
+    seen: list[Any] = []
+    scored = RLTrainer._generate_and_score_completions
+
+    def noted(self: RLTrainer, inputs: Any) -> Any:
+        policy = {n: p.detach().clone() for n, p in self.session.model.named_parameters()}
+        found = scored(self, inputs)
+        assert self.earned is not None
+        seen.append((policy, found, self.earned.tolist()))
+        return found
+
+    monkeypatch.setattr(RLTrainer, "_generate_and_score_completions", noted)
+    method = {"name": "kl", "term": "reward", "estimator": "k1", "beta": 0.5}
+    run = learned(
+        tmp_path, tiny_model_dir, method=method, rl__algorithm="reinforce++", rl__max_steps=2,
+        rl__temperature=0.8, rl__learning_rate=3e-2, rl__micro_batch_size=4, model__tuning=tuning,
+    )  # fmt: skip
+    base, policy = (AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval() for _ in range(2))
+    if tuning == "lora":
+        policy = attach_lora(policy, run.recipe.model.lora).eval()
+    logged = [line for line in run.log_rows() if line["task"] == "one"]
+    assert len(seen) == len(logged) == 2
+    for step, (weights, found, rewards) in enumerate(seen):
+        put(policy, weights)
+        returns: dict[tuple[int, int], float] = {}
+        estimates: list[float] = []
+        for i, reward in enumerate(rewards):
+            prompt = found["prompt_ids"][i][found["prompt_mask"][i].bool()].tolist()
+            ids = found["completion_ids"][i][found["completion_mask"][i].bool()].tolist()
+            whole = torch.tensor([[*prompt, *ids]])
+            with torch.no_grad():
+                ours, theirs = (
+                    (m(whole).logits[0].double() / 0.8).log_softmax(-1) for m in (policy, base)
+                )
+            at = [(len(prompt) + k - 1, token) for k, token in enumerate(ids)]
+            k1 = [float(ours[place][token] - theirs[place][token]) for place, token in at]
+            estimates += k1
+            total = reward
+            for k in reversed(range(len(ids))):
+                total -= 0.5 * k1[k]
+                returns[i, k] = total
+        values = torch.tensor(list(returns.values()), dtype=torch.float64)
+        white = dict(zip(returns, ((values - values.mean()) / values.std()).tolist(), strict=True))
+        mask = found["completion_mask"]
+        assert mask.sum() == len(white)
+        assert found["advantages"].shape == mask.shape
+        for (i, k), wanted in white.items():
+            assert float(found["advantages"][i, k]) == pytest.approx(wanted, abs=2e-4)
+        assert float((found["advantages"] * (1 - mask)).abs().max()) == 0
+        assert (max(map(abs, estimates)) > 0.05) == (step > 0)  # the policy has moved by then
+        mean = sum(estimates) / len(estimates)
+        assert logged[step]["method/kl"] == pytest.approx(mean, abs=1e-4)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("options", "learn", "told"),
+    [
+        ({}, "rl", "grpo has one a completion"),
+        ({}, "sft", "no task is learned from rewards"),
+        ({"estimator": "k3_ratio"}, "rl", "is k3 with term: reward"),
+    ],
+)
+def test_a_kl_in_the_reward_needs_rewards_by_token(
+    options: Any, learn: str, told: str, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    path = write_recipe(
+        tmp_path, tiny_model_dir, method={"name": "kl", "term": "reward", **options}
+    )
+    if learn == "sft":
+        said = json.loads(path.read_text())
+        del said["rl"], said["stream"]["tasks"][0]["learn"]
+        path.write_text(json.dumps(said))
+    with pytest.raises(PerdureError, match=told):
+        prepare(perdure.load_recipe(path))
+
+
+OVER = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }} over and out\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+"""A template whose end of an answer, " over and out", is five ordinary tokens."""
+
+
+def test_an_end_of_several_tokens_ends_a_completion(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands behind it is not trained on, and it is not counted, nor masked, as cut."""
+    (tmp_path / "over.jinja").write_text(OVER)
+    texts = ["red over and out", "blue over and out and on it goes", "red red", "over and over it"]
+    seen: list[Any] = []
+    scored = RLTrainer._generate_and_score_completions
+    earned: list[Any] = []
+    rewarded = Judge.samples
+
+    def sampled(self: Any, prompt_ids: Any, *_: Any, **__: Any) -> Any:
+        ids = self._tokenizer(texts * 2, add_special_tokens=False)["input_ids"]
+        return self._cut([one[:20] for one in ids], None)
+
+    def noted(self: RLTrainer, inputs: Any) -> Any:
+        found = scored(self, inputs)
+        seen.append(({k: v.clone() for k, v in found.items()}, self._tokenizer))
+        return found
+
+    def judged(self: Judge, *given: Any) -> Any:
+        earned.append(rewarded(self, *given))
+        return earned[-1]
+
+    monkeypatch.setattr(RLTrainer, "_generate_single_turn", sampled)
+    monkeypatch.setattr(RLTrainer, "_generate_and_score_completions", noted)
+    monkeypatch.setattr(Judge, "samples", judged)
+    run = learned(
+        tmp_path, tiny_model_dir, model__chat_template=str(tmp_path / "over.jinja"),
+        rl__mask_truncated=True, rl__max_steps=1, rl__learning_rate=1e-4,
+    )  # fmt: skip
+    found, tokenizer = seen[0]
+    kept = [
+        tokenizer.decode(ids[mask.bool()])
+        for ids, mask in zip(found["completion_ids"], found["completion_mask"], strict=True)
+    ]
+    # The latter two have no end: they are masked, and earn nothing for an answer that was cut.
+    assert kept == ["red over and out", "blue over and out", "", ""] * 2
+    assert int(found["num_items_in_batch"]) == int(found["completion_mask"].sum())
+    assert [(one.completion, one.truncated) for one in earned[0]][:4] == [
+        ("red", False), ("blue", False), ("red red", True), ("over and over it", True),
+    ]  # fmt: skip
+    assert run.log_rows()[0]["rl/truncated"] == 0.5
+
+
+def test_generation_stops_at_an_end_of_several_tokens(tiny: Any) -> None:
+    from transformers import GenerationConfig
+
+    from perdure.models.generate import stopping_at
+
+    model, tokenizer = tiny
+    settings = GenerationConfig(
+        do_sample=False, max_new_tokens=12, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    prompts = torch.tensor([[9, 8, 7], [5, 4, 3]])
+
+    def written() -> Any:
+        out = model.generate(
+            prompts, attention_mask=torch.ones_like(prompts), generation_config=settings
+        )
+        return out[:, 3:]
+
+    whole = written()
+    end = whole[0, 4:7].tolist()
+    assert end not in [whole[1, k : k + 3].tolist() for k in range(10)]
+    with stopping_at(model, end):
+        found = written()
+    assert found[0, :7].tolist() == whole[0, :7].tolist()
+    assert set(found[0, 7:].tolist()) == {tokenizer.pad_token_id}
+    assert found[1].tolist() == whole[1].tolist()
+    # The end of the prompt is none of the answer's.
+    with stopping_at(model, prompts[0, 1:].tolist()):
+        assert written().tolist() == whole.tolist()
+    assert "generate" not in vars(model)
+
+
 # --- methods
 
 WORK = {
@@ -557,9 +803,48 @@ def test_of_rewards_completions_are_counted(
     show(found)
     told = " ".join(capsys.readouterr().out.split())
     assert "one: learned from rewards: 32 completions, 8 a step" in told
+    assert "scored by chrf (mean sentence chrF): one, two" in told
+    assert "some come more than once" not in told
+    # More prompts a step than there are rows: 9 are trained on.
+    ready = prepare(perdure.load_recipe(tmp_path / "recipe.yaml", ["rl.batch_size=48"]))
+    show(
+        plan(
+            ready.recipe, ready.stream, ready.encoder, ready.model,
+            micro_batch=ready.micro_batch, precision="fp32",
+        )
+    )  # fmt: skip
+    told = " ".join(capsys.readouterr().out.split())
+    assert (
+        "one: a step takes 12 prompts, and there are 9: some come more than once in each; lower "
+        "rl.batch_size to 36, or give more rows"
+    ) in told
     # A task that was learned already, of a run that is extended.
     show(replace(found, tasks=(replace(by_rl, steps=0, completions=0), learned)))
     assert "learned from rewards" not in capsys.readouterr().out
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("method", "weight"),
+    [
+        ({"name": "gere_official", "scope": "row"}, "100"),
+        ({"name": "gere", "weight": 30.0}, "30"),
+        ({"name": "gere_official", "scope": "row", "weight": 1.0}, None),
+        ({"name": "gere_official", "scope": "row", "loss": "label"}, None),
+        ("gere", None),
+        ("gere_kl", None),
+        ("general_replay", None),
+    ],
+)
+def test_a_weight_that_would_swallow_the_policys_gradient_is_told(method: Any, weight: Any) -> None:
+    name, options = (method, {}) if isinstance(method, str) else (method["name"], method)
+    made = load(name)(load_config(name, {k: v for k, v in options.items() if k != "name"}))
+    tasks = [Task(way, (), (), (), "chrf", learn=way) for way in ("sft", "rl")]
+    found = list(made.told_of(TaskStream(tuple(tasks))))
+    assert [line.split(":")[0] for line in found] == (
+        [] if weight is None else [f"weight {weight}"]
+    )
+    assert not list(made.told_of(TaskStream(tuple(tasks[:1]))))
 
 
 # --- what is refused
@@ -666,6 +951,14 @@ def test_own_rewards_lie_beside_the_recipe(tmp_path: Path, monkeypatch: pytest.M
     with trusting(True):
         judged = build(recipe.rl.rewards)
     assert list(judged.versions) == ["chrf", "own_rewards_22:half", "own_rewards_22:gate"]
+    # Without the word, as when a run goes on: at its key in its file.
+    stream = TaskStream((Task("one", (), (), (), "chrf", learn="rl"),))
+    other = place.with_name("own_rewards_24.py")
+    other.write_text(OWN)
+    named = recipe.rl.model_copy(update={"rewards": ["chrf", f"{other}:half"]})
+    recipe = recipe.model_copy(update={"rl": named})
+    with pytest.raises(PerdureError, match=r"recipe\.yaml:1: rl\.rewards\.1: .* is Python code"):
+        check_rewards(recipe, stream)
     for entry, told in (
         ("own_rewards_22:hafl", 'has no function "hafl"'),
         ("own_rewards_23:half", "put own_rewards_23.py beside the recipe"),
@@ -681,8 +974,43 @@ def test_own_rewards_lie_beside_the_recipe(tmp_path: Path, monkeypatch: pytest.M
 def test_a_prompt_without_room_is_told_with_its_line(tmp_path: Path, tiny_model_dir: Path) -> None:
     path = write_recipe(tmp_path, tiny_model_dir)
     recipe = perdure.load_recipe(path, ["stream.tasks.one.max_new_tokens=500"])
-    with pytest.raises(PerdureError, match=r"one\.jsonl:\d+: .* max_new_tokens: 500 to be written"):
-        perdure.learn(recipe, Run.create(tmp_path / "run", recipe))
+    with pytest.raises(RecipeError, match=r"one\.jsonl:\d+: .* max_new_tokens: 500 to be") as told:
+        prepare(recipe)
+    # One line for all rows of the file, with the longest prompt and what would do.
+    (mistake,) = told.value.mistakes
+    assert mistake.what.endswith("model's context is 512; of 9 such rows this is the longest")
+    room = int(re.findall(r"max_new_tokens: (\d+) would do", str(mistake))[0])
+    prepare(perdure.load_recipe(path, [f"stream.tasks.one.max_new_tokens={room}"]))
+    with pytest.raises(RecipeError, match="the model's context is 512"):
+        prepare(perdure.load_recipe(path, [f"stream.tasks.one.max_new_tokens={room + 1}"]))
+
+
+def test_a_right_answer_may_be_longer_than_what_is_trained_on(
+    tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    """Its tokens are never trained on; those of a supervised row are."""
+    path = write_recipe(
+        tmp_path, tiny_model_dir, gauges={"every": 2, "rows": 4, "texts": 0}, rl__max_steps=2
+    )
+    for name in ("one", "two"):
+        rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        rows[3]["answer"] = "word " * 400  # the context has 512 tokens
+        lines = "".join(json.dumps(row) + "\n" for row in rows[:4])
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+        (tmp_path / f"{name}-test.jsonl").write_text(json.dumps({"prompt": "a", "answer": "b"}))
+    said = json.loads(path.read_text())
+    for task in said["stream"]["tasks"]:
+        task |= {"test": f"{task['name']}-test.jsonl", "validation_share": 0}
+    path.write_text(json.dumps(said))
+    recipe = perdure.load_recipe(path, ["train.max_length=60"])
+    with pytest.raises(PerdureError, match=r"two\.jsonl:4: .* the limit is 60") as told:
+        prepare(recipe)
+    assert "one.jsonl" not in str(told.value)
+    recipe = perdure.load_recipe(path, ["train.max_length=60", "stream.tasks.two.learn=rl"])
+    run = Run.create(tmp_path / "run", recipe)
+    perdure.learn(recipe, run)
+    assert run.state == "finished"
+    assert all(math.isfinite(line["gauge/kl"]) for line in run.log_rows() if "gauge/kl" in line)
 
 
 @pytest.mark.unit
@@ -824,6 +1152,28 @@ def test_dead_groups_and_spread_are_those_of_the_groups_whatever_scales_an_advan
     within = 0.2 * (1 / 3) ** 0.5  # deviations of .1, four times, over n - 1
     assert [line["rl/reward_std"] for line in lines] == pytest.approx([0, within / 2, 0, 0])
     assert bool(warned) == told
+
+
+def test_a_second_round_shares_the_test_rows_of_the_first(run: Run, tmp_path: Path) -> None:
+    """A run that is extended by more reinforcement on the same rows has one score for both."""
+    task = {"name": "again", "train": str(run.path.parent / "one.jsonl"), "learn": "rl",
+            "max_new_tokens": 8, "metric": "chrf", "test_of": "one"}  # fmt: skip
+    path = tmp_path / "next.yaml"
+    path.write_text(json.dumps({"stream": {"tasks": [task]}}))
+    recipe = extension_recipe(run, path, ["rl.max_steps=1"])
+    assert plan_extension(run, recipe).tasks[2].test_rows == 2
+    longer = extend(run, recipe, tmp_path / "longer")
+    perdure.learn(recipe, longer)
+    found = {(s["after"], s["task"]): s["score"] for s in longer.scores() if s["kind"] == "task"}
+    assert found[3, "again"] == found[3, "one"]
+    assert found[2, "again"] == found[2, "one"]
+    assert longer.items(3, "again") == longer.items(3, "one")
+    # It goes on, is scored again, and says the name where there is no such task.
+    perdure.learn(longer.recipe, longer)
+    task["test_of"] = "another"
+    path.write_text(json.dumps({"stream": {"tasks": [task]}}))
+    with pytest.raises(PerdureError, match=r'own is called "another"\n  there are: one, two'):
+        plan_extension(run, extension_recipe(run, path))
 
 
 def test_a_run_with_rewards_goes_on_to_tasks_in_any_way(run: Run, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_runs import scores
 from word_router import AdapterPerTask, Words, known
 
@@ -18,7 +19,7 @@ from perdure.errors import ModelError, UsageError
 from perdure.models import adapter_lists, load_saved
 from perdure.models.adapters import attach_lora
 from perdure.models.chat import Encoder
-from perdure.models.served import router_of
+from perdure.models.served import router_of, serve_only
 from perdure.recipe.schema import LoraConfig
 from perdure.run import Run
 from perdure.scoring.routed import Routed, as_prompt, prompts_of, served_score
@@ -249,30 +250,96 @@ def test_an_adapter_that_is_not_there_is_told_with_the_nearest(
     assert 'did you mean "task1"?' in told.value.remedy
 
 
-def test_what_takes_one_model_refuses_a_routed_one_by_name(
+def test_what_takes_one_model_refuses_a_routed_one_and_takes_one_of_its_adapters(
     pool: Run, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    from perdure.diagnose.diagnose import diagnose
     from perdure.models.export import export
-    from perdure.prepare import run_stream
     from perdure.repair.path import load_line
 
+    base, run = str(tiny_model_dir), str(pool.path)
     with known():
-        with pytest.raises(ModelError, match="is routed to one of its 2 adapters"):
-            export(pool.path, tmp_path / "merged", "merged", "float32")
-        with pytest.raises(ModelError, match="a router chooses among its adapters"):
-            load_line(str(tiny_model_dir), str(pool.path))
-        with pytest.raises(UsageError, match="a router chooses one of 2 adapters") as told:
-            diagnose(str(tiny_model_dir), str(pool.path), run_stream(pool))
-        assert "model/task1" in str(told.value.remedy)
-        # Each of the adapters is a model by itself, which all of these take.
-        one = pool.path / "checkpoints/task-2/model/task1"
-        assert load_line(str(tiny_model_dir), str(one)).adapter
-        assert router_of(load_saved(one)[0]) is None  # so that diagnose takes it
+        with pytest.raises(ModelError, match="is routed to one of its 2 adapters") as told:
+            export(run, tmp_path / "merged", "merged", "float32")
+        assert "--adapter; there are default, task1" in str(told.value.remedy)
+        with pytest.raises(ModelError, match="a router chooses among its adapters") as told:
+            load_line(base, run)
+        assert "--adapter; there are default, task1" in str(told.value.remedy)
+        with pytest.raises(UsageError, match=r"did you mean .task1"):
+            export(run, tmp_path / "merged", adapter="tusk1")
+        folder = pool.path / "checkpoints/task-2/model"
+        for name, home in (("default", folder), ("task1", folder / "task1")):
+            saved = load_file(home / "adapter_model.safetensors")
+            own = load_line(base, run, adapter=name)
+            assert list(own.model.peft_config) == ["default"]
+            assert {
+                n.replace(".default.", "."): w for n, w in own.end.items()
+            }.keys() == saved.keys()
+            for key, weight in own.end.items():
+                torch.testing.assert_close(weight, saved[key.replace(".default.", ".")])
+            # One of them as a plain folder, and added to the weights of the base.
+            out = export(run, tmp_path / name, "peft", adapter=name)
+            assert not (out / "task1").exists()
+            assert (out / "tokenizer_config.json").is_file()
+            alone, _ = load_saved(out)
+            assert (router_of(alone), list(alone.peft_config)) == (None, ["default"])
+            assert load_file(out / "adapter_model.safetensors").keys() == saved.keys()
+            whole, _ = load_saved(export(run, tmp_path / f"{name}-whole", adapter=name))
+            ids = torch.tensor([[5, 9, 7]])
+            with torch.no_grad():
+                torch.testing.assert_close(
+                    whole(ids).logits, alone(ids).logits, rtol=1e-4, atol=1e-5
+                )
+        # Each of the folders is a model by itself too.
+        assert load_line(base, str(folder / "task1")).adapter
         out = export(pool.path, tmp_path / "peft", "peft")
         again, _ = load_saved(out)
     assert isinstance(router_of(again), Words)
     assert list(again.peft_config) == ["default", "task1"]
+
+
+def test_a_diagnosis_is_of_what_is_served(pool: Run, tiny_model_dir: Path) -> None:
+    from perdure.diagnose.diagnose import diagnose
+    from perdure.diagnose.measurements import Measured, Sizes, trained_on
+    from perdure.prepare import run_stream
+
+    stream = run_stream(pool)
+    colour, count = stream.tasks
+    sizes, run = Sizes(shots=2, relearn_rows=4, relearn_steps=2), str(pool.path)
+    with known() as shown:
+        found = diagnose(str(tiny_model_dir), run, stream, sizes=sizes, max_drop=0.9)
+        assert {prompt[-1]["role"] for prompts in shown for prompt in prompts} == {"user"}
+        one = diagnose(str(tiny_model_dir), run, stream, sizes=sizes, adapter="default")
+        with pytest.raises(UsageError, match=r"did you mean .task1"):
+            diagnose(str(tiny_model_dir), run, stream, adapter="tusk1")
+        served = {name: scores(pool.path)[2, name] for name in ("colour", "count")}
+        assert {t.task: t.means["score"]["tuned"] for t in found.tasks} == pytest.approx(served)
+        assert [t.adapters for t in found.tasks] == [
+            {"tuned": {"default": 12}}, {"tuned": {"task1": 12}}
+        ]  # fmt: skip
+        assert found.tasks[1].why().endswith("; tuned: 12 by task1")
+        assert one.tuned.endswith("(default)")
+        assert one.tasks[1].means["score"]["tuned"] < 1 == served["count"]
+        assert [t.adapters for t in one.tasks] == [{}, {}]
+
+        # States of rows of both tasks: each is of the adapter that answers it.
+        model, tokenizer = load_saved(pool.path)
+        routed = Measured(model, tokenizer)
+        rows = [*colour.test[:3], *count.test[:3]]
+        mixed = routed.states(colour, [rows[i] for i in (0, 3, 1, 4, 2, 5)], "mixed")
+        for name, task, at in (("default", colour, (0, 2, 4)), ("task1", count, (1, 3, 5))):
+            alone, _ = load_saved(pool.path)
+            serve_only(alone, name)
+            wanted = Measured(alone, tokenizer).states(task, task.test[:3], "alone")
+            assert mixed[list(at)] == pytest.approx(wanted, abs=1e-5)
+
+        # The short training moves both adapters, and puts all back.
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        with trained_on(model, routed.encoder, rows, 2, 1e-2, routed.routed):
+            moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+            owners = {adapter_lists.adapter_of(model, n) for n in moved}
+            assert owners == {None, "default", "task1"}
+        assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+        assert adapter_lists.active(model) == ("task1",)
 
 
 def test_a_trainer_of_ones_own_refuses_methods_that_route_or_add_adapters(tiny: Any) -> None:

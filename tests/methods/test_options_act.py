@@ -71,7 +71,7 @@ OTHER: dict[str, Any] = {
     "outside": "clamp", "rho": 9.0, "every": 3, "window": 0.5,
     "balance": "class", "choose": "herding", "fisher_mode": "batch", "official": True,
     "square": True, "l2": 0.1, "experts": 2,
-    "estimator": "k2", "reference": "previous",
+    "estimator": "k2", "reference": "previous", "term": "reward",
     "average": "always", "grouping": "embedding", "encoder": "x", "score": "max", "most": 2,
     "threshold": 0.0, "accept": 0.0, "fallback": "last", "teacher_eval": False,
 }  # fmt: skip
@@ -85,12 +85,12 @@ OTHERS: dict[str, dict[str, Any]] = {
 """Where two methods have an option of one name and different values."""
 ELSEWHERE = {
     "own_share", "balance", "choose", "distill_new_rows", "official", "grouping", "encoder",
-    "teacher_eval",
+    "teacher_eval", "term",
 }  # fmt: skip
 """The first acts where the model samples its own texts: see
 test_own_share_decides_how_many_are_sampled; the others on classes, or they set several of these:
 see test_classes_by_hand.py. What compares instructions: see test_lcia.py. An earlier model has
-dropout only where its family has some: see test_lwf.py."""
+dropout only where its family has some: see test_lwf.py. A KL in the reward: see test_rl.py."""
 
 
 def refused(name: str, options: dict[str, Any]) -> str:

@@ -109,6 +109,10 @@ def put(*key: Any, value: Any) -> Callable[[str], str]:
         (put("groups", 0, "instructions", value=[]), ["groups.0.instructions", "at least 1"]),
         (put("groups", 0, "instructions", value=[" "]), ["groups.0.instructions.0", "blank"]),
         (put("groups", 0, "instructions", value=["a", "a"]), ["groups.0.instructions.1", "twice"]),
+        (
+            put("groups", 0, "instructions", value=["a", "b c", "b  c", "b c"]),
+            ["groups.0.instructions.2", "twice"],
+        ),
         (put("groups", 0, "instructions", value="a"), ["groups.0.instructions", "a list"]),
         (edit(lambda d: d["groups"][0].pop("adapter")), ["groups.0.adapter", "missing"]),
         (put("groups", value={"topic": []}), ["groups: must be a list"]),

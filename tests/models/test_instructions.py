@@ -78,3 +78,5 @@ def test_a_task_has_each_instruction_once_in_order_and_not_more_than_asked() -> 
     assert instructions_of(rows, most=5) == instructions_of(rows, most=9) == instructions_of(rows)
     assert instructions_of(rows, "Judge it.") == ("Judge it.",)
     assert instructions_of([]) == ()
+    spaced = [{"prompt": [turn("user", t)], "answer": "x"} for t in ("a  b", "a b", "a\n b", "ab")]
+    assert instructions_of(spaced) == ("a b", "ab")

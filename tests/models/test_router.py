@@ -120,6 +120,36 @@ def test_a_request_that_fits_none_goes_where_the_fallback_says(
     assert book.text() == before
 
 
+def test_what_is_similar_to_nothing_has_no_nearest() -> None:
+    """By hand: no word in common is 0 to each group, and a tie at more than 0 is the older's."""
+    book = Codebook(accept=0.9, fallback="nearest", groups=(CAT, DOG))
+    nothing, blank = Router(book).choose([ask("blue sky"), ask(" ")])
+    for choice in (nothing, blank):
+        assert (choice.adapter, choice.group, choice.similarity) == (None, None, 0.0)
+        assert choice.why.endswith("it is similar to none at all, so the base model")
+    # With the last group as the fallback it answers whatever comes, as the official code has it.
+    last = book.model_copy(update={"fallback": "last"})
+    assert Router(last).choose([ask("blue sky")])[0].adapter == "dog@1"
+    twins = (group("a", "red cat"), group("b", "red cat"))
+    tie = Router(book.model_copy(update={"groups": twins})).choose([ask("red cat jumps")])[0]
+    assert tie.group == "a"
+    assert tie.runner_up == ("b", tie.similarity)
+
+
+def test_instructions_that_differ_in_white_space_count_once() -> None:
+    texts = ("red  cat", "red cat", "red\ncat", "grey dog")
+    book = Codebook(groups=(group("cat", *texts),))
+    assert book.groups[0].instructions == ("red  cat", "grey dog")
+    # The mean over two different texts; with all four it would be nearer to red cat.
+    whole, pair = (
+        1.0,
+        float(Router(Codebook(groups=(group("d", "grey dog"),))).scores(["red cat"])[0, 0]),
+    )
+    assert Router(book).scores(["red cat"])[0, 0] == pytest.approx((whole + pair) / 2)
+    grown = book.continued("cat", ["red cat ", " blue\tsky", "blue sky"], "sky").groups[0]
+    assert grown.instructions == ("red  cat", "grey dog", "blue sky")
+
+
 def test_testing_never_changes_the_codebook_and_a_repeated_task_leaves_its_group() -> None:
     """Check 16."""
     router = Router(BOOK)

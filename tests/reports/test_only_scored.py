@@ -72,7 +72,7 @@ def test_what_the_means_leave_out_is_told_with_its_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["markdown", "latex"])
 def test_a_table_says_what_its_means_leave_out(tmp_path: Path, form: str) -> None:
-    said = "Not in these means (another unit, or only scored): "
+    said = "Not in these means (only scored): "
     one, two = run_of(tmp_path / "one", "replay"), run_of(tmp_path / "two", "gere", ())
     assert f"{said}c." in table([one], form)
     assert f"{said}c (of replay)." in table([one, two], form)

@@ -49,6 +49,16 @@ def test_where_each_task_was_learned(tmp_path: Path) -> None:
     assert pool.size == pools.Size(adapters=2, versions=3, parameters=2000, bytes=9000)
 
 
+@pytest.mark.parametrize(("name", "versions"), [("count@beta", 3), ("count", 3), ("c@d@4", 6)])
+def test_an_adapter_s_name_may_be_anything(tmp_path: Path, name: str, versions: int) -> None:
+    run = make_pool_run(tmp_path / "run")
+    for file in run.path.rglob("*.jsonl"):
+        file.write_text(file.read_text().replace('"count@1"', json.dumps(name)))
+    pool = pools.pool_of(view_of(Run.open(run.path)))
+    assert pool is not None
+    assert (pool.size.adapters, pool.size.versions) == (2, versions)
+
+
 def test_who_answered_and_how_often_that_was_right(tmp_path: Path) -> None:
     pool = pools.pool_of(view_of(make_pool_run(tmp_path / "run")))
     assert pool is not None

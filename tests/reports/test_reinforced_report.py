@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from pathlib import Path
@@ -18,11 +19,13 @@ from perdure.reports import (
     numbers,
     reinforced,
     reinforced_views,
+    training,
     words,
 )
 from perdure.reports.data import RunView, views
 from perdure.reports.left_out import left_out_of_means
 from perdure.reports.seeds import grouped
+from perdure.reports.tables import table
 from perdure.reports.terminal import Display, score_table
 from perdure.run import Run
 
@@ -169,6 +172,33 @@ def test_a_comparison_has_reward_and_seconds_by_phase(tmp_path: Path) -> None:
     assert "reward 0.100 → 3.20 0.100 → 3.20" in told
     assert "seconds a step: generation 5.0 (56 %) 5.0 (56 %)" in told
     assert "truncated 50 % → 50 % 50 % → 50 %" in told
+
+
+def test_a_table_of_runs_has_what_was_earned(tmp_path: Path) -> None:
+    runs = [run_of(tmp_path / name, method=name) for name in ("sequential", "kl")]
+    plain = make_run(tmp_path / "plain", matrix=SHARED, tasks=TASKS)
+    lines = list(csv.DictReader(io.StringIO(table([*runs, plain], "csv"))))
+    for line in lines[:2]:
+        found = {k.rpartition(":")[2]: v for k, v in line.items() if k.startswith("rl:velan:")}
+        assert found == {
+            "reward_begin": "0.1", "reward_end": "3.2", "reward_std_begin": "0.25",
+            "reward_std_end": "0.25", "dead_groups_begin": "0.125", "dead_groups_end": "0.125",
+            "truncated_begin": "0.5", "truncated_end": "0.5", "length_begin": "20.0",
+            "length_end": "41.0", "kl_begin": "0.02", "kl_end": "0.02", "step_seconds": "9.0",
+        }  # fmt: skip
+    assert {v for k, v in lines[2].items() if k.startswith("rl:")} == {""}
+    drawn = table([*runs, plain], "markdown").splitlines()
+    assert drawn[0].endswith("| Reward: velan ↑ |")
+    assert [line.split(" | ")[-1] for line in drawn[2:5]] == ["0.100 → 3.20 |"] * 2 + ["– |"]
+    assert "Reward" not in table([plain], "markdown")
+    assert "rl:" not in table([plain], "csv")
+
+
+def test_a_loss_of_rewards_is_in_no_unit(tmp_path: Path) -> None:
+    (charted,) = training.losses(views([run_of(tmp_path / "run")]))
+    assert charted.y_title == "loss"
+    plain = make_run(tmp_path / "plain", matrix=SHARED, tasks=TASKS)
+    assert training.losses(views([plain]))[0].y_title == "nats a token"
 
 
 def test_while_it_trains_the_terminal_shows_what_is_earned() -> None:

@@ -603,7 +603,7 @@ def test_perplexity_tasks_are_told_apart(tmp_path: Path) -> None:
                    metrics={"verse": "perplexity"})  # fmt: skip
     text = render([run])
     assert "perplexity, lower is better" in text
-    assert "lower is better, or they are only scored: verse." in text
+    assert "do not run from 0 to 1, or lower is better: verse." in text
     assert view(run).summary("average_accuracy") == 0.70
     heat = re.findall(r'<td class="h(\d+) [a-z]+"[^>]*>([\d.]+)', text)
     assert ("0", "80.0") in heat  # the worst

@@ -297,13 +297,13 @@ def _raises(samples: Sequence[Sample]) -> list[float]:
 @pytest.mark.parametrize(
     ("give", "says"),
     [
-        (lambda s: [1.0, math.nan], "gave nan, which is not from 0 to 1"),
+        (lambda s: [1.0, math.nan], "gave nan, which is not from 0 to 1; where"),
         (lambda s: [1.0, math.inf], "gave inf, which is not from 0 to 1"),
         (lambda s: [1.0, 1.5], "gave 1.5, which is not from 0 to 1"),
         (lambda s: [1.0, -0.1], "gave -0.1, which is not from 0 to 1"),
         (lambda s: [1.0, "much"], "gave 'much', which is no number"),
         (lambda s: [1.0, [2]], "gave [2], which is no number"),
-        (lambda s: [1.0], "gave 1 values for 2 completions"),
+        (lambda s: [1.0], "gave 1 value for 2 completions"),
         (lambda s: [1.0] * 3, "gave 3 values for 2 completions"),
         (lambda s: None, "failed: TypeError"),
         (_raises, "failed: RuntimeError: no server"),
@@ -321,7 +321,7 @@ def test_what_is_no_value_stops_the_run_with_the_sample(give: Any, says: str) ->
     assert "broken" in told.value.what
     whole = str(told.value)
     assert "row: data.jsonl:7" in whole
-    if "values for" not in says and "TypeError" not in says:
+    if " for 2 completions" not in says and "TypeError" not in says:
         assert "prompt: second prompt" in whole
         assert "completion: bad" in whole
     else:
@@ -394,11 +394,35 @@ def test_weights_that_are_not_given_are_the_rest() -> None:
     assert build(whole).weights == {"chrf": 0.7, "bleu": 0.3}
 
 
+def test_the_released_sum_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """M3 of the specification: R1-T1's release pays .2 + max(0, COMET to two digits); as a user's
+    own reward, whose values end at 1 where the released one pays 1.27."""
+    (tmp_path / "released_22.py").write_text(
+        "def comet(samples):\n"
+        "    values = [float(sample.row['comet']) for sample in samples]\n"
+        "    return [min(1.0, max(0.0, round(value, 2))) for value in values]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = "<think>plan</think><answer>Le chat</answer>"
+    values = (0.8349, 0.8351, 0.845, -0.31, 1.07)
+    samples = [Sample("p", text, row={"comet": v}, answer="tagged") for v in values]
+    samples.append(Sample("p", "Le chat", row={"comet": 0.9}, answer="tagged"))
+    with trusting(True):
+        found = build(["format", "released_22:comet"])(samples).total
+    assert found == pytest.approx([1.03, 1.04, 1.04, 0.2, 1.2, 0.0])
+
+
 def test_versions_name_what_the_values_depend_on() -> None:
     found = build([*OURS, "bleu", "language"]).versions
     assert list(found) == [*OURS, "bleu", "language"]
     assert found["chrf"].startswith("1, sacrebleu 2.")
     assert found["language"].startswith("1, py3langid 0.4")
+    marks = build([{"name": "chrf", "weight": 0.7, "beta": 1}, "bleu", "length"]).marks
+    assert marks["chrf"] == {
+        "version": found["chrf"], "char_order": 6, "word_order": 0, "beta": 1, "weight": 0.7,
+    }  # fmt: skip
+    assert marks["bleu"]["weight"] == pytest.approx(0.3)
+    assert list(marks["length"]) == ["version", "least", "most"]
 
 
 def test_every_reward_has_a_file_a_line_and_described_options() -> None:
@@ -478,6 +502,13 @@ def test_a_users_own_function_is_a_quality_and_needs_the_users_word(own: Path) -
     assert (
         rewards.versions["their_rewards_22:exclaims"] == again.versions["their_rewards_22:exclaims"]
     )
+    # Another version where anything in its file has changed, such as what it calls.
+    (own / "their_rewards_22.py").write_text(
+        (own / "their_rewards_22.py").read_text() + "\nX = 1\n"
+    )
+    with trusting(True):
+        changed = build(entries, own).versions
+    assert changed["their_rewards_22:exclaims"] != rewards.versions["their_rewards_22:exclaims"]
     assert polite(samples).total == [0.0, 0.0]
     with trusting(True):
         assert "did you mean" in told("their_rewards_22:exclaim")[0][2]

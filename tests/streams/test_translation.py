@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -229,9 +230,8 @@ def recipe(folder: Path, *tasks: dict[str, Any]) -> Path:
             "until: has no effect with",
         ),
         ({"train": {"source": "a.txt"}}, "train: files that are aligned"),
+        ({"train": "a.txt"}, "files aligned line by line: train: {source: FILE, target: FILE}"),
         ({"train": {"source": "a.txt", "taget": "b.txt"}}, 'did you mean "target"'),
-        ({"test_of": "mt2"}, 'test_of: no other task with test rows of its own is called "mt2"'),
-        ({"test_of": "mt"}, "test_of: no other task with test rows"),
     ],
 )
 def test_a_section_that_is_wrong_is_told_at_its_key(
@@ -258,6 +258,7 @@ def test_rows_without_reasoning_are_not_learned_and_are_scored(
         caplog.text
     )
     text = refused(tmp_path, {**keys, "columns": {}})
+    assert "columns: {reasoning: YOURS} names another column" in text
     assert 't.jsonl:1: "reasoning" is empty or not there, and with answer: tagged' in text
     # Only scored, the same rows need none.
     (task,) = build(tmp_path, {**keys, "columns": {}, "learn": "none"})
@@ -349,6 +350,11 @@ def test_a_task_shares_another_ones_test_rows(
     learned = {one["source"] for one in (*warm.train, *warm.validation)}
     assert len(learned) == (20 if given else 16)
     assert len(learned & {one["source"] for one in mt.test}) == (4 if given else 0)
+    # Both learn from the same rows, as they are meant to; a test row that is trained on is told.
+    shared = [text for text in caplog.messages if "of an earlier task" in text]
+    assert [text.split(" the prompt")[0] for text in shared] == (
+        ["tasks: 4 rows have"] if given else []
+    )
     aside = "task warm: 4 of 20 train rows are set aside as test rows of mt" in caplog.text
     assert aside is not given
     # One measure of an audit, as one answer to each row is all there is.
@@ -383,6 +389,54 @@ def test_tasks_that_read_otherwise_share_no_test_rows(
     first = {"name": "warm", "answer": "tagged", "test_of": "mt", **keys}
     text = refused(tmp_path, first, {"answer": "tagged"})
     assert f'test_of: "mt" is scored with {told}' in text
+
+
+@pytest.mark.parametrize(
+    ("instruction", "told"),
+    [
+        ("Say it in {target_lang}: {source}", True),
+        ("{tag_rule} Say it in {target_lang}: {source}", False),
+        ("Answer in <answer> tags: {source}", False),
+        ("Say it in {target_lang}.", False),  # the tags' rule is put behind it
+        ("", False),
+    ],
+)
+def test_an_instruction_that_does_not_say_the_tags_is_told(
+    tmp_path: Path, instruction: str, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    write(tmp_path / "t.jsonl", [{**DOG, "source": f"dog {i}", "reasoning": "r"} for i in range(9)])
+    keys = {"answer": "tagged", "instruction": instruction or None}
+    (task,) = build(tmp_path, keys)
+    assert ("does not say {tag_rule}" in caplog.text) is told
+    assert ("<answer>" in said(task.test[0])) is not told
+
+
+@pytest.mark.parametrize("name", ["mt2", "warm", "third"])
+def test_only_another_task_s_own_test_rows_can_be_shared(tmp_path: Path, name: str) -> None:
+    rows = [{"source": f"s {i}", "target": f"t {i}"} for i in range(9)]
+    write(tmp_path / "t.jsonl", rows)
+    first, third = {"name": "warm", "test_of": name}, {"name": "third", "test_of": "mt"}
+    text = refused(tmp_path, first, {}, third)
+    assert f'test_of: no other task with test rows of its own is called "{name}"' in text
+    assert "there are: mt" in text
+
+
+def test_rows_of_a_task_of_the_extended_run_can_be_shared(tmp_path: Path) -> None:
+    rows = [{"source": f"s {i}", "target": f"t {i}"} for i in range(20)]
+    write(tmp_path / "t.jsonl", rows)
+    (old,) = build(tmp_path, {})
+    # As a run keeps them: rows without a place.
+    kept = replace(old, test=[dict(row) for row in old.test], train=(), train_kept=False)
+    stream = StreamConfig(tasks=[section(name="again", test_of="mt")])
+    (new,) = build_stream(stream, None, tmp_path, 0, [kept])
+    assert (new.test_of, list(new.test)) == ("mt", list(old.test))
+    learned = {one["source"] for one in (*new.train, *new.validation)}
+    assert len(learned) == 16
+    assert not learned & {one["source"] for one in old.test}
+    other = StreamConfig(tasks=[section(name="again", test_of="mt", metric="bleu")])
+    with pytest.raises(RecipeError, match="is scored with metric: chrf"):
+        build_stream(other, None, tmp_path, 0, [kept])
 
 
 # --- rows without a target

@@ -76,6 +76,7 @@ class Format:
         whole: our columns that are one column of the data, never a text of several.
         renames: `label_names` may call its labels otherwise.
         mistakes: what is wrong in a task's section, beyond each key by itself and its columns.
+        notes: what of a valid section is perhaps not meant, for a warning each.
         keys: of a task's section, those that only formats that name them have.
         lacks: what a row has not that is trained on by its answer, in words; such rows are left
             out of the training rows as empty ones are. "" where it has all.
@@ -91,6 +92,7 @@ class Format:
     whole: tuple[str, ...] = ()
     renames: bool = True
     mistakes: Callable[[TaskConfig], Iterator[Mistake]] = field(default=lambda task: iter(()))
+    notes: Callable[[TaskConfig], Iterator[str]] = field(default=lambda task: iter(()))
     keys: tuple[str, ...] = ()
     lacks: Callable[[Row, TaskConfig], str] = field(default=lambda row, task: "")
 

@@ -229,7 +229,7 @@ KIND = Kind(
             "translation", translation.COLUMNS, CHRF.name, translation.translation_row,
             optional=translation.OPTIONAL, trained=(translation.REASONING,),
             whole=translation.LANGUAGES, keys=translation.KEYS,
-            mistakes=_translated, lacks=translation.lacks,
+            mistakes=_translated, lacks=translation.lacks, notes=translation.notes,
         ),
     ),
     metrics=(LABEL_LIKELIHOOD, EXACT_MATCH, ROUGE_L, CHRF, BLEU, PERPLEXITY),

@@ -84,7 +84,21 @@ def lacks(row: Row, task: TaskConfig) -> str:
     if task.answer == "plain" or task.learn != "sft" or row["answer"] != row["target"]:
         return ""
     column = brief(task.column(REASONING))
-    return f'"{column}" is empty or not there, and with answer: tagged it is learned'
+    return (
+        f'"{column}" is empty or not there, and with answer: tagged it is learned (columns: '
+        f"{{{REASONING}: YOURS}} names another column)"
+    )
+
+
+def notes(task: TaskConfig) -> Iterator[str]:
+    """What a task's section says that is valid, and perhaps not meant."""
+    own = task.instruction or ""
+    untold = not any(name in own for name in ("{tag_rule}", "<answer>", "<think>"))
+    if task.answer == "tagged" and own and "source" in _names(own) and untold:
+        yield (
+            "its instruction does not say {tag_rule}, so that nothing tells the model to write "
+            "the tags of answer: tagged"
+        )
 
 
 def mistakes(task: TaskConfig) -> Iterator[Mistake]:
