@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
+from perdure import stopping
 from perdure.consent import trusting
+from perdure.errors import resume_command
 from perdure.prepare import Prepared, prepare, run_stream
 from perdure.recipe.schema import Recipe
 from perdure.reports import write_report
@@ -47,10 +49,16 @@ def learn(
 
     Raises:
         PerdureError: one of `perdure.errors`, with a remedy; what was saved stays.
+        KeyboardInterrupt: Ctrl-C; `perdure.stopping.Stopped`, which is one, where SIGTERM or
+            SIGUSR1 came and the caller has no handler of its own: the task was saved first.
     """
     with silent() if display is None else nullcontext():
         ready = prepared or prepare(recipe, stream=stream or run_stream(run), today=run.today)
-        _learn(recipe, run, display or NullDisplay(), base_scores, ready, accept_changes)
+        try:
+            _learn(recipe, run, display or NullDisplay(), base_scores, ready, accept_changes)
+        except KeyboardInterrupt as stop:
+            stop.args = stop.args or (f"resume with: {resume_command(run.path)}",)
+            raise
         if first_process():
             write_report([run], run.path / "report.html")
     return run.matrix()
@@ -68,7 +76,7 @@ def _learn(
     from perdure.learners.listener import Folders
 
     record = Recorder(run, display)
-    with trusting(recipe.trust_remote_code), run.lock(), record:
+    with trusting(recipe.trust_remote_code), run.lock(), stopping.heard(), record:
         verify(run)
         pin(run, recipe, ready.stream, accept_changes)
         for told in doubts(run):
@@ -97,7 +105,8 @@ def _learn(
             learner.restore(folder, learned, record.steps_of(learned))
             record.scores(learner.scores(learned, record.scored(learned)))
         for after, task in enumerate(ready.stream.tasks[learned:], learned + 1):
-            with record.disk_watched():
+            # A signal to stop waits: training saves at its next step, and all else is soon over.
+            with record.disk_watched(), stopping.held():
                 fitted = learner.fit(after - 1)
                 record.facts(after, task.name, fitted.facts)
                 with record.sealing(after) as folder:

@@ -14,6 +14,7 @@ from typing import NoReturn, ParamSpec, TypeVar
 
 from perdure.consent import FLAG, ConsentError, by_argument
 from perdure.errors import PerdureError, RunError, TrainingError, UsageError
+from perdure.stopping import Stopped
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,6 +32,8 @@ def handle_errors(command: Callable[P, R]) -> Callable[P, R]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return trusted(*args, **kwargs)
+        except Stopped as stop:
+            _fail("\n".join([str(stop), *(f"  {line}" for line in stop.args)]), stop.exit_code)
         except KeyboardInterrupt as stop:
             _fail("\n".join(["interrupted", *(f"  {line}" for line in stop.args)]), 130)
         except ConsentError as error:

@@ -34,10 +34,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, TrainingArguments
 
+from perdure import stopping
 from perdure.engine.attach import attach
 from perdure.engine.batching import drawn_rows, halved, split_batch, steps_of
 from perdure.engine.callbacks import GaugeCallback, ProgressCallback
 from perdure.engine.method_state import STATE, give_weights, load_methods, save_methods
+from perdure.engine.saving import SaveOrStop
 from perdure.engine.served import ending, serving
 from perdure.engine.session import TaskSession
 from perdure.engine.trackers import Trackers
@@ -132,11 +134,12 @@ class Learner(Routing, KindHooks):
             self.listener.note(f"{task_named(self.stream.tasks[index].name)}: is only scored")
             return Fitted()
         started, counts, self._moved = time.monotonic(), self.passes(), {}
-        self._grow(index)
-        self._split(index)
-        session = self._session = self._session_of(index)
-        gauges, budget = self._gauges_of(session), self.recipe.stop_when
-        self._begin(session)
+        with stopping.at_once():  # what methods prepare is kept in caches, or soon made again
+            self._grow(index)
+            self._split(index)
+            session = self._session = self._session_of(index)
+            gauges, budget = self._gauges_of(session), self.recipe.stop_when
+            self._begin(session)
         before = session.snapshot() if budget is not None and budget.action == "rewind" else None
         phases = self._phases(session)
         starts = {p.start for p in phases}
@@ -206,7 +209,8 @@ class Learner(Routing, KindHooks):
         with frozen_parameters(self.model, phase.freeze):
             self._moved |= {name: p.numel() for name, p in trainable(self.model).items()
                             if not (phase.hold and re.search(phase.hold, name))}  # fmt: skip
-            trainer = self._trainer(session, phase, rows, folder)
+            with stopping.at_once():  # of heads alone, the body may read all texts first
+                trainer, saving = self._trainer(session, phase, rows, folder)
             found = newest_sealed(folder)
             if found is not None:
                 verify(found, f"delete the folder {found}: the run goes on from before it")
@@ -220,6 +224,8 @@ class Learner(Routing, KindHooks):
             else:
                 with pickles_refused(found):
                     trainer.train(resume_from_checkpoint=str(found) if found else None)
+            if saving.said:
+                stopping.raise_if_wanted(saving.said)
             self.trackers.task_done(trainer.args.max_steps)
         barrier()
         # What comes after (Fisher values, interpolation) must not pay for the optimizer's moments.
@@ -231,7 +237,7 @@ class Learner(Routing, KindHooks):
 
     def _trainer(
         self, session: TaskSession, phase: Phase, rows: list[Row], folder: Path
-    ) -> RatedTrainer:
+    ) -> tuple[RatedTrainer, SaveOrStop]:
         forget_trainer(self.model)
         trainer = self.trainer(session.task, rows, phase, folder)
         trainer.session = session
@@ -246,8 +252,16 @@ class Learner(Routing, KindHooks):
             trainer.add_callback(
                 GaugeCallback(session, read, over, every, stops, self.listener.warn)
             )
+        saving = SaveOrStop(
+            session,
+            self.state.device,
+            minutes=self.recipe.save.minutes,
+            every=getattr(trainer.args, "num_iterations", 1),  # where completions are made
+            saves=self.recipe.model.fsdp_size <= 1,
+        )
+        trainer.add_callback(saving)
         trainer.add_callback(self.trackers)
-        return trainer
+        return trainer, saving
 
     def _phases(self, session: TaskSession) -> Sequence[Phase]:
         for method in self.methods:
