@@ -165,6 +165,11 @@ def write_sealed(path: Path, text: str) -> None:
     write_atomic(_beside(path), hashlib.sha256(text.encode()).hexdigest() + "\n")
 
 
+def is_summed(path: Path) -> bool:
+    """Whether a text has its sha256 beside it, which is written behind it."""
+    return _beside(path).exists()
+
+
 def is_whole(path: Path) -> bool:
     """Whether a text is what `write_sealed` wrote; True where no sha256 lies beside it."""
     try:

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from perdure.consent import trusting
 from perdure.drafts import drafted, sweep
-from perdure.errors import RunError
-from perdure.failures import at
+from perdure.errors import RunError, resume_command
+from perdure.failures import at, explained, reading
 from perdure.files import (
     append_line,
     now,
@@ -115,6 +115,12 @@ class Run:
         if not (path / "recipe.yaml").exists():
             what = "is no run directory: it has no recipe.yaml" if path.exists() else "not found"
             raise RunError(f"{path}: {what}", "give the folder that perdure run printed")
+        remedy = f"put it back from a copy, then go on with: {resume_command(path)}"
+        try:
+            with reading(path / "recipe.yaml", remedy):
+                (path / "recipe.yaml").read_text("utf-8")
+        except OSError as error:
+            raise explained(error, path) or error from error
         # The data may have moved since; a resume reads it again and tells.
         with trusting(trust_remote_code):
             return cls(path, load(path / "recipe.yaml", check_files=False, renew=renew))

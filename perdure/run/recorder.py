@@ -110,7 +110,7 @@ class Recorder:
         """
         self.sealer.wait()
         draft = self.run.draft(after) if rank() == 0 else Path()
-        with at(draft):
+        with at(draft.with_suffix("")):
             yield draft
         barrier()
         if rank() == 0:
