@@ -222,7 +222,8 @@ def cli() -> str:
         NOTE,
         "# Commands",
         "Exit codes: 0 done; 2 wrong usage, recipe, data or model; 4 a run directory in the "
-        "way, missing or damaged; 5 training could not go on; 130 interrupted. `audit` adds 1 for "
+        "way, missing or damaged; 5 training could not go on; 130 interrupted; 143 and 138 "
+        "stopped by SIGTERM and SIGUSR1, after [saving](runs.md#on-a-cluster). `audit` adds 1 for "
         "lost and 3 for undecided, `repair` 1 if nothing qualifies. "
         "Results go to stdout, progress and errors to stderr.",
         _help(()),

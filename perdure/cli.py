@@ -1,8 +1,9 @@
 """The command line: one function a command, with its options; the work is in `perdure.commands`.
 
 Exit codes: 0 done, 2 wrong usage, recipe, data or model, 4 a run directory in the way, missing or
-damaged, 5 training could not go on, 130 interrupted (`perdure.errors`); `audit` adds 1 for lost and
-3 for undecided, `repair` 1 for nothing found.
+damaged, 5 training could not go on, 130 interrupted (`perdure.errors`), 143 and 138 stopped by
+SIGTERM and SIGUSR1 (`perdure.stopping`); `audit` adds 1 for lost and 3 for undecided, `repair` 1
+for nothing found.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ and what to write instead. The command line prints `str(error)` after "error: " 
 from __future__ import annotations
 
 import re
+import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -52,6 +53,11 @@ def one_line(remedy: Sequence[str]) -> str:
 def task_named(name: str) -> str:
     """`task NAME` for a message; a name that begins with that word is enough by itself: task 5."""
     return name if re.match(r"task(?![^\W\d_])", name, re.IGNORECASE) else f"task {name}"
+
+
+def resume_command(run: object) -> str:
+    """The command by which a run goes on, as it is typed: `perdure resume 'runs/my shop'`."""
+    return shlex.join(["perdure", "resume", str(run)])
 
 
 def printable(text: str) -> str:

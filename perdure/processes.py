@@ -85,6 +85,18 @@ def summed(value: Any) -> Any:
     return value
 
 
+def largest(values: Sequence[float], device: Any) -> list[float]:
+    """Of each value the largest that any process has; a collective call of small numbers."""
+    if world_size() == 1:
+        return list(values)
+    import torch
+    import torch.distributed as dist
+
+    found = torch.tensor(values, dtype=torch.float32, device=device)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return [float(value) for value in found.tolist()]
+
+
 def world_size() -> int:
     """World size; 1 without torch.distributed."""
     import torch.distributed as dist

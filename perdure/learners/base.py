@@ -34,14 +34,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, TrainingArguments
 
+from perdure import stopping
 from perdure.engine.attach import attach
 from perdure.engine.batching import drawn_rows, halved, split_batch, steps_of
 from perdure.engine.callbacks import GaugeCallback, ProgressCallback
 from perdure.engine.method_state import STATE, give_weights, load_methods, save_methods
+from perdure.engine.saving import SaveOrStop
 from perdure.engine.served import ending, serving
 from perdure.engine.session import TaskSession
 from perdure.engine.trackers import Trackers
 from perdure.errors import UsageError, task_named
+from perdure.failures import reading
 from perdure.learners.freezing import frozen_parameters
 from perdure.learners.kind import KindHooks, drawn
 from perdure.learners.listener import Fitted, Folders, Listener, Silent
@@ -50,6 +53,7 @@ from perdure.learners.scores import Key, Line, scored
 from perdure.learners.training import (
     RatedTrainer,
     forget_trainer,
+    newest_whole,
     pickles_refused,
     step_of,
 )
@@ -60,7 +64,7 @@ from perdure.processes import barrier, processes, rank
 from perdure.protocol.method import Method
 from perdure.protocol.step import Phase
 from perdure.scoring.gauges import exceeded, rewound
-from perdure.seals import newest_sealed, verify
+from perdure.seals import verify
 from perdure.streams.task import Gone
 
 if TYPE_CHECKING:
@@ -132,11 +136,12 @@ class Learner(Routing, KindHooks):
             self.listener.note(f"{task_named(self.stream.tasks[index].name)}: is only scored")
             return Fitted()
         started, counts, self._moved = time.monotonic(), self.passes(), {}
-        self._grow(index)
-        self._split(index)
-        session = self._session = self._session_of(index)
-        gauges, budget = self._gauges_of(session), self.recipe.stop_when
-        self._begin(session)
+        with stopping.at_once():  # what methods prepare is kept in caches, or soon made again
+            self._grow(index)
+            self._split(index)
+            session = self._session = self._session_of(index)
+            gauges, budget = self._gauges_of(session), self.recipe.stop_when
+            self._begin(session)
         before = session.snapshot() if budget is not None and budget.action == "rewind" else None
         phases = self._phases(session)
         starts = {p.start for p in phases}
@@ -206,10 +211,9 @@ class Learner(Routing, KindHooks):
         with frozen_parameters(self.model, phase.freeze):
             self._moved |= {name: p.numel() for name, p in trainable(self.model).items()
                             if not (phase.hold and re.search(phase.hold, name))}  # fmt: skip
-            trainer = self._trainer(session, phase, rows, folder)
-            found = newest_sealed(folder)
-            if found is not None:
-                verify(found, f"delete the folder {found}: the run goes on from before it")
+            with stopping.at_once():  # of heads alone, the body may read all texts first
+                trainer, saving = self._trainer(session, phase, rows, folder)
+            found = newest_whole(folder, self.listener.warn)
             self.listener.note(
                 f"{task_named(session.task.name)}, phase {phase.name}: {len(rows)} rows, "
                 f"{trainer.args.max_steps} steps" + (f", from {found.name}" if found else "")
@@ -220,6 +224,8 @@ class Learner(Routing, KindHooks):
             else:
                 with pickles_refused(found):
                     trainer.train(resume_from_checkpoint=str(found) if found else None)
+            if saving.said:
+                stopping.raise_if_wanted(saving.said)
             self.trackers.task_done(trainer.args.max_steps)
         barrier()
         # What comes after (Fisher values, interpolation) must not pay for the optimizer's moments.
@@ -231,7 +237,7 @@ class Learner(Routing, KindHooks):
 
     def _trainer(
         self, session: TaskSession, phase: Phase, rows: list[Row], folder: Path
-    ) -> RatedTrainer:
+    ) -> tuple[RatedTrainer, SaveOrStop]:
         forget_trainer(self.model)
         trainer = self.trainer(session.task, rows, phase, folder)
         trainer.session = session
@@ -246,8 +252,16 @@ class Learner(Routing, KindHooks):
             trainer.add_callback(
                 GaugeCallback(session, read, over, every, stops, self.listener.warn)
             )
+        saving = SaveOrStop(
+            session,
+            self.state.device,
+            minutes=self.recipe.save.minutes,
+            every=getattr(trainer.args, "num_iterations", 1),  # where completions are made
+            saves=self.recipe.model.fsdp_size <= 1,
+        )
+        trainer.add_callback(saving)
         trainer.add_callback(self.trackers)
-        return trainer
+        return trainer, saving
 
     def _phases(self, session: TaskSession) -> Sequence[Phase]:
         for method in self.methods:
@@ -359,8 +373,9 @@ class Learner(Routing, KindHooks):
                 session = self._session_of(index)
                 for method in growing:
                     method.begin_task(session.context)
-        self.take_saved(folder / "model")
-        load_methods(folder / STATE, self.methods, self.model)
+        with reading(folder, f"put it back from a copy, or delete the folder {folder}"):
+            self.take_saved(folder / "model")
+            load_methods(folder / STATE, self.methods, self.model)
         self.refuse_other_base(folder / "model")
         self._session = self._session_of(learned - 1)
         self.trackers.task_done(steps)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from perdure.drafts import drafted
 from perdure.errors import ModelError, RunError, UsageError
 from perdure.models.adapter_lists import ADAPTERS_FILE, folders, holder, names
 from perdure.models.adapters import BASE_FILE, save_plain, saved_base
@@ -66,15 +67,12 @@ def export(
     if out.exists():
         raise RunError(f"{out}: exists already, and is never overwritten", "choose another --out")
     only = None if adapter is None else adapter_named(source, adapter)
-    draft = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
+    with drafted(out) as draft:
         if to == "peft":
             _adapter(source, draft, only)
         else:
             _merged(source, draft, dtype, tell, only)
         os.rename(draft, out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return out
 
 
@@ -85,13 +83,12 @@ def _adapter(source: str | Path, draft: Path, only: str | None) -> None:
             f"{source}: was trained in full and has no adapter", "write it whole: --to merged"
         )
     verify_saved(folder)
-    several = folders(folder)
+    several, ignored = folders(folder), shutil.ignore_patterns(BASE_FILE, "manifest.json")
     if only is None or len(several) == 1:
-        shutil.copytree(folder, draft, ignore=shutil.ignore_patterns(BASE_FILE, "manifest.json"))
+        shutil.copytree(folder, draft, ignore=ignored, dirs_exist_ok=True)
         return
     # What lies beside the first adapter, such as the tokenizer, is of all of them.
     beside = {BASE_FILE, "manifest.json", ADAPTERS_FILE, *ROUTERS, *_FIRST_ONES}
-    draft.mkdir()
     for file in folder.iterdir():
         if file.is_file() and file.name not in beside:
             shutil.copy2(file, draft / file.name)

@@ -221,6 +221,7 @@ class TrainConfig(Section):
 class SaveConfig(Section):
     tasks: Literal["all", "last"] = Field("all", description="which tasks' models are kept")
     steps: int | None = Field(None, gt=0, description="also save within a task, each N steps")
+    minutes: float | None = Field(None, gt=0, description="also save within a task, each N minutes")
 
 
 MAX_DROP, MAX_LOSS_RISE = 0.02, 0.05
@@ -332,9 +333,10 @@ class Recipe(Section):
         return specs
 
     def mistakes(self) -> Iterator[Mistake]:
-        if self.save.steps is not None and self.model.fsdp_size > 1:
-            what = "a sharded model (model.fsdp_size) is only saved after each task"
-            yield Mistake(("save", "steps"), what, "leave it out, or shard by accelerate's FSDP2")
+        for key in ("steps", "minutes") if self.model.fsdp_size > 1 else ():
+            if getattr(self.save, key) is not None:
+                what = "a sharded model (model.fsdp_size) is only saved after each task"
+                yield Mistake(("save", key), what, "leave it out, or shard by accelerate's FSDP2")
         most, whole = self.model.max_prompt_length, self.train.max_length
         if most is not None and most >= whole:
             what = f"{most} leaves no room for an answer in train.max_length, {whole}"

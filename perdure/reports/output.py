@@ -10,11 +10,12 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from perdure.errors import printable
+from perdure import stopping
+from perdure.errors import printable, resume_command
 from perdure.files import finite
 
 if TYPE_CHECKING:
@@ -34,18 +35,15 @@ def working(run: Path | None = None) -> Iterator[None]:
     if not first_process():
         logging.getLogger("perdure").setLevel(logging.ERROR)
     try:
-        with redirect_stdout(sys.stderr):
+        heard = nullcontext() if run is None else stopping.heard()
+        with redirect_stdout(sys.stderr), heard:
             from transformers.utils import logging as bars
 
             bars.disable_progress_bar()  # of reading and writing weights, seconds at most
             yield
     except KeyboardInterrupt as stop:
-        if run is not None:
-            stop.args = (f"resume with: perdure resume {run}",)
-        raise
-    except OSError as error:
-        if error.filename is None and run is not None:  # a failed write does not say where
-            error.filename = str(run)
+        if run is not None and not stop.args:
+            stop.args = (f"resume with: {resume_command(run)}",)
         raise
 
 
