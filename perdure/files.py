@@ -6,10 +6,13 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+from perdure.drafts import draft_of
 
 
 def numbered(folder: Path, prefix: str, suffix: str = "") -> list[tuple[int, Path]]:
@@ -22,15 +25,28 @@ def numbered(folder: Path, prefix: str, suffix: str = "") -> list[tuple[int, Pat
     return sorted((int(match[1]), p) for match, p in found if match)
 
 
+def free_place(path: Path, word: str) -> Path:
+    """A name beside `path` that nothing has: `task-2.damaged`, or `task-2.damaged-2`."""
+    found, number = path.with_name(f"{path.name}.{word}"), 2
+    while found.exists():
+        found, number = path.with_name(f"{path.name}.{word}-{number}"), number + 1
+    return found
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old or the new text, whenever we are killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(draft, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
+    draft = draft_of(path)
+    try:
+        with _naming(path), open(draft, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except OSError:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 
@@ -40,7 +56,7 @@ def append_line(path: Path, line: Mapping[str, Any], sync: bool = True) -> None:
     So a line in the middle that cannot be read was damaged, and is not taken for a torn one.
     """
     between = _end_of(path)
-    with open(path, "a", encoding="utf-8") as file:
+    with _naming(path), open(path, "a", encoding="utf-8") as file:
         file.write(between + json.dumps(line, ensure_ascii=False) + "\n")
         file.flush()
         if sync:
@@ -93,9 +109,20 @@ def sync_folder(path: Path) -> None:
     """Make a rename in `path` survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with _naming(path):
+            os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file in an error of the system, which a failed write or sync does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def now() -> str:

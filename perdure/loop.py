@@ -12,15 +12,17 @@ from contextlib import nullcontext
 
 from perdure import stopping
 from perdure.consent import trusting
-from perdure.errors import resume_command
+from perdure.errors import RunError, resume_command
+from perdure.failures import explained
 from perdure.prepare import Prepared, prepare, run_stream
+from perdure.processes import barrier, rank
 from perdure.recipe.schema import Recipe
 from perdure.reports import write_report
 from perdure.reports.output import first_process
 from perdure.reports.silence import silent
 from perdure.reports.terminal import Display, NullDisplay
 from perdure.run import Run
-from perdure.run.damage import doubts, verify
+from perdure.run.damage import doubts, go_back, verify
 from perdure.run.kept import keep
 from perdure.run.pins import pin
 from perdure.run.recorder import Recorder
@@ -53,14 +55,22 @@ def learn(
             SIGUSR1 came and the caller has no handler of its own: the task was saved first.
     """
     with silent() if display is None else nullcontext():
-        ready = prepared or prepare(recipe, stream=stream or run_stream(run), today=run.today)
         try:
+            ready = prepared or prepare(recipe, stream=stream or run_stream(run), today=run.today)
             _learn(recipe, run, display or NullDisplay(), base_scores, ready, accept_changes)
+            if first_process():
+                write_report([run], run.path / "report.html")
         except KeyboardInterrupt as stop:
             stop.args = stop.args or (f"resume with: {resume_command(run.path)}",)
             raise
-        if first_process():
-            write_report([run], run.path / "report.html")
+        except Exception as error:
+            known = explained(error, run.path)
+            if isinstance(known, RunError) and not any("perdure " in s for s in known.remedy):
+                more = (*known.remedy, f"then go on with: {resume_command(run.path)}")
+                raise RunError(known.what, more) from error
+            if known is None or known is error:
+                raise
+            raise known from error
     return run.matrix()
 
 
@@ -77,7 +87,10 @@ def _learn(
 
     record = Recorder(run, display)
     with trusting(recipe.trust_remote_code), run.lock(), stopping.heard(), record:
-        verify(run)
+        for told in go_back(run) if rank() == 0 else ():
+            record.warn(told)
+        barrier()
+        verify(run, weights=False)  # all of the newest was read by now
         pin(run, recipe, ready.stream, accept_changes)
         for told in doubts(run):
             record.warn(told)
@@ -106,7 +119,7 @@ def _learn(
             record.scores(learner.scores(learned, record.scored(learned)))
         for after, task in enumerate(ready.stream.tasks[learned:], learned + 1):
             # A signal to stop waits: training saves at its next step, and all else is soon over.
-            with record.disk_watched(), stopping.held():
+            with stopping.held():
                 fitted = learner.fit(after - 1)
                 record.facts(after, task.name, fitted.facts)
                 with record.sealing(after) as folder:

@@ -7,15 +7,17 @@ the whole folder or none. A sealed text has its sha256 in a file beside it.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from perdure.errors import RunError
+from perdure.failures import at
 from perdure.files import numbered, sync_folder, write_atomic
 
 MANIFEST = "manifest.json"
@@ -68,8 +70,10 @@ def facts_of(folder: Path) -> dict[str, Any]:
     """The manifest; empty where there is none, or where it is no manifest."""
     try:
         found = json.loads((folder / MANIFEST).read_text("utf-8"))
-    except (OSError, ValueError):
+    except ValueError:
         return {}
+    except OSError as error:
+        return _gone(error, {})
     return found if isinstance(found, dict) and isinstance(found.get("files"), dict) else {}
 
 
@@ -79,8 +83,10 @@ def is_sealed(folder: Path) -> bool:
         return False
     try:
         return all((folder / n).stat().st_size == _size(said) for n, said in files.items())
-    except (OSError, TypeError, KeyError, ValueError):
+    except (TypeError, KeyError, ValueError):
         return False
+    except OSError as error:
+        return _gone(error, False)
 
 
 def damaged(folder: Path, skip: tuple[str, ...] = ()) -> str:
@@ -101,8 +107,10 @@ def damaged(folder: Path, skip: tuple[str, ...] = ()) -> str:
             known = said.get("sha256") if isinstance(said, dict) else None
             if known and not name.endswith(skip) and sha256(file) != known:
                 return str(file)
-        except (OSError, TypeError, KeyError, ValueError):
+        except (TypeError, KeyError, ValueError):
             return str(file)
+        except OSError as error:
+            return _gone(error, str(file))
     return ""
 
 
@@ -143,7 +151,7 @@ def sha256(path: Path, sync: bool = False) -> str:
     """The sha256 of a file's bytes; with `sync` they are on the disk afterwards."""
     digest, buffer = hashlib.sha256(), bytearray(CHUNK)
     view = memoryview(buffer)
-    with open(path, "rb", buffering=0) as file:
+    with at(path), open(path, "rb", buffering=0) as file:
         while count := file.readinto(buffer):
             digest.update(view[:count])
         if sync:
@@ -155,6 +163,11 @@ def write_sealed(path: Path, text: str) -> None:
     """Write a text, and its sha256 in a file beside it."""
     write_atomic(path, text)
     write_atomic(_beside(path), hashlib.sha256(text.encode()).hexdigest() + "\n")
+
+
+def is_summed(path: Path) -> bool:
+    """Whether a text has its sha256 beside it, which is written behind it."""
+    return _beside(path).exists()
 
 
 def is_whole(path: Path) -> bool:
@@ -186,6 +199,17 @@ class Sealer:
         if self._last is not None:
             last, self._last = self._last, None
             last.result()
+
+
+T = TypeVar("T")
+
+
+def _gone(error: OSError, answer: T) -> T:
+    """`answer` where a file is not there or lies on a bad spot of the disk; what the system refuses
+    now, and may grant in a while, says nothing about the file, and is raised."""
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO):
+        return answer
+    raise error
 
 
 def _size(said: Any) -> int:

@@ -345,7 +345,7 @@ def test_output_directory_cannot_be_written(shop: Path) -> None:
     Path("file").write_text("")
     result = CliRunner().invoke(app, ["run", "recipe.yaml", "--out", "file/run"])
     assert result.exit_code == 2
-    assert "file/run: Not a directory\n  choose another place" in result.stderr
+    assert "file/run: a file is where a folder must be\n  choose another place" in result.stderr
 
 
 def test_nan_loss(shop: Path) -> None:
@@ -375,7 +375,7 @@ def test_no_disk_space(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Run, "create", full)
     message = told("train.max_steps=1", code=5)
-    assert re.match("error: run:" + FULL, message)
+    assert re.match("error: run/log.jsonl:" + FULL, message)
     assert "perdure resume " in message
 
 
@@ -392,7 +392,9 @@ def test_no_disk_space_for_weights_and_the_run_goes_on_later(
         patch.setattr("perdure.models.save_model", full)
         message = told("train.max_steps=1", code=5)
     assert re.fullmatch(
-        "error: run:" + FULL + "  free some, then go on with: perdure resume run\n"
+        "error: run/checkpoints/task-1:"
+        + FULL
+        + "  free some, then go on with: perdure resume run\n"
         "  or keep fewer checkpoints: save.tasks: last\n",
         message,
     )

@@ -212,6 +212,11 @@ def resume(run: Path, *more: str) -> Any:
     return CliRunner().invoke(app, ["resume", str(run), *more])
 
 
+def noted(run: Path) -> str:
+    """What was said while it went on; warnings are there too."""
+    return (run / "perdure.log").read_text("utf-8")
+
+
 def test_without_damage_it_ends_as_the_other(torn: tuple[Path, Path]) -> None:
     run, whole = torn
     assert resume(run).exit_code == 0
@@ -233,12 +238,56 @@ def newest(run: Path) -> Path:
 
 @pytest.mark.parametrize("what", DAMAGED)
 def test_one_flipped_bit_is_named(torn: tuple[Path, Path], what: str) -> None:
-    run, _ = torn
+    """The task goes on from the checkpoint before it, and of both it says so."""
+    run, whole = torn
+    kept = [p for _, p in seals.numbered(run / "work" / "task-2" / "main", "checkpoint-")]
     file = DAMAGED[what](run)
     flip(file)
     told = resume(run)
+    assert told.exit_code == 0, told.output
+    said = f"{file}: damaged: it is not what was written, so the task goes on from {kept[0].name}"
+    assert said in noted(run)
+    assert f"12 steps, from {kept[0].name}" in noted(run)
+    same_end(run, whole)
+
+
+def test_without_an_older_one_a_task_begins_again(torn: tuple[Path, Path]) -> None:
+    run, whole = torn
+    for _, folder in seals.numbered(run / "work" / "task-2" / "main", "checkpoint-"):
+        (folder / "manifest.json").write_text("[]")  # no torso, which has none
+    told = resume(run)
+    assert told.exit_code == 0, told.output
+    assert noted(run).count("manifest.json: damaged: ") == 2
+    assert "so the task goes on from its beginning" in noted(run)
+    same_end(run, whole)
+
+
+CONTENT: dict[str, Callable[[Path], Path]] = {
+    "weights between tasks": lambda run: run / "checkpoints/task-1/model/model.safetensors",
+    "methods' state": lambda run: run / "checkpoints/task-1/perdure_methods.json",
+    **DAMAGED,
+    "methods' state inside the task": lambda run: newest(run) / "perdure_methods.json",
+}
+
+
+@pytest.mark.parametrize("what", [name for name in CONTENT if name != "optimizer"])
+def test_what_its_sum_does_not_tell_is_told_when_it_is_read(
+    torn: tuple[Path, Path], what: str
+) -> None:
+    """As in a run of an older Perdure, which kept no sums."""
+    run, _ = torn
+    file = CONTENT[what](run)
+    content = bytearray(file.read_bytes())
+    content[20] = 0xFF  # no UTF-8, in the header of safetensors too
+    file.write_bytes(content)
+    folder = next(p for p in file.parents if (p / "manifest.json").exists())
+    facts = seals.facts_of(folder)
+    seal(folder, {k: v for k, v in facts.items() if k != "files"})
+    told = resume(run)
     assert told.exit_code == 4, told.output
-    assert f"error: {file}: damaged: " in told.stderr
+    assert re.search(f"error: {folder}\\S*: damaged: it is no ", told.stderr)
+    assert f"delete the folder {folder}" in told.stderr
+    assert f"then go on with: perdure resume {run}" in told.stderr
 
 
 class Bomb:
@@ -267,28 +316,53 @@ def test_a_pickle_inside_a_task_is_refused_by_name(
     assert mark.exists()  # the bomb is a bomb
 
 
-def test_the_older_checkpoint_is_gone_on_from(torn: tuple[Path, Path]) -> None:
-    run, whole = torn
-    flip(newest(run) / "optimizer.pt")
-    told = resume(run).stderr
-    folder = newest(run)
-    assert f"delete the folder {folder}: the run goes on from before it" in told
-    shutil.rmtree(folder)
-    assert resume(run).exit_code == 0
-    same_end(run, whole)
-
-
-def test_a_damaged_checkpoint_between_tasks(torn: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("work", [True, False])
+def test_a_damaged_checkpoint_between_tasks(torn: tuple[Path, Path], work: bool) -> None:
+    """It is set aside, and its task learned again; what was learned of the next one counts."""
     run, whole = torn
     file = run / "checkpoints" / "task-1" / "model" / "model.safetensors"
     flip(file)
+    if not work:
+        shutil.rmtree(run / "work")
     told = resume(run)
-    assert told.exit_code == 4
-    assert f"error: {file}: damaged: " in told.stderr
-    shutil.rmtree(run / "checkpoints" / "task-1")
-    shutil.rmtree(run / "work")
-    assert resume(run).exit_code == 0
+    assert told.exit_code == 0, told.output
+    assert (
+        f"{file}: damaged: it is not what was written, so the run goes on from the base"
+        in noted(run)
+    )
+    assert (run / "checkpoints" / "task-1.damaged" / "model" / "model.safetensors").exists()
     same_end(run, whole)
+
+
+def test_of_several_the_newest_whole_one_is_gone_on_from(torn: tuple[Path, Path]) -> None:
+    run, whole = torn
+    shutil.copytree(run / "checkpoints" / "task-1", run / "checkpoints" / "task-1-copy2")
+    assert resume(run).exit_code == 0  # finished; what lies beside is none of the run's
+    (run / "finished").unlink()
+    flip(run / "checkpoints" / "task-2" / "model" / "model.safetensors")
+    told = resume(run)
+    assert told.exit_code == 0, told.output
+    assert (
+        "so the run goes on from task-1; what is there now is set aside as task-2.damaged"
+        in noted(run)
+    )
+    same_end(run, whole)
+
+
+def test_with_none_before_it_a_damaged_checkpoint_is_refused(torn: tuple[Path, Path]) -> None:
+    """With `save.tasks: last` all tasks would be learned again, which only the user may decide."""
+    run, _ = torn
+    assert resume(run).exit_code == 0
+    (run / "finished").unlink()
+    shutil.rmtree(run / "checkpoints" / "task-1")
+    file = run / "checkpoints" / "task-2" / "model" / "model.safetensors"
+    flip(file)
+    told = resume(run)
+    assert told.exit_code == 4, told.output
+    assert f"error: {file}: damaged: " in told.stderr
+    assert f"or delete the folder {file.parents[1]}: the run then goes on after 0 tasks" in (
+        told.stderr
+    )
 
 
 def test_a_damaged_cache_is_made_again(

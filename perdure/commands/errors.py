@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn, ParamSpec, TypeVar
 
 from perdure.consent import FLAG, ConsentError, by_argument
-from perdure.errors import PerdureError, RunError, TrainingError, UsageError
+from perdure.errors import PerdureError, RunError, UsageError
+from perdure.failures import explained
 from perdure.stopping import Stopped
 
 P = ParamSpec("P")
@@ -41,8 +39,8 @@ def handle_errors(command: Callable[P, R]) -> Callable[P, R]:
             _fail(f"error: {error}\n  {line}", error.exit_code)
         except PerdureError as error:
             _fail(f"error: {error}", error.exit_code, every=not isinstance(error, _SHARED))
-        except OSError as error:
-            if (known := _of_the_system(error)) is None:
+        except Exception as error:
+            if (known := explained(error)) is None:
                 raise
             _fail(f"error: {known}", known.exit_code)
 
@@ -51,26 +49,6 @@ def handle_errors(command: Callable[P, R]) -> Callable[P, R]:
 
 _SHARED = (UsageError, RunError)
 """Errors that every process of a run meets alike, so that one message is enough."""
-
-
-def _of_the_system(error: OSError) -> PerdureError | None:
-    """A full disk or a place that cannot be written, in our words; None for anything else."""
-    place = error.filename or os.getcwd()
-    if error.errno == errno.ENOSPC:
-        free = shutil.disk_usage(_existing(Path(place))).free // 2**20
-        return TrainingError(
-            f"{place}: no space left on the disk ({free} MB free)",
-            ("free some; nothing that was saved is lost", "a run goes on by: perdure resume RUN"),
-        )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
-        return UsageError(
-            f"{place}: {error.strerror}", "choose another place, for example by --out"
-        )
-    return None
-
-
-def _existing(path: Path) -> Path:
-    return next((p for p in (path, *path.resolve().parents) if p.exists()), Path("/"))
 
 
 def _fail(text: str, code: int, every: bool = False) -> NoReturn:

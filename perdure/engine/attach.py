@@ -36,6 +36,7 @@ from perdure.engine.served import serving
 from perdure.engine.session import TaskSession
 from perdure.engine.term_log import TermLog
 from perdure.errors import UsageError
+from perdure.failures import at, reading
 from perdure.models.random_state import forked_rng
 from perdure.models.weights import trainable
 from perdure.protocol.batch import (
@@ -292,7 +293,8 @@ class Attached(TermLog):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # First, as the trainer writes its own state last of all: what it can resume from has ours.
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        save_methods(folder / STATE, self.methods, self.accelerator.is_main_process)
+        with at(folder):
+            save_methods(folder / STATE, self.methods, self.accelerator.is_main_process)
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
 
     def _load_best_model(self) -> None:
@@ -303,9 +305,10 @@ class Attached(TermLog):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
         # First, so that what other methods wrote is refused before any weight is loaded.
-        if folder.is_dir():
-            load_methods(folder / STATE, self.methods, self.model, self.compare)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+        with reading(folder, f"delete the folder {folder}, and go on from the one before it"):
+            if folder.is_dir():
+                load_methods(folder / STATE, self.methods, self.model, self.compare)
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
         if _has_logged(folder):  # what `begin_task` logs stands in a line of before
             self.session.take_facts()
 

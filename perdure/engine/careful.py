@@ -15,6 +15,7 @@ from transformers import Trainer
 
 from perdure.engine.session import TaskSession
 from perdure.errors import TrainingError, task_named
+from perdure.failures import at
 from perdure.models.adapter_lists import holder, use_saved, write_lists
 from perdure.models.restore import load_weights
 from perdure.models.weights import is_sharded, put
@@ -50,9 +51,11 @@ class CarefulTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.refuse_nan()
         # A folder of this name left by a run that was killed must not count while it changes.
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero():
-            unseal(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
-        super()._save_checkpoint(model, trial)
+            unseal(folder)
+        with at(folder):
+            super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)

@@ -44,6 +44,7 @@ from perdure.engine.served import ending, serving
 from perdure.engine.session import TaskSession
 from perdure.engine.trackers import Trackers
 from perdure.errors import UsageError, task_named
+from perdure.failures import reading
 from perdure.learners.freezing import frozen_parameters
 from perdure.learners.kind import KindHooks, drawn
 from perdure.learners.listener import Fitted, Folders, Listener, Silent
@@ -52,6 +53,7 @@ from perdure.learners.scores import Key, Line, scored
 from perdure.learners.training import (
     RatedTrainer,
     forget_trainer,
+    newest_whole,
     pickles_refused,
     step_of,
 )
@@ -62,7 +64,7 @@ from perdure.processes import barrier, processes, rank
 from perdure.protocol.method import Method
 from perdure.protocol.step import Phase
 from perdure.scoring.gauges import exceeded, rewound
-from perdure.seals import newest_sealed, verify
+from perdure.seals import verify
 from perdure.streams.task import Gone
 
 if TYPE_CHECKING:
@@ -211,9 +213,7 @@ class Learner(Routing, KindHooks):
                             if not (phase.hold and re.search(phase.hold, name))}  # fmt: skip
             with stopping.at_once():  # of heads alone, the body may read all texts first
                 trainer, saving = self._trainer(session, phase, rows, folder)
-            found = newest_sealed(folder)
-            if found is not None:
-                verify(found, f"delete the folder {found}: the run goes on from before it")
+            found = newest_whole(folder, self.listener.warn)
             self.listener.note(
                 f"{task_named(session.task.name)}, phase {phase.name}: {len(rows)} rows, "
                 f"{trainer.args.max_steps} steps" + (f", from {found.name}" if found else "")
@@ -373,8 +373,9 @@ class Learner(Routing, KindHooks):
                 session = self._session_of(index)
                 for method in growing:
                     method.begin_task(session.context)
-        self.take_saved(folder / "model")
-        load_methods(folder / STATE, self.methods, self.model)
+        with reading(folder, f"put it back from a copy, or delete the folder {folder}"):
+            self.take_saved(folder / "model")
+            load_methods(folder / STATE, self.methods, self.model)
         self.refuse_other_base(folder / "model")
         self._session = self._session_of(learned - 1)
         self.trackers.task_done(steps)

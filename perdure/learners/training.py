@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,6 +19,10 @@ from transformers import TrainingArguments
 from perdure.engine.careful import CarefulTrainer
 from perdure.engine.trainer import PerdureTrainer
 from perdure.errors import RunError
+from perdure.failures import reading
+from perdure.files import numbered
+from perdure.processes import barrier, broadcast, rank
+from perdure.seals import MANIFEST, damaged, unseal
 
 if TYPE_CHECKING:
     from perdure.engine.packing import EncodedRow, Packed
@@ -149,6 +155,33 @@ def forget_trainer(model: nn.Module) -> None:
     config: Any = getattr(model, "config", None)
     if config is not None:
         config.use_cache = True
+
+
+def newest_whole(folder: Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint inside a task that is as it was written; None if there is none.
+
+    One that is not is removed, and told: the task goes on from the one before it. All processes
+    call it, and the first one looks.
+
+    Raises:
+        RunError: its files are those that were written, but cannot be read.
+    """
+    while True:
+        # A torso, which a killed process left, has no manifest.
+        kept = [p for _, p in numbered(folder, "checkpoint-") if (p / MANIFEST).exists()]
+        if not kept:
+            return None
+        file = broadcast(damaged(kept[-1]) if rank() == 0 else "")
+        if not file:
+            with reading(kept[-1], f"delete the folder {kept[-1]}: the run goes on from before it"):
+                json.loads((kept[-1] / "trainer_state.json").read_text("utf-8"))
+            return kept[-1]
+        older = kept[-2].name if kept[1:] else "its beginning"
+        warn(f"{file}: damaged: it is not what was written, so the task goes on from {older}")
+        if rank() == 0:
+            unseal(kept[-1])
+            shutil.rmtree(kept[-1])
+        barrier()
 
 
 def step_of(checkpoint: Path) -> int:

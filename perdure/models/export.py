@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from perdure.drafts import drafted
 from perdure.errors import ModelError, RunError, UsageError
 from perdure.models.adapter_lists import holder, names
 from perdure.models.adapters import BASE_FILE, save_plain, saved_base
@@ -57,15 +58,12 @@ def export(
             raise UsageError(f"{name} {value}: unknown", f"one of: {', '.join(known)}")
     if out.exists():
         raise RunError(f"{out}: exists already, and is never overwritten", "choose another --out")
-    draft = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
+    with drafted(out) as draft:
         if to == "peft":
             _adapter(source, draft)
         else:
             _merged(source, draft, dtype, tell)
         os.rename(draft, out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return out
 
 
@@ -76,7 +74,8 @@ def _adapter(source: str | Path, draft: Path) -> None:
             f"{source}: was trained in full and has no adapter", "write it whole: --to merged"
         )
     verify_saved(folder)
-    shutil.copytree(folder, draft, ignore=shutil.ignore_patterns(BASE_FILE, "manifest.json"))
+    ignored = shutil.ignore_patterns(BASE_FILE, "manifest.json")
+    shutil.copytree(folder, draft, ignore=ignored, dirs_exist_ok=True)
 
 
 def _merged(

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from perdure.drafts import draft_of
+from perdure.failures import at
 from perdure.files import write_atomic
 from perdure.seals import is_whole, sha256, write_sealed
 
@@ -98,8 +100,9 @@ class Features:
     def _write(self, file: Path, texts: Sequence[str]) -> np.ndarray[Any, Any]:
         vectors = self.compute(texts).numpy()
         self.folder.mkdir(parents=True, exist_ok=True)
-        draft = file.with_name(f"{file.stem}.{os.getpid()}.part.npy")
-        np.save(draft, vectors)
+        draft = draft_of(file)
+        with at(file), open(draft, "wb") as opened:
+            np.save(opened, vectors)
         write_sealed(file.with_suffix(".texts"), json.dumps([_hash([text]) for text in texts]))
         # First the sum: a file without one, left by a power cut, is computed again.
         write_atomic(file.with_name(file.name + ".sha256"), sha256(draft, True) + "\n")

@@ -13,10 +13,10 @@ import hashlib
 import logging
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from perdure.drafts import draft_of, sweep
 from perdure.files import cache_folder
 from perdure.models.locate import Place, loading
 from perdure.seals import damaged, is_sealed, seal
@@ -49,7 +49,9 @@ def converted(place: Place, *, weights: bool = False) -> Place:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(folder.parent).free < _FP32 * file.stat().st_size:
             return place
-        new = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
+        sweep(folder.parent, ours=True)
+        new = draft_of(folder)
+        new.mkdir()
     except OSError:  # a read-only home
         return place
     try:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from perdure.drafts import drafted
 from perdure.errors import RunError
 from perdure.repair.curve import write_curve
 from perdure.repair.path import Line
@@ -35,17 +35,10 @@ def new_folder(out: str | Path | None) -> Iterator[Path | None]:
         return
     final = Path(out)
     refuse_existing(final)
-    draft = final.with_name(f".{final.name}.{os.getpid()}")
-    try:
-        draft.mkdir(parents=True)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(final)) from None
-    try:
+    with drafted(final) as draft:
         yield draft
         refuse_existing(final)
         os.rename(draft, final)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def write(found: Repair, line: Line, folder: Path) -> None:

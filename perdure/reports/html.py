@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from perdure.drafts import draft_of, sweep
 from perdure.errors import UsageError
 from perdure.reports import (
     averaging,
@@ -49,7 +50,8 @@ def write_report(runs: Sequence[RunData], out: Path) -> Path:
     text = render(runs)
     out.parent.mkdir(parents=True, exist_ok=True)
     # A reader, or a browser that reloads, never sees half a page.
-    half = out.with_name(f".{out.name}.{os.getpid()}.part")
+    sweep(out.parent)
+    half = draft_of(out)
     try:
         half.write_text(text, encoding="utf-8", errors="replace")
         os.replace(half, out)

@@ -45,10 +45,6 @@ def working(run: Path | None = None) -> Iterator[None]:
         if run is not None and not stop.args:
             stop.args = (f"resume with: {resume_command(run)}",)
         raise
-    except OSError as error:
-        if error.filename is None and run is not None:  # a failed write does not say where
-            error.filename = str(run)
-        raise
 
 
 def emit(data: Any) -> None:

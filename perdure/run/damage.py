@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.errors import RunError
-from perdure.files import read_lines
+from perdure.files import free_place, read_lines
 from perdure.run import item_files
 from perdure.run.pins import pinned, recipe_changes, values_of
 from perdure.run.sums import GROWING, changed, damage, is_mark, lines_of
-from perdure.seals import MANIFEST, facts_of, recorded
+from perdure.seals import MANIFEST, damaged, facts_of, recorded
 
 if TYPE_CHECKING:
     from perdure.run.directory import Run
@@ -42,6 +43,39 @@ def verify(run: Run, weights: bool = True) -> None:
             "put checkpoints back from a copy, or begin a new run",
         )
     verify_scores(run)
+
+
+def go_back(run: Run) -> list[str]:
+    """Set aside the newest checkpoints that are not as they were written; says so of each.
+
+    The run goes on from the one before it, or of its first task from the base model, and learns
+    the task again. What a user may have edited (a router), what an extension began with, and what
+    has none before it, is not set aside.
+
+    Raises:
+        RunError: such a checkpoint is damaged.
+    """
+    from perdure.models.served import ROUTERS, verify_checkpoint  # it imports torch
+
+    begun = int(run.environment().get("extends", {}).get("tasks", 0))
+    written = recorded(run.path / "checkpoints", run.most_tasks())
+    told = []
+    while written:
+        number, folder = written.pop()
+        if not (file := damaged(folder)):
+            break
+        before = written[-1][0] if written else 0
+        if number <= begun or before != number - 1 or Path(file).name in ROUTERS:
+            older = f", or delete the folder {folder}: the run then goes on after {before} tasks"
+            verify_checkpoint(folder, f"put it back from a copy{older if number > begun else ''}")
+        aside = free_place(folder, "damaged")
+        os.replace(folder, aside)
+        told.append(
+            f"{file}: damaged: it is not what was written, so the run goes on from "
+            f"{written[-1][1].name if before else 'the base model'}; what is there now is set "
+            f"aside as {aside.name}"
+        )
+    return told
 
 
 def verify_scores(run: Run) -> None:

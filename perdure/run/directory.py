@@ -27,7 +27,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from perdure.consent import trusting
-from perdure.errors import RunError
+from perdure.drafts import drafted, sweep
+from perdure.errors import RunError, resume_command
+from perdure.failures import at, explained, reading
 from perdure.files import (
     append_line,
     now,
@@ -84,21 +86,13 @@ class Run:
             from perdure.recipe.load import dump_recipe
 
             # Made beside its place: a run that can be seen can be resumed.
-            draft = path.with_name(f".{path.name}.{os.getpid()}")
-            try:
-                draft.mkdir(parents=True)
-            except OSError as error:
-                # Told of the folder that the user asked for.
-                raise OSError(error.errno, error.strerror, str(path)) from None
-            about = json.dumps(with_check(environment()), indent=2)
-            write_atomic(draft / "environment.json", about)
-            write_atomic(draft / "recipe.yaml", dump_recipe(recipe))
-            try:
+            with drafted(path) as draft:
+                about = json.dumps(with_check(environment()), indent=2)
+                write_atomic(draft / "environment.json", about)
+                write_atomic(draft / "recipe.yaml", dump_recipe(recipe))
                 if fill is not None:
                     fill(draft)
                 os.rename(draft, path)
-            finally:
-                shutil.rmtree(draft, ignore_errors=True)
         barrier()
         return cls(path, recipe)
 
@@ -121,6 +115,12 @@ class Run:
         if not (path / "recipe.yaml").exists():
             what = "is no run directory: it has no recipe.yaml" if path.exists() else "not found"
             raise RunError(f"{path}: {what}", "give the folder that perdure run printed")
+        remedy = f"put it back from a copy, then go on with: {resume_command(path)}"
+        try:
+            with reading(path / "recipe.yaml", remedy):
+                (path / "recipe.yaml").read_text("utf-8")
+        except OSError as error:
+            raise explained(error, path) or error from error
         # The data may have moved since; a resume reads it again and tells.
         with trusting(trust_remote_code):
             return cls(path, load(path / "recipe.yaml", check_files=False, renew=renew))
@@ -270,7 +270,8 @@ class Run:
 
     def note(self, text: str) -> None:
         """Add a line to perdure.log."""
-        with open(self.path / "perdure.log", "a", encoding="utf-8") as file:
+        log = self.path / "perdure.log"
+        with at(log), open(log, "a", encoding="utf-8") as file:
             file.write(f"{now()} {text}\n")
 
     def decide(self, name: str, choose: Callable[[], str]) -> str:
@@ -358,6 +359,7 @@ class Run:
                 "wait for it, or stop it and run perdure resume",
             ) from None
         with held:
+            sweep(self.path, below=True, ours=True)
             holder.write_text(str(os.getpid()), "utf-8")
             try:
                 yield

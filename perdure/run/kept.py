@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from perdure.consent import ConsentError
 from perdure.errors import RunError, task_named
 from perdure.processes import barrier, rank
-from perdure.seals import is_whole, write_sealed
+from perdure.seals import is_summed, is_whole, write_sealed
 from perdure.streams.task import GeneralText, NoClass, Task, TaskStream
 
 if TYPE_CHECKING:
@@ -153,10 +153,10 @@ def _told(run: Run, file: Path, old: Callable[[Path], TaskStream]) -> TaskStream
 
 
 def _write(path: Path, data: dict[str, Any], decide: Sequence[str]) -> None:
-    """Write what is not there, or is of rows that were changed and accepted since."""
+    """Write what is not there to its sum, or is of rows that were changed and accepted since."""
     if path.exists():
         there = _read(path)
-        if all(there[key] == data[key] for key in decide):
+        if all(there[key] == data[key] for key in decide) and is_summed(path):
             return
     path.parent.mkdir(exist_ok=True)
     write_sealed(path, json.dumps(data, ensure_ascii=False))

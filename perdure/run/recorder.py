@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from perdure.errors import TrainingError, task_named
+from perdure.errors import task_named
+from perdure.failures import at
 from perdure.processes import barrier, rank
 from perdure.run.directory import Run
 from perdure.run.pool import POOL, pool_in
@@ -111,7 +110,8 @@ class Recorder:
         """
         self.sealer.wait()
         draft = self.run.draft(after) if rank() == 0 else Path()
-        yield draft
+        with at(draft.with_suffix("")):
+            yield draft
         barrier()
         if rank() == 0:
             if (pool := pool_in(draft)) is not None:
@@ -142,25 +142,3 @@ class Recorder:
         except Exception:
             if error is None:
                 raise
-
-    @contextmanager
-    def disk_watched(self) -> Iterator[None]:
-        """Have a full disk reported as such.
-
-        Raises:
-            TrainingError: the disk got full; with how to go on.
-        """
-        try:
-            yield
-        except Exception as error:
-            number, path = getattr(error, "errno", None), self.run.path
-            if number != errno.ENOSPC and "No space left" not in str(error):
-                raise
-            free = shutil.disk_usage(path).free // 2**20
-            raise TrainingError(
-                f"{path}: no space left on the disk ({free} MB free)",
-                (
-                    "free some, then go on with: perdure resume " + str(path),
-                    "or keep fewer checkpoints: save.tasks: last",
-                ),
-            ) from error

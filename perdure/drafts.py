@@ -1,0 +1,96 @@
+"""Names for what is made beside its place, and the end of what dead processes left so.
+
+`.NAME.PID-WHERE-RANDOM.draft` lies beside NAME until it is whole. PID is the process that makes it
+and WHERE stands for its machine since it was started, and for its container: process numbers repeat
+in each of them. What a dead process left is removed by the next one that makes something there.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import os
+import platform
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+IDLE = 3600.0
+"""Seconds without a change, after which a draft from another machine or container is left over."""
+_LONGEST = 150
+"""Characters of a name that its draft bears: file systems take 255 in all."""
+_DRAFT = re.compile(r"^\.(.+)\.(\d+)-([0-9a-f]{8})-[0-9a-f]{8}\.draft$")
+_OLDER = re.compile(r"\.(?:new-\w+|.+\.\d+(?:\.part)?)|.+\.\d+\.part\.npy")
+"""As older versions of Perdure called theirs."""
+
+
+def draft_of(path: Path) -> Path:
+    """A name beside `path` to make it under; nothing has it, and no other call gives it."""
+    name = f".{path.name[:_LONGEST]}.{os.getpid()}-{_here()}-{secrets.token_hex(4)}.draft"
+    return path.with_name(name)
+
+
+@contextmanager
+def drafted(path: Path) -> Iterator[Path]:
+    """A new folder to fill, which goes at the end of the block if it was not renamed to `path`.
+
+    Folders above it are made. Drafts that dead processes left there are removed.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:  # told of what the user asked for
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from None
+    sweep(path.parent)
+    draft = draft_of(path)
+    draft.mkdir()
+    try:
+        yield draft
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def final_name(path: str) -> str:
+    """A path, in which each draft is called by the name that it is to have."""
+    return os.sep.join(_DRAFT.sub(r"\1", part) for part in path.split(os.sep))
+
+
+def sweep(folder: Path, *, below: bool = False, ours: bool = False) -> None:
+    """Remove drafts of dead processes; what cannot be looked at or removed stays.
+
+    Args:
+        below: in all folders below it too.
+        ours: nobody but Perdure writes there, so that drafts of older versions are known as such.
+    """
+    with suppress(OSError):
+        for path in list(folder.rglob("*") if below else folder.iterdir()):
+            name = _DRAFT.fullmatch(path.name)
+            if (name or (ours and _OLDER.fullmatch(path.name))) and _left_over(path, name):
+                with suppress(OSError):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _left_over(path: Path, name: re.Match[str] | None) -> bool:
+    if name is not None and name[3] == _here():
+        import psutil
+
+        return not psutil.pid_exists(int(name[2]))
+    try:
+        newest = max(p.lstat().st_mtime for p in (path, *path.rglob("*")))
+    except OSError:  # it is being made, or removed
+        return False
+    return time.time() - newest > IDLE
+
+
+@functools.cache
+def _here() -> str:
+    """A hash of this machine since it was started, and of the container that numbers processes."""
+    said = [platform.node()]
+    with suppress(OSError):  # no Linux
+        said.append(Path("/proc/sys/kernel/random/boot_id").read_text("ascii"))
+        said.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256("\n".join(said).encode()).hexdigest()[:8]
