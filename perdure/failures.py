@@ -102,6 +102,12 @@ _PEERS = (
     "ncclRemoteError",
     "ncclSystemError",
 )
+_NO_PATH = {
+    "embedded null": "a name cannot hold a null character",
+    "Symlink loop": "a link leads back to itself",
+    "Could not determine home directory": "~NAME is the folder of no user of this machine",
+}
+"""How Python begins what it says of paths that it does not hand on to the system."""
 _UNREADABLE = {
     "UnpicklingError": "it holds a pickle that cannot be read",
     "BadZipFile": "it is no whole archive",
@@ -172,6 +178,10 @@ def explained(error: BaseException, run: Path | None = None) -> PerdureError | N
         row = f"{file_of(error)}: " if file_of(error) else ""
         what = f"{row}the model's chat template refuses this: {brief(text)}"
         return UsageError(what, "change the row, or the template (chat_template)")
+    if found := next((what for words, what in _NO_PATH.items() if text.startswith(words)), ""):
+        return UsageError(
+            f"{text.partition(' from ')[2] or 'a path'}: {found}", "write another path"
+        )
     if isinstance(error, RuntimeError) and any(word in text for word in _OF_TORCH):
         cause = CUT_OFF
     elif (number := errno_of(error)) == errno.EPIPE:  # whoever read what we print has gone

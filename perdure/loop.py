@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
-from perdure import stopping
+from perdure import peers, stopping
 from perdure.consent import trusting
 from perdure.errors import RunError, resume_command
 from perdure.failures import explained
@@ -86,7 +86,13 @@ def _learn(
     from perdure.learners.listener import Folders
 
     record = Recorder(run, display)
-    with trusting(recipe.trust_remote_code), run.lock(), stopping.heard(), record:
+    with (
+        trusting(recipe.trust_remote_code),
+        run.lock(),
+        stopping.heard(),
+        record,
+        peers.watched(f"go on with: {resume_command(run.path)}"),
+    ):
         for told in go_back(run) if rank() == 0 else ():
             record.warn(told)
         barrier()

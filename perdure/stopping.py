@@ -79,6 +79,8 @@ def heard() -> Iterator[None]:
     finally:
         for number in mine:
             signal.signal(number, signal.SIG_DFL)
+        if mine:
+            _asked.number = 0
 
 
 def _hear(number: int, frame: Any) -> None:

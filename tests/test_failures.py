@@ -89,6 +89,39 @@ def test_libraries_quote_the_system_in_their_own_ways(tmp_path: Path) -> None:
 
 
 @pytest.mark.unit
+def test_a_path_that_none_can_be(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for path, said in (
+        ("a\0b", "a name cannot hold a null character"),
+        ("x" * 300, "the name is too long"),
+        (str(loop), "a link leads back to itself"),
+        ("~nosuchuser/x", "~NAME is the folder of no user of this machine"),
+    ):
+        for work in (lambda p: p.expanduser().resolve(strict=True).exists(), open):
+            if path[0] == "~" and work is open:
+                continue
+            with pytest.raises((OSError, ValueError, RuntimeError)) as caught:
+                work(Path(path))
+            told = explained(caught.value)
+            assert isinstance(told, UsageError), path
+            assert said in told.what
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("command", ["resume", "report", "run", "compare", "eval"])
+@pytest.mark.parametrize("path", ["a\0b", "x" * 300, "loop/x"])
+def test_no_command_dies_of_a_path(command: str, path: str, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        told = CliRunner().invoke(app, [command, path])
+    assert isinstance(told.exception, SystemExit), told.exception
+    assert told.exit_code in (2, 4), told.output
+    assert "error: " in told.stderr.lower()  # typer has words of its own for a null character
+
+
+@pytest.mark.unit
 def test_a_template_that_refuses(tmp_path: Path) -> None:
     import jinja2
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +149,34 @@ def test_the_launchers_users_have(name: str, tiny_model_dir: Path, tmp_path: Pat
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(read_lines(tmp_path / "run" / "log.jsonl")) == 4
     assert '"processes": 2' in (tmp_path / "run" / "environment.json").read_text()
+
+
+@pytest.mark.parametrize("dies", [0, 1])
+@pytest.mark.parametrize("moment", ["training", "scoring"])
+def test_when_one_process_dies_the_other_ends_with_a_line_to_go_on(
+    moment: str, dies: int, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {"train__epochs": 400, "gauges": {"every": 0}}
+    if moment == "scoring":
+        changes = {"scoring": {"batch_size": 1}}
+    path = write_recipe(tmp_path, tiny_model_dir, general=None, **changes)
+    out = tmp_path / "run"
+    two = start(["run", str(path), "--out", str(out)], processes=2)
+    at = "log.jsonl" if moment == "training" else "data/task-2.json"
+    until = time.monotonic() + 200
+    while not (out / at).exists():
+        assert two.alive(), two.output.read_text()
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    os.kill(two.processes[dies].pid, signal.SIGKILL)
+    began = time.monotonic()
+    two.processes[1 - dies].join(60)
+    assert time.monotonic() - began < 10
+    assert two.processes[1 - dies].exitcode == 5
+    text = two.output.read_text()
+    two.kill()
+    assert "error: " in text
+    assert "another process of this run has ended" in text
+    assert f"go on with: perdure resume {out}" in text
+    assert "Traceback" not in text
+    assert "gloo" not in text

@@ -166,6 +166,10 @@ def _set_examples(task: Any, wanted: int | None) -> None:
 @functools.cache
 def _manager(with_index: bool) -> Any:
     """lm-eval's list of tasks. Reading the thousands that it ships takes a while."""
+    if with_index:
+        logging.getLogger("perdure").warning(
+            "reading the list of lm-eval's tasks, which takes ten seconds or more"
+        )
     from lm_eval.tasks import TaskManager
 
     with quiet():

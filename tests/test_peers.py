@@ -1,0 +1,74 @@
+"""A process that waits for a dead one ends soon, with a line to go on by."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from tiny_runs import finish, start_call
+
+from perdure import peers
+
+pytestmark = pytest.mark.process
+
+
+def waits(folder: str, seconds: float, fails: bool) -> None:
+    """As a process that waits in a library; the second one leaves at once, or fails."""
+    with peers.watched("go on with: perdure resume x"):
+        rank = os.environ["RANK"]
+        Path(folder, rank).write_text("")
+        if rank == "1" and fails:
+            raise SystemExit(3)
+        if rank == "0" or seconds > 9:
+            time.sleep(seconds)
+
+
+def begun(folder: Path, processes: int) -> None:
+    until = time.monotonic() + 100
+    while len(list(folder.iterdir())) < processes:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    time.sleep(0.5)  # to have met
+
+
+@pytest.mark.parametrize("dies", [0, 1, 2])
+def test_the_others_end_within_ten_seconds(dies: int, tmp_path: Path) -> None:
+    three = start_call(waits, str(tmp_path), 60.0, False, processes=3)
+    begun(tmp_path, 3)
+    os.kill(three.processes[dies].pid, signal.SIGKILL)
+    killed = time.monotonic()
+    others = [p for number, p in enumerate(three.processes) if number != dies]
+    for process in others:
+        process.join(30)
+    assert time.monotonic() - killed < 10
+    assert [p.exitcode for p in others] == [5, 5]
+    text = three.output.read_text()
+    said = f"error: process {dies} of this run has ended\n  go on with: perdure resume x\n"
+    assert text.count(said) == 2
+    assert "Traceback" not in text
+
+
+def test_one_that_fails_ends_the_others(tmp_path: Path) -> None:
+    two = start_call(waits, str(tmp_path), 60.0, True, processes=2)
+    two.processes[0].join(60)
+    assert [p.exitcode for p in two.processes] == [5, 3]
+    assert "error: process 1 of this run has ended" in two.output.read_text()
+
+
+def test_one_that_is_done_ends_nobody(tmp_path: Path) -> None:
+    started = time.monotonic()
+    assert finish(start_call(waits, str(tmp_path), peers.GRACE + 2, False, processes=2)) == ""
+    assert time.monotonic() - started > peers.GRACE + 2
+
+
+@pytest.mark.unit
+def test_a_process_alone_watches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    before = threading.active_count()
+    with peers.watched(""):
+        assert threading.active_count() == before
