@@ -110,7 +110,7 @@ class Recorder:
         """
         self.sealer.wait()
         draft = self.run.draft(after) if rank() == 0 else Path()
-        with at(draft.with_suffix("")):
+        with at(self.run.path / "checkpoints" / f"task-{after}"):
             yield draft
         barrier()
         if rank() == 0:
