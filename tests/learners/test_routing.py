@@ -297,6 +297,31 @@ def test_what_takes_one_model_refuses_a_routed_one_and_takes_one_of_its_adapters
     assert list(again.peft_config) == ["default", "task1"]
 
 
+def test_the_commands_take_an_adapter_by_name(
+    pool: Run, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    from typer.testing import CliRunner
+
+    from perdure.cli import app
+
+    base, run, recipe = str(tiny_model_dir), str(pool.path), str(pool.path.parent / "recipe.yaml")
+    commands = (
+        ("export", run, "--out", str(tmp_path / "out")),
+        ("diagnose", base, run, "--tasks", recipe),
+        ("repair", base, run, "--general", "pydoc", "--task", recipe, "--out", str(tmp_path / "r")),
+    )
+    with known():
+        for command in commands:
+            told = CliRunner().invoke(app, [*command, "--adapter", "tusk1"])
+            assert told.exit_code == 2, told.output
+            assert 'did you mean "task1"?' in told.stderr
+        done = CliRunner().invoke(app, [*commands[0], "--adapter", "task1"])
+        assert done.exit_code == 0, done.output
+        assert router_of(load_saved(tmp_path / "out")[0]) is None
+        found = CliRunner().invoke(app, [*commands[1], "--adapter", "task1", "--json"])
+        assert json.loads(found.stdout)["tuned"] == f"{run} (task1)"
+
+
 def test_a_diagnosis_is_of_what_is_served(pool: Run, tiny_model_dir: Path) -> None:
     from perdure.diagnose.diagnose import diagnose
     from perdure.diagnose.measurements import Measured, Sizes, trained_on
