@@ -66,10 +66,13 @@ def _learn(
 ) -> None:
     from perdure import learners
     from perdure.learners.listener import Folders
+    from perdure.learners.room import lacks
 
     record = Recorder(run, display)
     with trusting(recipe.trust_remote_code), run.lock(), record:
         verify(run)
+        for lack in lacks(recipe, ready.stream, ready.encoder, ready.model):
+            raise lack
         pin(run, recipe, ready.stream, accept_changes)
         for told in doubts(run):
             record.warn(told)

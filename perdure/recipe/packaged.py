@@ -6,6 +6,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from perdure.errors import brief
+
 PREFIX = "package:"
 
 
@@ -18,7 +20,10 @@ def packaged_model(path: str) -> tuple[Path, tuple[str, str] | None] | None:
     if not path.startswith(PREFIX):
         return None
     package = path.removeprefix(PREFIX)
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    try:
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    except ValueError:  # of __main__, and of modules that another program has put there
+        spec = None
     homes = [Path(folder) for folder in (spec.submodule_search_locations if spec else None) or ()]
     found = sorted(file for home in homes for file in home.rglob("*.gguf"))
     if not found:
@@ -26,8 +31,11 @@ def packaged_model(path: str) -> tuple[Path, tuple[str, str] | None] | None:
         found = sorted(one for one in configs if any(one.glob("*.safetensors")))
     if len(found) == 1:
         return found[0], None
-    what = f"package {package} has {len(found)} models" if spec else f"no package {package}"
-    return Path(f"{package}.gguf"), (what, f"pip install {package.replace('_', '-')}")
+    shown = brief(package)
+    what = f"package {shown} has {len(found)} models" if spec else f"no package {shown}"
+    if not package.isidentifier():
+        return Path("none.gguf"), (what, "write package:NAME, the name that one imports")
+    return Path(f"{package[:80]}.gguf"), (what, f"pip install {shown.replace('_', '-')}")
 
 
 def as_written(path: str) -> str:

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from perdure.errors import brief
 from perdure.files import cache_folder, read_lines
+from perdure.paths import no_file
 from perdure.recipe.mistakes import near
 from perdure.seals import is_whole, write_sealed
 from perdure.streams.cells import ClassName, one_spaced
@@ -99,10 +100,10 @@ class Reader:
             logger.warning("%s", line)
 
     def _is_file(self, path: Path) -> bool:
-        if path.is_file():
+        what = no_file(path)
+        if not what:
             return True
         name = shown(path)
-        what = "is a folder, not a file" if path.is_dir() else "no such file"
         here = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
         remedy = near(path.name, here) or "paths are relative to the recipe's folder"
         self.mistakes.add(name, f"{name}: {what}", remedy)
