@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import mutated_data
 import whole_recipes
 from whole_recipes import Path_, Recipe
 
@@ -334,7 +335,8 @@ def _command(words: list[str], seconds: float) -> Outcome:
         return Outcome("long", f"{len(result.output):,}: {result.output[:500]}", took)
     if "Traceback" in result.output or result.exit_code not in (0, 2, 4, 5):
         return Outcome("traceback", f"{result.exit_code}: {result.output[-2000:]}", took)
-    return Outcome("accepted" if result.exit_code == 0 else "refused", result.output, took)
+    refused = result.exit_code or "the run would be refused" in result.output
+    return Outcome("refused" if refused else "accepted", result.output, took)
 
 
 def check(recipe: Path) -> Outcome:
@@ -428,30 +430,54 @@ def forked(call: Callable[[], Outcome]) -> Outcome:
     return Outcome(*json.loads(text)) if text else Outcome("traceback", "the process died")
 
 
-def main(share: float = 1.0, seed: int = 0, learn: bool = True, only: str = "") -> int:
+def tries(
+    recipes: dict[str, Recipe], share: float, seed: int, only: str = "", data: bool = False
+) -> Iterator[tuple[str, Path, list[str]]]:
+    """Write one mutated recipe, or file, after the other in the current folder.
+
+    Yields: what is changed, the recipe's file, and what makes its run a short one.
+    """
+    file = Path("mutated.yaml")
+    if not data:
+        every = [case for case in cases(recipes) if only in str(case)]
+        for case in sample(every, math.ceil(share * len(every)), seed):
+            file.write_text(mutated(recipes, case), "utf-8", "surrogatepass")
+            yield str(case), file, shortened(recipes[case.base])
+        return
+    recipes = mutated_data.more_recipes(recipes)
+    named = [case for case in mutated_data.all_cases() if only in ": ".join(case)]
+    for name, kind in random.Random(seed).sample(named, math.ceil(share * len(named))):
+        recipe = recipes[mutated_data.FILES[name]]
+        file.write_text(text_of(recipe), "utf-8")
+        back = mutated_data.put(Path.cwd(), name, kind)
+        try:
+            yield f"{name}: {kind}", file, shortened(recipe)
+        finally:
+            back()
+
+
+def main(
+    share: float = 1.0, seed: int = 0, learn: bool = True, only: str = "", data: bool = False
+) -> int:
     """Try a share of all cases and print what is wrong, and how many there were of each outcome."""
     import tempfile
 
     import slow_imports  # noqa: F401  # before anything is forked
 
+    counts: Counter[str] = Counter()
+    slowest = 0.0
     with tempfile.TemporaryDirectory() as root, folder_of(Path(root)) as recipes:
-        every = [case for case in cases(recipes) if only in str(case)]
-        counts: Counter[str] = Counter()
-        slowest = 0.0
-        for case in sample(every, round(share * len(every)), seed):
-            file = Path("mutated.yaml")
-            file.write_text(mutated(recipes, case), "utf-8", "surrogatepass")
-            more = shortened(recipes[case.base])
+        for told, file, more in tries(recipes, share, seed, only, data):
             found = forked(functools.partial(attempt, file, learn, more))
             counts[found.how] += 1
             if found.how != "learned":
                 slowest = max(slowest, found.seconds)
             if found.wrong:
-                print(f"--- {case}: {found.how} ({found.seconds:.1f} s)\n{found.told[-1500:]}",
+                print(f"--- {told}: {found.how} ({found.seconds:.1f} s)\n{found.told[-1500:]}",
                       flush=True)  # fmt: skip
-            if sum(counts.values()) % 200 == 0:
+            if sum(counts.values()) % 100 == 0:
                 print(dict(counts), file=sys.stderr, flush=True)
-    print(f"{sum(counts.values())} of {len(every)} cases: {dict(counts)}; slowest {slowest:.1f} s")
+    print(f"{sum(counts.values())} cases: {dict(counts)}; slowest {slowest:.1f} s")
     return sum(counts[how] for how in ("traceback", "slow", "long", "failed"))
 
 
@@ -461,8 +487,9 @@ if __name__ == "__main__":
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("share", type=float, nargs="?", default=1.0)
     parser.add_argument("seed", type=int, nargs="?", default=0)
-    parser.add_argument("--no-run", action="store_true")
-    parser.add_argument("--only", default="")
+    parser.add_argument("--no-run", action="store_true", help="only check")
+    parser.add_argument("--only", default="", help="cases with this in their name")
+    parser.add_argument("--data", action="store_true", help="data files instead of recipes")
     args = parser.parse_args()
     sys.stdout = io.TextIOWrapper(sys.stdout.buffer, "utf-8", errors="backslashreplace")
-    sys.exit(bool(main(args.share, args.seed, not args.no_run, args.only)))
+    sys.exit(bool(main(args.share, args.seed, not args.no_run, args.only, args.data)))

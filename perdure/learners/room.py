@@ -124,7 +124,7 @@ def _too_large(
     else:
         key, remedy = "model.path", "take a smaller model, model.tuning: lora, or more GPUs"
     return UsageError(
-        f"{recipe.place(key)}: training takes about {needed / 1024:,.0f} GB of memory in each "
-        f"process, and there are {there / 1024:,.0f} GB here",
+        f"{recipe.place(key)}: training takes about {needed / 1024:,.1f} GB of memory in each "
+        f"process, and there are {there / 1024:,.1f} GB here",
         remedy,
     )

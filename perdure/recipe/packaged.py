@@ -33,9 +33,11 @@ def packaged_model(path: str) -> tuple[Path, tuple[str, str] | None] | None:
         return found[0], None
     shown = brief(package)
     what = f"package {shown} has {len(found)} models" if spec else f"no package {shown}"
-    if not package.isidentifier():
-        return Path("none.gguf"), (what, "write package:NAME, the name that one imports")
-    return Path(f"{package[:80]}.gguf"), (what, f"pip install {shown.replace('_', '-')}")
+    name = "".join(c for c in package[:80] if c.isprintable() and c != "/")
+    remedy = f"pip install {shown.replace('_', '-')}"
+    if package in sys.stdlib_module_names or package.startswith("_"):
+        remedy = "name a package that brings one"
+    return Path(f"{name}.gguf"), (what, remedy)
 
 
 def as_written(path: str) -> str:
