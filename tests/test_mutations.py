@@ -132,3 +132,29 @@ def test_what_was_found(
     assert found.how == "refused", found.told
     assert told in found.told
     assert found.seconds < 5
+
+
+def changed(recipes: dict[str, Recipe], file: str, row: str) -> Outcome:
+    """A check of the recipe that reads a file, whose third line is another."""
+    path, kept = Path(file), Path(file).read_text("utf-8")
+    lines = kept.split("\n")
+    path.write_text("\n".join([*lines[:2], row, *lines[3:]]), "utf-8")
+    try:
+        return check(written(recipes[mutated_data.FILES[file]]))
+    finally:
+        path.write_text(kept, "utf-8")
+
+
+@pytest.mark.parametrize(
+    ("file", "row", "told"),
+    [
+        ("general.jsonl", r'{"body": "a\ud83d"}', '"body" has half a character'),
+        ("general.jsonl", '{"body": ["a"]}', '"body" is a list, not text'),
+        ("chat.jsonl", r'{"messages": [{"role": "\uD83D"}]}', "has half a character"),
+        ("chat.jsonl", r'{"\ud83d": 1}', "has half a character"),
+    ],
+)
+def test_what_was_found_in_data(recipes: dict[str, Recipe], file: str, row: str, told: str) -> None:
+    found = changed(recipes, file, row)
+    assert found.how == "refused", found.told
+    assert f"{file}:3: {told}" in found.told
