@@ -84,6 +84,7 @@ def _learn(
 ) -> None:
     from perdure import learners
     from perdure.learners.listener import Folders
+    from perdure.learners.room import lacks
 
     record = Recorder(run, display)
     with (
@@ -97,6 +98,8 @@ def _learn(
             record.warn(told)
         barrier()
         verify(run, weights=False)  # all of the newest was read by now
+        for lack in lacks(recipe, ready.stream, ready.encoder, ready.model):
+            raise lack
         pin(run, recipe, ready.stream, accept_changes)
         for told in doubts(run):
             record.warn(told)

@@ -223,6 +223,7 @@ def _prepare(
     from perdure import models
     from perdure.engine.batching import halved, split_batch
     from perdure.engine.rows import encode_stream
+    from perdure.learners.sense import refuse_senseless
     from perdure.rewards import check_rewards
     from perdure.scoring import metrics
     from perdure.streams import kinds, lm_eval_tasks
@@ -268,6 +269,7 @@ def _prepare(
             encoder.pin(today)
         count = sum(len(task.train) + len(task.validation) + len(task.test) for task in stream)
         tell(f"{recipe.name}: checking {count:,} rows of {len(stream)} tasks")
+        refuse_senseless(recipe, stream, facts)
         encode_stream(stream, encoder, facts.context_length or None)
     return Prepared(recipe, stream, methods, encoder, general, micro, accumulation, facts)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -434,3 +435,98 @@ def test_a_metric_that_fails_is_told_by_the_check(shop: Path) -> None:
         assert result.exit_code == (2 if what else 0), result.output
         if what:
             assert f"task 'colour': metric mine:{name} {what}" in result.stderr
+
+
+# --- what a check says of the machine, and of settings without sense
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("train.batch_size=1000000", "1,000,000 rows a step, and task count has 24: each would be"),
+        ("method=[joint, replay]", "joint trains on all rows of earlier tasks, and replay keeps"),
+        ("method={name: replay, ratio: 1e9}", "must be less than or equal to 100, not 1000000000"),
+        ("method={name: gere, layers: [99]}", "method.layers: the model has no layer 99"),
+        ("method={name: gere, insert: 99999}", "must be less than or equal to 10000, not 99999"),
+        ("gauges.texts=1000000000", "must be less than or equal to 10000, not 1000000000"),
+        ("model.path=package:__main__", "name a package that brings one"),
+        ("model.chat_template=~nosuchuser/x", "there is no home folder of that name"),
+    ],
+)
+def test_settings_without_sense(shop: Path, override: str, told: str) -> None:
+    message = refused(override)
+    assert message.startswith("error: command line: ")
+    assert told in message
+
+
+def test_a_rank_above_the_models_width(shop: Path) -> None:
+    assert refused("model.tuning=lora", "model.lora.r=65") == (
+        "error: command line: model.lora.r: 65 is above the model's width, 64, and no matrix of "
+        "it has a higher rank\n"
+        "  8 to 64 are usual\n"
+        "  nothing was loaded or written\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "lack"),
+    [
+        (
+            "model.fsdp_size=8",
+            "model.fsdp_size: 8: but 1 process(es) run\n"
+            "  start it with: torchrun --nproc_per_node 8 -m perdure ...\n",
+        ),
+        (
+            "train.optimizer=stable_adamw",
+            "train.optimizer: stable_adamw: torch-optimi is not installed\n"
+            "  pip install torch-optimi\n",
+        ),
+        (
+            "train.micro_batch_size=4",
+            "train.micro_batch_size: training takes about 0.6 GB of memory in each process, and "
+            "there are 0.0 GB here\n"
+            "  lower train.micro_batch_size: it divides a batch without changing it\n",
+        ),
+    ],
+)
+def test_what_the_machine_lacks(
+    shop: Path, monkeypatch: pytest.MonkeyPatch, override: str, lack: str
+) -> None:
+    """A check says that the run would be refused here, and the run is, before a weight is read."""
+    if "micro" in override:
+        monkeypatch.setattr("perdure.learners.room.machine_mb", lambda: 10)
+    result = CliRunner().invoke(app, ["run", "recipe.yaml", override, "--check"])
+    assert result.exit_code == 0, result.output  # recipe and data are valid
+    assert f"but the run would be refused: command line: {lack}" in result.stderr
+    assert refused(override) == f"error: command line: {lack}"
+
+
+def test_a_rate_that_no_model_bears_is_told(shop: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="perdure"):
+        told = CliRunner().invoke(app, ["run", "recipe.yaml", "train.learning_rate=9", "--check"])
+    assert told.exit_code == 0
+    assert any("train.learning_rate: 9 is so high" in message for message in caplog.messages)
+
+
+def test_classes_have_no_measure_of_general_ability(tmp_path: Path) -> None:
+    from class_runs import save_encoder, write_class_recipe
+
+    recipe = write_class_recipe(tmp_path, save_encoder(tmp_path / "bert"))
+    data = json.loads(recipe.read_text())
+    recipe.write_text(json.dumps({**data, "general": {"held_out_rows": 2}, "stop_when": {"kl": 1}}))
+    message = refused("--check", recipe=str(recipe))
+    assert ": general: tasks of kind classification have no measure of general ability" in message
+    assert ": stop_when: tasks of kind classification have no gauges" in message
+
+
+def test_a_recipe_that_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe.yaml")
+    Path("long.yaml").write_text("a: " + "x" * 2_000_001)
+    for name, why in (
+        ("pipe.yaml", "is a pipe, not a file"),
+        ("/dev/zero", "is a device, not a file"),
+        (".", "is a folder, not a file"),
+        ("long.yaml", "has 2,000,004 bytes, and a recipe at most 2,000,000"),
+    ):
+        assert f"{name}: {why}" in refused(recipe=name)

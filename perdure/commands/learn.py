@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perdure.errors import RecipeError, RunError, UsageError, printable
+from perdure.errors import PerdureError, RecipeError, RunError, UsageError, printable
 from perdure.prepare import load_recipe
 from perdure.recipe.schema import Recipe
 from perdure.reports.output import emit, first_process, summary, working
@@ -17,6 +17,7 @@ from perdure.run import Run
 
 if TYPE_CHECKING:
     from perdure.plan import Plan
+    from perdure.prepare import Prepared
 
 
 def run(
@@ -62,9 +63,11 @@ def _run(
             )
     if check:
         emit(planned.to_dict()) if as_json else show(planned)
-        if refused:  # all else is right
-            print(f"but the run would be refused: {taken(target)}", file=sys.stderr)
+        for why in _refused(recipe, ready, target if refused else None):  # all else is right
+            print(f"but the run would be refused: {why}", file=sys.stderr)
         return
+    for lack in _refused(recipe, ready, None):
+        raise lack
     made = Run.create(target, recipe)
     if first_process() and not as_json:
         display.message(f"run directory: {made.path}")
@@ -74,6 +77,15 @@ def _run(
         with display:
             learn(recipe, made, display=display, prepared=ready)
     finish(made, as_json)
+
+
+def _refused(recipe: Recipe, ready: Prepared, there: Path | None) -> Iterator[PerdureError]:
+    """Why a run would not begin here and now, although its recipe is right."""
+    from perdure.learners.room import lacks
+
+    if there is not None:
+        yield taken(there)
+    yield from lacks(recipe, ready.stream, ready.encoder, ready.model)
 
 
 def taken(target: Path) -> RunError:

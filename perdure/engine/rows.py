@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, Protocol
 
 from perdure.errors import DataError, PerdureError, RecipeError, task_named
@@ -117,8 +117,25 @@ def encode_stream(stream: TaskStream, encoder: RowEncoder, context_length: int |
             "answer",
             place, token, len(special), len(special) - answers, answers,
         )  # fmt: skip
+    for place, label, token, count in _special_labels(stream, encoder):
+        logger.warning(
+            "%s: the label %r holds the special token %r, which the model reads as such; so do "
+            "%d labels in all",
+            place, label, token, count,
+        )  # fmt: skip
     if mistakes:
         raise RecipeError(mistakes)
+
+
+def _special_labels(stream: TaskStream, encoder: RowEncoder) -> Iterator[tuple[str, str, str, int]]:
+    """The first label with a special token, its task and token, and how many labels have one."""
+    found = [
+        (task_named(task.name), label, special[0])
+        for task in stream
+        for label in task.labels
+        if (special := encoder.special_in({"prompt": [], "answer": label, "text": ""}))
+    ]
+    yield from ((*first, len(found)) for first in found[:1])
 
 
 def _refuse_too_long(encoded: dict[str, Any], context: int) -> None:

@@ -58,7 +58,10 @@ class BufferConfig(MethodConfig):
         "new and half kept rows, drawn with replacement, in twice as many steps",
     )
     ratio: float = Field(
-        0.25, gt=0, description="on top: replayed rows a step, over the batch size; at least 1"
+        0.25,
+        gt=0,
+        le=100,
+        description="on top: replayed rows a step, over the batch size; at least 1",
     )
 
     def mistakes(self) -> Iterator[Mistake]:
@@ -80,6 +83,7 @@ class Buffered(Method):
     config: BufferConfig
     requires = Requires(logits=True, rows=True)
     saved = ("kept", "seen")
+    keeps_rows = True
 
     def __init__(self, config: BufferConfig) -> None:
         super().__init__(config)

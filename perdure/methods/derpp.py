@@ -40,7 +40,9 @@ LOGITS = "_logits"
 class DERppConfig(BufferConfig):
     alpha: float = Field(0.5, ge=0, description="weight of the distance between logits")
     beta: float = Field(0.5, ge=0, description="weight of the kept rows' cross-entropy")
-    ratio: float = Field(1.0, gt=0, description="on top: kept rows a step, over the batch size")
+    ratio: float = Field(
+        1.0, gt=0, le=100, description="on top: kept rows a step, over the batch size"
+    )
     target: Literal["stored", "snapshot"] = Field(
         "stored", description="stored: as a row was kept; snapshot: the last task's model's"
     )

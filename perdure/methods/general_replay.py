@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 class GeneralReplayConfig(MethodConfig):
     label_weight: float = Field(1.0, ge=0, description="weight of the general texts' CE")
-    insert: int = Field(4, gt=0, description="general rows in each optimizer step")
+    insert: int = Field(4, gt=0, le=10_000, description="general rows in each optimizer step")
     samples: int = Field(1000, gt=0, description="general texts used, from the first")
     own_share: float = Field(
         SHARE, gt=0, description="without general text: tokens sampled, over those trained on"

@@ -30,7 +30,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from perdure.consent import demand
-from perdure.errors import PerdureError, UsageError, one_line
+from perdure.errors import PerdureError, UsageError, brief, one_line
+from perdure.paths import NoPathError, no_file, settled
 from perdure.protocol.method import Method, MethodConfig
 from perdure.recipe.former import FORMER, entry_of_today, moved_options
 from perdure.recipe.mistakes import Mistake, meant, mistakes_in, near, show
@@ -126,9 +127,13 @@ def load_file(path: str | Path) -> type[Method]:
         UsageError: no such file, it cannot be imported, or there is not just one `Method` in it.
         ConsentError: the user has not said that its code may run.
     """
-    path = Path(path).expanduser().resolve()
-    if not path.is_file():
-        raise UsageError(f"no such file: {path}", "give the path of a Python file with a method")
+    remedy = "give the path of a Python file with a method"
+    try:
+        path = settled(path)
+    except NoPathError as error:
+        raise UsageError(f'"{brief(path)}" {error}', remedy) from None
+    if why := no_file(path):
+        raise UsageError(f"{why}: {brief(path, 300)}", remedy)
     demand(f"{path}: is Python code")
     version = hashlib.sha256(f"{path} {path.stat().st_mtime_ns}".encode()).hexdigest()[:12]
     name = f"perdure_file_{version}.{path.stem}"  # ends in the method's name: see `name_of`

@@ -7,7 +7,6 @@ forward pass among answers and sees exactly the tokens that training saw.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Hashable, Mapping
 from datetime import date
 from functools import cached_property
@@ -18,6 +17,7 @@ import numpy as np
 
 from perdure.errors import DataError, PerdureError, task_named
 from perdure.models.kept_rows import KeptRows
+from perdure.models.specials import special_pattern, special_tokens
 from perdure.models.templates import ChatTemplate
 from perdure.recipe.schema import Recipe
 from perdure.streams.labels import same_tokens
@@ -70,8 +70,7 @@ class Encoder:
             self._chat = ChatTemplate(tokenizer, self.template, variables)
         self._bos = self._leading_bos()
         self._header: tuple[str, list[int]] | None = None
-        tokens = [re.escape(str(t)) for t in tokenizer.all_special_tokens if str(t).strip()]
-        self._specials = re.compile("|".join(tokens)) if tokens else None
+        self._specials = special_pattern(tokenizer)
         self.kept = KeptRows()
         self._answers: dict[str, list[int]] = {}
         self._texts: dict[tuple[str, bool], NDArray[np.int32]] = {}
@@ -219,19 +218,15 @@ class Encoder:
     def mistakes(self, task: Task) -> list[PerdureError]:
         """Labels of a task that the tokenizer cannot tell apart, and tags that are special."""
         found: list[PerdureError] = list(same_tokens(task.name, task.labels, self.answer_ids))
-        if task.answer == "tagged" and (special := sorted(self._special_tokens & set(TAGS))):
+        if task.answer == "tagged" and (
+            special := sorted(special_tokens(self.tokenizer) & set(TAGS))
+        ):
             who = f"{task_named(task.name)}: answer: tagged"
             what = f"{who}: {special[0]} is a special token of the model's"
             remedy = "make it an ordinary one (special: false in tokenizer_config.json and "
             remedy += "tokenizer.json), or learn without reasoning: answer: plain"
             found.append(DataError(f"{what} tokenizer, which servers leave out of answers", remedy))
         return found
-
-    @property
-    def _special_tokens(self) -> set[str]:
-        added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
-        found = {str(token) for token in added if token.special}
-        return found | {str(token) for token in self.tokenizer.all_special_tokens}
 
     def special_in(self, row: Row) -> tuple[str, bool] | None:
         """A special token that a row's own texts hold, which is read as such.

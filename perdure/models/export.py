@@ -66,10 +66,7 @@ def export(
             raise UsageError(f"{name} {value}: unknown", f"one of: {', '.join(known)}")
     if out.exists():
         raise RunError(f"{out}: exists already, and is never overwritten", "choose another --out")
-<<<<<<< HEAD
     only = None if adapter is None else adapter_named(source, adapter)
-=======
->>>>>>> fail23
     with drafted(out) as draft:
         if to == "peft":
             _adapter(source, draft, only)
@@ -86,7 +83,6 @@ def _adapter(source: str | Path, draft: Path, only: str | None) -> None:
             f"{source}: was trained in full and has no adapter", "write it whole: --to merged"
         )
     verify_saved(folder)
-<<<<<<< HEAD
     several, ignored = folders(folder), shutil.ignore_patterns(BASE_FILE, "manifest.json")
     if only is None or len(several) == 1:
         shutil.copytree(folder, draft, ignore=ignored, dirs_exist_ok=True)
@@ -98,10 +94,6 @@ def _adapter(source: str | Path, draft: Path, only: str | None) -> None:
             shutil.copy2(file, draft / file.name)
     for name in _FIRST_ONES:
         shutil.copy2(several[only] / name, draft / name)
-=======
-    ignored = shutil.ignore_patterns(BASE_FILE, "manifest.json")
-    shutil.copytree(folder, draft, ignore=ignored, dirs_exist_ok=True)
->>>>>>> fail23
 
 
 def _merged(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.consent import by_argument, given
-from perdure.errors import ModelError
+from perdure.errors import ModelError, brief
 from perdure.models.adapters import (
     attach_lora,
     keep_generation_settings,
@@ -27,6 +27,7 @@ from perdure.models.locate import resolve_saved as resolve_saved
 from perdure.models.precision import in_bf16
 from perdure.models.served import check_base, keep_router, load_router, note_base, verify_saved
 from perdure.models.weights import fingerprint
+from perdure.paths import NoPathError, no_file, settled
 
 if TYPE_CHECKING:
     from perdure.recipe.schema import ModelConfig
@@ -204,7 +205,7 @@ def load_tokenizer(model: ModelConfig, config: Any = None, causal: bool = True) 
             **source.arguments,
         )
     if model.chat_template not in ("auto", "none"):
-        tokenizer.chat_template = _read_template(Path(model.chat_template).expanduser())
+        tokenizer.chat_template = _read_template(model.chat_template)
     config = read_config(model, causal) if config is None else config
     return _complete(tokenizer, config, place, causal)
 
@@ -234,17 +235,21 @@ def _complete(tokenizer: Any, config: Any, place: Place, causal: bool) -> Any:
     return tokenizer
 
 
-def _read_template(file: Path) -> str:
+def _read_template(path: str) -> str:
     import jinja2
 
+    remedy = 'give a Jinja file, "auto" (the model\'s own) or "none" (plain text)'
     try:
+        file = settled(path)
+        if why := no_file(file):
+            raise ModelError(f"model.chat_template: {brief(file, 300)}: {why}", remedy)
         template = file.read_text(encoding="utf-8")
         jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template)
-    except OSError as error:
-        raise ModelError(
-            f"model.chat_template: {file}: cannot be read: {error.strerror}",
-            'give a Jinja file, "auto" (the model\'s own) or "none" (plain text)',
-        ) from error
+    except NoPathError as error:
+        raise ModelError(f"model.chat_template: {brief(path)}: {error}", remedy) from error
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise ModelError(f"model.chat_template: {file}: cannot be read: {why}", remedy) from error
     except jinja2.TemplateSyntaxError as error:
         raise ModelError(
             f"model.chat_template: {file}:{error.lineno}: is no Jinja template: {error.message}",

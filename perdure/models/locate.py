@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from perdure.consent import demand
-from perdure.errors import ModelError, UsageError
+from perdure.errors import ModelError, UsageError, brief
 from perdure.files import numbered
+from perdure.paths import NoPathError, settled
 from perdure.recipe.packaged import packaged_model
 from perdure.seals import recorded
 from perdure.streams.hub import asked_once
@@ -54,6 +55,10 @@ def locate(path: str) -> Place:
         if wrong:
             raise ModelError(f"model.path: {path}: {wrong[0]}", wrong[1])
         path = str(file)
+    try:
+        settled(path)
+    except NoPathError as error:
+        raise ModelError(f"model.path: {brief(path)}: {error}", "write a folder's path") from None
     local = Path(path).expanduser()
     if path.lower().endswith(".gguf"):
         if local.is_file():

@@ -7,13 +7,13 @@ stands behind a row: " {label}" and the token that ends a text, as in SEQ*'s rel
 
 from __future__ import annotations
 
-import re
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 from perdure.errors import DataError, PerdureError
 from perdure.models.chat import IGNORE
 from perdure.models.class_rows import TEXT, ClassEncoder, context_of
+from perdure.models.specials import special_pattern
 from perdure.streams.task import Row, Task, place_of
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ class PreparedClasses(ClassEncoder):
         self.kept = KeptLengths()
         self._answers: dict[str, list[int]] = {}
         self._shorter: dict[int, ClassEncoder] = {}
-        tokens = [re.escape(str(t)) for t in tokenizer.all_special_tokens if str(t).strip()]
-        self._specials = re.compile("|".join(tokens)) if tokens else None
+        self._specials = special_pattern(tokenizer)
 
     @property
     def cut_told(self) -> str:

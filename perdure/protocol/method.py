@@ -128,6 +128,8 @@ class Method:
     """True if the method measures on each task's validation rows; told before weights
     are loaded."""
     needs_old_rows: bool = False
+    keeps_rows: bool = False
+    """It replays rows of earlier tasks that it kept."""
     """True if the method trains on the rows of earlier tasks themselves: a run that was extended
     then reads the old files again."""
     classes_only: bool = False
@@ -302,6 +304,11 @@ def refuse_clashes(methods: Sequence[Method], ordered: bool = False) -> None:
     """
     own = [m for m in methods if m.adapters or m.requires.adapters is not None]
     _refuse(own, "both have adapters of their own, and each says which are trained", "drop one")
+    every = [m for m in methods if m.needs_old_rows]
+    again = [m for m in methods if m.keeps_rows]
+    if every and again:
+        what = f"{name_of(every[0])} trains on all rows of earlier tasks, and {name_of(again[0])} "
+        raise UsageError(f"method: {what}keeps some of them to replay", "drop one")
     if ordered:
         return
     for hook in ("phases", "serving", "router"):

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field, PrivateAttr
 
 from perdure.errors import brief, task_named
+from perdure.paths import NoPathError, settled
 from perdure.recipe.columns import check_cell
 from perdure.recipe.general import encoding_mistakes
 from perdure.recipe.mistakes import Mistake, near
@@ -28,8 +29,11 @@ def located(name: str, folder: Path) -> str:
     module, colon, function = name.rpartition(":")
     if not colon:
         return name
-    path = Path(module) if module.endswith(".py") else Path(*module.split(".")).with_suffix(".py")
-    path = (folder / path.expanduser()).resolve()
+    file = module if module.endswith(".py") else f"{module.replace('.', '/')}.py"
+    try:
+        path = settled(file, folder)
+    except NoPathError:
+        return name
     return f"{path}:{function}" if module.endswith(".py") or path.is_file() else name
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 from perdure.consent import given, trusting
 from perdure.errors import RecipeError, brief
+from perdure.paths import NoPathError, no_file, settled
 from perdure.recipe.data import SPLITS, located
 from perdure.recipe.general import FILE_ENDINGS, SOURCES, is_task_file
 from perdure.recipe.mistakes import QUOTE, Key, Mistake, is_text, near, show
@@ -23,6 +25,8 @@ from perdure.recipe.yaml import COMMAND_LINE, Document, read, write
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _PACKAGES = {"comet_ml": "comet-ml"}
+LONG = 300
+"""Characters of a path that a message shows."""
 
 
 def load(
@@ -188,21 +192,21 @@ def _override(document: Document, overrides: Sequence[str]) -> Iterator[Mistake]
 def _resolve_paths(document: Document, folder: Path) -> Iterator[Mistake]:
     """Make the paths in the data absolute, and say which of them lead nowhere."""
 
-    def resolve(key: Key) -> tuple[Path, Mistake] | None:
-        section: Any = document.data
-        try:
-            for part in key[:-1]:
-                section = section[part]
-            text = section[key[-1]]
-        except (LookupError, TypeError):
-            return None
+    def resolve(key: Key) -> tuple[Path | None, Mistake] | None:
+        text = _at(document.data, key)
         if not isinstance(text, str) or not text:
             return None
         base = Path.cwd() if document.line(key) == COMMAND_LINE else folder
-        path = (base / Path(text).expanduser()).resolve()
-        others = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        try:
+            path = settled(text, base)
+        except NoPathError as error:
+            return None, Mistake(key, f'"{brief(text)}" {error}', "write the path of a file")
+        try:
+            others = os.listdir(path.parent)
+        except OSError:
+            others = []
         hint = near(path.name, others) or f"relative paths start from {base}"
-        return path, Mistake(key, f"no such file: {text}", hint)
+        return path, Mistake(key, f"no such file: {brief(text, LONG)}", hint)
 
     def put(key: Key, path: Path) -> None:
         section: Any = document.data
@@ -235,7 +239,10 @@ def _resolve_paths(document: Document, folder: Path) -> Iterator[Mistake]:
         if (found := resolve(key)) is None:
             continue
         path, nowhere = found
-        section, text = key[0], nowhere.what.removeprefix("no such file: ")
+        section, text = key[0], _at(document.data, key)
+        if path is None:
+            yield nowhere
+            continue
         if section == "model" and (packaged := packaged_model(text)):
             path, wrong = packaged
             put(key, path)
@@ -244,7 +251,7 @@ def _resolve_paths(document: Document, folder: Path) -> Iterator[Mistake]:
             continue
         if section == "model" and key[-1] == "path" and not _is_local(text, path):
             if not _HUB_ID.fullmatch(text):
-                yield Mistake(key, f'"{text}" is no file, folder or hub id', nowhere.remedy)
+                yield Mistake(key, f'"{brief(text)}" is no file, folder or hub id', nowhere.remedy)
             continue
         if key == ("general", "source") and text not in SOURCES and path.is_dir():
             # A folder is read as a hub data set would be.
@@ -255,10 +262,21 @@ def _resolve_paths(document: Document, folder: Path) -> Iterator[Mistake]:
         if (section == "general" and is_name) or text in ("auto", "none"):
             continue  # a name, not a path; the section's own check knows them
         put(key, path)
-        if not path.exists():
+        why, folders = no_file(path), key[-1] in ("path", "folder")
+        if why == "no such file":
             yield nowhere
-        elif path.is_dir() and key[-1] not in ("path", "folder"):
-            yield Mistake(key, f"is a folder, not a file: {text}")
+        elif why and not (folders and path.is_dir()):
+            yield Mistake(key, f"{why}: {brief(text, LONG)}", "write the path of a file")
+
+
+def _at(data: Any, key: Key) -> Any:
+    """What stands at a key; None where nothing does."""
+    try:
+        for part in key:
+            data = data[part]
+    except (LookupError, TypeError):
+        return None
+    return data
 
 
 def _leave_out_rl(data: dict[str, Any], taken_over: Collection[str]) -> None:

@@ -13,7 +13,8 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from perdure.consent import demand
-from perdure.errors import UsageError
+from perdure.errors import UsageError, brief
+from perdure.paths import no_file
 from perdure.recipe.mistakes import near
 
 T = TypeVar("T")
@@ -108,10 +109,9 @@ def _module(name: str) -> ModuleType:
 
 def _file(path: Path, what: str) -> ModuleType:
     """The module in a file; read again only if the file has changed."""
-    try:
-        key = (str(path.resolve()), path.stat().st_mtime_ns)
-    except OSError:
-        raise UsageError(f"no such file: {path}", f"a {what}'s own file is needed") from None
+    if why := no_file(path):
+        raise UsageError(f"{why}: {brief(path, 300)}", f"a {what}'s own file is needed")
+    key = (str(path.resolve()), path.stat().st_mtime_ns)
     if key not in _files:
         spec = importlib.util.spec_from_file_location(f"perdure_own_{path.stem}", path)
         assert spec is not None

@@ -6,6 +6,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from perdure.errors import brief
+
 PREFIX = "package:"
 
 
@@ -18,7 +20,10 @@ def packaged_model(path: str) -> tuple[Path, tuple[str, str] | None] | None:
     if not path.startswith(PREFIX):
         return None
     package = path.removeprefix(PREFIX)
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    try:
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    except ValueError:  # of __main__, and of modules that another program has put there
+        spec = None
     # Resolved, as all paths of a recipe are: a run that is opened again has its links followed, and
     # would seem to have another model where the environment is reached by a link.
     homes = [
@@ -31,8 +36,13 @@ def packaged_model(path: str) -> tuple[Path, tuple[str, str] | None] | None:
         found = sorted(one for one in configs if any(one.glob("*.safetensors")))
     if len(found) == 1:
         return found[0], None
-    what = f"package {package} has {len(found)} models" if spec else f"no package {package}"
-    return Path(f"{package}.gguf"), (what, f"pip install {package.replace('_', '-')}")
+    shown = brief(package)
+    what = f"package {shown} has {len(found)} models" if spec else f"no package {shown}"
+    name = "".join(c for c in package[:80] if c.isprintable() and c != "/")
+    remedy = f"pip install {shown.replace('_', '-')}"
+    if package in sys.stdlib_module_names or package.startswith("_"):
+        remedy = "name a package that brings one"
+    return Path(f"{name}.gguf"), (what, remedy)
 
 
 def as_written(path: str) -> str:

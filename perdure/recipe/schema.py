@@ -250,9 +250,14 @@ class ScoringConfig(Section):
 class GaugesConfig(Section):
     every: int = Field(50, ge=0, description="steps between two looks at how far it moved; 0: none")
     texts: int = Field(
-        4, ge=0, description="general texts whose states are compared; without any, the base's own"
+        4,
+        ge=0,
+        le=10_000,
+        description="general texts whose states are compared; without any, the base's own",
     )
-    rows: int = Field(8, gt=0, description="rows of the task whose predictions are compared")
+    rows: int = Field(
+        8, gt=0, le=10_000, description="rows of the task whose predictions are compared"
+    )
 
 
 class StopConfig(Section):

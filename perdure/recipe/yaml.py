@@ -21,7 +21,9 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from perdure.errors import PerdureError, RecipeError, brief
+from perdure.paths import no_file
 from perdure.recipe.mistakes import Key, Mistake, near
+from perdure.recipe.yaml_limits import BYTES, load_yaml
 
 _LINE_END = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 """Where YAML begins a new line."""
@@ -133,17 +135,21 @@ def read(path: Path) -> Document:
         RecipeError: no such file, not text, broken YAML, a key given twice, or not a mapping;
             names the line.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        siblings = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+    if why := no_file(path):
+        parent = no_file(path.parent) == "is a folder, not a file"
+        siblings = [p.name for p in path.parent.glob("*.y*ml")] if parent else []
         hint = near(path.name, siblings) or "to start from one that ships: perdure recipes"
-        raise RecipeError([PerdureError(f"{path}: no such file", hint)]) from None
+        raise RecipeError([PerdureError(f"{brief(path, 300)}: {why}", hint)])
+    try:
+        if path.stat().st_size > BYTES:
+            what = f"{path}: has {path.stat().st_size:,} bytes, and a recipe at most {BYTES:,}"
+            raise RecipeError([PerdureError(what, "data belong into files that it names")])
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        why = "not UTF-8 text" if isinstance(error, UnicodeError) else error.strerror
+        why = "not UTF-8 text" if isinstance(error, UnicodeError) else error.strerror or ""
         raise RecipeError([PerdureError(f"{path}: cannot be read: {why}")]) from None
     try:
-        tree = YAML(typ="rt").load(text)
+        tree = load_yaml(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
@@ -209,7 +215,7 @@ def parse_value(text: str) -> Any:
 
 def _read_value(text: str, key: Key, written: dict[Key, str], written_keys: dict[Key, str]) -> Any:
     try:
-        value = _Plain(text, written, written_keys).of(YAML(typ="rt").load(text), key)
+        value = _Plain(text, written, written_keys).of(load_yaml(text), key)
     except YAMLError:
         return text
     loose = isinstance(value, dict | list) and not text.lstrip().startswith(("{", "["))

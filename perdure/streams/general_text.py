@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perdure.recipe.general import TEXT_FILES
-from perdure.streams.cells import one_spaced
+from perdure.streams.cells import CellError, as_text, is_empty, one_spaced
 from perdure.streams.named.demo import pydoc_texts
 from perdure.streams.rows import shuffle_key
 from perdure.streams.sources import Reader, Reading
@@ -101,7 +101,15 @@ def file_texts(
             what = f'{name}: no column "{column}"{key}'
             reader.mistakes.add(name, what, choices(column, table.columns, "columns there are"))
             return None
-        texts = [str(r.values.get(column) or "").strip() for r in table.records]
+        before, texts = len(reader.mistakes), []
+        for record in table.records:
+            value = record.values.get(column)
+            try:
+                texts.append("" if is_empty(value) else as_text(value, column).strip())
+            except CellError as error:
+                reader.mistakes.add(name, f"{record.place}: {error.what}", error.remedy)
+        if len(reader.mistakes) > before:
+            return None
         if any(texts) and not all(texts):
             told = "%s: %d of %d rows are left out, as there is nothing in them"
             logger.warning(told, name, texts.count(""), len(texts))

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from perdure.consent import ConsentError, demand
-from perdure.errors import UsageError, one_line
+from perdure.errors import SHOWN, UsageError, brief, one_line
 from perdure.recipe.general import is_task_file
 from perdure.recipe.mistakes import Mistake, near
 from perdure.streams.hub import asked_once
@@ -40,6 +40,7 @@ def mistakes(tasks: Sequence[Any]) -> Iterator[Mistake]:
         yield Mistake((), "lm-eval is not installed", INSTALL)
         return
     names: list[str] = []
+    unknown = 0
     for i, entry in enumerate(tasks):
         task = str(entry)
         if isinstance(entry, dict | list) or (is_task_file(task) and not Path(task).is_file()):
@@ -56,9 +57,11 @@ def mistakes(tasks: Sequence[Any]) -> Iterator[Mistake]:
         if not isinstance(name, str):  # a group's file lists its members there
             yield Mistake((i,), "the file is not of one task", "begin it with task: NAME")
             continue
-        if not is_task_file(task) and task not in (known := _manager(True).all_tasks):
-            hint = " ".join(filter(None, [near(task, known), "all of them: lm-eval ls tasks"]))
-            yield Mistake((i,), f'no lm-eval task is called "{task}"', hint)
+        if not is_task_file(task) and task not in (known := _known()):
+            unknown += 1
+            close = near(task, known) if unknown <= SHOWN else ""  # it takes a while of each
+            hint = " ".join(filter(None, [close, "all of them: lm-eval ls tasks"]))
+            yield Mistake((i,), f'no lm-eval task is called "{brief(task)}"', hint)
         elif name in names:
             yield Mistake((i,), f'"{name}" comes twice', "give the task file's task another name")
         names.append(name)
@@ -161,6 +164,15 @@ def _set_examples(task: Any, wanted: int | None) -> None:
     own = task.get_config("num_fewshot")
     if own is None or (wanted is not None and own != 0):
         task.set_config(key="num_fewshot", value=wanted or 0)
+
+
+@functools.cache
+def _known() -> tuple[str, ...]:
+    """The names in lm-eval's own list."""
+    logging.getLogger("perdure").warning(
+        "reading lm-eval's list of tasks, to look names up: it takes some seconds"
+    )
+    return tuple(_manager(True).all_tasks)
 
 
 @functools.cache

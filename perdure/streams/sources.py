@@ -17,10 +17,11 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from perdure.errors import brief
 from perdure.files import cache_folder, read_lines
+from perdure.paths import no_file
 from perdure.recipe.mistakes import near
 from perdure.seals import is_whole, write_sealed
 from perdure.streams.cells import ClassName, one_spaced
@@ -99,10 +100,10 @@ class Reader:
             logger.warning("%s", line)
 
     def _is_file(self, path: Path) -> bool:
-        if path.is_file():
+        what = no_file(path)
+        if not what:
             return True
         name = shown(path)
-        what = "is a folder, not a file" if path.is_dir() else "no such file"
         here = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
         remedy = near(path.name, here) or "paths are relative to the recipe's folder"
         self.mistakes.add(name, f"{name}: {what}", remedy)
@@ -140,7 +141,9 @@ class Reader:
                 if number == 1 and line.strip() in ("[", "{"):
                     return  # one value over many lines: each of them would be a mistake
                 continue
-            if isinstance(values, dict):
+            if isinstance(values, dict) and _half_inside(line, values):
+                self.mistakes.add(name, f"{place}: has half a character (a lone surrogate)")
+            elif isinstance(values, dict):
                 yield Record(place, values)
             else:
                 what = f"{place}: not a JSON object but a {_kind(values)}"
@@ -357,6 +360,18 @@ FORMATS: dict[str, Callable[[Reader, Path, Reading], Iterator[Record]]] = {
     ".tsv": lambda reader, path, how: reader._delimited(path, how, "\t"),
     ".parquet": Reader._parquet,
 }
+
+
+def _half_inside(line: str, values: dict[str, Any]) -> bool:
+    """Whether a value with parts has half a character in it; of texts their cell says it."""
+    if "\\ud" not in line.lower():
+        return False
+    parts = [value for value in values.values() if isinstance(value, dict | list)]
+    try:
+        json.dumps([*parts, *values], ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _kind(value: object) -> str:

@@ -6,12 +6,14 @@ import copy
 import functools
 import json
 import logging
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 from chat_templates import FAMILIES, Family
+from tokenizers import AddedToken
 
 from perdure.engine.rows import encode_stream
 from perdure.errors import DataError, ModelError, RecipeError
@@ -383,6 +385,24 @@ def test_g4_special_tokens_in_data_are_told(
         "task faq: train row 2: its own text holds the special token '<|im_end|>', which the "
         "model reads as such: a turn may end or begin there; so do 3 rows in all, 2 of them in the "
         "prompt and 1 in the answer"
+    )
+
+
+def test_g4_a_label_with_a_special_token_is_told(
+    tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also one that no row bears, and a token that is only marked as special, as Llama 3's are."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_tokens([AddedToken("<|turn|>", special=True)])
+    assert "<|turn|>" not in tokenizer.all_special_tokens
+    stream = stream_of(train=[FINE])
+    labelled = replace(stream.tasks[0], labels=("good", "bad<|turn|>", "<|turn|>"))
+    with caplog.at_level(logging.WARNING):
+        encode_stream(replace(stream, tasks=(labelled,)), Encoder(tokenizer), None)
+    (told,) = [r.getMessage() for r in caplog.records]
+    assert told == (
+        "task faq: the label 'bad<|turn|>' holds the special token '<|turn|>', which the model "
+        "reads as such; so do 2 labels in all"
     )
 
 

@@ -1,0 +1,130 @@
+"""What a run asks of the machine that it is started on, told before a weight is loaded.
+
+A recipe may be right and still ask for what is not there: memory, processes, an optimizer's
+package. A check says so; a run refuses.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from perdure.engine.batching import split_batch
+from perdure.errors import UsageError
+from perdure.learners.work import works
+from perdure.models.training_memory import PROCESS_MB, training_mb
+
+if TYPE_CHECKING:
+    from perdure.engine.rows import RowEncoder
+    from perdure.models.inspect import ModelFacts
+    from perdure.recipe.schema import Recipe
+    from perdure.streams.task import TaskStream
+
+DOUBT = 4
+"""The estimate of memory is good to a factor of two: one this much too large cannot be right."""
+_PACKAGES = {
+    "adamw_8bit": ("bitsandbytes", "bitsandbytes"),
+    "paged_adamw_8bit": ("bitsandbytes", "bitsandbytes"),
+    "lion_32bit": ("bitsandbytes", "bitsandbytes"),
+    "lion_8bit": ("bitsandbytes", "bitsandbytes"),
+    "adamw_torch_8bit": ("torchao", "torchao"),
+    "stable_adamw": ("optimi", "torch-optimi"),
+}
+"""The module of an optimizer that torch does not have, and the package that brings it."""
+UNKNOWN = 1 << 40
+_CGROUP = Path("/sys/fs/cgroup/memory.max")
+
+
+def machine_mb() -> int:
+    """Memory of one process, in MiB: the GPU's, else its share of this machine's."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(0).total_memory) >> 20
+    if not hasattr(os, "sysconf"):  # Windows
+        return UNKNOWN
+    most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = _CGROUP.read_text("ascii").strip() if _CGROUP.is_file() else ""
+    if limit.isdecimal():  # of a container
+        most = min(most, int(limit))
+    return (most >> 20) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def lacks(
+    recipe: Recipe, stream: TaskStream, encoder: RowEncoder | None, facts: ModelFacts | None
+) -> Iterator[UsageError]:
+    """Yield what a run of a recipe lacks here; each begins with the recipe's place.
+
+    Args: encoder: with the stream's rows; facts: of the base model. Without them memory is not
+        known.
+    """
+    world, size = int(os.environ.get("WORLD_SIZE", "1")), recipe.model.fsdp_size
+    if size > 1 and size != world:
+        yield UsageError(
+            f"{recipe.place('model.fsdp_size')}: {size}: but {world} process(es) run",
+            f"start it with: torchrun --nproc_per_node {size} -m perdure ...",
+        )
+    module, package = _PACKAGES.get(recipe.train.optimizer, ("", ""))
+    if module and importlib.util.find_spec(module) is None:
+        yield UsageError(
+            f"{recipe.place('train.optimizer')}: {recipe.train.optimizer}: {package} is not "
+            "installed",
+            f"pip install {package}",
+        )
+    if encoder is None or facts is None or _sharded():
+        return
+    needed, there = needed_mb(recipe, stream, encoder, facts), machine_mb()
+    if needed > DOUBT * there:
+        yield _too_large(recipe, stream, facts, needed, there)
+
+
+def _sharded() -> bool:
+    """Whether accelerate shares the weights out: then no estimate is known."""
+    return any(
+        os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"
+        for name in ("FSDP", "DEEPSPEED")
+    )
+
+
+def needed_mb(
+    recipe: Recipe, stream: TaskStream, encoder: RowEncoder, facts: ModelFacts, rows: int = 0
+) -> int:
+    """Memory of one process at the most expensive task, in MiB; in bf16, unless fp32 is asked for.
+
+    Args: rows: of a micro-batch; 0: those of the recipe.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    precision = "fp32" if recipe.train.precision == "fp32" else "bf16"
+    most = PROCESS_MB
+    for task, work in zip(stream, works(recipe, stream, 0), strict=True):
+        own = recipe.of_task(task.learn)
+        longest = max(work.widths(encoder), default=0)
+        longest += task.max_new_tokens if task.learn == "rl" else 0
+        micro = rows or split_batch(own, world, task.learn)[0]
+        most = max(most, training_mb(own, facts, micro, longest, precision))
+    return most
+
+
+def _too_large(
+    recipe: Recipe, stream: TaskStream, facts: ModelFacts, needed: int, there: int
+) -> UsageError:
+    """Say which key is to blame: the adapters' rank, the batch, or the base model itself."""
+    train, rl = recipe.train, recipe.rl
+    bytes_of_rank = 16 * facts.trainable if recipe.model.tuning == "lora" else 0
+    section = "rl" if rl and (rl.batch_size or rl.micro_batch_size) else "train"
+    if bytes_of_rank >> 20 > there:
+        key, remedy = "model.lora.r", "lower it: 8 to 64 are usual"
+    elif max(train.batch_size, (rl and rl.batch_size) or 0) > 1:
+        given = train.micro_batch_size or (rl and rl.micro_batch_size)
+        key = f"{section}.{'micro_batch_size' if given else 'batch_size'}"
+        remedy = f"lower {section}.micro_batch_size: it divides a batch without changing it"
+    else:
+        key, remedy = "model.path", "take a smaller model, model.tuning: lora, or more GPUs"
+    return UsageError(
+        f"{recipe.place(key)}: training takes about {needed / 1024:,.1f} GB of memory in each "
+        f"process, and there are {there / 1024:,.1f} GB here",
+        remedy,
+    )
