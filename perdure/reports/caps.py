@@ -18,7 +18,7 @@ learned, before and after it was learned itself, and at the end: of those that t
 that rest on all cells, forgetting and the incremental average, have no interval then."""
 MOST_MAPPED = 40
 """Tasks up to which a matrix is drawn in full; of more, groups of neighbouring tasks are."""
-GROUPS = 24
+GROUPS = 20
 """Groups of which such a matrix is drawn."""
 MOST_LISTED = 60
 """Rows of a table by task or by step, up to which it has them all."""
@@ -68,11 +68,14 @@ def telling(losses: Sequence[float], most: int) -> list[int]:
         return list(range(count))
     ends = max(1, most // 6)
     chosen = {*range(ends), *range(count - ends, count)}
+    known = [0.0 if math.isnan(loss) else loss for loss in losses]
     rest = [i for i in range(count) if i not in chosen]
-    rest.sort(key=lambda i: (-(0.0 if math.isnan(losses[i]) else losses[i]), i))
     free = most - len(chosen)
-    worst = free - free // 2
-    return sorted({*chosen, *rest[:worst], *rest[len(rest) - free // 2 :]})
+    worst = sorted(rest, key=lambda i: (-known[i], i))[: free - free // 2]
+    chosen.update(worst)
+    # Of tasks that lost alike the earliest, which had most time to be forgotten.
+    best = sorted((i for i in rest if i not in chosen), key=lambda i: (known[i], i))
+    return sorted({*chosen, *best[: free // 2]})
 
 
 def named(names: Sequence[str], most: int = NAMED) -> list[str]:

@@ -248,7 +248,7 @@ def over_tasks(
     """
     steps = max((len(values) for _, _, values in series), default=1)
     across = x_scale(0, max(steps - 1, 1))
-    # Of many steps some are drawn, as a line without marks, and some of those are in the table.
+    # Of many steps some are drawn, mostly without marks, and some of those are in the table.
     drawn = sorted({*caps.spaced(steps, caps.POINTS), *(i for i, _ in learned)})
     few = drawn if steps <= caps.POINTS else caps.some_of(drawn, caps.NAMED)
     lines, sentences = [], []
@@ -258,10 +258,11 @@ def over_tasks(
             None if not math.isfinite(values[i]) else (across(i), axis.scale(values[i]))
             for i in there
         ]
+        few_seen = sum(spot is not None for spot in spots) <= caps.NAMED
         dots = tuple(
             Point(spot[0], spot[1], f"{label}, {after_words(i)}: {show(values[i])}")
             for i, spot in zip(there, spots, strict=True)
-            if spot is not None and steps <= caps.POINTS
+            if spot is not None and (steps <= caps.POINTS or few_seen)
         )
         lines.append(Line(slot, polyline(spots), dots))
         said = ", ".join(show(values[i]) for i in few if i < len(values))
