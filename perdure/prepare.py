@@ -220,7 +220,7 @@ def _prepare(
 ) -> Prepared:
     from perdure import models
     from perdure.engine.batching import halved, split_batch
-    from perdure.engine.rows import encode_stream
+    from perdure.engine.rows import encode_stream, told_of_rows
     from perdure.rewards import check_rewards
     from perdure.scoring import metrics
     from perdure.streams import kinds, lm_eval_tasks
@@ -266,7 +266,9 @@ def _prepare(
             encoder.pin(today)
         count = sum(len(task.train) + len(task.validation) + len(task.test) for task in stream)
         tell(f"{recipe.name}: checking {count:,} rows of {len(stream)} tasks")
-        encode_stream(stream, encoder, facts.context_length or None)
+        encode_stream(
+            stream, encoder, facts.context_length or None, told_of_rows(display, recipe.name, count)
+        )
     return Prepared(recipe, stream, methods, encoder, general, micro, accumulation, facts)
 
 

@@ -8,7 +8,7 @@ forward pass among answers and sees exactly the tokens that training saw.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from datetime import date
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 from perdure.errors import DataError, PerdureError, task_named
 from perdure.models.kept_rows import KeptRows
 from perdure.models.templates import ChatTemplate
+from perdure.models.tokens import ids_of, ids_together
 from perdure.recipe.schema import Recipe
 from perdure.streams.labels import same_tokens
 from perdure.streams.tagged import OPENING, TAGS
@@ -197,14 +198,20 @@ class Encoder:
 
     def _written_ids(self, written: str, header: str = "") -> list[int]:
         """Token ids of a text behind a header, which is the template's own unless it is given."""
+        return self._written_of([written], header)[0]
+
+    def _written_of(self, written: Sequence[str], header: str = "") -> list[list[int]]:
+        """The same of several texts."""
         header = header or ("" if self._chat is None else self._chat.known.header)
         if not header:
-            return self._ids(written)
+            return ids_together(self.tokenizer, written)
         head = self._header_ids(header)
-        both = self._ids(header + written)
-        if head and both[: len(head)] == head:  # sentencepiece marks the beginning of a text
-            return both[len(head) :]
-        return self._ids(written)
+        every = ids_together(self.tokenizer, [header + text for text in written])
+        return [
+            # Sentencepiece marks the beginning of a text.
+            both[len(head) :] if head and both[: len(head)] == head else self._ids(text)
+            for text, both in zip(written, every, strict=True)
+        ]
 
     def _header_ids(self, header: str) -> list[int]:
         if self._header is None or self._header[0] != header:
@@ -259,7 +266,42 @@ class Encoder:
         """As `encode`, and whether the row's prompt is longer than `max_prompt_length`."""
         if (kept := self.kept.find(row)) is not None:
             return kept, self.kept.was_cut(row)
-        whole, answer = self._whole(row)
+        return self._encoded(row, *self._whole(row))
+
+    def encode_together(self, rows: Sequence[Row]) -> list[tuple[dict[str, Any], bool] | DataError]:
+        """What `encode_and_tell` gives of each row, or the error that it raises, in a third of the
+        time: texts are rendered and tokenized together, and equal answers once."""
+        found: list[Any] = []
+        for row, whole in zip(rows, self._wholes(rows), strict=True):
+            try:
+                found.append(self._encoded(row, *whole) if whole else self.encode_and_tell(row))
+            except DataError as error:
+                found.append(error)
+        return found
+
+    def _wholes(self, rows: Sequence[Row]) -> Sequence[tuple[list[int], list[int]] | None]:
+        """As `_whole` of each row; None of one that has to be encoded by itself."""
+        if (chat := self._chat) is None:
+            return [None] * len(rows)
+        alone = [PREFILL in row or bool(row.get("tools")) or not chat.is_plain(row) for row in rows]
+        plain = [row for row, single in zip(rows, alone, strict=True) if not single]
+        try:
+            prompts = ids_together(self.tokenizer, chat.prompts(plain)) if plain else []
+            new = {row["answer"]: "" for row in plain if row["answer"] not in self._answers}
+            answers = dict(zip(new, self._written_of([*map(chat.answer, new)]), strict=True))
+        except PerdureError:  # of one of them: each tells for itself
+            return [None] * len(rows)
+        found = iter(prompts)
+        return [
+            None
+            if single
+            else (next(found), [*(self._answers.get(row["answer"]) or answers[row["answer"]])])
+            for row, single in zip(rows, alone, strict=True)
+        ]
+
+    def _encoded(
+        self, row: Row, whole: list[int], answer: list[int]
+    ) -> tuple[dict[str, Any], bool]:
         prompt = self._within(whole)
         if self.max_length is not None and len(prompt) + len(answer) > self.max_length:
             raise DataError(
@@ -310,7 +352,7 @@ class Encoder:
         return self._ids(self.end) if self.end else []
 
     def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return ids_of(self.tokenizer, text)
 
     def _leading_bos(self) -> list[int]:
         bos = self.tokenizer.bos_token_id

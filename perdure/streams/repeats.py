@@ -60,6 +60,8 @@ def warn_of_shared(tasks: Sequence[Task]) -> None:
 
     Rows of one kind are compared with each other.
     """
+    if len(tasks) < 2:
+        return
     first: dict[tuple[str, str], tuple[Task, Row]] = {}
     wholes: dict[tuple[str, str], Task] = {}
     trained: dict[tuple[str, str], set[str]] = {}
