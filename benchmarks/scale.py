@@ -28,7 +28,10 @@ import long_runs
 
 LABELS, TASKS = 10_000, 20
 ROWS = 200_000
-WORDS = ["the", "a", "people", "asked", "whether", "to", "go", "on", "with", "what", "they", "had", "begun", "before", "it", "rained", "over", "hills", "and", "towns", "or", "stop"]  # fmt: skip
+WORDS = (
+    "the", "a", "people", "asked", "whether", "to", "go", "on", "with", "what", "they", "had",
+    "begun", "before", "it", "rained", "over", "hills", "and", "towns", "or", "stop",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -91,7 +94,8 @@ def classes(folder: Path) -> None:
     begun = time.process_time()
     run = Run.create(folder / "run", loaded)
     learn(loaded, run, display=Watch())
-    print(f"\n{LABELS:,} labels in {TASKS} tasks: {time.process_time() - begun:.0f} CPU seconds\n")
+    spent = time.process_time() - begun
+    print(f"\n{LABELS:,} labels in {TASKS} tasks: {spent:.0f} CPU seconds\n")
     print(
         "| task | classes by then | CPU seconds: scoring before it, and learning it | memory, MB |"
     )
@@ -176,7 +180,9 @@ def _command(*args: str) -> tuple[float, int]:
         "import resource, sys; from perdure.cli import main\n"
         "try: main()\nexcept SystemExit as end: assert not end.code, end\n"
         "used = resource.getrusage(resource.RUSAGE_SELF)\n"
-        "print(used.ru_utime + used.ru_stime, used.ru_maxrss // 1024, file=sys.stderr)"
+        # Not ru_maxrss, which begins with what the process that started this one held.
+        "held = open('/proc/self/status').read().split('VmHWM:')[1].split()[0]\n"
+        "print(used.ru_utime + used.ru_stime, int(held) // 1024, file=sys.stderr)"
     )
     done = subprocess.run(
         [sys.executable, "-c", told, *args], capture_output=True, text=True, check=True

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from perdure.errors import DataError, PerdureError, task_named
-from perdure.models.kept_rows import KeptRows
+from perdure.models.kept_rows import KeptRows, content_of
 from perdure.models.templates import ChatTemplate
 from perdure.models.tokens import ids_of, ids_together
 from perdure.recipe.schema import Recipe
@@ -270,14 +270,21 @@ class Encoder:
 
     def encode_together(self, rows: Sequence[Row]) -> list[tuple[dict[str, Any], bool] | DataError]:
         """What `encode_and_tell` gives of each row, or the error that it raises, in a third of the
-        time: texts are rendered and tokenized together, and equal answers once."""
-        found: list[Any] = []
-        for row, whole in zip(rows, self._wholes(rows), strict=True):
+        time: texts are rendered and tokenized together, equal rows and answers once."""
+        places: dict[bytes, list[int]] = {}
+        for i, row in enumerate(rows):
+            places.setdefault(content_of(row), []).append(i)
+        new = [same[0] for content, same in places.items() if content not in self.kept]
+        wholes = dict(zip(new, self._wholes([rows[i] for i in new]), strict=True))
+        found: dict[int, Any] = {}
+        for first, *others in places.values():
+            row, whole = rows[first], wholes.get(first)
             try:
-                found.append(self._encoded(row, *whole) if whole else self.encode_and_tell(row))
+                one: Any = self._encoded(row, *whole) if whole else self.encode_and_tell(row)
             except DataError as error:
-                found.append(error)
-        return found
+                one = error
+            found |= dict.fromkeys((first, *others), one)
+        return [found[i] for i in range(len(rows))]
 
     def _wholes(self, rows: Sequence[Row]) -> Sequence[tuple[list[int], list[int]] | None]:
         """As `_whole` of each row; None of one that has to be encoded by itself."""
