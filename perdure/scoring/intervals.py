@@ -295,10 +295,10 @@ def _bound_at(change: Array, items: int, quantile: float, imagined: float) -> fl
         return centre
     third = 2 * float(share @ away**3) / (total * (total + 1) * (total + 2))
     skew = third / variance**1.5
-    return centre + math.sqrt(variance) * _pearson3(quantile, skew)
+    return centre + math.sqrt(variance) * pearson3(quantile, skew)
 
 
-def _pearson3(quantile: float, skew: float) -> float:
+def pearson3(quantile: float, skew: float) -> float:
     """Quantile of the Pearson III distribution of mean 0, variance 1 and this skewness: a gamma
     distribution, shifted and turned; what `scipy.stats.pearson3.ppf` gives, without its checks of
     arguments, which take a hundred times as long."""
