@@ -66,6 +66,8 @@ def printable(text: str) -> str:
     These are control characters but newline and tab, halves of surrogate pairs, and marks that
     reorder what is read; what joins emoji or letters stays.
     """
+    if text.isprintable():
+        return text
     return "".join("\ufffd" if _steers(c) else c for c in text)
 
 

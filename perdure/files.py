@@ -94,10 +94,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
     Lines end at a line feed and nowhere else: texts hold U+2028, U+2029 and U+0085 as they are.
     """
-    if not path.exists():
-        return []
+    return lines_in(path.read_bytes()) if path.exists() else []
+
+
+def lines_in(text: bytes) -> list[dict[str, Any]]:
+    """The same of what such a file holds."""
     found = []
-    for line in path.read_bytes().split(b"\n"):
+    for line in text.split(b"\n"):
         try:
             found.append(json.loads(line.decode()))
         except ValueError:

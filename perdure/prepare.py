@@ -222,7 +222,7 @@ def _prepare(
 ) -> Prepared:
     from perdure import models
     from perdure.engine.batching import halved, split_batch
-    from perdure.engine.rows import encode_stream
+    from perdure.engine.rows import encode_stream, told_of_rows
     from perdure.learners.sense import refuse_senseless
     from perdure.rewards import check_rewards
     from perdure.scoring import metrics
@@ -270,7 +270,8 @@ def _prepare(
         count = sum(len(task.train) + len(task.validation) + len(task.test) for task in stream)
         tell(f"{recipe.name}: checking {count:,} rows of {len(stream)} tasks")
         refuse_senseless(recipe, stream, facts)
-        encode_stream(stream, encoder, facts.context_length or None)
+        told = told_of_rows(display, recipe.name, count)
+        encode_stream(stream, encoder, facts.context_length or None, told)
     return Prepared(recipe, stream, methods, encoder, general, micro, accumulation, facts)
 
 

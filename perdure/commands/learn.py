@@ -266,11 +266,13 @@ def show(plan: Plan) -> None:
     )
     table.add_column("task", overflow="fold")
     for heading in ("rows*", "longest", "tokens", "steps", "time", "memory"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")
     for t in plan.tasks:
         table.add_row(
             Text(printable(t.task)),
-            f"{t.train_rows:,}/{t.validation_rows:,}/{t.test_rows:,}",
+            f"{t.train_rows:,}/ {t.validation_rows:,}/ {t.test_rows:,}"
+            if t.train_rows > 99_999  # on two lines, where one has no room
+            else f"{t.train_rows:,}/{t.validation_rows:,}/{t.test_rows:,}",
             _number(t.longest),
             _number(t.train_tokens),
             f"{t.steps:,}",

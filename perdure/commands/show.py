@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from perdure.errors import RunError, UsageError, printable
-from perdure.reports.output import emit, summary
+from perdure.reports.output import emit
 from perdure.run import Run
 
 
@@ -23,22 +23,26 @@ def compare(
 
     With `table` only that is written, to `out` or to stdout.
     """
-    from perdure.reports import score_table, write_figure, write_report
     from perdure.reports.data import views
-    from perdure.reports.numbers import of_groups
+    from perdure.reports.figures import write_picture
+    from perdure.reports.html import write_page
+    from perdure.reports.numbers import of_groups, of_run
     from perdure.reports.seeds import grouped
+    from perdure.reports.terminal import show_tables
 
     if table is not None:
         return _table(paths, out, figure, as_json, table)
     runs = [Run.open(path) for path in paths]
     name = _new(out or Path(f"compare-{time.strftime('%Y%m%d-%H%M%S')}.html"))
-    picture = None if figure is None else write_figure(runs, _new(figure))
-    page = write_report(runs, name)
+    single = views(runs)  # read once for all that is written and shown
+    shown = grouped(single)
+    picture = None if figure is None else write_picture(shown, _new(figure))
+    page = write_page(shown, name)
     if as_json:
         pages = {"report": str(page), "figure": None if picture is None else str(picture)}
-        emit({"runs": [summary(run) for run in runs], **of_groups(grouped(views(runs))), **pages})
+        emit({"runs": list(map(of_run, single)), **of_groups(shown), **pages})
         return None
-    score_table(runs)
+    show_tables(shown)
     print(f"report: {page}")
     if picture is not None:
         print(f"figure: {picture}")
@@ -69,12 +73,15 @@ def _for_terminal(text: str) -> str:
 
 
 def report(path: Path, out: Path | None, as_json: bool) -> None:
-    from perdure.reports import write_report
+    from perdure.reports.data import views
+    from perdure.reports.html import write_page
+    from perdure.reports.numbers import of_run
 
     run = Run.open(path)
-    page = write_report([run], run.path / "report.html" if out is None else _new(out))
+    shown = views([run])
+    page = write_page(shown, run.path / "report.html" if out is None else _new(out))
     if as_json:
-        emit({**summary(run), "report": str(page)})
+        emit({**of_run(shown[0]), "report": str(page)})
     else:
         print(page)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Iterator, Sequence
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from perdure.errors import DataError, PerdureError, RecipeError, task_named
@@ -12,6 +13,12 @@ from perdure.streams.task import Row, Task, TaskStream, place_of
 
 logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
+TOGETHER = 256
+"""Rows that are encoded at once."""
+MOMENT = 2.0
+"""Seconds after which it is told how many rows are done."""
+Encoded = tuple[dict[str, Any], bool] | DataError
+"""A row encoded, and whether it was cut; or what is wrong with it."""
 
 
 class Keeps(Protocol):
@@ -28,7 +35,8 @@ class RowEncoder(Protocol):
     """What tokenizes a kind's rows before weights are loaded (`Kind.encoder`).
 
     It keeps what it made of a row and never tokenizes a text again: the learner is given it as
-    `prepared_encoder`. It may also have `pin(date)` and `today`, where it writes the date.
+    `prepared_encoder`. It may also have `pin(date)` and `today`, where it writes the date, and
+    `encode_together(rows)`, which gives of each row what `encode_and_tell` gives, or the error.
     """
 
     @property
@@ -58,11 +66,18 @@ class RowEncoder(Protocol):
         """A special token in a row's own texts, and whether it stands in the answer."""
 
 
-def encode_stream(stream: TaskStream, encoder: RowEncoder, context_length: int | None) -> None:
+def encode_stream(
+    stream: TaskStream,
+    encoder: RowEncoder,
+    context_length: int | None,
+    progress: Callable[[int], None] | None = None,
+) -> None:
     """Have `encoder` tokenize and keep all rows, so that one too long is told now.
 
     How many rows are cut, and rows whose texts hold special tokens, are told as
     warnings.
+
+    Args: progress: told how many rows are done, every few hundred.
 
     Raises:
         RecipeError: rows longer than `train.max_length` or than the model's context, each with its
@@ -70,17 +85,23 @@ def encode_stream(stream: TaskStream, encoder: RowEncoder, context_length: int |
     """
     mistakes: list[PerdureError] = []
     special: list[tuple[str, str, bool]] = []
+    done = 0
     for task in stream:
         mistakes += encoder.mistakes(task)
         for split in SPLITS:
             rows, cut, name = getattr(task, split), 0, (task.name, split)
             # By reinforcement a prompt is trained on with what the model writes.
-            own = {"limited": False} if task.learn == "rl" and split == "train" else {}
+            own = task.learn == "rl" and split == "train"
             encoder.kept.begin(name)
             no_room: list[tuple[int, str, str]] = []  # prompt's tokens, place and file
-            for number, row in enumerate(rows, 1):
+            for number, (row, found) in enumerate(_encoded(rows, encoder, not own), 1):
+                done += 1
+                if progress is not None and done % TOGETHER == 0:
+                    progress(done)
                 try:
-                    encoded, was_cut = encoder.encode_and_tell(row, **own)
+                    if isinstance(found, DataError):
+                        raise found
+                    encoded, was_cut = found
                     cut += was_cut
                     if own and context_length is not None:
                         prompt = len(encoded["input_ids"]) - labels_of(encoded)
@@ -97,9 +118,9 @@ def encode_stream(stream: TaskStream, encoder: RowEncoder, context_length: int |
             if no_room and context_length is not None:
                 mistakes.append(_no_room(no_room, task.max_new_tokens, context_length))
             for number, row in enumerate(rows, 1):
-                if found := encoder.special_in(row):
+                if held := encoder.special_in(row):
                     place = place_of(row) or f"{task_named(task.name)}: {split} row {number}"
-                    special.append((place, *found))
+                    special.append((place, *held))
             if cut:
                 logger.warning(
                     "%s: %d of %d %s rows have %s",
@@ -136,6 +157,44 @@ def _special_labels(stream: TaskStream, encoder: RowEncoder) -> Iterator[tuple[s
         if (special := encoder.special_in({"prompt": [], "answer": label, "text": ""}))
     ]
     yield from ((*first, len(found)) for first in found[:1])
+
+
+def told_of_rows(display: Any, name: str, count: int) -> Callable[[int], None] | None:
+    """What has a display show how many of `count` rows are done, if that takes more than a moment;
+    None where there is no display.
+
+    Args: name: of the recipe.
+    """
+    if not hasattr(display, "doing"):
+        return None
+    begun = time.monotonic()
+
+    def tell(done: int) -> None:
+        if time.monotonic() - begun > MOMENT:
+            display.doing(name, "checking", "rows", done, count)
+
+    return tell
+
+
+def _encoded(
+    rows: Sequence[Row], encoder: RowEncoder, limited: bool
+) -> Iterator[tuple[Row, Encoded]]:
+    """Each row and what the encoder makes of it, or the error that it raises."""
+    together = getattr(encoder, "encode_together", None)
+    # An encoder of somebody else's kind may know no such word.
+    own: dict[str, bool] = {} if limited else {"limited": False}
+    for at in range(0, len(rows), TOGETHER):
+        block = [rows[i] for i in range(at, min(at + TOGETHER, len(rows)))]
+        found = together(block, **own) if together else _each(block, encoder, own)
+        yield from zip(block, found, strict=True)
+
+
+def _each(rows: Sequence[Row], encoder: RowEncoder, own: Mapping[str, bool]) -> Iterator[Encoded]:
+    for row in rows:
+        try:
+            yield encoder.encode_and_tell(row, **own)
+        except DataError as error:
+            yield error
 
 
 def _refuse_too_long(encoded: dict[str, Any], context: int) -> None:

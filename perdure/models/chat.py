@@ -7,18 +7,19 @@ forward pass among answers and sees exactly the tokens that training saw.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from datetime import date
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from perdure.errors import DataError, PerdureError, task_named
-from perdure.models.kept_rows import KeptRows
+from perdure.models.kept_rows import KeptRows, content_of
 from perdure.models.specials import special_pattern, special_tokens
 from perdure.models.templates import ChatTemplate
+from perdure.models.tokens import ids_of, ids_together
 from perdure.recipe.schema import Recipe
 from perdure.streams.labels import same_tokens
 from perdure.streams.tagged import OPENING, TAGS
@@ -65,9 +66,8 @@ class Encoder:
             self.template = chat_template
         elif chat_template != "none":
             self.template = Path(chat_template).read_text(encoding="utf-8")
-        self._chat: ChatTemplate | None = None
-        if self.template is not None:
-            self._chat = ChatTemplate(tokenizer, self.template, variables)
+        text = self.template
+        self._chat = None if text is None else ChatTemplate(tokenizer, text, variables)
         self._bos = self._leading_bos()
         self._header: tuple[str, list[int]] | None = None
         self._specials = special_pattern(tokenizer)
@@ -196,14 +196,20 @@ class Encoder:
 
     def _written_ids(self, written: str, header: str = "") -> list[int]:
         """Token ids of a text behind a header, which is the template's own unless it is given."""
+        return self._written_of([written], header)[0]
+
+    def _written_of(self, written: Sequence[str], header: str = "") -> list[list[int]]:
+        """The same of several texts."""
         header = header or ("" if self._chat is None else self._chat.known.header)
         if not header:
-            return self._ids(written)
+            return ids_together(self.tokenizer, written)
         head = self._header_ids(header)
-        both = self._ids(header + written)
-        if head and both[: len(head)] == head:  # sentencepiece marks the beginning of a text
-            return both[len(head) :]
-        return self._ids(written)
+        every = ids_together(self.tokenizer, [header + text for text in written])
+        return [
+            # Sentencepiece marks the beginning of a text.
+            both[len(head) :] if head and both[: len(head)] == head else self._ids(text)
+            for text, both in zip(written, every, strict=True)
+        ]
 
     def _header_ids(self, header: str) -> list[int]:
         if self._header is None or self._header[0] != header:
@@ -218,9 +224,8 @@ class Encoder:
     def mistakes(self, task: Task) -> list[PerdureError]:
         """Labels of a task that the tokenizer cannot tell apart, and tags that are special."""
         found: list[PerdureError] = list(same_tokens(task.name, task.labels, self.answer_ids))
-        if task.answer == "tagged" and (
-            special := sorted(special_tokens(self.tokenizer) & set(TAGS))
-        ):
+        tags = set(TAGS) if task.answer == "tagged" else set()
+        if special := sorted(tags & special_tokens(self.tokenizer)):
             who = f"{task_named(task.name)}: answer: tagged"
             what = f"{who}: {special[0]} is a special token of the model's"
             remedy = "make it an ordinary one (special: false in tokenizer_config.json and "
@@ -257,7 +262,53 @@ class Encoder:
         """
         if (kept := self.kept.find(row)) is not None:
             return kept, self.kept.was_cut(row)
-        whole, answer = self._whole(row)
+        return self._encoded(row, *self._whole(row), limited)
+
+    def encode_together(
+        self, rows: Sequence[Row], limited: bool = True
+    ) -> list[tuple[dict[str, Any], bool] | DataError]:
+        """What `encode_and_tell` gives of each row, or the error that it raises, in a third of the
+        time: texts are rendered and tokenized together, equal rows and answers once."""
+        places: dict[bytes, list[int]] = {}
+        for i, row in enumerate(rows):
+            places.setdefault(content_of(row), []).append(i)
+        new = [same[0] for content, same in places.items() if content not in self.kept]
+        wholes = dict(zip(new, self._wholes([rows[i] for i in new]), strict=True))
+        found: dict[int, Any] = {}
+        for first, *others in places.values():
+            row, whole = rows[first], wholes.get(first)
+            encode: Any = partial(self.encode_and_tell, row)
+            encode = partial(self._encoded, row, *whole) if whole else encode
+            try:
+                one: Any = encode(limited)
+            except DataError as error:
+                one = error
+            found |= dict.fromkeys((first, *others), one)
+        return [found[i] for i in range(len(rows))]
+
+    def _wholes(self, rows: Sequence[Row]) -> Sequence[tuple[list[int], list[int]] | None]:
+        """As `_whole` of each row; None of one that has to be encoded by itself."""
+        if (chat := self._chat) is None:
+            return [None] * len(rows)
+        alone = [PREFILL in row or bool(row.get("tools")) or not chat.is_plain(row) for row in rows]
+        plain = [row for row, single in zip(rows, alone, strict=True) if not single]
+        try:
+            prompts = ids_together(self.tokenizer, chat.prompts(plain)) if plain else []
+            new = {row["answer"]: "" for row in plain if row["answer"] not in self._answers}
+            answers = dict(zip(new, self._written_of([*map(chat.answer, new)]), strict=True))
+        except PerdureError:  # of one of them: each tells for itself
+            return [None] * len(rows)
+        found = iter(prompts)
+        return [
+            None
+            if single
+            else (next(found), [*(self._answers.get(row["answer"]) or answers[row["answer"]])])
+            for row, single in zip(rows, alone, strict=True)
+        ]
+
+    def _encoded(
+        self, row: Row, whole: list[int], answer: list[int], limited: bool
+    ) -> tuple[dict[str, Any], bool]:
         prompt = self._within(whole)
         if limited and self.max_length is not None and len(prompt) + len(answer) > self.max_length:
             raise DataError(
@@ -308,7 +359,7 @@ class Encoder:
         return self._ids(self.end) if self.end else []
 
     def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return ids_of(self.tokenizer, text)
 
     def _leading_bos(self) -> list[int]:
         bos = self.tokenizer.bos_token_id

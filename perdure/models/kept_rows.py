@@ -36,6 +36,10 @@ class KeptRows:
     def __len__(self) -> int:
         return sum(len(columns["labels"]) for columns in self._splits.values())
 
+    def __contains__(self, content: bytes) -> bool:
+        """Whether a row of this content is kept (`content_of`)."""
+        return content in self._places
+
     def begin(self, split: Hashable) -> None:
         """Begin a split of this name, without rows."""
         self._splits[split] = {name: [] for name in COLUMNS}
@@ -44,7 +48,7 @@ class KeptRows:
     def add(self, split: Hashable, row: Row, encoded: dict[str, Any], cut: bool) -> None:
         """Keep a row behind the others of its split; `cut`: its prompt lost its middle."""
         columns = self._splits[split]
-        content = _content(row)
+        content = content_of(row)
         self._places.setdefault(content, (split, len(columns["labels"])))
         for name in COLUMNS:  # a list of Python's numbers would take ten times the memory
             columns[name].append(np.array(encoded[name], dtype=np.int32))
@@ -53,14 +57,14 @@ class KeptRows:
 
     def find(self, row: Row) -> dict[str, Any] | None:
         """What was kept of a row that is equal in all that decides its tokens."""
-        if not self._places or (place := self._places.get(_content(row))) is None:
+        if not self._places or (place := self._places.get(content_of(row))) is None:
             return None
         split, number = place
         return {name: self._splits[split][name][number].tolist() for name in COLUMNS}
 
     def was_cut(self, row: Row) -> bool:
         """Whether a kept row's prompt lost its middle."""
-        return bool(self._cut) and _content(row) in self._cut
+        return bool(self._cut) and content_of(row) in self._cut
 
     def lengths(self, split: Hashable) -> list[int]:
         """Tokens of each row of a split."""
@@ -79,7 +83,7 @@ class KeptRows:
         """
         if not rows or any("input_ids" in row for row in rows):
             return None
-        places = [self._places.get(_content(row)) for row in rows]
+        places = [self._places.get(content_of(row)) for row in rows]
         if None in places:
             return None
         from datasets import concatenate_datasets
@@ -122,7 +126,7 @@ def _parts(flat: NDArray[np.int32], ends: NDArray[Any]) -> Iterator[NDArray[np.i
         yield flat[start:end]
 
 
-def _content(row: Row) -> bytes:
+def content_of(row: Row) -> bytes:
     """A hash of what decides a row's tokens: rows that are equal in it are encoded alike."""
     text = repr([row.get(key) for key in DECIDE])
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -34,16 +34,23 @@ def limited(render: Callable[[], str], what: str) -> str:
     Raises:
         ModelError: it takes longer, needs more memory or returns a longer text.
     """
+    return limited_together(lambda: [render()], what)[0]
+
+
+def limited_together(render: Callable[[], list[str]], what: str) -> list[str]:
+    """The same of several conversations, which share the limits of time and memory: to watch over
+    each takes as long as to render it. Where they are too much together, each may be tried alone.
+    """
     try:
         with _timed(), _bounded():
-            text = render()
+            texts = render()
     except TimeoutError as error:
         raise _beyond(what, f"{SECONDS:g} seconds") from error
     except MemoryError as error:
         raise _beyond(what, f"{MEMORY >> 20} MB of memory") from error
-    if len(text) > LENGTH:
+    if any(len(text) > LENGTH for text in texts):
         raise _beyond(what, f"{LENGTH:,} characters")
-    return text
+    return texts
 
 
 def _beyond(what: str, limit: str) -> ModelError:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from functools import cached_property
 from typing import Any
 
 from perdure.errors import DataError, ModelError
-from perdure.models.limits import limited
+from perdure.models.limits import limited, limited_together
 
+_WHAT = "the model's chat template"
 _CODES = "aAwdbBmyYHIpMSfzZjUWcxXGuV"
 """The letters of strftime's formats; a macro of the same name writes the pinned day's."""
 
@@ -70,6 +71,21 @@ class Renderer:
         except Exception as error:  # whatever templates and jinja2 raise
             raise _refused(error) from error
 
+    def rendered_together(
+        self, conversations: Sequence[list[dict[str, Any]]], **options: Any
+    ) -> list[str]:
+        """The same of several conversations without tools, in a fraction of the time.
+
+        Raises:
+            DataError, ModelError: as `rendered`, of one of them: render each to know which.
+        """
+        try:
+            return limited_together(lambda: self._text_of([*conversations], None, options), _WHAT)
+        except ModelError:
+            raise
+        except Exception as error:
+            raise _refused(error) from error
+
     def tried(self, turns: list[dict[str, Any]], **options: Any) -> str | None:
         """As `rendered`; None where the template refuses it."""
         try:
@@ -80,18 +96,17 @@ class Renderer:
             return None
 
     def _apply(self, turns: list[dict[str, Any]], tools: Any = None, **options: Any) -> str:
-        def render() -> str:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    turns,
-                    tokenize=False,
-                    chat_template=self._dated,
-                    tools=tools,
-                    **{**self.variables, **options},
-                )
-            )
+        return limited(lambda: str(self._text_of(turns, tools, options)), _WHAT)
 
-        return limited(render, "the model's chat template")
+    def _text_of(self, turns: list[Any], tools: Any, options: Mapping[str, Any]) -> Any:
+        """A conversation's text, or of a list of conversations the list of their texts."""
+        return self.tokenizer.apply_chat_template(
+            turns,
+            tokenize=False,
+            chat_template=self._dated,
+            tools=tools,
+            **{**self.variables, **options},
+        )
 
 
 def _refused(error: Exception) -> DataError:

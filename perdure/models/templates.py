@@ -142,6 +142,18 @@ class ChatTemplate(Renderer):
         """
         return self._prompt(row) if self.is_plain(row) else self.split(row)[0]
 
+    def prompts(self, rows: Sequence[Row]) -> list[str]:
+        """The same of several rows that are all plain and without tools, in less time.
+
+        Raises:
+            DataError: as `prompt`, of one of them.
+        """
+        turns = [self._ready(row["prompt"]) for row in rows]
+        if self.known.opens:
+            return self.rendered_together(turns, add_generation_prompt=True)
+        last = _turn("assistant", _A)
+        return [self._before(t) for t in self.rendered_together([[*one, last] for one in turns])]
+
     def sent(self, row: Row) -> str:
         """The text that a server sends for a row, whatever its answer: where the template writes
         an empty think block before an answer without a thought, it is not there.
@@ -181,7 +193,10 @@ class ChatTemplate(Renderer):
         turns, tools = self._ready(row["prompt"]), self._tools(row)
         if self.known.opens:
             return self.rendered(turns, tools, add_generation_prompt=True)
-        whole = self.rendered([*turns, _turn("assistant", _A)], tools)
+        return self._before(self.rendered([*turns, _turn("assistant", _A)], tools))
+
+    def _before(self, whole: str) -> str:
+        """The prompt of a conversation whose answer is a mark."""
         before, found, _ = whole.rpartition(_A)
         if not found:
             raise DataError("the model's chat template leaves out the answer", _REMEDY)

@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from perdure.errors import printable
+from perdure.reports.caps import listed
 from perdure.reports.facts import MISSING
 from perdure.reports.format import DASH, significant, titled
 
@@ -53,8 +54,9 @@ class Averaged:
 def tasks(run: RunView) -> list[Averaged]:
     """Each task of which an average was recorded, in order; empty without one."""
     found = []
+    every = [_figures(one) for one in run.members]
     for after, task in enumerate(run.tasks, start=1):
-        figures = [own for one in run.members if (own := _figures(one, after))]
+        figures = [own for one in every if (own := one.get(after))]
         if figures:
 
             def mean(name: str, figures: Sequence[dict[str, float]] = figures) -> float:
@@ -67,12 +69,12 @@ def tasks(run: RunView) -> list[Averaged]:
     return found
 
 
-def _figures(run: RunView, after: int) -> dict[str, float]:
-    return {
-        str(fact["name"]).removeprefix(BEGIN): float(fact["value"])
-        for fact in run.facts
-        if fact["after"] == after and str(fact["name"]).startswith(BEGIN)
-    }
+def _figures(run: RunView) -> dict[int, dict[str, float]]:
+    found: dict[int, dict[str, float]] = {}
+    for fact in run.facts:
+        if (name := str(fact["name"])).startswith(BEGIN):
+            found.setdefault(fact["after"], {})[name.removeprefix(BEGIN)] = float(fact["value"])
+    return found
 
 
 def weight(value: float) -> str:
@@ -126,7 +128,7 @@ def sections(runs: Sequence[RunView]) -> list[dict[str, Any]]:
         {
             "label": run.label,
             "slot": slot,
-            "rows": [_row(one) for one in found],
+            "rows": [_row(one) for one in listed(found)],
         }
         for slot, run in enumerate(runs)
         if (found := tasks(run))
@@ -144,7 +146,7 @@ def tables(runs: Sequence[RunView]) -> Iterator[Table]:
             table.add_column("task", overflow="fold")
             for heading in ("out of range", "deciles of the weight", "moved", "weights moved"):
                 table.add_column(heading, justify="right", overflow="fold")
-            for one in found:
+            for one in listed(found):
                 out, *deciles, moved, raw, share = cells(one)
                 row = (out, " ".join(deciles), f"{moved} ({share})", raw)
                 table.add_row(Text(printable(one.task)), *map(Text, row))

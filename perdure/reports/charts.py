@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+
+from perdure.reports import caps
 
 WIDTH, HEIGHT = 340.0, 216.0
 LEFT, RIGHT, TOP, BOTTOM = 58.0, 14.0, 16.0, 36.0
@@ -247,19 +248,25 @@ def over_tasks(
     """
     steps = max((len(values) for _, _, values in series), default=1)
     across = x_scale(0, max(steps - 1, 1))
+    # Of many steps some are drawn, mostly without marks, and some of those are in the table.
+    drawn = sorted({*caps.spaced(steps, caps.POINTS), *(i for i, _ in learned)})
+    few = drawn if steps <= caps.POINTS else caps.some_of(drawn, caps.NAMED)
     lines, sentences = [], []
     for label, slot, values in series:
+        there = [i for i in drawn if i < len(values)]
         spots = [
-            None if not math.isfinite(v) else (across(i), axis.scale(v))
-            for i, v in enumerate(values)
+            None if not math.isfinite(values[i]) else (across(i), axis.scale(values[i]))
+            for i in there
         ]
+        few_seen = sum(spot is not None for spot in spots) <= caps.NAMED
         dots = tuple(
             Point(spot[0], spot[1], f"{label}, {after_words(i)}: {show(values[i])}")
-            for i, spot in enumerate(spots)
-            if spot is not None
+            for i, spot in zip(there, spots, strict=True)
+            if spot is not None and (steps <= caps.POINTS or few_seen)
         )
         lines.append(Line(slot, polyline(spots), dots))
-        sentences.append(f"{label}: {', '.join(show(v) for v in values)}")
+        said = ", ".join(show(values[i]) for i in few if i < len(values))
+        sentences.append(f"{label}: {said}")
     every = max(1, math.ceil(steps / 9))
     ticks = [
         Tick(across(i), "base" if i == 0 else str(i))
@@ -271,16 +278,18 @@ def over_tasks(
         title=title,
         note=note,
         y_title=y_title,
-        description="After 0, 1, 2, ... tasks. " + "; ".join(sentences) + ".",
+        description=("After 0, 1, 2, ... tasks. " if few == drawn else "After some tasks. ")
+        + "; ".join(sentences)
+        + ".",
         lines=tuple(lines),
         x_ticks=tuple(ticks),
         y_ticks=axis.ticks,
         x_title="tasks learned",
         marks=tuple(Mark(across(i), words, "middle") for i, words in learned),
         table=Table(
-            ("method", *("base" if i == 0 else f"after {i}" for i in range(steps))),
+            ("method", *("base" if i == 0 else f"after {i}" for i in few)),
             tuple(
-                (label, *(show(v) for v in values), *[""] * (steps - len(values)))
+                (label, *(show(values[i]) if i < len(values) else "" for i in few))
                 for label, _, values in series
             ),
         ),
@@ -291,99 +300,3 @@ def after_words(after: int) -> str:
     if after == 0:
         return "base model"
     return "after 1 task" if after == 1 else f"after {after} tasks"
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """Consecutive steps of one task: its name, and (step counted over the run, value) pairs."""
-
-    task: str
-    start: float
-    end: float
-    values: tuple[tuple[float, float], ...]
-
-
-_FEW = 4
-"""Values of a stretch up to which each is marked."""
-
-
-def over_steps(
-    *,
-    title: str,
-    note: str,
-    slot: int,
-    stretches: Sequence[Stretch],
-    axis: Axis,
-    show: Callable[[float], str],
-    y_title: str = "",
-) -> Chart:
-    """A value logged at each step, faintly, under its moving average within each task."""
-    end = max((s.end for s in stretches), default=1.0)
-    across = x_scale(0, end)
-    lines: list[Line] = []
-    rows = []
-    for stretch in stretches:
-        raw = [(across(x), axis.scale(v)) for x, v in _thin(stretch.values, 240)]
-        lines.append(Line(slot, polyline(raw), faint=True))
-        smooth = [(across(x), axis.scale(v)) for x, v in _thin(moving_mean(stretch.values), 120)]
-        few = len(smooth) <= _FEW  # a line of one value would not be seen
-        dots = [
-            Point(*spot, f"{stretch.task}, step {x - stretch.start:g}: {show(v)}")
-            for spot, (x, v) in zip(raw, stretch.values, strict=False)
-            if few
-        ]
-        lines.append(Line(slot, polyline(smooth), tuple(dots)))
-        seen = [v for _, v in stretch.values]
-        tail = seen[-max(1, len(seen) // 10) :]
-        if seen:
-            rows.append(
-                (
-                    stretch.task,
-                    str(len(seen)),
-                    show(seen[0]),
-                    show(min(seen)),
-                    show(max(seen)),
-                    show(sum(tail) / len(tail)),
-                )
-            )
-    ticks = [t for t in nice_ticks(0, end) if t <= end * 1.001 and t == int(t)]
-    return Chart(
-        title=title,
-        note=note,
-        y_title=y_title,
-        description="; ".join(f"{r[0]}: first {r[2]}, at the end {r[5]}" for r in rows) + ".",
-        lines=tuple(lines),
-        x_ticks=tuple(Tick(across(t), tick_label(t)) for t in ticks),
-        y_ticks=axis.ticks,
-        x_title="optimizer steps",
-        marks=tuple(Mark(across(s.start), _fitting(s, i, across)) for i, s in enumerate(stretches)),
-        table=Table(
-            ("task", "logged", "first", "lowest", "highest", "mean of last tenth"), tuple(rows)
-        ),
-    )
-
-
-def _fitting(stretch: Stretch, index: int, across: Scale) -> str:
-    """The task's name as far as its stretch has room for it, or its number."""
-    room = int((across(stretch.end) - across(stretch.start)) / CHARACTER)
-    if len(stretch.task) <= room:
-        return stretch.task
-    return f"{stretch.task[: room - 1]}…" if room >= 6 else str(index + 1)
-
-
-def moving_mean(values: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Centred mean over a twentieth of the points on either side; near an end, of fewer."""
-    reach = len(values) // 20
-    sums = [0.0, *accumulate(v for _, v in values)]  # a window's sum is a difference of two
-    means = []
-    for i, (x, _) in enumerate(values):
-        near = min(reach, i, len(values) - 1 - i)  # symmetric: an end is not pulled inwards
-        means.append((x, (sums[i + near + 1] - sums[i - near]) / (2 * near + 1)))
-    return means
-
-
-def _thin(values: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
-    """At most `most` points: each the mean of as many neighbours."""
-    size = math.ceil(len(values) / most) or 1
-    groups = [values[i : i + size] for i in range(0, len(values), size)]
-    return [(sum(x for x, _ in g) / len(g), sum(v for _, v in g) / len(g)) for g in groups]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from perdure.errors import printable
-from perdure.reports import classes, probed
+from perdure.reports import caps, classes, probed, telling
 from perdure.reports.data import RunView
 from perdure.reports.format import number, step_name, titled
 from perdure.reports.scenarios import MEANING, foreknown
@@ -55,7 +55,7 @@ def _by_step(run: RunView, names: Sequence[str]) -> Table:
         *(probed.averages(run, name, "seen") for name in names),
     ]
     everything = [probed.averages(run, name, "all") for name in names]
-    for after in range(run.done + 1):
+    for after in caps.listed(range(run.done + 1)):
         title = "base model"
         if after:
             title = step_name(after, printable(run.tasks[after - 1].name))
@@ -73,7 +73,7 @@ def _by_task(run: RunView, names: Sequence[str]) -> Table:
     from rich.text import Text
 
     table = _table(f"{run.label}: observed and probed, each task at the end", names)
-    for task in run.tasks:
+    for task in telling.tasks([run], caps.LISTED, caps.MOST_LISTED):
         shares = [probed.value(run, name, "seen", run.done, task.name) for name in names]
         cells = [run.score(run.done, task.name), *shares]
         if not all(map(math.isnan, cells)):

@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from perdure.reports import caps
 from perdure.reports.format import between, number, step_name
 from perdure.run.kept import kept_labels
 from perdure.scoring.classes import ClassLoss, Confusion, Pair, confusion, losses
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 WORST = 10
 """Classes shown at once; the others are folded away."""
+MOST = 200
+"""Classes that a page has at most."""
 
 
 def both(run: RunView) -> list[RunView]:
@@ -52,7 +55,15 @@ def undefined(run: RunView, key: str) -> str:
 
 def steps(run: RunView) -> list[tuple[int, Confusion]]:
     """After each task, where old and new rows went while all learned classes competed; the mean
-    over the runs of several seeds. Empty where a run did not keep both answers."""
+    over the runs of several seeds. Empty where a run did not keep both answers; of a run that is
+    too long to read all its rows, evenly spaced steps."""
+    if "steps" not in run.memo:
+        run.memo["steps"] = _of_members(run)
+    found: list[tuple[int, Confusion]] = run.memo["steps"]
+    return found
+
+
+def _of_members(run: RunView) -> list[tuple[int, Confusion]]:
     every = [dict(_steps(member)) for member in run.members]
     return [
         (after, _mean([found[after] for found in every]))
@@ -66,7 +77,9 @@ def _steps(run: RunView) -> list[tuple[int, Confusion]]:
     if not run.scenario:
         return []
     brought = _brought(run)
-    for after in range(1, run.done + 1):
+    every = range(1, run.done + 1)
+    # Each step reads the rows of all tasks so far: of a long stream some steps are read.
+    for after in caps.some_of(every, caps.LISTED) if run.evidence.large else every:
         pairs = [_pairs(run, after, name) for name in names[:after]]
         if pairs[-1] and run.matrix.learned[after - 1]:
             found.append(
@@ -107,6 +120,13 @@ def by_loss(run: RunView) -> list[ClassLoss]:
     """Classes from the largest loss since they were learned to the largest gain, while all learned
     classes competed; the mean over the runs of several seeds. A class that came again is there once
     for each task that has it."""
+    if "by_loss" not in run.memo:
+        run.memo["by_loss"] = _by_loss(run)
+    found: list[ClassLoss] = run.memo["by_loss"]
+    return found
+
+
+def _by_loss(run: RunView) -> list[ClassLoss]:
     every = [{(one.task, one.name): one for one in _losses([member])} for member in run.members]
     together = {(one.task, one.name): one for one in _losses(run.members)}
     merged = [
@@ -159,15 +179,15 @@ def sections(runs: Sequence[RunView]) -> list[dict[str, Any]]:
                 "cells": [number(getattr(one, name)) for name in
                           ("right", "other_old", "as_new", "as_old")],
             }
-            for after, one in moved
+            for after, one in caps.listed(moved)
         ]  # fmt: skip
         listed = [
             {"name": one.name, "task": one.task, "most": one.most, "rows": one.rows,
              "cells": [number(value) for value in (one.learned, one.end, -one.loss)]}
-            for one in lost
+            for one in lost[:MOST]
         ]  # fmt: skip
         found.append(
             {"label": run.label, "slot": slot, "steps": rows, "classes": listed[:WORST],
-             "rest": listed[WORST:], "count": len(listed)}
+             "rest": listed[WORST:], "count": len(lost)}
         )  # fmt: skip
     return found

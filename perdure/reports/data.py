@@ -9,14 +9,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from perdure.reports import scenarios
+from perdure.reports.caps import MOST_CELLS
 from perdure.reports.evidence import Evidence, Margins
-from perdure.reports.facts import MISSING, TaskFacts, facts_of, stream_facts
+from perdure.reports.facts import (
+    MISSING,
+    TaskFacts,
+    facts_of,
+    recipe_of,
+    stream_facts,
+    stream_names,
+)
 from perdure.run.directory import only_scored, tested_on
 from perdure.scoring.lines import UNREAD
 from perdure.scoring.matrix import ScoreMatrix, ScoreMissing
@@ -133,30 +144,46 @@ class RunView:
     unread: Mapping[tuple[int, str], float] = field(default_factory=dict)
     """By (after, task) the share of texts in which no answer could be read, where answers are
     tagged."""
+    memo: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What was computed from all of it, by name: computed once."""
 
     def score(self, after: int, task: str) -> float:
         """Score on `task` after `after` tasks were learned; nan where it was never measured."""
-        if task not in self.matrix.tasks or after > len(self.tasks):
+        column = self.matrix.column(task)
+        if column is None or after > len(self.tasks):
             return MISSING
-        try:
-            return float(self.matrix.value(after, task))
-        except ScoreMissing:
-            return MISSING
+        return float(self.scores[after, column])
+
+    @cached_property
+    def scores(self) -> NDArray[np.float64]:
+        """The score matrix, (T+1, T); nan where a cell is missing."""
+        return self.matrix.array()
 
     def over_time(self, task: str) -> list[float]:
-        return [self.score(after, task) for after in range(len(self.tasks) + 1)]
+        column = self.matrix.column(task)
+        if column is None:
+            return [MISSING] * (len(self.tasks) + 1)
+        return [float(score) for score in self.scores[:, column]]
 
     def position(self, task: str) -> int | None:
         """Number of tasks learned once `task` is, counted from 1; None if not in this stream."""
-        names = [t.name for t in self.tasks]
-        return names.index(task) + 1 if task in names else None
+        column = self.matrix.column(task)
+        return None if column is None else column + 1
 
     def learned_at(self, task: str) -> int:
         """The same of a task that is in the stream."""
-        return self.matrix.tasks.index(task) + 1
+        found = self.matrix.column(task)
+        assert found is not None
+        return found + 1
 
     def summary(self, name: str) -> float | None:
         """One of `SUMMARY`, or None where a cell that it needs is missing."""
+        if name not in self.memo:  # of a long stream each takes a while
+            self.memo[name] = self._figure(name)
+        found: float | None = self.memo[name]
+        return found
+
+    def _figure(self, name: str) -> float | None:
         figure: Callable[[], float] = getattr(self.matrix, name)
         try:
             value = float(figure())
@@ -185,22 +212,17 @@ class RunView:
         tasks = zip(self.tasks, self.matrix.learned, strict=True)
         return tuple((task.name, task.metric, learned) for task, learned in tasks)
 
-    @property
+    @cached_property
     def done(self) -> int:
         """How many tasks were learned and scored at least once afterwards."""
-        measured = [
-            after
-            for after in range(len(self.tasks) + 1)
-            if any(not math.isnan(self.score(after, t.name)) for t in self.tasks)
-        ]
-        return max(measured, default=0)
+        return int(max(np.flatnonzero(~np.isnan(self.scores).all(axis=1)), default=0))
 
     @property
     def complete(self) -> bool:
         """True once every task was scored at the end. (A report written as the last act of a run
         finds that run still "running".)"""
         end = len(self.tasks)
-        return end > 0 and not any(math.isnan(self.score(end, t.name)) for t in self.tasks)
+        return end > 0 and not bool(np.isnan(self.scores[end]).any())
 
     @property
     def general_before(self) -> float:
@@ -260,25 +282,25 @@ def _view(run: RunData, label: str) -> RunView:
     pinned = stream_facts(run)
     rows = run.scores()
     scored = [row for row in rows if row.get("kind") == "task" and math.isfinite(row["score"])]
-    recipe, text = _recipe(run.path)
-    stream = _stream(pinned, recipe, rows)
+    recipe, text = recipe_of(run.path)
+    stream = stream_names(pinned, recipe, rows)
     latest = {(row["after"], row["task"]): row for row in scored}  # scored twice: the last counts
-    known = [
-        row for row in latest.values() if row["task"] in stream and row["after"] <= len(stream)
-    ]
+    own = frozenset(stream)
+    known = [row for row in latest.values() if row["task"] in own and row["after"] <= len(stream)]
     unseen = [
         (row["task"], row["after"], float(row["score"]))
         for row in latest.values()
-        if row["task"] not in stream
+        if row["task"] not in own
     ]
     measured = [row for row in rows if row.get("kind") == "general"]
     general = {r["after"]: float(r["score"]) for r in measured if "task" not in r}
-    tasks = tuple(facts_of(scored, name) for name in stream)
+    tasks = tuple(facts_of(scored, stream))
     matrix = ScoreMatrix.from_rows(known, stream, only_scored(pinned), tested_on(pinned))
     texts = tuple(general.get(i, MISSING) for i in range(len(stream) + 1)) if general else ()
     scenario = scenarios.scenario_of(known)
-    # Of classes each row is looked at for several figures.
-    items = cache(run.items) if scenario else run.items
+    # Of classes each row is looked at for several figures; all rows of a long stream take too much.
+    kept = None if len(known) <= MOST_CELLS else MOST_CELLS // 10
+    items = lru_cache(kept)(run.items) if scenario else run.items
     found = RunView(
         label=label,
         method=run.methods_name,
@@ -324,31 +346,6 @@ def _other(
     )
 
 
-def _stream(
-    pinned: Sequence[Mapping[str, str]],
-    recipe: Mapping[str, Any],
-    rows: Sequence[Mapping[str, Any]],
-) -> list[str]:
-    """Names of the tasks that the run learns, in order; `perdure eval` may have scored others.
-
-    The recipe names tasks of one's own. Those of a built-in stream are what was scored first: the
-    base model on the whole stream, before anything was learned.
-    """
-    if pinned:
-        return [str(task["name"]) for task in pinned]
-    own = recipe.get("stream")
-    own = own if isinstance(own, Mapping) else {}
-    if names := own.get("order") or [task["name"] for task in own.get("tasks") or []]:
-        return [str(name) for name in names]
-    first: dict[str, None] = {}
-    for row in rows:
-        if row["after"] != 0:
-            break
-        if row.get("kind") == "task":
-            first[row["task"]] = None
-    return list(first)
-
-
 def _general_tasks(
     rows: Sequence[Mapping[str, Any]], count: int
 ) -> tuple[tuple[TaskFacts, tuple[float, ...]], ...]:
@@ -357,25 +354,9 @@ def _general_tasks(
     for row in rows:
         scores.setdefault(row["task"], {})[row["after"]] = float(row["score"])
     return tuple(
-        (facts_of(rows, name), tuple(found.get(i, MISSING) for i in range(count)))
-        for name, found in scores.items()
+        (facts, tuple(found.get(i, MISSING) for i in range(count)))
+        for facts, found in zip(facts_of(rows, [*scores]), scores.values(), strict=True)
     )
-
-
-def _recipe(folder: Path) -> tuple[dict[str, Any], str]:
-    """The resolved recipe as data and as the text that was written; empty if there is none."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        text = (folder / "recipe.yaml").read_text(encoding="utf-8")
-    except OSError:
-        return {}, ""
-    try:
-        data = YAML(typ="safe", pure=True).load(text)
-    except YAMLError:
-        data = None  # a report of a damaged run still shows the text
-    return (data if isinstance(data, dict) else {}), text
 
 
 def task_order(runs: Sequence[RunView]) -> list[TaskFacts]:

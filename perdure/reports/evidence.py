@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perdure.recipe.schema import MAX_DROP, MAX_LOSS_RISE
+from perdure.reports.caps import MOST_CELLS
 from perdure.reports.facts import TaskFacts
 from perdure.run.item_files import groups_of
 from perdure.scoring.change import Change, of_items, pooled_values, unknown, unpaired
@@ -27,6 +28,9 @@ from perdure.scoring.resampling import Column, Drawn, Interval, Resampled, resam
 
 Items = Sequence[Mapping[str, Any]]
 DRAWS = 8_000
+EVERY = (*ScoreMatrix.FIGURES, ScoreMatrix.BY_SAMPLE)
+OF_ALL_CELLS = ("forgetting", "average_incremental_accuracy")
+"""Figures that rest on more than a few cells of each task."""
 SAME = 1e-6
 """How far the mean of the rows may be from the recorded score, as a share of it."""
 
@@ -61,8 +65,10 @@ class Texts:
 
 @dataclass(frozen=True)
 class Rows:
-    """A task's rows in one order: scores, or losses with tokens, (T+1, rows)."""
+    """A task's rows in one order: scores, or losses with tokens, (cells, rows)."""
 
+    at: tuple[int, ...]
+    """After how many tasks each of the cells was scored."""
     values: Array
     tokens: Array | None
     groups: NDArray[np.int_] | None
@@ -99,6 +105,9 @@ class Evidence:
         self._rows: dict[str, Rows | None] = {}
         self._texts: dict[int, Texts | None] = {}
         self._changes: dict[tuple[str, int, int], Change | None] = {}
+        self._scores = matrix.array()
+        self.done = int(max(np.flatnonzero(~np.isnan(self._scores).all(axis=1)), default=0))
+        self.large = int((~np.isnan(self._scores)).sum()) > MOST_CELLS
 
     def rows(self, after: int, task: str) -> Items:
         """The scored rows of a cell, as the run kept them."""
@@ -112,7 +121,16 @@ class Evidence:
 
     @cached_property
     def _resampled(self) -> Resampled:
-        return resample(self.matrix, [self._column(task) for task in self.tasks])
+        wanted = [name for name in EVERY if not (self.large and name in OF_ALL_CELLS)]
+        return resample(self.matrix, [self._column(t) for t in self.tasks], figures=wanted)
+
+    def _rows_read(self, column: int) -> tuple[int, ...]:
+        """After how many tasks a task's rows are read, of those that it is scored after."""
+        seen = ~np.isnan(self._scores[:, column])
+        if self.large:
+            few = {0, column, column + 1, self.done}
+            return tuple(sorted(i for i in few if seen[i]))
+        return tuple(int(i) for i in np.flatnonzero(seen))
 
     def figure(self, name: str) -> Drawn | None:
         """A summary figure's draws; None where it is not defined or has no known spread."""
@@ -125,22 +143,30 @@ class Evidence:
 
     def cell(self, after: int, task: str) -> Interval | None:
         """A cell's interval; None where it is missing or has no known spread."""
-        j = self.matrix.tasks.index(task)
+        if (j := self.matrix.column(task)) is None:
+            return None
         low, high = self._resampled.low[after, j], self._resampled.high[after, j]
         if math.isnan(low):
             return None
-        return Interval(float(self.matrix.array()[after, j]), float(low), float(high))
+        return Interval(float(self._scores[after, j]), float(low), float(high))
 
     def _column(self, task: TaskFacts) -> Column:
-        scores = self.matrix.array()[:, self.matrix.tasks.index(task.name)]
+        place = self._place(task)
+        at = self._rows_read(place)
+        scores = self._scores[list(at), place]
         if not task.bounded:
-            return Column(scores, 0, None, task.low, math.inf)
+            return Column(scores, 0, None, task.low, math.inf, at=at)
         found = self._rows_of(task)
         if found is None:
             key = _key(self._name, task.name)
-            return Column(scores, task.rows, None, task.low, task.top, key)
+            return Column(scores, task.rows, None, task.low, task.top, key, at=at)
         rows = found.values.shape[1]
-        return Column(scores, rows, found.values, task.low, task.top, found.key, found.groups)
+        return Column(scores, rows, found.values, task.low, task.top, found.key, found.groups, at)
+
+    def _place(self, task: TaskFacts) -> int:
+        found = self.matrix.column(task.name)
+        assert found is not None
+        return found
 
     # --- changes
 
@@ -152,14 +178,17 @@ class Evidence:
         return self._changes[key]
 
     def _judged(self, task: TaskFacts, before: int, after: int) -> Change | None:
-        scores = self.matrix.array()[:, self.matrix.tasks.index(task.name)]
+        scores = self._scores[:, self._place(task)]
         first, second = float(scores[before]), float(scores[after])
         if math.isnan(first + second):
             return None
         found = self._rows_of(task)
         if found is None:
             return of_scores(task, first, second, self.margins)
-        gain, groups = task.sign * (found.values[after] - found.values[before]), found.groups
+        if not {before, after} <= set(found.at):  # of a long stream these rows are not read
+            return of_scores(task, first, second, self.margins)
+        ends = [found.values[found.at.index(row)] for row in (after, before)]
+        gain, groups = task.sign * (ends[0] - ends[1]), found.groups
         if found.tokens is not None:
             gain, margin = pooled_values(gain, found.tokens), self.margins.max_loss_rise
             return of_items(gain, margin, nats=True, groups=groups, draws=DRAWS)
@@ -177,20 +206,16 @@ class Evidence:
         return self._rows[task.name]
 
     def _read_rows(self, task: TaskFacts) -> Rows | None:
-        scores = self.matrix.array()[:, self.matrix.tasks.index(task.name)]
-        cells = {
-            after: by_id(self._items(after, task.name))
-            for after, score in enumerate(scores)
-            if not math.isnan(score)
-        }
+        place = self._place(task)
+        read, scores = self._rows_read(place), self._scores[:, place]
+        cells = {after: by_id(self._items(after, task.name)) for after in read}
         ids = tuple(next(iter(cells.values()), {}))
         if not ids or any(set(rows) != set(ids) for rows in cells.values()):
             return None
         every = [row for rows in cells.values() for row in rows.values()]
         lossy = not task.bounded and all("loss" in row and "tokens" in row for row in every)
-        values = np.full((len(scores), len(ids)), np.nan)
-        for after, rows in cells.items():
-            values[after] = [rows[i]["loss" if lossy else "score"] for i in ids]
+        of_row = "loss" if lossy else "score"
+        values = np.array([[rows[i][of_row] for i in ids] for rows in cells.values()], np.float64)
         rows = next(iter(cells.values()))
         tokens = np.array([rows[i]["tokens"] for i in ids], np.float64) if lossy else None
         groups = groups_of([rows[i] for i in ids])
@@ -200,10 +225,9 @@ class Evidence:
             means = np.exp((values * tokens).sum(1) / tokens.sum())
         else:
             means = values.mean(1)
-        seen = ~np.isnan(scores)
-        if not np.allclose(means[seen], scores[seen], rtol=SAME, atol=SAME):
+        if not np.allclose(means, scores[list(read)], rtol=SAME, atol=SAME):
             return None
-        return Rows(values, tokens, groups, key)
+        return Rows(read, values, tokens, groups, key)
 
     def harness_change(
         self, task: TaskFacts, before: tuple[int, float], after: tuple[int, float]

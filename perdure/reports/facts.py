@@ -6,8 +6,10 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from perdure.reports.caps import MOST_CELLS
 from perdure.run.damage import doubts, verify_scores
 from perdure.run.directory import Run
 from perdure.streams.kinds import known_metric
@@ -59,9 +61,15 @@ class TaskFacts:
         return part if self.higher_is_better else 1.0 - part
 
 
-def facts_of(scored: Sequence[Mapping[str, Any]], name: str) -> TaskFacts:
-    """The facts of a task by the first of its lines."""
-    row: Mapping[str, Any] = next((row for row in scored if row["task"] == name), {})
+def facts_of(scored: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[TaskFacts]:
+    """The facts of these tasks by the first line of each."""
+    first: dict[str, Mapping[str, Any]] = {}
+    for row in scored:
+        first.setdefault(row["task"], row)
+    return [_facts_of(first.get(name, {}), name) for name in names]
+
+
+def _facts_of(row: Mapping[str, Any], name: str) -> TaskFacts:
     metric = str(row.get("metric", "not scored yet"))
     facts = TaskFacts(
         name=name,
@@ -85,7 +93,48 @@ def stream_facts(run: object) -> list[dict[str, str]]:
     """
     if not isinstance(run, Run):
         return []
-    verify_scores(run)
+    verify_scores(run, MOST_CELLS)
     for told in doubts(run):
         logger.warning("%s", told)
     return run.stream_facts()
+
+
+def stream_names(
+    pinned: Sequence[Mapping[str, str]],
+    recipe: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+) -> list[str]:
+    """Names of the tasks that the run learns, in order; `perdure eval` may have scored others.
+
+    The recipe names tasks of one's own. Those of a built-in stream are what was scored first: the
+    base model on the whole stream, before anything was learned.
+    """
+    if pinned:
+        return [str(task["name"]) for task in pinned]
+    own = recipe.get("stream")
+    own = own if isinstance(own, Mapping) else {}
+    if names := own.get("order") or [task["name"] for task in own.get("tasks") or []]:
+        return [str(name) for name in names]
+    first: dict[str, None] = {}
+    for row in rows:
+        if row["after"] != 0:
+            break
+        if row.get("kind") == "task":
+            first[row["task"]] = None
+    return list(first)
+
+
+def recipe_of(folder: Path) -> tuple[dict[str, Any], str]:
+    """The resolved recipe as data and as the text that was written; empty if there is none."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        text = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    except OSError:
+        return {}, ""
+    try:
+        data = YAML(typ="safe", pure=True).load(text)
+    except YAMLError:
+        data = None  # a report of a damaged run still shows the text
+    return (data if isinstance(data, dict) else {}), text

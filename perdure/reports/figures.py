@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from perdure.errors import UsageError
 from perdure.reports import colours, format
+from perdure.reports.caps import MOST_MAPPED, groups, spaced
 from perdure.reports.data import RunData, RunView, views
 from perdure.reports.seeds import grouped
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 FORMATS = ("png", "svg", "pdf")
 SERIES = ("#0b62a8", "#c4500b", "#00805a", "#c0569f", "#333d4a", "#3a9ad0", "#94700f", "#7d3b1f")
 SHAPES = "os^DvPX*"
+MARKED = 24  # steps that are named on an axis
 FEW = 5  # tasks whose names fit side by side
 INK, SOFT, LINE = "#14191f", "#56616d", "#d9dee4"
 
@@ -33,20 +36,25 @@ def write_figure(runs: Sequence[RunData], out: Path) -> Path:
 
     Raises: UsageError for an ending that is none of `FORMATS`, or if there is no run.
     """
+    if not runs:
+        raise UsageError("figure: no run given", "name a run directory: perdure compare RUN...")
+    return write_picture(grouped(views(runs)), out)
+
+
+def write_picture(shown: Sequence[RunView], out: Path) -> Path:
+    """The same of runs that are digested already."""
     kind = out.suffix.lower().lstrip(".")
     if kind not in FORMATS:
         raise UsageError(
             f"{out}: cannot write a figure as {out.suffix or 'a file without an ending'}",
             f"end its name in .{', .'.join(FORMATS[:-1])} or .{FORMATS[-1]}",
         )
-    if not runs:
-        raise UsageError("figure: no run given", "name a run directory: perdure compare RUN...")
     import matplotlib
 
     out.parent.mkdir(parents=True, exist_ok=True)
     # svg.hashsalt and no date: the same runs give the same file.
     with matplotlib.rc_context({"font.size": 9, "svg.hashsalt": "perdure", "axes.linewidth": 0.8}):
-        figure = _draw(grouped(views(runs)))
+        figure = _draw(shown)
         figure.savefig(
             out,
             format=kind,
@@ -64,7 +72,7 @@ _UNDATED: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationD
 def _draw(runs: Sequence[RunView]) -> Figure:
     from matplotlib.figure import Figure
 
-    tasks = max((len(run.tasks) for run in runs), default=1)
+    tasks = max((len(columns(run)) for run in runs), default=1)
     cell = 0.85 if tasks <= FEW else 0.37  # inches a column; names stand upright where many
     across = max(1, min(len(runs), 3, int(14 / (cell * tasks + 0.5))))
     rows = math.ceil(len(runs) / across)
@@ -98,39 +106,55 @@ def _alike(runs: Sequence[RunView]) -> bool:
     return len({tuple(t.name for t in run.tasks) for run in runs}) == 1
 
 
+def columns(run: RunView) -> list[range]:
+    """The tasks of each column of a matrix: one, or of a long stream a group of neighbours, whose
+    scores' mean is drawn."""
+    count = len(run.tasks)
+    return groups(count) if count > MOST_MAPPED else groups(count, max(1, count))
+
+
 def _matrix(axes: Axes, run: RunView, *, labelled: bool) -> None:
     from matplotlib.patches import Rectangle
 
     axes.set_title(_text(run.label), loc="left", fontweight="bold", color=INK, fontsize=10)
-    for column, task in enumerate(run.tasks):
-        for after in range(len(run.tasks) + 1):
-            value = run.score(after, task.name)
-            missing = math.isnan(value)
-            share = task.share(value) if task.bounded and not missing else 0.0
-            back = "#ffffff" if missing else colours.heat(share, colours.RAMP_LIGHT)
-            corner = (column - 0.47, after - 0.46)
+    parts = columns(run)
+    rows = [0, *(part.stop for part in parts)]
+    for column, part in enumerate(parts):
+        tasks = run.tasks[part.start : part.stop]
+        single = tasks[0] if len(tasks) == 1 else None
+        for place, after in enumerate(rows):
+            found = [(t, v) for t in tasks if not math.isnan(v := run.score(after, t.name))]
+            shares = [task.share(v) if task.bounded else 0.0 for task, v in found]
+            share = fmean(shares) if shares else 0.0
+            back = colours.heat(share, colours.RAMP_LIGHT) if found else "#ffffff"
+            corner = (column - 0.47, place - 0.46)
             axes.add_patch(Rectangle(corner, 0.94, 0.92, facecolor=back, edgecolor="none"))
-            if after == column + 1:
+            newest = place == column + 1
+            if newest:
                 axes.add_patch(Rectangle(corner, 0.94, 0.92, fill=False, edgecolor=INK, lw=1.4))
-            text = format.number(value) if task.bounded else format.significant(value)
-            weight = "bold" if after == column + 1 else "normal"
+            value = fmean(v for _, v in found) if found else math.nan
+            plain = single is None or single.bounded
             axes.text(
                 column,
-                after,
-                text,
+                place,
+                format.number(value) if plain else format.significant(value),
                 ha="center",
                 va="center",
-                fontsize=8.5 if len(run.tasks) <= FEW else 7,
+                fontsize=8.5 if len(parts) <= FEW else 7,
                 color=colours.ink(back),
-                fontweight=weight,
+                fontweight="bold" if newest else "normal",
             )
-    count = len(run.tasks)
+    count = len(parts)
     axes.set_xlim(-0.5, count - 0.5)
     axes.set_ylim(count + 0.5, -0.5)
-    names = [_text(task.name, 14) for task in run.tasks]
+    if all(len(part) == 1 for part in parts):
+        names = [_text(task.name, 14) for task in run.tasks]
+        steps = [f"after {name}" for name in names]
+    else:
+        names = [f"{part.start + 1}–{part.stop}" for part in parts]
+        steps = [f"after {part.stop:,} tasks" for part in parts]
     axes.set_xticks(range(count), names, rotation=0 if count <= FEW else 90)
-    rows = ["base model", *(f"after {name}" for name in names)]
-    axes.set_yticks(range(count + 1), rows if labelled else [""] * len(rows))
+    axes.set_yticks(range(count + 1), ["base model", *steps] if labelled else [""] * (count + 1))
     axes.tick_params(length=0, labelcolor=SOFT, labelsize=8)
     for spine in axes.spines.values():
         spine.set_visible(False)
@@ -181,9 +205,8 @@ def _line(axes: Axes, slot: int, label: str, points: Sequence[tuple[int, float]]
 def _dress(axes: Axes, title: str, runs: Sequence[RunView], *, first: int) -> None:
     axes.set_title(title, loc="left", fontsize=9.5, color=INK)
     most = max((len(run.tasks) for run in runs), default=1)
-    axes.set_xticks(
-        range(first, most + 1), ["base" if i == 0 else str(i) for i in range(first, most + 1)]
-    )
+    marked = [first + i for i in spaced(most + 1 - first, MARKED)]
+    axes.set_xticks(marked, ["base" if i == 0 else str(i) for i in marked])
     axes.set_xlabel("tasks learned", color=SOFT, fontsize=8)
     axes.grid(axis="y", color=LINE, lw=0.7)
     axes.set_axisbelow(True)

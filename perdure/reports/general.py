@@ -9,7 +9,7 @@ from typing import Any
 
 from perdure.reports import charts, format, words
 from perdure.reports.data import MISSING, RunView, TaskFacts
-from perdure.reports.sections import metric_words
+from perdure.reports.maps import metric_words
 from perdure.reports.seeds import over_seeds
 from perdure.scoring.change import Change
 

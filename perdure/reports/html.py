@@ -17,10 +17,13 @@ from perdure.drafts import draft_of, sweep
 from perdure.errors import UsageError
 from perdure.reports import (
     averaging,
+    caps,
     classes,
     colours,
     format,
+    full,
     general,
+    maps,
     no_class,
     pool_views,
     probed,
@@ -28,6 +31,7 @@ from perdure.reports import (
     ranking,
     reinforced_views,
     sections,
+    telling,
     tradeoff,
     training,
     words,
@@ -40,15 +44,24 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 FOLDER = Path(__file__).parent
+_RECIPE = 400
+"""Lines of a recipe that a page shows."""
 
 
 def write_report(runs: Sequence[RunData], out: Path) -> Path:
     """Write the page over `runs` to `out`, at once or not at all; return `out`.
 
+    Of a long stream all numbers are written beside it (`full`).
+
     Raises: UsageError if there is no run to report; OSError if `out` cannot be written.
     """
-    text = render(runs)
+    return write_page(_digested(runs), out)
+
+
+def write_page(shown: Sequence[RunView], out: Path) -> Path:
+    """The same of runs that are digested already."""
     out.parent.mkdir(parents=True, exist_ok=True)
+    text = _rendered(shown, full.written(shown, out))
     # A reader, or a browser that reloads, never sees half a page.
     sweep(out.parent)
     half = draft_of(out)
@@ -65,9 +78,17 @@ def render(runs: Sequence[RunData]) -> str:
 
     Raises: UsageError if `runs` is empty.
     """
+    return _rendered(_digested(runs), [])
+
+
+def _digested(runs: Sequence[RunData]) -> list[RunView]:
     if not runs:
         raise UsageError("report: no run given", "name a run directory: perdure report RUN")
-    return _templates().get_template("report.html.j2").render(page=page(grouped(views(runs))))
+    return grouped(views(runs))
+
+
+def _rendered(shown: Sequence[RunView], files: Sequence[tuple[str, str]]) -> str:
+    return _templates().get_template("report.html.j2").render(page=page(shown, files))
 
 
 @cache
@@ -96,8 +117,11 @@ def _templates() -> Environment:
     return env
 
 
-def page(runs: Sequence[RunView]) -> dict[str, Any]:
-    """All that the template prints, by section."""
+def page(runs: Sequence[RunView], files: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
+    """All that the template prints, by section.
+
+    Args: files: what was written beside the page, and what is in each.
+    """
     names = list(dict.fromkeys(run.name for run in runs))
     return {
         "title": " vs ".join(names[:3]) + (" …" if len(names) > 3 else ""),
@@ -124,7 +148,7 @@ def page(runs: Sequence[RunView]) -> dict[str, Any]:
         "accepted": provenance.accepted(runs),
         "retention": sections.retention(runs),
         "summary": sections.summary(runs),
-        "map_sets": sections.map_sets(runs),
+        "map_sets": maps.map_sets(runs),
         "classes": classes.sections(runs),
         "probed": probed.sections(runs),
         "averaging": {
@@ -135,12 +159,18 @@ def page(runs: Sequence[RunView]) -> dict[str, Any]:
         "reinforced": reinforced_views.section(runs),
         "pools": pool_views.sections(runs),
         "tradeoffs": tradeoff.tradeoffs(runs),
-        "map_width": sections.map_width(runs),
+        "map_width": maps.map_width(runs),
         "ramps": colours.ramp_css(),
         "tasks": sections.task_charts(runs),
         "changes": sections.changes(runs),
         "unread": any(one.unread for run in runs for one in run.members),
-        "many": any(run.scenario and len(run.tasks) >= sections.MANY for run in runs),
+        "many": any(
+            run.scenario and maps.MANY <= len(run.tasks) <= caps.MOST_MAPPED for run in runs
+        ),
+        "charts_words": telling.charts_words(runs),
+        "rows_words": telling.rows_words(runs),
+        "files": files,
+        "bounded_rows": any(run.evidence.large for run in runs),
         "has_base": sections.has_base(runs),
         "general": sections.general(runs),
         "general_tasks": general.task_charts(runs),
@@ -158,7 +188,7 @@ def page(runs: Sequence[RunView]) -> dict[str, Any]:
         "recipes": [
             {
                 "label": run.label,
-                "text": run.recipe_text,
+                "text": _first_lines(run.recipe_text),
                 "note": f"of seed {seed_of(run.members[0])}; the others differ in the seed alone"
                 if run.told
                 else "",
@@ -168,3 +198,11 @@ def page(runs: Sequence[RunView]) -> dict[str, Any]:
         "environments": provenance.environments(runs),
         "reproduce": provenance.reproduce(runs),
     }
+
+
+def _first_lines(text: str) -> str:
+    """A recipe as it is; of a thousand tasks' its beginning."""
+    lines = text.splitlines(keepends=True)
+    if len(lines) <= _RECIPE:
+        return text
+    return f"{''.join(lines[:_RECIPE])}# ... {len(lines) - _RECIPE:,} more lines in recipe.yaml\n"

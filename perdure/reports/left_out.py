@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from perdure.reports.caps import named
 from perdure.reports.data import RunView, task_order
 from perdure.reports.format import listing
 
@@ -27,7 +28,7 @@ def left_out_of_means(runs: Sequence[RunView]) -> list[str]:
 def line(runs: Sequence[RunView]) -> str:
     """The same as one line for people; empty where every task is counted."""
     found = left_out_of_means(runs)
-    return f"not in these means ({reasons(runs)}): {', '.join(found)}" if found else ""
+    return f"not in these means ({reasons(runs)}): {', '.join(named(found))}" if found else ""
 
 
 def reasons(runs: Sequence[RunView]) -> str:

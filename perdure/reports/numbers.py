@@ -130,8 +130,8 @@ def figure(view: RunView, key: str) -> dict[str, Any]:
 def _cells(view: RunView) -> list[dict[str, Any]]:
     names = [task.name for task in view.tasks]
     return [
-        {"after": after, **{name: view.score(after, name) for name in names}}
-        for after in range(len(names) + 1)
+        {"after": after, **dict(zip(names, row, strict=True))}
+        for after, row in enumerate(view.scores.tolist())
     ]
 
 
@@ -142,11 +142,17 @@ def _intervals(view: RunView) -> dict[str, Any]:
         "level": 0.95,
         **{key: _ends(evidence.interval(key)) for key in (*KEYS, "accuracy_by_sample")},
         "scores": [
-            {"after": after, **{name: _ends(evidence.cell(after, name)) for name in names}}
-            for after in range(len(names) + 1)
+            {"after": after, **_known(view, after, names)} for after in range(len(names) + 1)
         ],
         "changes": _changes(view),
     }
+
+
+def _known(view: RunView, after: int, names: Sequence[str]) -> dict[str, Any]:
+    """The intervals of a row's cells; of a stream too long to read all rows those that are known
+    alone."""
+    found = {name: view.evidence.cell(after, name) for name in names}
+    return {k: _ends(v) for k, v in found.items() if v is not None or not view.evidence.large}
 
 
 def _changes(view: RunView) -> dict[str, Any]:
@@ -183,7 +189,10 @@ def change(found: Change | None) -> dict[str, Any] | None:
 
 
 def rests_on(view: RunView, key: str) -> dict[str, Any]:
-    """The cells that a figure is made of, and those that it would be made of were they scored."""
+    """The cells that a figure is made of, and those that it would be made of were they scored; None
+    of a stream so long that a figure may rest on a million."""
+    if view.evidence.large:
+        return {"used": None, "missing": None}
     found = view.matrix.cells(key)
     return {
         "used": [asdict(cell) for cell in found.used],

@@ -55,7 +55,13 @@ def emit(data: Any) -> None:
 
 def escaped(text: str) -> str:
     """JSON whose strings hold no character that steers a terminal: \\u009b in its place."""
-    return "".join(c if c == "\n" or printable(c) == c else f"\\u{ord(c):04x}" for c in text)
+    # Nearly every line of a million is fine as it is.
+    return "\n".join(
+        line
+        if line.isprintable()
+        else "".join(c if printable(c) == c else f"\\u{ord(c):04x}" for c in line)
+        for line in text.split("\n")
+    )
 
 
 def lines(pairs: list[tuple[str, str]]) -> None:

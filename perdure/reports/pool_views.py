@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from perdure.reports.caps import MOST_LISTED, listed
 from perdure.reports.colours import STEPS
 from perdure.reports.format import DASH, between, count, number, plain, significant, titled
 from perdure.reports.pools import NONE_FITS, Confusion, Cost, Placed, Pool, pool_of
@@ -245,20 +246,49 @@ def _capital(text: str) -> str:
 
 
 def _section(slot: int, run: RunView, pool: Pool) -> dict[str, Any]:
-    costs = [*pool.costs, *([] if pool.mean is None or len(pool.costs) < 2 else [pool.mean])]
+    whole = [] if pool.mean is None or len(pool.costs) < 2 else [pool.mean]
+    costs, asked = [*listed(pool.costs), *whole], _shown(pool.confusion)
     return {
         "label": run.label,
         "slot": slot,
-        "grouping": [{"task": one.task, "cells": group_cells(one)} for one in pool.grouping],
+        "grouping": [
+            {"task": one.task, "cells": group_cells(one)} for one in listed(pool.grouping)
+        ],
         "unlike": "" if pool.alike else "Other seeds grouped these tasks otherwise.",
-        "columns": pool.confusion.columns,
-        "confusion": [_row(pool.confusion, i) for i in range(len(pool.confusion.rows))],
+        "columns": asked.columns,
+        "confusion": [_row(asked, i) for i in range(len(asked.rows))],
         "fallback": fallback_words(pool),
         "costs": [
             {"task": one.task, "cells": cost_cells(one)[:-1], "interval": cost_cells(one)[-1]}
             for one in costs
         ],
     }
+
+
+OTHERS = "others"
+"""A column of what adapters answered that have none of their own."""
+
+
+def _shown(found: Confusion) -> Confusion:
+    """Of many tasks some, and of many adapters the right ones of these tasks; the others' answers
+    are counted together."""
+    rows = listed(found.rows)
+    if len(rows) == len(found.rows) and len(found.columns) <= MOST_LISTED:
+        return found
+    last = len(found.columns) - 1  # requests that fit no group
+    kept = sorted({*(row.right for row in rows if row.right is not None), last})
+    place = {column: i for i, column in enumerate(kept)}
+    others = [i for i in range(len(found.columns)) if i not in place]
+    columns = [found.columns[i] for i in kept]
+    made = [
+        replace(
+            row,
+            right=None if row.right is None else place[row.right],
+            counts=(*(row.counts[i] for i in kept), sum(row.counts[i] for i in others)),
+        )
+        for row in rows
+    ]
+    return replace(found, columns=(*columns, OTHERS), rows=tuple(made))
 
 
 def _row(confusion: Confusion, number_of: int) -> dict[str, Any]:
@@ -300,7 +330,7 @@ def tables(runs: Sequence[RunView], width: int = 80) -> Iterator[Table | str]:
         yield _table(
             f"{run.label}: where each task was learned",
             ("task", *GROUP_HEADS),
-            [[one.task, *group_cells(one)] for one in pool.grouping],
+            [[one.task, *group_cells(one)] for one in listed(pool.grouping)],
         )
         if not pool.alike:
             yield f"{run.label}: other seeds grouped these tasks otherwise"
@@ -308,7 +338,7 @@ def tables(runs: Sequence[RunView], width: int = 80) -> Iterator[Table | str]:
         if said := fallback_words(pool):
             yield f"{run.label}: {said}"
         if pool.costs:
-            rows = [[one.task, *_joined(cost_cells(one))] for one in pool.costs]
+            rows = [[one.task, *_joined(cost_cells(one))] for one in listed(pool.costs)]
             title = f"{run.label}: what routing costs, task by task"
             yield _table(title, ("task", *COST_HEADS), rows)
 
@@ -329,15 +359,15 @@ def _overview_table(found: Sequence[tuple[RunView, Pool]], width: int) -> Table:
 
 
 def _confusion_table(run: RunView, pool: Pool) -> Table:
-    rows = []
-    for row in pool.confusion.rows:
+    rows, found = [], _shown(pool.confusion)
+    for row in found.rows:
         cells = [
             f"[{one}]" if column == row.right else (str(one) if one else "")
             for column, one in enumerate(row.counts)
         ]
         rows.append([row.task, *cells, number(row.share)])
     title = f"{run.label}: which adapter answered the requests of each task ([right one])"
-    return _table(title, ("requests of", *pool.confusion.columns, "right share"), rows)
+    return _table(title, ("requests of", *found.columns, "right share"), rows)
 
 
 def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

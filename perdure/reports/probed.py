@@ -6,17 +6,18 @@ features reach after each task (`perdure.scoring.probes`). They are shown in the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, get_args
 
+import numpy as np
+
 from perdure.recipe.schema import Probe
-from perdure.reports import charts
-from perdure.reports.colours import STEPS
+from perdure.reports import caps, charts, maps, telling
 from perdure.reports.facts import MISSING
-from perdure.reports.format import DASH, number
+from perdure.reports.format import number
 from perdure.reports.scenarios import OWN
+from perdure.scoring.intervals import Array
 
 if TYPE_CHECKING:
     from perdure.reports.data import RunView
@@ -42,37 +43,43 @@ def names(run: RunView) -> list[str]:
 
 def value(run: RunView, name: str, fitted: str, after: int, task: str) -> float:
     """What a probe reaches on a task after so many; nan where it was not measured."""
-    answer = "within_task" if run.scenario == OWN else "among_all"
-    found = [_share(member, name, fitted, after, task, answer) for member in run.members]
-    return fmean(found)
+    column = run.matrix.column(task)
+    return MISSING if column is None else float(shares(run, name, fitted)[after, column])
 
 
-def _share(
-    run: RunView, name: str, fitted: str, after: int, task: str, answer: str
-) -> float:  # fmt: skip
-    for line in run.probes:
-        if (line["after"], line["task"]) == (after, task):
-            share: Mapping[str, float] = line["fitted_on"].get(fitted, {}).get(name, {})
-            return share.get(answer, MISSING)
-    return MISSING
+def shares(run: RunView, name: str, fitted: str) -> Array:
+    """What a probe reaches after 0, 1, 2, ... tasks, (T+1, T), the mean over the runs of several
+    seeds; nan where it was not measured."""
+    key = f"probe {name} {fitted}"
+    if key not in run.memo:
+        answer = "within_task" if run.scenario == OWN else "among_all"
+        run.memo[key] = np.mean([_shares(one, name, fitted, answer) for one in run.members], axis=0)
+    found: Array = run.memo[key]
+    return found
+
+
+def _shares(run: RunView, name: str, fitted: str, answer: str) -> Array:
+    found = np.full((len(run.tasks) + 1, len(run.tasks)), np.nan)
+    for line in reversed(run.probes):  # of two of one cell the first counts
+        column = run.matrix.column(line["task"])
+        share: Mapping[str, float] = line["fitted_on"].get(fitted, {}).get(name, {})
+        if column is not None and line["after"] < len(found):
+            found[line["after"], column] = share.get(answer, MISSING)
+    return found
 
 
 def averages(run: RunView, name: str, fitted: str) -> list[float]:
     """The mean over the tasks learned by then, after 0, 1, 2, ... tasks; row 0 over all tasks."""
-    tasks = [task.name for task in run.tasks]
-    return [
-        fmean(value(run, name, fitted, after, task) for task in (tasks[:after] or tasks))
-        for after in range(len(tasks) + 1)
-    ]
+    return _averages(shares(run, name, fitted))
+
+
+def _averages(found: Array) -> list[float]:
+    return [fmean(row[:after] if after else row) for after, row in enumerate(found.tolist())]
 
 
 def observed(run: RunView) -> list[float]:
     """The same mean of the method's own scores."""
-    tasks = [task.name for task in run.tasks]
-    return [
-        fmean(run.score(after, task) for task in (tasks[:after] or tasks))
-        for after in range(len(tasks) + 1)
-    ]
+    return _averages(run.scores)
 
 
 def numbers(run: RunView) -> dict[str, Any]:
@@ -84,8 +91,8 @@ def numbers(run: RunView) -> dict[str, Any]:
             name: {
                 "averages": averages(run, name, fitted),
                 "scores": [
-                    {"after": k, **{t: value(run, name, fitted, k, t) for t in tasks}}
-                    for k in range(len(tasks) + 1)
+                    {"after": k, **dict(zip(tasks, row, strict=True))}
+                    for k, row in enumerate(shares(run, name, fitted).tolist())
                 ],
             }
             for name in names(run)
@@ -141,38 +148,18 @@ def _at_the_end(run: RunView, found: Sequence[str]) -> list[dict[str, Any]]:
                 *(number(value(run, name, "seen", run.done, task.name)) for name in found),
             ],
         }
-        for task in run.tasks
+        for task in telling.tasks([run], caps.LISTED, caps.MOST_LISTED)
     ]
 
 
 def _map(run: RunView, name: str, fitted: str) -> dict[str, Any]:
-    """A matrix as `sections.heatmaps` gives it."""
-
-    def cell(after: int, position: int, task: str) -> dict[str, Any]:
-        share = value(run, name, fitted, after, task)
-        kind = "learned" if after == position else ("before" if after < position else "after")
-        known = not math.isnan(share)
-        return {
-            "text": number(share) if known else DASH,
-            "kind": kind,
-            "missing": not known,
-            "step": round(share * (STEPS - 1)) if known else 0,
-            "interval": "",
-        }
-
+    """A matrix as `maps.heatmaps` gives it."""
+    found, tasks = shares(run, name, fitted), [task.name for task in run.tasks]
+    whole = len(tasks) <= caps.MOST_MAPPED
     return {
         "label": f"{TITLES[name]}, {SETS[fitted]}",
         "told": run.told,
         "slot": 1 + names(run).index(name),
-        "many": True,
-        "tasks": [{"name": task.name, "metric": ""} for task in run.tasks],
         "metric": "accuracy",
-        "rows": [
-            {
-                "title": run.tasks[after - 1].name if after else "base model",
-                "after": after,
-                "cells": [cell(after, i, task.name) for i, task in enumerate(run.tasks, start=1)],
-            }
-            for after in range(len(run.tasks) + 1)
-        ],
+        **maps.grouped(found, tasks, len(tasks) if whole else caps.GROUPS),
     }

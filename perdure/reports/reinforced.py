@@ -135,7 +135,13 @@ def _of_one(run: RunView, after: int, task: str) -> Reinforced | None:
 
 def _lines(run: RunView, after: int) -> dict[int, Mapping[str, Any]]:
     """Of a task, by step: steps done again after a resume replace those of a killed process."""
-    return {int(row["step"]): row for row in run.log if row.get("after") == after}
+    if "log by task" not in run.memo:
+        found: dict[Any, dict[int, Mapping[str, Any]]] = {}
+        for row in run.log:
+            found.setdefault(row.get("after"), {})[int(row["step"])] = row
+        run.memo["log by task"] = found
+    lines: dict[int, Mapping[str, Any]] = run.memo["log by task"].get(after, {})
+    return lines
 
 
 def _is_figure(name: str) -> bool:

@@ -7,15 +7,21 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from perdure.reports import charts, classes, findings, format, ranking, scenarios, words
-from perdure.reports.colours import STEPS
-from perdure.reports.data import LEVELS, SUMMARY, RunView, TaskFacts, task_order
+from perdure.reports import (
+    caps,
+    charts,
+    classes,
+    findings,
+    format,
+    maps,
+    ranking,
+    telling,
+    words,
+)
+from perdure.reports.data import LEVELS, SUMMARY, RunView, TaskFacts
 from perdure.reports.format import number, percent, signed, significant
 from perdure.reports.left_out import left_out_of_means, why
-from perdure.streams.kinds import PERPLEXITY, is_perdures
-
-MANY = 8
-"""Tasks from which on a matrix is drawn small, its columns' names upright."""
+from perdure.streams.kinds import PERPLEXITY
 
 
 def facts(runs: Sequence[RunView]) -> list[tuple[str, str]]:
@@ -146,7 +152,7 @@ def summary(runs: Sequence[RunView]) -> dict[str, Any]:
                 "best": first and best[ranking.GENERAL] == slot,
             }
         )
-    left_out = left_out_of_means(runs)
+    left_out = caps.named(left_out_of_means(runs))
     return {
         "columns": columns,
         "rows": rows,
@@ -159,101 +165,10 @@ def summary(runs: Sequence[RunView]) -> dict[str, Any]:
     }
 
 
-def map_sets(runs: Sequence[RunView]) -> list[dict[str, Any]]:
-    """The score matrices, one set for each scenario that the runs know, their own first."""
-    names = list(dict.fromkeys(one.scenario for run in runs for one in classes.both(run)))
-    if len(names) < 2:
-        return [{"name": "", "what": "", "maps": heatmaps(runs)}]
-    found = []
-    for name in names:
-        # A run that knows one answer only is shown under its own.
-        views = [next((v for v in classes.both(run) if v.scenario == name), None) for run in runs]
-        maps = heatmaps([view or run for view, run in zip(views, runs, strict=True)])
-        kept = [one for one, view in zip(maps, views, strict=True) if view is not None]
-        found.append({"name": name, "what": scenarios.MEANING.get(name, ""), "maps": kept})
-    return found
-
-
-def heatmaps(runs: Sequence[RunView]) -> list[dict[str, Any]]:
-    """A score matrix for each run: rows by tasks learned, row 0 the base model."""
-    shares = {task.name: _share(task, runs) for task in task_order(runs)}
-    return [
-        {
-            "label": run.label,
-            "told": run.told,
-            "slot": slot,
-            "many": len(run.tasks) >= MANY,
-            "tasks": [{"name": t.name, "metric": metric_words(t)} for t in run.tasks],
-            # One metric is said once, beside the method's name.
-            "metric": metric_words(run.tasks[0])
-            if len({metric_words(t) for t in run.tasks}) == 1
-            else "",
-            "rows": [
-                {
-                    "title": "base model" if after == 0 else run.tasks[after - 1].name,
-                    "after": after,
-                    "cells": [
-                        _cell(run, after, i, t, shares[t.name])
-                        for i, t in enumerate(run.tasks, start=1)
-                    ],
-                }
-                for after in range(len(run.tasks) + 1)
-            ],
-        }
-        for slot, run in enumerate(runs)
-    ]
-
-
-def map_width(runs: Sequence[RunView]) -> int:
-    """Pixels of a matrix's card: as many stand side by side as the screen has room for."""
-    tasks = max((len(run.tasks) for run in runs), default=1)
-    return 190 + 46 * tasks if tasks >= MANY else 150 + 62 * tasks
-
-
-def metric_words(task: TaskFacts) -> str:
-    names = {"acc": "accuracy", "acc_norm": "normalized accuracy"}  # lm-eval's
-    plain = task.metric.rpartition(":")[2].replace("_", " ")
-    name = task.label or names.get(task.metric, plain)
-    said = name.casefold().replace("-", "_").replace(" ", "_")
-    if task.label and is_perdures(task.metric) and said != task.metric:
-        name = f"{name} ({task.metric})"  # as a recipe has it
-    return name if task.higher_is_better else f"{name}, lower is better"
-
-
-def _share(task: TaskFacts, runs: Sequence[RunView]) -> Any:
-    """Where in the colour ramp a score lies: in its range, or, without one, among all seen."""
-    if task.bounded:
-        return task.share
-    values = [v for run in runs for v in run.over_time(task.name) if not math.isnan(v)]
-    scale = math.log if all(v > 0 for v in values) else float  # ratios count, as in perplexities
-    seen = [scale(v) for v in values]
-    low, high = min(seen, default=0.0), max(seen, default=1.0)
-    if not low < high:
-        return lambda score: 0.5
-    if task.higher_is_better:
-        return lambda score: (scale(score) - low) / (high - low)
-    return lambda score: (high - scale(score)) / (high - low)
-
-
-def _cell(run: RunView, after: int, position: int, task: TaskFacts, share: Any) -> dict[str, Any]:
-    value = run.score(after, task.name)
-    kind = "learned" if after == position else ("before" if after < position else "after")
-    if math.isnan(value):
-        return {"text": format.DASH, "kind": kind, "missing": True, "step": 0, "interval": ""}
-    ends = run.evidence.cell(after, task.name)
-    digits = format.digits_for(task.rows)
-    return {
-        "text": format.printer(task)(value),
-        "interval": "" if ends is None else format.between(ends.low, ends.high, digits),
-        "kind": kind,
-        "missing": False,
-        "step": round(share(value) * (STEPS - 1)),
-    }
-
-
 def task_charts(runs: Sequence[RunView]) -> list[charts.Chart]:
-    """Each task's score over time, one line a method; accuracies share one axis."""
-    tasks = task_order(runs)
+    """Each task's score over time, one line a method; accuracies share one axis. Of a long stream a
+    few tasks have a chart."""
+    tasks = telling.tasks(runs, caps.CURVES, caps.MOST_MAPPED)
     shared = charts.score_axis(
         [v for t in tasks if _on_shared_axis(t) for run in runs for v in run.over_time(t.name)]
     )
@@ -273,11 +188,11 @@ def task_charts(runs: Sequence[RunView]) -> list[charts.Chart]:
         drawn.append(
             charts.over_tasks(
                 title=task.name,
-                note=metric_words(task),
+                note=maps.metric_words(task),
                 series=series,
                 axis=axis,
                 show=format.printer(task),
-                y_title="score" if task.bounded else metric_words(task).partition(",")[0],
+                y_title="score" if task.bounded else maps.metric_words(task).partition(",")[0],
                 # Runs in different orders learn it at different places: then no line is right.
                 learned=[(p, "learned") for p in places if p] if len(places) == 1 else (),
             )
@@ -290,12 +205,14 @@ def _on_shared_axis(task: TaskFacts) -> bool:
 
 
 def changes(runs: Sequence[RunView]) -> list[dict[str, Any]]:
-    """Task by task: base, just learned, at the end, and the change since learned."""
+    """Task by task: base, just learned, at the end, and the change since learned. Of a long stream
+    some tasks are told."""
     groups = []
-    for task in task_order(runs):
+    every = [{found.task.name: found for found in findings.findings(run)} for run in runs]
+    for task in telling.tasks(runs, caps.LISTED, caps.MOST_LISTED):
         rows = []
         for slot, run in enumerate(runs):
-            found = next((f for f in findings.findings(run) if f.task.name == task.name), None)
+            found = every[slot].get(task.name)
             if found is None:
                 continue
             show = format.printer(task)
@@ -320,7 +237,7 @@ def changes(runs: Sequence[RunView]) -> list[dict[str, Any]]:
                 }
             )
         groups.append(
-            {"task": task.name, "metric": metric_words(task), "n": task.rows, "rows": rows}
+            {"task": task.name, "metric": maps.metric_words(task), "n": task.rows, "rows": rows}
         )
     return groups
 

@@ -92,6 +92,7 @@ class SeedsEvidence(Evidence):
     def __init__(self, runs: Sequence[RunView]) -> None:
         self.runs = tuple(runs)
         self.margins = runs[0].evidence.margins
+        self.large = any(run.evidence.large for run in runs)
 
     def figure(self, name: str) -> Drawn | None:
         """Draws of the mean over the runs; rows that they share have the same weights in all."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from perdure.reports import (
     averaging,
+    caps,
     class_tables,
     classes,
     findings,
@@ -27,6 +28,7 @@ from perdure.reports import (
     provenance,
     ranking,
     reinforced_views,
+    telling,
     words,
 )
 from perdure.reports.data import (
@@ -223,15 +225,21 @@ def score_table(runs: Sequence[RunData], console: Console | None = None) -> None
     Args:
         console: where to write; None is stdout. Missing scores are a dash.
     """
+    show_tables(grouped(views(runs)), console)
+
+
+def show_tables(digested: Sequence[RunView], console: Console | None = None) -> None:
+    """The same of runs that are digested already."""
     from rich.console import Console
 
     target = console or Console()
-    digested = grouped(views(runs))
     for run in digested:
         if run.tasks:
             # Too many tasks for this window: task by task; the report has the whole matrix.
             fits = 16 + sum(_least(task) + 3 for task in run.tasks) <= target.width
             target.print(_matrix_table(run) if fits else _task_table(run))
+            if said := "" if fits else telling.rows_words([run]):
+                target.print(plain(f"{run.label}: {said}"))
     target.print(_summary_table(digested))
     for run in digested:
         for key, title, _, _ in SUMMARY:
@@ -293,7 +301,10 @@ def _task_table(run: RunView) -> Table:
     table.add_column("task", overflow="fold")
     for heading in ("base model", "just learned", "at the end"):
         table.add_column(heading, justify="right")
+    wanted = {t.name for t in telling.tasks([run], caps.LISTED, caps.MOST_LISTED)}
     for found in findings.findings(run):
+        if found.task.name not in wanted:
+            continue
         show = format.printer(found.task)
         scores = (found.base, found.learned, found.final)
         table.add_row(plain(_heading(found.task)), *(plain(show(score)) for score in scores))

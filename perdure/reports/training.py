@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from perdure.reports import charts, glossary
+from perdure.reports import charts, curves, glossary
 from perdure.reports.data import RunView
 from perdure.reports.format import significant
 
@@ -110,7 +110,7 @@ def step_charts(
         return []
     axis = charts.value_axis(values, from_zero=min(values) >= 0)
     return [
-        charts.over_steps(
+        curves.over_steps(
             title=titles[slot],
             note=notes[slot] if notes else "",
             slot=slot,
@@ -124,7 +124,7 @@ def step_charts(
     ]
 
 
-def stretches(run: RunView, key: str) -> list[charts.Stretch]:
+def stretches(run: RunView, key: str) -> list[curves.Stretch]:
     """What was logged under `key`, by task and phase, steps counted on over the whole run."""
     groups: dict[tuple[int, str, str], dict[int, float]] = {}
     lengths: dict[tuple[int, str, str], int] = {}
@@ -150,6 +150,6 @@ def stretches(run: RunView, key: str) -> list[charts.Stretch]:
         name = f"{task} ({phase})" if phases[(after, task)] > 1 else task
         pairs = sorted(groups.get(group, {}).items())
         values = tuple((float(start + s), v) for s, v in pairs)
-        found.append(charts.Stretch(name, float(start), float(start + length), values))
+        found.append(curves.Stretch(name, float(start), float(start + length), values))
         start += length
     return found

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from statistics import stdev
 
+from perdure.reports.caps import named
 from perdure.reports.data import RunView, TaskFacts
 from perdure.reports.findings import Finding, account, findings
 from perdure.reports.format import (
@@ -245,19 +246,21 @@ def cells_words(run: RunView, key: str) -> str:
     "3 of 4 cells; never scored: german-names after 1". Empty where it rests on all, and for a run
     that is not complete, of which that is said once.
     """
-    found = run.matrix.cells(key)
+    if not run.complete:
+        return ""
     # A class that was not learned yet has no score: that is no gap.
-    missing = [c for c in found.missing if not run.scenario or c.after >= run.learned_at(c.task)]
-    if not missing or not run.complete:
+    missing = run.matrix.missing(key, since_learned=bool(run.scenario))
+    if not missing:
         return ""
     gone: dict[str, list[str]] = {}
     for cell in missing:
         gone.setdefault(cell.task, []).append(str(cell.after) if cell.after else "none")
-    names = "; ".join(f"{task} after {listing(after)}" for task, after in gone.items())
+    every = [f"{task} after {listing(named(after))}" for task, after in gone.items()]
+    names = "; ".join(named(every))
     if run.summary(key) is None:
         return f"not defined; never scored: {names}"
-    every = len(found.used) + len(missing)
-    return f"rests on {len(found.used)} of {every} cells; never scored: {names}"
+    used = len(run.matrix.cells(key).used)
+    return f"rests on {used} of {used + len(missing)} cells; never scored: {names}"
 
 
 def mixed_parts(run: RunView, key: str, digits: int) -> str:

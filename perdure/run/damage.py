@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.errors import RunError
-from perdure.files import free_place, read_lines
+from perdure.files import free_place
 from perdure.run import item_files
 from perdure.run.pins import pinned, recipe_changes, values_of
 from perdure.run.sums import GROWING, changed, damage, is_mark, lines_of
@@ -78,19 +79,20 @@ def go_back(run: Run) -> list[str]:
     return told
 
 
-def verify_scores(run: Run) -> None:
+def verify_scores(run: Run, most: float = math.inf) -> None:
     """Check each line of scores.jsonl, and that none is gone that a checkpoint came after.
 
     The scored rows that its lines name are checked too.
 
+    Args: most: of more files of rows than that none is read now; each is checked when it is read.
+
     Raises:
         RunError: a line or a row is gone or not as it was written.
     """
-    file = run.path / GROWING["scores"]
-    _, broken = lines_of(run.path, "scores")
-    if broken or any(changed(run.path, "scores", m.get("scores")) for _, m in _marks(run)):
-        raise damage(file, *broken[:1])
-    for rows in item_files.damaged(run.path, read_lines(file)):
+    scored = run.scored()
+    if scored.broken or any(changed(run.path, "scores", m.get("scores")) for _, m in _marks(run)):
+        raise damage(run.path / GROWING["scores"], *scored.broken[:1])
+    for rows in item_files.damaged(run.path, scored) if len(scored.sums) <= most else ():
         raise damage(rows)
 
 

@@ -40,6 +40,7 @@ from perdure.files import (
 from perdure.processes import barrier, broadcast, rank
 from perdure.run import item_files
 from perdure.run.environment import environment
+from perdure.run.scored import Reader
 from perdure.run.sums import lines_of, marks, read_checked, with_check
 from perdure.seals import is_sealed, recorded, seal, share
 
@@ -63,6 +64,7 @@ class Run:
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
         self.path, self.recipe = path, recipe
+        self.scored = Reader(path)
         self._marks_then: dict[str, Any] = {}
 
     @classmethod
@@ -133,11 +135,11 @@ class Run:
         return "+".join(m.name for m in self.recipe.methods)
 
     def scores(self) -> list[dict[str, Any]]:
-        """Lines of scores.jsonl; a score written again after a resume counts once, the last."""
-        last: dict[tuple[Any, ...], dict[str, Any]] = {}
-        for line in lines_of(self.path, "scores")[0]:
-            last[(line["kind"], line["after"], line.get("task"))] = line
-        return [{k: v for k, v in s.items() if k != "items"} for s in last.values()]
+        """Lines of scores.jsonl; a score written again after a resume counts once, the last.
+
+        Nobody changes the lines: they are read once for all who ask.
+        """
+        return [*self.scored().lines]
 
     def log_rows(self) -> list[dict[str, Any]]:
         """Lines of log.jsonl; a step logged again after a resume counts once, the last."""
@@ -164,7 +166,7 @@ class Run:
         Raises:
             RunError: they are not what was written.
         """
-        return item_files.rows(self.path, "task", after, task)
+        return item_files.rows(self.path, self.scored(), "task", after, task)
 
     def general_items(self, after: int, task: str | None = None) -> list[dict[str, Any]]:
         """The general texts that were measured after `after` tasks: each one's loss and tokens.
@@ -174,7 +176,7 @@ class Run:
         Raises:
             RunError: they are not what was written.
         """
-        return item_files.rows(self.path, "general", after, task)
+        return item_files.rows(self.path, self.scored(), "general", after, task)
 
     def environment(self) -> dict[str, Any]:
         """What environment.json says.
@@ -293,8 +295,8 @@ class Run:
             have = {(s["kind"], s.get("task")) for s in self.scores()}
             for line in source.scores():
                 if line["after"] == 0 and (line["kind"], line.get("task")) not in have:
-                    rows = item_files.rows(source.path, line["kind"], 0, line.get("task"))
-                    self.record(line, rows)
+                    of = (line["kind"], 0, line.get("task"))
+                    self.record(line, item_files.rows(source.path, source.scored(), *of))
         barrier()
 
     def finish(self) -> None:

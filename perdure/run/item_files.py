@@ -21,7 +21,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from perdure.files import read_lines, write_atomic
+from perdure.files import lines_in, write_atomic
+from perdure.run.scored import Scored
 from perdure.run.sums import damage
 from perdure.scoring.intervals import group_numbers
 from perdure.seals import sha256
@@ -34,39 +35,36 @@ def write(run: Path, line: Mapping[str, Any], items: Sequence[Mapping[str, Any]]
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def rows(run: Path, kind: str, after: int, task: str | None) -> list[dict[str, Any]]:
+def rows(
+    run: Path, scored: Scored, kind: str, after: int, task: str | None
+) -> list[dict[str, Any]]:
     """The rows of a score; none where a run kept none.
+
+    Args: scored: the run's lines of scores.jsonl.
 
     Raises:
         RunError: they are not what was written.
     """
     if kind not in ("task", "general"):  # probes keep no rows
         return []
-    lines = read_lines(run / "scores.jsonl")
-    mine = [line for line in lines if _cell(line) == (kind, after, task)]
-    for line in mine[-1:]:
-        _check(run, line)
-    if kind == "general" or task is None:
-        return read_lines(path(run, kind, after, task))
-    return read_lines(to_read(run, after, task, (s["task"] for s in lines if "task" in s)))
-
-
-def damaged(run: Path, lines: Iterable[Mapping[str, Any]]) -> Iterator[Path]:
-    """Files that are not as these lines of scores.jsonl say; of a score's lines the last counts."""
-    for (kind, after, task), line in {_cell(line): line for line in lines}.items():
-        if "items" in line:
-            file = path(run, kind, after, task)
-            if not file.is_file() or sha256(file) != line["items"]:
-                yield file
-
-
-def _cell(line: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-    return line.get("kind"), line.get("after"), line.get("task")
-
-
-def _check(run: Path, line: Mapping[str, Any]) -> None:
-    for file in damaged(run, [line]):
+    file, wanted = path(run, kind, after, task), scored.sums.get((kind, after, task))
+    if wanted is None and kind == "task" and task is not None:
+        file = to_read(run, after, task, scored.tasks)
+    try:
+        text = file.read_bytes()
+    except FileNotFoundError:
+        text = None
+    if wanted is not None and (text is None or hashlib.sha256(text).hexdigest() != wanted):
         raise damage(file)
+    return [] if text is None else lines_in(text)
+
+
+def damaged(run: Path, scored: Scored) -> Iterator[Path]:
+    """Files of rows that are not as the lines of scores.jsonl say."""
+    for cell, wanted in scored.sums.items():
+        file = path(run, *cell)
+        if not file.is_file() or sha256(file) != wanted:
+            yield file
 
 
 def path(run: Path, kind: str, after: int, task: str | None) -> Path:

@@ -45,6 +45,7 @@ class Recorder:
     def __init__(self, run: Run, display: Shows) -> None:
         self.run, self.display = run, display
         self.sealer = Sealer()
+        self._scored: dict[int, set[tuple[str, str | None]]] | None = None
 
     # --- while a learner works
 
@@ -87,7 +88,15 @@ class Recorder:
 
     def scored(self, after: int) -> set[tuple[str, str | None]]:
         """What has a score after `after` tasks already: its kind and task."""
-        return {(s["kind"], s.get("task")) for s in self.run.scores() if s["after"] == after}
+        if self._scored is None:  # read once: what is scored from now on is recorded here
+            self._scored = {}
+            for line in self.run.scores():
+                self._note_score(line)
+        return set(self._scored.get(after, ()))
+
+    def _note_score(self, line: Mapping[str, Any]) -> None:
+        if self._scored is not None:
+            self._scored.setdefault(line["after"], set()).add((line["kind"], line.get("task")))
 
     def scores(
         self, lines: Iterable[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]]
@@ -96,6 +105,7 @@ class Recorder:
         for line, items in lines:
             if rank() == 0:
                 self.run.record(line, items)
+            self._note_score(line)
 
     def steps_of(self, learned: int) -> int:
         """Optimizer steps of the first `learned` tasks."""

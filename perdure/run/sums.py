@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,14 @@ GROWING = {"scores": "scores.jsonl", "facts": "facts.jsonl", "log": "log.jsonl"}
 """What a mark is called, and its file."""
 KEYS = {"scores": ("kind", "after"), "facts": ("after", "name"), "log": ("after", "phase", "step")}
 """What each line of such a file has."""
+_TOGETHER = 1000
+"""Lines that are parsed at once: a run of a thousand tasks has a million scores."""
+_SORTED = json.JSONEncoder(sort_keys=True)
 
 
 def check_of(data: Mapping[str, Any]) -> str:
     """The sum that a line, or environment.json, bears of its other values."""
-    text = json.dumps({k: v for k, v in data.items() if k != "check"}, sort_keys=True)
+    text = _SORTED.encode({k: v for k, v in data.items() if k != "check"})
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -83,10 +86,8 @@ def lines_of(run: Path, name: str) -> tuple[list[dict[str, Any]], list[int]]:
     if last and not is_torn(last):
         lines.append(last)
     summed = False
-    for number, line in enumerate(lines, 1):
-        try:
-            found = json.loads(line.decode())
-        except ValueError:
+    for number, (line, found) in enumerate(zip(lines, _values(lines), strict=True), 1):
+        if found is _NONE:
             if line and (summed or b"check" in line or line.endswith(b"}")):
                 broken.append(number)
             continue
@@ -97,10 +98,36 @@ def lines_of(run: Path, name: str) -> tuple[list[dict[str, Any]], list[int]]:
         elif summed:
             good = False
         if good:
-            whole.append({k: v for k, v in found.items() if k != "check"})
+            found.pop("check", None)
+            whole.append(found)
         else:
             broken.append(number)
     return whole, broken
+
+
+_NONE = object()
+"""What stands for a line that is no JSON."""
+
+
+def _values(lines: Sequence[bytes]) -> Iterator[Any]:
+    """What each line says, or `_NONE`. Whole blocks are parsed at once, which also makes their
+    objects share the names of keys."""
+    for at in range(0, len(lines), _TOGETHER):
+        block = lines[at : at + _TOGETHER]
+        found: list[Any] = []
+        if all(line[:1] == b"{" and line[-1:] == b"}" for line in block):
+            try:
+                found = json.loads(f"[{b','.join(block).decode()}]")
+            except ValueError:
+                found = []
+        yield from found if len(found) == len(block) else map(_value, block)
+
+
+def _value(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode())
+    except ValueError:
+        return _NONE
 
 
 def read_checked(path: Path) -> dict[str, Any]:

@@ -50,7 +50,8 @@ No torch here; numpy and scipy only.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -148,17 +149,14 @@ def ratio_bounds(
     totals = np.empty((len(flat), draws))
     weighed = np.empty((0 if equal else len(flat), draws))
     extra = np.empty(draws)
-    rng = np.random.default_rng(seed)
-    step = max(1, _BLOCK // (n + 1))
-    for at in range(0, draws, step):
-        # Exponentials over their sum are a draw from Dirichlet(1, ..., 1).
-        weights = rng.standard_exponential((min(step, draws - at), n + 1))
-        weights /= weights.sum(axis=1, keepdims=True)
-        seen = weights[:, :n].T
+    at = 0
+    for weights in _weights(n, draws, seed):
+        step, seen = len(weights), weights[:, :n].T
         totals[:, at : at + step] = flat @ seen
         if not equal:
             weighed[:, at : at + step] = counts @ seen
         extra[at : at + step] = weights[:, n]
+        at += step
     lowest = np.broadcast_to(np.asarray(worst, dtype=np.float64), shape).reshape(-1, 1)
     highest = np.broadcast_to(np.asarray(best, dtype=np.float64), shape).reshape(-1, 1)
 
@@ -170,6 +168,29 @@ def ratio_bounds(
     low = np.partition(means(lowest), rank - 1, axis=1)[:, rank - 1]
     high = np.partition(means(highest), draws - rank, axis=1)[:, draws - rank]
     return low.reshape(shape), high.reshape(shape)
+
+
+def _weights(n: int, draws: int, seed: int) -> Iterable[Array]:
+    """Blocks of draws, (step, n + 1), from Dirichlet(1, ..., 1), `draws` in all."""
+    step = max(1, _BLOCK // (n + 1))
+    if step >= draws:  # a report asks for those of the same few numbers of rows again and again
+        return [_drawn(n, draws, seed)]
+    rng = np.random.default_rng(seed)
+    return (_dirichlet(rng, min(step, draws - at), n) for at in range(0, draws, step))
+
+
+@lru_cache(maxsize=2)
+def _drawn(n: int, draws: int, seed: int) -> Array:
+    found = _dirichlet(np.random.default_rng(seed), draws, n)
+    found.flags.writeable = False
+    return found
+
+
+def _dirichlet(rng: np.random.Generator, count: int, n: int) -> Array:
+    # Exponentials over their sum are a draw from Dirichlet(1, ..., 1).
+    weights = rng.standard_exponential((count, n + 1))
+    weights /= weights.sum(axis=1, keepdims=True)
+    return weights
 
 
 def group_sums(change: Array, groups: NDArray[np.int_] | None) -> tuple[Array, Array]:
@@ -264,8 +285,6 @@ def items_needed(
 
 def _bound_at(change: Array, items: int, quantile: float, imagined: float) -> float:
     """Quantile of the Dirichlet mean of `items` items like `change` and an imagined one."""
-    from scipy import stats
-
     points = np.append(change, imagined)
     share = np.append(np.full(len(change), items / len(change)), 1.0)
     total = items + 1.0
@@ -276,8 +295,20 @@ def _bound_at(change: Array, items: int, quantile: float, imagined: float) -> fl
         return centre
     third = 2 * float(share @ away**3) / (total * (total + 1) * (total + 2))
     skew = third / variance**1.5
+    return centre + math.sqrt(variance) * pearson3(quantile, skew)
 
-    return float(stats.pearson3.ppf(quantile, skew, loc=centre, scale=math.sqrt(variance)))
+
+def pearson3(quantile: float, skew: float) -> float:
+    """Quantile of the Pearson III distribution of mean 0, variance 1 and this skewness: a gamma
+    distribution, shifted and turned; what `scipy.stats.pearson3.ppf` gives, without its checks of
+    arguments, which take a hundred times as long."""
+    from scipy import special
+
+    if abs(skew) < 1.6e-5:  # where scipy takes the normal distribution too
+        return float(special.ndtri(quantile))
+    shape = (2 / skew) ** 2
+    share = quantile if skew > 0 else 1 - quantile
+    return float(skew / 2 * special.gammaincinv(shape, share) - 2 / skew)
 
 
 def mcnemar_exact(base: Array, tuned: Array) -> float:

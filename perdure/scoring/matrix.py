@@ -15,23 +15,30 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from perdure.errors import PerdureError, UsageError
-from perdure.scoring.terms import Cell, Cells, Term
+from perdure.errors import UsageError
+from perdure.scoring.cells import TaskScores
+from perdure.scoring.terms import (
+    Cell,
+    Cells,
+    ScoreMissing,
+    Term,
+    mean_of,
+    rows_of_tasks,
+)
+
+__all__ = ["ScoreMatrix", "ScoreMissing"]
 
 
-class ScoreMissing(PerdureError):
-    """A score that a figure needs was never recorded, or the figure is not defined."""
-
-
-class ScoreMatrix:
+class ScoreMatrix(TaskScores):
     """Scores of T tasks before and after learning each of them.
 
     Args:
@@ -51,61 +58,11 @@ class ScoreMatrix:
     BY_SAMPLE = "accuracy_by_sample"
     """Beside average accuracy where test sets differ in size; not one of `FIGURES`."""
 
-    def __init__(
-        self,
-        tasks: Sequence[str],
-        higher_is_better: Sequence[bool] | None = None,
-        in_shares: Sequence[bool] | None = None,
-        learned: Sequence[bool] | None = None,
-        rows: Sequence[int] | None = None,
-        tested_on: Sequence[str] | None = None,
-    ) -> None:
-        if higher_is_better is None:
-            higher_is_better = [True] * len(tasks)
-        if len(set(tasks)) != len(tasks) or len(higher_is_better) != len(tasks):
-            raise UsageError(
-                f"score matrix: {len(set(tasks))} different names among {len(tasks)} tasks "
-                f"and {len(higher_is_better)} values of higher_is_better",
-                "give each task its own name and one value",
-            )
-        self.tasks = tuple(tasks)
-        self.higher_is_better = tuple(bool(flag) for flag in higher_is_better)
-        shares = [True] * len(tasks) if in_shares is None else in_shares
-        self.in_shares = tuple(bool(flag) for flag in shares)
-        self.learned = tuple([True] * len(tasks) if learned is None else map(bool, learned))
-        self.rows = tuple([0] * len(tasks) if rows is None else map(int, rows))
-        self.tested_on = tuple(tasks if tested_on is None else tested_on)
-        self._scores = np.full((len(self.tasks) + 1, len(self.tasks)), np.nan)
-
-    def record(self, after: int, task: str, score: float) -> None:
-        """Set R[after, task]; a later record of the same cell replaces it.
-
-        Raises:
-            UsageError: no such row or task, or the score is NaN.
-        """
-        row, column = self._cell(after, task)
-        if math.isnan(score):
-            raise UsageError(f"score of task {task!r} after {after} tasks is NaN", _NAN_REMEDY)
-        self._scores[row, column] = score
-
-    def value(self, after: int, task: str) -> float:
-        """Return R[after, task].
-
-        Raises:
-            ScoreMissing: the cell was never recorded.
-        """
-        row, column = self._cell(after, task)
-        return self._at(row, column)
-
-    def array(self) -> NDArray[np.float64]:
-        """Return a copy of R, (T+1, T), with NaN where a cell is missing."""
-        return self._scores.copy()
-
     @property
     def left_out(self) -> tuple[str, ...]:
         """Tasks that no summary figure counts: a lower score is better, none is a share, they are
         only scored, or a later task that is learned is scored on the same rows."""
-        counted = self._counted()
+        counted = set(self._counted)
         return tuple(task for j, task in enumerate(self.tasks) if j not in counted)
 
     def average_accuracy(self, after: int | None = None) -> float:
@@ -126,8 +83,15 @@ class ScoreMatrix:
         Raises: ScoreMissing, naming the cell.
         Source: Rebuffi et al. 2017 (iCaRL), section 4; "average incremental" in SEQ* (2312.07887).
         """
-        name = "average_incremental_accuracy"
-        return self._figure(name, self.terms(name))
+        values: list[float] = []
+        weights: list[float] = []
+        for row, columns in self._steps():  # a million terms of a thousand tasks: no objects
+            found = self._scores[row, columns]
+            if np.isnan(found).any():
+                self._at(row, columns[int(np.isnan(found).argmax())])  # raises
+            values += found.tolist()
+            weights += [1 / len(columns)] * len(columns)
+        return mean_of("average incremental accuracy", values, weights)
 
     def accuracy_by_sample(self) -> float:
         """Share of all test rows that are right at the end: average accuracy with each task
@@ -140,7 +104,7 @@ class ScoreMatrix:
     @property
     def uneven(self) -> bool:
         """Whether the counted tasks' test sets are known and differ in size."""
-        known = {self.rows[j] for j in self._counted()}
+        known = {self.rows[j] for j in self._counted}
         return len(known) > 1 and 0 not in known
 
     def backward_transfer(self) -> float:
@@ -204,18 +168,20 @@ class ScoreMatrix:
             found = [replace(t, weight=float(self.rows[t.task])) for t in self._averaged(None)]
             return found if all(term.weight for term in found) else []
         if name == "average_incremental_accuracy":
-            steps = [
-                self._averaged(i) for i, learned in enumerate(self.learned, start=1) if learned
+            return [
+                Term(j, (row,), None, 1 / len(columns))
+                for row, columns in self._steps()
+                for j in columns
             ]
-            return [replace(term, weight=1 / len(step)) for step in steps for term in step]
         if name == "forgetting":
             return self._drops(1)
         if name == "backward_transfer":
             return [Term(j, (last,), j + 1) for j in self._earlier()]
         if name == "forward_transfer":
-            return [Term(j, (j,), 0) for j in self._counted() if any(self.learned[:j])]
+            first = self.learned.index(True) if any(self.learned) else last
+            return [Term(j, (j,), 0) for j in self._counted if j > first]
         if name == "learning_accuracy":
-            return [Term(j, (j + 1,)) for j in self._counted()]
+            return [Term(j, (j + 1,)) for j in self._counted]
         raise UsageError(f"score matrix: no figure {name!r}", f"one of: {', '.join(self.FIGURES)}")
 
     def cells(self, name: str) -> Cells:
@@ -224,16 +190,34 @@ class ScoreMatrix:
         A figure that needs a missing cell is not defined. Forgetting passes over those of rows
         before a task was learned, as after an extension or for a head that was not there yet.
         """
-        used: list[Cell] = []
-        missing: list[Cell] = []
-        for term in self.terms(name):
-            wanted = set(term.rows) | ({term.less} if term.less is not None else set())
-            if name == "forgetting":
-                wanted |= set(range(1, len(self.tasks)))
-            for row in sorted(wanted):
-                place = Cell(self.tasks[term.task], row)
-                (missing if self._missing(row, term.task) else used).append(place)
-        return Cells(tuple(used), tuple(missing))
+        return Cells(self._which(name, missing=False), self._which(name, missing=True))
+
+    def missing(self, name: str, *, since_learned: bool = False) -> tuple[Cell, ...]:
+        """Those cells alone of `cells` that were never scored.
+
+        Args: since_learned: without rows before a cell's task was learned.
+        """
+        return self._which(name, missing=True, since_learned=since_learned)
+
+    def _which(self, name: str, *, missing: bool, since_learned: bool = False) -> tuple[Cell, ...]:
+        last = len(self.tasks)
+        if name == "average_incremental_accuracy":
+            steps = [row for row, _ in self._steps()]
+            wanted = [(j, steps[bisect_right(steps, j) :]) for j in self._counted]
+        else:
+            wanted = rows_of_tasks(self.terms(name), last if name == "forgetting" else 0)
+        return tuple(
+            Cell(self.tasks[j], rows[i])
+            for j, rows in wanted
+            for i in np.flatnonzero(np.isnan(self._scores[rows, j]) == missing)
+            if not since_learned or rows[i] > j
+        )
+
+    def _steps(self) -> list[tuple[int, list[int]]]:
+        """Each row after a task was learned, and the columns that were learned by then."""
+        learned = [i for i, flag in enumerate(self.learned, start=1) if flag]
+        found = [(i, self._counted[: bisect_left(self._counted, i)]) for i in learned]
+        return [(row, columns) for row, columns in found if columns]
 
     def parts(self, name: str) -> dict[str, float]:
         """Return each task's own part of a figure, whose mean is the figure.
@@ -254,27 +238,28 @@ class ScoreMatrix:
 
     def _averaged(self, after: int | None) -> list[Term]:
         last = len(self.tasks) if after is None else self._row(after)
-        return [Term(j, (last,)) for j in self._counted() if j < last or last == 0]
+        return [Term(j, (last,)) for j in self._counted if j < last or last == 0]
 
     def _drops(self, first: int) -> list[Term]:
         """Terms of forgetting. Rows 1 to j came before task j was learned, where there may be
         nothing to score: those that are missing are passed over."""
         last = len(self.tasks)
-        return [
-            Term(
-                j,
-                tuple(i for i in range(first, last) if not (1 <= i <= j and self._missing(i, j))),
-                last,
-            )
-            for j in self._earlier()
-        ]
+        rows, gone = np.arange(first, last), np.isnan(self._scores[first:last])
+        kept = ~(gone & (rows[:, None] >= 1) & (rows[:, None] <= np.arange(last)))
+        return [Term(j, tuple(rows[kept[:, j]].tolist()), last) for j in self._earlier()]
 
     def _figure(self, name: str, terms: Sequence[Term]) -> float:
         weights = [term.weight for term in terms]
-        return _mean(name.replace("_", " "), [self._value(term) for term in terms], weights)
+        return mean_of(name.replace("_", " "), [self._value(term) for term in terms], weights)
 
     def _value(self, term: Term) -> float:
-        highest = max(self._at(row, term.task) for row in term.rows)
+        if len(term.rows) == 1:
+            highest = self._at(term.rows[0], term.task)
+        else:
+            found = self._scores[list(term.rows), term.task]
+            if np.isnan(found).any():
+                self._at(term.rows[int(np.isnan(found).argmax())], term.task)  # raises
+            highest = float(found.max())
         return highest if term.less is None else highest - self._at(term.less, term.task)
 
     def summary(self) -> dict[str, float | None]:
@@ -343,56 +328,17 @@ class ScoreMatrix:
             [(tested_on or {}).get(n, n) for n in names],
         )
         for row in scored:
-            if row["task"] in names:
+            if matrix.column(row["task"]) is not None:
                 matrix.record(row["after"], row["task"], row["score"])
         return matrix
 
+    @cached_property
     def _counted(self) -> list[int]:
         flags = zip(self.higher_is_better, self.in_shares, self.learned, strict=True)
         counted = [j for j, of_task in enumerate(flags) if all(of_task)]
         return [j for j in counted if self.next_on_same_rows(j) is None]
 
-    def next_on_same_rows(self, column: int) -> int | None:
-        """The column of the next task that is learned and scored on the same test rows."""
-        mine, after = self.tested_on[column], range(column + 1, len(self.tasks))
-        return next((k for k in after if self.learned[k] and self.tested_on[k] == mine), None)
-
     def _earlier(self) -> list[int]:
         """Counted tasks after which at least one more was learned."""
-        return [j for j in self._counted() if any(self.learned[j + 1 :])]
-
-    def _row(self, after: int) -> int:
-        if not 0 <= after <= len(self.tasks):
-            raise UsageError(
-                f"score matrix: no row {after}", f"rows are 0 (base model) to {len(self.tasks)}"
-            )
-        return after
-
-    def _cell(self, after: int, task: str) -> tuple[int, int]:
-        if task not in self.tasks:
-            raise UsageError(f"score matrix: no task {task!r}", f"tasks: {', '.join(self.tasks)}")
-        return self._row(after), self.tasks.index(task)
-
-    def _missing(self, row: int, column: int) -> bool:
-        return math.isnan(self._scores[row, column])
-
-    def _at(self, row: int, column: int) -> float:
-        score = float(self._scores[row, column])
-        if math.isnan(score):
-            raise ScoreMissing(
-                f"task {self.tasks[column]!r} was never scored after {row} learned tasks",
-                "score it with `perdure eval RUN`",
-            )
-        return score
-
-
-_NAN_REMEDY = "a score is missing (not recorded) or a number"
-
-
-def _mean(name: str, values: Sequence[float], weights: Sequence[float]) -> float:
-    if not values:
-        raise ScoreMissing(f"{name} is not defined here: no task that it averages over")
-    if len(set(weights)) == 1:
-        return math.fsum(values) / len(values)
-    weighed = (value * weight for value, weight in zip(values, weights, strict=True))
-    return math.fsum(weighed) / math.fsum(weights)
+        last = max((k for k, learned in enumerate(self.learned) if learned), default=-1)
+        return [j for j in self._counted if j < last]

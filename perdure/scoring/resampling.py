@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,8 @@ class Column:
     high: float = 1.0
     key: int = 0
     groups: NDArray[np.int_] | None = None
+    at: tuple[int, ...] | None = None
+    """Of which rows of the matrix `scores` and `items` are; None: of all of them."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,12 @@ class Resampled:
 
 
 def resample(
-    matrix: ScoreMatrix, columns: Sequence[Column], *, alpha: float = ALPHA, draws: int = DRAWS
+    matrix: ScoreMatrix,
+    columns: Sequence[Column],
+    *,
+    alpha: float = ALPHA,
+    draws: int = DRAWS,
+    figures: Sequence[str] = (*ScoreMatrix.FIGURES, ScoreMatrix.BY_SAMPLE),
 ) -> Resampled:
     """Resample all cells and figures of a matrix.
 
@@ -118,28 +125,66 @@ def resample(
         columns: of its tasks, in their order. A figure is left out where it is not defined, or one
             of its cells has no known spread (no rows, or a metric without limits).
         alpha: of each end of a cell's interval.
+        figures: those that are wanted; their terms ask for no row that a column has not.
     """
     shape = (len(matrix.tasks) + 1, len(matrix.tasks))
     low, high = np.full(shape, np.nan), np.full(shape, np.nan)
-    names = (*ScoreMatrix.FIGURES, ScoreMatrix.BY_SAMPLE)
-    terms = {name: _terms(matrix, name) for name in names}
-    parts: dict[str, list[tuple[Drawn, float]]] = {name: [] for name in terms}
+    sums = {name: _Sum(_terms(matrix, name), draws) for name in figures}
     for j, column in enumerate(columns):
         if (drawn := _draw(column, draws)) is None:
             continue
-        for i in range(shape[0]):
-            if not math.isnan(column.scores[i]):
-                cell = _part(Term(j, (i,)), column, *drawn).interval(alpha)
-                low[i, j], high[i, j] = max(cell.low, column.low), min(cell.high, column.high)
-        for name, wanted in terms.items():
-            mine = [term for term in wanted if term.task == j]
-            parts[name] += [(_part(term, column, *drawn), term.weight) for term in mine]
-    figures = {
-        name: Drawn.mean(*zip(*found, strict=True))
-        for name, found in parts.items()
-        if found and len(found) == len(terms[name])
-    }
-    return Resampled(low, high, figures)
+        rows = np.arange(shape[0]) if column.at is None else np.array(column.at)
+        there = ~np.isnan(column.scores)
+        low[rows[there], j], high[rows[there], j] = _ends(column, *drawn, there, alpha)
+        place = {int(row): i for i, row in enumerate(rows)}
+        for sum_ in sums.values():
+            for term in sum_.of_task.get(j, ()):
+                mine = replace(
+                    term,
+                    rows=tuple(place[row] for row in term.rows),
+                    less=None if term.less is None else place[term.less],
+                )
+                sum_.add(_part(mine, column, *drawn), term.weight)
+    found = {name: sum_.mean() for name, sum_ in sums.items()}
+    return Resampled(low, high, {name: one for name, one in found.items() if one is not None})
+
+
+class _Sum:
+    """The mean of a figure's terms, draw by draw, added up one after another: those of a matrix of
+    140 tasks would take a gigabyte side by side."""
+
+    def __init__(self, terms: Sequence[Term], draws: int) -> None:
+        self.of_task: dict[int, list[Term]] = {}
+        for term in terms:
+            self.of_task.setdefault(term.task, []).append(term)
+        self._values: list[float] = []
+        self._weights: list[float] = []
+        self._wanted = len(terms)
+        self._lower, self._upper = np.zeros(draws), np.zeros(draws)
+
+    def add(self, part: Drawn, weight: float) -> None:
+        self._values.append(part.value * weight)
+        self._weights.append(weight)
+        self._lower += part.lower * weight
+        self._upper += part.upper * weight
+
+    def mean(self) -> Drawn | None:
+        """None where there is no term, or one of them was not added."""
+        if not self._wanted or len(self._weights) < self._wanted:
+            return None
+        total = math.fsum(self._weights)
+        return Drawn(math.fsum(self._values) / total, self._lower / total, self._upper / total)
+
+
+def _ends(
+    column: Column, means: Array, extra: Array, there: NDArray[np.bool_], alpha: float
+) -> tuple[Array, Array]:
+    """Both ends of the intervals of the cells that are `there`, as `Drawn.interval` has them."""
+    rank = max(1, math.floor(alpha * (len(extra) + 1)))
+    below, above = means[there] + extra * column.low, means[there] + extra * column.high
+    low = np.partition(below, rank - 1, axis=1)[:, rank - 1]
+    high = np.partition(above, len(extra) - rank, axis=1)[:, len(extra) - rank]
+    return np.maximum(low, column.low), np.minimum(high, column.high)
 
 
 def _terms(matrix: ScoreMatrix, name: str) -> list[Term]:

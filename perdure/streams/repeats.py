@@ -62,6 +62,8 @@ def warn_of_shared(tasks: Sequence[Task]) -> None:
     test rows (`test_of`) are meant to learn from the same rows: of them that alone is told that a
     test row is trained on.
     """
+    if len(tasks) < 2:
+        return
     first: dict[tuple[str, str], tuple[Task, Row]] = {}
     places: dict[tuple[str, str], str] = {}
     wholes: dict[tuple[str, str], Task] = {}

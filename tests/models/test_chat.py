@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
 from datetime import date
 from typing import Any
 
 import pytest
 import torch
 
-from perdure.engine.rows import SPLITS, encode_stream
+from perdure.engine.rows import SPLITS, encode_stream, told_of_rows
+from perdure.errors import DataError
 from perdure.models.chat import IGNORE, Encoder
 from perdure.scoring import score_task
 from perdure.streams.task import Task, TaskStream
@@ -48,6 +50,59 @@ def test_a_prompt_of_just_the_length_is_left_alone(tiny: tuple[Any, Any]) -> Non
         assert encoder.encode_and_tell(SHORT)[1] == cut
         assert (encoder.prompt_ids(SHORT) == whole) != cut
     assert not Encoder(tiny[1]).encode_and_tell(LONG)[1]
+
+
+TOO_LONG = {"prompt": SHORT["prompt"], "answer": " ".join(f"far{i}" for i in range(60))}
+THOUGHT = {**SHORT, "answer": "<think>up</think>blue"}
+OPENED = {**SHORT, "prefill": "<answer>"}
+
+
+@pytest.mark.parametrize("template", ["auto", "none"])
+def test_rows_together_are_encoded_as_each_alone(tiny: tuple[Any, Any], template: str) -> None:
+    """Rows that are plain, too long, twice there, or take another way are all as by themselves."""
+    rows = [SHORT, LONG, TOO_LONG, THOUGHT, OPENED, dict(SHORT), {**LONG, "answer": "blue"}]
+    alone, together = (Encoder(tiny[1], template, 60, 50) for _ in range(2))
+    together.answer_ids("blue")  # a label, which is kept
+    found = together.encode_together(rows)
+    for row, one in zip(rows, found, strict=True):
+        if isinstance(one, DataError):
+            with pytest.raises(DataError, match=re.escape(one.what)):
+                alone.encode_and_tell(row)
+        else:
+            assert one == alone.encode_and_tell(row)
+    assert [isinstance(one, DataError) for one in found] == [row is TOO_LONG for row in rows]
+    assert found[0] is found[5]
+    assert together.encode_together([]) == []
+
+
+def test_a_row_that_the_template_refuses_is_told_alone(tiny: tuple[Any, Any]) -> None:
+    template = (
+        "{% for m in messages %}{% if 'sky' in m.content %}{{ raise_exception('no sky') }}"
+        "{% endif %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    )
+    first, refused, last = Encoder(tiny[1], template).encode_together([LONG, SHORT, LONG])
+    assert isinstance(refused, DataError)
+    assert "no sky" in refused.what
+    assert first == last == Encoder(tiny[1], template).encode_and_tell(LONG)
+
+
+def test_what_takes_a_while_tells_how_many_rows_are_done(
+    tiny: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perdure.engine.rows.TOGETHER", 2)
+    told: list[tuple[Any, ...]] = []
+
+    class Shown:
+        def doing(self, *said: Any) -> None:
+            told.append(said)
+
+    task = Task("colour", [LONG, SHORT, LONG], [], [SHORT, LONG], "exact_match")
+    for moment in (60.0, -1.0):  # a short check says nothing
+        monkeypatch.setattr("perdure.engine.rows.MOMENT", moment)
+        shown = told_of_rows(Shown(), "mine", 5)
+        encode_stream(TaskStream((task,), None), Encoder(tiny[1]), None, shown)
+    assert told == [("mine", "checking", "rows", done, 5) for done in (2, 4)]
+    assert told_of_rows(None, "mine", 5) is None
 
 
 def test_how_many_prompts_are_cut_is_told(

@@ -17,6 +17,7 @@ from synthetic_runs import make_class_run, make_run, write_lines
 from perdure.reports import (
     classes,
     findings,
+    maps,
     no_class,
     numbers,
     probed,
@@ -104,7 +105,8 @@ def test_a_task_incremental_run_has_the_other_one_beside_it(tmp_path: Path, smal
         if line["kind"] == "task":
             both = line["measures"]
             within = both["accuracy_within_task"]
-            line |= {
+            line = {
+                **line,
                 "score": within,
                 "measures": {"accuracy": within, "accuracy_among_all": both["accuracy"]},
             }
@@ -118,7 +120,7 @@ def test_a_task_incremental_run_has_the_other_one_beside_it(tmp_path: Path, smal
     assert view.other.summary("average_accuracy") == first.summary("average_accuracy")
     assert classes.steps(view) == classes.steps(first)  # all classes compete in either
     # In a comparison each matrix stands under its own scenario.
-    sets = sections.map_sets(views([small, Run.open(folder)]))
+    sets = maps.map_sets(views([small, Run.open(folder)]))
     assert [one["name"] for one in sets] == ["class-incremental", "task-incremental"]
     assert sets[0]["maps"][0]["rows"] == sets[0]["maps"][1]["rows"]
 

@@ -34,8 +34,10 @@ from perdure.errors import UsageError
 from perdure.reports import (
     charts,
     colours,
+    curves,
     findings,
     format,
+    maps,
     provenance,
     ranking,
     sections,
@@ -336,8 +338,8 @@ def test_every_figure_and_cell_has_its_interval(tmp_path: Path) -> None:
         run = make_run(tmp_path / f"r{items}", "gere", KEEPS, items=items)
         (row,) = sections.summary(views([run]))["rows"]
         assert all(re.fullmatch(r"\S+ to \S+", cell["interval"]) for cell in row["cells"])
-        (heat,) = sections.heatmaps(views([run]))
-        assert all(cell["interval"] for line in heat["rows"] for cell in line["cells"])
+        (heat,) = maps.heatmaps(views([run]))
+        assert all("95 % interval" in c["hint"] for line in heat["rows"] for c in line["cells"])
         assert 'title="95 % interval: ' in render([run])
 
 
@@ -402,7 +404,7 @@ def test_a_missing_value_lifts_the_pen() -> None:
 
 def test_moving_mean_by_hand() -> None:
     values = [(float(i), float(v)) for i, v in enumerate([3, 6, 0] + [1] * 37)]
-    means = [v for _, v in charts.moving_mean(values)]  # 40 points: two on either side
+    means = [v for _, v in curves.moving_mean(values)]  # 40 points: two on either side
     assert means[:4] == [3, 3, (3 + 6 + 0 + 1 + 1) / 5, (6 + 0 + 1 + 1 + 1) / 5]
     slow = [  # the plain reference: each window summed by itself
         sum(v for _, v in values[max(0, i - n) : i + n + 1]) / (2 * n + 1)
@@ -410,7 +412,7 @@ def test_moving_mean_by_hand() -> None:
         for n in [min(2, i, 39 - i)]
     ]
     assert means == pytest.approx(slow)
-    assert charts.moving_mean([(0.0, 2.0)]) == [(0.0, 2.0)]
+    assert curves.moving_mean([(0.0, 2.0)]) == [(0.0, 2.0)]
 
 
 def test_steps_count_on_over_tasks_and_phases(tmp_path: Path) -> None:
@@ -977,9 +979,9 @@ def test_reports_import_nothing_heavy() -> None:
 
 def test_a_value_that_was_logged_once_is_marked() -> None:
     axis = charts.value_axis([0.5])
-    one = charts.Stretch("topic", 10.0, 22.0, ((22.0, 0.5),))
-    many = charts.Stretch("kind", 22.0, 34.0, tuple((22.0 + i, 0.1) for i in range(1, 13)))
-    chart = charts.over_steps(
+    one = curves.Stretch("topic", 10.0, 22.0, ((22.0, 0.5),))
+    many = curves.Stretch("kind", 22.0, 34.0, tuple((22.0 + i, 0.1) for i in range(1, 13)))
+    chart = curves.over_steps(
         title="KL", note="", slot=0, stretches=[one, many], axis=axis, show=str
     )
     assert [point.label for line in chart.lines for point in line.points] == ["topic, step 12: 0.5"]

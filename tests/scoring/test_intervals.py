@@ -19,6 +19,7 @@ from perdure.scoring.intervals import (
     is_binary,
     items_needed,
     mcnemar_exact,
+    pearson3,
     shared_alpha,
     verdict_of,
 )
@@ -359,3 +360,18 @@ def test_table_says_verdict_interval_and_what_more_is_needed():
     assert "-0.100 [-0.200, -0.010]" in text
     assert "kept" in text
     assert "[red]yes" in text
+
+
+def test_a_quantile_of_pearson_iii_is_scipys():
+    for skew in (-3.0, -0.4, -1e-7, 0.0, 1e-3, 0.4, 3.0):
+        for share in (0.001, 0.025, 0.5, 0.975):
+            assert pearson3(share, skew) == pytest.approx(stats.pearson3.ppf(share, skew), abs=1e-9)
+
+
+def test_bounds_of_the_same_rows_are_the_same_each_time():
+    """Weights are kept between calls and never changed."""
+    change = np.array([0.0, 1.0, -1.0, 0.5])
+    first, other, again = (
+        bootstrap_bounds(one, 0.025, -1, 1, draws=2000) for one in (change, change[:3], change)
+    )
+    assert first == again != other

@@ -28,7 +28,8 @@ from perdure.errors import RecipeError, UsageError
 from perdure.repair.halves import halve
 from perdure.repair.result import goodness
 from perdure.reports.data import RunView, views
-from perdure.reports.sections import changes, heatmaps
+from perdure.reports.maps import heatmaps
+from perdure.reports.sections import changes
 from perdure.reports.words import findings
 from perdure.run import Run
 from perdure.scoring.matrix import ScoreMatrix

@@ -97,9 +97,12 @@ class Format:
     lacks: Callable[[Row, TaskConfig], str] = field(default=lambda row, task: "")
 
 
+_WHOLE = json.JSONEncoder(ensure_ascii=False, sort_keys=True)
+
+
 def whole_row(row: Row) -> str:
     """The row as text: rows that are equal in everything are the same question."""
-    return json.dumps(row, ensure_ascii=False, sort_keys=True)
+    return _WHOLE.encode(row)
 
 
 @dataclass(frozen=True)

@@ -63,10 +63,13 @@ PERPLEXITY = Metric(
 """Also the measure of general text, which no task is about."""
 
 
+_SAID = json.JSONEncoder(ensure_ascii=False)
+
+
 def question(row: Row) -> str:
     """Return what makes two rows the same question: the prompt, whitespace and case aside."""
     said = [[m["role"], one_spaced(m["content"]).casefold()] for m in row["prompt"]]
-    return json.dumps(said, ensure_ascii=False)
+    return _SAID.encode(said)
 
 
 def each_turn(row: Row) -> list[Row]:

@@ -1,0 +1,123 @@
+"""All numbers of a long stream as CSV, beside the page that shows some of them.
+
+report-scores.csv    the score matrix: a line for each number of tasks learned, a column a task
+report-tasks.csv     a line a task: its scores and changes with their intervals
+report-classes.csv   of classes, a line a class; report-confusion.csv a line a step
+report-probes.csv    of probes, the matrix of each
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from perdure.files import write_atomic
+from perdure.reports import caps, classes, findings, probed
+from perdure.reports.data import RunView, task_order
+from perdure.scoring.change import Change
+
+CHANGES = ("gained", "since_learned", "since_base")
+
+
+def needed(runs: Sequence[RunView]) -> bool:
+    """Whether a page over these runs leaves out numbers that it would show of a shorter stream."""
+    return len(task_order(runs)) > caps.MOST_MAPPED or any(
+        len(classes.by_loss(run)) > classes.MOST for run in runs
+    )
+
+
+def written(runs: Sequence[RunView], page: Path) -> list[tuple[str, str]]:
+    """Write the files beside a page where they are needed.
+
+    Returns: each one's name, and what is in it.
+    """
+    if not needed(runs):
+        return []
+    told = []
+    for name, what, lines in _tables(runs):
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerows(lines)
+        file = page.with_name(f"{page.stem}-{name}.csv")
+        write_atomic(file, out.getvalue())
+        told.append((file.name, what))
+    return told
+
+
+def _tables(runs: Sequence[RunView]) -> Iterator[tuple[str, str, Iterable[Sequence[Any]]]]:
+    """Name, contents, and lines of each file."""
+    yield "scores", "the score of each task after each number of tasks learned", _scores(runs)
+    yield "tasks", "each task’s scores and changes, with their intervals", _tasks(runs)
+    if any(run.scenario for run in runs):
+        yield "classes", "each class’s share right, just learned and at the end", _classes(runs)
+        yield "confusion", "where old and new rows went after each step", _confusion(runs)
+    if any(probed.names(run) for run in runs):
+        yield "probes", "what each probe reaches on each task after each step", _probes(runs)
+
+
+def cell(value: float | None) -> str:
+    """A number in six digits; empty where it is missing."""
+    return "" if value is None or math.isnan(value) else f"{value:.6g}"
+
+
+def _scores(runs: Sequence[RunView]) -> Iterator[list[str]]:
+    names = [task.name for task in task_order(runs)]
+    yield ["method", "scenario", "after", *names]
+    for run in (one for own in runs for one in classes.both(own)):
+        columns = [run.matrix.column(name) for name in names]
+        for after, row in enumerate(run.scores.tolist()):
+            cells = ["" if j is None else cell(row[j]) for j in columns]
+            yield [run.label, run.scenario, str(after), *cells]
+
+
+def _tasks(runs: Sequence[RunView]) -> Iterator[list[str]]:
+    ends = [f"{name}{end}" for name in CHANGES for end in ("", "_low", "_high", "_verdict")]
+    yield ["method", "scenario", "task", "learned_as", "metric", "rows", "base", "learned", "end",
+           *ends]  # fmt: skip
+    for run in (one for own in runs for one in classes.both(own)):
+        for one in findings.findings(run):
+            task = one.task
+            first = [run.label, run.scenario, task.name, str(run.learned_at(task.name))]
+            scores = map(cell, (one.base, one.learned, one.final))
+            gained = "" if one.gain is None else one.gained
+            kept = "" if one.since is None else one.kept
+            against = "" if one.against is None else one.against.outcome
+            yield [*first, task.metric, str(task.rows), *scores, *_change(one.gain, gained),
+                   *_change(one.since, kept), *_change(one.against, against)]  # fmt: skip
+
+
+def _change(found: Change | None, verdict: str) -> list[str]:
+    if found is None:
+        return ["", "", "", ""]
+    return [*map(cell, (found.mean, found.low, found.high)), verdict]
+
+
+def _classes(runs: Sequence[RunView]) -> Iterator[list[str]]:
+    yield ["method", "class", "task", "rows", "learned", "end", "loss", "mostly_taken_for"]
+    for run in runs:
+        for one in classes.by_loss(run):
+            shares = map(cell, (one.learned, one.end, one.loss))
+            yield [run.label, one.name, one.task, str(one.rows), *shares, one.most]
+
+
+def _confusion(runs: Sequence[RunView]) -> Iterator[list[str]]:
+    yield ["method", "after", "old_right", "old_as_other_old", "old_as_new", "new_as_old"]
+    for run in runs:
+        for after, one in classes.steps(run):
+            parts = (one.right, one.other_old, one.as_new, one.as_old)
+            yield [run.label, str(after), *map(cell, parts)]
+
+
+def _probes(runs: Sequence[RunView]) -> Iterator[list[str]]:
+    names = [task.name for task in task_order(runs)]
+    yield ["method", "probe", "fitted_on", "after", *names]
+    for run in runs:
+        columns = [run.matrix.column(name) for name in names]
+        for probe in probed.names(run):
+            for fitted in probed.SETS:
+                for after, row in enumerate(probed.shares(run, probe, fitted).tolist()):
+                    cells = ["" if j is None else cell(row[j]) for j in columns]
+                    yield [run.label, probe, fitted, str(after), *cells]
