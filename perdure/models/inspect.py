@@ -60,7 +60,9 @@ def inspect_base(model: ModelConfig, writes: bool = True) -> ModelFacts:
     """
     config = read_config(model, causal=writes)
     counts = counted(model, config) if writes else None
-    architecture, parameters, trainable, inputs = counts or _built(model, config, writes)
+    # Weight files are asked only where no adapter is trained.
+    built = _built(model, config, writes) if counts is None else (*counts, 0)
+    architecture, parameters, trainable, inputs = built
     text = config.get_text_config()
     return ModelFacts(
         architecture=architecture,
@@ -96,9 +98,8 @@ def _built(model: ModelConfig, config: Any, writes: bool) -> tuple[str, int, int
     return type(empty).__name__, parameters, trainable, inputs
 
 
-def counted(model: ModelConfig, config: Any) -> tuple[str, int, int, int] | None:
-    """Class, parameters, trained parameters and `adapted_inputs` (0) by the heads of a folder's
-    weight files.
+def counted(model: ModelConfig, config: Any) -> tuple[str, int, int] | None:
+    """Class, parameters and trained parameters by the heads of a folder's weight files.
 
     Building the model imports three seconds of `transformers` that a check can do without. None
     where the files alone do not tell: adapters, an attention to be checked, code of the model's
@@ -132,7 +133,7 @@ def counted(model: ModelConfig, config: Any) -> tuple[str, int, int, int] | None
     if tied:
         sizes = {n: s for n, s in sizes.items() if n not in ("lm_head.weight", "embed_out.weight")}
     total = sum(s for n, s in sizes.items() if not n.endswith((".inv_freq", ".masked_bias")))
-    return str(known), total, total, 0
+    return str(known), total, total
 
 
 def build_empty(model: ModelConfig, config: Any, writes: bool = True) -> Any:
