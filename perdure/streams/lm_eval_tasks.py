@@ -57,7 +57,7 @@ def mistakes(tasks: Sequence[Any]) -> Iterator[Mistake]:
         if not isinstance(name, str):  # a group's file lists its members there
             yield Mistake((i,), "the file is not of one task", "begin it with task: NAME")
             continue
-        if not is_task_file(task) and task not in (known := _known()):
+        if not is_task_file(task) and task not in (known := _manager(True).all_tasks):
             unknown += 1
             close = near(task, known) if unknown <= SHOWN else ""  # it takes a while of each
             hint = " ".join(filter(None, [close, "all of them: lm-eval ls tasks"]))
@@ -167,20 +167,11 @@ def _set_examples(task: Any, wanted: int | None) -> None:
 
 
 @functools.cache
-def _known() -> tuple[str, ...]:
-    """The names in lm-eval's own list."""
-    logging.getLogger("perdure").warning(
-        "reading lm-eval's list of tasks, to look names up: it takes some seconds"
-    )
-    return tuple(_manager(True).all_tasks)
-
-
-@functools.cache
 def _manager(with_index: bool) -> Any:
     """lm-eval's list of tasks. Reading the thousands that it ships takes a while."""
-    if with_index:
+    if with_index:  # told at once: the import alone takes seconds
         logging.getLogger("perdure").warning(
-            "reading the list of lm-eval's tasks, which takes ten seconds or more"
+            "reading lm-eval's list of tasks, to look names up: it takes some seconds"
         )
     from lm_eval.tasks import TaskManager
 

@@ -498,7 +498,7 @@ def test_tokenizer_of_another_model(tiny_model_dir: Path, tmp_path: Path) -> Non
 def test_chat_template_that_is_missing_or_broken(tiny_model_dir: Path, tmp_path: Path) -> None:
     file = tmp_path / "chat.jinja"
     model = ModelConfig(path=str(tiny_model_dir), chat_template=str(file))
-    assert message(model).startswith(f"model.chat_template: {file}: cannot be read")
+    assert message(model).startswith(f"model.chat_template: {file}: no such file")
     file.write_text("ok\n{% for m in messages %}")
     assert message(model).startswith(f"model.chat_template: {file}:2: is no Jinja template")
 

@@ -18,6 +18,8 @@ from perdure.recipe.load import dump_recipe
 from perdure.recipe.mistakes import leaves_of
 from perdure.recipe.schema import Recipe
 from perdure.recipe.yaml import write
+from perdure.rewards import registry as rewards
+from perdure.rewards.base import RewardConfig
 
 pytestmark = pytest.mark.unit
 
@@ -128,7 +130,9 @@ def numeric_fields() -> list[tuple[type[BaseModel], str, bool]]:
     """Every key that holds a number and no boolean, and whether it is a list."""
     for name in registry.names():
         registry.load(name)
-    ours = [*configs(data.Section), *configs(MethodConfig)]
+    for name in rewards.built_in():
+        rewards.load(name)
+    ours = [*configs(data.Section), *configs(MethodConfig), *configs(RewardConfig)]
     return [
         (section, name, "list" in str(field.annotation))
         for section in ours
@@ -146,6 +150,9 @@ def test_true_is_no_number_anywhere() -> None:
         "LoraConfig.r",
         "TrainConfig.learning_rate",
         "GeReConfig.layers",
+        "LengthConfig.most",
+        "RLConfig.temperature",
+        "UntilConfig.reach",
     } <= names
     assert len(fields) > 60
     for section, name, many in fields:
@@ -155,6 +162,16 @@ def test_true_is_no_number_anywhere() -> None:
             told = [e["msg"] for e in caught.value.errors() if e["loc"] == (name,)]
             word = str(value).lower()
             assert any(f"must be a number, not {word}" in line for line in told), (section, name)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_numbers_are_finite_everywhere(value: float) -> None:
+    for section, name, many in numeric_fields():
+        given = [value] if many else value
+        with pytest.raises(ValidationError) as caught:
+            section.model_validate({name: {"a": value} if name == "reach" else given})
+        told = [e for e in caught.value.errors() if e["loc"][0] == name]
+        assert told, (section, name)
 
 
 def test_true_for_a_number_is_told_at_its_key() -> None:

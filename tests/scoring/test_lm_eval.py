@@ -837,3 +837,16 @@ def test_unfinished_and_older_runs_are_shown(tmp_path: Path) -> None:
     assert json.loads(result.stdout)["runs"][0]["general_tasks"] == {
         "quiz": {"metric": "acc", "scores": [0.5, None, None, None], "change": None}
     }
+
+
+def test_the_list_is_told_before_it_is_read(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A misspelt name asks for lm-eval's whole list, which takes many seconds."""
+    said: list[str] = []
+    monkeypatch.setattr(
+        "lm_eval.tasks.TaskManager", lambda include_defaults: said.extend(caplog.messages)
+    )
+    with caplog.at_level("WARNING", logger="perdure"):
+        lm_eval_tasks._manager.__wrapped__(True)
+    assert said == ["reading lm-eval's list of tasks, to look names up: it takes some seconds"]
