@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from perdure.errors import DataError, PerdureError, task_named
-from perdure.models.kept_rows import KeptRows, content_of
+from perdure.models.kept_rows import KeptRows
 from perdure.models.specials import special_pattern, special_tokens
 from perdure.models.templates import ChatTemplate
 from perdure.models.tokens import ids_of, ids_together
@@ -270,8 +270,8 @@ class Encoder:
         """What `encode_and_tell` gives of each row, or the error that it raises, in a third of the
         time: texts are rendered and tokenized together, equal rows and answers once."""
         places: dict[bytes, list[int]] = {}
-        for i, row in enumerate(rows):
-            places.setdefault(content_of(row), []).append(i)
+        for i, content in enumerate(self.kept.contents_of(rows)):
+            places.setdefault(content, []).append(i)
         new = [same[0] for content, same in places.items() if content not in self.kept]
         wholes = dict(zip(new, self._wholes([rows[i] for i in new]), strict=True))
         found: dict[int, Any] = {}

@@ -32,6 +32,7 @@ class KeptRows:
         self._sets: dict[Hashable, Dataset] = {}
         self._places: dict[bytes, tuple[Hashable, int]] = {}  # by a row's content
         self._cut: set[bytes] = set()
+        self._block: dict[int, tuple[Row, bytes]] = {}  # rows that are about to be kept
 
     def __len__(self) -> int:
         return sum(len(columns["labels"]) for columns in self._splits.values())
@@ -39,6 +40,12 @@ class KeptRows:
     def __contains__(self, content: bytes) -> bool:
         """Whether a row of this content is kept (`content_of`)."""
         return content in self._places
+
+    def contents_of(self, rows: Sequence[Row]) -> list[bytes]:
+        """What decides the tokens of each row, as a hash, which `add` then need not make again."""
+        found = [content_of(row) for row in rows]
+        self._block = {id(row): (row, one) for row, one in zip(rows, found, strict=True)}
+        return found
 
     def begin(self, split: Hashable) -> None:
         """Begin a split of this name, without rows."""
@@ -48,7 +55,8 @@ class KeptRows:
     def add(self, split: Hashable, row: Row, encoded: dict[str, Any], cut: bool) -> None:
         """Keep a row behind the others of its split; `cut`: its prompt lost its middle."""
         columns = self._splits[split]
-        content = content_of(row)
+        known = self._block.get(id(row))
+        content = known[1] if known is not None and known[0] is row else content_of(row)
         self._places.setdefault(content, (split, len(columns["labels"])))
         for name in COLUMNS:  # a list of Python's numbers would take ten times the memory
             columns[name].append(np.array(encoded[name], dtype=np.int32))
@@ -101,7 +109,7 @@ class KeptRows:
 
     def clear(self) -> None:
         """Forget all rows."""
-        for kept in (self._splits, self._sets, self._places, self._cut):
+        for kept in (self._splits, self._sets, self._places, self._cut, self._block):
             kept.clear()
 
 

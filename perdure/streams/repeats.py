@@ -111,16 +111,10 @@ def warn_of_repeats(task: str, splits: Mapping[str, Sequence[Placed]]) -> None:
 
     A prompt is the same as its kind's `question` says; a row, if it is the same in everything.
     """
-    wholes = {split: [whole_row(placed.row) for placed in rows] for split, rows in splits.items()}
     for split, rows in splits.items():
         first: dict[str, Placed] = {}
-        known: set[str] = set()
-        again, equal = [], 0
-        for placed, whole in zip(rows, wholes[split], strict=True):
-            if first.setdefault(placed.question, placed) is not placed:
-                again.append(placed)
-                equal += whole in known
-            known.add(whole)
+        again = [p for p in rows if first.setdefault(p.question, p) is not p]
+        equal = _equal([first[placed.question] for placed in again], again)
         if again:
             logger.warning(
                 "%s: %d of %d %s rows have the prompt of an earlier one (the first: %s, as "
@@ -132,8 +126,10 @@ def warn_of_repeats(task: str, splits: Mapping[str, Sequence[Placed]]) -> None:
         seen = {placed.question: placed.place for placed in reversed(splits[other])}
         both = [n for n, placed in enumerate(splits[one]) if placed.question in seen]
         if both:
-            same = set(wholes[other])
-            whole_rows = sum(wholes[one][n] in same for n in both)
+            asked = {splits[one][n].question for n in both}
+            # Rows that are equal in everything ask the same: no other row need be looked at.
+            same = {whole_row(p.row) for p in splits[other] if p.question in asked}
+            whole_rows = sum(whole_row(splits[one][n].row) in same for n in both)
             at = splits[one][both[0]]
             logger.warning(
                 "%s: %d of %d %s rows have a prompt %s (the first: %s, as %s), %d of them "
@@ -141,3 +137,14 @@ def warn_of_repeats(task: str, splits: Mapping[str, Sequence[Placed]]) -> None:
                 task_named(task), len(both), len(splits[one]), one, which, at.place,
                 seen[at.question], whole_rows, so,
             )  # fmt: skip
+
+
+def _equal(first: Sequence[Placed], again: Sequence[Placed]) -> int:
+    """How many of `again`, each with the prompt of one of `first`, are equal in everything to a row
+    before them."""
+    known, equal = {whole_row(placed.row) for placed in first}, 0
+    for placed in again:
+        whole = whole_row(placed.row)
+        equal += whole in known
+        known.add(whole)
+    return equal
