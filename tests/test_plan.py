@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -169,9 +170,16 @@ def test_where_tasks_are_known_the_snapshot_reads_new_rows_too(
 def test_copies_of_the_weights_are_planned(tiny_model_dir: Path, tmp_path: Path) -> None:
     from tiny_runs import write_recipe
 
+    # Wide enough for copies to count in MiB; a plan with adapters reads no weights.
+    wide = tmp_path / "wide"
+    shutil.copytree(tiny_model_dir, wide)
+    config = json.loads((wide / "config.json").read_text())
+    wider = {"hidden_size": 512, "head_dim": 512 // config["num_attention_heads"]}
+    (wide / "config.json").write_text(json.dumps(config | wider))
+
     def memory(method: Any) -> tuple[list[int], float]:
         path = write_recipe(
-            tmp_path, tiny_model_dir, method=method, model__tuning="lora", model__lora={"r": 256}
+            tmp_path, wide, method=method, model__tuning="lora", model__lora={"r": 64}
         )
         found = planned(path)
         return [task.memory_mb or 0 for task in found.tasks], (found.trainable or 0) * 4 / 2**20

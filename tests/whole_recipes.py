@@ -164,7 +164,7 @@ def _top(decoder: Path) -> Recipe:
                     "probes": []},
         "gauges": {"every": 1, "texts": 2, "rows": 2},
         "stop_when": {"flip_share": 0.9, "kl": 9.0, "action": "stop"},
-        "save": {"tasks": "last", "steps": 1},
+        "save": {"tasks": "last", "steps": 1, "minutes": 5},
     }  # fmt: skip
 
 

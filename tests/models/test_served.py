@@ -118,7 +118,9 @@ def test_copied_out_of_the_run_a_codebook_may_be_edited(folder: Path, tmp_path: 
     (own / "codebook.json").write_text(json.dumps(said))
     router, _ = open_router(own)
     assert router is not None
-    assert router.choose([as_prompt("Translate this.")])[0].adapter is not None
+    # Similar to a group, and to none enough to fit it.
+    found = router.choose([as_prompt("The colour of a river, a planet, a composer, a hat.")])[0]
+    assert (found.fits, found.adapter) == (False, "default")
     assert AdapterPool.load(own).router is not None
 
 
