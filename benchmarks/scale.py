@@ -38,9 +38,14 @@ def main() -> None:
     parts: dict[str, Callable[[Path], None]] = {
         "classes": classes, "reports": reports, "check": check,
     }  # fmt: skip
-    options = argparse.ArgumentParser()
-    options.add_argument("parts", nargs="*", choices=[*parts, []])
-    for name in options.parse_args().parts or parts:
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)}")
+    wanted = options.parse_args().parts or list(parts)
+    if unknown := [name for name in wanted if name not in parts]:
+        options.error(f"no part is called {unknown[0]}; they are: {', '.join(parts)}")
+    for name in wanted:
         with tempfile.TemporaryDirectory() as folder:
             parts[name](Path(folder))
 
