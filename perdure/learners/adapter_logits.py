@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from perdure.errors import TrainingError
 from perdure.learners.class_features import BodyFeatures
 from perdure.learners.training import PhaseTrainer
 from perdure.models.features import TEXT, Features
@@ -75,7 +76,7 @@ class AdapterLogits(BodyFeatures):
         """As of every learner of classes; each head's of its own adapter, where tasks have some."""
         model: Any = self.model
         if not model.adapters:
-            return super()._logits(rows, progress, tasks)
+            return _numbers(super()._logits(rows, progress, tasks))
         found = torch.full((len(rows), len(model.owners)), float("-inf"))
         for task in sorted(model.adapters if tasks is None else tasks):
             known, texts = self._known_of(task), [row["text"] for row in rows]
@@ -84,7 +85,7 @@ class AdapterLogits(BodyFeatures):
                 encoded = [self.encode(row) for row in new.values()]
                 known.update(zip(new, self._under(task, encoded, progress), strict=True))
             found[:, model.columns(task)] = torch.stack([known[text] for text in texts])
-        return found
+        return _numbers(found)
 
     def _known_of(self, task: int) -> Known:
         """What is known under a task's adapter and head as they are; nothing is kept where no
@@ -124,3 +125,18 @@ class AdapterLogits(BodyFeatures):
         model: Any = self.model
         if features is not None or not model.adapters:  # else each is counted by adapter
             super()._asked(texts, features)
+
+
+def _numbers(logits: Tensor) -> Tensor:
+    """Logits as they are. The loss of a step is looked at, and not the weights that its update
+    leaves: of broken ones every class is as good as any other, and each score would be wrong.
+
+    Raises:
+        TrainingError: one of them is no number.
+    """
+    if bool(logits.isnan().any()):
+        raise TrainingError(
+            "scoring: the model gives NaN as logits",
+            "its weights are broken; lower train.learning_rate, or those of head and body",
+        )
+    return logits

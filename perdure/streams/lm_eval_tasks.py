@@ -124,7 +124,30 @@ def _load(tasks: Sequence[str], num_fewshot: int | None) -> dict[str, Any]:
         for task in loaded["tasks"].values():
             _check(name, task)
             _set_examples(task, num_fewshot)
+            if any(map(is_task_file, tasks)):
+                _try_requests(name, task)
     return found
+
+
+def _try_requests(name: str, task: Any) -> None:
+    """Make the requests of all documents, as scoring does: a cell of one's own file may be such
+    that lm-eval cannot, and it would end in the middle of a run."""
+    with quiet(), seeded():
+        try:
+            task.build_all_requests()
+        except Exception as whole:  # of lm-eval, or of the task's own code
+            place, why = "", whole
+            for number, _ in enumerate(task.eval_docs):
+                try:
+                    task.build_all_requests(samples=[number])
+                except Exception as error:
+                    place, why = f"document {number + 1}: ", error
+                    break
+            raise UsageError(
+                f"general.tasks: {name}: {place}lm-eval cannot ask it: "
+                f"{type(why).__name__}: {_line(why)}",
+                "look at this row, and at what the task file says of its columns",
+            ) from why
 
 
 def _demand(task: str) -> None:

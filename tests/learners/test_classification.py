@@ -16,7 +16,7 @@ from tiny_runs import fork_server
 from torch import Tensor
 
 import perdure
-from perdure.errors import PerdureError, RunError
+from perdure.errors import PerdureError, RunError, TrainingError
 from perdure.learners import build, heads_only
 from perdure.learners.classification import ClassificationLearner
 from perdure.learners.listener import Folders
@@ -480,3 +480,16 @@ def test_lora_stands_in_the_body(encoder_dir: Path, tmp_path: Path) -> None:
             score = learner.score(task)
             assert score is not None
             assert score.score == line["score"]
+
+
+def test_a_class_is_not_read_from_broken_weights(encoder_dir: Path, tmp_path: Path) -> None:
+    """The last step's loss was finite and its update was not: no score may come of that."""
+    path = write_class_recipe(
+        tmp_path, encoder_dir, train__learning_rate=1e38, train__epochs=1, train__batch_size=64,
+        train__micro_batch_size=64, model__head={"type": "linear", "learning_rate": 1e38},
+        method="sequential",
+    )  # fmt: skip
+    run = Run.create(tmp_path / "run", perdure.load_recipe(path))
+    with pytest.raises(TrainingError, match="gives NaN as logits"):
+        perdure.learn(run.recipe, run)
+    assert not run.scores()

@@ -850,3 +850,13 @@ def test_the_list_is_told_before_it_is_read(
     with caplog.at_level("WARNING", logger="perdure"):
         lm_eval_tasks._manager.__wrapped__(True)
     assert said == ["reading lm-eval's list of tasks, to look names up: it takes some seconds"]
+
+
+def test_a_row_of_ones_own_that_lm_eval_cannot_ask_is_told_at_load(folder: Path) -> None:
+    rows = [*ROWS[:2], {**ROWS[2], "choices": None}, *ROWS[3:]]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(
+        UsageError, match=r"general\.tasks: quiz: document 3: lm-eval cannot ask it: TypeError: "
+    ) as told:
+        load(folder / "quiz.yaml")
+    assert "row" in str(told.value.remedy)
