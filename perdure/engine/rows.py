@@ -112,14 +112,14 @@ def encode_stream(
                         _refuse_too_long(encoded, context_length)
                     encoder.kept.add(name, row, encoded, was_cut)
                 except DataError as error:
-                    place = place_of(row) or f"{task_named(task.name)}: {split} row {number}"
+                    place = _where(task, split, row, number)
                     source = place.rpartition(":")[0]
                     mistakes.append(DataError(f"{place}: {error.what}", error.remedy, source))
             if no_room and context_length is not None:
                 mistakes.append(_no_room(no_room, task.max_new_tokens, context_length))
             for number, row in enumerate(rows, 1):
                 if held := encoder.special_in(row):
-                    place = place_of(row) or f"{task_named(task.name)}: {split} row {number}"
+                    place = _where(task, split, row, number)
                     special.append((place, *held))
             if cut:
                 logger.warning(
@@ -146,6 +146,11 @@ def encode_stream(
         )  # fmt: skip
     if mistakes:
         raise RecipeError(mistakes)
+
+
+def _where(task: Task, split: str, row: Row, number: int) -> str:
+    """The row's file and line; of a row that came from none, its task, split and number."""
+    return place_of(row) or f"{task_named(task.name)}: {split} row {number}"
 
 
 def _special_labels(stream: TaskStream, encoder: RowEncoder) -> Iterator[tuple[str, str, str, int]]:
