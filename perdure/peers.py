@@ -11,13 +11,12 @@ import os
 import secrets
 import selectors
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from perdure.errors import TrainingError
-from perdure.processes import broadcast, rank
+from perdure.processes import broadcast, rank, say
 
 GRACE = 5.0
 """Seconds in which a process may end by itself, with a message of its own."""
@@ -135,8 +134,7 @@ class _Watch:
         if self.left.wait(GRACE):
             return
         error = TrainingError(f"process {dead} of this run has ended", self.go_on)
-        mine = f"process {rank()}: " if rank() else ""
-        print(f"{mine}error: {error}", file=sys.stderr, flush=True)
+        say(f"error: {error}")
         os._exit(error.exit_code)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -15,6 +16,17 @@ Progress = Callable[[int, int], None]
 def rank() -> int:
     """This process's number among those that torchrun or accelerate started; 0 when alone."""
     return int(os.environ.get("RANK", "0"))
+
+
+def say(text: str) -> None:
+    """Print to stderr, a process other than the first one with its number.
+
+    With its line's end in one call: processes share a terminal, and what two say at once would
+    stand within each other's lines.
+    """
+    mine = f"process {rank()}: " if rank() else ""
+    sys.stderr.write(f"{mine}{text}\n")
+    sys.stderr.flush()
 
 
 def broadcast(value: str) -> str:

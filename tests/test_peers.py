@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from tiny_runs import finish, start_call
 
 from perdure import peers
+from perdure.processes import say
 
 pytestmark = pytest.mark.process
 
@@ -72,3 +75,27 @@ def test_a_process_alone_watches_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     before = threading.active_count()
     with peers.watched(""):
         assert threading.active_count() == before
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("unbuffered", [False, True])
+def test_what_a_process_says_is_written_in_one_call(
+    unbuffered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what two processes say at once stands within each other's lines."""
+    calls: list[bytes] = []
+
+    class Terminal(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: object) -> int:
+            calls.append(bytes(data))  # type: ignore[call-overload]
+            return len(calls[-1])
+
+    terminal = io.BufferedWriter(Terminal())
+    stderr = io.TextIOWrapper(terminal, line_buffering=True, write_through=unbuffered)
+    monkeypatch.setattr(sys, "stderr", stderr)
+    monkeypatch.setenv("RANK", "2")
+    say("error: no\n  go on with: x")
+    assert calls == [b"process 2: error: no\n  go on with: x\n"]

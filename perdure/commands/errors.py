@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import NoReturn, ParamSpec, TypeVar
 from perdure.consent import FLAG, ConsentError, by_argument
 from perdure.errors import PerdureError, RunError, UsageError
 from perdure.failures import explained
+from perdure.processes import rank, say
 from perdure.stopping import Stopped
 
 P = ParamSpec("P")
@@ -54,9 +54,6 @@ _SHARED = (UsageError, RunError)
 def _fail(text: str, code: int, every: bool = False) -> NoReturn:
     import typer
 
-    rank = os.environ.get("RANK", "0")
-    if rank == "0":
-        print(text, file=sys.stderr)
-    elif every:
-        print(f"process {rank}: {text}", file=sys.stderr)
+    if every or rank() == 0:
+        say(text)
     raise typer.Exit(code)
