@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from perdure.errors import DataError, PerdureError, RecipeError, task_named
@@ -85,67 +86,88 @@ def encode_stream(
     """
     mistakes: list[PerdureError] = []
     special: list[tuple[str, str, bool]] = []
-    done = 0
+    done = itertools.count(1)
+
+    def one_more() -> None:
+        if (number := next(done)) % TOGETHER == 0 and progress is not None:
+            progress(number)
+
     for task in stream:
         mistakes += encoder.mistakes(task)
         for split in SPLITS:
-            rows, cut, name = getattr(task, split), 0, (task.name, split)
-            # By reinforcement a prompt is trained on with what the model writes.
-            own = task.learn == "rl" and split == "train"
-            encoder.kept.begin(name)
-            no_room: list[tuple[int, str, str]] = []  # prompt's tokens, place and file
-            for number, (row, found) in enumerate(_encoded(rows, encoder, not own), 1):
-                done += 1
-                if progress is not None and done % TOGETHER == 0:
-                    progress(done)
-                try:
-                    if isinstance(found, DataError):
-                        raise found
-                    encoded, was_cut = found
-                    cut += was_cut
-                    if own and context_length is not None:
-                        prompt = len(encoded["input_ids"]) - labels_of(encoded)
-                        if prompt + task.max_new_tokens > context_length:
-                            place = place_of(row) or f"{task_named(task.name)}: row {number}"
-                            no_room.append((prompt, place, place.rpartition(":")[0]))
-                    elif context_length is not None:
-                        _refuse_too_long(encoded, context_length)
-                    encoder.kept.add(name, row, encoded, was_cut)
-                except DataError as error:
-                    place = _where(task, split, row, number)
-                    source = place.rpartition(":")[0]
-                    mistakes.append(DataError(f"{place}: {error.what}", error.remedy, source))
-            if no_room and context_length is not None:
-                mistakes.append(_no_room(no_room, task.max_new_tokens, context_length))
-            for number, row in enumerate(rows, 1):
+            mistakes += _keep(task, split, encoder, context_length, one_more)
+            for number, row in enumerate(getattr(task, split), 1):
                 if held := encoder.special_in(row):
-                    place = _where(task, split, row, number)
-                    special.append((place, *held))
-            if cut:
-                logger.warning(
-                    "%s: %d of %d %s rows have %s",
-                    task_named(task.name),
-                    cut,
-                    len(rows),
-                    split,
-                    encoder.cut_told,
-                )
-    if special:
-        (place, token, _), answers = special[0], sum(in_answer for *_, in_answer in special)
+                    special.append((_where(task, split, row, number), *held))
+    _tell_special(special, _special_labels(stream, encoder))
+    if mistakes:
+        raise RecipeError(mistakes)
+
+
+def _keep(
+    task: Task,
+    split: str,
+    encoder: RowEncoder,
+    context_length: int | None,
+    one_more: Callable[[], None],
+) -> list[PerdureError]:
+    """Tokenize and keep the rows of one split; return what is wrong with them."""
+    rows, cut, name = getattr(task, split), 0, (task.name, split)
+    # By reinforcement a prompt is trained on with what the model writes.
+    own = task.learn == "rl" and split == "train"
+    mistakes: list[PerdureError] = []
+    no_room: list[tuple[int, str, str]] = []  # prompt's tokens, place and file
+    encoder.kept.begin(name)
+    for number, (row, found) in enumerate(_encoded(rows, encoder, not own), 1):
+        one_more()
+        try:
+            if isinstance(found, DataError):
+                raise found
+            encoded, was_cut = found
+            cut += was_cut
+            if own and context_length is not None:
+                prompt = len(encoded["input_ids"]) - labels_of(encoded)
+                if prompt + task.max_new_tokens > context_length:
+                    place = place_of(row) or f"{task_named(task.name)}: row {number}"
+                    no_room.append((prompt, place, place.rpartition(":")[0]))
+            elif context_length is not None:
+                _refuse_too_long(encoded, context_length)
+            encoder.kept.add(name, row, encoded, was_cut)
+        except DataError as error:
+            place = _where(task, split, row, number)
+            source = place.rpartition(":")[0]
+            mistakes.append(DataError(f"{place}: {error.what}", error.remedy, source))
+    if no_room and context_length is not None:
+        mistakes.append(_no_room(no_room, task.max_new_tokens, context_length))
+    if cut:
+        logger.warning(
+            "%s: %d of %d %s rows have %s",
+            task_named(task.name), cut, len(rows), split, encoder.cut_told,
+        )  # fmt: skip
+    return mistakes
+
+
+def _tell_special(
+    rows: Sequence[tuple[str, str, bool]], labels: Iterable[tuple[str, str, str, int]]
+) -> None:
+    """Warn of the first row that holds a special token and count the others; labels apart.
+
+    Args: rows: for each its place, the token and whether the answer holds it.
+    """
+    if rows:
+        (place, token, _), answers = rows[0], sum(in_answer for *_, in_answer in rows)
         logger.warning(
             "%s: its own text holds the special token %r, which the model reads as such: a turn "
             "may end or begin there; so do %d rows in all, %d of them in the prompt and %d in the "
             "answer",
-            place, token, len(special), len(special) - answers, answers,
+            place, token, len(rows), len(rows) - answers, answers,
         )  # fmt: skip
-    for place, label, token, count in _special_labels(stream, encoder):
+    for place, label, token, count in labels:
         logger.warning(
             "%s: the label %r holds the special token %r, which the model reads as such; so do "
             "%d labels in all",
             place, label, token, count,
         )  # fmt: skip
-    if mistakes:
-        raise RecipeError(mistakes)
 
 
 def _where(task: Task, split: str, row: Row, number: int) -> str:
