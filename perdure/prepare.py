@@ -338,8 +338,7 @@ def _refuse_by_kind(chosen: Sequence[Method], recipe: Recipe, stream: TaskStream
         method.check(tuple(stream.classes) if kind.classes else ())
         if method.adapters or type(method).router is not Method.router:
             refuse_without_adapters(spec.name, recipe, kind.name, method.rank_parts)
-        asked = method.requires.texts
-        if not asked:
+        if not (asked := method.requires.texts):
             continue
         who = f"method: {spec.name}"
         if kind.classes and asked == "labels":
@@ -361,7 +360,6 @@ def _refuse_by_kind(chosen: Sequence[Method], recipe: Recipe, stream: TaskStream
 
 def _refuse_by_reinforcement(chosen: Sequence[Method], recipe: Recipe, stream: TaskStream) -> None:
     """Raise `UsageError` where a method cannot work on completions, and a task is learned so."""
-    from perdure.engine.completions import refusals
     from perdure.protocol.method import Method, name_of
 
     by_rl = next((task.name for task in stream if task.learn == "rl"), None)
@@ -375,6 +373,8 @@ def _refuse_by_reinforcement(chosen: Sequence[Method], recipe: Recipe, stream: T
         )
     if by_rl is None:
         return
+    from perdure.engine.completions import refusals  # seconds of import, wanted here alone
+
     where = f"{task_named(by_rl)} is learned by reinforcement"
     for name, what in (("FSDP", "FSDP2"), ("DEEPSPEED", "DeepSpeed")):
         if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":
