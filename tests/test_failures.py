@@ -11,10 +11,15 @@ from __future__ import annotations
 import builtins
 import errno
 import io
+import json
 import os
+import pickle
 import random
 import re
 import shutil
+import socket
+import ssl
+import urllib.error
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,6 +94,58 @@ def test_libraries_quote_the_system_in_their_own_ways(tmp_path: Path) -> None:
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize(
+    "error",
+    [
+        ssl.SSLError(1, "[SSL: CERTIFICATE_VERIFY_FAILED]"),  # 1 is no EPERM here
+        socket.gaierror(-2, "Name or service not known"),
+        urllib.error.URLError("no host given"),
+        ConnectionError("Couldn't reach the Hub"),
+        TimeoutError("timed out"),
+    ],
+)
+def test_the_network_is_no_disk(error: OSError, tmp_path: Path) -> None:
+    told = explained(error, tmp_path)
+    assert isinstance(told, TrainingError)
+    assert told.what.startswith(f"{tmp_path}: the network failed: ")
+    assert told.remedy == (f"look at the network, then go on with: perdure resume {tmp_path}",)
+    alone = explained(error)
+    assert alone is not None
+    assert alone.what.startswith("the network failed: ")
+    assert explained(BrokenPipeError()) is None
+
+
+@pytest.mark.unit
+def test_what_is_damaged_and_was_not_looked_for_is_no_traceback(tmp_path: Path) -> None:
+    def work(read: Any) -> None:
+        with at(tmp_path / "a.json"):
+            read()
+
+    for read in (lambda: json.loads("{"), lambda: b"\xff".decode(), lambda: pickle.loads(b"\xff")):
+        with pytest.raises(Exception, match=r".") as caught:
+            work(read)
+        told = explained(caught.value, tmp_path)
+        assert isinstance(told, RunError)
+        assert told.what.startswith(f"{tmp_path}/a.json: damaged: it ")
+        assert f"put it back from a copy, then go on with: perdure resume {tmp_path}" in str(told)
+    short = SafetensorError("Error while deserializing header: header too small")
+    told = explained(short)
+    assert isinstance(told, UsageError)
+    assert "damaged: it is no whole safetensors file" in told.what
+    # A defect of ours that has nothing to do with a file stays one.
+    assert explained(json.JSONDecodeError("x", "y", 0), tmp_path) is None
+
+
+@pytest.mark.unit
+def test_what_cannot_be_read_is_not_to_be_written_elsewhere_alone(tmp_path: Path) -> None:
+    """Whether a command read or wrote is not known here, so both ways on are told."""
+    told = explained(PermissionError(errno.EACCES, "", str(tmp_path / "log.jsonl")))
+    assert isinstance(told, UsageError)
+    assert told.remedy[0] == "give yourself the right to it, then run the command again"
+    assert told.remedy[1].startswith("or, where it was to be written, choose another place")
+
+
+@pytest.mark.unit
 def test_a_path_that_none_can_be(tmp_path: Path) -> None:
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
@@ -150,8 +207,6 @@ def test_what_names_no_file_is_told_of_the_innermost_that_was_at_work(tmp_path: 
 
 @pytest.mark.unit
 def test_what_cannot_be_read_is_damage(tmp_path: Path) -> None:
-    import json
-    import pickle
     import zipfile
 
     (tmp_path / "x").write_bytes(b"\xff\xfe no file of any kind")

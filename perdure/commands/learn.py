@@ -38,6 +38,7 @@ def run(
 def _run(
     path: Path, overrides: Sequence[str], out: Path | None, check: bool, as_json: bool
 ) -> None:
+    from perdure.learners.room import doubt
     from perdure.plan import plan
     from perdure.prepare import prepare
     from perdure.reports import make_display
@@ -65,6 +66,8 @@ def _run(
         emit(planned.to_dict()) if as_json else show(planned)
         for why in _refused(recipe, ready, target if refused else None):  # all else is right
             print(f"but the run would be refused: {why}", file=sys.stderr)
+        if first_process() and (told := doubt(recipe, ready.stream, ready.encoder, ready.model)):
+            print(f"but it may be too large: {told}", file=sys.stderr)
         return
     for lack in _refused(recipe, ready, None):
         raise lack
