@@ -176,14 +176,15 @@ def explained(error: BaseException, run: Path | None = None) -> PerdureError | N
         return error
     text = str(error)
     then = "run the command again" if run is None else f"go on with: {resume_command(run)}"
-    where = file_of(error) or (str(run) if run is not None else os.getcwd())
+    where = file_of(error) or ("" if run is None else str(run))
+    before = f"{where}: " if where else ""
     if _is(error, "MemoryError", "OutOfMemoryError") or any(word in text for word in _NO_MEMORY):
         told = f": {brief(text)}" if text else ""
         remedy = (f"stop other programs, then {then}", f"or begin anew with a smaller {SMALLER}")
-        return TrainingError(f"{where}: there is not enough memory{told}", remedy)
+        return TrainingError(f"{before}there is not enough memory{told}", remedy)
     if isinstance(error, RuntimeError) and any(word in text for word in _PEERS):
         what = "another process of this run has ended, or cannot be reached"
-        return TrainingError(f"{where}: {what}", f"look at what it said, then {then}")
+        return TrainingError(f"{before}{what}", f"look at what it said, then {then}")
     if _is(error, "TemplateError"):
         row = f"{file_of(error)}: " if file_of(error) else ""
         what = f"{row}the model's chat template refuses this: {brief(text)}"
@@ -204,14 +205,14 @@ def explained(error: BaseException, run: Path | None = None) -> PerdureError | N
     elif isinstance(error, OSError) and text:  # of numpy, for example, which counts bytes
         cause = Cause(brief(text, 300), "look whether the disk is well")
     elif _is(error, *_DAMAGED) and (file_of(error) or _is(error, "SafetensorError")):
-        what = f"{where}: damaged: {_unreadable(error)[0]}"
+        what = f"{where or 'a file'}: damaged: {_unreadable(error)[0]}"
         return (UsageError if run is None else RunError)(
             what, f"put it back from a copy, then {then}"
         )
     else:
         return None
-    free = f" ({_free(where)} MB free)" if cause in (CAUSES["ENOSPC"], CUT_OFF) else ""
-    what = f"{where}: {cause.what}{free}"
+    free = f" ({_free(where or '.')} MB free)" if cause in (CAUSES["ENOSPC"], CUT_OFF) else ""
+    what = f"{where or 'a file'}: {cause.what}{free}"
     if run is None and cause.kind != "passing":
         write = "or, where it was to be written, choose another place, for example by --out"
         return UsageError(what, (f"{cause.remedy}, then {then}", write))

@@ -29,11 +29,13 @@ import pytest
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from synthetic_runs import make_run
 from tiny_runs import write_recipe
 from typer.testing import CliRunner
 
 import perdure
 from perdure.cli import app
+from perdure.drafts import drafted
 from perdure.errors import PerdureError, RunError, TrainingError, UsageError
 from perdure.failures import CAUSES, at, explained, reading
 from perdure.reports import NullDisplay
@@ -481,6 +483,61 @@ def complaint(told: Any, run: Path) -> str:
     if run.exists():
         return "" if f"perdure resume {run}" in error else "no way on"
     return "" if not list(run.parent.iterdir()) else "something was left"
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("fails", ["picture", "page"])
+def test_a_comparison_that_failed_can_be_made_by_the_same_command(
+    fails: str, tmp_path: Path
+) -> None:
+    """Nothing half of it is left, which the next try would not overwrite; and the file is named."""
+    run = make_run(tmp_path / "run", rows=4)
+    out = tmp_path / "out"
+    page, picture = out / "c.html", out / "c.svg"
+    words = ["compare", str(run.path), "--out", str(page), "--figure", str(picture)]
+    fault = Fault(out)
+    fault.at = ("write", "c.svg" if fails == "picture" else "c.html")
+    fault.number = errno.EDQUOT
+    with watched(fault):
+        told = CliRunner().invoke(app, words)
+    assert fault.at is None
+    assert told.exit_code == 5, told.output
+    failed = picture if fails == "picture" else page
+    assert told.stderr == (
+        f"error: {failed}: your disk quota is used up\n"
+        "  free some of it, then run the command again\n"
+    )
+    assert not list(out.iterdir())
+    assert CliRunner().invoke(app, words).exit_code == 0
+
+
+@pytest.mark.unit
+def test_a_recipe_that_was_half_copied_can_be_copied_again(tmp_path: Path) -> None:
+    words = ["recipes", "copy", "two-csv-files", str(tmp_path / "shop")]
+    fault = Fault(tmp_path / "shop")
+    fault.at, fault.number = ("write", "products.csv"), errno.EIO
+    with watched(fault):
+        told = CliRunner().invoke(app, words)
+    assert told.exit_code == 5, told.output
+    assert f"error: {tmp_path}/shop/products.csv: the disk or the network file" in told.stderr
+    assert not list((tmp_path / "shop").iterdir())
+    assert CliRunner().invoke(app, words).exit_code == 0
+
+
+@pytest.mark.unit
+def test_what_is_made_in_a_draft_is_named_where_a_write_names_nothing(tmp_path: Path) -> None:
+    for error in (OSError(errno.EDQUOT, ""), SafetensorError("I/O error (os error 122)")):
+
+        def work(error: Exception = error) -> None:
+            with drafted(tmp_path / "model"):
+                raise error
+
+        with pytest.raises(type(error)) as caught:
+            work()
+        assert str(explained(caught.value)).startswith(f"{tmp_path}/model: your disk quota")
+    # Where nothing is known, the folder that we are in is not blamed.
+    assert str(explained(OSError(errno.EDQUOT, ""))).startswith("a file: your disk quota is")
+    assert str(explained(MemoryError())).startswith("there is not enough memory")
 
 
 @pytest.mark.unit

@@ -37,7 +37,12 @@ def compare(
     single = views(runs)  # read once for all that is written and shown
     shown = grouped(single)
     picture = None if figure is None else write_picture(shown, _new(figure))
-    page = write_page(shown, name)
+    try:
+        page = write_page(shown, name)
+    except OSError:
+        if picture is not None:  # the same command, run again, makes both
+            picture.unlink(missing_ok=True)
+        raise
     if as_json:
         pages = {"report": str(page), "figure": None if picture is None else str(picture)}
         emit({"runs": list(map(of_run, single)), **of_groups(shown), **pages})
