@@ -178,7 +178,9 @@ def explained(error: BaseException, run: Path | None = None) -> PerdureError | N
     then = "run the command again" if run is None else f"go on with: {resume_command(run)}"
     where = file_of(error) or ("" if run is None else str(run))
     before = f"{where}: " if where else ""
-    if _is(error, "MemoryError", "OutOfMemoryError") or any(word in text for word in _NO_MEMORY):
+    if _is(error, "MemoryError", "OutOfMemoryError") or (
+        not isinstance(error, OSError) and any(word in text for word in _NO_MEMORY)
+    ):
         told = f": {brief(text)}" if text else ""
         remedy = (f"stop other programs, then {then}", f"or begin anew with a smaller {SMALLER}")
         return TrainingError(f"{before}there is not enough memory{told}", remedy)

@@ -512,6 +512,29 @@ def test_a_comparison_that_failed_can_be_made_by_the_same_command(
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize("command", ["compare", "report"])
+def test_numbers_beside_a_long_page_replace_no_file_of_yours(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perdure.reports.full.needed", lambda runs: True)
+    run = make_run(tmp_path / "run", rows=4)
+    yours = tmp_path / "c-scores.csv"
+    yours.write_text("yours")
+    words = [command, str(run.path), "--out", str(tmp_path / "c.html")]
+    told = CliRunner().invoke(app, words)
+    assert told.exit_code == 4, told.output
+    assert f"error: {yours}: exists already" in told.stderr
+    assert not (tmp_path / "c.html").exists()
+    assert yours.read_text() == "yours"
+    yours.unlink()
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert yours.exists()
+    # The page in the run is renewed, and what lies beside it too.
+    for _ in range(2 if command == "report" else 0):
+        assert CliRunner().invoke(app, words[:2]).exit_code == 0
+
+
+@pytest.mark.unit
 def test_a_recipe_that_was_half_copied_can_be_copied_again(tmp_path: Path) -> None:
     words = ["recipes", "copy", "two-csv-files", str(tmp_path / "shop")]
     fault = Fault(tmp_path / "shop")
