@@ -156,7 +156,8 @@ def reading(folder: Path, remedy: str) -> Iterator[None]:
         raise
     except Exception as error:
         number, text = errno_of(error), str(error)
-        passing = number is not None and cause_of(number).kind == "passing"
+        # A right that is missing, as a disk that is full, says nothing of what lies there.
+        passing = number is not None and cause_of(number).kind != "damage"
         named = _unreadable(error)
         if number is not None:
             named = [cause_of(number).what]

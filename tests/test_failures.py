@@ -40,6 +40,7 @@ from perdure.errors import PerdureError, RunError, TrainingError, UsageError
 from perdure.failures import CAUSES, at, explained, reading
 from perdure.reports import NullDisplay
 from perdure.run import Run
+from perdure.seals import is_whole, write_sealed
 
 ERRNOS = (
     "EDQUOT", "ENOSPC", "ESTALE", "EIO", "EBUSY", "EXDEV", "EMFILE", "ENAMETOOLONG", "ELOOP",
@@ -532,6 +533,59 @@ def test_numbers_beside_a_long_page_replace_no_file_of_yours(
     # The page in the run is renewed, and what lies beside it too.
     for _ in range(2 if command == "report" else 0):
         assert CliRunner().invoke(app, words[:2]).exit_code == 0
+
+
+class Refusing:
+    """A file that was opened, and cannot be read, which does not say of which file it was."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def read(self, *_: Any) -> Any:
+        raise OSError(self.number, os.strerror(self.number))
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+    def __enter__(self) -> Refusing:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("file", ["environment.json", "scores.jsonl", "log.jsonl"])
+@pytest.mark.parametrize(("name", "code"), [("EACCES", 2), ("EMFILE", 5), ("ESTALE", 5)])
+@pytest.mark.parametrize("opens", [True, False])
+def test_what_the_system_refuses_to_read_now_is_not_called_damaged(
+    file: str, name: str, code: int, opens: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is told so puts an old copy in its place."""
+    run = make_run(tmp_path / "run", rows=4)
+    number, real = getattr(errno, name), open
+
+    def refuses(path: Any, *args: Any, **options: Any) -> Any:
+        if not str(path).endswith(file):
+            return real(path, *args, **options)
+        if opens:
+            return Refusing(number)
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(builtins, "open", refuses)
+    monkeypatch.setattr(io, "open", refuses)
+    told = CliRunner().invoke(app, ["report", str(run.path)])
+    assert told.exit_code == code, told.output
+    assert f"error: {run.path / file}: {CAUSES[name].what}\n" in told.stderr
+    assert "damaged" not in told.stderr
+    assert "Errno" not in told.stderr
+
+
+@pytest.mark.unit
+def test_a_sum_that_is_no_text_is_of_no_whole_file(tmp_path: Path) -> None:
+    write_sealed(tmp_path / "a", "x")
+    (tmp_path / "a.sha256").write_bytes(b"\xff")
+    assert not is_whole(tmp_path / "a")
 
 
 @pytest.mark.unit
