@@ -2,7 +2,9 @@
 
 `.NAME.PID-WHERE-RANDOM.draft` lies beside NAME until it is whole. PID is the process that makes it
 and WHERE stands for its machine since it was started, and for its container: process numbers repeat
-in each of them. What a dead process left is removed by the next one that makes something there.
+in each of them. RANDOM begins alike in all names of one process: a container that is started again
+is the same one with the same numbers. What a dead process left is removed by the next one that
+makes something there.
 """
 
 from __future__ import annotations
@@ -23,16 +25,17 @@ from pathlib import Path
 IDLE = 3600.0
 """Seconds without a change, after which a draft from another machine or container is left over."""
 _LONGEST = 150
-"""Characters of a name that its draft bears: file systems take 255 in all."""
-_DRAFT = re.compile(r"^\.(.+)\.(\d+)-([0-9a-f]{8})-[0-9a-f]{8}\.draft$")
+"""Bytes of a name that its draft bears: file systems take 255 in all."""
+_DRAFT = re.compile(r"^\.(.+)\.(\d+)-([0-9a-f]{8})-([0-9a-f]{8,16})\.draft$")
 _OLDER = re.compile(r"\.(?:new-\w+|.+\.\d+(?:\.part)?)|.+\.\d+\.part\.npy")
 """As older versions of Perdure called theirs."""
 
 
 def draft_of(path: Path) -> Path:
     """A name beside `path` to make it under; nothing has it, and no other call gives it."""
-    name = f".{path.name[:_LONGEST]}.{os.getpid()}-{_here()}-{secrets.token_hex(4)}.draft"
-    return path.with_name(name)
+    pid, name = os.getpid(), os.fsencode(path.name)[:_LONGEST].decode(errors="ignore")
+    random = f"{_own(pid)}{secrets.token_hex(4)}"
+    return path.with_name(f".{name}.{pid}-{_here()}-{random}.draft")
 
 
 @contextmanager
@@ -50,6 +53,12 @@ def drafted(path: Path) -> Iterator[Path]:
     draft.mkdir()
     try:
         yield draft
+    except Exception as error:
+        # A write that fails says of no file that it was its.
+        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+            with suppress(AttributeError):
+                error.filename = getattr(error, "filename", None) or str(path)  # type: ignore[attr-defined]
+        raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -76,6 +85,8 @@ def sweep(folder: Path, *, below: bool = False, ours: bool = False) -> None:
 
 def _left_over(path: Path, name: re.Match[str] | None) -> bool:
     if name is not None and name[3] == _here():
+        if int(name[2]) == os.getpid():  # of an earlier process of our number, unless it is ours
+            return not name[4].startswith(_own(os.getpid()))
         import psutil
 
         return not psutil.pid_exists(int(name[2]))
@@ -84,6 +95,12 @@ def _left_over(path: Path, name: re.Match[str] | None) -> bool:
     except OSError:  # it is being made, or removed
         return False
     return time.time() - newest > IDLE
+
+
+@functools.cache
+def _own(pid: int) -> str:
+    """How what this process names begins; one that was forked from it has another number."""
+    return secrets.token_hex(4)
 
 
 @functools.cache

@@ -15,14 +15,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.consent import trusting
 from perdure.errors import RecipeError, RunError, UsageError
 from perdure.files import write_atomic
-from perdure.prepare import prepare, recipe_judge, run_stream, stream_of
+from perdure.prepare import Prepared, prepare, recipe_judge, run_stream, stream_of
 from perdure.recipe import load
 from perdure.recipe.data import FILE_TYPES, DataConfig, TaskConfig
 from perdure.recipe.load import recipe_data
@@ -206,10 +206,17 @@ def extend(run: Run, recipe: Recipe, out: str | Path, *, accept_changes: bool = 
 
 
 def plan_extension(
-    run: Run, recipe: Recipe, *, accept_changes: bool = False, display: Any = None
+    run: Run,
+    recipe: Recipe,
+    *,
+    accept_changes: bool = False,
+    display: Any = None,
+    see: Callable[[Prepared], None] = lambda ready: None,
 ) -> Plan:
     """What an extension would take, and what its methods would do with the new tasks by what they
     remember of the old ones; no weight of the model is loaded and nothing is written.
+
+    Args: see: is given what was prepared.
 
     Raises: as `extend`, but for `out`; and as `perdure.prepare.prepare`.
     """
@@ -220,6 +227,7 @@ def plan_extension(
 
     old, _ = _may_extend(run, recipe, accept_changes)
     ready = prepare(recipe, stream=run_stream(run, recipe), display=display, today=run.today)
+    see(ready)
     _, folder = run.last_checkpoint()
     with trusting(recipe.trust_remote_code):
         if folder is not None:

@@ -55,6 +55,10 @@ CAUSES: dict[str, Cause] = {
     "EREMOTEIO": Cause("the file server failed", "have it looked at"),
     "EBUSY": Cause("another program uses it", "stop that program"),
     "ETXTBSY": Cause("another program runs it", "stop that program"),
+    "ECONNREFUSED": Cause("the other side takes no connection", "look whether it runs"),
+    "ECONNRESET": Cause("the other side has closed the connection", "look whether it runs"),
+    "ENETUNREACH": Cause("the network is not reachable", "look at the network"),
+    "EHOSTUNREACH": Cause("the other machine is not reachable", "look at the network"),
     "EAGAIN": Cause("the system is short of resources", "wait a little"),
     "EINTR": Cause("the system broke this off", "look whether the disk is well"),
     "EDEADLK": Cause("it cannot be locked", "stop what else uses it"),
@@ -94,7 +98,7 @@ _OF_TORCH = (
     "Invalid magic number",
 )
 """What torch says of its own files, in writing or in reading them."""
-_NO_MEMORY = ("can't allocate memory", "out of memory")
+_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "out of memory", "_ALLOC_FAILED")
 _PEERS = (
     "gloo/transport",
     "Connection closed by peer",
@@ -118,6 +122,12 @@ _UNREADABLE = {
     "KeyError": "something is missing in it",
 }
 """Errors that a damaged file gives, by the class's name, so that no library is imported for it."""
+_DAMAGED = frozenset(_UNREADABLE) - {"KeyError", "EOFError"}
+"""Those that no defect of ours gives while a file is at work."""
+_NETWORK = ("gaierror", "herror", "SSLError")
+"""Errors of the system whose numbers are no errnos."""
+_NETWORK_TOO = ("URLError", "RequestException", "ConnectionError", "TimeoutError")
+"""Those that may come without one."""
 _PLACE = "perdure_place"
 
 
@@ -146,8 +156,9 @@ def reading(folder: Path, remedy: str) -> Iterator[None]:
         raise
     except Exception as error:
         number, text = errno_of(error), str(error)
-        passing = number is not None and cause_of(number).kind == "passing"
-        named = [_UNREADABLE[c.__name__] for c in type(error).__mro__ if c.__name__ in _UNREADABLE]
+        # A right that is missing, as a disk that is full, says nothing of what lies there.
+        passing = number is not None and cause_of(number).kind != "damage"
+        named = _unreadable(error)
         if number is not None:
             named = [cause_of(number).what]
         elif isinstance(error, RuntimeError) and any(word in text for word in _OF_TORCH):
@@ -166,14 +177,17 @@ def explained(error: BaseException, run: Path | None = None) -> PerdureError | N
         return error
     text = str(error)
     then = "run the command again" if run is None else f"go on with: {resume_command(run)}"
-    where = file_of(error) or (str(run) if run is not None else os.getcwd())
-    if _is(error, "MemoryError", "OutOfMemoryError") or any(word in text for word in _NO_MEMORY):
+    where = file_of(error) or ("" if run is None else str(run))
+    before = f"{where}: " if where else ""
+    if _is(error, "MemoryError", "OutOfMemoryError") or (
+        not isinstance(error, OSError) and any(word in text for word in _NO_MEMORY)
+    ):
         told = f": {brief(text)}" if text else ""
         remedy = (f"stop other programs, then {then}", f"or begin anew with a smaller {SMALLER}")
-        return TrainingError(f"{where}: there is not enough memory{told}", remedy)
+        return TrainingError(f"{before}there is not enough memory{told}", remedy)
     if isinstance(error, RuntimeError) and any(word in text for word in _PEERS):
         what = "another process of this run has ended, or cannot be reached"
-        return TrainingError(f"{where}: {what}", f"look at what it said, then {then}")
+        return TrainingError(f"{before}{what}", f"look at what it said, then {then}")
     if _is(error, "TemplateError"):
         row = f"{file_of(error)}: " if file_of(error) else ""
         what = f"{row}the model's chat template refuses this: {brief(text)}"
@@ -182,6 +196,9 @@ def explained(error: BaseException, run: Path | None = None) -> PerdureError | N
         return UsageError(
             f"{text.partition(' from ')[2] or 'a path'}: {found}", "write another path"
         )
+    if _of_the_network(error):
+        what = f"{'' if run is None else f'{run}: '}the network failed: {brief(text, 300)}"
+        return TrainingError(what, f"look at the network, then {then}")
     if isinstance(error, RuntimeError) and any(word in text for word in _OF_TORCH):
         cause = CUT_OFF
     elif (number := errno_of(error)) == errno.EPIPE:  # whoever read what we print has gone
@@ -190,12 +207,18 @@ def explained(error: BaseException, run: Path | None = None) -> PerdureError | N
         cause = cause_of(number)
     elif isinstance(error, OSError) and text:  # of numpy, for example, which counts bytes
         cause = Cause(brief(text, 300), "look whether the disk is well")
+    elif _is(error, *_DAMAGED) and (file_of(error) or _is(error, "SafetensorError")):
+        what = f"{where or 'a file'}: damaged: {_unreadable(error)[0]}"
+        return (UsageError if run is None else RunError)(
+            what, f"put it back from a copy, then {then}"
+        )
     else:
         return None
-    free = f" ({_free(where)} MB free)" if cause in (CAUSES["ENOSPC"], CUT_OFF) else ""
-    what = f"{where}: {cause.what}{free}"
+    free = f" ({_free(where or '.')} MB free)" if cause in (CAUSES["ENOSPC"], CUT_OFF) else ""
+    what = f"{where or 'a file'}: {cause.what}{free}"
     if run is None and cause.kind != "passing":
-        return UsageError(what, "choose another place, for example by --out")
+        write = "or, where it was to be written, choose another place, for example by --out"
+        return UsageError(what, (f"{cause.remedy}, then {then}", write))
     lines = [f"{cause.remedy}, then {then}"]
     if free and run is not None:
         lines.append("or keep fewer checkpoints: save.tasks: last")
@@ -223,6 +246,15 @@ def file_of(error: BaseException) -> str:
     named = [getattr(error, name, None) for name in ("filename2", "filename", _PLACE)]
     found = next((os.fsdecode(n) for n in named if isinstance(n, str | bytes) and n), "")
     return final_name(found)
+
+
+def _unreadable(error: BaseException) -> list[str]:
+    return [_UNREADABLE[c.__name__] for c in type(error).__mro__ if c.__name__ in _UNREADABLE]
+
+
+def _of_the_network(error: BaseException) -> bool:
+    bare = getattr(error, "errno", None) is None and not isinstance(error, BrokenPipeError)
+    return _is(error, *_NETWORK, *(_NETWORK_TOO if bare else ()))
 
 
 def _is(error: BaseException, *names: str) -> bool:

@@ -50,6 +50,15 @@ def write_atomic(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
+def try_place(path: Path) -> None:
+    """Have what the system refuses told before the work whose result goes to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = draft_of(path)
+    with _naming(path):
+        draft.touch()
+        draft.unlink()
+
+
 def append_line(path: Path, line: Mapping[str, Any], sync: bool = True) -> None:
     """Append one JSON line; a torn line left by a crash is cut off first.
 

@@ -84,7 +84,7 @@ def _learn(
 ) -> None:
     from perdure import learners
     from perdure.learners.listener import Folders
-    from perdure.learners.room import lacks
+    from perdure.learners.room import doubt, lacks
 
     record = Recorder(run, display)
     with (
@@ -100,6 +100,8 @@ def _learn(
         verify(run, weights=False)  # all of the newest was read by now
         for lack in lacks(recipe, ready.stream, ready.encoder, ready.model):
             raise lack
+        if told := doubt(recipe, ready.stream, ready.encoder, ready.model):
+            record.warn(told)
         pin(run, recipe, ready.stream, accept_changes)
         for told in doubts(run):
             record.warn(told)

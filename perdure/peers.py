@@ -22,6 +22,8 @@ GRACE = 5.0
 """Seconds in which a process may end by itself, with a message of its own."""
 _MEET = 60.0
 """Seconds to wait for a connection; without one nothing is watched."""
+_HELLO = 5.0
+"""Seconds to wait for the first words of whoever has connected."""
 _GOODBYE = b"\xff\xff\xff\xff"
 _FIRST = 4
 
@@ -87,8 +89,8 @@ class _Watch:
             server.settimeout(_MEET)
             while len(peers) < self.world - 1 and not self.left.is_set():
                 peer, _ = server.accept()
-                peer.settimeout(_MEET)
-                said = peer.recv(len(token) + _FIRST, socket.MSG_WAITALL)
+                peer.settimeout(_HELLO)
+                said = _heard(peer, len(token) + _FIRST)
                 if said[: len(token)] == token:
                     peers[_kept_alive(peer)] = int.from_bytes(said[len(token) :], "big")
                 else:  # somebody else's
@@ -138,10 +140,10 @@ class _Watch:
         os._exit(error.exit_code)
 
 
-def _heard(peer: socket.socket) -> bytes:
+def _heard(peer: socket.socket, size: int = _FIRST) -> bytes:
     try:
-        return peer.recv(_FIRST, socket.MSG_WAITALL)
-    except OSError:  # reset
+        return peer.recv(size, socket.MSG_WAITALL)
+    except OSError:  # reset, or nothing was said in time
         return b""
 
 

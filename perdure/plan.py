@@ -223,7 +223,7 @@ def _bare(recipe: Recipe, task: Task, work: Work) -> TaskPlan:
         scorings=0 if task.test_of else None,
         completions=steps * own.train.batch_size if task.learn == "rl" else None,
         prompts=drawn_rows(own, task.learn) if task.learn == "rl" else None,
-        until=task.until is not None,
+        until=task.until is not None and task.until.every <= steps,
     )
 
 

@@ -173,7 +173,7 @@ def is_summed(path: Path) -> bool:
 def is_whole(path: Path) -> bool:
     """Whether a text is what `write_sealed` wrote; True where no sha256 lies beside it."""
     try:
-        return _beside(path).read_text("utf-8").strip() == sha256(path)
+        return _beside(path).read_text("utf-8", "replace").strip() == sha256(path)
     except FileNotFoundError:
         return path.exists()
 

@@ -346,7 +346,8 @@ def test_output_directory_cannot_be_written(shop: Path) -> None:
     Path("file").write_text("")
     result = CliRunner().invoke(app, ["run", "recipe.yaml", "--out", "file/run"])
     assert result.exit_code == 2
-    assert "file/run: a file is where a folder must be\n  choose another place" in result.stderr
+    assert "file/run: a file is where a folder must be\n  move that file away" in result.stderr
+    assert "choose another place, for example by --out" in result.stderr
 
 
 def test_nan_loss(shop: Path) -> None:
@@ -499,6 +500,38 @@ def test_what_the_machine_lacks(
     assert result.exit_code == 0, result.output  # recipe and data are valid
     assert f"but the run would be refused: command line: {lack}" in result.stderr
     assert refused(override) == f"error: command line: {lack}"
+
+
+@pytest.mark.parametrize(("there", "told"), [(500, True), (2000, False), (50, False)])
+def test_a_run_that_may_be_too_large_is_told(
+    shop: Path, monkeypatch: pytest.MonkeyPatch, there: int, told: bool
+) -> None:
+    """What cannot be right is refused; between that and enough it is said, and tried."""
+    monkeypatch.setattr("perdure.learners.room.machine_mb", lambda: there)
+    result = CliRunner().invoke(app, ["run", "recipe.yaml", "--check"])
+    assert result.exit_code == 0, result.output
+    said = re.search(r"but it may be too large: .*train\.batch_size: training takes about 0\.6 GB "
+                     r".* there are 0\.5 GB here; the estimate is good to a factor of two; "
+                     r"lower train\.micro_batch_size", result.stderr)  # fmt: skip
+    assert bool(said) is told
+    assert ("would be refused" in result.stderr) is (there == 50)
+
+
+def test_looks_that_no_step_comes_to_are_told(shop: Path, caplog: pytest.LogCaptureFixture) -> None:
+    words = ["run", "recipe.yaml", "--check", "train.max_steps=3", "gauges.every=4"]
+    with caplog.at_level(logging.WARNING, logger="perdure"):
+        CliRunner().invoke(app, [*words, "stop_when.kl=1"])
+    assert any(
+        m.startswith("command line: stop_when: has no effect: gauges are read each 4 steps, and no "
+                     "task has more than 3: lower") for m in caplog.messages)  # fmt: skip
+    caplog.clear()
+    for more in (
+        ["stop_when.kl=1", "stop_when.action=rewind"],
+        ["stop_when.kl=1", "train.max_steps=4"],
+    ):
+        with caplog.at_level(logging.WARNING, logger="perdure"):
+            CliRunner().invoke(app, [*words, *more])
+    assert not any("has no effect" in message for message in caplog.messages)
 
 
 def test_a_rate_that_no_model_bears_is_told(shop: Path, caplog: pytest.LogCaptureFixture) -> None:

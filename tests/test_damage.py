@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
@@ -21,6 +22,7 @@ import perdure
 from perdure import seals
 from perdure.cli import app
 from perdure.errors import RunError
+from perdure.mechanisms.state_cache import StateCache
 from perdure.models.load import load_base
 from perdure.models.pool import AdapterPool
 from perdure.prepare import stream_of
@@ -473,6 +475,52 @@ def test_a_finished_run_is_read_again_before_it_is_scored(torn: tuple[Path, Path
     assert told.exit_code == 4, told.output
 
 
+def test_a_finished_runs_short_file_is_named_and_its_task_learned_again_as_told(
+    torn: tuple[Path, Path],
+) -> None:
+    """Its folder is there, so it is not the model that is gone; and the way on is one."""
+    run, whole = torn
+    assert resume(run).exit_code == 0
+    file = run / "checkpoints" / "task-2" / "model" / "config.json"
+    file.write_bytes(file.read_bytes()[:40])
+    told = CliRunner().invoke(app, ["eval", str(run)])
+    assert told.exit_code == 4, told.output
+    assert f"error: {file}: damaged: it is not what was written" in told.stderr
+    assert f"learn it again: delete {run}/finished, then perdure resume {run}\n" in told.stderr
+    (run / "finished").unlink()
+    assert resume(run).exit_code == 0
+    same_end(run, whole)
+    assert CliRunner().invoke(app, ["eval", str(run)]).exit_code == 0
+
+
+def test_states_that_a_power_cut_cut_off_are_computed_again(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a cache that is being built: each text has a file, which nothing has synced."""
+    path = write_recipe(
+        tmp_path, tiny_model_dir, train__max_steps=1, gauges={"every": 0},
+        general={"source": "pydoc", "replay_rows": 4, "held_out_rows": 2, "max_tokens": 16},
+        method={"name": "gere", "max_tokens": 16, "insert": 2},
+    )  # fmt: skip
+    recipe = perdure.load_recipe(path)
+    perdure.learn(recipe, whole := Run.create(tmp_path / "whole", recipe))
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StateCache, "_code", stop)
+        with pytest.raises(KeyboardInterrupt):
+            perdure.learn(recipe, run := Run.create(tmp_path / "run", recipe))
+    empty, half, _, gone = sorted(run.path.glob("cache/states-*.part/*.raw"))
+    empty.write_bytes(b"")
+    half.write_bytes(half.read_bytes()[:-40])
+    gone.unlink()
+    told = resume(run.path)
+    assert told.exit_code == 0, told.output
+    same_end(run.path, whole.path)
+
+
 def test_two_changes_are_told_at_once(torn: tuple[Path, Path]) -> None:
     run, _ = torn
     flip(run.parent / "model" / "model.safetensors")
@@ -744,3 +792,60 @@ def test_a_lost_row_is_noticed(torn: tuple[Path, Path]) -> None:
     assert f"error: {file}: damaged: lines that were written are gone or changed" in told.stderr
     file.write_text("".join(lines))
     assert resume(run).exit_code == 0
+
+
+# --- what cannot be kept is told before the work, and not after hours of it
+
+
+@pytest.mark.parametrize("command", ["predict", "audit"])
+def test_a_place_that_cannot_be_written_is_told_before_a_model_is_loaded(
+    adapter: Path, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perdure.reports.output.working", lambda *_: pytest.fail("it works"))
+    monkeypatch.setattr("perdure.commands.audit.working", lambda *_: pytest.fail("it works"))
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "new.jsonl").write_text(json.dumps({"text": "xq"}) + "\n")
+    place = tmp_path / "file" / "a"
+    words = {
+        "predict": ("predict", adapter, tmp_path / "new.jsonl", "--out", place),
+        "audit": ("audit", adapter.parent / "model", adapter, "--junit", place),
+    }
+    told = CliRunner().invoke(app, [*map(str, words[command])])
+    assert told.exit_code == 2, told.output
+    assert f"error: {tmp_path / 'file'}: something else has this name" in told.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "new.jsonl"]
+
+
+def test_an_audit_is_shown_although_its_file_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = tmp_path / "items.jsonl"
+    rows = [{"id": i, "score": 1.0} for i in range(40)]
+    items.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "", str(tmp_path / "a.xml"))
+
+    monkeypatch.setattr("perdure.commands.audit.write_atomic", full)
+    told = command("audit", items, items, "--scores", "--junit", tmp_path / "a.xml")
+    assert told.exit_code == 5, told.output
+    assert "a.xml: no space left on the disk" in told.stderr
+    assert "verdict: " in told.stdout
+
+
+def test_scores_that_a_run_cannot_take_are_told_before_they_are_made(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that it has already are shown although it may only be read."""
+    other = write_recipe(tmp_path, adapter.parent / "model", general=None)
+    other.write_text(other.read_text().replace('"name": "c', '"name": "other c'))
+
+    def refuses(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "", str(adapter / "lock"))
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuses)
+    assert command("eval", adapter).exit_code == 0
+    monkeypatch.setattr("perdure.commands.evaluate._score", lambda *_: pytest.fail("it scores"))
+    told = command("eval", adapter, "--tasks", other)
+    assert told.exit_code == 2, told.output
+    assert "lock: the file system can only be read" in told.stderr

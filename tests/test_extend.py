@@ -84,6 +84,21 @@ CASES = [(n, "full") for n, kind in KINDS.items() if not (kind.classes_only or k
 CASES += [(n, "lora") for n, kind in KINDS.items() if not kind.classes_only]
 
 
+def test_a_check_says_what_the_machine_lacks(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of a run does: else the new folder is made before it is refused."""
+    two, _, last = written(tmp_path / "data", model, method=method_of("sequential"))
+    old = learned(two, tmp_path / "old")
+    words = ["extend", str(old.path), str(last), "--check", "--out", str(tmp_path / "new")]
+    for there, said in ((10, "but the run would be refused: "), (500, "but it may be too large: ")):
+        monkeypatch.setattr("perdure.learners.room.machine_mb", lambda there=there: there)
+        told = CliRunner().invoke(app, words)
+        assert told.exit_code == 0, told.output
+        assert said in told.stderr
+        assert "training takes about 0.6 GB of memory" in told.stderr
+
+
 @pytest.mark.parametrize(("name", "tuning"), CASES)
 def test_it_ends_as_one_run_of_all_tasks(
     model: Path, tmp_path: Path, name: str, tuning: str

@@ -11,10 +11,15 @@ from __future__ import annotations
 import builtins
 import errno
 import io
+import json
 import os
+import pickle
 import random
 import re
 import shutil
+import socket
+import ssl
+import urllib.error
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,15 +29,18 @@ import pytest
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from synthetic_runs import make_run
 from tiny_runs import write_recipe
 from typer.testing import CliRunner
 
 import perdure
 from perdure.cli import app
+from perdure.drafts import drafted
 from perdure.errors import PerdureError, RunError, TrainingError, UsageError
 from perdure.failures import CAUSES, at, explained, reading
 from perdure.reports import NullDisplay
 from perdure.run import Run
+from perdure.seals import is_whole, write_sealed
 
 ERRNOS = (
     "EDQUOT", "ENOSPC", "ESTALE", "EIO", "EBUSY", "EXDEV", "EMFILE", "ENAMETOOLONG", "ELOOP",
@@ -86,6 +94,58 @@ def test_libraries_quote_the_system_in_their_own_ways(tmp_path: Path) -> None:
         assert explained(defect, run) is None
     known = UsageError("a: b")
     assert explained(known) is known
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    "error",
+    [
+        ssl.SSLError(1, "[SSL: CERTIFICATE_VERIFY_FAILED]"),  # 1 is no EPERM here
+        socket.gaierror(-2, "Name or service not known"),
+        urllib.error.URLError("no host given"),
+        ConnectionError("Couldn't reach the Hub"),
+        TimeoutError("timed out"),
+    ],
+)
+def test_the_network_is_no_disk(error: OSError, tmp_path: Path) -> None:
+    told = explained(error, tmp_path)
+    assert isinstance(told, TrainingError)
+    assert told.what.startswith(f"{tmp_path}: the network failed: ")
+    assert told.remedy == (f"look at the network, then go on with: perdure resume {tmp_path}",)
+    alone = explained(error)
+    assert alone is not None
+    assert alone.what.startswith("the network failed: ")
+    assert explained(BrokenPipeError()) is None
+
+
+@pytest.mark.unit
+def test_what_is_damaged_and_was_not_looked_for_is_no_traceback(tmp_path: Path) -> None:
+    def work(read: Any) -> None:
+        with at(tmp_path / "a.json"):
+            read()
+
+    for read in (lambda: json.loads("{"), lambda: b"\xff".decode(), lambda: pickle.loads(b"\xff")):
+        with pytest.raises(Exception, match=r".") as caught:
+            work(read)
+        told = explained(caught.value, tmp_path)
+        assert isinstance(told, RunError)
+        assert told.what.startswith(f"{tmp_path}/a.json: damaged: it ")
+        assert f"put it back from a copy, then go on with: perdure resume {tmp_path}" in str(told)
+    short = SafetensorError("Error while deserializing header: header too small")
+    told = explained(short)
+    assert isinstance(told, UsageError)
+    assert "damaged: it is no whole safetensors file" in told.what
+    # A defect of ours that has nothing to do with a file stays one.
+    assert explained(json.JSONDecodeError("x", "y", 0), tmp_path) is None
+
+
+@pytest.mark.unit
+def test_what_cannot_be_read_is_not_to_be_written_elsewhere_alone(tmp_path: Path) -> None:
+    """Whether a command read or wrote is not known here, so both ways on are told."""
+    told = explained(PermissionError(errno.EACCES, "", str(tmp_path / "log.jsonl")))
+    assert isinstance(told, UsageError)
+    assert told.remedy[0] == "give yourself the right to it, then run the command again"
+    assert told.remedy[1].startswith("or, where it was to be written, choose another place")
 
 
 @pytest.mark.unit
@@ -150,8 +210,6 @@ def test_what_names_no_file_is_told_of_the_innermost_that_was_at_work(tmp_path: 
 
 @pytest.mark.unit
 def test_what_cannot_be_read_is_damage(tmp_path: Path) -> None:
-    import json
-    import pickle
     import zipfile
 
     (tmp_path / "x").write_bytes(b"\xff\xfe no file of any kind")
@@ -426,6 +484,137 @@ def complaint(told: Any, run: Path) -> str:
     if run.exists():
         return "" if f"perdure resume {run}" in error else "no way on"
     return "" if not list(run.parent.iterdir()) else "something was left"
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("fails", ["picture", "page"])
+def test_a_comparison_that_failed_can_be_made_by_the_same_command(
+    fails: str, tmp_path: Path
+) -> None:
+    """Nothing half of it is left, which the next try would not overwrite; and the file is named."""
+    run = make_run(tmp_path / "run", rows=4)
+    out = tmp_path / "out"
+    page, picture = out / "c.html", out / "c.svg"
+    words = ["compare", str(run.path), "--out", str(page), "--figure", str(picture)]
+    fault = Fault(out)
+    fault.at = ("write", "c.svg" if fails == "picture" else "c.html")
+    fault.number = errno.EDQUOT
+    with watched(fault):
+        told = CliRunner().invoke(app, words)
+    assert fault.at is None
+    assert told.exit_code == 5, told.output
+    failed = picture if fails == "picture" else page
+    assert told.stderr == (
+        f"error: {failed}: your disk quota is used up\n"
+        "  free some of it, then run the command again\n"
+    )
+    assert not list(out.iterdir())
+    assert CliRunner().invoke(app, words).exit_code == 0
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("command", ["compare", "report"])
+def test_numbers_beside_a_long_page_replace_no_file_of_yours(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perdure.reports.full.needed", lambda runs: True)
+    run = make_run(tmp_path / "run", rows=4)
+    yours = tmp_path / "c-scores.csv"
+    yours.write_text("yours")
+    words = [command, str(run.path), "--out", str(tmp_path / "c.html")]
+    told = CliRunner().invoke(app, words)
+    assert told.exit_code == 4, told.output
+    assert f"error: {yours}: exists already" in told.stderr
+    assert not (tmp_path / "c.html").exists()
+    assert yours.read_text() == "yours"
+    yours.unlink()
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert yours.exists()
+    # The page in the run is renewed, and what lies beside it too.
+    for _ in range(2 if command == "report" else 0):
+        assert CliRunner().invoke(app, words[:2]).exit_code == 0
+
+
+class Refusing:
+    """A file that was opened, and cannot be read, which does not say of which file it was."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def read(self, *_: Any) -> Any:
+        raise OSError(self.number, os.strerror(self.number))
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+    def __enter__(self) -> Refusing:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("file", ["environment.json", "scores.jsonl", "log.jsonl"])
+@pytest.mark.parametrize(("name", "code"), [("EACCES", 2), ("EMFILE", 5), ("ESTALE", 5)])
+@pytest.mark.parametrize("opens", [True, False])
+def test_what_the_system_refuses_to_read_now_is_not_called_damaged(
+    file: str, name: str, code: int, opens: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is told so puts an old copy in its place."""
+    run = make_run(tmp_path / "run", rows=4)
+    number, real = getattr(errno, name), open
+
+    def refuses(path: Any, *args: Any, **options: Any) -> Any:
+        if not str(path).endswith(file):
+            return real(path, *args, **options)
+        if opens:
+            return Refusing(number)
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(builtins, "open", refuses)
+    monkeypatch.setattr(io, "open", refuses)
+    told = CliRunner().invoke(app, ["report", str(run.path)])
+    assert told.exit_code == code, told.output
+    assert f"error: {run.path / file}: {CAUSES[name].what}\n" in told.stderr
+    assert "damaged" not in told.stderr
+    assert "Errno" not in told.stderr
+
+
+@pytest.mark.unit
+def test_a_sum_that_is_no_text_is_of_no_whole_file(tmp_path: Path) -> None:
+    write_sealed(tmp_path / "a", "x")
+    (tmp_path / "a.sha256").write_bytes(b"\xff")
+    assert not is_whole(tmp_path / "a")
+
+
+@pytest.mark.unit
+def test_a_recipe_that_was_half_copied_can_be_copied_again(tmp_path: Path) -> None:
+    words = ["recipes", "copy", "two-csv-files", str(tmp_path / "shop")]
+    fault = Fault(tmp_path / "shop")
+    fault.at, fault.number = ("write", "products.csv"), errno.EIO
+    with watched(fault):
+        told = CliRunner().invoke(app, words)
+    assert told.exit_code == 5, told.output
+    assert f"error: {tmp_path}/shop/products.csv: the disk or the network file" in told.stderr
+    assert not list((tmp_path / "shop").iterdir())
+    assert CliRunner().invoke(app, words).exit_code == 0
+
+
+@pytest.mark.unit
+def test_what_is_made_in_a_draft_is_named_where_a_write_names_nothing(tmp_path: Path) -> None:
+    for error in (OSError(errno.EDQUOT, ""), SafetensorError("I/O error (os error 122)")):
+
+        def work(error: Exception = error) -> None:
+            with drafted(tmp_path / "model"):
+                raise error
+
+        with pytest.raises(type(error)) as caught:
+            work()
+        assert str(explained(caught.value)).startswith(f"{tmp_path}/model: your disk quota")
+    # Where nothing is known, the folder that we are in is not blamed.
+    assert str(explained(OSError(errno.EDQUOT, ""))).startswith("a file: your disk quota is")
+    assert str(explained(MemoryError())).startswith("there is not enough memory")
 
 
 @pytest.mark.unit

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import os
 import signal
+import socket
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -68,9 +70,25 @@ def test_one_that_is_done_ends_nobody(tmp_path: Path) -> None:
 
 
 @pytest.mark.unit
-def test_a_process_alone_watches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    import threading
+def test_a_stranger_who_connects_and_says_nothing_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Such as a scanner of ports: whoever comes behind it is watched all the same."""
+    monkeypatch.setattr(peers, "_HELLO", 0.1)
+    watch = peers._Watch.__new__(peers._Watch)
+    watch.world, watch.left = 2, threading.Event()
+    server = socket.create_server(("127.0.0.1", 0))
+    address = server.getsockname()
+    with socket.create_connection(address), socket.create_connection(address) as other:
+        other.sendall(b"token" + (1).to_bytes(peers._FIRST, "big"))
+        met = watch._meet(server, b"token")
+        assert list(met.values()) == [1]
+        for peer in met:
+            peer.close()
 
+
+@pytest.mark.unit
+def test_a_process_alone_watches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     before = threading.active_count()
     with peers.watched(""):

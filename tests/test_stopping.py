@@ -95,6 +95,24 @@ def test_a_handler_of_the_caller_stays() -> None:
 
 
 @pytest.mark.unit
+def test_commands_that_make_no_run_are_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`eval`, `audit` and the others: it ends at once, with the line that the work begins anew."""
+    from perdure.reports.output import working
+
+    def work() -> None:
+        with working():
+            send(signal.SIGTERM)
+
+    with pytest.raises(Stopped) as told:
+        work()
+    assert told.value.args == ("run the command again",)
+    # Of several processes one may wait in C, where no handler runs: torchrun must end it.
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with working():
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.unit
 def test_in_a_thread_nothing_is_heard() -> None:
     """Python calls handlers in the main thread alone, and lets no other one set them."""
     found: list[Any] = []

@@ -110,7 +110,8 @@ def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"{path}: no such file", near(path.name, there) or "check the path")
-    files = sorted(p for p in path.rglob("*") if p.suffix in (".jsonl", ".json", ".eval"))
+    endings = (".jsonl", ".json", ".eval")
+    files = sorted(p for p in path.rglob("*") if p.suffix in endings and p.is_file())
     samples = [p for p in files if _SAMPLES.fullmatch(p.name)]
     # Beside its samples lm-eval writes results_*.json, which holds no items.
     found = samples or [p for p in files if not p.name.startswith("results")]

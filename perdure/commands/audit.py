@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.errors import UsageError
+from perdure.files import try_place, write_atomic
 from perdure.reports.output import escaped, first_process, working
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ def audit(
     from perdure.streams import build_stream
     from perdure.streams.named.demo import pydoc_texts
 
+    if shown.junit is not None and first_process():
+        try_place(shown.junit)
     recipe = None if tasks is None else load_recipe(tasks, tasks_only=True)
     stream: TaskStream | list[Task] = []
     changes: tuple[str, ...] = ()
@@ -95,10 +98,6 @@ def scores(base: str, tuned: str, shown: Shown, **settings: Any) -> int:
 
 
 def _hand_out(result: AuditResult, shown: Shown) -> int:
-    if shown.junit is not None:
-        from perdure.files import write_atomic
-
-        write_atomic(shown.junit, result.junit(shown.undecided))
     if shown.as_json:
         if first_process():
             print(escaped(result.to_json()))
@@ -114,4 +113,6 @@ def _hand_out(result: AuditResult, shown: Shown) -> int:
         console.print()
         closing = result.closing(shown.undecided, flips_shown=shown.flips)
         console.print(closing, soft_wrap=True, markup=False)
+    if shown.junit is not None and first_process():  # last: what was found is seen in any case
+        write_atomic(shown.junit, result.junit(shown.undecided))
     return result.exit_code(shown.undecided)

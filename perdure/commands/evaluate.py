@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,12 @@ def evaluate(
         _refuse_settings(run, recipe)
     learned, _ = run.last_checkpoint()
     after = learned if after is None else after
+    recorded = {(s["kind"], s.get("task")): s["score"] for s in run.scores()
+                if s["after"] == after and "score" in s}  # fmt: skip
+    known = all(("task", task.name) in recorded for task in stream if not task.test_of)
+    if tasks is not None or not known:  # what keeps it from being recorded is told before the work
+        with run.lock():
+            pass
     display = make_display(json=as_json)
     with working(), display:
         changes = refuse_changes(
@@ -67,18 +74,17 @@ def evaluate(
         }
         scored = run.recipe.model_copy(update=of_general)
         found = _score(run, prepare(scored, stream=stream, training=False), after, display)
-    recorded = {(s["kind"], s.get("task")): s["score"] for s in run.scores()
-                if s["after"] == after and "score" in s}  # fmt: skip
     rows = []
     routing = figures(item for line, items in found if line["kind"] == "task" for item in items)
-    with run.lock():
-        if first_process() and any((s["kind"], s["task"]) not in recorded for s, _ in found):
+    new = [(s, items) for s, items in found if (s["kind"], s["task"]) not in recorded]
+    with run.lock() if new else nullcontext():
+        if first_process() and new:
             note_accepted(run, changes)
-        for line, items in found:
-            key = (line["kind"], line["task"])
-            if key not in recorded and first_process():
-                run.record(line, items)
-            rows.append({**line, "recorded": recorded.get(key), **interval(line, items)})
+        for line, items in new if first_process() else ():
+            run.record(line, items)
+    for line, items in found:
+        key = (line["kind"], line["task"])
+        rows.append({**line, "recorded": recorded.get(key), **interval(line, items)})
     if as_json:
         more: dict[str, Any] = {"accepted_changes": changes} if changes else {}
         more |= {} if routing is None else {"routing": routing.numbers()}

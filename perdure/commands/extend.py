@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from perdure.commands.errors import handle_errors
 from perdure.commands.options import Accept, Json, NewRun, RunPath, Trust
+
+if TYPE_CHECKING:
+    from perdure.prepare import Prepared
 
 
 @handle_errors
@@ -36,7 +38,7 @@ def extend(
     as_json: Json = False,
 ) -> None:
     """Learn more tasks where RUN ended; old data are not needed, and RUN stays as it is."""
-    from perdure.commands.learn import finish, free_name, show, taken
+    from perdure.commands.learn import finish, free_name, show, tell_of_machine
     from perdure.extension import extend as begin
     from perdure.extension import extension_recipe, plan_extension
     from perdure.reports import make_display
@@ -50,11 +52,13 @@ def extend(
     target = out or free_name(new)
     display: Any = make_display(json=as_json)
     if check:
+        found: list[Prepared] = []
         with working(), display:
-            planned = plan_extension(old, new, accept_changes=accept_changes, display=display)
+            planned = plan_extension(
+                old, new, accept_changes=accept_changes, display=display, see=found.append
+            )
         emit(planned.to_dict()) if as_json else show(planned)
-        if first_process() and target.exists():  # all else is right
-            print(f"but the run would be refused: {taken(target)}", file=sys.stderr)
+        tell_of_machine(new, found[0], target if first_process() and target.exists() else None)
         return
     from perdure.loop import learn
 

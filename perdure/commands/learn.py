@@ -63,8 +63,7 @@ def _run(
             )
     if check:
         emit(planned.to_dict()) if as_json else show(planned)
-        for why in _refused(recipe, ready, target if refused else None):  # all else is right
-            print(f"but the run would be refused: {why}", file=sys.stderr)
+        tell_of_machine(recipe, ready, target if refused else None)
         return
     for lack in _refused(recipe, ready, None):
         raise lack
@@ -77,6 +76,19 @@ def _run(
         with display:
             learn(recipe, made, display=display, prepared=ready)
     finish(made, as_json)
+
+
+def tell_of_machine(recipe: Recipe, ready: Prepared, there: Path | None) -> None:
+    """Say, of a recipe that is right, why its run would not begin or may not end here.
+
+    Args: there: where the run was to be, if something is there.
+    """
+    from perdure.learners.room import doubt
+
+    for why in _refused(recipe, ready, there):
+        print(f"but the run would be refused: {why}", file=sys.stderr)
+    if first_process() and (told := doubt(recipe, ready.stream, ready.encoder, ready.model)):
+        print(f"but it may be too large: {told}", file=sys.stderr)
 
 
 def _refused(recipe: Recipe, ready: Prepared, there: Path | None) -> Iterator[PerdureError]:

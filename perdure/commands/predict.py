@@ -45,7 +45,7 @@ def predict(
 ) -> None:
     """Answer FILE's rows by RUN's model: a JSON line a row, in order, with the three best."""
     from perdure.errors import UsageError
-    from perdure.files import write_atomic
+    from perdure.files import try_place, write_atomic
     from perdure.learners.listener import Silent
     from perdure.predictor import open_predictor
     from perdure.reports import make_display
@@ -56,6 +56,8 @@ def predict(
     if not file.is_file():
         what = "is a folder, not a file" if file.is_dir() else "no such file"
         raise UsageError(f"{file}: {what}", "give a file of rows: .csv .tsv .jsonl .parquet .txt")
+    if out is not None and first_process():
+        try_place(out)
     display: Any = make_display()
     answers = []
     with working(), display:

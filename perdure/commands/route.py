@@ -11,6 +11,7 @@ import typer
 from perdure.commands.errors import handle_errors
 from perdure.commands.options import Json, Trust
 from perdure.errors import DataError, UsageError, brief
+from perdure.paths import no_file
 
 KEYS = ("messages", "prompt", "text")
 """Of a row of a file the first of these that it has is the request."""
@@ -69,6 +70,8 @@ def requests_in(file: Path) -> list[list[dict[str, Any]]]:
     Raises:
         DataError: it cannot be read, is empty, or a line holds no request.
     """
+    if why := no_file(file):
+        raise DataError(f"{file}: {why}", "give a .jsonl file")
     try:
         written = file.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:

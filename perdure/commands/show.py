@@ -25,6 +25,7 @@ def compare(
     """
     from perdure.reports.data import views
     from perdure.reports.figures import write_picture
+    from perdure.reports.full import files
     from perdure.reports.html import write_page
     from perdure.reports.numbers import of_groups, of_run
     from perdure.reports.seeds import grouped
@@ -36,8 +37,15 @@ def compare(
     name = _new(out or Path(f"compare-{time.strftime('%Y%m%d-%H%M%S')}.html"))
     single = views(runs)  # read once for all that is written and shown
     shown = grouped(single)
+    for beside in files(shown, name):
+        _new(beside)
     picture = None if figure is None else write_picture(shown, _new(figure))
-    page = write_page(shown, name)
+    try:
+        page = write_page(shown, name)
+    except OSError:
+        if picture is not None:  # the same command, run again, makes both
+            picture.unlink(missing_ok=True)
+        raise
     if as_json:
         pages = {"report": str(page), "figure": None if picture is None else str(picture)}
         emit({"runs": list(map(of_run, single)), **of_groups(shown), **pages})
@@ -74,11 +82,14 @@ def _for_terminal(text: str) -> str:
 
 def report(path: Path, out: Path | None, as_json: bool) -> None:
     from perdure.reports.data import views
+    from perdure.reports.full import files
     from perdure.reports.html import write_page
     from perdure.reports.numbers import of_run
 
     run = Run.open(path)
     shown = views([run])
+    for beside in () if out is None else files(shown, out):
+        _new(beside)
     page = write_page(shown, run.path / "report.html" if out is None else _new(out))
     if as_json:
         emit({**of_run(shown[0]), "report": str(page)})

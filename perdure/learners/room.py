@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perdure.engine.batching import split_batch
-from perdure.errors import UsageError
+from perdure.errors import UsageError, one_line
 from perdure.learners.work import works
 from perdure.models.training_memory import PROCESS_MB, training_mb
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from perdure.streams.task import TaskStream
 
 DOUBT = 4
-"""The estimate of memory is good to a factor of two: one this much too large cannot be right."""
+"""The estimate of memory is good to a factor of two: one this much too large cannot be right, and
+one that is less too large is told."""
 _PACKAGES = {
     "adamw_8bit": ("bitsandbytes", "bitsandbytes"),
     "paged_adamw_8bit": ("bitsandbytes", "bitsandbytes"),
@@ -74,11 +75,30 @@ def lacks(
             "installed",
             f"pip install {package}",
         )
+    if (found := _short(recipe, stream, encoder, facts)) and found[0] > DOUBT * found[1]:
+        assert facts is not None
+        yield _too_large(recipe, facts, *found)
+
+
+def doubt(
+    recipe: Recipe, stream: TaskStream, encoder: RowEncoder | None, facts: ModelFacts | None
+) -> str:
+    """What is said of a run that may be too large for this machine, in one line; "" if nothing."""
+    found = _short(recipe, stream, encoder, facts)
+    if found is None or facts is None or found[0] > DOUBT * found[1]:
+        return ""
+    error = _too_large(recipe, facts, *found)
+    return f"{error.what}; the estimate is good to a factor of two; {one_line(error.remedy)}"
+
+
+def _short(
+    recipe: Recipe, stream: TaskStream, encoder: RowEncoder | None, facts: ModelFacts | None
+) -> tuple[int, int] | None:
+    """The memory that is needed and that is there, in MiB; None: it is enough, or not known."""
     if encoder is None or facts is None or _sharded():
-        return
+        return None
     needed, there = needed_mb(recipe, stream, encoder, facts), machine_mb()
-    if needed > DOUBT * there:
-        yield _too_large(recipe, stream, facts, needed, there)
+    return (needed, there) if needed > there else None
 
 
 def _sharded() -> bool:
@@ -108,9 +128,7 @@ def needed_mb(
     return most
 
 
-def _too_large(
-    recipe: Recipe, stream: TaskStream, facts: ModelFacts, needed: int, there: int
-) -> UsageError:
+def _too_large(recipe: Recipe, facts: ModelFacts, needed: int, there: int) -> UsageError:
     """Say which key is to blame: the adapters' rank, the batch, or the base model itself."""
     train, rl = recipe.train, recipe.rl
     bytes_of_rank = 16 * facts.trainable if recipe.model.tuning == "lora" else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,8 @@ def refuse_senseless(recipe: Recipe, stream: TaskStream, facts: ModelFacts | Non
     found = [*_of_tasks(recipe, stream), *(_of_model(recipe, facts) if facts else ())]
     if found:
         raise RecipeError(found)
+    for told in _without_effect(recipe, stream):
+        logger.warning("%s", told)
     rate = max(recipe.of_task(task.learn).train.learning_rate for task in stream)
     if rate > USUAL_RATE:
         logger.warning(
@@ -36,6 +39,30 @@ def refuse_senseless(recipe: Recipe, stream: TaskStream, facts: ModelFacts | Non
             "1e-2",
             recipe.place("train.learning_rate"),
             rate,
+        )
+
+
+def _without_effect(recipe: Recipe, stream: TaskStream) -> Iterator[str]:
+    """What the steps of these tasks are too few for. It is told alone: a trial has few steps."""
+    from perdure.learners.work import works
+
+    steps = {
+        task.name: work.steps(recipe, task)
+        for task, work in zip(stream, works(recipe, stream, 0), strict=True)
+        if task.train_kept and task.learn != "none"
+    }
+    for task in stream:
+        if task.until is not None and steps.get(task.name, math.inf) < task.until.every:
+            yield (
+                f"{task_named(task.name)}: until has no effect: it is looked at each "
+                f"{task.until.every:,} steps, and the task has {steps[task.name]:,}: lower "
+                "until.every, or train for more steps"
+            )
+    budget, every = recipe.stop_when, recipe.gauges.every
+    if budget is not None and budget.action == "stop" and max(steps.values(), default=0) < every:
+        yield (
+            f"{recipe.place('stop_when')}: has no effect: gauges are read each {every:,} steps, "
+            f"and no task has more than {max(steps.values(), default=0):,}: lower gauges.every"
         )
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -182,7 +182,8 @@ class StateCache:
         meet()
         ends = dict(zip(map(tuple, groups), accumulate(map(len, groups)), strict=True))
         texts = sum(map(len, groups))
-        missing = [g for g in groups if not all((part / f"{i:05}.raw").exists() for i in g)]
+        # One that a power cut has cut off is computed again.
+        missing = [g for g in groups if not all(_is_whole(part / f"{i:05}.raw") for i in g)]
         meet()  # nobody writes before all have looked
         for first in range(0, len(missing), world):
             mine = first + rank
@@ -371,6 +372,15 @@ def _processes() -> tuple[int, int, Callable[[], Any]]:
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size(), distributed.barrier
     return 0, 1, lambda: None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file is there, with all the tensors that its header names."""
+    try:
+        with safe_open(path, "pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:

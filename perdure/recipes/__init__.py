@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from perdure.errors import RunError, UsageError
+from perdure.failures import at
 from perdure.recipe.mistakes import near
 
 FOLDER = Path(__file__).parent
@@ -79,9 +80,16 @@ def copy(name: str, destination: Path) -> list[Path]:
             "give another folder: perdure recipes copy NAME FOLDER",
         )
     folder.mkdir(parents=True, exist_ok=True)
-    for old, new in files:
-        with open(new, "xb") as file:
-            file.write(old.read_bytes())
+    made: list[Path] = []
+    try:
+        for old, new in files:
+            with at(new), open(new, "xb") as file:
+                made.append(new)
+                file.write(old.read_bytes())
+    except OSError:  # the same command can be run again
+        for new in made:
+            new.unlink(missing_ok=True)
+        raise
     return [new for _, new in files]
 
 

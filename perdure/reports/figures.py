@@ -8,12 +8,15 @@ setting that outlives the call.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from perdure.drafts import draft_of
 from perdure.errors import UsageError
+from perdure.failures import at
 from perdure.reports import colours, format
 from perdure.reports.caps import MOST_MAPPED, groups, spaced
 from perdure.reports.data import RunData, RunView, views
@@ -55,14 +58,20 @@ def write_picture(shown: Sequence[RunView], out: Path) -> Path:
     # svg.hashsalt and no date: the same runs give the same file.
     with matplotlib.rc_context({"font.size": 9, "svg.hashsalt": "perdure", "axes.linewidth": 0.8}):
         figure = _draw(shown)
-        figure.savefig(
-            out,
-            format=kind,
-            dpi=200,
-            bbox_inches="tight",
-            pad_inches=0.18,
-            metadata=_UNDATED.get(kind),
-        )
+        half = draft_of(out)
+        try:
+            with at(out):
+                figure.savefig(
+                    half,
+                    format=kind,
+                    dpi=200,
+                    bbox_inches="tight",
+                    pad_inches=0.18,
+                    metadata=_UNDATED.get(kind),
+                )
+                os.replace(half, out)
+        finally:
+            half.unlink(missing_ok=True)
     return out
 
 

@@ -30,6 +30,15 @@ def needed(runs: Sequence[RunView]) -> bool:
     )
 
 
+def files(runs: Sequence[RunView], page: Path) -> list[Path]:
+    """Those that `written` would write."""
+    return [_beside(page, name) for name, _, _ in _tables(runs)] if needed(runs) else []
+
+
+def _beside(page: Path, name: str) -> Path:
+    return page.with_name(f"{page.stem}-{name}.csv")
+
+
 def written(runs: Sequence[RunView], page: Path) -> list[tuple[str, str]]:
     """Write the files beside a page where they are needed.
 
@@ -41,7 +50,7 @@ def written(runs: Sequence[RunView], page: Path) -> list[tuple[str, str]]:
     for name, what, lines in _tables(runs):
         out = io.StringIO()
         csv.writer(out, lineterminator="\n").writerows(lines)
-        file = page.with_name(f"{page.stem}-{name}.csv")
+        file = _beside(page, name)
         write_atomic(file, out.getvalue())
         told.append((file.name, what))
     return told

@@ -31,11 +31,16 @@ def first_process() -> bool:
 
 @contextmanager
 def working(run: Path | None = None) -> Iterator[None]:
-    """Work on models: keep stdout for the result, and say how to go on after Ctrl-C."""
+    """Work on models: keep stdout for the result, and say how to go on after Ctrl-C or SIGTERM.
+
+    Args: run: the run that goes on; None: the command is run again.
+    """
     if not first_process():
         logging.getLogger("perdure").setLevel(logging.ERROR)
     try:
-        heard = nullcontext() if run is None else stopping.heard()
+        # Of several processes the others may wait in C, where no handler runs: torchrun ends them.
+        alone = os.environ.get("WORLD_SIZE", "1") == "1"
+        heard = stopping.heard() if alone or run is not None else nullcontext()
         with redirect_stdout(sys.stderr), heard:
             from transformers.utils import logging as bars
 
@@ -44,6 +49,8 @@ def working(run: Path | None = None) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         if run is not None and not stop.args:
             stop.args = (f"resume with: {resume_command(run)}",)
+        elif isinstance(stop, stopping.Stopped) and not stop.args:
+            stop.args = ("run the command again",)
         raise
 
 

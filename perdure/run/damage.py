@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perdure.errors import RunError
+from perdure.errors import RunError, resume_command
 from perdure.files import free_place
 from perdure.run import item_files
 from perdure.run.pins import pinned, recipe_changes, values_of
@@ -31,11 +31,12 @@ def verify(run: Run, weights: bool = True) -> None:
     learned, _ = run.last_checkpoint()
     begun = int(run.environment().get("extends", {}).get("tasks", 0))
     written = recorded(run.path / "checkpoints", run.most_tasks())
-    for number, folder in written[-1:] if weights else ():
+    for number, folder in written[-1:]:
+        if not (weights or learned < number):  # a file of another size is named in any case
+            continue
         from perdure.models.served import verify_checkpoint  # it imports torch
 
-        older = f", or delete the folder {folder}: the run then goes on after {number - 1} tasks"
-        verify_checkpoint(folder, f"put it back from a copy{older if number > begun else ''}")
+        verify_checkpoint(folder, f"put it back from a copy{_or_anew(run, number, begun)}")
     whole = len(run.stream_facts())
     if learned < (whole if (run.path / "finished").exists() else begun):
         raise RunError(
@@ -44,6 +45,16 @@ def verify(run: Run, weights: bool = True) -> None:
             "put checkpoints back from a copy, or begin a new run",
         )
     verify_scores(run)
+
+
+def _or_anew(run: Run, number: int, begun: int) -> str:
+    """How the task of a damaged checkpoint is learned again, where it can be."""
+    before = {n for n, _ in recorded(run.path / "checkpoints", run.most_tasks())} | {0}
+    if number <= begun or number - 1 not in before:
+        return ""
+    if not (ended := run.path / "finished").exists():
+        return f", or learn it again: {resume_command(run.path)}"
+    return f", or learn it again: delete {ended}, then {resume_command(run.path)}"
 
 
 def go_back(run: Run) -> list[str]:

@@ -21,6 +21,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from perdure.failures import at
 from perdure.files import lines_in, write_atomic
 from perdure.run.scored import Scored
 from perdure.run.sums import damage
@@ -51,7 +52,8 @@ def rows(
     if wanted is None and kind == "task" and task is not None:
         file = to_read(run, after, task, scored.tasks)
     try:
-        text = file.read_bytes()
+        with at(file):
+            text = file.read_bytes()
     except FileNotFoundError:
         text = None
     if wanted is not None and (text is None or hashlib.sha256(text).hexdigest() != wanted):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from perdure.consent import ConsentError
 from perdure.errors import RunError, task_named
+from perdure.failures import reading
 from perdure.processes import barrier, rank
 from perdure.seals import is_summed, is_whole, write_sealed
 from perdure.streams.task import GeneralText, NoClass, Task, TaskStream
@@ -169,10 +170,8 @@ def _write(path: Path, data: dict[str, Any], decide: Sequence[str]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
+    with reading(path, "put it back from a copy"):
         if not is_whole(path):
             raise RunError(f"{path}: damaged or gone", "put it back from a copy")
         found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: damaged: {error}", "put it back from a copy") from error
     return found

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure.errors import RunError
+from perdure.failures import at, reading
 from perdure.files import is_torn
 
 GROWING = {"scores": "scores.jsonl", "facts": "facts.jsonl", "log": "log.jsonl"}
@@ -47,7 +48,7 @@ def marks(run: Path) -> dict[str, dict[str, Any]]:
 def _mark(file: Path) -> dict[str, Any]:
     text = b""
     if file.is_file():
-        with open(file, "rb") as opened:
+        with at(file), open(file, "rb") as opened:
             os.fsync(opened.fileno())  # else a power cut could leave a mark of lines that are lost
             text = opened.read()
     text = text[: text.rfind(b"\n") + 1]  # a torn line is cut off before the next is added
@@ -69,7 +70,7 @@ def changed(run: Path, name: str, mark: Mapping[str, Any] | None) -> bool:
     if mark is None or not is_mark(mark):
         return False
     file = run / GROWING[name]
-    text = file.read_bytes() if file.is_file() else b""
+    text = _bytes(file)
     return hashlib.sha256(text[: mark["bytes"]]).hexdigest() != mark["sha256"]
 
 
@@ -82,7 +83,7 @@ def lines_of(run: Path, name: str) -> tuple[list[dict[str, Any]], list[int]]:
     file = run / GROWING[name]
     whole: list[dict[str, Any]] = []
     broken: list[int] = []
-    *lines, last = file.read_bytes().split(b"\n") if file.is_file() else [b""]
+    *lines, last = _bytes(file).split(b"\n")
     if last and not is_torn(last):
         lines.append(last)
     summed = False
@@ -105,6 +106,11 @@ def lines_of(run: Path, name: str) -> tuple[list[dict[str, Any]], list[int]]:
     return whole, broken
 
 
+def _bytes(file: Path) -> bytes:
+    with at(file):  # a read that fails says of no file that it was its
+        return file.read_bytes() if file.is_file() else b""
+
+
 _NONE = object()
 """What stands for a line that is no JSON."""
 
@@ -112,8 +118,8 @@ _NONE = object()
 def _values(lines: Sequence[bytes]) -> Iterator[Any]:
     """What each line says, or `_NONE`. Whole blocks are parsed at once, which also makes their
     objects share the names of keys."""
-    for at in range(0, len(lines), _TOGETHER):
-        block = lines[at : at + _TOGETHER]
+    for first in range(0, len(lines), _TOGETHER):
+        block = lines[first : first + _TOGETHER]
         found: list[Any] = []
         if all(line[:1] == b"{" and line[-1:] == b"}" for line in block):
             try:
@@ -136,10 +142,8 @@ def read_checked(path: Path) -> dict[str, Any]:
     Raises:
         RunError: it is gone, no JSON object, or not what was written.
     """
-    try:
+    with reading(path, "put it back from a copy"):
         found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: damaged or gone: {error}", "put it back from a copy") from error
     if not isinstance(found, dict) or found.get("check", "") not in ("", check_of(found)):
         what = f"{path}: damaged: it is not what was written"
         raise RunError(what, "put it back from a copy")

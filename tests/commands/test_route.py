@@ -106,7 +106,7 @@ def test_what_cannot_be_routed(
 ) -> None:
     assert "give either TEXT or --file" in call(folder, code=2).output
     assert "no such folder" in call(tmp_path / "none", "x", code=2).output
-    assert "cannot be read" in call(folder, "--file", tmp_path / "none.jsonl", code=2).output
+    assert "no such file" in call(folder, "--file", tmp_path / "none.jsonl", code=2).output
     (folder / "sum@2/adapter_config.json").unlink()
     assert "no adapter is called 'sum@2'" in call(folder, "x", code=2).output
     (folder / "codebook.json").unlink()

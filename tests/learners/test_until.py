@@ -16,7 +16,11 @@ from perdure.consent import trusting
 from perdure.errors import PerdureError
 from perdure.learners import until as module
 from perdure.learners.rollouts import Judge
+from perdure.learners.sense import _without_effect
+from perdure.learners.work import works
 from perdure.models.chat import Encoder
+from perdure.plan import _bare
+from perdure.prepare import stream_of
 from perdure.recipe.until import UntilConfig
 from perdure.rewards import build
 from perdure.run import Run
@@ -113,6 +117,22 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(PerdureError, match=told):
             perdure.load_recipe(path, [f"stream.tasks.two.until={{reach: {reach}}}"])
+
+
+def test_looks_that_no_step_comes_to_are_told_by_the_check(tmp_path: Path) -> None:
+    """And what it says of the steps does not speak of an end before the last one."""
+    path = write_recipe(tmp_path, Path("somewhere"))
+    for every, told in ((2, 1), (1, 0)):
+        until = f"stream.tasks.two.until={{reach: {{format: .5}}, every: {every}}}"
+        recipe = perdure.load_recipe(path, [until, "train.max_steps=1"], check_files=False)
+        stream = stream_of(recipe)
+        said = list(_without_effect(recipe, stream))
+        assert len(said) == told
+        assert all("task two: until has no effect: it is looked at each 2 steps" in s for s in said)
+        (work,) = [w for t, w in zip(stream, works(recipe, stream, 0), strict=True)
+                   if t.name == "two"]  # fmt: skip
+        (task,) = [t for t in stream if t.name == "two"]
+        assert _bare(recipe, task, work).until is not bool(told)
 
 
 def test_where_nothing_is_sampled_it_is_refused(tmp_path: Path) -> None:
