@@ -157,23 +157,28 @@ def reading(folder: Path, remedy: str) -> Iterator[None]:
         raise RunError(f"{file_of(error)}: damaged: {named[0]}", remedy) from error
 
 
-def explained(error: BaseException, run: Path | None = None) -> PerdureError | None:
+def explained(
+    error: BaseException, run: Path | None = None, option: str = "--out"
+) -> PerdureError | None:
     """Say what an error of the system or of a library means; None for one that is none of these.
 
-    Args: run: the run directory that was at work, and that goes on.
+    Args:
+        run: the run directory that was at work, and that goes on.
+        option: how the command is told another place to write to; "" if it cannot be.
     """
     if isinstance(error, PerdureError):
         return error
     text = str(error)
     then = "run the command again" if run is None else f"go on with: {resume_command(run)}"
-    where = file_of(error) or (str(run) if run is not None else os.getcwd())
+    where = file_of(error) or (str(run) if run is not None else "")
+    place = f"{where}: " if where else ""
     if _is(error, "MemoryError", "OutOfMemoryError") or any(word in text for word in _NO_MEMORY):
         told = f": {brief(text)}" if text else ""
         remedy = (f"stop other programs, then {then}", f"or begin anew with a smaller {SMALLER}")
-        return TrainingError(f"{where}: there is not enough memory{told}", remedy)
+        return TrainingError(f"{place}there is not enough memory{told}", remedy)
     if isinstance(error, RuntimeError) and any(word in text for word in _PEERS):
         what = "another process of this run has ended, or cannot be reached"
-        return TrainingError(f"{where}: {what}", f"look at what it said, then {then}")
+        return TrainingError(f"{place}{what}", f"look at what it said, then {then}")
     if _is(error, "TemplateError"):
         row = f"{file_of(error)}: " if file_of(error) else ""
         what = f"{row}the model's chat template refuses this: {brief(text)}"
@@ -192,12 +197,14 @@ def explained(error: BaseException, run: Path | None = None) -> PerdureError | N
         cause = Cause(brief(text, 300), "look whether the disk is well")
     else:
         return None
-    free = f" ({_free(where)} MB free)" if cause in (CAUSES["ENOSPC"], CUT_OFF) else ""
-    what = f"{where}: {cause.what}{free}"
+    full = cause in (CAUSES["ENOSPC"], CUT_OFF)
+    free = f" ({_free(where)} MB free)" if full and where else ""
+    what = f"{place}{cause.what}{free}"
     if run is None and cause.kind != "passing":
-        return UsageError(what, "choose another place, for example by --out")
+        other = "choose another place" + (f", for example by {option}" if option else "")
+        return UsageError(what, other if option else f"{cause.remedy}, or {other}")
     lines = [f"{cause.remedy}, then {then}"]
-    if free and run is not None:
+    if full and run is not None:
         lines.append("or keep fewer checkpoints: save.tasks: last")
     return (RunError if cause.kind == "damage" else TrainingError)(what, lines)
 

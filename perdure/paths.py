@@ -53,6 +53,8 @@ def no_file(path: str | Path) -> str:
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
+        if os.path.islink(path):
+            return f"is a link to {os.readlink(path)}, which does not exist"
         return "no such file"
     except OSError as error:
         if error.errno == errno.ENOTDIR:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,11 @@ def evaluate(
         _refuse_settings(run, recipe)
     learned, _ = run.last_checkpoint()
     after = learned if after is None else after
+    names = {("task", task.name) for task in stream}
+    names |= {("general", task) for task in (recipe.general.tasks if recipe.general else ())}
+    if new := bool(names - _recorded(run, after).keys()):
+        with run.lock():  # what could not be recorded is not scored for hours first
+            pass
     display = make_display(json=as_json)
     with working(), display:
         changes = refuse_changes(
@@ -67,11 +73,10 @@ def evaluate(
         }
         scored = run.recipe.model_copy(update=of_general)
         found = _score(run, prepare(scored, stream=stream, training=False), after, display)
-    recorded = {(s["kind"], s.get("task")): s["score"] for s in run.scores()
-                if s["after"] == after and "score" in s}  # fmt: skip
+    recorded = _recorded(run, after)
     rows = []
     routing = figures(item for line, items in found if line["kind"] == "task" for item in items)
-    with run.lock():
+    with run.lock() if new else nullcontext():
         if first_process() and any((s["kind"], s["task"]) not in recorded for s, _ in found):
             note_accepted(run, changes)
         for line, items in found:
@@ -87,6 +92,12 @@ def evaluate(
         _table(run, after, rows)
         if routing is not None:
             print(printable(routing.words()))
+
+
+def _recorded(run: Run, after: int) -> dict[tuple[str, str | None], float]:
+    """The scores that a run has after so many tasks."""
+    lines = [line for line in run.scores() if line["after"] == after and "score" in line]
+    return {(line["kind"], line.get("task")): line["score"] for line in lines}
 
 
 class _Shown(Silent):

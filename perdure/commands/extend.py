@@ -36,12 +36,13 @@ def extend(
     as_json: Json = False,
 ) -> None:
     """Learn more tasks where RUN ended; old data are not needed, and RUN stays as it is."""
-    from perdure.commands.learn import finish, free_name, show, taken
+    from perdure.commands.learn import finish, free_name, show
     from perdure.extension import extend as begin
-    from perdure.extension import extension_recipe, plan_extension
+    from perdure.extension import extension_recipe, plan_extension, prepare_extension
     from perdure.reports import make_display
     from perdure.reports.output import emit, first_process, working
     from perdure.run import Run
+    from perdure.run.place import refused
 
     if recipe is not None and "=" in str(recipe):  # --data, then KEY=VALUE
         recipe, overrides = None, [str(recipe), *(overrides or [])]
@@ -53,14 +54,18 @@ def extend(
         with working(), display:
             planned = plan_extension(old, new, accept_changes=accept_changes, display=display)
         emit(planned.to_dict()) if as_json else show(planned)
-        if first_process() and target.exists():  # all else is right
-            print(f"but the run would be refused: {taken(target)}", file=sys.stderr)
+        if first_process() and (why := refused(target)):  # all else is right
+            print(f"but the run would be refused: {why}", file=sys.stderr)
         return
+    if first_process() and (why := refused(target)):
+        raise why
     from perdure.loop import learn
 
-    made = begin(old, new, target, accept_changes=accept_changes)
+    with working(), display:  # the new rows are read before anything is made
+        ready = prepare_extension(old, new, accept_changes=accept_changes, display=display)
+    made = begin(old, new, target, accept_changes=accept_changes, ready=ready)
     if first_process() and not as_json:
         display.message(f"run directory: {made.path}")
     with working(made.path), display:
-        learn(new, made, display=display)
+        learn(new, made, display=display, prepared=ready.prepared)
     finish(made, as_json)

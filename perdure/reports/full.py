@@ -41,10 +41,19 @@ def written(runs: Sequence[RunView], page: Path) -> list[tuple[str, str]]:
     for name, what, lines in _tables(runs):
         out = io.StringIO()
         csv.writer(out, lineterminator="\n").writerows(lines)
-        file = page.with_name(f"{page.stem}-{name}.csv")
+        file = _beside(page, name)
         write_atomic(file, out.getvalue())
         told.append((file.name, what))
     return told
+
+
+def files(runs: Sequence[RunView], page: Path) -> list[Path]:
+    """The files that `written` writes beside a page."""
+    return [_beside(page, name) for name, _, _ in _tables(runs)] if needed(runs) else []
+
+
+def _beside(page: Path, name: str) -> Path:
+    return page.with_name(f"{page.stem}-{name}.csv")
 
 
 def _tables(runs: Sequence[RunView]) -> Iterator[tuple[str, str, Iterable[Sequence[Any]]]]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from perdure.drafts import draft_of, sweep
 from perdure.errors import UsageError
+from perdure.failures import at
 from perdure.reports import (
     averaging,
     caps,
@@ -66,8 +67,9 @@ def write_page(shown: Sequence[RunView], out: Path) -> Path:
     sweep(out.parent)
     half = draft_of(out)
     try:
-        half.write_text(text, encoding="utf-8", errors="replace")
-        os.replace(half, out)
+        with at(out):
+            half.write_text(text, encoding="utf-8", errors="replace")
+            os.replace(half, out)
     finally:
         half.unlink(missing_ok=True)
     return out

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perdure.errors import RunError, task_named
+from perdure.errors import RunError, resume_command, task_named
 from perdure.files import now, write_atomic
 from perdure.models.pin import base_files, files_of, template_files
 from perdure.processes import barrier, broadcast, rank
@@ -47,7 +47,7 @@ def pin(run: Run, recipe: Recipe, stream: TaskStream, accept_changes: bool = Fal
             (
                 "put the old state back, or begin a new run",
                 "to go on with a mixture of both, which the report will say: "
-                f"perdure resume {run.path} --accept-changes",
+                f"{resume_command(run.path)} --accept-changes",
             ),
         )
     if rank() == 0:

@@ -110,7 +110,7 @@ def test_a_run_with_an_adapter_is_refused_with_the_way_on(tmp_path):
     for path in (run, run / "checkpoints" / "task-10"):
         with pytest.raises(ModelError, match="this run trained an adapter") as caught:
             locate(str(path))
-        assert "perdure extend RUN" in str(caught.value)
+        assert f"perdure extend {run} RECIPE" in str(caught.value)  # of a checkpoint its run
 
 
 def test_a_run_without_a_finished_task_says_so(tmp_path):

@@ -27,7 +27,7 @@ OF_RECIPE: dict[str, tuple[tuple[str, ...], Any, str]] = {
     # the error: where, what is written, and what is told of it
     "missing": (("model",), {}, "model.path: is required and missing"),
     "extra_forbidden": (("train", "epoch"), 1, "train.epoch: unknown key"),
-    "invalid_key": (("train",), {1: 2}, "train.1: is no name of a key: names are text"),
+    "invalid_key": (("train",), {1: 2}, "train.1: 1 is no name of a key: names are text"),
     "model_type": (("train",), 3, "train: must be a section of `key: value` lines"),
     "dict_type": (("model", "chat_template_kwargs"), 3,
                   "model.chat_template_kwargs: must be a section of `key: value` lines"),
