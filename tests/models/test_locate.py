@@ -59,6 +59,17 @@ def test_a_packages_file_is_shown_as_it_was_written(package):
     assert as_written("org/llm_small") == "org/llm_small"
 
 
+def test_a_users_own_folder_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python may import from the current folder, and takes each folder in it for a package."""
+    model = tmp_path / "models" / "tiny"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert packaged_model("package:models") == (model, None)
+    assert as_written(str(model)) == str(model)
+
+
 def test_packages_without_one_file_are_refused(package):
     (package / "other.gguf").write_bytes(b"GGUF")
     for name, message in (

@@ -44,7 +44,7 @@ OF_RECIPE: dict[str, tuple[tuple[str, ...], Any, str]] = {
                        "surrogate): write the character itself"),
     "string_too_long": (("name",), "a" * 81, "name: has more than 80 characters"),
     "string_pattern_mismatch": (("name",), "a/b", 'name: "a/b" must be letters, digits, spaces '
-                                "and . + - _ only"),
+                                "and . + - _ only, and begin with a letter or digit"),
     "list_type": (("train", "report_to"), 3, "train.report_to: must be a list, not 3"),
     "bool_type": (("order_matters",), [1],
                   "order_matters: must be true or false, not [1]"),
