@@ -47,13 +47,15 @@ def predict(
     from perdure.errors import UsageError
     from perdure.files import write_atomic
     from perdure.learners.listener import Silent
-    from perdure.paths import no_file
+    from perdure.paths import no_file, no_place
     from perdure.predictor import open_predictor
     from perdure.reports import make_display
     from perdure.reports.output import escaped, first_process, working
 
     if out is not None and out.exists():
         raise UsageError(f"{out}: exists already", "choose another --out")
+    if out is not None and (what := no_place(out)):
+        raise UsageError(f"{out}: {what}", "choose another --out")
     if what := no_file(file):
         raise UsageError(f"{file}: {what}", "give a file of rows: .csv .tsv .jsonl .parquet .txt")
     display: Any = make_display()

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from perdure.errors import PerdureError, RunError, UsageError, resume_command
+from perdure.paths import no_place
 
 
 def taken(path: Path) -> RunError:
@@ -26,9 +27,5 @@ def refused(path: Path) -> PerdureError | None:
     if path.is_symlink():
         what = f"{path}: is a link to {os.readlink(path)}, which does not exist"
         return UsageError(what, "choose another --out")
-    above = next((p for p in path.absolute().parents if p.exists()), Path("/"))
-    if not above.is_dir():
-        return UsageError(f"{path}: {above} is a file, not a folder", "choose another --out")
-    if not os.access(above, os.W_OK | os.X_OK):
-        return UsageError(f"{path}: nothing can be written in {above}", "choose another --out")
-    return None
+    why = no_place(path)
+    return UsageError(f"{path}: {why}", "choose another --out") if why else None
