@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perdure.errors import PerdureError, RecipeError, UsageError, printable, typed
+from perdure.errors import PerdureError, RecipeError, UsageError, printable, resume_command, typed
 from perdure.failures import cause_of
 from perdure.prepare import load_recipe
 from perdure.recipe.schema import Recipe
@@ -107,6 +107,19 @@ def _placed(recipe: Recipe) -> Iterator[None]:
         raise type(error)(f"{recipe.place(key)}: {rest}", remedy) from error
 
 
+@contextmanager
+def _moved(run: Run) -> Iterator[None]:
+    """Say where a run that goes on is told the new place of its files."""
+    try:
+        yield
+    except UsageError as error:
+        if "no such f" in str(error):
+            where = f"what was moved: write its new place into {run.path / 'recipe.yaml'}"
+            then = f"then go on with: {resume_command(run.path)}"
+            error.remedy = (*error.remedy, where, then)
+        raise
+
+
 def resume(path: Path, as_json: bool, accept_changes: bool = False) -> None:
     """Go on with a run that was interrupted; a finished one is only shown."""
     from perdure.reports import make_display, write_report
@@ -129,7 +142,7 @@ def resume(path: Path, as_json: bool, accept_changes: bool = False) -> None:
             from perdure.loop import learn
 
             display: Any = make_display(json=as_json)
-            with display:
+            with display, _moved(made):
                 learn(made.recipe, made, display=display, accept_changes=accept_changes)
     finish(made, as_json)
 

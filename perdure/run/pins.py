@@ -7,6 +7,8 @@ which learning began, and stream.json the versions of the tasks' rows.
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -224,8 +226,22 @@ def recipe_changes(noted: Mapping[str, Any], recipe: Mapping[str, Any]) -> Itera
     # A key that a later Perdure has and the pinned recipe has not is no change of the user's.
     for key, old in noted.get("recipe", {}).items():
         new = recipe.get(key)
-        if new != old:
+        if new != old and not _only_moved(noted, key, old, new):
             yield f"recipe: {key} was {json.dumps(old)} when this run began, now {json.dumps(new)}"
+
+
+_PLACES = re.compile(
+    r"model\.(path|chat_template)|stream\.folder|general\.(source|held_out_source)"
+    r"|stream\.(data|tasks\.\d+)\.(train|validation|test)(\.\w+)?|method\.\d+\.file"
+)
+"""Keys of files whose content is noted: rows and texts by their versions, others by sha256."""
+
+
+def _only_moved(noted: Mapping[str, Any], key: str, old: Any, new: Any) -> bool:
+    """Whether a key says no more than where a file lies: what is in it is compared by itself."""
+    if not _PLACES.fullmatch(key) or (key[0] == "m" and not noted.get("files")):
+        return False
+    return all(isinstance(place, str) and os.path.isabs(place) for place in (old, new))
 
 
 def pinned(run: Run) -> dict[str, Any]:
