@@ -26,7 +26,7 @@ from perdure.models.pool import AdapterPool
 from perdure.prepare import stream_of
 from perdure.recipe.schema import ModelConfig
 from perdure.run import Run
-from perdure.run.pins import recipe_changes, rows_since
+from perdure.run.pins import recipe_changes, refuse_changes, rows_since
 from perdure.run.sums import with_check
 from perdure.seals import Sealer, damaged, is_sealed, is_whole, seal, sha256, write_sealed
 from perdure.streams.task import GeneralText
@@ -436,6 +436,10 @@ def test_a_run_whose_data_and_base_were_moved_goes_on(torn: tuple[Path, Path]) -
     there = home.with_name("other place")
     shutil.move(home, there)
     moved = there / run.name
+    with pytest.raises(
+        RunError, match=r"is gone since this run began\n  what was moved: write its"
+    ):
+        refuse_changes(Run.open(moved), accept=False)
     told = resume(moved)
     assert told.exit_code == 2
     assert f"what was moved: write its new place into {moved / 'recipe.yaml'}" in told.stderr

@@ -47,6 +47,7 @@ def pin(run: Run, recipe: Recipe, stream: TaskStream, accept_changes: bool = Fal
         raise RunError(
             "\n".join(f"{run.path}: {change}" for change in changes),
             (
+                *_moved(run, changes),
                 "put the old state back, or begin a new run",
                 "to go on with a mixture of both, which the report will say: "
                 f"{resume_command(run.path)} --accept-changes",
@@ -93,9 +94,18 @@ def refuse_changes(
     if changes and not accept:
         raise RunError(
             "\n".join(f"{run.path}: {change}" for change in changes),
-            "put the old state back, or go on all the same: --accept-changes",
+            (
+                *_moved(run, changes),
+                "put the old state back, or go on all the same: --accept-changes",
+            ),
         )
     return changes
+
+
+def _moved(run: Run, changes: Sequence[str]) -> Iterator[str]:
+    """What to do where files are gone that may only lie elsewhere."""
+    if any(change.endswith(f"is gone {SINCE}") for change in changes):
+        yield f"what was moved: write its new place into {run.path / 'recipe.yaml'}"
 
 
 def _since(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from perdure.errors import ModelError
+from perdure.models.adapters import BASE_FILE, saved_base
+from perdure.models.load import load_saved
 from perdure.models.locate import Place, locate, resolve_saved
 from perdure.recipe.packaged import as_written, packaged_model
 from perdure.seals import seal
@@ -160,3 +163,24 @@ def test_a_folder_that_the_run_did_not_leave_is_not_its_model(tmp_path):
     (run / "finished").write_text("{}")
     with pytest.raises(ModelError, match=r"model after its last task is gone: .* after 1 tasks"):
         resolve_saved(run)
+
+
+def test_the_base_of_a_runs_adapter_is_looked_for_where_the_recipe_says(tmp_path: Path) -> None:
+    """The checkpoint is sealed and keeps the old place; in a recipe a user writes the new one."""
+    run = run_of(tmp_path / "run", "adapter_config.json")
+    folder = run / "checkpoints" / "task-10" / "model"
+    old, new = tmp_path / "old", tmp_path / "new"
+    (folder / BASE_FILE).write_text(json.dumps({"path": str(old), "tuning": "lora"}))
+    (run / "recipe.yaml").write_text(json.dumps({"model": {"path": str(new)}}))
+    assert saved_base(folder).path == str(old)  # neither is there
+    with pytest.raises(ModelError, match="write its new place into") as caught:
+        load_saved(folder)
+    assert f"{run}/recipe.yaml" in str(caught.value)
+    new.mkdir()
+    assert saved_base(folder).path == str(new)
+    old.mkdir()
+    assert saved_base(folder).path == str(old)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / BASE_FILE).write_text(json.dumps({"path": str(tmp_path / "gone")}))
+    assert saved_base(alone).path == str(tmp_path / "gone")
