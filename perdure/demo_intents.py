@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perdure.errors import ModelError, RunError, UsageError
+from perdure.errors import ModelError, RunError, UsageError, resume_command
 
 if TYPE_CHECKING:
     from perdure.recipe.schema import Recipe
@@ -254,7 +254,7 @@ def _learn_all(
         try:
             learn(recipe, run, display=display)
         except KeyboardInterrupt as stop:
-            stop.args = (f"this method's run goes on with: perdure resume {run.path}",)
+            stop.args = (f"this method's run goes on with: {resume_command(run.path)}",)
             raise
         runs.append(run)
         gc.collect()  # the last model, before the next one is loaded

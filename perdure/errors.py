@@ -25,6 +25,7 @@ SHOWN = 10
 """So many mistakes of one file are written out; of the rest only the number is."""
 ALIKE = 3
 """A mistake that more rows of one file share is written once, with the places of so many."""
+EVERY = "to list them all: perdure run RECIPE --all-mistakes"
 _ROW = re.compile(r"(.+?(?::| row ))(\d+)(: .+)", re.DOTALL)
 """A message about a row of a file: "FILE:LINE: ..." or "SOURCE: row N: ..."."""
 _QUOTED = 80
@@ -55,9 +56,18 @@ def task_named(name: str) -> str:
     return name if re.match(r"task(?![^\W\d_])", name, re.IGNORECASE) else f"task {name}"
 
 
+def typed(command: str, *words: object) -> str:
+    """A command of Perdure's with paths in it, fit to be pasted: `perdure report 'runs/my shop'`.
+
+    What begins with a dash and is no option of ours (`--out`) is a path of the current folder.
+    """
+    said = [f"./{word}" if re.match("-(?!-[a-z])", word) else word for word in map(str, words)]
+    return shlex.join(["perdure", command, *said])
+
+
 def resume_command(run: object) -> str:
     """The command by which a run goes on, as it is typed: `perdure resume 'runs/my shop'`."""
-    return shlex.join(["perdure", "resume", str(run)])
+    return typed("resume", run)
 
 
 def printable(text: str) -> str:
@@ -170,7 +180,7 @@ def _shortened(mistakes: Sequence[PerdureError], most: int | None) -> list[Perdu
         elif seen[group] == most:
             like = " like these" if mistake.kind else ""
             what = f"{mistake.source or 'here'}: and {total[group] - most:,} more mistakes{like}"
-            shown.append(PerdureError(what, "to list them all: perdure run RECIPE --all-mistakes"))
+            shown.append(PerdureError(what, EVERY))
         seen[group] += 1
     return shown
 

@@ -15,13 +15,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from perdure.consent import trusting
-from perdure.errors import RecipeError, RunError, UsageError
+from perdure.errors import RecipeError, RunError, UsageError, resume_command, typed
 from perdure.files import write_atomic
+from perdure.paths import no_file
 from perdure.prepare import Prepared, prepare, recipe_judge, run_stream, stream_of
 from perdure.recipe import load
 from perdure.recipe.data import FILE_TYPES, DataConfig, TaskConfig
@@ -67,7 +68,7 @@ def extension_recipe(
     if (path is None) == (data is None):
         raise UsageError(
             "extend: give either a recipe with the new tasks or --data FILE",
-            f"perdure extend {run.path} next.yaml",
+            typed("extend", run.path, "next.yaml"),
         )
     if path is None:
         new = _shaped_like_the_last(run, _file(Path(str(data))))
@@ -86,9 +87,9 @@ def extension_recipe(
 
 def _file(data: Path) -> Path:
     """The file that is given as data, which is there."""
-    if not data.expanduser().is_file():
-        what = "is a folder, not a file" if data.expanduser().is_dir() else "no such file"
-        here = [p.name for p in data.parent.iterdir()] if data.parent.is_dir() else []
+    if what := no_file(data.expanduser()):
+        there = data.expanduser().parent
+        here = [p.name for p in there.iterdir() if p.is_file()] if there.is_dir() else []
         hint = near(data.name, here) or f"give a file of rows: {' '.join(FILE_TYPES)}"
         raise UsageError(f"--data {data}: {what}", hint)
     return data
@@ -144,7 +145,7 @@ def _shaped_like_the_last(run: Run, data: Path) -> dict[str, Any]:
     if not stream.tasks:
         raise UsageError(
             f"extend: {run.path} learned a built-in stream, so --data has no task to be like",
-            "write a recipe with the new task: perdure extend RUN next.yaml",
+            f"write a recipe with the new task: {typed('extend', run.path, 'next.yaml')}",
         )
     order = stream.order or [task.name for task in stream.tasks]
     tasks = {task.name: task for task in stream.tasks}
@@ -152,13 +153,13 @@ def _shaped_like_the_last(run: Run, data: Path) -> dict[str, Any]:
     if not learned:
         raise UsageError(
             f"extend: {run.path} learned no task, so --data has none to be like",
-            "write a recipe with the new task: perdure extend RUN next.yaml",
+            f"write a recipe with the new task: {typed('extend', run.path, 'next.yaml')}",
         )
     last = learned[-1]
     if last.dataset is not None:
         raise UsageError(
             f"extend: the last task of {run.path} is a hub data set, and {data} is a file",
-            "write a recipe with the new task: perdure extend RUN next.yaml",
+            f"write a recipe with the new task: {typed('extend', run.path, 'next.yaml')}",
         )
     section = last.model_dump(mode="json", exclude_none=True)
     for key in ("validation", "test", "test_of"):
@@ -189,15 +190,45 @@ def _table(run: Run) -> DataConfig | TaskConfig | None:
     return table_like(stream.name)
 
 
-def extend(run: Run, recipe: Recipe, out: str | Path, *, accept_changes: bool = False) -> Run:
+class Ready(NamedTuple):
+    """What is known of an extension before it is made: the names of the tasks that its run learned,
+    changes that were accepted there, and the rows."""
+
+    old: list[str]
+    known: list[dict[str, Any]]
+    prepared: Prepared
+
+
+def prepare_extension(
+    run: Run, recipe: Recipe, *, accept_changes: bool = False, display: Any = None
+) -> Ready:
+    """Read the rows of an extension; nothing is made, and no weight is loaded.
+
+    Raises: as `extend`, but for `out`; and as `perdure.prepare.prepare`.
+    """
+    old, known = _may_extend(run, recipe, accept_changes)
+    stream = run_stream(run, recipe)
+    return Ready(old, known, prepare(recipe, stream=stream, display=display, today=run.today))
+
+
+def extend(
+    run: Run,
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    accept_changes: bool = False,
+    ready: Ready | None = None,
+) -> Run:
     """Make the run directory of an extension; nothing is learned yet, and `run` stays as it is.
+
+    Args: ready: what `prepare_extension` found, where the caller has read the rows already.
 
     Raises:
         RunError: the run is not finished, damaged, or rests on a base model that has changed since;
             or `out` exists.
         UsageError: a new task has the name of an old one.
     """
-    old, known = _may_extend(run, recipe, accept_changes)
+    old, known = ready[:2] if ready else _may_extend(run, recipe, accept_changes)
     facts: dict[str, Any] = {
         "extends": {"run": str(run.path.resolve()), "tasks": len(old), "names": old}
     }
@@ -205,43 +236,34 @@ def extend(run: Run, recipe: Recipe, out: str | Path, *, accept_changes: bool = 
     return Run.create(out, recipe, lambda draft: _fill(run, draft, len(old), facts))
 
 
-def plan_extension(
-    run: Run,
-    recipe: Recipe,
-    *,
-    accept_changes: bool = False,
-    display: Any = None,
-    see: Callable[[Prepared], None] = lambda ready: None,
-) -> Plan:
+def plan_extension(run: Run, recipe: Recipe, ready: Ready | None = None) -> Plan:
     """What an extension would take, and what its methods would do with the new tasks by what they
     remember of the old ones; no weight of the model is loaded and nothing is written.
 
-    Args: see: is given what was prepared.
+    Args: ready: as for `extend`.
 
-    Raises: as `extend`, but for `out`; and as `perdure.prepare.prepare`.
+    Raises: as `prepare_extension`.
     """
     from torch import nn
 
     from perdure.engine.method_state import STATE, load_methods
     from perdure.plan import plan
 
-    old, _ = _may_extend(run, recipe, accept_changes)
-    ready = prepare(recipe, stream=run_stream(run, recipe), display=display, today=run.today)
-    see(ready)
+    old, _, prepared = ready or prepare_extension(run, recipe)
     _, folder = run.last_checkpoint()
     with trusting(recipe.trust_remote_code):
         if folder is not None:
-            load_methods(folder / STATE, ready.methods, nn.Module())
+            load_methods(folder / STATE, prepared.methods, nn.Module())
         return plan(
             recipe,
-            ready.stream,
-            ready.encoder,
-            ready.model,
-            micro_batch=ready.micro_batch,
-            precision=run.environment().get("precision") or ready.precision,
-            lm_eval_tasks=ready.lm_eval_tasks,
+            prepared.stream,
+            prepared.encoder,
+            prepared.model,
+            micro_batch=prepared.micro_batch,
+            precision=run.environment().get("precision") or prepared.precision,
+            lm_eval_tasks=prepared.lm_eval_tasks,
             learned=len(old),
-            methods=ready.methods,
+            methods=prepared.methods,
         )
 
 
@@ -253,7 +275,7 @@ def _may_extend(
     if run.state != "finished":
         raise RunError(
             f"{run.path}: is {run.state}, and only a finished run can be extended",
-            f"perdure resume {run.path}",
+            "wait for it" if run.state == "running" else resume_command(run.path),
         )
     verify(run)
     kept_tasks(run, len(run.stream_facts()))  # damage is told before anything is made

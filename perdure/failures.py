@@ -168,26 +168,30 @@ def reading(folder: Path, remedy: str) -> Iterator[None]:
         raise RunError(f"{file_of(error)}: damaged: {named[0]}", remedy) from error
 
 
-def explained(error: BaseException, run: Path | None = None) -> PerdureError | None:
+def explained(
+    error: BaseException, run: Path | None = None, option: str = "--out"
+) -> PerdureError | None:
     """Say what an error of the system or of a library means; None for one that is none of these.
 
-    Args: run: the run directory that was at work, and that goes on.
+    Args:
+        run: the run directory that was at work, and that goes on.
+        option: how the command is told another place to write to; "" if it cannot be.
     """
     if isinstance(error, PerdureError):
         return error
     text = str(error)
     then = "run the command again" if run is None else f"go on with: {resume_command(run)}"
     where = file_of(error) or ("" if run is None else str(run))
-    before = f"{where}: " if where else ""
+    place = f"{where}: " if where else ""
     if _is(error, "MemoryError", "OutOfMemoryError") or (
         not isinstance(error, OSError) and any(word in text for word in _NO_MEMORY)
     ):
         told = f": {brief(text)}" if text else ""
         remedy = (f"stop other programs, then {then}", f"or begin anew with a smaller {SMALLER}")
-        return TrainingError(f"{before}there is not enough memory{told}", remedy)
+        return TrainingError(f"{place}there is not enough memory{told}", remedy)
     if isinstance(error, RuntimeError) and any(word in text for word in _PEERS):
         what = "another process of this run has ended, or cannot be reached"
-        return TrainingError(f"{before}{what}", f"look at what it said, then {then}")
+        return TrainingError(f"{place}{what}", f"look at what it said, then {then}")
     if _is(error, "TemplateError"):
         row = f"{file_of(error)}: " if file_of(error) else ""
         what = f"{row}the model's chat template refuses this: {brief(text)}"
@@ -214,13 +218,15 @@ def explained(error: BaseException, run: Path | None = None) -> PerdureError | N
         )
     else:
         return None
-    free = f" ({_free(where or '.')} MB free)" if cause in (CAUSES["ENOSPC"], CUT_OFF) else ""
-    what = f"{where or 'a file'}: {cause.what}{free}"
-    if run is None and cause.kind != "passing":
-        write = "or, where it was to be written, choose another place, for example by --out"
-        return UsageError(what, (f"{cause.remedy}, then {then}", write))
+    full = cause in (CAUSES["ENOSPC"], CUT_OFF)
+    free = f" ({_free(where)} MB free)" if full and where else ""
+    what = f"{place}{cause.what}{free}"
+    if run is None and cause.kind != "passing":  # it is not known here whether it read or wrote
+        by = f", for example by {option}" if option else ""
+        other = f"or, where it was to be written, choose another place{by}"
+        return UsageError(what, (f"{cause.remedy}, then {then}", other))
     lines = [f"{cause.remedy}, then {then}"]
-    if free and run is not None:
+    if full and run is not None:
         lines.append("or keep fewer checkpoints: save.tasks: last")
     return (RunError if cause.kind == "damage" else TrainingError)(what, lines)
 

@@ -1,4 +1,4 @@
-"""Whether a path that somebody wrote can be read as a file, told without opening it.
+"""Whether a path that somebody wrote can be read as a file, or written, told without opening it.
 
 To open a pipe waits for ever, a device never ends, and a path can be none at all: it holds a NUL,
 names no user's home, is too long, or leads in a circle.
@@ -53,6 +53,8 @@ def no_file(path: str | Path) -> str:
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
+        if os.path.islink(path):
+            return f"is a link to {os.readlink(path)}, which does not exist"
         return "no such file"
     except OSError as error:
         if error.errno == errno.ENOTDIR:
@@ -63,3 +65,17 @@ def no_file(path: str | Path) -> str:
     if stat.S_ISREG(mode):
         return ""
     return f"is {next((what for of, what in _KINDS if of(mode)), 'a special file')}, not a file"
+
+
+def no_place(path: Path) -> str:
+    """Why no file can be written at a path, as far as that is known before: "is a folder, not a
+    file"; "" if it can.
+
+    A file that is there may be replaced; a device or a pipe would be, and be gone.
+    """
+    if path.exists() and (why := no_file(path)):
+        return why
+    above = next((p for p in path.absolute().parents if p.exists()), Path(os.sep))
+    if not above.is_dir():
+        return f"{above} is a file, not a folder"
+    return "" if os.access(above, os.W_OK | os.X_OK) else f"nothing can be written in {above}"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.consent import by_argument, trusting
-from perdure.errors import RunError, UsageError, brief, task_named
+from perdure.errors import RunError, UsageError, brief, resume_command, task_named
 from perdure.recipe.data import TaskConfig
 from perdure.recipe.mistakes import near
 from perdure.streams.unlabelled import Unlabelled
@@ -263,7 +263,7 @@ def _folder(run: Run, stream: TaskStream, after: int) -> Path | None:
         raise UsageError(
             f"{run.path}: no class was learned after 0 tasks",
             "ask the model after a task: --after 1" if run.checkpoints() else
-            f"learn first: perdure resume {run.path}",
+            f"learn first: {resume_command(run.path)}",
         )  # fmt: skip
     if folder is None:
         return None

@@ -18,6 +18,8 @@ from tiny_runs import write_recipe
 from typer.testing import CliRunner
 
 from perdure.cli import app
+from perdure.commands.learn import free_name
+from perdure.prepare import load_recipe
 from perdure.recipe.schema import Recipe
 from perdure.run import Run
 
@@ -334,20 +336,42 @@ def test_hub_data_set_not_reachable(shop: Path) -> None:
 def test_output_directory_exists(shop: Path) -> None:
     Path("run").mkdir()
     Path("run/mine.txt").write_text("mine")
-    assert told(code=4) == (
-        "error: run: exists already, and a run is never overwritten\n"
-        "  go on with it: perdure resume run\n"
-        "  or choose another --out\n"
-    )
+    what = "error: run: exists already, and a run is never overwritten\n"
+    assert told(code=4) == f"{what}  choose another --out\n"  # no run goes on there
     assert [p.name for p in Path("run").iterdir()] == ["mine.txt"]
+    Path("run/recipe.yaml").touch()
+    goes_on = "  go on with it: perdure resume run\n  or choose another --out\n"
+    assert told(code=4) == what + goes_on
 
 
 def test_output_directory_cannot_be_written(shop: Path) -> None:
     Path("file").write_text("")
     result = CliRunner().invoke(app, ["run", "recipe.yaml", "--out", "file/run"])
     assert result.exit_code == 2
-    assert "file/run: a file is where a folder must be\n  move that file away" in result.stderr
-    assert "choose another place, for example by --out" in result.stderr
+    what = f"file/run: {Path('file').absolute()} is a file, not a folder"
+    assert f"{what}\n  choose another --out" in result.stderr
+    os.symlink("nowhere", "link")
+    for place, why in (("file/run", what), ("link", "link: is a link to nowhere, which does not")):
+        words = ["run", "recipe.yaml", "--check", "--out", place]
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, result.output
+        assert f"but the run would be refused: {why}" in result.stderr
+        assert told_at(place).startswith(f"error: {why}")
+
+
+def told_at(place: str) -> str:
+    """What a run says that is to be made at a place where it cannot be."""
+    result = CliRunner().invoke(app, ["run", "recipe.yaml", "--out", place])
+    assert result.exit_code == 2, result.output
+    return result.stderr[result.stderr.index("error: ") :]
+
+
+def test_a_folder_that_may_only_be_read(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may write everywhere: the system's answer is taken from a stub."""
+    monkeypatch.setattr(os, "access", lambda place, mode: place != shop)
+    assert told_at("some/where").startswith(
+        f"error: some/where: nothing can be written in {shop}\n  choose another --out"
+    )
 
 
 def test_nan_loss(shop: Path) -> None:
@@ -563,3 +587,63 @@ def test_a_recipe_that_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("long.yaml", "has 2,000,004 bytes, and a recipe at most 2,000,000"),
     ):
         assert f"{name}: {why}" in refused(recipe=name)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "hint"),
+    [
+        ("a:\n\u00a0 b: 1\n", 2, "a no-break space (U+00A0) stands here or in the line above"),
+        ('a: 1\nb: "C:\\data"\n', 2, "a \\ in double quotes changes the sign behind it"),
+    ],
+)
+def test_signs_that_nobody_sees(shop: Path, text: str, line: int, hint: str) -> None:
+    Path("r.yaml").write_text(text, "utf-8")
+    message = refused(recipe="r.yaml")
+    assert message.startswith(f"error: r.yaml:{line}: ")
+    assert hint in message
+
+
+def test_a_recipe_that_is_no_utf_8(shop: Path) -> None:
+    Path("latin.yaml").write_bytes("a: 1\n# Prüfung\n".encode("latin-1"))
+    assert refused(recipe="latin.yaml").startswith(
+        "error: latin.yaml:2: not UTF-8 text: byte 0xfc\n  a recipe is a plain text: save it as UTF"
+    )
+
+
+def test_a_run_is_no_recipe_and_no_file_is_meant_by_itself(shop: Path) -> None:
+    Path("my run").mkdir()
+    Path("my run/recipe.yaml").touch()
+    message = refused(recipe="my run")
+    assert "go on with that run: perdure resume 'my run'" in message
+    assert "or begin it anew: perdure run 'my run/recipe.yaml'" in message
+    os.symlink("nowhere.yaml", "link.yaml")
+    message = refused(recipe="link.yaml")
+    assert "error: link.yaml: is a link to nowhere.yaml, which does not exist" in message
+    assert '"link.yaml"?' not in message
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("link.jsonl", "it is a link to nowhere.jsonl, which does not exist"),
+        ("$HOME/x.jsonl", "variables are not replaced in a recipe"),
+        ("/no/such/x.jsonl", "there is no folder /no/such"),
+        ("colour-train.json", "write one JSON object a line, and call it .jsonl"),
+        ("colour-train.jsonl.gz", "unpack it first"),
+    ],
+)
+def test_a_path_that_leads_nowhere(shop: Path, path: str, hint: str) -> None:
+    os.symlink("nowhere.jsonl", "link.jsonl")
+    for name in ("colour-train.json", "colour-train.jsonl.gz"):
+        Path(name).touch()
+    message = refused(f"stream.tasks.0.train={path}")
+    assert path in message
+    assert hint in message
+
+
+def test_a_long_name_of_a_file_is_no_mistake_of_its_recipe(shop: Path) -> None:
+    long = f"{'実' * 84}.yaml"
+    Path(long).write_text(Path("recipe.yaml").read_text())
+    recipe = load_recipe(long)
+    assert recipe.name == "実" * 80
+    assert len(os.fsencode(free_name(recipe).name)) < 230  # file systems take 255

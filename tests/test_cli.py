@@ -208,7 +208,7 @@ def test_recipes_lists_and_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     error = perdure("recipes", "copy", "two-csv-files", code=4).stderr
     assert error == (
         "error: products.csv, tickets.csv: exists already, and nothing was copied\n"
-        "  give another folder: perdure recipes copy NAME FOLDER\n"
+        "  give another folder: perdure recipes copy two-csv-files FOLDER\n"
     )
     assert (tmp_path / "tickets.csv").read_text() == "mine"
     assert not (tmp_path / "two-csv-files.yaml").exists()

@@ -28,7 +28,7 @@ from perdure.models.pool import AdapterPool
 from perdure.prepare import stream_of
 from perdure.recipe.schema import ModelConfig
 from perdure.run import Run
-from perdure.run.pins import rows_since
+from perdure.run.pins import recipe_changes, refuse_changes, rows_since
 from perdure.run.sums import with_check
 from perdure.seals import Sealer, damaged, is_sealed, is_whole, seal, sha256, write_sealed
 from perdure.streams.task import GeneralText
@@ -429,6 +429,50 @@ def test_scores_behind_the_newest_checkpoint_are_made_again(torn: tuple[Path, Pa
 
 
 # --- what a run rests on
+
+
+def test_a_run_whose_data_and_base_were_moved_goes_on(torn: tuple[Path, Path]) -> None:
+    """What is in them is compared, not where they lie."""
+    run, whole = torn
+    home = run.parent
+    there = home.with_name("other place")
+    shutil.move(home, there)
+    moved = there / run.name
+    with pytest.raises(RunError, match=r"is gone since this run began\n  what was moved: "):
+        refuse_changes(Run.open(moved), accept=False)
+    told = resume(moved)
+    assert told.exit_code == 2
+    assert f"what was moved: write its new place into {moved / 'recipe.yaml'}" in told.stderr
+    assert f"then go on with: perdure resume '{moved}'" in told.stderr
+    recipe = moved / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace(f"{home}/", f"{there}/"))
+    told = resume(moved)
+    assert told.exit_code == 0, told.output
+    assert "accepted_changes" not in Run.open(moved).environment()
+    same_end(moved, whole)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("key", "old", "new", "files", "told"),
+    [
+        ("model.path", "/a/base", "/b/base", True, False),
+        ("model.path", "/a/base", "/b/base", False, True),  # nobody noted what was in it
+        ("model.path", "org/a", "org/b", True, True),
+        ("model.path", "org/a", "/b/base", True, True),
+        ("model.chat_template", "/a/t.jinja", "none", True, True),
+        ("stream.tasks.0.train", "/a/t.csv", "/b/t.csv", False, False),
+        ("stream.data.test.source", "/a/t.txt", "/b/t.txt", False, False),
+        ("general.source", "/a/t.txt", "pydoc", False, True),
+        ("general.tasks.0", "/a/t.yaml", "/b/t.yaml", True, True),
+        ("stream.tasks.0.name", "/a", "/b", True, True),
+    ],
+)
+def test_another_place_of_a_file_whose_content_is_noted_is_no_change(
+    key: str, old: str, new: str, files: bool, told: bool
+) -> None:
+    noted = {"recipe": {key: old}, "files": {"base model, a": "1"} if files else {}}
+    assert bool(list(recipe_changes(noted, {key: new}))) == told
 
 
 def test_a_changed_recipe_is_refused_with_what_differs(torn: tuple[Path, Path]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from perdure.errors import task_named
+from perdure.errors import task_named, typed
 
 pytestmark = pytest.mark.unit
 
@@ -34,3 +34,17 @@ def test_no_message_says_task_task_5() -> None:
                 continue
             found = UNQUOTED.search(line)
             assert found is None, f"{file.relative_to(SOURCE)}:{number}: write task_named(name)"
+
+
+COMMAND = re.compile(r"perdure (?:run|resume|extend|predict|report|eval|export|compare) [^\"']*\{")
+"""A command with a value in it that nobody quotes."""
+
+
+def test_each_command_with_a_path_in_it_can_be_pasted() -> None:
+    assert COMMAND.search('f"go on with: perdure resume {run.path}"')
+    for file in sorted(SOURCE.rglob("*.py")):
+        for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
+            found = COMMAND.search(line)
+            assert found is None, f"{file.relative_to(SOURCE)}:{number}: write typed(...)"
+    assert typed("resume", Path("runs/my shop")) == "perdure resume 'runs/my shop'"
+    assert typed("report", "-x", "--out", "FILE") == "perdure report ./-x --out FILE"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import shutil
@@ -378,6 +379,53 @@ def test_resume_says_that_a_run_is_finished(home: Path) -> None:
     told = CliRunner().invoke(app, ["resume", str(run)])
     assert told.exit_code == 0, told.output
     assert f"{run}: is finished; to learn more tasks: perdure extend {run} RECIPE" in told.stderr
+
+
+def test_a_finished_run_is_shown_where_nothing_can_be_written(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(runs: Any, page: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(page))
+
+    monkeypatch.setattr("perdure.reports.write_report", refuse)
+    run = home / "old"
+    told = CliRunner().invoke(app, ["resume", str(run)])
+    assert told.exit_code == 0, told.output
+    assert "report.html: the file system can only be read, so it stays as it was" in told.stderr
+    assert f"elsewhere: perdure report {run} --out FILE.html" in told.stderr
+
+
+def test_rows_of_an_extension_are_read_before_anything_is_made(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"text": "a", "label"\n')
+    told = typed(home / "old", "--data", tmp_path / "bad.jsonl", "--out", tmp_path / "new")
+    assert told.exit_code == 2
+    assert "bad.jsonl:1: broken JSON" in told.stderr
+    assert "nothing was loaded or written" in told.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_that_is_in_use_is_not_scored_for_nothing(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be recorded is told first; scores that are there already need no lock."""
+    run = Run.open(home / "old")
+    scored: list[int] = []
+
+    def score(*_: Any) -> list[Any]:
+        scored.append(1)
+        return []
+
+    monkeypatch.setattr("perdure.commands.evaluate._score", score)
+    with run.lock():
+        other = ["--tasks", str(home / "data" / "last.yaml")]
+        told = CliRunner().invoke(app, ["eval", str(run.path), *other])
+        assert told.exit_code == 4, told.output
+        assert "in use by process" in told.stderr
+        assert f"then go on with: perdure resume {run.path}" in told.stderr
+        assert not scored
+        told = CliRunner().invoke(app, ["eval", str(run.path)])
+        assert told.exit_code == 0, told.output
+        assert scored
 
 
 def test_an_extension_is_scored_again(home: Path, tmp_path: Path) -> None:

@@ -28,17 +28,20 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+import typer
 from safetensors import SafetensorError
 from synthetic_runs import make_run
 from tiny_runs import write_recipe
 from typer.testing import CliRunner
 
 import perdure
+from perdure import recipes
 from perdure.cli import app
+from perdure.commands.errors import handle_errors
 from perdure.drafts import drafted
 from perdure.errors import PerdureError, RunError, TrainingError, UsageError
 from perdure.failures import CAUSES, at, explained, reading
-from perdure.reports import NullDisplay
+from perdure.reports import NullDisplay, write_report
 from perdure.run import Run
 from perdure.seals import is_whole, write_sealed
 
@@ -149,6 +152,55 @@ def test_what_cannot_be_read_is_not_to_be_written_elsewhere_alone(tmp_path: Path
 
 
 @pytest.mark.unit
+def test_another_place_is_asked_for_by_an_option_that_the_command_has(tmp_path: Path) -> None:
+    error = OSError(errno.EROFS, "", str(tmp_path))
+    other = "or, where it was to be written, choose another place"
+    assert explained(error).remedy[1] == f"{other}, for example by --out"
+    told = explained(error, option="")
+    assert told.remedy == ("have it mounted to write, then run the command again", other)
+
+    @handle_errors
+    def without() -> None:
+        raise error
+
+    @handle_errors
+    def with_it(out: Path | None = None) -> None:
+        raise error
+
+    for command, has in ((without, False), (with_it, True)):
+        said: list[str] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("perdure.commands.errors.say", said.append)
+            with pytest.raises(typer.Exit):
+                command()
+        assert ("--out" in said[0]) == has
+
+
+@pytest.mark.unit
+def test_a_full_disk_is_named_by_the_page_or_file_that_it_was_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failed write tells no name of its own."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = make_run(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="No space") as caught:
+            write_report([run], tmp_path / "page.html")
+    assert explained(caught.value).what.startswith(f"{tmp_path}/page.html: no space left")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", full)
+        with pytest.raises(OSError, match="No space") as caught:
+            recipes.copy("two-csv-files", tmp_path / "shop")
+    assert explained(caught.value).what.startswith(f"{tmp_path}/shop/two-csv-files.yaml: no space")
+    assert not [*(tmp_path / "shop").iterdir()]
+    assert len(recipes.copy("two-csv-files", tmp_path / "shop")) == 3  # the same command again
+
+
+@pytest.mark.unit
 def test_a_path_that_none_can_be(tmp_path: Path) -> None:
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
@@ -203,6 +255,10 @@ def test_what_names_no_file_is_told_of_the_innermost_that_was_at_work(tmp_path: 
     told = explained(caught.value, tmp_path)
     assert told is not None
     assert told.what == "inner: your disk quota is used up"
+    # Where nothing is known of the place, none is told, and no room that is free elsewhere.
+    nowhere = explained(OSError(errno.ENOSPC, ""))
+    assert nowhere is not None
+    assert nowhere.what == "no space left on the disk"
     # Of a rename the place is told that the file was to have, not the draft.
     renamed = OSError(errno.EXDEV, "", ".a.12", None, "a")
     assert str(explained(renamed)).startswith("a: it lies on another disk")

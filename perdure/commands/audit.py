@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from perdure.errors import UsageError
 from perdure.files import try_place, write_atomic
+from perdure.paths import no_place
 from perdure.reports.output import escaped, first_process, working
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class Shown:
     def __post_init__(self) -> None:
         if not 0 <= self.undecided <= 255:
             raise UsageError(f"--undecided {self.undecided}: must be an exit code, 0 to 255")
+        if self.junit is not None and (why := no_place(self.junit)):
+            raise UsageError(f"--junit {self.junit}: {why}", "name a file that can be written")
 
 
 def refuse_options(options: Mapping[str, Any], why: str, remedy: str = "leave it out") -> None:
@@ -98,6 +101,13 @@ def scores(base: str, tuned: str, shown: Shown, **settings: Any) -> int:
 
 
 def _hand_out(result: AuditResult, shown: Shown) -> int:
+    _show(result, shown)
+    if shown.junit is not None and first_process():  # last: what was found is seen in any case
+        write_atomic(shown.junit, result.junit(shown.undecided))
+    return result.exit_code(shown.undecided)
+
+
+def _show(result: AuditResult, shown: Shown) -> None:
     if shown.as_json:
         if first_process():
             print(escaped(result.to_json()))
@@ -113,6 +123,3 @@ def _hand_out(result: AuditResult, shown: Shown) -> int:
         console.print()
         closing = result.closing(shown.undecided, flips_shown=shown.flips)
         console.print(closing, soft_wrap=True, markup=False)
-    if shown.junit is not None and first_process():  # last: what was found is seen in any case
-        write_atomic(shown.junit, result.junit(shown.undecided))
-    return result.exit_code(shown.undecided)

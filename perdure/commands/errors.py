@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import shlex
 import sys
 from collections.abc import Callable
 from typing import NoReturn, ParamSpec, TypeVar
 
 from perdure.consent import FLAG, ConsentError, by_argument
-from perdure.errors import PerdureError, RunError, UsageError
+from perdure.errors import EVERY, PerdureError, RunError, UsageError
 from perdure.failures import explained
 from perdure.processes import rank, say
 from perdure.stopping import Stopped
@@ -25,6 +26,8 @@ def handle_errors(command: Callable[P, R]) -> Callable[P, R]:
     """
 
     trusted = by_argument(command)
+    known = inspect.signature(command).parameters
+    option, can_list = "--out" if "out" in known else "", "all_mistakes" in known
 
     @functools.wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -38,9 +41,12 @@ def handle_errors(command: Callable[P, R]) -> Callable[P, R]:
             line = shlex.join(["perdure", *sys.argv[1:], FLAG])
             _fail(f"error: {error}\n  {line}", error.exit_code)
         except PerdureError as error:
-            _fail(f"error: {error}", error.exit_code, every=not isinstance(error, _SHARED))
+            text = str(error)
+            if not can_list:
+                text = text.replace(EVERY, "they are listed once these are mended")
+            _fail(f"error: {text}", error.exit_code, every=not isinstance(error, _SHARED))
         except Exception as error:
-            if (known := explained(error)) is None:
+            if (known := explained(error, option=option)) is None:
                 raise
             _fail(f"error: {known}", known.exit_code)
 

@@ -50,11 +50,10 @@ def evaluate(
         _refuse_settings(run, recipe)
     learned, _ = run.last_checkpoint()
     after = learned if after is None else after
-    recorded = {(s["kind"], s.get("task")): s["score"] for s in run.scores()
-                if s["after"] == after and "score" in s}  # fmt: skip
-    known = all(("task", task.name) in recorded for task in stream if not task.test_of)
-    if tasks is not None or not known:  # what keeps it from being recorded is told before the work
-        with run.lock():
+    names = {("task", task.name) for task in stream if not task.test_of}
+    names |= {("general", task) for task in (recipe.general.tasks if recipe.general else ())}
+    if names - _recorded(run, after).keys():
+        with run.lock():  # what could not be recorded is not scored for hours first
             pass
     display = make_display(json=as_json)
     with working(), display:
@@ -74,6 +73,7 @@ def evaluate(
         }
         scored = run.recipe.model_copy(update=of_general)
         found = _score(run, prepare(scored, stream=stream, training=False), after, display)
+    recorded = _recorded(run, after)
     rows = []
     routing = figures(item for line, items in found if line["kind"] == "task" for item in items)
     new = [(s, items) for s, items in found if (s["kind"], s["task"]) not in recorded]
@@ -93,6 +93,12 @@ def evaluate(
         _table(run, after, rows)
         if routing is not None:
             print(printable(routing.words()))
+
+
+def _recorded(run: Run, after: int) -> dict[tuple[str, str | None], float]:
+    """The scores that a run has after so many tasks."""
+    lines = [line for line in run.scores() if line["after"] == after and "score" in line]
+    return {(line["kind"], line.get("task")): line["score"] for line in lines}
 
 
 class _Shown(Silent):

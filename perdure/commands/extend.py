@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from perdure.commands.errors import handle_errors
 from perdure.commands.options import Accept, Json, NewRun, RunPath, Trust
-
-if TYPE_CHECKING:
-    from perdure.prepare import Prepared
 
 
 @handle_errors
@@ -38,12 +35,13 @@ def extend(
     as_json: Json = False,
 ) -> None:
     """Learn more tasks where RUN ended; old data are not needed, and RUN stays as it is."""
-    from perdure.commands.learn import finish, free_name, show, tell_of_machine
+    from perdure.commands.learn import finish, free_name, refusals, show, tell_of_machine
     from perdure.extension import extend as begin
-    from perdure.extension import extension_recipe, plan_extension
+    from perdure.extension import extension_recipe, plan_extension, prepare_extension
     from perdure.reports import make_display
     from perdure.reports.output import emit, first_process, working
     from perdure.run import Run
+    from perdure.run.place import refused
 
     if recipe is not None and "=" in str(recipe):  # --data, then KEY=VALUE
         recipe, overrides = None, [str(recipe), *(overrides or [])]
@@ -51,20 +49,23 @@ def extend(
     new = extension_recipe(old, recipe, overrides or [], data=data)
     target = out or free_name(new)
     display: Any = make_display(json=as_json)
-    if check:
-        found: list[Prepared] = []
-        with working(), display:
-            planned = plan_extension(
-                old, new, accept_changes=accept_changes, display=display, see=found.append
-            )
+    no_place = refused(target) if first_process() else None
+    if no_place is not None and not check:
+        raise no_place
+    with working(), display:  # the new rows are read before anything is made
+        ready = prepare_extension(old, new, accept_changes=accept_changes, display=display)
+        planned = plan_extension(old, new, ready) if check else None
+    if planned is not None:
         emit(planned.to_dict()) if as_json else show(planned)
-        tell_of_machine(new, found[0], target if first_process() and target.exists() else None)
+        tell_of_machine(new, ready.prepared, no_place)
         return
+    for lack in refusals(new, ready.prepared):
+        raise lack
     from perdure.loop import learn
 
-    made = begin(old, new, target, accept_changes=accept_changes)
+    made = begin(old, new, target, accept_changes=accept_changes, ready=ready)
     if first_process() and not as_json:
         display.message(f"run directory: {made.path}")
     with working(made.path), display:
-        learn(new, made, display=display)
+        learn(new, made, display=display, prepared=ready.prepared)
     finish(made, as_json)

@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perdure.errors import PerdureError, RecipeError, RunError, UsageError, printable
+from perdure.errors import PerdureError, RecipeError, UsageError, printable, resume_command, typed
+from perdure.failures import cause_of
 from perdure.prepare import load_recipe
 from perdure.recipe.schema import Recipe
 from perdure.reports.output import emit, first_process, summary, working
 from perdure.run import Run
+from perdure.run.place import refused
 
 if TYPE_CHECKING:
     from perdure.plan import Plan
@@ -44,9 +46,9 @@ def _run(
 
     recipe = load_recipe(path, overrides)
     target = out or free_name(recipe)
-    refused = first_process() and target.exists()
-    if refused and not check:
-        raise taken(target)
+    no_place = refused(target) if first_process() else None
+    if no_place is not None and not check:
+        raise no_place
     with working():
         display: Any = make_display(json=as_json)
         with display, _placed(recipe):
@@ -63,9 +65,9 @@ def _run(
             )
     if check:
         emit(planned.to_dict()) if as_json else show(planned)
-        tell_of_machine(recipe, ready, target if refused else None)
+        tell_of_machine(recipe, ready, no_place)
         return
-    for lack in _refused(recipe, ready, None):
+    for lack in refusals(recipe, ready):
         raise lack
     made = Run.create(target, recipe)
     if first_process() and not as_json:
@@ -78,34 +80,28 @@ def _run(
     finish(made, as_json)
 
 
-def tell_of_machine(recipe: Recipe, ready: Prepared, there: Path | None) -> None:
+def tell_of_machine(recipe: Recipe, ready: Prepared, no_place: PerdureError | None) -> None:
     """Say, of a recipe that is right, why its run would not begin or may not end here.
 
-    Args: there: where the run was to be, if something is there.
+    Args: no_place: why the run cannot be made where it was to be.
     """
     from perdure.learners.room import doubt
 
-    for why in _refused(recipe, ready, there):
+    for why in refusals(recipe, ready, no_place):
         print(f"but the run would be refused: {why}", file=sys.stderr)
     if first_process() and (told := doubt(recipe, ready.stream, ready.encoder, ready.model)):
         print(f"but it may be too large: {told}", file=sys.stderr)
 
 
-def _refused(recipe: Recipe, ready: Prepared, there: Path | None) -> Iterator[PerdureError]:
+def refusals(
+    recipe: Recipe, ready: Prepared, no_place: PerdureError | None = None
+) -> Iterator[PerdureError]:
     """Why a run would not begin here and now, although its recipe is right."""
     from perdure.learners.room import lacks
 
-    if there is not None:
-        yield taken(there)
+    if no_place is not None:
+        yield no_place
     yield from lacks(recipe, ready.stream, ready.encoder, ready.model)
-
-
-def taken(target: Path) -> RunError:
-    """That a run cannot have this directory."""
-    return RunError(
-        f"{target}: exists already, and a run is never overwritten",
-        (f"go on with it: perdure resume {target}", "or choose another --out"),
-    )
 
 
 @contextmanager
@@ -123,6 +119,19 @@ def _placed(recipe: Recipe) -> Iterator[None]:
         raise type(error)(f"{recipe.place(key)}: {rest}", remedy) from error
 
 
+@contextmanager
+def _moved(run: Run) -> Iterator[None]:
+    """Say where a run that goes on is told the new place of its files."""
+    try:
+        yield
+    except UsageError as error:
+        if "no such f" in str(error):
+            where = f"what was moved: write its new place into {run.path / 'recipe.yaml'}"
+            then = f"then go on with: {resume_command(run.path)}"
+            error.remedy = (*error.remedy, where, then)
+        raise
+
+
 def resume(path: Path, as_json: bool, accept_changes: bool = False) -> None:
     """Go on with a run that was interrupted; a finished one is only shown."""
     from perdure.reports import make_display, write_report
@@ -131,14 +140,21 @@ def resume(path: Path, as_json: bool, accept_changes: bool = False) -> None:
     if made.state == "finished":
         if first_process():
             told: Any = make_display(json=as_json)
-            told.message(f"{path}: is finished; to learn more tasks: perdure extend {path} RECIPE")
-            write_report([made], made.path / "report.html")
+            more = typed("extend", path, "RECIPE")
+            told.message(f"{path}: is finished; to learn more tasks: {more}")
+            page = made.path / "report.html"
+            try:
+                write_report([made], page)
+            except OSError as error:  # a finished run may lie where nothing can be written
+                what = cause_of(error.errno or 0).what
+                elsewhere = typed("report", path, "--out", "FILE.html")
+                told.message(f"{page}: {what}, so it stays as it was; elsewhere: {elsewhere}")
     else:
         with working(path):
             from perdure.loop import learn
 
             display: Any = make_display(json=as_json)
-            with display:
+            with display, _moved(made):
                 learn(made.recipe, made, display=display, accept_changes=accept_changes)
     finish(made, as_json)
 
@@ -158,7 +174,9 @@ def finish(made: Run, as_json: bool) -> None:
 
 def free_name(recipe: Recipe) -> Path:
     """runs/NAME-TIME, with a number behind it if two begin in the same second."""
-    name = f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}".replace(" ", "-")
+    # File systems count bytes, of which a letter may take four: 255 in all, with a number behind.
+    short = recipe.name.replace(" ", "-").encode()[:200].decode(errors="ignore")
+    name = f"{short}-{time.strftime('%Y%m%d-%H%M%S')}"
     path, number = Path("runs") / name, 2
     while path.exists():
         path, number = Path("runs") / f"{name}-{number}", number + 1

@@ -47,14 +47,16 @@ def predict(
     from perdure.errors import UsageError
     from perdure.files import try_place, write_atomic
     from perdure.learners.listener import Silent
+    from perdure.paths import no_file, no_place
     from perdure.predictor import open_predictor
     from perdure.reports import make_display
     from perdure.reports.output import escaped, first_process, working
 
     if out is not None and out.exists():
         raise UsageError(f"{out}: exists already", "choose another --out")
-    if not file.is_file():
-        what = "is a folder, not a file" if file.is_dir() else "no such file"
+    if out is not None and (what := no_place(out)):
+        raise UsageError(f"{out}: {what}", "choose another --out")
+    if what := no_file(file):
         raise UsageError(f"{file}: {what}", "give a file of rows: .csv .tsv .jsonl .parquet .txt")
     if out is not None and first_process():
         try_place(out)

@@ -10,7 +10,7 @@ import typer
 
 from perdure.commands.errors import handle_errors
 from perdure.commands.options import Json, Trust
-from perdure.errors import DataError, UsageError, brief
+from perdure.errors import DataError, UsageError, brief, typed
 from perdure.paths import no_file
 
 KEYS = ("messages", "prompt", "text")
@@ -46,7 +46,7 @@ def route(
             raise UsageError(
                 f"{run}: no router lies in {folder}: all requests go to the adapters that are "
                 f"active; {methods_told()}",
-                f"ask its model itself: perdure predict {run} FILE",
+                f"ask its model itself: {typed('predict', run, 'FILE')}",
             )
         found = [
             told(request, choice)

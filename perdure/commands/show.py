@@ -23,9 +23,9 @@ def compare(
 
     With `table` only that is written, to `out` or to stdout.
     """
+    from perdure.reports import full
     from perdure.reports.data import views
     from perdure.reports.figures import write_picture
-    from perdure.reports.full import files
     from perdure.reports.html import write_page
     from perdure.reports.numbers import of_groups, of_run
     from perdure.reports.seeds import grouped
@@ -37,7 +37,7 @@ def compare(
     name = _new(out or Path(f"compare-{time.strftime('%Y%m%d-%H%M%S')}.html"))
     single = views(runs)  # read once for all that is written and shown
     shown = grouped(single)
-    for beside in files(shown, name):
+    for beside in full.files(shown, name):
         _new(beside)
     picture = None if figure is None else write_picture(shown, _new(figure))
     try:
@@ -81,16 +81,17 @@ def _for_terminal(text: str) -> str:
 
 
 def report(path: Path, out: Path | None, as_json: bool) -> None:
+    from perdure.reports import full
     from perdure.reports.data import views
-    from perdure.reports.full import files
     from perdure.reports.html import write_page
     from perdure.reports.numbers import of_run
 
     run = Run.open(path)
+    place = run.path / "report.html" if out is None else _new(out)
     shown = views([run])
-    for beside in () if out is None else files(shown, out):
+    for beside in full.files(shown, place) if out is not None else ():
         _new(beside)
-    page = write_page(shown, run.path / "report.html" if out is None else _new(out))
+    page = write_page(shown, place)
     if as_json:
         emit({**of_run(shown[0]), "report": str(page)})
     else:

@@ -155,11 +155,33 @@ def saved_base(folder: Path) -> ModelConfig | None:
         # What lies beside weights never says whose code may run; older files still try to.
         if isinstance(found, dict):
             found.pop("trust_remote_code", None)
-        return ModelConfig.model_validate(found)
+        return _where_it_lies(ModelConfig.model_validate(found), file)
     except ValueError as error:
         raise ModelError(
             f"{file}: is damaged: {str(error).splitlines()[0]}", "restore it from a copy"
         ) from error
+
+
+def _where_it_lies(base: ModelConfig, file: Path) -> ModelConfig:
+    """The base, of a run's checkpoint at the place that the run's recipe names where it was moved:
+    a checkpoint is sealed, and the recipe is what a user may change."""
+    from perdure.recipe.yaml import read
+
+    place = Path(base.path)
+    if not place.is_absolute() or place.exists() or (run := run_around(file)) is None:
+        return base
+    model = read(run / "recipe.yaml").data.get("model")
+    moved = model.get("path") if isinstance(model, dict) else None
+    there = isinstance(moved, str) and Path(moved).is_absolute() and Path(moved).exists()
+    return base.model_copy(update={"path": moved}) if there else base
+
+
+def run_around(file: Path) -> Path | None:
+    """The run directory that a file of a checkpoint lies in; None if it lies in none."""
+    for folder in file.absolute().parents:
+        if folder.name == "checkpoints" and (folder.parent / "recipe.yaml").is_file():
+            return folder.parent
+    return None
 
 
 def home_of(folder: Path) -> Path:

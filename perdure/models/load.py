@@ -16,6 +16,7 @@ from perdure.models.adapters import (
     keep_generation_settings,
     load_adapter,
     reading,
+    run_around,
     saved_base,
     saved_template,
     without_file,
@@ -307,9 +308,10 @@ def load_saved(
             precision=precision,
         )
     except ModelError as error:
-        raise ModelError(
-            f"{folder}: the base of this adapter: {error.what}", error.remedy
-        ) from error
+        run = run_around(folder)
+        moved = f"if it was moved, write its new place into {run}/recipe.yaml" if run else ""
+        what = f"{folder}: the base of this adapter: {error.what}"
+        raise ModelError(what, [*error.remedy, *filter(None, [moved])]) from error
     check_base(router := load_router(folder), model, folder)
     if precision == "bf16":
         model = in_bf16(model)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure.consent import demand
-from perdure.errors import ModelError, UsageError, brief
+from perdure.errors import ModelError, UsageError, brief, resume_command, typed
 from perdure.files import numbered
 from perdure.paths import NoPathError, settled
 from perdure.recipe.packaged import packaged_model
@@ -104,10 +104,15 @@ def _of_run(folder: Path) -> Place:
     saved = resolve_saved(folder)
     assert saved is not None  # the folder is there
     if (saved / "adapter_config.json").is_file():
+        above = (folder, *folder.parents[:3])  # a checkpoint's run
+        run = next((one for one in above if (one / "recipe.yaml").is_file()), "RUN")
         raise ModelError(
             f"model.path: {folder}: this run trained an adapter (tuning: lora), and a base model "
             f"needs whole weights: {saved} holds none",
-            "go on with that run: perdure extend RUN; or give its base (recipe.yaml: model.path)",
+            [
+                f"go on with that run: {typed('extend', run, 'RECIPE')}",
+                "or give its base (recipe.yaml: model.path)",
+            ],
         )
     return _folder(saved)
 
@@ -129,7 +134,7 @@ def resolve_saved(path: Path) -> Path | None:
             return _shipped(last)
         raise ModelError(
             f"{path}: is a run that has not finished a task yet, so it has no model",
-            f"go on with it: perdure resume {path}",
+            f"go on with it: {resume_command(path)}",
         )
     raise ModelError(
         f"{path}: holds no model: neither config.json, adapter_config.json nor a run's recipe.yaml",

@@ -11,7 +11,7 @@ from pydantic import Field, PrivateAttr
 from perdure.errors import brief, task_named
 from perdure.paths import NoPathError, settled
 from perdure.recipe.columns import check_cell
-from perdure.recipe.general import encoding_mistakes
+from perdure.recipe.general import OTHER_ENDINGS, encoding_mistakes
 from perdure.recipe.mistakes import Mistake, near
 from perdure.recipe.section import Section
 from perdure.recipe.until import UntilConfig
@@ -203,8 +203,10 @@ class TaskConfig(Section):
             elif Path(source).suffix.lower() not in FILE_TYPES:
                 what = f'"{source}" is none of {" ".join(FILE_TYPES)}'
                 hub = "for a hub data set, also write dataset: NAME"
-                if Path(source).suffix.lower() == ".txt":  # a line a row, beside another file's
+                ending = Path(source).suffix.lower()
+                if ending == ".txt":  # a line a row, beside another file's
                     hub = f"files aligned line by line: {split}: {{source: FILE, target: FILE}}"
+                hub = OTHER_ENDINGS.get(ending, hub)
                 yield Mistake((split,), what, hub)
 
     def _shared_test(self) -> Iterator[Mistake]:

@@ -72,7 +72,7 @@ def load(
     if tasks_only:
         data.setdefault("model", {"path": "none"})
         data.setdefault("method", "sequential")
-    data.setdefault("name", re.sub(r"[^\w.+-]+", "-", path.stem).strip("-.+") or "recipe")
+    data.setdefault("name", re.sub(r"[^\w.+-]+", "-", path.stem).strip("-.+")[:80] or "recipe")
     folder = path.resolve().parent
     missing = list(_resolve_paths(document, folder))
     found += _former(data)
@@ -205,7 +205,8 @@ def _resolve_paths(document: Document, folder: Path) -> Iterator[Mistake]:
             others = os.listdir(path.parent)
         except OSError:
             others = []
-        hint = near(path.name, others) or f"relative paths start from {base}"
+        hint = _way_to(text, base) or near(path.name, others)
+        hint = hint or f"relative paths start from {base}"
         return path, Mistake(key, f"no such file: {brief(text, LONG)}", hint)
 
     def put(key: Key, path: Path) -> None:
@@ -267,6 +268,20 @@ def _resolve_paths(document: Document, folder: Path) -> Iterator[Mistake]:
             yield nowhere
         elif why and not (folders and path.is_dir()):
             yield Mistake(key, f"{why}: {brief(text, LONG)}", "write the path of a file")
+
+
+def _way_to(text: str, base: Path) -> str:
+    """Why a path leads nowhere, where its spelling tells: a link, a variable, another system's."""
+    written = Path(text).expanduser()
+    if (base / written).is_symlink():
+        return f"it is a link to {os.readlink(base / written)}, which does not exist"
+    if "$" in text:
+        return "variables are not replaced in a recipe; ~ is the home folder"
+    if "\\" in text and os.sep == "/":
+        return "write / between folders, not \\"
+    if written.is_absolute() and not written.parent.is_dir():
+        return f"there is no folder {brief(str(written.parent), LONG)}"
+    return ""
 
 
 def _at(data: Any, key: Key) -> Any:

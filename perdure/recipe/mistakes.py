@@ -35,8 +35,8 @@ class Mistake:
 
 
 def near(word: str, known: Sequence[str]) -> str:
-    """A 'did you mean' for a misspelt name, or nothing if no known name is near."""
-    lower = {name[:_COMPARED].lower(): name for name in known}
+    """A 'did you mean' for a misspelt name, or nothing if no other known name is near."""
+    lower = {name[:_COMPARED].lower(): name for name in known if name != word}
     # Whoever mistyped a name wrote about as much; comparing a whole text would take minutes.
     close = difflib.get_close_matches(str(word)[:_COMPARED].lower(), list(lower), n=1, cutoff=0.55)
     return f'did you mean "{brief(lower[close[0]])}"?' if close else ""
@@ -83,7 +83,10 @@ def mistakes_in(error: ValidationError, data: Any, model: type[BaseModel]) -> li
             found.append(Mistake(key, "must be a section of `key: value` lines", about))
         elif kind == "string_pattern_mismatch":
             what = f"{show(value)} must be letters, digits, spaces and . + - _ only"
-            found.append(Mistake(key, what))
+            found.append(Mistake(key, f"{what}, and begin with a letter or digit"))
+        elif kind == "invalid_key":
+            what = f"{show(value)} is no name of a key: names are text"
+            found.append(Mistake(key, what, "put it in quotes; in a number write a point, 0.5"))
         else:
             quote = kind == "string_type" and isinstance(value, bool | int | float | date)
             listed = kind == "tuple_type" and isinstance(value, str | int | float)
@@ -134,7 +137,6 @@ _ALONE = {
     "string_too_short": "has fewer than {min_length} characters",
     "too_short": "has {actual_length} entries, and at least {min_length} are needed",
     "too_long": "has {actual_length} entries, and at most {max_length} are allowed",
-    "invalid_key": "is no name of a key: names are text",
     "recursion_loop": "contains itself",
 }
 """Said without the value."""

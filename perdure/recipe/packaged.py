@@ -47,12 +47,12 @@ def packaged_model(path: str) -> tuple[Path, tuple[str, str] | None] | None:
 
 def as_written(path: str) -> str:
     """A model's path as people write it: `package:NAME` where it lies in an installed package, as
-    the one that this stands for; any other path as it is."""
+    the one that this stands for; any other path as it is, also below a folder without `__init__`
+    that Python would import from."""
     installed = {Path(entry).resolve() for entry in sys.path if entry}
     for folder in Path(path).resolve().parents:
-        if folder.parent in installed and packaged_model(PREFIX + folder.name) == (
-            Path(path).resolve(),
-            None,
-        ):
+        if folder.parent not in installed or not (folder / "__init__.py").is_file():
+            continue
+        if packaged_model(PREFIX + folder.name) == (Path(path).resolve(), None):
             return PREFIX + folder.name
     return path

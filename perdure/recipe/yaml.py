@@ -20,7 +20,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
-from perdure.errors import PerdureError, RecipeError, brief
+from perdure.errors import PerdureError, RecipeError, brief, resume_command, typed
 from perdure.paths import no_file
 from perdure.recipe.mistakes import Key, Mistake, near
 from perdure.recipe.yaml_limits import BYTES, load_yaml
@@ -138,7 +138,11 @@ def read(path: Path) -> Document:
     if why := no_file(path):
         parent = no_file(path.parent) == "is a folder, not a file"
         siblings = [p.name for p in path.parent.glob("*.y*ml")] if parent else []
-        hint = near(path.name, siblings) or "to start from one that ships: perdure recipes"
+        hint: str | list[str] = near(path.name, siblings)
+        hint = hint or "to start from one that ships: perdure recipes"
+        if (path / "recipe.yaml").is_file():
+            again = typed("run", path / "recipe.yaml")
+            hint = [f"go on with that run: {resume_command(path)}", f"or begin it anew: {again}"]
         raise RecipeError([PerdureError(f"{brief(path, 300)}: {why}", hint)])
     try:
         if path.stat().st_size > BYTES:
@@ -146,15 +150,15 @@ def read(path: Path) -> Document:
             raise RecipeError([PerdureError(what, "data belong into files that it names")])
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        why = "not UTF-8 text" if isinstance(error, UnicodeError) else error.strerror or ""
-        raise RecipeError([PerdureError(f"{path}: cannot be read: {why}")]) from None
+        raise RecipeError([_unreadable(path, error)]) from None
     try:
         tree = load_yaml(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         what = brief((error.problem or "broken YAML").partition(" with value")[0], 200)
-        raise RecipeError([PerdureError(f"{path}:{line}: {what}", _syntax_hint(what))]) from None
+        hint = _syntax_hint(what, _LINE_END.split(text)[max(0, line - 2) : line])
+        raise RecipeError([PerdureError(f"{path}:{line}: {what}", hint)]) from None
     except YAMLError as error:
         raise RecipeError([PerdureError(f"{path}: broken YAML: {error}")]) from None
     if not isinstance(tree, CommentedMap):
@@ -309,11 +313,25 @@ def _item(items: list[Any], part: str) -> int | str:
     return f"no item {part}; there are {', '.join(f'{i}: {n}' for i, n in enumerate(names))}"
 
 
-def _syntax_hint(what: str) -> str:
+def _unreadable(path: Path, error: OSError | UnicodeDecodeError) -> PerdureError:
+    """That a recipe is no text, with the line, or that the system does not give it."""
+    if isinstance(error, OSError):
+        return PerdureError(f"{path}: cannot be read: {error.strerror or error}")
+    line = error.object.count(b"\n", 0, error.start) + 1
+    what = f"{path}:{line}: not UTF-8 text: byte 0x{error.object[error.start]:02x}"
+    return PerdureError(what, "a recipe is a plain text: save it as UTF-8")
+
+
+def _syntax_hint(what: str, near_it: Sequence[str]) -> str:
+    """What to do about broken YAML, of which the line where it was noticed and the one above."""
+    if "\u00a0" in "".join(near_it):
+        return "a no-break space (U+00A0) stands here or in the line above: write plain spaces"
     if "'\\t'" in what:
         return "indent with spaces, not with tabs"
     if "duplicate key" in what:
         return "each key may be written once"
+    if "escape character" in what:
+        return "a \\ in double quotes changes the sign behind it: write / or take single quotes"
     if "mapping values are not allowed" in what:
         return 'put a text that contains ": " in quotes, and indent keys of one section alike'
     return "a bracket, a quote or the indentation above may be wrong"

@@ -7,9 +7,10 @@ it reads. It opens with the command that runs it, then says in one line what it 
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
-from perdure.errors import RunError, UsageError
+from perdure.errors import RunError, UsageError, typed
 from perdure.failures import at
 from perdure.recipe.mistakes import near
 
@@ -77,7 +78,7 @@ def copy(name: str, destination: Path) -> list[Path]:
     if there := [str(new) for _, new in files if new.exists()]:
         raise RunError(
             f"{', '.join(there)}: exists already, and nothing was copied",
-            "give another folder: perdure recipes copy NAME FOLDER",
+            f"give another folder: {typed('recipes', 'copy', name, 'FOLDER')}",
         )
     folder.mkdir(parents=True, exist_ok=True)
     made: list[Path] = []
@@ -86,11 +87,12 @@ def copy(name: str, destination: Path) -> list[Path]:
             with at(new), open(new, "xb") as file:
                 made.append(new)
                 file.write(old.read_bytes())
-    except OSError:  # the same command can be run again
+    except BaseException:  # all of them, or the same command would be refused the next time
         for new in made:
-            new.unlink(missing_ok=True)
+            with suppress(OSError):
+                new.unlink()
         raise
-    return [new for _, new in files]
+    return made
 
 
 def _name(path: Path) -> str:

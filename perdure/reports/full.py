@@ -30,15 +30,6 @@ def needed(runs: Sequence[RunView]) -> bool:
     )
 
 
-def files(runs: Sequence[RunView], page: Path) -> list[Path]:
-    """Those that `written` would write."""
-    return [_beside(page, name) for name, _, _ in _tables(runs)] if needed(runs) else []
-
-
-def _beside(page: Path, name: str) -> Path:
-    return page.with_name(f"{page.stem}-{name}.csv")
-
-
 def written(runs: Sequence[RunView], page: Path) -> list[tuple[str, str]]:
     """Write the files beside a page where they are needed.
 
@@ -54,6 +45,15 @@ def written(runs: Sequence[RunView], page: Path) -> list[tuple[str, str]]:
         write_atomic(file, out.getvalue())
         told.append((file.name, what))
     return told
+
+
+def files(runs: Sequence[RunView], page: Path) -> list[Path]:
+    """The files that `written` writes beside a page."""
+    return [_beside(page, name) for name, _, _ in _tables(runs)] if needed(runs) else []
+
+
+def _beside(page: Path, name: str) -> Path:
+    return page.with_name(f"{page.stem}-{name}.csv")
 
 
 def _tables(runs: Sequence[RunView]) -> Iterator[tuple[str, str, Iterable[Sequence[Any]]]]:

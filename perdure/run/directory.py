@@ -40,6 +40,7 @@ from perdure.files import (
 from perdure.processes import barrier, broadcast, rank
 from perdure.run import item_files
 from perdure.run.environment import environment
+from perdure.run.place import taken
 from perdure.run.scored import Reader
 from perdure.run.sums import lines_of, marks, read_checked, with_check
 from perdure.seals import is_sealed, recorded, seal, share
@@ -81,14 +82,11 @@ class Run:
         path = Path(broadcast(str(path)))
         if rank() == 0:
             if path.exists():
-                raise RunError(
-                    f"{path}: exists already, and a run is never overwritten",
-                    (f"go on with it: perdure resume {path}", "or choose another --out"),
-                )
+                raise taken(path)
             from perdure.recipe.load import dump_recipe
 
             # Made beside its place: a run that can be seen can be resumed.
-            with drafted(path) as draft:
+            with at(path), drafted(path) as draft:
                 about = json.dumps(with_check(environment()), indent=2)
                 write_atomic(draft / "environment.json", about)
                 write_atomic(draft / "recipe.yaml", dump_recipe(recipe))
@@ -358,7 +356,7 @@ class Run:
         except Timeout:
             raise RunError(
                 f"{self.path}: in use by process {_text_of(holder) or '?'}",
-                "wait for it, or stop it and run perdure resume",
+                f"wait for it, or stop it, then go on with: {resume_command(self.path)}",
             ) from None
         with held:
             sweep(self.path, below=True, ours=True)

@@ -7,11 +7,13 @@ which learning began, and stream.json the versions of the tasks' rows.
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perdure.errors import RunError, task_named
+from perdure.errors import RunError, resume_command, task_named
 from perdure.files import now, write_atomic
 from perdure.models.pin import base_files, files_of, template_files
 from perdure.processes import barrier, broadcast, rank
@@ -45,9 +47,10 @@ def pin(run: Run, recipe: Recipe, stream: TaskStream, accept_changes: bool = Fal
         raise RunError(
             "\n".join(f"{run.path}: {change}" for change in changes),
             (
+                *_moved(run, changes),
                 "put the old state back, or begin a new run",
                 "to go on with a mixture of both, which the report will say: "
-                f"perdure resume {run.path} --accept-changes",
+                f"{resume_command(run.path)} --accept-changes",
             ),
         )
     if rank() == 0:
@@ -91,9 +94,18 @@ def refuse_changes(
     if changes and not accept:
         raise RunError(
             "\n".join(f"{run.path}: {change}" for change in changes),
-            "put the old state back, or go on all the same: --accept-changes",
+            (
+                *_moved(run, changes),
+                "put the old state back, or go on all the same: --accept-changes",
+            ),
         )
     return changes
+
+
+def _moved(run: Run, changes: Sequence[str]) -> Iterator[str]:
+    """What to do where files are gone that may only lie elsewhere."""
+    if any(change.endswith(f"is gone {SINCE}") for change in changes):
+        yield f"what was moved: write its new place into {run.path / 'recipe.yaml'}"
 
 
 def _since(
@@ -224,8 +236,22 @@ def recipe_changes(noted: Mapping[str, Any], recipe: Mapping[str, Any]) -> Itera
     # A key that a later Perdure has and the pinned recipe has not is no change of the user's.
     for key, old in noted.get("recipe", {}).items():
         new = recipe.get(key)
-        if new != old:
+        if new != old and not _only_moved(noted, key, old, new):
             yield f"recipe: {key} was {json.dumps(old)} when this run began, now {json.dumps(new)}"
+
+
+_PLACES = re.compile(
+    r"model\.(path|chat_template)|stream\.folder|general\.(source|held_out_source)"
+    r"|stream\.(data|tasks\.\d+)\.(train|validation|test)(\.\w+)?|method\.\d+\.file"
+)
+"""Keys of files whose content is noted: rows and texts by their versions, others by sha256."""
+
+
+def _only_moved(noted: Mapping[str, Any], key: str, old: Any, new: Any) -> bool:
+    """Whether a key says no more than where a file lies: what is in it is compared by itself."""
+    if not _PLACES.fullmatch(key) or (key[0] == "m" and not noted.get("files")):
+        return False
+    return all(isinstance(place, str) and os.path.isabs(place) for place in (old, new))
 
 
 def pinned(run: Run) -> dict[str, Any]:

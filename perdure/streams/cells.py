@@ -81,15 +81,25 @@ def as_text(value: Any, column: str) -> str:
     elif isinstance(value, (int, float)):
         value = str(value)
     if not isinstance(value, str):
-        raise CellError(
-            f'"{brief(column)}" is a {type(value).__name__}, not text',
-            "lists of messages are read with format: chat",
-        )
+        raise CellError(f'"{brief(column)}" is {_kind_of(value)}, not text', _as_text_of(value))
     try:
         value.encode()
     except UnicodeEncodeError:
         raise CellError(f'"{column}" has half a character (a lone surrogate)') from None
     return str(value)
+
+
+def _kind_of(value: Any) -> str:
+    if isinstance(value, bytes):
+        return "bytes"
+    name = type(value).__name__
+    return f"{'an' if name[:1] in 'aeiou' else 'a'} {name}"
+
+
+def _as_text_of(value: Any) -> str:
+    if isinstance(value, list | dict):
+        return "lists of messages are read with format: chat"
+    return "write the column as text, for example by pandas' astype(str)"
 
 
 def answer_of(

@@ -26,7 +26,15 @@ from perdure.recipe.mistakes import near
 from perdure.seals import is_whole, write_sealed
 from perdure.streams.cells import ClassName, one_spaced
 from perdure.streams.hub import asked_once
-from perdure.streams.tables import Mistakes, Record, Table, choices, listed, shown
+from perdure.streams.tables import (
+    Mistakes,
+    Record,
+    Table,
+    arrow_cells,
+    choices,
+    listed,
+    shown,
+)
 from perdure.streams.text_files import DecodingError, decode, find_delimiter, told
 
 logger = logging.getLogger("perdure")
@@ -199,13 +207,23 @@ class Reader:
 
         name = shown(path)
         try:
-            rows = parquet.ParquetFile(path).read().to_pylist()
+            table = parquet.ParquetFile(path).read()
         except (pyarrow.ArrowException, OSError) as error:
             why = str(error).splitlines()[0]
-            self.mistakes.add(name, f"{name}: not a readable Parquet file: {why}")
+            remedy = "write it again, or copy it again from where it came"
+            self.mistakes.add(name, f"{name}: not a readable Parquet file: {why}", remedy)
             return
-        for number, values in enumerate(rows, start=1):
-            yield Record(f"{name}: row {number}", values)
+        columns = table.column_names
+        if twice := sorted({column for column in columns if columns.count(column) > 1}):
+            what = f"{name}: column twice: {listed(twice)}"
+            self.mistakes.add(name, what, "rename one of them")
+            return
+        cells = [
+            arrow_cells(name, *pair, self.mistakes)
+            for pair in zip(columns, table.columns, strict=True)
+        ]
+        for number, values in enumerate(zip(*cells, strict=True), start=1):
+            yield Record(f"{name}: row {number}", dict(zip(columns, values, strict=True)))
 
     def hub(
         self,

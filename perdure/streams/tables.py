@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +45,25 @@ class Mistakes:
     def listed(self) -> list[PerdureError]:
         """Return all errors in the order of their sources."""
         return [error for found in self._all.values() for error in found.values()]
+
+
+def arrow_cells(name: str, column: str, values: Any, mistakes: Mistakes) -> list[Any]:
+    """The cells of a Parquet file's column.
+
+    Of the first that Python has no value for, such as the year 33,000 or bytes that are no text, a
+    mistake is noted.
+    """
+    with suppress(ValueError, OverflowError):
+        return list(values.to_pylist())
+    found: list[Any] = []
+    for number, value in enumerate(values, start=1):
+        try:
+            found.append(value.as_py())
+        except (ValueError, OverflowError) as error:
+            what = f'{name}: row {number}: "{brief(column)}" cannot be read: {brief(error)}'
+            mistakes.add(name, what, "mend the cell, or leave the column out")
+            return [None] * len(values)
+    return found
 
 
 def choices(name: str, known: Iterable[object], what: str) -> list[str]:

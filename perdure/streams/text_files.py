@@ -27,6 +27,17 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_UNPACK = "unpack it first, and name the file that is in it"
+_NO_TEXTS = (
+    (b"\x1f\x8b", "a gzip archive", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive", _UNPACK),
+    (b"\xfd7zXZ\x00", "an xz archive", _UNPACK),
+    (b"BZh91AY&SY", "a bzip2 archive", _UNPACK),
+    (b"PK\x03\x04", "a zip archive or a spreadsheet", "unpack it, or export the sheet as CSV"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a spreadsheet", "export the sheet as CSV"),
+    (b"PAR1", "a Parquet file", "give it the ending .parquet"),
+)
+"""How files of other kinds begin, what they are, and what to do: some encodings take any byte."""
 _LOOKED_AT = 100_000
 """Bytes of a file that its encoding is recognised by, of the lines that are not plain ASCII."""
 _SNIFFED = 20_000
@@ -58,6 +69,9 @@ def decode(raw: bytes, encoding: str | None = None, whose: str = "the task's") -
         DecodingError: a byte that the encoding does not have; UTF-8 in which few bytes are damaged
             is not taken for anything else.
     """
+    for begin, kind, remedy in _NO_TEXTS:
+        if raw.startswith(begin):
+            raise DecodingError(f"no text, but {kind}", 1, remedy)
     if encoding is not None:
         if encoding.replace("_", "-").lower() in ("utf-8", "utf8"):
             encoding = "utf-8-sig"
@@ -219,5 +233,8 @@ def told(name: str, encoding: str = "", delimiter: str = "", *, whose: str = "th
         return ""
     keys = " and ".join(f"`{key}`" for key, what in found.items() if what)
     what = ", ".join(filter(None, found.values()))
-    remedy = f"give {whose} {keys}" if whose else "save it as UTF-8"
+    saved = " with ".join(["as UTF-8"] * bool(encoding) + ["commas between cells"] * bool(cells))
+    remedy = (
+        f"give {whose} {keys}" if whose else f"save it {saved if encoding else 'with ' + saved}"
+    )
     return f"{name}: {what}, as recognised; if that is wrong, {remedy}"

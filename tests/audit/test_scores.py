@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -312,6 +314,30 @@ def invoke(*arguments: Any) -> Any:
     from perdure.cli import app
 
     return CliRunner().invoke(app, ["audit", *map(str, arguments)])
+
+
+@pytest.mark.parametrize("place", ["folder", "pipe", "file/audit.xml"])
+def test_a_place_that_no_junit_file_can_have_is_told_before_anything_is_measured(tmp_path, place):
+    """A rename would put the file in the place of a pipe, or of /dev/null."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    told = invoke("--scores", "nowhere", "nowhere", "--junit", tmp_path / place)
+    assert told.exit_code == 2
+    assert f"error: --junit {tmp_path / place}: " in told.stderr
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_full_disk_does_not_take_the_result_along(tmp_path, monkeypatch):
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("perdure.files.write_atomic", full)
+    base = plain(tmp_path / "b.jsonl", [1.0] * 200)
+    told = invoke("--scores", base, base, "--junit", tmp_path / "audit.xml")
+    assert told.exit_code == 5
+    assert told.stdout.rstrip().splitlines()[-1] == "verdict: kept (exit code 0)"
+    assert f"error: {tmp_path}/audit.xml: no space left on the disk" in told.stderr
 
 
 def test_the_command_and_its_exit_codes(tmp_path):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,8 @@ def test_mistakes_are_told_before_weights(
     monkeypatch.setattr("perdure.learners.build_saved", None)
     (tmp_path / "rows.csv").write_text("words,id\nzk a,1\n")
     (tmp_path / "rows.xls").write_text("")
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "many.jsonl").write_text("".join(f"{' ' * n}x\n" for n in range(1, 20)))
     (tmp_path / "broken.jsonl").write_text('{"utterance": \n')
     (tmp_path / "list.jsonl").write_text('{"utterance": ["a"]}\n')
     rows = tmp_path / "rows.csv"
@@ -215,6 +218,9 @@ def test_mistakes_are_told_before_weights(
         ((intents, rows), 2, 'no column "utterance"'),
         ((intents, rows), 2, "--column NAME"),
         ((intents, tmp_path / "gone.csv"), 2, "no such file"),
+        ((intents, tmp_path / "pipe.csv"), 2, "pipe.csv: is a pipe, not a file"),
+        ((intents, rows, "--out", rows / "a.jsonl"), 2, f"{rows} is a file, not a folder"),
+        ((intents, tmp_path / "many.jsonl"), 2, "they are listed once these are mended"),
         ((intents, tmp_path / "rows.xls"), 2, 'ending in ".xls" are not read'),
         ((intents, tmp_path / "broken.jsonl"), 2, "broken.jsonl:1: broken JSON"),
         ((intents, tmp_path / "list.jsonl"), 2, "list.jsonl:1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from perdure.errors import ModelError
+from perdure.models.adapters import BASE_FILE, saved_base
+from perdure.models.load import load_saved
 from perdure.models.locate import Place, locate, resolve_saved
 from perdure.recipe.packaged import as_written, packaged_model
 from perdure.seals import seal
@@ -57,6 +60,17 @@ def test_a_packages_file_is_shown_as_it_was_written(package):
     assert as_written(str(package / "small.gguf")) == "package:llm_small"
     assert as_written(str(package / "other.gguf")) == str(package / "other.gguf")
     assert as_written("org/llm_small") == "org/llm_small"
+
+
+def test_a_users_own_folder_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python may import from the current folder, and takes each folder in it for a package."""
+    model = tmp_path / "models" / "tiny"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert packaged_model("package:models") == (model, None)
+    assert as_written(str(model)) == str(model)
 
 
 def test_packages_without_one_file_are_refused(package):
@@ -110,7 +124,7 @@ def test_a_run_with_an_adapter_is_refused_with_the_way_on(tmp_path):
     for path in (run, run / "checkpoints" / "task-10"):
         with pytest.raises(ModelError, match="this run trained an adapter") as caught:
             locate(str(path))
-        assert "perdure extend RUN" in str(caught.value)
+        assert f"perdure extend {run} RECIPE" in str(caught.value)  # of a checkpoint its run
 
 
 def test_a_run_without_a_finished_task_says_so(tmp_path):
@@ -149,3 +163,24 @@ def test_a_folder_that_the_run_did_not_leave_is_not_its_model(tmp_path):
     (run / "finished").write_text("{}")
     with pytest.raises(ModelError, match=r"model after its last task is gone: .* after 1 tasks"):
         resolve_saved(run)
+
+
+def test_the_base_of_a_runs_adapter_is_looked_for_where_the_recipe_says(tmp_path: Path) -> None:
+    """The checkpoint is sealed and keeps the old place; in a recipe a user writes the new one."""
+    run = run_of(tmp_path / "run", "adapter_config.json")
+    folder = run / "checkpoints" / "task-10" / "model"
+    old, new = tmp_path / "old", tmp_path / "new"
+    (folder / BASE_FILE).write_text(json.dumps({"path": str(old), "tuning": "lora"}))
+    (run / "recipe.yaml").write_text(json.dumps({"model": {"path": str(new)}}))
+    assert saved_base(folder).path == str(old)  # neither is there
+    with pytest.raises(ModelError, match="write its new place into") as caught:
+        load_saved(folder)
+    assert f"{run}/recipe.yaml" in str(caught.value)
+    new.mkdir()
+    assert saved_base(folder).path == str(new)
+    old.mkdir()
+    assert saved_base(folder).path == str(old)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / BASE_FILE).write_text(json.dumps({"path": str(tmp_path / "gone")}))
+    assert saved_base(alone).path == str(tmp_path / "gone")

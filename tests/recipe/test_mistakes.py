@@ -27,7 +27,7 @@ OF_RECIPE: dict[str, tuple[tuple[str, ...], Any, str]] = {
     # the error: where, what is written, and what is told of it
     "missing": (("model",), {}, "model.path: is required and missing"),
     "extra_forbidden": (("train", "epoch"), 1, "train.epoch: unknown key"),
-    "invalid_key": (("train",), {1: 2}, "train.1: is no name of a key: names are text"),
+    "invalid_key": (("train",), {1: 2}, "train.1: 1 is no name of a key: names are text"),
     "model_type": (("train",), 3, "train: must be a section of `key: value` lines"),
     "dict_type": (("model", "chat_template_kwargs"), 3,
                   "model.chat_template_kwargs: must be a section of `key: value` lines"),
@@ -44,7 +44,7 @@ OF_RECIPE: dict[str, tuple[tuple[str, ...], Any, str]] = {
                        "surrogate): write the character itself"),
     "string_too_long": (("name",), "a" * 81, "name: has more than 80 characters"),
     "string_pattern_mismatch": (("name",), "a/b", 'name: "a/b" must be letters, digits, spaces '
-                                "and . + - _ only"),
+                                "and . + - _ only, and begin with a letter or digit"),
     "list_type": (("train", "report_to"), 3, "train.report_to: must be a list, not 3"),
     "bool_type": (("order_matters",), [1],
                   "order_matters: must be true or false, not [1]"),

@@ -356,7 +356,8 @@ def column(entry: str, task: str = "") -> str:
         ("stream: {tasks: [colours.csv]}\n" + REST,
          ["1: stream.tasks.0: must be a section of `key: value` lines"]),
         ("stream: {tasks: [{name: a/b, train: colours.csv}]}\n" + REST,
-         ['1: stream.tasks.0.name: "a/b" must be letters, digits, spaces and . + - _ only']),
+         ['1: stream.tasks.0.name: "a/b" must be letters, digits, spaces and . + - _ only, '
+          "and begin with a letter or digit"]),
         ("stream: {tasks: [{train: colours.csv}]}\n" + REST,
          ["1: stream.tasks.0.name: is required and missing", "  unique; names files"]),
         ("stream: {tasks: [{name: a, train: colours.csv, format: labels, labels: [1, true]}]}\n"
@@ -449,7 +450,7 @@ def test_a_missing_recipe_suggests_one_nearby(folder: Path) -> None:
     ):
         load_recipe("shp.yaml")
     (folder / "latin.yaml").write_bytes(b"name: caf\xe9\n")
-    with pytest.raises(RecipeError, match=r"latin\.yaml: cannot be read: not UTF-8 text"):
+    with pytest.raises(RecipeError, match=r"latin\.yaml:1: not UTF-8 text: byte 0xe9"):
         load_recipe("latin.yaml")
 
 

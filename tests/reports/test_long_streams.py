@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 from synthetic_runs import make_run
 
+from perdure.commands import show as commands
 from perdure.errors import RunError
 from perdure.reports import caps, full, maps, numbers, sections, telling, write_report
 from perdure.reports.data import RunView, views
@@ -309,3 +310,21 @@ def test_figures_of_a_large_matrix_by_a_plain_reference() -> None:
     used = matrix.cells("average_incremental_accuracy").used
     assert {(c.task, c.after) for c in used} == {(tasks[j], i) for i in steps for j in counted
                                                  if j < i}  # fmt: skip
+
+
+def test_files_beside_a_page_are_never_overwritten(tmp_path: Path) -> None:
+    names = [f"t{i}" for i in range(caps.MOST_MAPPED + 1)]
+    run = make_run(tmp_path / "run", tasks=names, matrix=[[0.5] * len(names)], general=())
+    mine = tmp_path / "page-tasks.csv"
+    mine.write_text("mine")
+    for show in (
+        lambda: commands.report(run.path, tmp_path / "page.html", False),
+        lambda: commands.compare([run.path], tmp_path / "page.html", None, False),
+    ):
+        with pytest.raises(RunError, match=r"page-tasks\.csv: exists already"):
+            show()
+    assert mine.read_text() == "mine"
+    assert [p.name for p in tmp_path.glob("page*")] == ["page-tasks.csv"]
+    for _ in range(2):  # a run's own page is renewed, and what lies beside it
+        commands.report(run.path, None, False)
+    assert (run.path / "report-tasks.csv").exists()

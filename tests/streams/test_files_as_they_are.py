@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import logging
 import pickle
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from perdure.errors import RecipeError
 from perdure.recipe.data import StreamConfig, TaskConfig
@@ -17,6 +22,7 @@ from perdure.streams import TaskStream, build_stream, kinds
 from perdure.streams.cells import folded
 from perdure.streams.task import PlacedRow, Task, place_of
 from perdure.streams.text_files import DecodingError, decode, find_delimiter
+from perdure.streams.text_files import told as recognised
 
 pytestmark = pytest.mark.unit
 
@@ -405,3 +411,69 @@ def test_what_messages_quote_of_data_is_plain_text() -> None:
     assert mistakes(labels=["good", "bad"])[0] == (
         r'train.csv:2: label "\x1b]0;owned\x07\x1b[2J" is not one of the declared labels'
     )
+
+
+@pytest.mark.parametrize("encoding", [None, "latin-1", "utf-8"])
+@pytest.mark.parametrize(
+    ("raw", "what", "remedy"),
+    [
+        (gzip.compress(b'{"text": "a"}\n'), "a gzip archive", "unpack it first"),
+        (
+            b"PK\x03\x04\x14\x00\x06\x00",
+            "a zip archive or a spreadsheet",
+            "export the sheet as CSV",
+        ),
+        (b"PAR1\x15\x04", "a Parquet file", "give it the ending .parquet"),
+    ],
+)
+def test_a_file_that_is_no_text_says_what_it_is(
+    raw: bytes, what: str, remedy: str, encoding: str | None
+) -> None:
+    """Whatever it is called: latin-1 would take every byte of it for a letter."""
+    with pytest.raises(DecodingError, match=f"no text, but {what}") as caught:
+        decode(raw, encoding)
+    assert remedy in caught.value.remedy
+
+
+def table(**columns: Any) -> None:
+    parquet.write_table(pyarrow.table(columns), "train.parquet")
+
+
+def test_cells_of_parquet_that_python_has_no_value_for() -> None:
+    texts, labels = ["a", "b"], ["x", "y"]
+    far = pyarrow.array([0, 10**17], pyarrow.timestamp("ms"))
+    table(text=texts, label=labels, when=far)
+    wrong = "\n".join(mistakes(train="train.parquet"))
+    assert wrong.startswith('train.parquet: row 2: "when" cannot be read: ')
+    assert "mend the cell, or leave the column out" in wrong
+    no_text = pyarrow.array([b"a", b"\xff"]).cast(pyarrow.string(), safe=False)
+    table(text=no_text, label=labels)
+    wrong = "\n".join(mistakes(train="train.parquet"))
+    assert wrong.startswith('train.parquet: row 2: "text" cannot be read: ')
+
+
+def test_a_column_that_parquet_has_twice() -> None:
+    """As a CSV file's header: which of them is meant nobody knows."""
+    twice = pyarrow.table([["a"], ["b"], ["x"]], names=["text", "text", "label"])
+    parquet.write_table(twice, "train.parquet")
+    wrong = "\n".join(mistakes(train="train.parquet"))
+    assert wrong.startswith("train.parquet: column twice: text\n  rename one of them")
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [(date(2020, 1, 1), "a date"), (Decimal(1), "a Decimal"), (b"a", "bytes")]
+)
+def test_cells_that_are_no_text_have_a_remedy_that_helps(value: Any, kind: str) -> None:
+    table(text=["a"], label=[value])
+    wrong = "\n".join(mistakes(train="train.parquet"))
+    assert f'"label" is {kind}, not text\n  write the column as text' in wrong
+
+
+def test_what_is_recognised_of_a_file_without_keys_has_its_own_remedy() -> None:
+    """Rows to answer have no recipe whose keys could settle it."""
+    assert recognised("a.csv", delimiter=";", whose="").endswith(
+        "save it with commas between cells"
+    )
+    assert recognised("a.csv", "read as cp1252", whose="").endswith("save it as UTF-8")
+    both = recognised("a.csv", "read as cp1252", ";", whose="")
+    assert both.endswith("save it as UTF-8 with commas between cells")
