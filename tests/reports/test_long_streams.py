@@ -84,8 +84,10 @@ def test_telling_tasks_are_the_first_the_last_the_worst_and_the_best() -> None:
     #         0    1    2    3    4    5    6    7
     losses = [0.1, 0.9, 0.2, NAN, 0.5, 0.3, 0.4, 0.0]
     assert caps.telling(losses, 8) == list(range(8))
-    # Of six: 0 and 7 are the ends; 1 and 4 lost most; of the rest 3, not known, and 2 lost least.
-    assert caps.telling(losses, 6) == [0, 1, 2, 3, 4, 7]
+    # Of six: 0 and 7 are the ends; 1 and 4 lost most; 2 and 5 lost least. Of 3 nothing is known.
+    assert caps.telling(losses, 6) == [0, 1, 2, 4, 5, 7]
+    # Of a run that has learned three of eight, what is not known fills up.
+    assert caps.telling([0.1, 0.5, *[NAN] * 6], 5) == [0, 1, 2, 3, 7]
     # Of those that lost alike, the earliest: they had most time to be forgotten.
     assert caps.telling([0.0] * 10, 4) == [0, 1, 2, 9]
 
@@ -309,3 +311,59 @@ def test_figures_of_a_large_matrix_by_a_plain_reference() -> None:
     used = matrix.cells("average_incremental_accuracy").used
     assert {(c.task, c.after) for c in used} == {(tasks[j], i) for i in steps for j in counted
                                                  if j < i}  # fmt: skip
+
+
+# --- tasks that are scored in other units
+
+
+def test_a_group_of_perplexities_shows_their_mean_and_not_a_colour(tmp_path: Path) -> None:
+    """45 tasks, in groups of three: 50 + j after the base, so 51 in the first; 95 is the worst."""
+    names = [f"t{j}" for j in range(45)]
+    matrix = [[50.0 + j + after for j in range(45)] for after in range(46)]
+    units = dict.fromkeys(names, "perplexity")
+    run = make_run(tmp_path / "run", matrix=matrix, tasks=names, metrics=units, steps=2)
+    (view,) = views([run])
+    found = maps.heatmaps([view])[0]
+    assert found["metric"] == "perplexity, lower is better"
+    assert "the mean of a group’s scores" in found["groups"]
+    first, last = found["rows"][0]["cells"][0], found["rows"][-1]["cells"][-1]
+    assert (first["text"], last["text"]) == ("51.0", "138")
+    assert first["hint"] == "mean; single tasks 50.0 to 52.0"
+    assert first["step"] > 40  # low is good
+    assert last["step"] == 0
+    from perdure.reports.figures import write_figure
+
+    drawn = write_figure([run], tmp_path / "one.svg").read_text(encoding="utf-8")
+    assert "<!-- 51.0 -->" in drawn
+    assert "<!-- mean of 0" not in drawn
+
+
+def test_a_group_of_unlike_scores_says_what_its_mean_is(tmp_path: Path) -> None:
+    """Accuracy 0.8 beside a perplexity that is the best of those seen, 1, then the worst, 0."""
+    names = [f"t{j}" for j in range(44)]
+    matrix = [[0.8 if j % 2 else 10.0 * (1 + after) for j in range(44)] for after in range(45)]
+    units = {name: "perplexity" for name in names[::2]}
+    run = make_run(tmp_path / "run", matrix=matrix, tasks=names, metrics=units, steps=2)
+    (view,) = views([run])
+    found = maps.heatmaps([view])[0]
+    assert "scored in several ways" in found["groups"]
+    # Groups of three: two perplexities and an accuracy.
+    assert found["rows"][0]["cells"][0]["text"] == "0.93"
+    assert found["rows"][-1]["cells"][0]["text"] == "0.27"
+    from perdure.reports.figures import write_figure
+
+    drawn = write_figure([run], tmp_path / "one.svg").read_text(encoding="utf-8")
+    assert "<!-- mean of 0 (worst) to 1 (best) -->" in drawn
+    assert "<!-- 0.93 -->" in drawn
+
+
+def test_a_run_that_goes_on_shows_tasks_that_it_has_learned(tmp_path: Path) -> None:
+    """15 of 45 are learned: what lost least is one of those, no task without a score."""
+    names = [f"t{j}" for j in range(45)]
+    matrix = [[0.1] * 45] + [
+        [0.9 - 0.01 * (after - 1 - j) if j < after else 0.1 for j in range(45)]
+        if after <= 15 else [NAN] * 45 for after in range(1, 46)
+    ]  # fmt: skip
+    run = make_run(tmp_path / "run", matrix=matrix, tasks=names, steps=2, finished=False)
+    shown = [task.name for task in telling.tasks(views([run]), 12, 40)]
+    assert shown == [f"t{j}" for j in (0, 1, 2, 3, 4, 5, 11, 12, 13, 14, 43, 44)]
