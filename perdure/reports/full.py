@@ -53,7 +53,9 @@ def _tables(runs: Sequence[RunView]) -> Iterator[tuple[str, str, Iterable[Sequen
     yield "tasks", "each task’s scores and changes, with their intervals", _tasks(runs)
     if any(run.scenario for run in runs):
         yield "classes", "each class’s share right, just learned and at the end", _classes(runs)
-        yield "confusion", "where old and new rows went after each step", _confusion(runs)
+        few = any(run.evidence.large for run in runs)
+        at = f"{caps.LISTED} evenly spaced steps" if few else "each step"
+        yield "confusion", f"where old and new rows went after {at}", _confusion(runs)
     if any(probed.names(run) for run in runs):
         yield "probes", "what each probe reaches on each task after each step", _probes(runs)
 

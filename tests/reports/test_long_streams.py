@@ -342,7 +342,7 @@ def test_a_group_of_unlike_scores_says_what_its_mean_is(tmp_path: Path) -> None:
     """Accuracy 0.8 beside a perplexity that is the best of those seen, 1, then the worst, 0."""
     names = [f"t{j}" for j in range(44)]
     matrix = [[0.8 if j % 2 else 10.0 * (1 + after) for j in range(44)] for after in range(45)]
-    units = {name: "perplexity" for name in names[::2]}
+    units = dict.fromkeys(names[::2], "perplexity")
     run = make_run(tmp_path / "run", matrix=matrix, tasks=names, metrics=units, steps=2)
     (view,) = views([run])
     found = maps.heatmaps([view])[0]
@@ -367,3 +367,30 @@ def test_a_run_that_goes_on_shows_tasks_that_it_has_learned(tmp_path: Path) -> N
     run = make_run(tmp_path / "run", matrix=matrix, tasks=names, steps=2, finished=False)
     shown = [task.name for task in telling.tasks(views([run]), 12, 40)]
     assert shown == [f"t{j}" for j in (0, 1, 2, 3, 4, 5, 11, 12, 13, 14, 43, 44)]
+
+
+def test_beside_a_long_run_the_end_of_a_short_one_is_shown() -> None:
+    """Of 301 steps some are in the table: that after 10 tasks is the short run's last."""
+    from perdure.reports import charts
+
+    chart = charts.over_tasks(
+        title="t", note="", axis=charts.score_axis([1.0]), show=lambda value: f"{value:g}",
+        series=[("long", 0, [0.5] * 301), ("short", 1, [0.1] * 10 + [0.9])],
+    )  # fmt: skip
+    heads, short = chart.table.head, chart.table.rows[1]
+    assert short[heads.index("after 10")] == "0.9"
+    assert chart.lines[1].points[-1].label == "short, after 10 tasks: 0.9"
+    assert heads[-1] == "after 300"
+
+
+def test_what_the_files_hold_of_confusion_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = long_runs.classes(tmp_path / "run", 42, rows=5, kept="all")
+    (view,) = views([run])
+    assert dict(full.written([view], tmp_path / "a.html"))["a-confusion.csv"].endswith("each step")
+    monkeypatch.setattr("perdure.reports.evidence.MOST_CELLS", 100)
+    (few,) = views([run])
+    said = dict(full.written([few], tmp_path / "b.html"))["b-confusion.csv"]
+    assert said.endswith("after 40 evenly spaced steps")
+    assert len(read_csv(tmp_path / "b-confusion.csv")) == 40
