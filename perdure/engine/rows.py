@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
 TOGETHER = 256
 """Rows that are encoded at once."""
+_SHOWN = 60
+"""Characters of a general text in a message."""
 MOMENT = 2.0
 """Seconds after which it is told how many rows are done."""
 Encoded = tuple[dict[str, Any], bool] | DataError
@@ -117,7 +119,8 @@ def encode_stream(
                     mistakes.append(DataError(f"{place}: {error.what}", error.remedy, source))
             if no_room and context_length is not None:
                 mistakes.append(_no_room(no_room, task.max_new_tokens, context_length))
-            for number, row in enumerate(rows, 1):
+            shared = split == "test" and task.test_of  # another task's rows, counted there
+            for number, row in enumerate(() if shared else rows, 1):
                 if held := encoder.special_in(row):
                     place = _where(task, split, row, number)
                     special.append((place, *held))
@@ -138,6 +141,12 @@ def encode_stream(
             "answer",
             place, token, len(special), len(special) - answers, answers,
         )  # fmt: skip
+    if held_by := _special_texts(stream, encoder):
+        logger.warning(
+            "general.source: %s: the text %r holds the special token %r, which the model reads as "
+            "such; so do %d texts in all",
+            stream.general.source, *held_by,
+        )  # fmt: skip
     for place, label, token, count in _special_labels(stream, encoder):
         logger.warning(
             "%s: the label %r holds the special token %r, which the model reads as such; so do "
@@ -151,6 +160,20 @@ def encode_stream(
 def _where(task: Task, split: str, row: Row, number: int) -> str:
     """The row's file and line; of a row that came from none, its task, split and number."""
     return place_of(row) or f"{task_named(task.name)}: {split} row {number}"
+
+
+def _special_texts(stream: TaskStream, encoder: RowEncoder) -> tuple[str, str, int] | None:
+    """The beginning of the first general text with a special token, that token, and how many texts
+    have one; None where none has."""
+    found = [
+        (text, special[0])
+        for text in dict.fromkeys((*stream.general.replay, *stream.general.held_out))
+        if (special := encoder.special_in({"prompt": [], "answer": text, "text": text}))
+    ]
+    if not found:
+        return None
+    text, token = found[0]
+    return f"{text[:_SHOWN]}..." if len(text) > _SHOWN else text, token, len(found)
 
 
 def _special_labels(stream: TaskStream, encoder: RowEncoder) -> Iterator[tuple[str, str, str, int]]:
