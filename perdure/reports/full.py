@@ -18,6 +18,7 @@ from typing import Any
 from perdure.files import write_atomic
 from perdure.reports import caps, classes, findings, probed
 from perdure.reports.data import RunView, task_order
+from perdure.reports.format import apart
 from perdure.scoring.change import Change
 
 CHANGES = ("gained", "since_learned", "since_base")
@@ -67,7 +68,8 @@ def cell(value: float | None) -> str:
 
 def _scores(runs: Sequence[RunView]) -> Iterator[list[str]]:
     names = [task.name for task in task_order(runs)]
-    yield ["method", "scenario", "after", *names]
+    heads = ["method", "scenario", "after"]
+    yield [*heads, *apart(names, heads)]
     for run in (one for own in runs for one in classes.both(own)):
         columns = [run.matrix.column(name) for name in names]
         for after, row in enumerate(run.scores.tolist()):
@@ -115,7 +117,8 @@ def _confusion(runs: Sequence[RunView]) -> Iterator[list[str]]:
 
 def _probes(runs: Sequence[RunView]) -> Iterator[list[str]]:
     names = [task.name for task in task_order(runs)]
-    yield ["method", "probe", "fitted_on", "after", *names]
+    heads = ["method", "probe", "fitted_on", "after"]
+    yield [*heads, *apart(names, heads)]
     for run in runs:
         columns = [run.matrix.column(name) for name in names]
         for probe in probed.names(run):

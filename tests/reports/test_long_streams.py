@@ -18,7 +18,7 @@ from rich.console import Console
 from synthetic_runs import make_run
 
 from perdure.errors import RunError
-from perdure.reports import caps, full, maps, numbers, sections, telling, write_report
+from perdure.reports import caps, format, full, maps, numbers, sections, telling, write_report
 from perdure.reports.data import RunView, views
 from perdure.reports.figures import columns
 from perdure.reports.html import write_page
@@ -394,3 +394,17 @@ def test_what_the_files_hold_of_confusion_is_said(
     said = dict(full.written([few], tmp_path / "b.html"))["b-confusion.csv"]
     assert said.endswith("after 40 evenly spaced steps")
     assert len(read_csv(tmp_path / "b-confusion.csv")) == 40
+
+
+def test_a_task_called_as_a_key_is_does_not_overwrite_it(tmp_path: Path) -> None:
+    """ "after" is a task here, and beside it how many were learned."""
+    matrix = [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6], [0.7, 0.8, 0.9], [0.7, 0.8, 0.9]]
+    run = make_run(tmp_path / "run", matrix=matrix, tasks=["after", "method", "b"], steps=2)
+    (view,) = views([run])
+    said = numbers.of_run(view)
+    assert said["scores"][1] == {"after": 1, "task after": 0.4, "method": 0.5, "b": 0.6}
+    row = said["intervals"]["scores"][2]
+    assert (row["after"], sorted(row)) == (2, ["after", "b", "method", "task after"])
+    (line, *_) = full._scores([view])
+    assert line == ["method", "scenario", "after", "task after", "task method", "b"]
+    assert format.apart(["after", "task after"], ["after"]) == ["task task after", "task after"]
