@@ -26,7 +26,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -283,14 +283,17 @@ class Outcome:
 
     Attributes:
         how: "refused", "learned" or "accepted" (right or not finite), or what is wrong:
-            "traceback", "slow", "long" (a message), "failed" (a run of what was accepted).
+            "traceback", "slow", "long" (a message), "failed" (a run of what was accepted, which
+            ended in a message or without having learned).
         told: the message or the traceback.
         seconds: CPU time of the check.
+        code: the exit code.
     """
 
     how: str
     told: str = ""
     seconds: float = 0.0
+    code: int = 0
 
     @property
     def wrong(self) -> bool:
@@ -314,8 +317,8 @@ def _limited(seconds: float) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _command(words: list[str], seconds: float) -> Outcome:
-    """Run `perdure WORDS` in this process."""
+def _command(words: list[str], seconds: float, codes: tuple[int, ...]) -> Outcome:
+    """Run `perdure WORDS` in this process; `codes` are the exit codes that it may have."""
     from typer.testing import CliRunner
 
     from perdure.cli import app
@@ -333,27 +336,60 @@ def _command(words: list[str], seconds: float) -> Outcome:
         return Outcome("slow" if isinstance(error, TooSlowError) else "traceback", told, took)
     if len(result.output) > LONGEST:
         return Outcome("long", f"{len(result.output):,}: {result.output[:500]}", took)
-    if "Traceback" in result.output or result.exit_code not in (0, 2, 4, 5):
-        return Outcome("traceback", f"{result.exit_code}: {result.output[-2000:]}", took)
-    refused = result.exit_code or "the run would be refused" in result.output
-    return Outcome("refused" if refused else "accepted", result.output, took)
+    code = result.exit_code
+    if "Traceback" in result.output or code not in codes:
+        return Outcome("traceback", f"{code}: {result.output[-2000:]}", took, code)
+    refused = code or "the run would be refused" in result.output
+    return Outcome("refused" if refused else "accepted", result.output, took, code)
 
 
 def check(recipe: Path) -> Outcome:
     """`perdure run RECIPE --check`."""
-    return _command(["run", str(recipe), "--check"], SECONDS)
+    return _command(["run", str(recipe), "--check"], SECONDS, (0, 2))
 
 
 def one_step(recipe: Path, more: Iterable[str] = ()) -> Outcome:
     """Learn each task for one step, in a folder beside the recipe that is removed again."""
     out = recipe.parent / "out"
     shutil.rmtree(out, ignore_errors=True)
-    found = _command(["run", str(recipe), "--out", str(out), *more], 20 * SECONDS)
+    words = ["run", str(recipe), "--out", str(out), *more]
+    found = _command(words, 20 * SECONDS, (0, 2, 4, 5))
+    lacks = unlearned(out) if found.how == "accepted" else ""
     shutil.rmtree(out, ignore_errors=True)
     shutil.rmtree(recipe.parent / "wandb", ignore_errors=True)
-    if found.how == "accepted" or re.search(r"not finite|gives NaN", found.told):
-        return Outcome("learned", found.told, found.seconds)
-    return found if found.how != "refused" else Outcome("failed", found.told, found.seconds)
+    broken = found.how == "refused" and found.code == 5 and NOT_FINITE.search(found.told)
+    if broken or (found.how == "accepted" and not lacks):
+        return replace(found, how="learned")
+    if lacks:
+        return replace(found, how="failed", told=lacks)
+    return found if found.how != "refused" else replace(found, how="failed")
+
+
+NOT_FINITE = re.compile(r"is not finite|are not finite|gives NaN")
+"""What the one failure says that no check can foresee; its exit code is 5."""
+
+
+def unlearned(run: Path) -> str:
+    """What a run that ended without a message did not do; "" if it learned and scored all."""
+    if not (run / "finished").is_file():
+        return "the run is not marked as finished"
+    log, scores = (
+        [json.loads(line) for line in (run / name).read_text("utf-8").split("\n") if line]
+        if (run / name).is_file() else []
+        for name in ("log.jsonl", "scores.jsonl")
+    )  # fmt: skip
+    tasks = json.loads((run / "stream.json").read_text("utf-8"))
+    made = {line["after"] for line in log if line["step"] > 0 and math.isfinite(line["loss"])}
+    for number, task in enumerate(tasks, 1):
+        # A head of class means makes no step.
+        means = rf"{re.escape(task['name'])}: (normalized )?prototypes of [1-9]\d* rows"
+        placed = re.search(means, (run / "perdure.log").read_text("utf-8")) is not None
+        if task.get("learn") != "none" and number not in made and not placed:
+            return f"no step of task {number}, {task['name']}, was logged"
+    last = [line for line in scores if line["kind"] == "task" and line["after"] == len(tasks)]
+    if not last or not all(math.isfinite(line["score"]) for line in last):
+        return "the last model has no score"
+    return ""
 
 
 def attempt(recipe: Path, learn: bool, more: Iterable[str] = ()) -> Outcome:
@@ -362,7 +398,7 @@ def attempt(recipe: Path, learn: bool, more: Iterable[str] = ()) -> Outcome:
     if found.how != "accepted" or not learn:
         return found
     ran = one_step(recipe, more)
-    return ran if not ran.wrong else Outcome("failed", ran.told, ran.seconds)
+    return ran if not ran.wrong else replace(ran, how="failed")
 
 
 SHORT = ("train.max_steps=1", "scoring.max_test_rows=2")
@@ -420,7 +456,7 @@ def forked(call: Callable[[], Outcome]) -> Outcome:
             os.close(read)
             found = call()
             with open(write, "w", encoding="utf-8") as file:
-                file.write(json.dumps([found.how, found.told[-6000:], found.seconds]))
+                file.write(json.dumps([found.how, found.told[-6000:], found.seconds, found.code]))
         finally:
             os._exit(0)
     os.close(write)

@@ -101,6 +101,56 @@ def test_what_fails_is_found(recipes: dict[str, Recipe], monkeypatch: pytest.Mon
     assert check(file).how == "long"
 
 
+def test_a_wrong_exit_code_and_a_run_that_learned_nothing_are_found(
+    recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A word that excuses, "not finite", excuses a message of code 5 alone."""
+    from perdure.errors import RunError, TrainingError
+
+    file = written(recipes["method sequential"])
+
+    def ends(error: Exception | None) -> str:
+        def command(*_: object, **__: object) -> None:
+            if error is not None:
+                raise error
+
+        monkeypatch.setattr("perdure.commands.learn.run", command)
+        return one_step(file).how
+
+    assert ends(TrainingError("the loss is not finite at step 1")) == "learned"
+    assert ends(TrainingError("a full disk")) == "failed"
+    assert ends(RunError("a number is not finite")) == "failed"
+    assert ends(ValueError("a number is not finite")) == "traceback"
+    assert ends(None) == "failed"  # nothing was written
+    monkeypatch.setattr(
+        "perdure.commands.learn.run", lambda *_, **__: (_ for _ in ()).throw(RunError("x"))
+    )
+    assert check(file).how == "traceback"  # 4 is no code of a check
+
+
+def test_what_a_run_did_not_learn_is_told(tmp_path: Path) -> None:
+    lines = {
+        "stream.json": '[{"name": "a"}, {"name": "b", "learn": "none"}]',
+        "perdure.log": "",
+        "scores.jsonl": '{"kind": "task", "after": 2, "task": "a", "score": 0.5}\n',
+        "log.jsonl": '{"after": 1, "step": 1, "loss": 0.5}\n',
+    }
+
+    def told(**changed: str) -> str:
+        for name, text in {**lines, **{k.replace("_", "."): v for k, v in changed.items()}}.items():
+            (tmp_path / name).write_text(text)
+        return mutations.unlearned(tmp_path)
+
+    assert "finished" in told()
+    (tmp_path / "finished").write_text("{}")
+    assert told() == ""
+    assert told(log_jsonl="") == "no step of task 1, a, was logged"
+    assert told(log_jsonl='{"after": 1, "step": 1, "loss": NaN}\n') != ""
+    assert told(scores_jsonl='{"kind": "task", "after": 1, "task": "a", "score": 0.5}\n') != ""
+    placed = "2026-01-01 task a: prototypes of 4 rows"
+    assert told(log_jsonl="", perdure_log=placed) == ""
+
+
 FOUND = [
     ("tasks", "5000 brackets", ("name",), "40 brackets or sections lie inside each other"),
     ("tasks", "an alias bomb", ("name",), "with all that its aliases repeat"),

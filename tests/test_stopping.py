@@ -260,6 +260,45 @@ def test_stopped_and_resumed_ends_the_same(
             assert f"step {found.name.split('-')[1]} " in said
     perdure.learn(recipe, run)
     assert end_of(run.path) == end_of(whole.path)
+    # What it cost is counted over all processes, and not that of the last one alone.
+    assert counts_of(run.path) == counts_of(whole.path)
+
+
+def counts_of(run: Path) -> dict[tuple[int, str], float]:
+    """What was found at tasks' ends, but the seconds, which are never alike."""
+    facts = Run.open(run).facts()
+    assert all(fact["value"] > 0 for fact in facts if fact["name"] == "seconds")
+    return {(f["after"], f["name"]): f["value"] for f in facts if f["name"] != "seconds"}
+
+
+@pytest.mark.unit
+def test_what_a_task_cost_goes_on_from_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """30 seconds and 7 passes to a checkpoint; the next process spends 5 before it goes on, which
+    is not counted, and 20 and 4 passes after."""
+    from types import SimpleNamespace
+
+    from perdure.learners.spent import Spent
+    from perdure.seals import seal
+
+    now, body = SimpleNamespace(seconds=100.0), SimpleNamespace(passes=2)
+    monkeypatch.setattr("perdure.learners.spent.time.monotonic", lambda: now.seconds)
+
+    def passed(seconds: float, passes: int) -> None:
+        now.seconds += seconds
+        body.passes += passes
+
+    spent = Spent(lambda: {"body_passes": body.passes})
+    passed(30, 7)
+    assert spent.now() == {"seconds": 30, "body_passes": 7}
+    (tmp_path / "weights").write_text("x")
+    seal(tmp_path, {"step": 3, "spent": spent.now()})
+    again = Spent(lambda: {"body_passes": body.passes})
+    passed(5, 1)
+    again.go_on(tmp_path)
+    passed(20, 4)
+    assert again.now() == {"seconds": 50, "body_passes": 11}
 
 
 @pytest.mark.train

@@ -91,15 +91,19 @@ class GaugeCallback(TrainerCallback):
 
 
 class ProgressCallback(TrainerCallback):
-    """Tells display and log how training goes, seals checkpoints, and checks what must hold."""
+    """Tells display and log how training goes, seals checkpoints, and checks what must hold.
+
+    Args: spent: gives what the task has cost so far, which its checkpoints keep.
+    """
 
     def __init__(
         self,
         trainer: CarefulTrainer,
         on_row: Callable[[Mapping[str, Any]], None],
         facts: Mapping[str, Any],
+        spent: Callable[[], Mapping[str, float]],
     ) -> None:
-        self.trainer, self.on_row, self.facts = trainer, on_row, facts
+        self.trainer, self.on_row, self.facts, self.spent = trainer, on_row, facts, spent
         self.started = self.seen_at_start = 0.0
         self.first_step = 0
         self.sealer = Sealer()
@@ -150,9 +154,10 @@ class ProgressCallback(TrainerCallback):
         host.accelerator.wait_for_everyone()  # the other processes' random states are in it too
         if host.is_world_process_zero():
             folder, step = Path(args.output_dir), state.global_step
+            said = {"step": step, "spent": self.spent()}
 
             def settle() -> None:
-                seal(folder / f"checkpoint-{step}", {"step": step})
+                seal(folder / f"checkpoint-{step}", said)
                 before = [path for number, path in numbered(folder, "checkpoint-") if number < step]
                 if before:  # adapters that are not trained in this task are the same files
                     share(before[-1], folder / f"checkpoint-{step}")

@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
 TOGETHER = 256
 """Rows that are encoded at once."""
+_SHOWN = 60
+"""Characters of a general text in a message."""
 MOMENT = 2.0
 """Seconds after which it is told how many rows are done."""
 Encoded = tuple[dict[str, Any], bool] | DataError
@@ -96,10 +98,17 @@ def encode_stream(
         mistakes += encoder.mistakes(task)
         for split in SPLITS:
             mistakes += _keep(task, split, encoder, context_length, one_more)
-            for number, row in enumerate(getattr(task, split), 1):
+            shared = split == "test" and task.test_of  # another task's rows, counted there
+            for number, row in enumerate(() if shared else getattr(task, split), 1):
                 if held := encoder.special_in(row):
                     special.append((_where(task, split, row, number), *held))
     _tell_special(special, _special_labels(stream, encoder))
+    if held_by := _special_texts(stream, encoder):
+        logger.warning(
+            "general.source: %s: the text %r holds the special token %r, which the model reads as "
+            "such; so do %d texts in all",
+            stream.general.source, *held_by,
+        )  # fmt: skip
     if mistakes:
         raise RecipeError(mistakes)
 
@@ -173,6 +182,20 @@ def _tell_special(
 def _where(task: Task, split: str, row: Row, number: int) -> str:
     """The row's file and line; of a row that came from none, its task, split and number."""
     return place_of(row) or f"{task_named(task.name)}: {split} row {number}"
+
+
+def _special_texts(stream: TaskStream, encoder: RowEncoder) -> tuple[str, str, int] | None:
+    """The beginning of the first general text with a special token, that token, and how many texts
+    have one; None where none has."""
+    found = [
+        (text, special[0])
+        for text in dict.fromkeys((*stream.general.replay, *stream.general.held_out))
+        if (special := encoder.special_in({"prompt": [], "answer": text, "text": text}))
+    ]
+    if not found:
+        return None
+    text, token = found[0]
+    return f"{text[:_SHOWN]}..." if len(text) > _SHOWN else text, token, len(found)
 
 
 def _special_labels(stream: TaskStream, encoder: RowEncoder) -> Iterator[tuple[str, str, str, int]]:

@@ -22,7 +22,6 @@ given the task.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -50,6 +49,7 @@ from perdure.learners.kind import KindHooks, drawn
 from perdure.learners.listener import Fitted, Folders, Listener, Silent
 from perdure.learners.routing import Routing
 from perdure.learners.scores import Key, Line, scored
+from perdure.learners.spent import Spent
 from perdure.learners.training import (
     RatedTrainer,
     forget_trainer,
@@ -120,6 +120,7 @@ class Learner(Routing, KindHooks):
             )
         self.born: dict[str, Tensor] = {}
         self._moved: dict[str, int] = {}  # elements of the parameters that a task trained
+        self._spent = Spent(self.passes)
         self._session = self._session_of(0)
         self._gauges: Gauges | None = None
         for said in filter(None, (method.says for method in methods)):
@@ -135,7 +136,7 @@ class Learner(Routing, KindHooks):
         if self.stream.tasks[index].learn == "none":
             self.listener.note(f"{task_named(self.stream.tasks[index].name)}: is only scored")
             return Fitted()
-        started, counts, self._moved = time.monotonic(), self.passes(), {}
+        self._spent, self._moved = Spent(self.passes), {}
         with stopping.at_once():  # what methods prepare is kept in caches, or soon made again
             self._grow(index)
             self._split(index)
@@ -166,8 +167,7 @@ class Learner(Routing, KindHooks):
             give_weights(self.model, method.end_task(session.context))
         facts = session.take_facts() | {
             "trained_parameters": float(sum(self._moved.values())),
-            "seconds": round(time.monotonic() - started, 2),
-            **{name: float(count - counts[name]) for name, count in self.passes().items()},
+            **self._spent.now(),
         }
         self.track(facts)
         return Fitted(facts)
@@ -218,6 +218,8 @@ class Learner(Routing, KindHooks):
                 f"{task_named(session.task.name)}, phase {phase.name}: {len(rows)} rows, "
                 f"{trainer.args.max_steps} steps" + (f", from {found.name}" if found else "")
             )
+            if found is not None:
+                self._spent.go_on(found)
             if found is not None and step_of(found) >= trainer.args.max_steps:
                 # Resuming a finished training makes one more step: take its result as it is.
                 trainer._load_from_checkpoint(str(found))
@@ -244,7 +246,7 @@ class Learner(Routing, KindHooks):
         attach(trainer, *self.methods, session=session)
         facts = {"after": session.task_index + 1, "task": session.task.name, "phase": phase.name}
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(ProgressCallback(trainer, self.listener.row, facts))
+        trainer.add_callback(ProgressCallback(trainer, self.listener.row, facts, self._spent.now))
         if (gauges := self._gauges_of(session)) is not None:
             every, budget = self.recipe.gauges.every, self.recipe.stop_when
             stops = budget is not None and budget.action == "stop"

@@ -60,22 +60,22 @@ def telling(losses: Sequence[float], most: int) -> list[int]:
     """Which tasks to show where there are too many, in their order: the first and the last ones, a
     sixth of `most` each, and of the others as many that lost most as lost least.
 
-    Args: losses: of each task what it lost since it was learned; nan where that is not known, which
-        counts as nothing.
+    Args: losses: of each task what it lost since it was learned; nan where that is not known, as of
+        tasks that are still to be learned: those come last.
     """
     count = len(losses)
     if count <= most:
         return list(range(count))
     ends = max(1, most // 6)
     chosen = {*range(ends), *range(count - ends, count)}
-    known = [0.0 if math.isnan(loss) else loss for loss in losses]
     rest = [i for i in range(count) if i not in chosen]
+    known = [i for i in rest if not math.isnan(losses[i])]
+    unknown = [i for i in rest if math.isnan(losses[i])]
     free = most - len(chosen)
-    worst = sorted(rest, key=lambda i: (-known[i], i))[: free - free // 2]
-    chosen.update(worst)
+    chosen.update(sorted(known, key=lambda i: (-losses[i], i))[: free - free // 2])
     # Of tasks that lost alike the earliest, which had most time to be forgotten.
-    best = sorted((i for i in rest if i not in chosen), key=lambda i: (known[i], i))
-    return sorted({*chosen, *best[: free // 2]})
+    best = sorted((i for i in known if i not in chosen), key=lambda i: (losses[i], i))
+    return sorted({*chosen, *[*best, *unknown][: most - len(chosen)]})
 
 
 def named(names: Sequence[str], most: int = NAMED) -> list[str]:

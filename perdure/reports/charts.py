@@ -249,8 +249,9 @@ def over_tasks(
     steps = max((len(values) for _, _, values in series), default=1)
     across = x_scale(0, max(steps - 1, 1))
     # Of many steps some are drawn, mostly without marks, and some of those are in the table.
-    drawn = sorted({*caps.spaced(steps, caps.POINTS), *(i for i, _ in learned)})
-    few = drawn if steps <= caps.POINTS else caps.some_of(drawn, caps.NAMED)
+    ends = {len(values) - 1 for _, _, values in series if values}  # a shorter run's end is shown
+    drawn = sorted({*caps.spaced(steps, caps.POINTS), *(i for i, _ in learned), *ends})
+    few = drawn if steps <= caps.POINTS else sorted({*caps.some_of(drawn, caps.NAMED), *ends})
     lines, sentences = [], []
     for label, slot, values in series:
         there = [i for i in drawn if i < len(values)]

@@ -51,7 +51,8 @@ def over_steps(
     show: Callable[[float], str],
     y_title: str = "",
 ) -> Chart:
-    """A value logged at each step, faintly, under its moving average within each task."""
+    """A value logged at each step, faintly, under its moving mean within each task; of many tasks
+    over all."""
     end = max((s.end for s in stretches), default=1.0)
     across = x_scale(0, end)
     lines: list[Line] = []

@@ -14,12 +14,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from perdure.drafts import draft_of
 from perdure.errors import UsageError
 from perdure.failures import at
 from perdure.reports import colours, format
 from perdure.reports.caps import MOST_MAPPED, groups, spaced
 from perdure.reports.data import RunData, RunView, views
+from perdure.reports.maps import on_one_scale, shares_of
 from perdure.reports.seeds import grouped
 
 if TYPE_CHECKING:
@@ -127,14 +130,17 @@ def _matrix(axes: Axes, run: RunView, *, labelled: bool) -> None:
 
     axes.set_title(_text(run.label), loc="left", fontweight="bold", color=INK, fontsize=10)
     parts = columns(run)
+    alike, lies = on_one_scale(run.tasks), shares_of(run)
+    if not alike and len(parts) < len(run.tasks):  # scores in several ways have no mean
+        axes.set_title("mean of 0 (worst) to 1 (best)", loc="right", color=SOFT, fontsize=8)
     rows = [0, *(part.stop for part in parts)]
     for column, part in enumerate(parts):
         tasks = run.tasks[part.start : part.stop]
         single = tasks[0] if len(tasks) == 1 else None
         for place, after in enumerate(rows):
             found = [(t, v) for t in tasks if not math.isnan(v := run.score(after, t.name))]
-            shares = [task.share(v) if task.bounded else 0.0 for task, v in found]
-            share = fmean(shares) if shares else 0.0
+            bounded = [task.share(v) if task.bounded else 0.0 for task, v in found]
+            share = fmean(bounded) if bounded else 0.0
             back = colours.heat(share, colours.RAMP_LIGHT) if found else "#ffffff"
             corner = (column - 0.47, place - 0.46)
             axes.add_patch(Rectangle(corner, 0.94, 0.92, facecolor=back, edgecolor="none"))
@@ -142,7 +148,11 @@ def _matrix(axes: Axes, run: RunView, *, labelled: bool) -> None:
             if newest:
                 axes.add_patch(Rectangle(corner, 0.94, 0.92, fill=False, edgecolor=INK, lw=1.4))
             value = fmean(v for _, v in found) if found else math.nan
-            plain = single is None or single.bounded
+            plain = tasks[0].bounded
+            if single is None and not alike:
+                ranks = lies[after, part.start : part.stop]
+                value = float(ranks[~np.isnan(ranks)].mean()) if found else math.nan
+                plain = True
             axes.text(
                 column,
                 place,

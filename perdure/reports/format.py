@@ -22,6 +22,19 @@ def digits_for(rows: int) -> int:
     return 3 if rows >= 500 else 2
 
 
+def apart(names: Sequence[str], taken: Sequence[str]) -> list[str]:
+    """Tasks' names as keys beside others: one that is such a key ("after") has "task " before it,
+    so that neither overwrites the other."""
+    found, used = [], {*taken, *names}
+    for name in names:
+        key = name
+        while key in taken or (key != name and key in used):
+            key = f"task {key}"
+        used.add(key)
+        found.append(key)
+    return found
+
+
 def step_name(number: int, task: str) -> str:
     """What a step is called that learned the task of this number: "3 colour", but "task 3" once."""
     head = task.removesuffix(str(number))

@@ -18,6 +18,7 @@ from typing import Any
 from perdure.files import write_atomic
 from perdure.reports import caps, classes, findings, probed
 from perdure.reports.data import RunView, task_order
+from perdure.reports.format import apart
 from perdure.scoring.change import Change
 
 CHANGES = ("gained", "since_learned", "since_base")
@@ -62,7 +63,9 @@ def _tables(runs: Sequence[RunView]) -> Iterator[tuple[str, str, Iterable[Sequen
     yield "tasks", "each task’s scores and changes, with their intervals", _tasks(runs)
     if any(run.scenario for run in runs):
         yield "classes", "each class’s share right, just learned and at the end", _classes(runs)
-        yield "confusion", "where old and new rows went after each step", _confusion(runs)
+        few = any(run.evidence.large for run in runs)
+        at = f"{caps.LISTED} evenly spaced steps" if few else "each step"
+        yield "confusion", f"where old and new rows went after {at}", _confusion(runs)
     if any(probed.names(run) for run in runs):
         yield "probes", "what each probe reaches on each task after each step", _probes(runs)
 
@@ -74,7 +77,8 @@ def cell(value: float | None) -> str:
 
 def _scores(runs: Sequence[RunView]) -> Iterator[list[str]]:
     names = [task.name for task in task_order(runs)]
-    yield ["method", "scenario", "after", *names]
+    heads = ["method", "scenario", "after"]
+    yield [*heads, *apart(names, heads)]
     for run in (one for own in runs for one in classes.both(own)):
         columns = [run.matrix.column(name) for name in names]
         for after, row in enumerate(run.scores.tolist()):
@@ -122,7 +126,8 @@ def _confusion(runs: Sequence[RunView]) -> Iterator[list[str]]:
 
 def _probes(runs: Sequence[RunView]) -> Iterator[list[str]]:
     names = [task.name for task in task_order(runs)]
-    yield ["method", "probe", "fitted_on", "after", *names]
+    heads = ["method", "probe", "fitted_on", "after"]
+    yield [*heads, *apart(names, heads)]
     for run in runs:
         columns = [run.matrix.column(name) for name in names]
         for probe in probed.names(run):

@@ -79,23 +79,56 @@ def _whole(run: RunView, shares: dict[str, Callable[[float], float]]) -> dict[st
     }
 
 
-def _grouped(run: RunView, shares: dict[str, Callable[[float], float]]) -> dict[str, Any]:
-    names = [task.name for task in run.tasks]
+def on_one_scale(tasks: Sequence[TaskFacts]) -> bool:
+    """Whether all are scored alike, so that the mean of their scores is a score."""
+    return len({(t.metric, t.higher_is_better, t.low, t.top) for t in tasks}) == 1
+
+
+def shares_of(run: RunView, shares: dict[str, Callable[[float], float]] | None = None) -> Array:
+    """The score matrix with each score as `_share` has it, which is its colour."""
     of = np.array(run.scores)
     for j, task in enumerate(run.tasks):
         if (task.low, task.top, task.higher_is_better) != (0.0, 1.0, True):
-            of[:, j] = [math.nan if math.isnan(v) else shares[task.name](v) for v in of[:, j]]
-    return grouped(of, names)
+            share = _share(task, [run]) if shares is None else shares[task.name]
+            of[:, j] = [math.nan if math.isnan(v) else share(v) for v in of[:, j]]
+    return of
 
 
-def grouped(values: Array, tasks: Sequence[str], most: int = GROUPS) -> dict[str, Any]:
-    """A matrix of shares drawn in groups of neighbouring tasks.
+def _grouped(run: RunView, shares: dict[str, Callable[[float], float]]) -> dict[str, Any]:
+    names, of = [task.name for task in run.tasks], shares_of(run, shares)
+    if not on_one_scale(run.tasks):
+        return grouped(of, names, said=MIXED)
+    show = format.number if run.tasks[0].bounded else format.significant
+    return grouped(run.scores, names, shares=of, show=show)
+
+
+ALIKE = "each cell is the mean of a group’s scores"
+MIXED = (
+    "they are scored in several ways, so each cell is the mean of where a group’s scores lie from "
+    "the worst (0) to the best (1), where there is no such end of those seen"
+)
+
+
+def grouped(
+    values: Array,
+    tasks: Sequence[str],
+    most: int = GROUPS,
+    *,
+    shares: Array | None = None,
+    show: Callable[[float], str] = format.number,
+    said: str = ALIKE,
+) -> dict[str, Any]:
+    """A matrix drawn in groups of neighbouring tasks.
 
     A column is a group; a row is the model after the last task of a group, so that each is one that
-    there was; a cell is the mean of the group's scores in that row, of those that there are.
+    there was; a cell is the mean of the group's values in that row, of those that there are.
 
-    Args: values: (T+1, T), 0 to 1, nan where missing; tasks: the T names.
+    Args:
+        values: (T+1, T), nan where missing; tasks: the T names.
+        shares: of each value where its colour lies, 0 to 1; None: the values are that.
+        show: prints a value. said: what a cell is, in words.
     """
+    colours = values if shares is None else shares
     columns = groups(len(tasks), most)
     size = len(columns[0]) if columns else 1
     rows = [0, *(part[-1] + 1 for part in columns)]
@@ -103,20 +136,18 @@ def grouped(values: Array, tasks: Sequence[str], most: int = GROUPS) -> dict[str
     for after in rows:
         cells = []
         for part in columns:
-            of = values[after, part.start : part.stop]
-            there = of[~np.isnan(of)]
+            of, ramp = (one[after, part.start : part.stop] for one in (values, colours))
+            there, ramp = of[~np.isnan(of)], ramp[~np.isnan(of)]
             newest = after == part.stop
             kind = "learned" if newest else ("before" if after <= part.start else "after")
-            cells.append(_mean_cell(there, len(part), kind))
+            cells.append(_mean_cell(there, ramp, len(part), kind, show))
         single = size == 1 and after
         title = "base model" if not after else tasks[after - 1] if single else f"after {after:,}"
         order = after if single else ""
         found.append({"title": title, "after": after, "order": order, "cells": cells})
     return {
         "many": True,
-        "groups": ""
-        if size == 1
-        else f"groups of {size} neighbouring tasks: each cell is the mean of a group’s scores",
+        "groups": "" if size == 1 else f"groups of {size} neighbouring tasks: {said}",
         "tasks": [
             {
                 "name": tasks[part[0]] if size == 1 else _span(part),
@@ -133,18 +164,20 @@ def _span(part: range) -> str:
     return f"{part.start + 1}–{part.stop}" if len(part) > 1 else str(part.start + 1)
 
 
-def _mean_cell(there: Array, size: int, kind: str) -> dict[str, Any]:
+def _mean_cell(
+    there: Array, ramp: Array, size: int, kind: str, show: Callable[[float], str]
+) -> dict[str, Any]:
     if not len(there):
         return {"text": format.DASH, "kind": kind, "missing": True, "step": 0, "hint": ""}
     mean = float(there.mean())
-    spread = f"{format.number(float(there.min()))} to {format.number(float(there.max()))}"
+    spread = f"{show(float(there.min()))} to {show(float(there.max()))}"
     few = "" if len(there) == size else f" of {len(there)} of {size} tasks"
     return {
-        "text": format.number(mean),
+        "text": show(mean),
         "hint": f"mean{few}; single tasks {spread}" if size > 1 else "",
         "kind": kind,
         "missing": False,
-        "step": round(min(max(mean, 0.0), 1.0) * (STEPS - 1)),
+        "step": round(min(max(float(ramp.mean()), 0.0), 1.0) * (STEPS - 1)),
     }
 
 

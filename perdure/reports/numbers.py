@@ -20,6 +20,7 @@ from perdure.reports import (
     tradeoff,
 )
 from perdure.reports.data import SUMMARY, RunView
+from perdure.reports.format import apart
 from perdure.scoring.change import Change
 from perdure.scoring.resampling import Interval
 
@@ -128,7 +129,7 @@ def figure(view: RunView, key: str) -> dict[str, Any]:
 
 
 def _cells(view: RunView) -> list[dict[str, Any]]:
-    names = [task.name for task in view.tasks]
+    names = apart([task.name for task in view.tasks], ["after"])
     return [
         {"after": after, **dict(zip(names, row, strict=True))}
         for after, row in enumerate(view.scores.tolist())
@@ -151,7 +152,10 @@ def _intervals(view: RunView) -> dict[str, Any]:
 def _known(view: RunView, after: int, names: Sequence[str]) -> dict[str, Any]:
     """The intervals of a row's cells; of a stream too long to read all rows those that are known
     alone."""
-    found = {name: view.evidence.cell(after, name) for name in names}
+    found = {
+        key: view.evidence.cell(after, name)
+        for key, name in zip(apart(names, ["after"]), names, strict=True)
+    }
     return {k: _ends(v) for k, v in found.items() if v is not None or not view.evidence.large}
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from perdure.recipe.schema import Probe
 from perdure.reports import caps, charts, maps, telling
 from perdure.reports.facts import MISSING
-from perdure.reports.format import number
+from perdure.reports.format import apart, number
 from perdure.reports.scenarios import OWN
 from perdure.scoring.intervals import Array
 
@@ -85,7 +85,7 @@ def observed(run: RunView) -> list[float]:
 def numbers(run: RunView) -> dict[str, Any]:
     """By set of classes and probe, the averages after 0, 1, 2, ... tasks and each task's own
     shares, for `--json`; empty without probes."""
-    tasks = [task.name for task in run.tasks]
+    tasks = apart([task.name for task in run.tasks], ["after"])
     return {
         fitted: {
             name: {

@@ -72,7 +72,8 @@ def other_scores(
             if key in row
         ]
 
-    found = ScoreMatrix.from_rows(kept, matrix.tasks, only)
+    tested_on = dict(zip(matrix.tasks, matrix.tested_on, strict=True))
+    found = ScoreMatrix.from_rows(kept, matrix.tasks, only, tested_on)
     shown = Evidence(
         evidence.tasks,
         found,

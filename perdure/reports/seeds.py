@@ -249,8 +249,9 @@ def _mean_matrix(matrices: Sequence[ScoreMatrix]) -> ScoreMatrix:
     """Cell by cell; a cell that one run lacks is missing."""
     first = matrices[0]
     found = ScoreMatrix(
-        first.tasks, first.higher_is_better, first.in_shares, first.learned, first.rows
-    )
+        first.tasks, first.higher_is_better, first.in_shares, first.learned, first.rows,
+        first.tested_on,
+    )  # fmt: skip
     mean = np.mean([matrix.array() for matrix in matrices], axis=0)
     for after, row in enumerate(mean):
         for task, score in zip(first.tasks, row, strict=True):

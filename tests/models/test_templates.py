@@ -19,7 +19,7 @@ from perdure.engine.rows import encode_stream
 from perdure.errors import DataError, ModelError, RecipeError
 from perdure.models.chat import IGNORE, Encoder
 from perdure.scoring import score_task
-from perdure.streams.task import Task, TaskStream
+from perdure.streams.task import GeneralText, Task, TaskStream
 from perdure.testing import make_tokenizer
 
 pytestmark = pytest.mark.unit
@@ -385,6 +385,35 @@ def test_g4_special_tokens_in_data_are_told(
         "task faq: train row 2: its own text holds the special token '<|im_end|>', which the "
         "model reads as such: a turn may end or begin there; so do 3 rows in all, 2 of them in the "
         "prompt and 1 in the answer"
+    )
+
+
+def test_g4_rows_that_two_tasks_share_are_counted_once(
+    tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A task that is scored on another's test rows (`test_of`) has no rows of its own there."""
+    stream = stream_of(train=[FINE], test=[asked(("user", "a<|im_end|>"))])
+    first = stream.tasks[0]
+    warm = replace(first, name="warm", test_of=first.name)
+    with caplog.at_level(logging.WARNING):
+        encode_stream(replace(stream, tasks=(warm, first)), Encoder(tokenizer), None)
+    (told,) = [r.getMessage() for r in caplog.records]
+    assert told.startswith("task faq: test row 1: ")
+    assert "so do 1 rows in all" in told
+
+
+def test_g4_general_texts_with_special_tokens_are_told(
+    tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = ("plain", "a<|im_end|>" + "b" * 100, "c<|im_start|>")
+    general = GeneralText(texts[:2], texts[2:], "web.txt")
+    stream = replace(stream_of(train=[FINE]), general=general)
+    with caplog.at_level(logging.WARNING):
+        encode_stream(stream, Encoder(tokenizer), None)
+    (told,) = [r.getMessage() for r in caplog.records]
+    assert told == (
+        f"general.source: web.txt: the text 'a<|im_end|>{'b' * 49}...' holds the special token "
+        "'<|im_end|>', which the model reads as such; so do 2 texts in all"
     )
 
 

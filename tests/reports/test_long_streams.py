@@ -19,7 +19,7 @@ from synthetic_runs import make_run
 
 from perdure.commands import show as commands
 from perdure.errors import RunError
-from perdure.reports import caps, full, maps, numbers, sections, telling, write_report
+from perdure.reports import caps, format, full, maps, numbers, sections, telling, write_report
 from perdure.reports.data import RunView, views
 from perdure.reports.figures import columns
 from perdure.reports.html import write_page
@@ -85,8 +85,10 @@ def test_telling_tasks_are_the_first_the_last_the_worst_and_the_best() -> None:
     #         0    1    2    3    4    5    6    7
     losses = [0.1, 0.9, 0.2, NAN, 0.5, 0.3, 0.4, 0.0]
     assert caps.telling(losses, 8) == list(range(8))
-    # Of six: 0 and 7 are the ends; 1 and 4 lost most; of the rest 3, not known, and 2 lost least.
-    assert caps.telling(losses, 6) == [0, 1, 2, 3, 4, 7]
+    # Of six: 0 and 7 are the ends; 1 and 4 lost most; 2 and 5 lost least. Of 3 nothing is known.
+    assert caps.telling(losses, 6) == [0, 1, 2, 4, 5, 7]
+    # Of a run that has learned three of eight, what is not known fills up.
+    assert caps.telling([0.1, 0.5, *[NAN] * 6], 5) == [0, 1, 2, 3, 7]
     # Of those that lost alike, the earliest: they had most time to be forgotten.
     assert caps.telling([0.0] * 10, 4) == [0, 1, 2, 9]
 
@@ -328,3 +330,100 @@ def test_files_beside_a_page_are_never_overwritten(tmp_path: Path) -> None:
     for _ in range(2):  # a run's own page is renewed, and what lies beside it
         commands.report(run.path, None, False)
     assert (run.path / "report-tasks.csv").exists()
+
+
+# --- tasks that are scored in other units
+
+
+def test_a_group_of_perplexities_shows_their_mean_and_not_a_colour(tmp_path: Path) -> None:
+    """45 tasks, in groups of three: 50 + j after the base, so 51 in the first; 95 is the worst."""
+    names = [f"t{j}" for j in range(45)]
+    matrix = [[50.0 + j + after for j in range(45)] for after in range(46)]
+    units = dict.fromkeys(names, "perplexity")
+    run = make_run(tmp_path / "run", matrix=matrix, tasks=names, metrics=units, steps=2)
+    (view,) = views([run])
+    found = maps.heatmaps([view])[0]
+    assert found["metric"] == "perplexity, lower is better"
+    assert "the mean of a group’s scores" in found["groups"]
+    first, last = found["rows"][0]["cells"][0], found["rows"][-1]["cells"][-1]
+    assert (first["text"], last["text"]) == ("51.0", "138")
+    assert first["hint"] == "mean; single tasks 50.0 to 52.0"
+    assert first["step"] > 40  # low is good
+    assert last["step"] == 0
+    from perdure.reports.figures import write_figure
+
+    drawn = write_figure([run], tmp_path / "one.svg").read_text(encoding="utf-8")
+    assert "<!-- 51.0 -->" in drawn
+    assert "<!-- mean of 0" not in drawn
+
+
+def test_a_group_of_unlike_scores_says_what_its_mean_is(tmp_path: Path) -> None:
+    """Accuracy 0.8 beside a perplexity that is the best of those seen, 1, then the worst, 0."""
+    names = [f"t{j}" for j in range(44)]
+    matrix = [[0.8 if j % 2 else 10.0 * (1 + after) for j in range(44)] for after in range(45)]
+    units = dict.fromkeys(names[::2], "perplexity")
+    run = make_run(tmp_path / "run", matrix=matrix, tasks=names, metrics=units, steps=2)
+    (view,) = views([run])
+    found = maps.heatmaps([view])[0]
+    assert "scored in several ways" in found["groups"]
+    # Groups of three: two perplexities and an accuracy.
+    assert found["rows"][0]["cells"][0]["text"] == "0.93"
+    assert found["rows"][-1]["cells"][0]["text"] == "0.27"
+    from perdure.reports.figures import write_figure
+
+    drawn = write_figure([run], tmp_path / "one.svg").read_text(encoding="utf-8")
+    assert "<!-- mean of 0 (worst) to 1 (best) -->" in drawn
+    assert "<!-- 0.93 -->" in drawn
+
+
+def test_a_run_that_goes_on_shows_tasks_that_it_has_learned(tmp_path: Path) -> None:
+    """15 of 45 are learned: what lost least is one of those, no task without a score."""
+    names = [f"t{j}" for j in range(45)]
+    matrix = [[0.1] * 45] + [
+        [0.9 - 0.01 * (after - 1 - j) if j < after else 0.1 for j in range(45)]
+        if after <= 15 else [NAN] * 45 for after in range(1, 46)
+    ]  # fmt: skip
+    run = make_run(tmp_path / "run", matrix=matrix, tasks=names, steps=2, finished=False)
+    shown = [task.name for task in telling.tasks(views([run]), 12, 40)]
+    assert shown == [f"t{j}" for j in (0, 1, 2, 3, 4, 5, 11, 12, 13, 14, 43, 44)]
+
+
+def test_beside_a_long_run_the_end_of_a_short_one_is_shown() -> None:
+    """Of 301 steps some are in the table: that after 10 tasks is the short run's last."""
+    from perdure.reports import charts
+
+    chart = charts.over_tasks(
+        title="t", note="", axis=charts.score_axis([1.0]), show=lambda value: f"{value:g}",
+        series=[("long", 0, [0.5] * 301), ("short", 1, [0.1] * 10 + [0.9])],
+    )  # fmt: skip
+    heads, short = chart.table.head, chart.table.rows[1]
+    assert short[heads.index("after 10")] == "0.9"
+    assert chart.lines[1].points[-1].label == "short, after 10 tasks: 0.9"
+    assert heads[-1] == "after 300"
+
+
+def test_what_the_files_hold_of_confusion_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = long_runs.classes(tmp_path / "run", 42, rows=5, kept="all")
+    (view,) = views([run])
+    assert dict(full.written([view], tmp_path / "a.html"))["a-confusion.csv"].endswith("each step")
+    monkeypatch.setattr("perdure.reports.evidence.MOST_CELLS", 100)
+    (few,) = views([run])
+    said = dict(full.written([few], tmp_path / "b.html"))["b-confusion.csv"]
+    assert said.endswith("after 40 evenly spaced steps")
+    assert len(read_csv(tmp_path / "b-confusion.csv")) == 40
+
+
+def test_a_task_called_as_a_key_is_does_not_overwrite_it(tmp_path: Path) -> None:
+    """ "after" is a task here, and beside it how many were learned."""
+    matrix = [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6], [0.7, 0.8, 0.9], [0.7, 0.8, 0.9]]
+    run = make_run(tmp_path / "run", matrix=matrix, tasks=["after", "method", "b"], steps=2)
+    (view,) = views([run])
+    said = numbers.of_run(view)
+    assert said["scores"][1] == {"after": 1, "task after": 0.4, "method": 0.5, "b": 0.6}
+    row = said["intervals"]["scores"][2]
+    assert (row["after"], sorted(row)) == (2, ["after", "b", "method", "task after"])
+    (line, *_) = full._scores([view])
+    assert line == ["method", "scenario", "after", "task after", "task method", "b"]
+    assert format.apart(["after", "task after"], ["after"]) == ["task task after", "task after"]

@@ -19,6 +19,7 @@ from perdure.reports import (
     numbers,
     reinforced,
     reinforced_views,
+    sections,
     training,
     words,
 )
@@ -107,6 +108,18 @@ def test_seeds_are_one_mean(tmp_path: Path) -> None:
     (one,) = reinforced.tasks(both)
     assert one.end["rl/reward"] == pytest.approx(3.2)
     assert len(reinforced.warm_ups(both.members[1])) == 1
+
+
+def test_over_seeds_shared_test_rows_count_once_too(tmp_path: Path) -> None:
+    """The base's mean over velan, 0.0, and other, 0.2: 0.1. With warm, whose rows are velan's, it
+    would be 0.067."""
+    (both,) = grouped(views([run_of(tmp_path / str(s), seed=s) for s in (0, 1)]))
+    assert both.matrix.left_out == ("warm",)
+    shown = sections.retention([both])
+    assert shown is not None
+    assert shown["rows"][0]["base"] == pytest.approx(0.1)
+    by_task = {found.task.name: found for found in findings.findings(both)}
+    assert (by_task["warm"].goes_on, by_task["velan"].after) == ("velan", "warm")
 
 
 def test_the_page_shows_curves_shares_and_where_a_warm_up_ended(tmp_path: Path) -> None:
