@@ -592,7 +592,7 @@ def test_a_recipe_that_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("text", "line", "hint"),
     [
-        ("a:\n\u00a0 b: 1\n", 2, "a no-break space (U+00A0) stands here or in the line above"),
+        ("a: 1\n\u00a0 b\nc: 2\n", 3, "a no-break space (U+00A0) stands here or in the line above"),
         ('a: 1\nb: "C:\\data"\n', 2, "a \\ in double quotes changes the sign behind it"),
     ],
 )
@@ -642,7 +642,7 @@ def test_a_path_that_leads_nowhere(shop: Path, path: str, hint: str) -> None:
 
 
 def test_a_long_name_of_a_file_is_no_mistake_of_its_recipe(shop: Path) -> None:
-    long = f"{'実' * 84}.yaml"
+    long = f"{'実' * 83}.yaml"
     Path(long).write_text(Path("recipe.yaml").read_text())
     recipe = load_recipe(long)
     assert recipe.name == "実" * 80

@@ -856,7 +856,7 @@ def test_a_place_that_cannot_be_written_is_told_before_a_model_is_loaded(
     }
     told = CliRunner().invoke(app, [*map(str, words[command])])
     assert told.exit_code == 2, told.output
-    assert f"error: {tmp_path / 'file'}: something else has this name" in told.stderr
+    assert f"{place}: {tmp_path / 'file'} is a file, not a folder" in told.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "new.jsonl"]
 
 

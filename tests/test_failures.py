@@ -669,7 +669,7 @@ def test_what_is_made_in_a_draft_is_named_where_a_write_names_nothing(tmp_path: 
             work()
         assert str(explained(caught.value)).startswith(f"{tmp_path}/model: your disk quota")
     # Where nothing is known, the folder that we are in is not blamed.
-    assert str(explained(OSError(errno.EDQUOT, ""))).startswith("a file: your disk quota is")
+    assert str(explained(OSError(errno.EDQUOT, ""))).startswith("your disk quota is")
     assert str(explained(MemoryError())).startswith("there is not enough memory")
 
 

@@ -29,7 +29,7 @@ def apart(names: Sequence[str], taken: Sequence[str]) -> list[str]:
     for name in names:
         key = name
         while key in taken or (key != name and key in used):
-            key = f"task {key}"
+            key = "task " + key
         used.add(key)
         found.append(key)
     return found

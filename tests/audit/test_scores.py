@@ -332,7 +332,7 @@ def test_a_full_disk_does_not_take_the_result_along(tmp_path, monkeypatch):
     def full(path: Path, text: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr("perdure.files.write_atomic", full)
+    monkeypatch.setattr("perdure.commands.audit.write_atomic", full)
     base = plain(tmp_path / "b.jsonl", [1.0] * 200)
     told = invoke("--scores", base, base, "--junit", tmp_path / "audit.xml")
     assert told.exit_code == 5
