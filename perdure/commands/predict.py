@@ -75,9 +75,16 @@ def predict(
         answers = [json.dumps(a, ensure_ascii=False) for a in ask.each(rows, progress)]
     if not first_process():
         return
+    failed: OSError | None = None
     if out is not None:
-        write_atomic(out, "".join(line + "\n" for line in answers))
-        print(f"answers: {out}")
-        return
+        try:
+            write_atomic(out, "".join(line + "\n" for line in answers))
+        except OSError as error:  # hours of work: they are printed instead
+            failed = error
+        else:
+            print(f"answers: {out}")
+            return
     for line in answers:
         print(escaped(line))
+    if failed is not None:
+        raise failed

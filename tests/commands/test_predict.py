@@ -6,6 +6,7 @@ What is compared with is what the run recorded of its own test rows.
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 from pathlib import Path
@@ -201,6 +202,23 @@ def test_a_file_of_answers(intents: Path, tmp_path: Path) -> None:
     again = typed(intents, rows, "--out", out)
     assert again.exit_code == 2
     assert "exists already" in again.stderr
+
+
+def test_a_full_disk_does_not_take_the_answers_along(
+    intents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "new.txt"
+    file.write_text("one a\ntwo b\n")
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("perdure.files.write_atomic", full)
+        told = typed(intents, file, "--out", tmp_path / "answers.jsonl")
+    assert told.exit_code == 5
+    assert f"error: {tmp_path}/answers.jsonl: no space left on the disk" in told.stderr
+    assert [json.loads(line) for line in told.stdout.splitlines()] == lines(intents, file)
 
 
 def test_mistakes_are_told_before_weights(
