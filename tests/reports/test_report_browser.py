@@ -36,7 +36,7 @@ pytestmark = [
     ),
 ]
 WIDTHS = (360, 390, 768, 1200, 1280)
-PAGES = ("compare", "single", "hostile", "twelve", "classes", "intents", "routed")
+PAGES = ("compare", "single", "hostile", "twelve", "classes", "intents", "routed", "long")
 """`classes` compares two runs of 15 tasks and 150 classes, and `intents` is one of them."""
 MOST = {"single": 6, "twelve": 8, "classes": 16, "intents": 12}
 """Sheets of paper; one run in 7 and twelve in 14 were mostly white."""
@@ -133,6 +133,15 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             make_run(folder / "unrouted", matrix=POOL_MATRIX, tasks=POOL_TASKS),
         ],
     }
+    # 60 tasks, whose matrices are drawn in groups of three; each is learned to 0.9, then forgotten.
+    found["long"] = [
+        make_run(
+            folder / f"long {fall}", tasks=[f"{'a long name of ' * (j % 4)}{j}" for j in range(60)],
+            matrix=[[max(0.1, 0.9 - fall * (after - 1 - j)) if j < after else 0.1
+                     for j in range(60)] for after in range(61)], steps=2,
+        )
+        for fall in (0.01, 0.1)
+    ]  # fmt: skip
     found["intents"] = found["classes"][:1]
     return {name: write_report(rows, folder / f"{name}.html") for name, rows in found.items()}
 
