@@ -87,7 +87,9 @@ LINES |= {
     for scale, s, learned in (("1", 1, False), ("16 learned", 16, True))
 }
 LINES |= {
-    "SEQ*": {"method": "seq_star", "model": COSINE},  # its own warm-up: a decoder's is another
+    # With the method's own warm-up: a decoder's is another.
+    "SEQ*": {"method": "seq_star", "model": COSINE},
+    "SEQ*, scale 1": {"method": "seq_star", "model": {"head": {"type": "cosine", "scale": 1}}},
     "joint": {"method": "sequential", "model": LINEAR, "tasks": 1},
     "replay": {
         "method": {"name": "replay", "buffer_size": 150, "balance": "class", "ratio": 1.0},
@@ -100,7 +102,7 @@ LINES |= {
 }
 FROZEN = [name for name in LINES if "FixB" in name]
 """Those whose body stays, so that each text passes it once."""
-ON_DECODER = ["SEQ*", "SEQ(Lin)", "LoRA"]
+ON_DECODER = ["SEQ*", "SEQ*, scale 1", "SEQ(Lin)", "LoRA"]
 
 
 def main() -> int:
@@ -118,7 +120,7 @@ def main() -> int:
         print(f"{wanted.data / wanted.set}: not found; nothing was run", file=sys.stderr)
         return 2
     keep_freed_memory()
-    usual = FROZEN if wanted.size == "full" else [name for name in LINES if name != "SEQ*"]
+    usual = FROZEN if wanted.size == "full" else [name for name in LINES if not name.startswith("SEQ*")]
     usual = ON_DECODER if wanted.decoder else usual
     given = [name.strip().replace(";", ",") for name in wanted.only.split(",") if name]
     names = given or usual
