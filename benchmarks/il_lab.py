@@ -120,7 +120,9 @@ def main() -> int:
         print(f"{wanted.data / wanted.set}: not found; nothing was run", file=sys.stderr)
         return 2
     keep_freed_memory()
-    usual = FROZEN if wanted.size == "full" else [name for name in LINES if not name.startswith("SEQ*")]
+    usual = (
+        FROZEN if wanted.size == "full" else [name for name in LINES if not name.startswith("SEQ*")]
+    )
     usual = ON_DECODER if wanted.decoder else usual
     given = [name.strip().replace(";", ",") for name in wanted.only.split(",") if name]
     names = given or usual

@@ -458,6 +458,8 @@ def test_a_run_whose_data_and_base_were_moved_goes_on(torn: tuple[Path, Path]) -
     [
         ("model.path", "/a/base", "/b/base", True, False),
         ("model.path", "/a/base", "/b/base", False, True),  # nobody noted what was in it
+        ("model.path", "/a/base", "/gone/base", True, True),
+        ("stream.tasks.0.train", "/a/t.csv", "/gone/t.csv", False, True),
         ("model.path", "org/a", "org/b", True, True),
         ("model.path", "org/a", "/b/base", True, True),
         ("model.chat_template", "/a/t.jinja", "none", True, True),
@@ -469,8 +471,9 @@ def test_a_run_whose_data_and_base_were_moved_goes_on(torn: tuple[Path, Path]) -
     ],
 )
 def test_another_place_of_a_file_whose_content_is_noted_is_no_change(
-    key: str, old: str, new: str, files: bool, told: bool
+    key: str, old: str, new: str, files: bool, told: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("perdure.run.pins.os.path.exists", lambda path: path.startswith("/b/"))
     noted = {"recipe": {key: old}, "files": {"base model, a": "1"} if files else {}}
     assert bool(list(recipe_changes(noted, {key: new}))) == told
 

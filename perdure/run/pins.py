@@ -248,10 +248,14 @@ _PLACES = re.compile(
 
 
 def _only_moved(noted: Mapping[str, Any], key: str, old: Any, new: Any) -> bool:
-    """Whether a key says no more than where a file lies: what is in it is compared by itself."""
+    """Whether a key says no more than where a file lies: what is in it is compared by itself.
+
+    Nothing has moved to a place where nothing is: such a path was changed by mistake or damage.
+    """
     if not _PLACES.fullmatch(key) or (key[0] == "m" and not noted.get("files")):
         return False
-    return all(isinstance(place, str) and os.path.isabs(place) for place in (old, new))
+    both = all(isinstance(place, str) and os.path.isabs(place) for place in (old, new))
+    return both and os.path.exists(new)
 
 
 def pinned(run: Run) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def test_what_takes_a_while_tells_how_many_rows_are_done(
     for moment in (60.0, -1.0):  # a short check says nothing
         monkeypatch.setattr("perdure.engine.rows.MOMENT", moment)
         shown = told_of_rows(Shown(), "mine", 5)
-        encode_stream(TaskStream((task,), None), Encoder(tiny[1]), None, shown)
+        encode_stream(TaskStream((task,)), Encoder(tiny[1]), None, shown)
     assert told == [("mine", "checking", "rows", done, 5) for done in (2, 4)]
     assert told_of_rows(None, "mine", 5) is None
 
@@ -110,7 +110,7 @@ def test_how_many_prompts_are_cut_is_told(
 ) -> None:
     task = Task("colour", [LONG, SHORT, LONG], [], [SHORT, LONG], "exact_match")
     with caplog.at_level(logging.WARNING):
-        encode_stream(TaskStream((task,), None), Encoder(tiny[1], "auto", 60, 50), 512)
+        encode_stream(TaskStream((task,)), Encoder(tiny[1], "auto", 60, 50), 512)
     assert [record.getMessage() for record in caplog.records] == [
         f"task colour: {n} rows have a prompt of more than 50 tokens: its middle is left out"
         for n in ("2 of 3 train", "1 of 2 test")
@@ -155,7 +155,7 @@ def test_kept_rows_are_found_by_content_and_as_datasets(tiny: tuple[Any, Any]) -
     """Of several splits, in any order."""
     encoder, fresh = Encoder(tiny[1]), Encoder(tiny[1])
     task = Task("colour", [LONG, SHORT, LONG], [], [{**SHORT, "answer": "green"}], "exact_match")
-    encode_stream(TaskStream((task,), None), encoder, 512)
+    encode_stream(TaskStream((task,)), encoder, 512)
     assert len(encoder.kept) == 4
     assert [len(encoder.kept.dataset(("colour", split))) for split in SPLITS] == [3, 0, 1]
     asked = [task.test[0], LONG, SHORT, SHORT]
@@ -172,9 +172,7 @@ def test_another_day_forgets_what_was_encoded(tiny: tuple[Any, Any]) -> None:
     template = "{{ strftime_now('%d') }}" + str(tiny[1].chat_template)
     encoder = Encoder(tiny[1], template)
     encoder.pin(date(2026, 3, 4))
-    encode_stream(
-        TaskStream((Task("colour", [SHORT], [], [SHORT], "exact_match"),), None), encoder, 512
-    )
+    encode_stream(TaskStream((Task("colour", [SHORT], [], [SHORT], "exact_match"),)), encoder, 512)
     before = encoder.encode(SHORT)
     encoder.pin(date(2026, 3, 4))
     assert encoder.kept.find(SHORT) == before
