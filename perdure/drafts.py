@@ -53,11 +53,9 @@ def drafted(path: Path) -> Iterator[Path]:
     draft.mkdir()
     try:
         yield draft
-    except Exception as error:
-        # A write that fails says of no file that it was its.
-        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
-            with suppress(AttributeError):
-                error.filename = getattr(error, "filename", None) or str(path)  # type: ignore[attr-defined]
+    except Exception as error:  # a write that fails says of no file that it was its
+        with suppress(AttributeError):
+            error.filename = getattr(error, "filename", None) or str(path)  # type: ignore[attr-defined]
         raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -50,6 +50,19 @@ def write_atomic(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the place of `path` once the block ends well: a reader, or a
+    browser that reloads, never sees half of it."""
+    draft = draft_of(path)
+    try:
+        with _naming(path):
+            yield draft
+            os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
 def try_place(path: Path) -> None:
     """Have what the system refuses told before the work whose result goes to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -80,8 +80,8 @@ def evaluate(
     with run.lock() if new else nullcontext():
         if first_process() and new:
             note_accepted(run, changes)
-        for line, items in new if first_process() else ():
-            run.record(line, items)
+            for line, items in new:
+                run.record(line, items)
     for line, items in found:
         key = (line["kind"], line["task"])
         rows.append({**line, "recorded": recorded.get(key), **interval(line, items)})

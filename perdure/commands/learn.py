@@ -15,6 +15,7 @@ from perdure.prepare import load_recipe
 from perdure.recipe.schema import Recipe
 from perdure.reports.output import emit, first_process, summary, working
 from perdure.run import Run
+from perdure.run.pins import new_place
 from perdure.run.place import refused
 
 if TYPE_CHECKING:
@@ -126,9 +127,8 @@ def _moved(run: Run) -> Iterator[None]:
         yield
     except UsageError as error:
         if "no such f" in str(error):
-            where = f"what was moved: write its new place into {run.path / 'recipe.yaml'}"
             then = f"then go on with: {resume_command(run.path)}"
-            error.remedy = (*error.remedy, where, then)
+            error.remedy = (*error.remedy, new_place(run), then)
         raise
 
 

@@ -19,7 +19,7 @@ from perdure.consent import demand
 from perdure.errors import ModelError
 from perdure.models.adapter_lists import folders, holder, split_saved, use_saved, write_lists
 from perdure.models.anatomy import unwrapped
-from perdure.models.locate import holds_pickle
+from perdure.models.locate import holds_pickle, run_around
 from perdure.models.restore import load_weights
 from perdure.models.weights import put
 
@@ -174,14 +174,6 @@ def _where_it_lies(base: ModelConfig, file: Path) -> ModelConfig:
     moved = model.get("path") if isinstance(model, dict) else None
     there = isinstance(moved, str) and Path(moved).is_absolute() and Path(moved).exists()
     return base.model_copy(update={"path": moved}) if there else base
-
-
-def run_around(file: Path) -> Path | None:
-    """The run directory that a file of a checkpoint lies in; None if it lies in none."""
-    for folder in file.absolute().parents:
-        if folder.name == "checkpoints" and (folder.parent / "recipe.yaml").is_file():
-            return folder.parent
-    return None
 
 
 def home_of(folder: Path) -> Path:

@@ -11,7 +11,6 @@ from typing import Literal
 
 from perdure.drafts import drafted
 from perdure.errors import ModelError, RunError, UsageError
-from perdure.failures import at
 from perdure.models.adapter_lists import ADAPTERS_FILE, folders, holder, names
 from perdure.models.adapters import BASE_FILE, save_plain, saved_base
 from perdure.models.configuration import read_config
@@ -68,7 +67,7 @@ def export(
     if out.exists():
         raise RunError(f"{out}: exists already, and is never overwritten", "choose another --out")
     only = None if adapter is None else adapter_named(source, adapter)
-    with at(out), drafted(out) as draft:
+    with drafted(out) as draft:
         if to == "peft":
             _adapter(source, draft, only)
         else:

@@ -16,14 +16,13 @@ from perdure.models.adapters import (
     keep_generation_settings,
     load_adapter,
     reading,
-    run_around,
     saved_base,
     saved_template,
     without_file,
 )
 from perdure.models.configuration import POOLERS, attention_of, read_config
 from perdure.models.gguf import converted, plain
-from perdure.models.locate import Place, loading, locate
+from perdure.models.locate import Place, loading, locate, run_around
 from perdure.models.locate import resolve_saved as resolve_saved
 from perdure.models.precision import in_bf16
 from perdure.models.served import check_base, keep_router, load_router, note_base, verify_saved

@@ -104,8 +104,7 @@ def _of_run(folder: Path) -> Place:
     saved = resolve_saved(folder)
     assert saved is not None  # the folder is there
     if (saved / "adapter_config.json").is_file():
-        above = (folder, *folder.parents[:3])  # a checkpoint's run
-        run = next((one for one in above if (one / "recipe.yaml").is_file()), "RUN")
+        run = run_around(saved) or "RUN"
         raise ModelError(
             f"model.path: {folder}: this run trained an adapter (tuning: lora), and a base model "
             f"needs whole weights: {saved} holds none",
@@ -115,6 +114,14 @@ def _of_run(folder: Path) -> Place:
             ],
         )
     return _folder(saved)
+
+
+def run_around(file: Path) -> Path | None:
+    """The run directory that a file of a checkpoint lies in; None if it lies in none."""
+    for folder in file.absolute().parents:
+        if folder.name == "checkpoints" and (folder.parent / "recipe.yaml").is_file():
+            return folder.parent
+    return None
 
 
 def resolve_saved(path: Path) -> Path | None:

@@ -18,18 +18,18 @@ TEXT_FILES = (".txt", ".jsonl")
 SOURCES = ("pydoc", "none")
 """Words for a source that is no path, whatever lies beside the recipe."""
 FILE_ENDINGS = (*TEXT_FILES, ".csv", ".tsv", ".parquet", ".json", ".gz", ".zip", ".zst")
-_UNPACK = "unpack it first, and name the file that is in it"
+UNPACK = "unpack it first, and name the file that is in it"
 OTHER_ENDINGS = {
     ".json": "write one JSON object a line, and call it .jsonl",
     ".ndjson": "call it .jsonl",
     ".xlsx": "export the sheet as CSV",
     ".xls": "export the sheet as CSV",
     ".ods": "export the sheet as CSV",
-    ".gz": _UNPACK,
-    ".zst": _UNPACK,
-    ".xz": _UNPACK,
-    ".bz2": _UNPACK,
-    ".zip": _UNPACK,
+    ".gz": UNPACK,
+    ".zst": UNPACK,
+    ".xz": UNPACK,
+    ".bz2": UNPACK,
+    ".zip": UNPACK,
 }
 """What to do about files that people have, by their endings."""
 

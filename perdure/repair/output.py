@@ -9,7 +9,6 @@ from pathlib import Path
 
 from perdure.drafts import drafted
 from perdure.errors import RunError
-from perdure.failures import at
 from perdure.repair.curve import write_curve
 from perdure.repair.path import Line
 from perdure.repair.result import Repair
@@ -36,7 +35,7 @@ def new_folder(out: str | Path | None) -> Iterator[Path | None]:
         return
     final = Path(out)
     refuse_existing(final)
-    with at(final), drafted(final) as draft:
+    with drafted(final) as draft:
         yield draft
         refuse_existing(final)
         os.rename(draft, final)

@@ -8,7 +8,6 @@ setting that outlives the call.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -16,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perdure.drafts import draft_of
 from perdure.errors import UsageError
-from perdure.failures import at
+from perdure.files import replacing
 from perdure.reports import colours, format
 from perdure.reports.caps import MOST_MAPPED, groups, spaced
 from perdure.reports.data import RunData, RunView, views
@@ -61,20 +59,15 @@ def write_picture(shown: Sequence[RunView], out: Path) -> Path:
     # svg.hashsalt and no date: the same runs give the same file.
     with matplotlib.rc_context({"font.size": 9, "svg.hashsalt": "perdure", "axes.linewidth": 0.8}):
         figure = _draw(shown)
-        half = draft_of(out)
-        try:
-            with at(out):
-                figure.savefig(
-                    half,
-                    format=kind,
-                    dpi=200,
-                    bbox_inches="tight",
-                    pad_inches=0.18,
-                    metadata=_UNDATED.get(kind),
-                )
-                os.replace(half, out)
-        finally:
-            half.unlink(missing_ok=True)
+        with replacing(out) as half:
+            figure.savefig(
+                half,
+                format=kind,
+                dpi=200,
+                bbox_inches="tight",
+                pad_inches=0.18,
+                metadata=_UNDATED.get(kind),
+            )
     return out
 
 

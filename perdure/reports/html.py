@@ -7,15 +7,14 @@ second set; each has a text alternative. All text is escaped by the template eng
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perdure.drafts import draft_of, sweep
+from perdure.drafts import sweep
 from perdure.errors import UsageError
-from perdure.failures import at
+from perdure.files import replacing
 from perdure.reports import (
     averaging,
     caps,
@@ -63,15 +62,9 @@ def write_page(shown: Sequence[RunView], out: Path) -> Path:
     """The same of runs that are digested already."""
     out.parent.mkdir(parents=True, exist_ok=True)
     text = _rendered(shown, full.written(shown, out))
-    # A reader, or a browser that reloads, never sees half a page.
     sweep(out.parent)
-    half = draft_of(out)
-    try:
-        with at(out):
-            half.write_text(text, encoding="utf-8", errors="replace")
-            os.replace(half, out)
-    finally:
-        half.unlink(missing_ok=True)
+    with replacing(out) as half:
+        half.write_text(text, encoding="utf-8", errors="replace")
     return out
 
 

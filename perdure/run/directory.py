@@ -86,7 +86,7 @@ class Run:
             from perdure.recipe.load import dump_recipe
 
             # Made beside its place: a run that can be seen can be resumed.
-            with at(path), drafted(path) as draft:
+            with drafted(path) as draft:
                 about = json.dumps(with_check(environment()), indent=2)
                 write_atomic(draft / "environment.json", about)
                 write_atomic(draft / "recipe.yaml", dump_recipe(recipe))

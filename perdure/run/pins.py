@@ -102,10 +102,15 @@ def refuse_changes(
     return changes
 
 
+def new_place(run: Run) -> str:
+    """How a run is told where files lie that were moved."""
+    return f"what was moved: write its new place into {run.path / 'recipe.yaml'}"
+
+
 def _moved(run: Run, changes: Sequence[str]) -> Iterator[str]:
     """What to do where files are gone that may only lie elsewhere."""
     if any(change.endswith(f"is gone {SINCE}") for change in changes):
-        yield f"what was moved: write its new place into {run.path / 'recipe.yaml'}"
+        yield new_place(run)
 
 
 def _since(
