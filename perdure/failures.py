@@ -219,7 +219,7 @@ def explained(
     else:
         return None
     full = cause in (CAUSES["ENOSPC"], CUT_OFF)
-    free = f" ({_free(where)} MB free)" if full and where else ""
+    free = f" ({free_mb(where)} MB free)" if full and where else ""
     what = f"{place}{cause.what}{free}"
     if run is None and cause.kind != "passing":  # it is not known here whether it read or wrote
         by = f", for example by {option}" if option else ""
@@ -267,8 +267,8 @@ def _is(error: BaseException, *names: str) -> bool:
     return any(c.__name__ in names for c in type(error).__mro__)
 
 
-def _free(place: str) -> int:
-    """Megabytes that are free where a file is, or would be."""
+def free_mb(place: Path | str) -> int:
+    """MiB that are free where a file is, or would be."""
     path = Path(place)
     there = next((p for p in (path, *path.absolute().parents) if p.exists()), Path("/"))
     return shutil.disk_usage(there).free // 2**20

@@ -84,7 +84,7 @@ def _learn(
 ) -> None:
     from perdure import learners
     from perdure.learners.listener import Folders
-    from perdure.learners.room import doubt, lacks
+    from perdure.learners.room import lacks, too_large
 
     record = Recorder(run, display)
     with (
@@ -100,7 +100,8 @@ def _learn(
         verify(run, weights=False)  # all of the newest was read by now
         for lack in lacks(recipe, ready.stream, ready.encoder, ready.model):
             raise lack
-        if told := doubt(recipe, ready.stream, ready.encoder, ready.model):
+        learned, _ = run.last_checkpoint()
+        for told in too_large(recipe, ready.stream, ready.encoder, ready.model, run.path, learned):
             record.warn(told)
         pin(run, recipe, ready.stream, accept_changes)
         for told in doubts(run):

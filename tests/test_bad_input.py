@@ -541,6 +541,33 @@ def test_a_run_that_may_be_too_large_is_told(
     assert ("would be refused" in result.stderr) is (there == 50)
 
 
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_checkpoints_that_the_disk_cannot_hold_are_told(
+    shop: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tuning: str,
+) -> None:
+    """Two tasks' checkpoints, and two of the steps with Adam's moments: 4 bytes a trained number
+    for each and 8 more for each of the latter, so 32 in all. Those of tasks' ends stay: 8."""
+    words = ["recipe.yaml", f"model.tuning={tuning}", "save.steps=1", "train.max_steps=2"]
+    facts = json.loads(CliRunner().invoke(app, ["run", *words, "--check", "--json"]).stdout)
+    needed = 32 * facts["trainable"] / 2**20
+    for there, expected in ((0.9 * needed, True), (1.1 * needed, False)):
+        monkeypatch.setattr("perdure.learners.room.free_mb", lambda _, there=there: there)
+        result = CliRunner().invoke(app, ["run", *words, "--check", "--out", "elsewhere/run"])
+        assert result.exit_code == 0, result.output
+        assert ("are free at elsewhere/run; the estimate" in result.stderr) is expected
+        assert "save.tasks: last" not in result.stderr  # two are kept by that as well
+    monkeypatch.setattr("perdure.learners.room.free_mb", lambda _: 0)
+    result = CliRunner().invoke(app, ["run", *words, "--out", "run"])
+    assert result.exit_code == 0, result.output
+    assert any("save: checkpoints take about 0.0 GB" in message for message in caplog.messages)
+    kept = [f for f in Path("run").rglob("*") if f.suffix in (".safetensors", ".pt", ".bin")]
+    ends = sum(f.stat().st_size for f in kept if "checkpoints" in f.parts) / 2**20
+    assert ends == pytest.approx(8 * facts["trainable"] / 2**20, rel=0.2)
+
+
 def test_looks_that_no_step_comes_to_are_told(shop: Path, caplog: pytest.LogCaptureFixture) -> None:
     words = ["run", "recipe.yaml", "--check", "train.max_steps=3", "gauges.every=4"]
     with caplog.at_level(logging.WARNING, logger="perdure"):

@@ -57,7 +57,7 @@ def extend(
         planned = plan_extension(old, new, ready) if check else None
     if planned is not None:
         emit(planned.to_dict()) if as_json else show(planned)
-        tell_of_machine(new, ready.prepared, no_place)
+        tell_of_machine(new, ready.prepared, target, no_place, planned.learned)
         return
     for lack in refusals(new, ready.prepared):
         raise lack

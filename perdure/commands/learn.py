@@ -66,7 +66,7 @@ def _run(
             )
     if check:
         emit(planned.to_dict()) if as_json else show(planned)
-        tell_of_machine(recipe, ready, no_place)
+        tell_of_machine(recipe, ready, target, no_place)
         return
     for lack in refusals(recipe, ready):
         raise lack
@@ -81,17 +81,25 @@ def _run(
     finish(made, as_json)
 
 
-def tell_of_machine(recipe: Recipe, ready: Prepared, no_place: PerdureError | None) -> None:
+def tell_of_machine(
+    recipe: Recipe,
+    ready: Prepared,
+    target: Path,
+    no_place: PerdureError | None,
+    learned: int = 0,
+) -> None:
     """Say, of a recipe that is right, why its run would not begin or may not end here.
 
-    Args: no_place: why the run cannot be made where it was to be.
+    Args: target: its directory; no_place: why it cannot be made there; learned: of an extension,
+        the tasks that were learned before.
     """
-    from perdure.learners.room import doubt
+    from perdure.learners.room import too_large
 
     for why in refusals(recipe, ready, no_place):
         print(f"but the run would be refused: {why}", file=sys.stderr)
-    if first_process() and (told := doubt(recipe, ready.stream, ready.encoder, ready.model)):
-        print(f"but it may be too large: {told}", file=sys.stderr)
+    if first_process():
+        for told in too_large(recipe, ready.stream, ready.encoder, ready.model, target, learned):
+            print(f"but it may be too large: {told}", file=sys.stderr)
 
 
 def refusals(

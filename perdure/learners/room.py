@@ -1,6 +1,6 @@
 """What a run asks of the machine that it is started on, told before a weight is loaded.
 
-A recipe may be right and still ask for what is not there: memory, processes, an optimizer's
+A recipe may be right and still ask for what is not there: memory, disk, processes, an optimizer's
 package. A check says so; a run refuses.
 """
 
@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 
 from perdure.engine.batching import split_batch
 from perdure.errors import UsageError, one_line
+from perdure.failures import free_mb
 from perdure.learners.work import works
-from perdure.models.training_memory import PROCESS_MB, training_mb
+from perdure.models.training_memory import PROCESS_MB, checkpoints_mb, training_mb
+from perdure.streams.kinds import kind
 
 if TYPE_CHECKING:
     from perdure.engine.rows import RowEncoder
@@ -36,6 +38,7 @@ _PACKAGES = {
 }
 """The module of an optimizer that torch does not have, and the package that brings it."""
 UNKNOWN = 1 << 40
+_GUESS = "the estimate is good to a factor of two"
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -77,18 +80,38 @@ def lacks(
         )
     if (found := _short(recipe, stream, encoder, facts)) and found[0] > DOUBT * found[1]:
         assert facts is not None
-        yield _too_large(recipe, facts, *found)
+        yield _too_much(recipe, facts, *found)
 
 
-def doubt(
-    recipe: Recipe, stream: TaskStream, encoder: RowEncoder | None, facts: ModelFacts | None
-) -> str:
-    """What is said of a run that may be too large for this machine, in one line; "" if nothing."""
+def too_large(
+    recipe: Recipe,
+    stream: TaskStream,
+    encoder: RowEncoder | None,
+    facts: ModelFacts | None,
+    place: Path,
+    learned: int = 0,
+) -> Iterator[str]:
+    """Yield what is said of a run that may be too large for this machine, each in one line.
+
+    Args: place: the run directory, or where it will be; learned: tasks whose checkpoints it has.
+    """
+    if facts is None:
+        return
     found = _short(recipe, stream, encoder, facts)
-    if found is None or facts is None or found[0] > DOUBT * found[1]:
-        return ""
-    error = _too_large(recipe, facts, *found)
-    return f"{error.what}; the estimate is good to a factor of two; {one_line(error.remedy)}"
+    if found is not None and found[0] <= DOUBT * found[1]:
+        error = _too_much(recipe, facts, *found)
+        yield f"{error.what}; {_GUESS}; {one_line(error.remedy)}"
+    if not kind(stream.tasks[0].kind).writes:  # a classifier saves what changed, which is not known
+        return
+    count = len(stream.tasks) - learned
+    needed, there = checkpoints_mb(recipe, count, facts.trainable), free_mb(place)
+    if needed > there:
+        fewer = ", or save.tasks: last" if recipe.save.tasks == "all" and count > 2 else ""
+        yield (
+            f"{recipe.place('save')}: checkpoints take about {needed / 1024:,.1f} GB, and "
+            f"{there / 1024:,.1f} GB are free at {place}; {_GUESS}; free some, choose another --out"
+            f"{fewer}"
+        )
 
 
 def _short(
@@ -128,7 +151,7 @@ def needed_mb(
     return most
 
 
-def _too_large(recipe: Recipe, facts: ModelFacts, needed: int, there: int) -> UsageError:
+def _too_much(recipe: Recipe, facts: ModelFacts, needed: int, there: int) -> UsageError:
     """Say which key is to blame: the adapters' rank, the batch, or the base model itself."""
     train, rl = recipe.train, recipe.rl
     bytes_of_rank = 16 * facts.trainable if recipe.model.tuning == "lora" else 0

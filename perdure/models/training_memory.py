@@ -1,4 +1,4 @@
-"""What training takes of memory, and adapters of the disk, told from sizes alone."""
+"""What training takes of memory, and checkpoints of the disk, told from sizes alone."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ OPTIMIZER_BYTES = {
 """Optimizer state in bytes a trained number; 8 (two fp32 moments) for all others."""
 PROCESS_MB = 600
 """A Python process with torch and transformers, before any model."""
-ADAPTER_BYTES = 4
-"""A number of an adapter is kept and saved in fp32, whatever the base is in."""
+TRAINED_BYTES = 4
+"""A number that is trained is kept and saved in fp32, whatever the base is in."""
 
 
 def training_mb(
@@ -58,4 +58,18 @@ def copies_mb(recipe: Recipe, copies: int, trained: int) -> int:
 
 def adapters_mb(count: int, numbers: int) -> float:
     """So many adapters of so many numbers each, in MiB, in memory or on the disk."""
-    return count * numbers * ADAPTER_BYTES / 2**20
+    return count * numbers * TRAINED_BYTES / 2**20
+
+
+def checkpoints_mb(recipe: Recipe, tasks: int, trained: int) -> float:
+    """The checkpoints of so many tasks' ends on the disk, in MiB, and where `save` asks for it the
+    two within a task. What methods keep there is not in it.
+
+    Args: trained: numbers, of which a checkpoint holds all.
+    """
+    save = recipe.save
+    # With `last`, the one before goes once the new one is whole.
+    ends = tasks if save.tasks == "all" else min(tasks, 2)
+    state = OPTIMIZER_BYTES.get(recipe.train.optimizer, 8.0)
+    within = 2 * (TRAINED_BYTES + state) if (save.steps or save.minutes) and tasks else 0.0
+    return (ends * TRAINED_BYTES + within) * trained / 2**20
