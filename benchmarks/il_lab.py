@@ -11,13 +11,19 @@ reads the specification's template and is pooled at its last token.
     full     all rows, batch 4, 5 epochs as in the paper: methods that freeze the body
     small    batch 32, at most 20 training rows a class, all test rows: every method
 
+`replay` and `derpp` keep one row a class; `replay, 150 rows` keeps so many on both sets, and
+`derpp, 64 rows` as many as it does by default, balanced over tasks. `probes` are lines whose
+features are probed after each task: a linear classifier fitted afresh on all training rows says
+what the features still know.
+
 With `full`, features of the untouched body are shared by all lines and seeds: the seconds of the
 first line that needs them have that pass in them.
 
 `joint` is trained once on all classes, which is where it stands after the last task. Printed for
-each line: accuracy after the last task, average incremental accuracy, forgetting, and the
-processor's seconds (missing where a part of a run was not noted); mean and 95 % t-interval over the
-seeds, if several.
+each line: accuracy after the last task, average incremental accuracy, forgetting, the processor's
+seconds (missing where a part of a run was not noted), and what the linear probe reaches on all
+tasks, fitted on all classes as in the paper, by the features of the base model, those after the
+first and those after the last task; mean and 95 % t-interval over the seeds, if several.
 """
 
 from __future__ import annotations
@@ -27,6 +33,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -38,8 +45,10 @@ import perdure
 from perdure.models.memory import keep_freed_memory
 from perdure.prepare import prepare, stream_of
 from perdure.run import Run
+from perdure.scoring.lines import PROBE
 
 SETS = {"clinc150": 15, "fewrel": 8}
+CLASSES = {"clinc150": 150, "fewrel": 16}
 SIZES: dict[str, dict[str, Any]] = {
     "full": {"train": {"batch_size": 4, "epochs": 5}},
     "small": {"train": {"batch_size": 32, "epochs": 5}, "rows": 20},
@@ -92,15 +101,25 @@ LINES |= {
     "SEQ*, scale 1": {"method": "seq_star", "model": {"head": {"type": "cosine", "scale": 1}}},
     "joint": {"method": "sequential", "model": LINEAR, "tasks": 1},
     "replay": {
+        "method": {"name": "replay", "balance": "class", "ratio": 1.0},
+        "one_row": True,
+        "model": LINEAR,
+    },
+    "replay, 150 rows": {
         "method": {"name": "replay", "buffer_size": 150, "balance": "class", "ratio": 1.0},
         "model": LINEAR,
     },
     "ewc": {"method": {"name": "ewc", "lam": 5000}, "model": LINEAR},
     "lwf": {"method": {"name": "lwf"}, "model": LINEAR},
-    "derpp": {"method": {"name": "derpp"}, "model": LINEAR},
+    "derpp": {"method": {"name": "derpp", "balance": "class"}, "one_row": True, "model": LINEAR},
+    "derpp, 64 rows": {"method": {"name": "derpp"}, "model": LINEAR},
     "LoRA": {"method": {"name": "lora_sequence"}, "model": {**LINEAR, "tuning": "lora"}},
 }
-FROZEN = [name for name in LINES if "FixB" in name]
+LINES |= {
+    f"{name}, probes": {**LINES[name], "scoring": {"probes": ["linear"]}}
+    for name in ("SEQ(Lin)", "W+FixBC Cos")
+}
+FROZEN = [name for name in LINES if "FixB" in name and "probes" not in name]
 """Those whose body stays, so that each text passes it once."""
 ON_DECODER = ["SEQ*", "SEQ*, scale 1", "SEQ(Lin)", "LoRA"]
 
@@ -162,7 +181,8 @@ def _run(name: str, seed: int, wanted: argparse.Namespace) -> None:
                 "name": wanted.set, "folder": str((wanted.data / wanted.set).resolve()),
                 "data": data,
             },
-            "method": line["method"],
+            "method": _method(line, wanted.set),
+            "scoring": line.get("scoring", {}),
             "train": {
                 "precision": "auto" if wanted.decoder else "fp32", "log_steps": 50, **size["train"],
             },
@@ -183,6 +203,11 @@ def _run(name: str, seed: int, wanted: argparse.Namespace) -> None:
         perdure.learn(run.recipe, run, prepared=prepare(run.recipe, stream=stream))
         with _spent(folder).open("a") as file:
             file.write(f"{time.process_time() - before}\n")
+
+
+def _method(line: Mapping[str, Any], of: str) -> Any:
+    method = line["method"]
+    return {**method, "buffer_size": CLASSES[of]} if "one_row" in line else method
 
 
 def _spent(folder: Path) -> Path:
@@ -207,12 +232,24 @@ def _figures(run: Run) -> dict[str, float]:
     rows = [cells[i, :i].mean() for i in range(1, len(cells))]
     summary = matrix.summary()
     spent = _spent(run.path)
+    probed = [line for line in run.scores if line["kind"] == PROBE]
     return {
         "after the last": summary["average_accuracy"] or math.nan,
         "average incremental": float(mean(rows)),
         "forgetting": math.nan if summary["forgetting"] is None else summary["forgetting"],
         "CPU seconds": sum(map(float, spent.read_text().split())) if spent.exists() else math.nan,
+        "probe, base": _probed(probed, 0),
+        "probe, first": _probed(probed, 1),
+        "probe, last": _probed(probed, len(cells) - 1),
     }
+
+
+def _probed(lines: Sequence[Mapping[str, Any]], after: int) -> float:
+    """Share of test rows that the linear probe of all classes has right, a mean over all tasks."""
+    found = [
+        line["fitted_on"]["all"]["linear"]["among_all"] for line in lines if line["after"] == after
+    ]
+    return float(mean(found)) if found else math.nan
 
 
 def _print(folder: Path) -> None:
