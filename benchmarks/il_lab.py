@@ -232,7 +232,7 @@ def _figures(run: Run) -> dict[str, float]:
     rows = [cells[i, :i].mean() for i in range(1, len(cells))]
     summary = matrix.summary()
     spent = _spent(run.path)
-    probed = [line for line in run.scores if line["kind"] == PROBE]
+    probed = [line for line in run.scores() if line["kind"] == PROBE]
     return {
         "after the last": summary["average_accuracy"] or math.nan,
         "average incremental": float(mean(rows)),

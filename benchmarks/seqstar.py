@@ -100,6 +100,9 @@ def main() -> int:
     print(f"passes with gradient: {counted['learned']:,} (warm-up)")
     scored = run.matrix().summary()
     print(f"average accuracy {scored['average_accuracy']:.4f}")
+    whole_mb, one_mb = _disk_mb(run)
+    print(f"checkpoints on the disk: {whole_mb:.0f} MB, the last alone {one_mb:.0f} MB, "
+          f"{whole_mb / one_mb:.2f}x")  # fmt: skip
     _released(body, tokenizer, ready.stream, used, wanted.probes)
     return 0
 
@@ -117,6 +120,16 @@ def _recipe(wanted: argparse.Namespace) -> Any:
            if wanted.probes else "")
     )  # fmt: skip
     return perdure.load_recipe(path)
+
+
+def _disk_mb(run: Run) -> tuple[float, float]:
+    """Megabytes of all checkpoints, each file that several share once, and of the last one."""
+    folders = [run.path / "checkpoints" / f"task-{k}" for k in run.checkpoints()]
+    every = {
+        p.stat().st_ino: p.stat().st_size for f in folders for p in f.rglob("*") if p.is_file()
+    }
+    last = {p.stat().st_ino for p in folders[-1].rglob("*") if p.is_file()}
+    return sum(every.values()) / 1e6, sum(every[number] for number in last) / 1e6
 
 
 class _timed:

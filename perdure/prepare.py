@@ -277,12 +277,12 @@ def _prepare(
 
 def _refuse_headless(recipe: Recipe, methods: Sequence[Method], facts: ModelFacts) -> None:
     """Refuse methods that have the model write text where it has no head to do so."""
-    for method, spec in zip(methods, recipe.methods, strict=True):
+    for number, (method, spec) in enumerate(zip(methods, recipe.methods, strict=True)):
         wanted = method.requires.language_head
         if facts.no_language_head and (wanted == "must" or (wanted and facts.decoder)):
             raise UsageError(
-                f"method: {spec.name} has the model write text first, and "
-                f"{as_written(recipe.model.path)} cannot: {facts.no_language_head}",
+                f"{recipe.method_place(number, 'name')}: {spec.name} has the model write text "
+                f"first, and {as_written(recipe.model.path)} cannot: {facts.no_language_head}",
                 "write method.warmup_loss: ce, or take a decoder with its language-model head",
             )
 

@@ -22,8 +22,9 @@ from perdure.learners.probing import Probing
 from perdure.learners.training import PhaseTrainer
 from perdure.models.configuration import has_dropout
 from perdure.models.features import Features, state_key
+from perdure.models.tokens import rules_of
 from perdure.models.weights import evaluating, fingerprint
-from perdure.processes import Progress
+from perdure.processes import Progress, summed
 from perdure.streams.task import Row, Task
 
 if TYPE_CHECKING:
@@ -122,10 +123,12 @@ class BodyFeatures(Learner):
 
     def passes(self) -> Mapping[str, int]:
         """Texts that the body read, and those that it had to: each once for each state of the
-        weights, and those that it learns from."""
+        weights, and those that it learns from; of all processes together, a collective call."""
         model: Any = self.model
-        learning = model.learning_passes
-        return {"body_passes": model.body_passes, "body_passes_needed": learning + self._needed}
+        device = next(model.parameters()).device
+        counts = torch.tensor([model.body_passes, model.learning_passes], device=device)
+        read, learning = summed(counts).tolist()
+        return {"body_passes": read, "body_passes_needed": learning + self._needed}
 
     _state, _needed = 0, 0
 
@@ -181,7 +184,7 @@ class BodyFeatures(Learner):
             weights=self._body_print,
             template=[self.reader.template, self.reader.of_relations],
             max_length=self.reader.limit,
-            tokenizer=self._vocabulary,
+            tokenizer=self._tokenizer_key,
             side="right",
             pooling=model.pooling,
             precision=self.precision,
@@ -192,8 +195,8 @@ class BodyFeatures(Learner):
         return self._kept[key]
 
     @cached_property
-    def _vocabulary(self) -> str:
-        return state_key(words=sorted(self.tokenizer.get_vocab().items()))
+    def _tokenizer_key(self) -> str:
+        return state_key(rules=rules_of(self.tokenizer))
 
     @cached_property
     def _kept(self) -> dict[str, Features]:

@@ -33,11 +33,12 @@ class ClassEncoder:
 
     Args:
         template: the text that is read, with {text}, and of relations {head} and {tail}, in it;
-            None: the text alone, of "last" pooling (decoders) SEQ*'s templates.
+            None: of an encoder the text alone, of a decoder SEQ*'s templates.
         max_length: tokens at most. A longer text loses its end, a relation's first what is right
             of its second entity and then what is left of its first one; template, markers and
             what is between them stay.
         context: tokens that the model has places for; 0: not known.
+        decoder: whose template is read; None: the one that pools the last token is a decoder.
     """
 
     def __init__(
@@ -47,11 +48,12 @@ class ClassEncoder:
         max_length: int,
         pooling: str,
         context: int = 0,
+        decoder: bool | None = None,
     ) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
-        last = pooling == "last"
-        self.template = template or (SENTENCE if last else TEXT)
-        self.of_relations = template or (RELATION if last else TEXT)
+        frames = pooling == "last" if decoder is None else decoder
+        self.template = template or (SENTENCE if frames else TEXT)
+        self.of_relations = template or (RELATION if frames else TEXT)
         most = int(tokenizer.model_max_length)
         self.most = min(most, context) if context else most
         """Tokens that the model reads, whatever `max_length` says."""

@@ -177,19 +177,19 @@ def pooled(states: Tensor, mask: Tensor, pooling: str, starts: Tensor | None = N
         states: (rows, seq, hidden); mask: (rows, seq), padded on either side.
         pooling: "cls" (the first token), "last" (the last one), "mean" (over all tokens), or
             "entity_starts" (the two entities' first markers, side by side).
-        starts: (rows, 2), the markers' places, for "entity_starts".
+        starts: (rows, 2), for "entity_starts" the markers' places, from each row's first token.
 
     Returns: (rows, hidden); of "entity_starts" (rows, 2 · hidden).
     """
-    row = torch.arange(len(states), device=states.device)
+    row, first = torch.arange(len(states), device=states.device), mask.long().argmax(1)
     if pooling == "mean":
         real = mask.unsqueeze(-1).to(states.dtype)
         return (states * real).sum(1) / real.sum(1).clamp(min=1)
     if pooling == "entity_starts":
         assert starts is not None
-        return states[row[:, None], starts].flatten(1)
+        return states[row[:, None], first[:, None] + starts].flatten(1)
     if pooling == "cls":
-        return states[row, mask.long().argmax(1)]
+        return states[row, first]
     last = mask.shape[1] - 1 - mask.flip(1).long().argmax(1)
     return states[row, last]
 

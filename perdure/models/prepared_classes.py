@@ -8,6 +8,7 @@ stands behind a row: " {label}" and the token that ends a text, as in SEQ*'s rel
 from __future__ import annotations
 
 from collections.abc import Hashable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from perdure.errors import DataError, PerdureError
@@ -39,10 +40,18 @@ class PreparedClasses(ClassEncoder):
     """A `perdure.engine.rows.RowEncoder` of classes. Its arguments are those of `ClassEncoder`."""
 
     def __init__(
-        self, tokenizer: Any, template: str | None, max_length: int, pooling: str, context: int = 0
+        self,
+        tokenizer: Any,
+        template: str | None,
+        max_length: int,
+        pooling: str,
+        context: int = 0,
+        decoder: bool | None = None,
     ) -> None:
-        super().__init__(tokenizer, template, max_length, pooling, context)
-        self.given = (tokenizer, template, pooling, context)
+        super().__init__(tokenizer, template, max_length, pooling, context, decoder)
+        self._of_room = partial(
+            ClassEncoder, tokenizer, template, pooling=pooling, context=context, decoder=decoder
+        )
         self.kept = KeptLengths()
         self._answers: dict[str, list[int]] = {}
         self._shorter: dict[int, ClassEncoder] = {}
@@ -95,8 +104,7 @@ class PreparedClasses(ClassEncoder):
         room = self.limit - len(answer)
         if len(prompt) > room:
             if room not in self._shorter:
-                tokenizer, template, pooling, context = self.given
-                self._shorter[room] = ClassEncoder(tokenizer, template, room, pooling, context)
+                self._shorter[room] = self._of_room(max_length=room)
             prompt = self._shorter[room].encode(row)["input_ids"]
         return {"input_ids": prompt + answer, "labels": [IGNORE] * len(prompt) + answer}
 
@@ -122,12 +130,13 @@ def class_encoder(recipe: Recipe, tokenizer: Any = None) -> PreparedClasses:
         ModelError: as `perdure.models.load.load_tokenizer`.
         UsageError: the pooling needs what the tokenizer does not tell.
     """
-    from perdure.models.configuration import pooling_of, read_config
+    from perdure.models.configuration import is_decoder, pooling_of, read_config
     from perdure.models.load import load_tokenizer
 
     config = read_config(recipe.model, causal=False)
     tokenizer = tokenizer or load_tokenizer(recipe.model, config, causal=False)
     pooling = pooling_of(config, recipe.model.pooling)
     return PreparedClasses(
-        tokenizer, recipe.model.template, recipe.train.max_length, pooling, context_of(config)
-    )
+        tokenizer, recipe.model.template, recipe.train.max_length, pooling, context_of(config),
+        is_decoder(config),
+    )  # fmt: skip

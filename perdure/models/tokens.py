@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,3 +23,15 @@ def ids_together(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
         found = backend.encode_batch_fast(rest, add_special_tokens=False)
         return [first, *(list(one.ids) for one in found)]
     return [first, *(ids_of(tokenizer, text) for text in rest)]
+
+
+def rules_of(tokenizer: Any) -> str:
+    """All that decides which ids a tokenizer makes of a text, to tell one from another."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        words = sorted(tokenizer.get_vocab().items())
+        return json.dumps([type(tokenizer).__name__, words, str(tokenizer.special_tokens_map)])
+    rules = json.loads(backend.to_str())
+    for asked in ("truncation", "padding"):  # of the last call, whatever it was
+        rules.pop(asked, None)
+    return json.dumps(rules)

@@ -113,5 +113,11 @@ def learn(out: Path, recipe: Path, stop: tuple[int, int] | None = None) -> Run:
     return run
 
 
+def learn_all(*recipes: Path) -> None:
+    """Learn recipes in turn, each to `run` beside it."""
+    for recipe in recipes:
+        learn(recipe.parent / "run", recipe)
+
+
 def weights(run: Run | Path, after: int = 3) -> dict[str, Tensor]:
     return class_runs.weights(run if isinstance(run, Path) else run.path, after)

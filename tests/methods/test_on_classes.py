@@ -3,19 +3,31 @@ split; or it is refused by name before weights are loaded."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from class_matrix import MATRIX, NOOP, REFUSED, UNFIT, Stopped, learn, recipe_of, weights
+from class_matrix import (
+    MATRIX,
+    NOOP,
+    REFUSED,
+    UNFIT,
+    Stopped,
+    learn,
+    learn_all,
+    recipe_of,
+    weights,
+)  # fmt: skip
 from class_runs import save_encoder
-from tiny_runs import finish, start
+from tiny_runs import finish, start_call
 from torch import Tensor
 
 import perdure
 from perdure.errors import UsageError
 from perdure.prepare import prepare
+from perdure.run import Run
 
 pytestmark = pytest.mark.train
 
@@ -85,12 +97,30 @@ def test_stopped_within_a_task_it_goes_on_to_the_same_weights(
     same(weights(tmp_path / "stopped"), weights(learn(tmp_path / "whole", recipe)))
 
 
+def figures(run: Run) -> list[tuple[Any, ...]]:
+    return [(s["after"], s["task"], s["score"], s["measures"]) for s in run.scores()]
+
+
+def counts(run: Run) -> tuple[int, ...]:
+    log = (run.path / "perdure.log").read_text("utf-8")
+    found = re.findall(r"the body read (\d+) texts, (\d+) needed", log)
+    return tuple(map(int, found[-1]))
+
+
 @pytest.mark.process
-@pytest.mark.parametrize("name", ["replay", "lwf", "derpp", "lora_sequence"])
-def test_two_processes_learn_the_same(smooth: Path, tmp_path: Path, name: str) -> None:
-    recipe = recipe_of(tmp_path, smooth, {"name": name, **MATRIX[name]})
-    finish(start(["run", str(recipe), "--out", str(tmp_path / "two")], processes=2))
-    same(weights(tmp_path / "two"), weights(learn(tmp_path / "one", recipe)), 5e-6)
+def test_two_processes_learn_the_same(smooth: Path, tmp_path: Path) -> None:
+    recipes = {n: recipe_of(tmp_path / n, smooth, {"name": n, **MATRIX[n]}) for n in MATRIX}
+    finish(start_call(learn_all, *recipes.values(), processes=2))
+    for name, recipe in recipes.items():
+        one = learn(tmp_path / name / "one", recipe)
+        same(weights(tmp_path / name / "run"), weights(one), 5e-6)
+        two = Run.open(tmp_path / name / "run")
+        assert figures(two) == figures(one)
+        # Of both together; features are computed by each of them.
+        (read, needed), (alone, needed_alone) = counts(two), counts(one)
+        assert alone <= read <= 2 * alone
+        if name in ("sequential", "seq_star"):  # others may round their kept rows up in each
+            assert needed == needed_alone
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -111,6 +141,21 @@ def test_what_is_not_for_classes_is_refused_before_weights_are_loaded(
 ) -> None:
     with pytest.raises(UsageError, match=UNFIT[name]):
         prepare(perdure.load_recipe(recipe_of(tmp_path, smooth, {"name": name})))
+
+
+@pytest.mark.parametrize("name", ["lcia", "moelora", "olora"])
+def test_adapters_of_other_tasks_are_refused(smooth: Path, tmp_path: Path, name: str) -> None:
+    recipe = recipe_of(tmp_path, smooth, {"name": name}, model__tuning="lora")
+    with pytest.raises(UsageError, match=f"{name} works on adapters, which tasks of kind class"):
+        prepare(perdure.load_recipe(recipe))
+
+
+def test_both_that_keep_rows_go_together(smooth: Path, tmp_path: Path) -> None:
+    methods = [{"name": "derpp", **MATRIX["derpp"]}, {"name": "replay", **MATRIX["replay"]}]
+    both = learn(tmp_path / "both/run", recipe_of(tmp_path / "both", smooth, methods))
+    alone = learn(tmp_path / "alone/run", recipe_of(tmp_path / "alone", smooth, methods[0]))
+    found, other = weights(both), weights(alone)
+    assert max(float((found[n] - other[n]).abs().max()) for n in found) > 1e-4
 
 
 @pytest.mark.parametrize(

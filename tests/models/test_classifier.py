@@ -136,8 +136,10 @@ def test_pooling_by_hand_on_both_sides() -> None:
         assert torch.equal(pooled(states, mask, "last")[0], states[0, last])
         assert torch.equal(pooled(states, mask, "mean")[0], states[0, first : last + 1].mean(0))
     starts = torch.tensor([[1, 3]])
-    both = pooled(states, right, "entity_starts", starts)
+    both = pooled(states, torch.tensor([[1, 1, 1, 1]]), "entity_starts", starts)
     assert torch.equal(both[0], torch.cat([states[0, 1], states[0, 3]]))
+    moved = pooled(states, left, "entity_starts", starts - 1)
+    assert torch.equal(moved, both)
     assert positions(left).tolist() == [[0, 0, 1, 2]]
     assert positions(right).tolist() == [[0, 1, 2, 2]]
 

@@ -79,6 +79,7 @@ def test_values_and_defaults(folder: Path) -> None:
     assert [spec.name for spec in recipe.methods] == ["replay"]
     assert recipe.methods[0].options["buffer_size"] == 32
     assert recipe.methods[0].options["policy"] == "balanced"  # the method's own default
+    assert (recipe.model.head.learning_rate, recipe.model.head.weight_decay) == (1e-3, 1e-2)
     assert recipe.folder == folder
     assert recipe.stream.tasks[1].column("text") == "said"
     assert recipe.stream.tasks[1].column("label") == "label"
