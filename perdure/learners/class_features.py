@@ -53,6 +53,11 @@ class BodyFeatures(Learner):
     """How often the body was written to, and its fingerprint then."""
     _moves = False
     """Whether the body learns in the phase at hand."""
+    _logits_known: dict[str, Tensor] | None = None
+    """By text, between a task's end and the next one's first phase: figures of texts of no class
+    ask for the rows that are scored after them. None at other times, as weights may change."""
+    _logits_of: object = None
+    """The weights that these were computed under."""
 
     def trainer(self, task: Task, rows: Sequence[Row], phase: Phase, folder: Path) -> PhaseTrainer:
         """Where no parameter of the body learns, a trainer of heads on features."""
@@ -232,8 +237,25 @@ class BodyFeatures(Learner):
                 self.features.add(texts)
                 logits: Tensor = model.heads(self.features.of(texts).to(model.device))
                 return logits.float().cpu()
-            encoded = [self.encode(row) for row in rows]
-            return self._in_batches(encoded, lambda batch: model(**batch).logits, progress)
+            known = self._known_logits()
+            new = {row["text"]: self.encode(row) for row in rows if row["text"] not in known}
+            if new:
+                found = self._in_batches(
+                    [*new.values()], lambda batch: model(**batch).logits, progress
+                )
+                known.update(zip(new, found, strict=True))
+            return torch.stack([known[row["text"]] for row in rows])
+
+    def _known_logits(self) -> dict[str, Tensor]:
+        """What is known under the weights as they are: another tensor may stand in one's place, as
+        an average that is served, and a write is counted."""
+        if self._logits_known is None:
+            return {}
+        model: Any = self.model
+        weights = [(w.data_ptr(), w._version) for w in model.parameters()]
+        if weights != self._logits_of:
+            self._logits_of, self._logits_known = weights, {}
+        return self._logits_known
 
     def _in_batches(
         self,

@@ -132,6 +132,7 @@ class ClassificationLearner(AdapterLogits):
         fitted = super().fit(index)
         if self.stream.tasks[index].learn == "none":
             return fitted
+        self._logits_known = {}
         started, counts = time.monotonic(), self.passes()
         with self.serving(), self.autocast():
             found = no_class_figures(self.stream, index + 1, self._learned_logits)
@@ -163,6 +164,7 @@ class ClassificationLearner(AdapterLogits):
     def _train(self, session: TaskSession, phase: Phase) -> None:
         """As any learner; what the model computes is the phase's objective until its end."""
         model: Any = self.model
+        self._logits_known = None
         if phase.objective in MEANS:
             self._place_means(session, phase)
             return

@@ -138,3 +138,23 @@ def test_a_run_without_them_has_no_such_figure(tmp_path: Path) -> None:
     assert not [f for f in run.facts() if f["name"].startswith("no_class")]
     assert not (run.path / "data/no-class.json").exists()
     assert kept_no_class(run) == NoClass()
+
+
+def test_under_a_body_that_learns_each_text_passes_once_a_task(tmp_path: Path) -> None:
+    """After task t 4 t validation and 8 t test rows and 5 texts, for figures and scores alike; 16
+    rows are learned from in each. Scores are those of a run without such figures."""
+    found = []
+    for none in (NONE, NoClass()):
+        folder = tmp_path / ("none" if none.test else "classes")
+        folder.mkdir()
+        recipe = perdure.load_recipe(
+            write_class_recipe(folder, save_encoder(folder / "model"), method="sequential")
+        )
+        run = Run.create(folder / "run", recipe)
+        perdure.learn(recipe, run, stream=replace(stream_of(recipe), no_class=none))
+        found.append([(s["after"], s["task"], s["measures"]) for s in run.scores()])
+    assert found[0] == found[1]
+    told = (tmp_path / "none/run/perdure.log").read_text("utf-8")
+    steps = 3 * 16 * recipe.train.epochs
+    passes = steps + sum(12 * t + 5 for t in (1, 2, 3))
+    assert f"the body read {passes:.0f} texts, {passes:.0f} needed" in told
