@@ -249,14 +249,22 @@ def test_the_probes_passes_are_planned(
         # Beside training and test rows: 2 validation rows a class, and 5 texts of no class.
         ({"name": "seq_star", "warmup_epochs": 1}, None, 16 + 48 + 24 + 12 + 5),
         ({"name": "seq_star", "warmup_epochs": 1}, 3, 16 + 48 + 24 + 12 + 5),
-        ({"name": "sequential"}, None, 96 + 8 * 6 + 12 * (1 + 2 + 3) + 3 * 5),
+        # Test rows 1, 2 and 3 times, for figures and scores at once.
+        ({"name": "sequential"}, None, 96 + (8 + 4) * (1 + 2 + 3) + 3 * 5),
+        ({"name": "sequential"}, 3, 96 + (8 + 4) * (1 + 2 + 3) + 3 * 5),
+        # Each of three adapters reads each of them once.
+        ({"name": "lora_sequence"}, None, 96 + 3 * (24 + 12 + 5)),
     ],
 )
 def test_passes_for_texts_of_no_class_are_planned(
     method: Any, most: int | None, passes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = write_class_recipe(
-        tmp_path, save_encoder(tmp_path / "m"), method=method, scoring={"max_test_rows": most}
+        tmp_path,
+        save_encoder(tmp_path / "m"),
+        method=method,
+        scoring={"max_test_rows": most},
+        model__tuning="lora" if method["name"] == "lora_sequence" else "full",
     )
     said = json.loads(recipe.read_text())
     said["stream"]["data"]["no_class"] = "none"

@@ -75,12 +75,13 @@ def body_reads(
     if recipe.scoring.probes:
         looking = looking - (rows if heads is not None else 0) + states * len(task.train)
         scorings = states + (0 if adapters is None else scorings)
-    return BodyReads(
-        steps, head_steps, learning, looking + _no_class(recipe, stream, number, epochs), scorings
-    )
+    looking += _no_class(recipe, stream, number, epochs, adapters is not None)
+    return BodyReads(steps, head_steps, learning, looking, scorings)
 
 
-def _no_class(recipe: Recipe, stream: TaskStream, number: int, epochs: Sequence[Epochs]) -> int:
+def _no_class(
+    recipe: Recipe, stream: TaskStream, number: int, epochs: Sequence[Epochs], adapters: bool
+) -> int:
     """Rows that the figures on texts of no class read beside scoring: after each task validation
     and test rows of the tasks so far, and the texts themselves, which count for the first task."""
     none, task = stream.no_class, stream.tasks[number]
@@ -89,12 +90,15 @@ def _no_class(recipe: Recipe, stream: TaskStream, number: int, epochs: Sequence[
     texts = len(none.validation) + len(none.test)
     shown = min(len(task.test), recipe.scoring.max_test_rows or len(task.test))
     learned = [k for k, other in enumerate(stream) if other.learn != "none"]
+    if adapters:  # each one reads each text once
+        more = len(task.validation) + len(task.test) - shown
+        return len(learned) * (more + (texts if number == learned[0] else 0))
     found = 0
     for after in (k for k in learned if k >= number):
         moves, heads = epochs[after]
         if heads is not None and not moves and after > number:
             continue  # read in this state of the weights before
-        # Where the body moves to the end of a task there are no features: all are read once more.
-        again = len(task.test) if heads is None else len(task.test) - shown
-        found += len(task.validation) + again + (texts if number == learned[0] else 0)
+        # Those that are scored are read once for both.
+        more = len(task.test) - shown
+        found += len(task.validation) + more + (texts if number == learned[0] else 0)
     return found
