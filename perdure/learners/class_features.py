@@ -23,7 +23,7 @@ from perdure.learners.training import PhaseTrainer
 from perdure.models.configuration import has_dropout
 from perdure.models.features import Features, state_key
 from perdure.models.tokens import rules_of
-from perdure.models.weights import evaluating, fingerprint
+from perdure.models.weights import evaluating, fingerprint, local
 from perdure.processes import Progress, summed
 from perdure.streams.task import Row, Task
 
@@ -252,7 +252,7 @@ class BodyFeatures(Learner):
         if self._logits_known is None:
             return {}
         model: Any = self.model
-        weights = [(w.data_ptr(), w._version) for w in model.parameters()]
+        weights = [(local(w).data_ptr(), w._version) for w in model.parameters()]
         if weights != self._logits_of:
             self._logits_of, self._logits_known = weights, {}
         return self._logits_known

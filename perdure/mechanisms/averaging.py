@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from perdure.models.weights import full, trainable
+from perdure.models.weights import full, local, trainable
 
 if TYPE_CHECKING:
     from perdure.protocol.context import Context
@@ -92,7 +92,7 @@ class Average:
         found: list[Tensor] = []
         for names in self._groups():
             now = [_gradient(self._params[n]) for n in names]
-            before = [_local(self.gradients[n]) for n in names]
+            before = [local(self.gradients[n]) for n in names]
             apart = torch._foreach_sub(self._floats(names), self._averages(names))
             torch._foreach_sub_(before, now)  # no copy: it is overwritten in a moment
             each = [_l1(list(apart)), _l1(now), _l1(before)]
@@ -198,10 +198,10 @@ class Average:
             yield names
 
     def _averages(self, names: Sequence[str]) -> list[Tensor]:
-        return [_local(self.weights[n]) for n in names]
+        return [local(self.weights[n]) for n in names]
 
     def _floats(self, names: Sequence[str]) -> list[Tensor]:
-        return [_local(self._params[n].detach()).float() for n in names]
+        return [local(self._params[n].detach()).float() for n in names]
 
     def _over_shards(self, sums: Tensor) -> Tensor:
         """Sums over each process's shards, (k, tensors), as sums over whole tensors."""
@@ -220,17 +220,10 @@ class Average:
         return sums
 
 
-def _local(tensor: Tensor) -> Tensor:
-    """This process's shard, which shares its memory; of a plain tensor the tensor."""
-    from torch.distributed.tensor import DTensor
-
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 def _gradient(p: nn.Parameter) -> Tensor:
     """This process's shard of `p.grad`; nan where the parameter took no part in the step."""
     found = torch.full_like(p, math.nan) if p.grad is None else p.grad
-    return _local(found.detach())
+    return local(found.detach())
 
 
 def _l1(tensors: list[Tensor]) -> Tensor:

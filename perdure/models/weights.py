@@ -50,6 +50,13 @@ def full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local(tensor: Tensor) -> Tensor:
+    """This process's shard, which shares its memory; of a plain tensor the tensor."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def fingerprint(model: nn.Module, frozen_only: bool = False) -> str:
     """A hash of a model: of each weight and saved buffer its shape, figures in fp64, some values.
 
