@@ -441,6 +441,7 @@ def test_what_cannot_write_is_told_before_weights_are_loaded(
         with pytest.raises(UsageError, match=why) as told:
             prepare(perdure.load_recipe(recipe))
         assert "warmup_loss: ce" in str(told.value)
+        assert "recipe.yaml:1: method.name: seq_star has the model write" in str(told.value)
     recipe = write_class_recipe(
         tmp_path / "ce", headless, method={"name": "seq_star", "warmup_loss": "ce"}
     )

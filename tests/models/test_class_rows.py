@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from class_runs import save_decoder, save_encoder, write_class_recipe
 from transformers import BertConfig, GPT2Config, RobertaConfig
 
+import perdure
 from perdure.engine.rows import encode_stream
 from perdure.errors import DataError, RecipeError, UsageError
 from perdure.models.class_rows import ClassEncoder, context_of
-from perdure.models.prepared_classes import PreparedClasses
+from perdure.models.prepared_classes import PreparedClasses, class_encoder
 from perdure.streams.task import PlacedRow, Task, TaskStream
 from perdure.testing import make_tokenizer
 
@@ -77,6 +79,22 @@ def test_texts_in_the_specifications_templates(tokenizer: Any) -> None:
         encoder = ClassEncoder(tokenizer, None, 400, pooling)
         assert read(encoder, {"text": "pay my bill"}) == "pay my bill"
         assert read(encoder, row_of()) == MARKED
+
+
+def test_the_template_is_the_bodys_whatever_is_pooled(tokenizer: Any) -> None:
+    row = {"text": "pay my bill"}
+    decoder = ClassEncoder(tokenizer, None, 400, "mean", decoder=True)
+    assert read(decoder, row) == "Input sentence: pay my bill\n The label:"
+    assert read(ClassEncoder(tokenizer, None, 400, "last", decoder=False), row) == "pay my bill"
+
+
+@pytest.mark.train
+@pytest.mark.parametrize(("save", "framed"), [(save_decoder, True), (save_encoder, False)])
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_a_recipes_body_decides_it(save: Any, framed: bool, pooling: str, tmp_path: Path) -> None:
+    recipe = write_class_recipe(tmp_path, save(tmp_path / "m"), model__pooling=pooling)
+    made = class_encoder(perdure.load_recipe(recipe))
+    assert ("Input sentence" in read(made, {"text": "pay my bill"})) is framed
 
 
 def test_a_template_of_ones_own(tokenizer: Any) -> None:
