@@ -40,18 +40,10 @@ class PreparedClasses(ClassEncoder):
     """A `perdure.engine.rows.RowEncoder` of classes. Its arguments are those of `ClassEncoder`."""
 
     def __init__(
-        self,
-        tokenizer: Any,
-        template: str | None,
-        max_length: int,
-        pooling: str,
-        context: int = 0,
-        decoder: bool | None = None,
+        self, tokenizer: Any, template: str | None, max_length: int, pooling: str, **more: Any
     ) -> None:
-        super().__init__(tokenizer, template, max_length, pooling, context, decoder)
-        self._of_room = partial(
-            ClassEncoder, tokenizer, template, pooling=pooling, context=context, decoder=decoder
-        )
+        super().__init__(tokenizer, template, max_length, pooling, **more)
+        self._of_room = partial(ClassEncoder, tokenizer, template, pooling=pooling, **more)
         self.kept = KeptLengths()
         self._answers: dict[str, list[int]] = {}
         self._shorter: dict[int, ClassEncoder] = {}
@@ -137,6 +129,6 @@ def class_encoder(recipe: Recipe, tokenizer: Any = None) -> PreparedClasses:
     tokenizer = tokenizer or load_tokenizer(recipe.model, config, causal=False)
     pooling = pooling_of(config, recipe.model.pooling)
     return PreparedClasses(
-        tokenizer, recipe.model.template, recipe.train.max_length, pooling, context_of(config),
-        is_decoder(config),
+        tokenizer, recipe.model.template, recipe.train.max_length, pooling,
+        context=context_of(config), decoder=is_decoder(config),
     )  # fmt: skip

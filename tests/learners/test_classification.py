@@ -396,7 +396,7 @@ def test_a_body_that_stays_is_stored_once(seq_star: Path) -> None:
     assert all(body.samefile(bodies[0]) for body in bodies)
 
 
-def test_fifteen_tasks_take_little_more_disk_than_one(encoder_dir: Path, tmp_path: Path) -> None:
+def test_fifteen_tasks_take_little_more_disk_than_one(tmp_path: Path) -> None:
     """1.3 times one checkpoint's bytes at most, with heads as large beside the body as in MiniLM
     with 150 classes: 58,000 to 22 million numbers."""
     folders = [tmp_path / f"task-{k}" for k in range(15)]
