@@ -189,7 +189,8 @@ def _labels(task: Any) -> list[str]:
 def _warm_up(body: Any, tokenizer: Any, texts: list[str], classes: int) -> None:
     body.train()
     head = torch.nn.Linear(body.config.hidden_size, classes, bias=False)
-    optimizer = torch.optim.AdamW([*body.parameters(), *head.parameters()], lr=1e-5, fused=True)
+    learned = [*body.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(learned, lr=1e-5, fused=True)
     for _ in range(WARM_UP):
         order = torch.randperm(len(texts)).tolist()
         for start in range(0, len(order), BATCH):
@@ -198,6 +199,7 @@ def _warm_up(body: Any, tokenizer: Any, texts: list[str], classes: int) -> None:
             feature = _pool(body(**batch).last_hidden_state, batch["attention_mask"])
             logits = F.normalize(feature, dim=-1) @ F.normalize(head.weight, dim=-1).T * 16
             F.cross_entropy(logits, torch.zeros(len(some), dtype=torch.long)).backward()
+            torch.nn.utils.clip_grad_norm_(learned, 1.0)
             optimizer.step()
             optimizer.zero_grad()
 

@@ -182,7 +182,7 @@ def recipe_of(method: str, base: str, size: Size, seed: int) -> Recipe:
                 "max_length": 64,
                 "precision": "fp32",
             },
-            "scoring": {"batch_size": 64, "max_drop": MAX_DROP},
+            "scoring": {"max_drop": MAX_DROP},
             "gauges": {"every": 0},
             "save": {"tasks": "last"},
         },

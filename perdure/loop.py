@@ -14,6 +14,7 @@ from perdure import peers, stopping
 from perdure.consent import trusting
 from perdure.errors import RunError, resume_command
 from perdure.failures import explained
+from perdure.models.memory import left_uncollected
 from perdure.prepare import Prepared, prepare, run_stream
 from perdure.processes import barrier, rank
 from perdure.recipe.schema import Recipe
@@ -90,6 +91,7 @@ def _learn(
     with (
         trusting(recipe.trust_remote_code),
         run.lock(),
+        left_uncollected(),
         stopping.heard(),
         record,
         peers.watched(f"go on with: {resume_command(run.path)}"),

@@ -279,6 +279,28 @@ def test_passes_for_texts_of_no_class_are_planned(
     assert sum(m.hooked for m in made) == passes
 
 
+@pytest.mark.parametrize(
+    ("options", "passes"),
+    [
+        # Each training row once, by its task's adapter, and each test row by all three.
+        ({"official": True}, 48 + 3 * 24),
+        # Those of later tasks also by the adapters of the earlier ones.
+        ({"feature_grad": False, "compete": "seen"}, 48 + 16 + 32 + 3 * 24),
+        ({}, 96 + 3 * 24),
+    ],
+)
+def test_a_decoders_adapters_that_do_not_learn(
+    options: Any, passes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = write_class_recipe(
+        tmp_path, save_decoder(tmp_path / "m"), model__tuning="lora", model__pooling="auto",
+        method={"name": "lora_sequence", **options},
+    )  # fmt: skip
+    assert planned(recipe).body_passes == passes
+    made = learned(recipe, tmp_path / "run", monkeypatch)
+    assert sum(m.hooked for m in made) == passes
+
+
 def test_the_plan_is_read_without_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,7 +32,7 @@ from perdure.models.chat import Encoder
 from perdure.models.precision import in_bf16
 from perdure.models.served import adapter_named, router_of, serve_only
 from perdure.models.told import other_template, template_told
-from perdure.recipe.schema import MAX_DROP, MAX_LOSS_RISE
+from perdure.recipe.scoring import MAX_DROP, MAX_LOSS_RISE
 from perdure.scoring.intervals import shared_alpha
 from perdure.scoring.routing_figures import figures
 from perdure.streams.task import GeneralText, Task, TaskStream

@@ -22,7 +22,7 @@ from perdure.audit.result import AuditResult, flips, judge
 from perdure.audit.score_files import Item, TaskItems, Wanted, read_scores
 from perdure.errors import DataError, task_named
 from perdure.recipe.mistakes import near
-from perdure.recipe.schema import MAX_DROP
+from perdure.recipe.scoring import MAX_DROP
 from perdure.scoring.intervals import group_numbers, shared_alpha
 
 MISSING = 0.1

@@ -121,10 +121,12 @@ class AdapterLogits(BodyFeatures):
         with evaluating(model), model.using(task), self.autocast():
             return self._in_batches(bare, run, progress)
 
-    def _asked(self, texts: Sequence[str], features: Features | None = None) -> None:
+    def _asked(
+        self, texts: Sequence[str], features: Features | None = None, drops: bool = False
+    ) -> None:
         model: Any = self.model
         if features is not None or not model.adapters:  # else each is counted by adapter
-            super()._asked(texts, features)
+            super()._asked(texts, features, drops)
 
 
 def _numbers(logits: Tensor) -> Tensor:

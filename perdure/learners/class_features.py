@@ -22,6 +22,7 @@ from perdure.learners.probing import Probing
 from perdure.learners.training import PhaseTrainer
 from perdure.models.configuration import has_dropout
 from perdure.models.features import Features, state_key
+from perdure.models.random_state import forked_rng, seed_of
 from perdure.models.tokens import rules_of
 from perdure.models.weights import evaluating, fingerprint, local
 from perdure.processes import Progress, summed
@@ -95,9 +96,11 @@ class BodyFeatures(Learner):
 
     @contextmanager
     def looking(self) -> Iterator[None]:
-        """Where probes are fitted, scores and probes share one pass of each text."""
+        """Where probes are fitted, scores and probes share one pass of each text, unless dropout
+        is on in the probes' own."""
         before, of = self.features, self._features_body
-        if self.recipe.scoring.probes:  # of the newest adapter, where tasks have own
+        if self.recipe.scoring.probes and not self._drops_when_probed:
+            # Of the newest adapter, where tasks have their own.
             self._use(self._features_now())
         try:
             yield
@@ -113,10 +116,11 @@ class BodyFeatures(Learner):
             self.listener.note(f"no probes: the training rows of {gone[0]} are not kept")
             return ()
         model: Any = self.model
-        features = self.features or self._features_now()
+        drops = self._drops_when_probed
+        features = self._features_now(drops) if drops else self.features or self._features_now()
         for task in self.stream:
             tested = list(task.test)[: self.recipe.scoring.max_test_rows]
-            self._asked([row["text"] for row in (*task.train, *tested)], features)
+            self._asked([row["text"] for row in (*task.train, *tested)], features, drops)
         return self._probing.lines(after, len(model.owners), features.folder.name, features, done)
 
     @cached_property
@@ -138,15 +142,22 @@ class BodyFeatures(Learner):
     _state, _needed = 0, 0
 
     @cached_property
-    def _known(self) -> set[tuple[int, str]]:
+    def _known(self) -> set[tuple[int, bool, str]]:
         return set()
 
-    def _asked(self, texts: Sequence[str], features: Features | None = None) -> None:
+    @cached_property
+    def _drops_when_probed(self) -> bool:
+        model: Any = self.model
+        return any(m.drops_when_probed for m in self.methods) and has_dropout(model.body.config)
+
+    def _asked(
+        self, texts: Sequence[str], features: Features | None = None, drops: bool = False
+    ) -> None:
         """Count texts whose features are needed for the first time in this state of the weights."""
         found = features or self.features
-        new = {(self._state, text) for text in texts} - self._known
+        new = {(self._state, drops, text) for text in texts} - self._known
         self._known.update(new)
-        self._needed += sum(found is None or not found.is_from_file(text) for _, text in new)
+        self._needed += sum(found is None or not found.is_from_file(text) for *_, text in new)
 
     def finish(self) -> None:
         """As of every learner; says how many passes the body made."""
@@ -182,21 +193,23 @@ class BodyFeatures(Learner):
         compares = any(r.teacher == "previous" for r in reads) and self._session.task_index > 0
         return compares and not self._session.as_before("body.")
 
-    def _features_now(self) -> Features:
-        """The features of the body as it is."""
+    def _features_now(self, drops: bool = False) -> Features:
+        """The features of the body as it is; with its dropout on, drawn from the recipe's seed."""
         model: Any = self.model
         key = state_key(
             weights=self._body_print,
             template=[self.reader.template, self.reader.of_relations],
             max_length=self.reader.limit,
+            truncate=self.reader.truncate,
             tokenizer=self._tokenizer_key,
             side="right",
             pooling=model.pooling,
             precision=self.precision,
+            drops=self.recipe.seed if drops else None,
         )
         if key not in self._kept:
             folder = self.folders.cache / "features" / key
-            self._kept[key] = Features(folder, self._run_body)
+            self._kept[key] = Features(folder, partial(self._run_body, drops=drops))
         return self._kept[key]
 
     @cached_property
@@ -208,11 +221,14 @@ class BodyFeatures(Learner):
         return {}
 
     @torch.no_grad()
-    def _run_body(self, texts: Sequence[str]) -> Tensor:
+    def _run_body(self, texts: Sequence[str], drops: bool = False) -> Tensor:
         """Features of texts, in their order; one pass of the body a text."""
         model: Any = self.model
         rows = [self.reader.encode({"text": text}) for text in texts]
-        with evaluating(model), self.autocast():
+        with evaluating(model), self.autocast(), forked_rng(model.device):
+            if drops:
+                torch.manual_seed(seed_of(self.recipe.seed, "dropout of probes", texts[0]))
+                model.body.train()
             return self._in_batches(
                 [{**row, "labels": 0} for row in rows],
                 lambda batch: model.features(
@@ -265,10 +281,12 @@ class BodyFeatures(Learner):
     ) -> Tensor:
         """What `run` gives for encoded rows, longest first, back in their order, on the host."""
         order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]["input_ids"]))
-        size, found = self.recipe.scoring.batch_size, dict[int, Tensor]()
+        found = dict[int, Tensor]()
         device = next(self.model.parameters()).device
-        for start in range(0, len(order), size):
-            some = order[start : start + size]
+        while len(found) < len(order):
+            longest = len(encoded[order[len(found)]]["input_ids"])
+            size = self.recipe.scoring.texts_at_once(longest)
+            some = order[len(found) : len(found) + size]
             batch = self.collate([encoded[i] for i in some])
             del batch["labels"]
             out = run({k: v.to(device) for k, v in batch.items()})

@@ -25,15 +25,11 @@ from perdure.learners.listener import Fitted
 from perdure.learners.no_class import no_class_figures
 from perdure.methods import registry
 from perdure.models.chat import IGNORE
-from perdure.models.classifier import (
-    Classifier,
-    Heads,
-    class_means,
-    views,
-)
+from perdure.models.classifier import Classifier, views
 from perdure.models.classifier_files import load_classifier_weights, save_classifier
 from perdure.models.configuration import is_decoder, pooling_of, read_config
 from perdure.models.features import TEXT
+from perdure.models.heads import Heads, class_means
 from perdure.models.load import load_body
 from perdure.models.prepared_classes import PreparedClasses, class_encoder
 from perdure.models.random_state import seed_of

@@ -145,7 +145,7 @@ class GenerationLearner(Learner):
             self.model,
             self.encoder,
             task,
-            batch_size=self.recipe.scoring.batch_size,
+            batch_size=self.recipe.scoring.prompts_at_once,
             accelerator=self.state,
             on_progress=progress,
             adapters=adapters,
@@ -163,7 +163,7 @@ class GenerationLearner(Learner):
             self.model,
             self.encoder,
             task,
-            batch_size=self.recipe.scoring.batch_size,
+            batch_size=self.recipe.scoring.prompts_at_once,
             accelerator=self.state,
         )
         with self.autocast():
@@ -191,7 +191,7 @@ class GenerationLearner(Learner):
                 self.encoder,
                 self.stream.general.held_out,
                 max_tokens=self.recipe.general.max_tokens if self.recipe.general else 128,
-                batch_size=self.recipe.scoring.batch_size,
+                batch_size=self.recipe.scoring.prompts_at_once,
                 accelerator=self.state,
                 routed=self.routed,
             )
@@ -206,7 +206,7 @@ class GenerationLearner(Learner):
             loaded,
             limit=self.recipe.general.limit if self.recipe.general else None,
             group=self.recipe.general.group if self.recipe.general else None,
-            batch_size=self.recipe.scoring.batch_size,
+            batch_size=self.recipe.scoring.prompts_at_once,
             precision=self.precision,
             accelerator=self.state,
             on_progress=partial(self.listener.progress, "scoring", name),

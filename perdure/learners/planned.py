@@ -69,9 +69,10 @@ def body_reads(
     if adapters is None:
         scorings = 1 + sum(moved[number + 1 :])
     else:
-        scorings = 1 if adapters.select == "oracle" else sum(moved)
+        own = [bool(body or heads) for body, heads in epochs]
+        scorings = 1 if adapters.select == "oracle" else sum(own)
         if adapters.compete == "seen":  # earlier tasks' classes have logits
-            looking += rows * sum(moved[:number])
+            looking += rows * sum(own[:number])
     if recipe.scoring.probes:
         looking = looking - (rows if heads is not None else 0) + states * len(task.train)
         scorings = states + (0 if adapters is None else scorings)

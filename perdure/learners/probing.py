@@ -82,25 +82,26 @@ class Probing:
             row for task in self.tasks for row in task.train if self.classes[row["label"]] < count
         ]
         texts = [row["text"] for row in rows]
-        features.add(texts)
+        whole = [task for task in self.tasks if max(self._own(task)) < count]
+        # Asked for at once: texts of one length share a pass, whatever their task.
+        features.add([*texts, *(row["text"] for task in whole for row in self._test(task))])
         inputs = features.of(texts)
         labels = torch.tensor([self.classes[row["label"]] for row in rows])
         seed = seed_of(self.seed, "probe", count)
         fitted = {name: fit(name, inputs, labels, count, seed) for name in self.names}
         found: dict[str, dict[str, dict[str, float]]] = {}
-        for task in self.tasks:
-            own = [self.classes[name] for name in task.labels]
-            if max(own) < count:
-                found[task.name] = self._tested(task, own, fitted, features)
+        for task in whole:
+            found[task.name] = self._tested(task, self._own(task), fitted, features)
         return found
+
+    def _own(self, task: Task) -> Sequence[int]:
+        return [self.classes[name] for name in task.labels]
 
     def _tested(
         self, task: Task, own: Sequence[int], fitted: Mapping[str, Any], features: Features
     ) -> dict[str, dict[str, float]]:
         test = self._test(task)
-        texts = [row["text"] for row in test]
-        features.add(texts)
-        inputs = features.of(texts)
+        inputs = features.of([row["text"] for row in test])
         right = torch.tensor([self.classes[row["label"]] for row in test])
         found = {}
         for name, vectors in fitted.items():

@@ -10,9 +10,9 @@ released code calls it PEFT; the adapters are those of Hu et al. 2021 (arXiv 210
         `compete: seen` over all learned ones, [z_1, ..., z_t], of which z_t alone learns
     concat    z = [head 1 (x; adapter 1), ..., head t (x; adapter t)], all classes compete
     oracle    z = head j (x; adapter j) of the row's own task j
-Departs: `compete: seen` is ours. Gradients reach a decoder's adapter, where the code trains the
-head alone. A label that comes again in a later task keeps its first adapter, and its rows are left
-out there.
+Departs: `compete: seen` is ours. Gradients reach a decoder's adapter; with `feature_grad: false`,
+or `official: true`, its head learns alone, as in the code. A label that comes again in a later
+task keeps its first adapter, and its rows are left out there.
 Cost: training as with one adapter; scoring takes a pass of the body for each learned task, of
 `oracle` one in all. A text's logits under an old task's adapter are computed once in a run; with
 `compete: seen` also each training text's, once a task.
@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from perdure.errors import UsageError, task_named
+from perdure.models.configuration import is_decoder
 from perdure.models.task_adapters import Compete, Select, TaskAdapters
 from perdure.protocol.labels import class_of
 from perdure.protocol.method import Method, MethodConfig, Requires
@@ -53,6 +54,8 @@ class LoraSequenceConfig(MethodConfig):
         description="own: the loss is over the task's own classes; seen: over all learned ones, "
         "with the logits of old ones as they stay, which is what replayed rows need",
     )
+    feature_grad: bool = Field(True, description="a decoder's adapter learns from its head's loss")
+    official: bool = Field(False, description="the released code's feature_grad: false")
 
 
 def staying(names: Iterable[str], task: int) -> str:
@@ -73,6 +76,7 @@ class LoraSequence(Method):
     classes_only = True
 
     example_options: ClassVar = {"dropout": 0.0}
+    released: ClassVar = {"feature_grad": False}
 
     def __init__(self, config: LoraSequenceConfig) -> None:
         super().__init__(config)
@@ -80,6 +84,9 @@ class LoraSequence(Method):
             config.r, config.alpha, config.dropout, select=config.select, compete=config.compete
         )
         self.requires = Requires(adapters=own)
+
+    def epochs(self, task: int, epochs: float, decoder: bool) -> tuple[float, float | None]:
+        return (0.0, epochs) if decoder and not self.config.feature_grad else (epochs, None)
 
     def phases(self, ctx: Context) -> Sequence[Phase]:
         names = [name for name, _ in ctx.model.named_parameters()]
@@ -93,7 +100,10 @@ class LoraSequence(Method):
             told = "%s: all its classes are old, whose adapters stay: nothing is learned of it"
             logger.warning(told, task_named(ctx.task.name))
             return ()
-        return (Phase(freeze=staying(names, ctx.task_index)),)
+        kept = staying(names, ctx.task_index)
+        if is_decoder(ctx.model.config) and not self.config.feature_grad:
+            kept = "|".join(filter(None, (r"^(?!heads\.)", kept)))
+        return (Phase(freeze=kept),)
 
     def train_data(self, ctx: Context, data: list[dict[str, Any]]) -> list[dict[str, Any]]:
         assert ctx.classes is not None

@@ -55,7 +55,7 @@ class SeqStarConfig(MethodConfig):
         "requires_grad", description="old heads stay without a gradient, or by learning rate 0"
     )
     feature_grad: bool = Field(True, description="a decoder learns from its heads' loss")
-    frozen_eval_mode: bool = Field(True, description="no dropout in a body that stays")
+    frozen_eval_mode: bool = Field(True, description="no dropout in a body that stays or is probed")
     prototype: Literal["none", "raw", "normalized"] = Field(
         "none",
         description="heads are their classes' mean features, taken as they are or at length 1",
@@ -96,6 +96,7 @@ class SeqStar(Method):
         if config.freeze_body and config.warmup_epochs != 0:
             head = {"ce": "", "lm": "must", "auto": "decoder"}[config.warmup_loss]
             self.requires = Requires(language_head=head)
+        self.drops_when_probed = config.official or not config.frozen_eval_mode
         if config.official:
             self.says = "seq_star: official: it computes as the released code of its paper does"
 
@@ -128,7 +129,7 @@ class SeqStar(Method):
             )
         options, task, decoder = self.config, ctx.task_index, is_decoder(model.config)
         by_rate = options.official or options.freeze_mode == "lr_zero"
-        eval_mode = options.frozen_eval_mode and not options.official
+        eval_mode = not self.drops_when_probed
         still, loss = not self._reaches_body(decoder), self._loss(decoder)
         phases: list[Phase] = []
         if task == 0 and options.freeze_body and (epochs := self._epochs(loss)):

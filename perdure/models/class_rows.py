@@ -39,6 +39,8 @@ class ClassEncoder:
             what is between them stay.
         context: tokens that the model has places for; 0: not known.
         decoder: whose template is read; None: the one that pools the last token is a decoder.
+        truncate: "right": a text that is too long loses the end of all that is read, template and
+            markers too, as in the released code.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class ClassEncoder:
         pooling: str,
         context: int = 0,
         decoder: bool | None = None,
+        truncate: str = "text_only",
     ) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
         frames = pooling == "last" if decoder is None else decoder
@@ -58,6 +61,7 @@ class ClassEncoder:
         self.most = min(most, context) if context else most
         """Tokens that the model reads, whatever `max_length` says."""
         self.limit = min(max_length, self.most)
+        self.truncate = truncate
         self.starts = pooling == "entity_starts"
         self.unmarks = not self.starts and any(name in self.of_relations for name in NAMES)
         self.cut: set[str] = set()
@@ -80,7 +84,7 @@ class ClassEncoder:
         markers, `[head, tail]`; each text is tokenized once.
 
         Raises:
-            DataError: what must stay is longer than the limit, or a marker is missing.
+            DataError: what must stay is longer than the limit, or a marker is missing or cut off.
         """
         text = row["text"]
         if text not in self._known:
@@ -99,6 +103,11 @@ class ClassEncoder:
                     raise DataError(f"{where}: {wrong.what}", wrong.remedy) from None
         filled = self._filled(parts) if parts else lambda left, right: self._plain(right)
         left, right = (parts.left, parts.right) if parts else ("", text)
+        if self.truncate == "right":
+            whole = filled(left, right)
+            if self._count(whole) > self.limit:
+                self.cut.add(text)
+            return self._found(whole, row)
         least = 0 if parts else 1
         written = self._longest(lambda n: filled(left, _beginning(right, n)), len(right), least)
         if written is None and parts:
@@ -114,7 +123,7 @@ class ClassEncoder:
             )
         if written != filled(left, right):
             self.cut.add(text)
-        return self._found(written)
+        return self._found(written, row)
 
     def _plain(self, text: str) -> str:
         return self.template.replace(TEXT, text)
@@ -156,17 +165,35 @@ class ClassEncoder:
             self._last = text, self.tokenizer(text, verbose=False)["input_ids"]
         return self._last[1]
 
-    def _found(self, text: str) -> dict[str, Any]:
+    def _found(self, text: str, row: Row) -> dict[str, Any]:
+        ids = self._read(text)
+        if len(ids) > self.limit:  # the tokenizer keeps what it puts around a text
+            ids = self._cut_right(text)["input_ids"]
         if not self.starts:
-            return {"input_ids": self._read(text)}
-        found = self.tokenizer(text, return_offsets_mapping=True, verbose=False)
-        spans: Sequence[tuple[int, int]] = found["offset_mapping"]
+            return {"input_ids": ids}
+        spans: Sequence[tuple[int, int]] = self._cut_right(text, True)["offset_mapping"]
         places = [text.index(marker) for marker, _ in (HEAD, TAIL)]
         starts = [
-            next(i for i, (start, end) in enumerate(spans) if start <= place < end)
+            next((i for i, (start, end) in enumerate(spans) if start <= place < end), None)
             for place in places
         ]
-        return {"input_ids": found["input_ids"], "entity_starts": starts}
+        if None in starts:
+            raise DataError(
+                f"{_where(row)}: an entity's marker is cut off at {self.limit} tokens",
+                "write model.truncate: text_only, or raise train.max_length",
+                _where(row).rpartition(":")[0],
+            )
+        return {"input_ids": ids, "entity_starts": starts}
+
+    def _cut_right(self, text: str, spans: bool = False) -> Any:
+        side, self.tokenizer.truncation_side = self.tokenizer.truncation_side, "right"
+        try:
+            return self.tokenizer(
+                text, truncation=True, max_length=self.limit, return_offsets_mapping=spans,
+                verbose=False,
+            )  # fmt: skip
+        finally:
+            self.tokenizer.truncation_side = side
 
 
 def context_of(config: Any) -> int:

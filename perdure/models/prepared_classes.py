@@ -55,10 +55,12 @@ class PreparedClasses(ClassEncoder):
         more = "the model reads no more"
         if self.limit < self.most:
             more = "train.max_length may be raised"
-        return (
-            f"more than {self.limit} tokens: the end of the text is left out, of a relation's what "
-            f"is outside its entities; template and markers stay; {more}"
-        )
+        if self.truncate == "right":
+            lost = "the end is left out, template and markers too (model.truncate: right)"
+        else:
+            lost = "the end of the text is left out, of a relation's what is outside its entities; "
+            lost += "template and markers stay"
+        return f"more than {self.limit} tokens: {lost}; {more}"
 
     def lengths(self, split: Hashable) -> list[int]:
         """Tokens of each row that was kept of a split."""
@@ -130,5 +132,5 @@ def class_encoder(recipe: Recipe, tokenizer: Any = None) -> PreparedClasses:
     pooling = pooling_of(config, recipe.model.pooling)
     return PreparedClasses(
         tokenizer, recipe.model.template, recipe.train.max_length, pooling,
-        context=context_of(config), decoder=is_decoder(config),
+        context=context_of(config), decoder=is_decoder(config), truncate=recipe.model.truncate,
     )  # fmt: skip

@@ -154,6 +154,8 @@ class Method:
     `GRPOConfig.beta`: both at once are refused."""
     projects: bool = False
     """True if `gradients` replaces the gradient's direction, so that two such methods clash."""
+    drops_when_probed: bool = False
+    """Probes of a classifier read features with the body's dropout on, as released code does."""
     says: str = ""
     """A line for the run's log and its report, of what it computes otherwise than one expects."""
     released: ClassVar[Mapping[str, Any]] = {}

@@ -22,6 +22,7 @@ from perdure.recipe.data import StreamConfig
 from perdure.recipe.general import GeneralConfig
 from perdure.recipe.mistakes import Key, Mistake
 from perdure.recipe.rl import RLConfig
+from perdure.recipe.scoring import GaugesConfig, ScoringConfig, StopConfig
 from perdure.recipe.section import Judge, Section, mistakes_error
 from perdure.recipe.yaml import inline
 
@@ -98,6 +99,11 @@ class ModelConfig(Section):
         None,
         description="of tasks with classes: the text that is read, with {text} in it; of "
         "relations also {head} and {tail}",
+    )
+    truncate: Literal["text_only", "right"] = Field(
+        "text_only",
+        description="of tasks with classes, what a text that is too long loses. text_only: words, "
+        "never the template or a marker; right: the end of all that is read, as SEQ*'s code",
     )
     max_prompt_length: int | None = Field(
         None, gt=1, description="tokens; a longer prompt loses its middle, also when scored"
@@ -222,56 +228,6 @@ class SaveConfig(Section):
     tasks: Literal["all", "last"] = Field("all", description="which tasks' models are kept")
     steps: int | None = Field(None, gt=0, description="also save within a task, each N steps")
     minutes: float | None = Field(None, gt=0, description="also save within a task, each N minutes")
-
-
-MAX_DROP, MAX_LOSS_RISE = 0.02, 0.05
-"""Changes for the worse that are allowed, unless the user says another: of a score from 0 to 1, and
-of a loss in nats a token."""
-
-
-Probe = Literal["linear", "cosine", "prototype", "cosine_prototype"]
-
-
-class ScoringConfig(Section):
-    batch_size: int = Field(16, gt=0, description="rows scored at once per process")
-    max_test_rows: int | None = Field(None, gt=0, description="score this many rows a task at most")
-    max_drop: float = Field(
-        MAX_DROP, gt=0, lt=1, description="a task is kept if shown to drop by less, as a share"
-    )
-    max_loss_rise: float = Field(
-        MAX_LOSS_RISE, gt=0, description="general text is kept if shown to rise by less, in nats"
-    )
-    probes: list[Probe] = Field(
-        default_factory=list,
-        description="classifiers fitted afresh on the features after each task, of classes alone",
-    )
-
-
-class GaugesConfig(Section):
-    every: int = Field(50, ge=0, description="steps between two looks at how far it moved; 0: none")
-    texts: int = Field(
-        4,
-        ge=0,
-        le=10_000,
-        description="general texts whose states are compared; without any, the base's own",
-    )
-    rows: int = Field(
-        8, gt=0, le=10_000, description="rows of the task whose predictions are compared"
-    )
-
-
-class StopConfig(Section):
-    flip_share: float | None = Field(
-        None, gt=0, le=1, description="most states that may leave their interval, as a share"
-    )
-    kl: float | None = Field(None, gt=0, description="most KL from the base, nats an answer token")
-    action: Literal["stop", "rewind"] = Field(
-        "stop", description="stop: end the task there; rewind: take its update back till it fits"
-    )
-
-    def mistakes(self) -> Iterator[Mistake]:
-        if self.flip_share is None and self.kl is None:
-            yield Mistake((), "names no budget", "give kl or flip_share, or leave it out")
 
 
 class Recipe(Section):

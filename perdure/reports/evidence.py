@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perdure.recipe.schema import MAX_DROP, MAX_LOSS_RISE
+from perdure.recipe.scoring import MAX_DROP, MAX_LOSS_RISE
 from perdure.reports.caps import MOST_CELLS
 from perdure.reports.facts import TaskFacts
 from perdure.run.item_files import groups_of

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from perdure.recipe.schema import Probe
+from perdure.recipe.scoring import Probe
 from perdure.reports import caps, charts, maps, telling
 from perdure.reports.facts import MISSING
 from perdure.reports.format import apart, number

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from perdure.engine.session import TaskSession
-    from perdure.recipe.schema import GaugesConfig, StopConfig
+    from perdure.recipe.scoring import GaugesConfig, StopConfig
     from perdure.streams.task import TaskStream
 
 FLIPS, KL = "flip_share", "kl"

@@ -506,7 +506,8 @@ def test_preallocated_heads_learn_as_negatives(
 
 @pytest.mark.parametrize("mode", ["requires_grad", "lr_zero"])
 def test_a_learned_scale_of_an_old_head_stays(encoder_dir: Path, tmp_path: Path, mode: str) -> None:
-    """Under FixBC an old head's logits are equal to the bit, its learned scale with it."""
+    """Under FixBC an old head is equal to the bit, its learned scale with it; so are its logits
+    but for rounding."""
     head = {"learn_scale": True, "scale": 4.0, "learning_rate": 1e-2}
     method = {"name": "seq_star", "warmup_epochs": 1, "freeze_mode": mode}
     recipe = write_class_recipe(tmp_path, encoder_dir, model__head=head, method=method)
@@ -521,7 +522,8 @@ def test_a_learned_scale_of_an_old_head_stays(encoder_dir: Path, tmp_path: Path,
         learner = learner_of(tmp_path / f"after-{after}", recipe)
         learner.restore(out / f"checkpoints/task-{after}", after)
         found.append(cast(Any, learner.model).heads(features)[:, :2])
-    assert torch.equal(*found)
+    # One product of all heads rounds by how many there are; weights and scales are the same.
+    torch.testing.assert_close(*found, atol=1e-6, rtol=1e-6)
 
 
 def test_one_scale_for_all_heads_of_an_older_run_is_read(encoder_dir: Path, tmp_path: Path) -> None:

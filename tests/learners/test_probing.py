@@ -98,6 +98,39 @@ def test_a_body_that_moves_has_a_state_a_task(
     assert counted(run, "body_passes") == counted(run, "body_passes_needed") == 4 * 72 + 48
 
 
+@pytest.mark.parametrize("evaluates", [True, False], ids=["eval", "dropout"])
+def test_probes_read_in_the_mode_that_the_method_names(
+    evaluates: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With dropout what is probed is another feature than what is scored, drawn from the seed."""
+    counts = Counts(monkeypatch)
+    modes: list[tuple[bool, int]] = []
+    features = Classifier.features
+
+    def spied(model: Any, input_ids: Any, *args: Any, **more: Any) -> Any:
+        if not torch.is_grad_enabled():
+            modes.append((model.body.training, len(input_ids)))
+        return features(model, input_ids, *args, **more)
+
+    monkeypatch.setattr(Classifier, "features", spied)
+    method = {"name": "seq_star", "warmup_epochs": 0, "frozen_eval_mode": evaluates}
+    recipe = write_class_recipe(
+        tmp_path, save_encoder(tmp_path / "m", dropout=0.5), method=method,
+        scoring={"probes": ["prototype"]}, train__epochs=1,
+    )  # fmt: skip
+    run = learned(tmp_path / "run", recipe)
+    dropped = sum(rows for training, rows in modes if training)
+    assert dropped == (0 if evaluates else 48 + 24)  # one state: there is no warm-up
+    assert counts.trained == (0 if evaluates else 48)  # each look has a dropout of its own
+    if evaluates:
+        assert counts.scored == counted(run, "body_passes_needed") == 48 + 24
+
+    again = learned(tmp_path / "again", recipe)
+    said = [[line["fitted_on"] for line in r.scores() if line["kind"] == "probe"]
+            for r in (run, again)]  # fmt: skip
+    assert said[0] == said[1]
+
+
 def test_a_probe_is_fitted_once_for_each_state_and_set_of_classes(
     probed: tuple[Run, Counts],
 ) -> None:

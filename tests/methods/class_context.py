@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from perdure.engine.session import TaskSession
-from perdure.models.classifier import Classifier, Heads
+from perdure.models.classifier import Classifier
+from perdure.models.heads import Heads
 from perdure.protocol.labels import classes_of
 from perdure.streams.task import Task
 

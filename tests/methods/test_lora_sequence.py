@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from class_matrix import Stopped, learn, recipe_of
-from class_runs import CLASSES, save_encoder, weights, write_class_recipe
+from class_runs import CLASSES, save_decoder, save_encoder, weights, write_class_recipe
 from safetensors.torch import load_file
 from test_on_classes import same
 from torch import Tensor
@@ -400,6 +400,29 @@ def test_a_label_that_comes_again_keeps_its_first_adapter(encoder: Path, tmp_pat
     steps = max(row["step"] for row in run.log_rows() if row["after"] == 2)
     assert steps == -(-names.count("cold") // 4)
     assert all(torch.isfinite(w).all() for w in weights(run.path, 2).values())
+
+
+@pytest.mark.parametrize(
+    ("options", "moves"),
+    [({}, True), ({"feature_grad": False}, False), ({"official": True}, False)],
+)
+def test_a_decoders_adapter_stays_where_its_head_alone_learns(
+    options: dict[str, Any], moves: bool, tmp_path: Path
+) -> None:
+    method = {"name": "lora_sequence", **options}
+    recipe = ours(tmp_path, save_decoder(tmp_path / "m"), method=method, model__pooling="auto")
+    run = learn(tmp_path / "run", recipe)
+    last, first = weights(run.path), weights(run.path, 1)
+    ups = {name: w for name, w in last.items() if ".lora_B." in name}
+    assert len({re.search(r"task-\d", name)[0] for name in ups}) == 3  # type: ignore[index]
+    assert any(bool(w.any()) for w in ups.values()) is moves
+    heads = last["heads.parts.0.weight"].numel()
+    trained = [f["value"] for f in run.facts() if f["name"] == "trained_parameters"]
+    assert len(trained) == 3
+    assert all(found > heads if moves else found == heads for found in trained)
+    assert all(torch.equal(last[name], w) for name, w in first.items())
+    told = "lora_sequence: official: it computes as the code released with SEQ* does"
+    assert (told in (run.path / "perdure.log").read_text()) is ("official" in options)
 
 
 @pytest.mark.real

@@ -21,7 +21,8 @@ from perdure.learners.listener import Folders
 from perdure.learners.training import regroup
 from perdure.methods import registry
 from perdure.methods.seq_star import BODY, HEADS
-from perdure.models.classifier import Heads, class_loss, class_means, views
+from perdure.models.classifier import class_loss, views
+from perdure.models.heads import Heads, class_means
 from perdure.models.prepared_classes import PreparedClasses
 from perdure.prepare import prepare
 from perdure.protocol.step import Phase

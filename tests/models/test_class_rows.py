@@ -210,6 +210,46 @@ def test_a_long_relation_in_its_template(tokenizer: Any) -> None:
         ClassEncoder(tokenizer, None, 6, "last").encode({"text": "pay my bill", "label": "pay"})
 
 
+def test_the_released_way_cuts_the_end_of_all_that_is_read(tokenizer: Any) -> None:
+    text = " ".join(f"word{i}" for i in range(60))
+    whole = tokenizer(f"Input sentence: {text}\n The label:")["input_ids"]
+    encoder = ClassEncoder(tokenizer, None, 50, "last", truncate="right")
+    assert encoder.encode({"text": text}) == {"input_ids": whole[:50]}
+    assert encoder.cut == {text}
+    assert tokenizer.truncation_side == "right"
+    short = {"text": "pay my bill"}
+    assert encoder.encode(short) == ClassEncoder(tokenizer, None, 50, "last").encode(short)
+    assert encoder.cut == {text}
+
+
+def test_the_released_way_may_lose_a_marker(tokenizer: Any) -> None:
+    count = len(tokenizer(MARKED)["input_ids"])
+    kept = ClassEncoder(tokenizer, None, count - 2, "entity_starts", truncate="right")
+    whole = ClassEncoder(tokenizer, None, count, "entity_starts").encode(row_of())
+    found = kept.encode(row_of())
+    assert found["input_ids"] == whole["input_ids"][: count - 2]
+    assert found["entity_starts"] == whole["entity_starts"]
+    lost = ClassEncoder(
+        tokenizer, None, found["entity_starts"][1], "entity_starts", truncate="right"
+    )
+    with pytest.raises(DataError, match=r"t\.jsonl:7: an entity's marker is cut off at \d+ tokens"):
+        lost.encode(row_of())
+
+
+@pytest.mark.train
+def test_a_recipe_cuts_as_it_says(tmp_path: Path) -> None:
+    where = save_decoder(tmp_path / "m")
+    long = {"text": " ".join(["balance"] * 80)}
+    found = {}
+    for way in ("text_only", "right"):
+        recipe = write_class_recipe(tmp_path, where, model__truncate=way, train__max_length=40)
+        made = class_encoder(perdure.load_recipe(recipe))
+        found[way] = read(made, long)
+        assert ("template and markers too" in made.cut_told) is (way == "right")
+    assert found["text_only"].endswith("The label:")
+    assert not found["right"].endswith("The label:")
+
+
 def test_a_text_that_is_cut_is_not_called_an_error(
     tokenizer: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from perdure.methods.seq_star import frozen
-from perdure.models.classifier import Classifier, Heads, class_loss, pooled, positions, views
+from perdure.models.classifier import Classifier, class_loss, pooled, positions, views
+from perdure.models.heads import Heads
 from perdure.models.rivals import rivals_of
 
 pytestmark = pytest.mark.unit
@@ -63,6 +64,39 @@ def test_a_learned_scale_is_each_heads_own() -> None:
     step.step()
     assert torch.equal(heads(features)[:, 0], before)
     assert float(heads.parts[1].scale) != 3.0
+
+
+@pytest.mark.parametrize("preallocate", [0, 5])
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [("linear", {}), ("cosine", {"scale": 16.0}), ("cosine", {"scale": 2.0, "learn_scale": True})],
+)
+def test_all_heads_at_once_give_what_each_gives(
+    form: str, options: dict[str, Any], preallocate: int
+) -> None:
+    heads = Heads(6, form, preallocate=preallocate, **options)
+    features = torch.randn(4, 6)
+    if not preallocate:
+        assert heads(features).shape == (4, 0)
+    heads.grow(2, 0)
+    heads.grow(1, 2)  # task 1 has no class of its own
+    heads.grow(1, 3)
+    if options.get("learn_scale"):
+        with torch.no_grad():
+            for k, part in enumerate(heads.parts):
+                if len(part.weight):  # type: ignore[arg-type]
+                    part.scale.fill_(k + 0.5)  # type: ignore[operator,union-attr]
+    every = [*heads.parts[:1], *heads.parts[2:], *([heads.reserve] if preallocate else [])]
+    wanted = torch.cat([cast(Any, part)(features) for part in every], -1)
+    assert wanted.shape == (4, 4 + max(0, preallocate - 4))
+    found = heads(features)
+    torch.testing.assert_close(found, wanted)
+    draw = torch.randn_like(wanted)
+    for given in zip(*(
+        torch.autograd.grad((logits * draw).sum(), [*heads.parameters()], retain_graph=True)
+        for logits in (found, wanted)
+    ), strict=True):  # fmt: skip
+        torch.testing.assert_close(*given)
 
 
 def test_classes_within_a_task_by_hand() -> None:
