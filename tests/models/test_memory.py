@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Iterator
 
 import pytest
 
 from perdure.models.memory import left_uncollected
 
 pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(autouse=True)
+def thawed() -> Iterator[None]:
+    """The tests freeze what stands themselves (`less_garbage`)."""
+    gc.unfreeze()
+    yield
+    gc.freeze()
 
 
 class Ring:
