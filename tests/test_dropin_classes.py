@@ -37,7 +37,7 @@ WORKING: dict[str, dict[str, Any]] = {
     "derpp": {"buffer_size": 6},
     "ema": {"decay": 0.8},
 }
-FAMILIES = ("bert", "roberta", "distilbert", "gpt2", "llama")
+FAMILIES = ("bert", "roberta", "distilbert", "gpt2", "llama", "gpt_neox")
 
 
 def classifier(family: str = "bert", labels: int = 4, cls: Any = None, **more: Any) -> Any:

@@ -131,6 +131,48 @@ def test_dropout_of_a_frozen_body(
         assert not seen  # features, read once without a gradient
 
 
+@pytest.mark.parametrize("body", ["llama", "gpt2"])
+def test_relations_on_a_decoder(body: str, tmp_path: Path) -> None:
+    """Each row is read in the specification's template, alone as in the run's batches."""
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = save_decoder(tmp_path / "m", body)
+    recipe = write_class_recipe(
+        tmp_path, folder, model__pooling="auto", model__head={"type": "linear"}, train__epochs=1
+    )
+    said: dict[str, str] = {}
+    for split in ("train", "validation", "test"):
+        file = tmp_path / f"{split}.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        for n, row in enumerate(rows):
+            word = row["text"].split()[0]
+            text = f"[E11] Ann {n} [E12] {word} [E21] Acme [E22]{' then' * (n % 4)}"
+            bare = text.replace("[E11] ", "").replace(" [E12]", "")
+            bare = bare.replace("[E21] ", "").replace(" [E22]", "")
+            relation = f"The relationship between Ann {n} and Acme is"
+            said[text] = f"Input sentence: {bare}\n {relation}"
+            row["text"] = text
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = Run.open(learn(tmp_path / "run", recipe))
+    last = weights(run.path)
+    read = AutoModel.from_pretrained(folder).eval()
+    inner = {n.removeprefix("body."): w for n, w in last.items() if n.startswith("body.")}
+    assert not read.load_state_dict(inner, strict=False).unexpected_keys
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for task in (1, 2, 3):
+        items = run.items(3, f"task {task}")
+        assert len(items) == 8
+        for item in items:
+            with torch.no_grad():
+                ids = torch.tensor([tokenizer(said[item["prompt"]])["input_ids"]])
+                feature = read(ids).last_hidden_state[0, -1]
+            logits = torch.cat([
+                feature @ last[f"heads.parts.{k}.weight"].T + last[f"heads.parts.{k}.bias"]
+                for k in range(3)
+            ])  # fmt: skip
+            assert CLASSES[int(logits.argmax())] == item["among_all"]
+
+
 @pytest.mark.process
 @pytest.mark.parametrize(
     ("body", "phase"), [("bert", "warm-up"), ("gpt2", "warm-up"), ("bert", "main")]

@@ -110,6 +110,15 @@ def test_classes_within_a_task_by_hand() -> None:
     assert (every.item(), own.item()) == (2, 1)
 
 
+def test_rows_of_two_tasks_each_count_once() -> None:
+    """Specification, example 10.14: the released code adds the two tasks' means, 0.723299."""
+    apart = float("-inf")  # whatever stands in the other task's columns
+    logits = torch.tensor([[1.0, 0.0, 5.0, 5.0], [7.0, 7.0, 0.0, 2.0], [apart, 7.0, 1.0, 1.0]])
+    found = class_loss(logits, torch.tensor([0, 3, 2]), rivals_of([0, 0, 1, 1], {}))
+    torch.testing.assert_close(found, torch.tensor((0.313262 + 2 * 0.410038) / 3))
+    torch.testing.assert_close(found, torch.tensor(0.377779))
+
+
 def test_a_class_that_comes_again_competes_in_its_newest_task() -> None:
     """Task 0 has classes 0 and 1, task 1 class 2 and class 0 again; column 3 is to come."""
     found = rivals_of([0, 0, 1], {1: (0,)}, to_come=1)

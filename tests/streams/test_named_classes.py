@@ -427,6 +427,41 @@ def test_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+def test_topic3_from_the_hub_is_what_its_files_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers of classes count from 0 there, and columns have names."""
+    import datasets
+
+    monkeypatch.setattr(topic3, "TRAIN", 4)
+    topics(tmp_path)
+    asked: list[tuple[str, str]] = []
+
+    def load(name: str, subset: str | None = None, *, split: str, **options: Any) -> Any:
+        asked.append((name, split))
+        (one,) = (one for one in topic3.SETS if one.dataset == name)
+        rows = []
+        with (tmp_path / one.folder / f"{split}.csv").open(newline="") as file:
+            for number, *cells in csv.reader(file):
+                rows.append(dict(zip(one.columns, [int(number) - 1, *cells], strict=True)))
+        names = [name or "left out" + str(n) for n, name in enumerate(one.names)]
+        features = {c: datasets.Value("string") for c in one.columns}
+        features |= {one.columns[0]: datasets.ClassLabel(names=names)}
+        return datasets.Dataset.from_list(rows, features=datasets.Features(features))
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    hub, files = build("topic3", None), build("topic3", ".")
+    assert asked == [(one.dataset, split) for one in topic3.SETS for split in ("train", "test")]
+    assert sizes(hub) == sizes(files) == (100, 50, 100)
+    for one, other in zip(hub, files, strict=True):
+        assert one.labels == other.labels
+        for split in ("train", "validation", "test"):
+            said = [
+                [(r["text"], r["label"]) for r in getattr(task, split)] for task in (one, other)
+            ]
+            assert said[0] == said[1]
+
+
 # ---- in a recipe
 
 RECIPE = "model: {path: a/b}\nmethod: sequential\nstream:\n  name: %s\n"
