@@ -59,6 +59,7 @@ def over_ranks(
     *,
     accelerator: Any = None,
     on_progress: Callable[[int], None] | None = None,
+    evenly: bool = True,
 ) -> list[R]:
     """Return `work` of every batch, in order, on every process; each does its share of them.
 
@@ -69,13 +70,15 @@ def over_ranks(
     Args:
         accelerator: an `accelerate.Accelerator`, or None for one process.
         on_progress: told how many of all batches are done.
+        evenly: False: nothing is repeated, which a model that is not sharded does not need.
     """
     world = accelerator.num_processes if accelerator is not None else 1
     rank = accelerator.process_index if accelerator is not None else 0
     done: list[tuple[int, R]] = []
     for first in range(0, len(batches), world):
-        at = (first + rank) % len(batches)
-        done.append((at, work(batches[at])))
+        if evenly or first + rank < len(batches):
+            at = (first + rank) % len(batches)
+            done.append((at, work(batches[at])))
         if on_progress is not None:
             on_progress(min(first + world, len(batches)))
     if world > 1:

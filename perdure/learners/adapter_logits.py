@@ -47,7 +47,7 @@ class AdapterLogits(BodyFeatures):
         if self._gives_others and all(TEXT in row for row in rows):
             for row in rows:
                 if row[TEXT] not in self._others:  # alone: no other row of a batch decides its bits
-                    self._others[row[TEXT]] = self._old_logits([row])[0]
+                    self._others[row[TEXT]] = self._old_logits([row], apart=True)[0]
             batch["others"] = torch.stack([self._others[row[TEXT]] for row in rows])
         return batch
 
@@ -61,12 +61,12 @@ class AdapterLogits(BodyFeatures):
         """Logits of all classes by text; -inf at those of the adapter at work."""
         return {}
 
-    def _old_logits(self, rows: Sequence[Mapping[str, Any]]) -> Tensor:
+    def _old_logits(self, rows: Sequence[Mapping[str, Any]], apart: bool = False) -> Tensor:
         """Logits of encoded rows under the adapters that are not at work, (rows, columns)."""
         model: Any = self.model
         found = torch.full((len(rows), len(model.owners)), float("-inf"))
         for task in model.adapters.keys() - {model.at_work}:
-            found[:, model.columns(task)] = self._under(task, rows, None)
+            found[:, model.columns(task)] = self._under(task, rows, None, apart)
         return found
 
     @torch.no_grad()
@@ -105,7 +105,11 @@ class AdapterLogits(BodyFeatures):
 
     @torch.no_grad()
     def _under(
-        self, task: int, encoded: Sequence[Mapping[str, Any]], progress: Progress | None
+        self,
+        task: int,
+        encoded: Sequence[Mapping[str, Any]],
+        progress: Progress | None,
+        apart: bool = False,
     ) -> Tensor:
         """Logits of a task's classes on the features of its own adapter, (rows, its classes)."""
         model: Any = self.model
@@ -119,7 +123,7 @@ class AdapterLogits(BodyFeatures):
         # Without its text a row has no logits looked up for it.
         bare = [{k: v for k, v in row.items() if k != TEXT} for row in encoded]
         with evaluating(model), model.using(task), self.autocast():
-            return self._in_batches(bare, run, progress)
+            return self._in_batches(bare, run, progress, apart)
 
     def _asked(
         self, texts: Sequence[str], features: Features | None = None, drops: bool = False

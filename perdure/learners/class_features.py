@@ -24,8 +24,8 @@ from perdure.models.configuration import has_dropout
 from perdure.models.features import Features, state_key
 from perdure.models.random_state import forked_rng, seed_of
 from perdure.models.tokens import rules_of
-from perdure.models.weights import evaluating, fingerprint, local
-from perdure.processes import Progress, summed
+from perdure.models.weights import evaluating, fingerprint, is_sharded, local
+from perdure.processes import Progress, over_ranks, summed
 from perdure.streams.task import Row, Task
 
 if TYPE_CHECKING:
@@ -269,7 +269,8 @@ class BodyFeatures(Learner):
             return {}
         model: Any = self.model
         weights = [(local(w).data_ptr(), w._version) for w in model.parameters()]
-        if weights != self._logits_of:
+        # Decided by all processes together, as they share what has to be read.
+        if int(summed(torch.tensor(int(weights != self._logits_of), device=model.device))):
             self._logits_of, self._logits_known = weights, {}
         return self._logits_known
 
@@ -278,19 +279,33 @@ class BodyFeatures(Learner):
         encoded: Sequence[Mapping[str, Any]],
         run: Callable[[dict[str, Tensor]], Tensor],
         progress: Progress | None,
+        apart: bool = False,
     ) -> Tensor:
-        """What `run` gives for encoded rows, longest first, back in their order, on the host."""
+        """What `run` gives for encoded rows, longest first, back in their order, on the host.
+
+        All processes have the same rows and share the batches, unless they are `apart`: a process
+        then has rows of its own.
+        """
         order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]["input_ids"]))
-        found = dict[int, Tensor]()
         device = next(self.model.parameters()).device
-        while len(found) < len(order):
-            longest = len(encoded[order[len(found)]]["input_ids"])
-            size = self.recipe.scoring.texts_at_once(longest)
-            some = order[len(found) : len(found) + size]
+        batches: list[list[int]] = []
+        while len(order) > (start := sum(map(len, batches))):
+            longest = len(encoded[order[start]]["input_ids"])
+            batches.append(order[start : start + self.recipe.scoring.texts_at_once(longest)])
+
+        def work(some: list[int]) -> Tensor:
             batch = self.collate([encoded[i] for i in some])
             del batch["labels"]
-            out = run({k: v.to(device) for k, v in batch.items()})
-            found |= dict(zip(some, out.float().cpu(), strict=True))
+            return run({k: v.to(device) for k, v in batch.items()}).float().cpu()
+
+        def done(count: int) -> None:
             if progress is not None:
-                progress(len(found), len(encoded))
+                progress(sum(map(len, batches[:count])), len(encoded))
+
+        outs = over_ranks(
+            batches, work, accelerator=None if apart else self.state, on_progress=done,
+            evenly=is_sharded(self.model),
+        )  # fmt: skip
+        found = {i: row for some, out in zip(batches, outs, strict=True)
+                 for i, row in zip(some, out, strict=True)}  # fmt: skip
         return torch.stack([found[i] for i in range(len(encoded))])

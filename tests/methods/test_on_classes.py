@@ -116,11 +116,12 @@ def test_two_processes_learn_the_same(smooth: Path, tmp_path: Path) -> None:
         same(weights(tmp_path / name / "run"), weights(one), 5e-6)
         two = Run.open(tmp_path / name / "run")
         assert figures(two) == figures(one)
-        # Of both together; features are computed by each of them.
-        (read, needed), (alone, needed_alone) = counts(two), counts(one)
-        assert alone <= read <= 2 * alone
-        if name in ("sequential", "seq_star"):  # others may round their kept rows up in each
-            assert needed == needed_alone
+        # Of both together: they share what is read without a gradient.
+        if name in ("derpp", "ewc", "gere", "gere_distance", "replay"):
+            # These round the rows that they keep, or draw, up in each process.
+            assert counts(one)[0] < counts(two)[0] <= 1.4 * counts(one)[0]
+        else:
+            assert counts(two) == counts(one)
 
 
 @pytest.mark.parametrize("name", REFUSED)
