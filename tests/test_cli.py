@@ -186,6 +186,9 @@ def test_streams() -> None:
         assert told["name"] == name
         assert shown.startswith(f"{name}: {told['about']}\n")
         assert told["licence"] in shown
+        if name not in ("demo", "intents"):  # those were written for Perdure
+            assert told["citation"] in shown
+            assert all(f"{count:,}" in shown for count in told["rows"].values() if count)
         assert len(told["tasks"]) >= 2
         assert all(c in shown for task in told["tasks"] for c in task["classes"])
     assert "Larson et al. 2019" in as_json("streams", "clinc150")["citation"]

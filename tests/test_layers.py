@@ -97,6 +97,15 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_make_demo_begins_with_intents() -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    recipe = re.search(r"^demo:.*\n((?:\t.*\n)+)", makefile, re.M)
+    assert recipe
+    assert [line.strip() for line in recipe[1].splitlines()] == [
+        "$(BIN)/perdure demo intents", "$(BIN)/perdure demo $(ARGS)"
+    ]  # fmt: skip
+
+
 def lint(folder: Path, tool: str) -> subprocess.CompletedProcess[str]:
     """Run in `folder` the line of `make lint` that starts with `tool`."""
     makefile = (ROOT / "Makefile").read_text("utf-8")

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from perdure.models.chat import IGNORE
+from perdure.models.labels import label_places
 
 FUSED = "_fused"
 """Key of a batch whose trainer gave the model such a head."""
@@ -30,7 +31,7 @@ def fused_options(batch: Mapping[str, Any]) -> dict[str, Any]:
 def fused_log_probs(outputs: Any, batch: Mapping[str, Any]) -> Tensor:
     """Log-probability of each label token, of such a pass, (tokens,)."""
     found: Tensor = outputs.log_probs  # (batch, seq - 1): of each next token
-    return found[batch["labels"][:, 1:] != IGNORE]
+    return found[label_places(batch["labels"], "next")[:, :-1] != IGNORE]
 
 
 __all__ = ["FUSED", "fused_log_probs", "fused_options", "is_fused"]

@@ -25,6 +25,7 @@ from perdure.errors import TrainingError
 from perdure.models.adapter_lists import active, adapter_of, holder, showing
 from perdure.models.anatomy import check_layers
 from perdure.models.chat import Encoder
+from perdure.models.labels import Where
 from perdure.models.random_state import forked_rng
 from perdure.models.weights import adapter_off, fingerprint, is_sharded, swapped, trainable
 from perdure.protocol.batch import (
@@ -36,7 +37,7 @@ from perdure.protocol.batch import (
 )
 from perdure.protocol.batch import collate as padded
 from perdure.protocol.context import Weights
-from perdure.protocol.labels import Classes, Where
+from perdure.protocol.labels import Classes
 from perdure.protocol.method import Method, Requires
 from perdure.protocol.step import Phase, Step
 from perdure.streams.task import GeneralText, Row, Task

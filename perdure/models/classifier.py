@@ -28,6 +28,7 @@ from perdure.models.anatomy import takes_positions
 from perdure.models.chat import IGNORE
 from perdure.models.configuration import OWN_POSITIONS
 from perdure.models.heads import Heads
+from perdure.models.labels import label_places
 from perdure.models.rivals import rivals_of, within_own
 from perdure.models.task_adapters import AdapterBody
 
@@ -209,7 +210,7 @@ class Classifier(AdapterBody, PreTrainedModel):
             return CausalLMOutput(logits=logits)
         if shifted is None:
             assert labels is not None
-            shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORE).flatten()
+            shifted = label_places(labels, "next").flatten()
         loss = class_loss(logits.flatten(0, -2), shifted, items=items)
         return CausalLMOutput(loss=loss, logits=logits)
 

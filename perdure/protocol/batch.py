@@ -17,13 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from perdure.models.chat import IGNORE
+from perdure.models.labels import Where, label_places
 from perdure.protocol.labels import (
     LABELS_AT,
     ROWS,
-    Where,
     batch_labels_at,
     batch_targets,
-    label_places,
     labels_at,
     labels_of,
     row_targets,

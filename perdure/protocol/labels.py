@@ -1,44 +1,23 @@
-"""Where labels stand, and which classes compete: what is known of them is known here alone."""
+"""Where labels of rows and batches stand, by `perdure.models.labels`; which classes compete."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from perdure.models.chat import IGNORE
+from perdure.models.labels import Where, label_places
 
-Where = Literal["next", "own", "row"]
 ROWS = "_rows"
 """Key of a batch under which Perdure's own trainer finds the rows on the host (`HostRows`)."""
 LABELS_AT = "_labels_at"
 """Key of an encoded row that says where its labels stand, see `label_places`; without it a list
 of labels is of next tokens and a single number is the row's own label. A batch that the engine
 makes or takes from a trainer says it under the same key."""
-
-
-def label_places(labels: Any, at: Where) -> Any:
-    """Labels at the positions that predict them: the one place that knows where a label stands.
-
-    Args:
-        labels: of one encoded row, a list or a number; or of a batch, a tensor (batch, seq), or
-            (batch,) where each row has one.
-        at: "next": a position predicts the token after it; "own": a position predicts its own
-            label, as a tagger does; "row": the whole row has one.
-
-    Returns: as many labels as there are positions, with -100 where nothing is predicted; of "row"
-        a single one, (batch, 1).
-    """
-    if at == "row":
-        return labels[:, None] if isinstance(labels, Tensor) and labels.dim() else [int(labels)]
-    if at == "own":
-        return labels
-    if isinstance(labels, Tensor):
-        return nn.functional.pad(labels[..., 1:], (0, 1), value=IGNORE)
-    return [*labels[1:], IGNORE]
 
 
 def labels_at(row: Mapping[str, Any]) -> Where:

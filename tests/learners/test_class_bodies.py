@@ -131,7 +131,7 @@ def test_dropout_of_a_frozen_body(
         assert not seen  # features, read once without a gradient
 
 
-@pytest.mark.parametrize("body", ["llama", "gpt2"])
+@pytest.mark.parametrize("body", ["llama", "gpt2", "gpt_neox"])
 def test_relations_on_a_decoder(body: str, tmp_path: Path) -> None:
     """Each row is read in the specification's template, alone as in the run's batches."""
     from transformers import AutoModel, AutoTokenizer

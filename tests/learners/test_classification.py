@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from class_runs import CLASSES, save_encoder, weights, write_class_recipe
@@ -364,6 +365,7 @@ def test_features_are_kept_and_computed_again_when_damaged(
     one.add(["bb", "ccc"])
     assert asked == [["a", "bb"], ["ccc"]]
     assert one.of(["ccc", "a"]).tolist() == [[3.0, 1.0], [1.0, 1.0]]
+    assert all(isinstance(block, np.memmap) for block in one._blocks.values())
     assert one.has("bb")
     assert not one.has("d")
     again = Features(tmp_path, compute)
@@ -380,6 +382,39 @@ def test_features_are_kept_and_computed_again_when_damaged(
     assert len(asked) == 3
     assert "damaged: its features are computed again" in caplog.text
     assert third.of(["a", "ccc"]).tolist() == [[1.0, 1.0], [3.0, 1.0]]
+
+
+@pytest.mark.parametrize("at", ["np.save", "write_sealed", "write_atomic", "os.replace"])
+def test_killed_while_features_are_written_they_are_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """Whichever file is the last one that was written."""
+    asked: list[str] = []
+
+    def compute(texts: Any) -> Tensor:
+        asked.extend(texts)
+        return torch.tensor([[float(len(text))] for text in texts])
+
+    Features(tmp_path, compute).add(["a"])
+
+    def killed(*args: Any, **_: Any) -> None:
+        if at == "np.save":
+            args[0].write(b"half of i")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"perdure.models.features.{at}", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Features(tmp_path, compute).add(["a", "bb", "ccc"])
+    assert asked == ["a", "bb", "ccc"]
+    again = Features(tmp_path, compute)
+    assert again.has("a")
+    again.add(["a", "bb", "ccc"])
+    assert asked == ["a", "bb", "ccc", "bb", "ccc"]
+    assert again.of(["ccc", "bb", "a"]).tolist() == [[3.0], [2.0], [1.0]]
+    whole = Features(tmp_path, compute)
+    whole.add(["bb", "ccc"])
+    assert len(asked) == 5
 
 
 # --- saving

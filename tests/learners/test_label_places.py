@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+import perdure
 from perdure.protocol.batch import (
     LABELS_AT,
     ForwardOutput,
@@ -116,3 +121,24 @@ def test_tensors_of_a_batch():
     assert label_places(labels, "next").tolist() == [[6, 7, -100], [-100, 8, -100]]
     assert label_places(labels, "own") is labels
     assert label_places(torch.tensor([4, 2]), "row").tolist() == [[4], [2]]
+
+
+@pytest.mark.unit
+def test_nobody_else_knows_where_a_label_stands() -> None:
+    """No other module takes labels from the second on."""
+
+    def shifts(source: str) -> list[str]:
+        found = []
+        for node in ast.walk(ast.parse(source)):
+            if not isinstance(node, ast.Subscript) or "labels" not in ast.unparse(node.value):
+                continue
+            if re.search(r"(^|[ (,])1:", ast.unparse(node.slice)):
+                found.append(ast.unparse(node))
+        return found
+
+    assert shifts('x = batch["labels"][:, 1:]\ny = labels[..., 1:]\nz = labels[1:]') == [
+        "batch['labels'][:, 1:]", "labels[..., 1:]", "labels[1:]",
+    ]  # fmt: skip
+    home = Path(perdure.__file__).parent
+    every = {f: found for f in home.rglob("*.py") if (found := shifts(f.read_text("utf-8")))}
+    assert set(every) == {home / "models/labels.py"}, every

@@ -354,6 +354,24 @@ def test_derpp_within_tasks_by_hand(new_too: bool, total: float) -> None:
     assert found.item() == pytest.approx(total, abs=1e-6)
 
 
+@pytest.mark.parametrize("quiet", [True, False])
+def test_derpps_snapshot_has_no_dropout_unless_it_is_asked_for(quiet: bool) -> None:
+    """Released code leaves its teachers in train mode: `teacher_eval: false`."""
+    method, model, eye = dark(
+        torch.zeros(2, 4).tolist(), [2, 2], False, target="snapshot", teacher_eval=quiet
+    )
+    new, old = rows_of(eye[:1], [2]), rows_of(eye[1:], [0])
+    ctx = context(model, new, method)
+    main, extra = ctx.forward(new), ctx.forward(old)
+    modes: list[bool] = []
+    hook = ctx.model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    before = ctx.model.training
+    method.loss(ctx, main, extra)
+    hook.remove()
+    assert set(modes) == {not quiet}
+    assert ctx.model.training is before
+
+
 def test_the_released_derpp() -> None:
     method = DERpp(DERppConfig(official=True))
     found = method.config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -539,3 +540,9 @@ def test_recipes_of_named_streams_are_valid(name: str) -> None:
         assert recipe.train.max_length == lengths[stream]
         assert recipe.train.epochs == (3 if stream == "topic3" else 5)
         assert recipe.model.path == "EleutherAI/pythia-410m-deduped"
+    # The overrides that its comment names, for the other rows of the table.
+    told = re.findall(r"^#   .*?  +((?:[a-z_.]+=\S+ ?)+)", recipe_of.read_text("utf-8"), re.M)
+    assert told or not short.startswith("pythia-")
+    for line in told:
+        changed = perdure.load_recipe(recipe_of, line.split(), check_files=False)
+        assert changed != recipe

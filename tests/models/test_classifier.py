@@ -187,20 +187,22 @@ def test_pooling_by_hand_on_both_sides() -> None:
     assert positions(right).tolist() == [[0, 1, 2, 2]]
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean", "last"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "last", "entity_starts"])
 @pytest.mark.parametrize("name", ["bert", "roberta", "gpt2", "gpt_neox", "llama"])
 def test_a_padded_row_has_the_feature_that_it_has_alone(name: str, pooling: str) -> None:
     """GPT-2 numbers positions; left padding would shift them (specification, section 1)."""
-    model = Classifier(body_of(name), pooling, Heads(32)).eval()
+    marked = pooling == "entity_starts"
+    model = Classifier(body_of(name), pooling, Heads(64 if marked else 32)).eval()
     alone = torch.tensor([[5, 6, 7, 8]])
-    feature = model.features(alone, torch.ones_like(alone))
+    starts = [torch.tensor(s) if marked else None for s in ([[1, 3]], [[1, 3], [0, 5]])]
+    feature = model.features(alone, torch.ones_like(alone), starts[0])
     pad, mask = [1 if name == "roberta" else 0] * 3, [0] * 3
     for ids, real in (
         ([*pad, 5, 6, 7, 8], [*mask, 1, 1, 1, 1]),
         ([5, 6, 7, 8, *pad], [1, 1, 1, 1, *mask]),
     ):
         beside = torch.tensor([ids, [9, 10, 11, 12, 13, 14, 15]])
-        found = model.features(beside, torch.tensor([real, [1] * 7]))[:1]
+        found = model.features(beside, torch.tensor([real, [1] * 7]), starts[1])[:1]
         torch.testing.assert_close(found, feature, atol=1e-5, rtol=0)
 
 

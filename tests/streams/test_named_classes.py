@@ -478,7 +478,9 @@ def test_three_sections_are_a_recipe(tmp_path: Path) -> None:
     clinc(tmp_path)
     Path("recipe.yaml").write_text(RECIPE % "clinc150\n  folder: .")
     recipe = load_recipe("recipe.yaml")
-    assert recipe.train.learning_rate == 1e-5  # the kind's defaults
+    # The kind's defaults: the body's rate and weight decay, and the heads'.
+    assert (recipe.train.learning_rate, recipe.train.weight_decay) == (1e-5, 5e-4)
+    assert (recipe.model.head.learning_rate, recipe.model.head.weight_decay) == (1e-3, 1e-2)
     assert len(build_stream(recipe.stream, None, recipe.folder, 0)) == 15
     Path("again.yaml").write_text(dump_recipe(recipe))  # as a run records it
     assert load_recipe("again.yaml") == recipe
