@@ -13,7 +13,7 @@ plain torch and in the same process:
 - the released way, on a slice and scaled by counts: batches of 4 padded to 50 tokens, every epoch
   through the body, scored after each task; with --probes also its sixteen evaluations
 
-Printed: seconds of each part, their sum, and the ratio to it; passes counted and needed.
+Printed: seconds of each part, needed and used, their sums and the ratio; passes counted and needed.
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ import torch
 from torch.nn import functional as F
 
 import perdure
+from perdure.engine.trainer import PerdureTrainer
+from perdure.learners import probing
+from perdure.learners.class_features import BodyFeatures
+from perdure.learners.heads_only import HeadsTrainer
 from perdure.models.classifier import Classifier
 from perdure.models.load import load_body
 from perdure.models.memory import keep_freed_memory
@@ -56,6 +60,7 @@ def main() -> int:
     shutil.rmtree(wanted.out, ignore_errors=True)
     recipe = _recipe(wanted)
     counted = _count_passes()
+    spent = _spend()
     started = time.monotonic()
     whole = stream_of(recipe)
     ready = prepare(recipe, stream=replace(whole, tasks=whole.tasks[: wanted.tasks]))
@@ -79,21 +84,26 @@ def main() -> int:
         _warm_up(body, tokenizer, texts[0], len(set(_labels(ready.stream.tasks[0]))))
     with _timed() as heads:
         _head_steps(features, [len(part) for part in texts], ready.stream)
+    read = passes.seconds * states + others.seconds
     parts = {
-        f"passes of {len(every):,} texts, {states} state(s)": passes.seconds * states,
-        f"warm-up, {WARM_UP} epochs of {len(texts[0]):,} texts": warm.seconds,
-        f"passes of {len(apart):,} texts for figures of no class": others.seconds,
-        "heads' steps on vectors": heads.seconds,
-    }
+        f"passes of {len(every):,} texts in {states} state(s), of {len(apart):,} once": (
+            read, spent["read"]
+        ),
+        f"warm-up, {WARM_UP} epochs of {len(texts[0]):,} texts": (
+            warm.seconds, spent["trained"] - spent["heads"]
+        ),
+        "heads' steps on vectors": (heads.seconds, spent["heads"]),
+    }  # fmt: skip
     if wanted.probes:
         with _timed() as probes:
             fits = _probe_fits(features, [len(part) for part in texts], ready.stream)
-        parts[f"{fits} fits of linear and cosine probes"] = probes.seconds
-    needed = sum(parts.values())
+        parts[f"{fits} fits of linear and cosine probes"] = probes.seconds, spent["fits"]
+    parts["data, scores, checkpoints, report"] = 0.0, used - sum(own for _, own in parts.values())
+    needed = sum(least for least, _ in parts.values())
+    print(f"{'seconds':<60} {'needed':>8} {'used':>8}")
     for name, seconds in parts.items():
-        print(f"{name:<50} {seconds:8.1f} s")
-    print(f"{'needed':<50} {needed:8.1f} s")
-    print(f"{'used by perdure, scores and report within':<50} {used:8.1f} s   {used / needed:.2f}x")
+        print(f"{name:<60} {seconds[0]:8.1f} {seconds[1]:8.1f}")
+    print(f"{'all':<60} {needed:8.1f} {used:8.1f}   {used / needed:.2f}x")
     # The warm-up's passes are steps, not features.
     once = len(every) * states + len(apart)
     print(f"passes without gradient: {counted['read']:,} counted, {once:,} needed")
@@ -158,6 +168,28 @@ def _count_passes() -> dict[str, int]:
 
     Classifier.__init__ = init  # type: ignore[method-assign,assignment]
     return counted
+
+
+def _spend() -> dict[str, float]:
+    """Seconds that a run spends from now on in passes, trainings, heads' steps and fits."""
+    spent = {"read": 0.0, "trained": 0.0, "heads": 0.0, "fits": 0.0}
+
+    def timed(owner: Any, name: str, part: str) -> None:
+        bare = getattr(owner, name)
+
+        def run(*args: Any, **options: Any) -> Any:
+            with _timed() as clock:
+                found = bare(*args, **options)
+            spent[part] += clock.seconds
+            return found
+
+        setattr(owner, name, run)
+
+    timed(BodyFeatures, "_run_body", "read")
+    timed(PerdureTrainer, "train", "trained")
+    timed(HeadsTrainer, "_run_epoch", "heads")
+    timed(probing, "fit", "fits")
+    return spent
 
 
 def _batches(tokenizer: Any, texts: list[str], size: int) -> Iterator[tuple[list[int], Any]]:

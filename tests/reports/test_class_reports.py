@@ -457,6 +457,13 @@ def test_cost_is_read_from_facts(small: Run) -> None:
     assert found["seconds"] == pytest.approx(40 + 6 * 0.2)  # six cells; probes do not count
     # 8 + (8 + 16) + (8 + 16 + 8) test rows, and 40 in each of three tasks.
     assert found["body_passes"] == found["body_passes_needed"] == 64 + 120
+    cells = {
+        name: re.sub(r"<.*?>", " ", cell).split()
+        for name, cell in re.findall(
+            r'<td data-label="(Trained parameters|Body passes)">(.*?)</td>', render([small]), re.S
+        )
+    }
+    assert cells == {"Trained parameters": ["3,840"], "Body passes": ["184", "184", "needed"]}
 
 
 def test_charts_of_accuracy_against_cost(large: list[Run]) -> None:
