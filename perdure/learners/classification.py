@@ -216,8 +216,9 @@ class ClassificationLearner(AdapterLogits):
             last = number == len(model.heads.sizes)
             for name, first in self._first_reserve.items():
                 whole = f"heads.reserve.{name}" if last else f"heads.parts.{number}.{name}"
-                if size:
-                    found[whole] = first[at : at + size].to(model.device)
+                if size:  # a scale is no class's own
+                    own = first[at : at + size] if first.ndim else first
+                    found[whole] = own.to(model.device)
             at += size
         own = set(trainable(model))
         return {n: w for n, w in found.items() if n in own}

@@ -116,19 +116,21 @@ class Heads(nn.Module):
         """Set the weights of `chosen` classes, (classes,) bool, to theirs of `means`, (classes,
         width); a bias becomes 0."""
         start = 0
-        for part in self.parts:
-            size = len(part.weight)  # type: ignore[arg-type]
-            own = chosen[start : start + size].to(part.weight.device)  # type: ignore[arg-type]
-            part.weight[own] = means[start : start + size].to(part.weight)[own]  # type: ignore
+        for part in self._filled():
+            size, weight = len(part.weight), part.weight
+            own = chosen[start : start + size].to(weight.device)
+            weight[own] = means[start : start + size].to(weight)[own]
             if getattr(part, "bias", None) is not None:
-                part.bias[own] = 0.0  # type: ignore[operator]
+                part.bias[own] = 0.0
             start += size
+
+    def _filled(self) -> list[Any]:
+        """The heads that have a class."""
+        return [part for part in self.parts if len(part.weight)]  # type: ignore[arg-type]
 
     def forward(self, features: Tensor) -> Tensor:
         """In one product for all heads: one for each takes most of a step on features."""
-        every: list[Any] = [
-            p for p in (*self.parts, self.reserve) if p is not None and len(p.weight)
-        ]
+        every = self._filled() + ([] if self.reserve is None else [self.reserve])
         if not every:
             return features[..., :0]
         weights = torch.cat([part.weight for part in every])

@@ -202,9 +202,11 @@ def test_half_a_batch_of_kept_rows_takes_twice_the_steps(smooth: Path, tmp_path:
     same(weights(run), weights(learn(tmp_path / "small/run", small)), 5e-6)
 
 
-@pytest.mark.parametrize("kept", [0, 6, "all"])
+@pytest.mark.parametrize(
+    ("kept", "scaled"), [(0, False), (6, False), ("all", False), ("all", True), (0, True)]
+)
 def test_joint_starts_each_time_from_heads_as_they_were_drawn(
-    smooth: Path, tmp_path: Path, kept: Any, monkeypatch: pytest.MonkeyPatch
+    smooth: Path, tmp_path: Path, kept: Any, scaled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from perdure.learners.classification import ClassificationLearner
 
@@ -216,7 +218,7 @@ def test_joint_starts_each_time_from_heads_as_they_were_drawn(
         return started(self, *args)
 
     monkeypatch.setattr(ClassificationLearner, "trainer", trainer)
-    head = {"preallocate": kept, "learning_rate": 0.05}
+    head = {"preallocate": kept, "learning_rate": 0.05, "learn_scale": scaled}
     recipe = recipe_of(tmp_path, smooth, {"name": "joint"}, model__head=head)
     run = learn(tmp_path / "run", recipe)
     first, _, third = found
@@ -226,6 +228,10 @@ def test_joint_starts_each_time_from_heads_as_they_were_drawn(
     if kept:
         columns = torch.cat([third[f"heads.parts.{k}.weight"] for k in (1, 2)])
         assert torch.equal(columns, first["heads.reserve.weight"])
+    if scaled:
+        assert all(third[f"heads.parts.{k}.scale"] == 1 for k in range(3))
+        last = weights(run)
+        assert all(last[f"heads.parts.{k}.scale"] != 1 for k in range(3))
     assert len(run.scores()) == 6
 
 

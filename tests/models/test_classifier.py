@@ -99,6 +99,22 @@ def test_all_heads_at_once_give_what_each_gives(
         torch.testing.assert_close(*given)
 
 
+@pytest.mark.parametrize("form", ["linear", "cosine"])
+def test_means_are_placed_past_a_task_without_a_class_of_its_own(form: str) -> None:
+    heads = Heads(2, form)
+    for classes, task in ((2, 0), (1, 2)):  # task 1's classes are all old
+        heads.grow(classes, task)
+    before = cast(Any, heads.parts[0]).weight[1].detach().clone()
+    means = torch.tensor([[1.0, 2.0], [9.0, 9.0], [5.0, 6.0]])
+    heads.place(means, torch.tensor([True, False, True]))
+    first, last = cast(Any, heads.parts[0]), cast(Any, heads.parts[2])
+    assert first.weight[0].tolist() == [1.0, 2.0]
+    assert torch.equal(first.weight[1], before)
+    assert last.weight.tolist() == [[5.0, 6.0]]
+    if form == "linear":
+        assert first.bias[0] == last.bias[0] == 0
+
+
 def test_classes_within_a_task_by_hand() -> None:
     """Specification, example 13: a slice of the logits, not all of them."""
     logits, right = torch.tensor([[0.2, 1.1, 2.0, 0.4]]), torch.tensor([1])
