@@ -9,7 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perdure.errors import PerdureError, RecipeError, UsageError, printable, resume_command, typed
+from perdure.errors import (
+    PerdureError,
+    RecipeError,
+    UsageError,
+    brief,
+    printable,
+    resume_command,
+    typed,
+)
 from perdure.failures import cause_of
 from perdure.prepare import load_recipe
 from perdure.recipe.schema import Recipe
@@ -198,7 +206,9 @@ def _number(found: int | None) -> str:
 def _sizes(plan: Plan) -> str:
     if plan.parameters is None:
         return ""
-    return f"{plan.parameters:,} parameters, {plan.trainable:,} trained, "
+    # Where heads learn alone for a part of the steps, the body stays there.
+    most = "at most " if any(task.head_steps for task in plan.tasks) else ""
+    return f"{plan.parameters:,} parameters, {most}{plan.trainable:,} trained, "
 
 
 def _classes(plan: Plan) -> list[str]:
@@ -213,7 +223,7 @@ def _classes(plan: Plan) -> list[str]:
     told = [f"{count} classes, {plan.scenario}" + (f": {meaning}" if meaning else "")]
     for task, names in parts:
         rest = f" and {len(names) - 12} more" if len(names) > 12 else ""
-        told.append(f"  {task}: {', '.join(names[:12])}{rest}")
+        told.append(f"  {task}: {', '.join(map(brief, names[:12]))}{rest}")
     return told
 
 

@@ -7,6 +7,7 @@ and within which of them training's cross-entropy runs; the other one is recorde
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from perdure.protocol.step import Phase
     from perdure.recipe.schema import Recipe
 
+logger = logging.getLogger("perdure")
 HEADS = r"^heads\."
 MEANS = ("prototypes", "normalized prototypes")
 
@@ -316,6 +318,8 @@ class ClassificationLearner(AdapterLogits):
         with self.autocast():  # what stands for the label is not looked at
             labelled = [{**row, "label": learned[0]} for row in rows]
             logits = self._logits(labelled, None, self._tasks_of(names))
+        if cut := sum(row["text"] in self.reader.cut for row in rows):
+            logger.warning("%d of %d texts have %s", cut, len(rows), self.reader.cut_told)
         columns = logits[:, [self.classes[name] for name in names]]
         return [
             {"text": row["text"], **ranked(self.answer, names, line)}

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, field_validator
 
 from perdure.errors import brief, task_named
 from perdure.paths import NoPathError, settled
 from perdure.recipe.columns import check_cell
 from perdure.recipe.general import OTHER_ENDINGS, encoding_mistakes
-from perdure.recipe.mistakes import Mistake, near
+from perdure.recipe.mistakes import QUOTE, Mistake, near, show
 from perdure.recipe.section import Section
 from perdure.recipe.until import UntilConfig
 
@@ -276,6 +276,17 @@ class DataConfig(TaskConfig):
     no_class: str | None = Field(
         None, description="label of rows of no class: not learned, kept apart to be scored"
     )
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _names_are_text(cls, tasks: Any) -> Any:
+        """Of a union of types pydantic tells what is wrong for the first one."""
+        for i, task in enumerate(tasks if isinstance(tasks, list) else ()):
+            for j, name in enumerate(task if isinstance(task, list) else ()):
+                if isinstance(name, bool) or not isinstance(name, str | int | float):
+                    said = f"task {i + 1}, class {j + 1}: {show(name)} is no text: {QUOTE}"
+                    raise ValueError(said)
+        return tasks
 
     def task_name(self, number: int, count: int) -> str:
         """What the task of this number is called, of so many, where no column names them."""

@@ -43,7 +43,8 @@ def probes(runs: Sequence[RunView]) -> Iterator[Table]:
     for run in runs:
         if names := probed.names(run):
             yield _by_step(run, names)
-            yield _by_task(run, names)
+            if run.done <= probed.last(run):
+                yield _by_task(run, names)
 
 
 def _by_step(run: RunView, names: Sequence[str]) -> Table:
@@ -65,6 +66,8 @@ def _by_step(run: RunView, names: Sequence[str]) -> Table:
             cells[i] += "" if math.isnan(line[after]) else f" ({number(line[after])})"
         table.add_row(Text(title), *map(Text, cells))
     table.caption = f"in brackets: {probed.SETS['all']}"
+    if run.done > (last := probed.last(run)):
+        table.caption += f", of the {last} tasks then; tasks that were added later have no probes"
     table.caption_justify = "left"
     return table
 

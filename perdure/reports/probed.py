@@ -41,6 +41,11 @@ def names(run: RunView) -> list[str]:
     return [name for name in get_args(Probe) if name in found]
 
 
+def last(run: RunView) -> int:
+    """Tasks that were learned when probes were fitted for the last time; an extension fits none."""
+    return max(line["after"] for line in run.probes)
+
+
 def value(run: RunView, name: str, fitted: str, after: int, task: str) -> float:
     """What a probe reaches on a task after so many; nan where it was not measured."""
     column = run.matrix.column(task)

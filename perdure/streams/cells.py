@@ -98,7 +98,7 @@ def _kind_of(value: Any) -> str:
 
 def _as_text_of(value: Any) -> str:
     if isinstance(value, list | dict):
-        return "lists of messages are read with format: chat"
+        return "write one text a row; lists of messages are read with format: chat"
     return "write the column as text, for example by pandas' astype(str)"
 
 

@@ -90,6 +90,13 @@ def apart(
     validation and test in halves; else those in it are left out.
     """
     if config.no_class is None:
+        if "no_class" in config.model_fields_set and any(
+            p.row[key] == "null" for rows in splits.values() for p in rows
+        ):
+            what = (
+                f'{config.place("no_class")}: null means no label, and rows have the label "null"'
+            )
+            mistakes.add(config.name, what, 'write it in quotes, "null", or leave no_class out')
         return splits, NoClass()
     wanted = folded(config.no_class)
     none = {s: [p for p in rows if folded(p.row[key]) == wanted] for s, rows in splits.items()}

@@ -155,7 +155,7 @@ class Reader:
                 yield Record(place, values)
             else:
                 what = f"{place}: not a JSON object but a {_kind(values)}"
-                self.mistakes.add(name, what, 'each line is one object, {"prompt": ..., ...}')
+                self.mistakes.add(name, what, 'each line is one object, {"column": "cell", ...}')
 
     def _delimited(self, path: Path, how: Reading, usual: str) -> Iterator[Record]:
         name = shown(path)
@@ -197,6 +197,8 @@ class Reader:
                 what = f"{name}:{start}: {len(cells)} cells, but the header has {len(header)}"
                 seen = "a tab" if delimiter == "\t" else f'"{delimiter}"'
                 remedy = [f"put cells with {seen} in quotes"]
+                if len(cells) < len(header):
+                    remedy = [f"add what is missing: a row has {len(header) - 1} times {seen}"]
                 if len(header) == 1:
                     remedy = [*remedy, "or name what separates the cells: delimiter: ;"]
                 self.mistakes.add(name, what, remedy)

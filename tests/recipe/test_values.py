@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,22 @@ def test_a_word_that_is_none_to_yaml_is_told(written: str, read: str) -> None:
             f"r.yaml:8: stream.tasks.0.label_names.{_key(written)}: YAML reads {written} as {read}",
             f'  write it in quotes: "{written}"',
         ]
+
+
+@pytest.mark.parametrize("written", ["null", "true", "2024-01-01"])
+def test_a_class_in_a_list_of_tasks_is_text(written: str, tmp_path: Path) -> None:
+    """It is told of that class, though the key may hold a number as well."""
+    (tmp_path / "r.yaml").write_text(
+        "model: {path: a/b}\nmethod: sequential\nstream:\n  data:\n    train: t.csv\n"
+        f"    tasks: [[a, 1], [b, {written}]]\n"
+    )
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tmp_path / "r.yaml", check_files=False)
+    (said,) = caught.value.mistakes
+    assert re.search(
+        r"r\.yaml:6: stream\.data\.tasks.*: task 2, class 2: .* is no text: write it in quotes",
+        str(said),
+    )
 
 
 def _key(written: str) -> str:

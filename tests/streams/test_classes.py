@@ -220,6 +220,12 @@ def test_rows_of_no_class_stand_apart() -> None:
     assert (stream.no_class.validation, stream.no_class.test) == ((), ("what is 0",))
     found = wrong(tasks=2, no_class="nothing")
     assert found[0].startswith('task data: no_class: no row has the label "nothing"')
+    nulls = [{"utterance": f"what is {i}", "intent": "null"} for i in range(4)]
+    assert wrong([*ROWS, *nulls], tasks=2, no_class=None)[0] == (
+        'task data: no_class: null means no label, and rows have the label "null"\n'
+        '  write it in quotes, "null", or leave no_class out'
+    )
+    assert len(build([*ROWS, *nulls], tasks=2, no_class="null").no_class.test) == 2
 
 
 # ---- bad input

@@ -370,7 +370,7 @@ def test_a_json_array_is_one_mistake(tmp_path: Path) -> None:
     assert mistakes(tmp_path, train="t.jsonl").count("t.jsonl:") == 1
     (tmp_path / "t.jsonl").write_text('["a"]\n')
     assert mistakes(tmp_path, train="t.jsonl") == (
-        't.jsonl:1: not a JSON object but a list\n  each line is one object, {"prompt": ..., ...}'
+        't.jsonl:1: not a JSON object but a list\n  each line is one object, {"column": "cell", ...}'
     )
 
 
@@ -388,6 +388,10 @@ def test_csv_mistakes_name_the_line(tmp_path: Path) -> None:
         '  put cells with "," in quotes\n'
         "train.csv:5: broken CSV: unexpected end of data\n"
         '  a quote inside a quoted cell is written twice: "say ""hi"""'
+    )
+    (tmp_path / "train.csv").write_text("prompt,answer\na,b\nc\n")
+    assert mistakes(tmp_path) == (
+        'train.csv:3: 1 cells, but the header has 2\n  add what is missing: a row has 1 times ","'
     )
     (tmp_path / "train.csv").write_text("prompt,answer,answer\na,b,c\n")
     assert mistakes(tmp_path).startswith("train.csv:1: column twice in the header: answer")
