@@ -419,3 +419,18 @@ def test_a_text_too_long_for_the_model(texts: Path) -> None:
 def test_an_unknown_task_in_python(texts: Path) -> None:
     with pytest.raises(UsageError, match='did you mean "count"'):
         perdure.load_predictor(texts, task="coumt")
+
+
+def test_texts_that_are_cut_are_counted(
+    intents: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "long.csv"
+    file.write_text("utterance\nxq now\n" + "xq " * 400 + "\nzk\n")
+    found = typed(intents, file)
+    assert found.exit_code == 0, found.output
+    assert len(found.stdout.splitlines()) == 3
+    assert "1 of 3 texts have more than 128 tokens: the end of the text is left out" in caplog.text
+    caplog.clear()
+    file.write_text("utterance\nxq now\n")
+    typed(intents, file)
+    assert "left out" not in caplog.text

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -428,6 +429,22 @@ def test_probes_are_shown_beside_what_was_observed(small: Run) -> None:
     assert "Observed and probed" in page
     assert "future ones included" in page
     assert page.count('<table class="heat many">') >= 8  # each probe on either set of classes
+
+
+def test_an_extended_run_says_whose_probes_are_shown(small: Run, tmp_path: Path) -> None:
+    """Tasks that were added have none, and no table is shown that has no cell."""
+    later = tmp_path / "run"
+    shutil.copytree(small.path, later)
+    scores = [json.loads(line) for line in (later / "scores.jsonl").read_text().splitlines()]
+    kept = [s for s in scores if s["kind"] != "probe" or s["after"] < 3]
+    assert len(kept) < len(scores)
+    (later / "scores.jsonl").write_text("".join(json.dumps(s) + "\n" for s in kept))
+    text, before = text_of([Run.open(later)]), text_of([small])
+    assert "observed and probed, each task at the end" in before
+    assert "observed and probed, each task at the end" not in text
+    assert "tasks that were added later have no probes" not in before
+    told = "of the 2 tasks then; tasks that were added later have no probes"
+    assert told in " ".join(text.split())
 
 
 def test_json_has_all_of_it(small: Run) -> None:

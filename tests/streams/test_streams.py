@@ -370,7 +370,8 @@ def test_a_json_array_is_one_mistake(tmp_path: Path) -> None:
     assert mistakes(tmp_path, train="t.jsonl").count("t.jsonl:") == 1
     (tmp_path / "t.jsonl").write_text('["a"]\n')
     assert mistakes(tmp_path, train="t.jsonl") == (
-        't.jsonl:1: not a JSON object but a list\n  each line is one object, {"column": "cell", ...}'
+        "t.jsonl:1: not a JSON object but a list\n"
+        '  each line is one object, {"column": "cell", ...}'
     )
 
 
