@@ -417,7 +417,7 @@ def test_what_messages_quote_of_data_is_plain_text() -> None:
 @pytest.mark.parametrize(
     ("raw", "what", "remedy"),
     [
-        (gzip.compress(b'{"text": "a"}\n'), "a gzip archive", "unpack it first"),
+        (gzip.compress(b'{"text": "a"}\n', mtime=0), "a gzip archive", "unpack it first"),
         (
             b"PK\x03\x04\x14\x00\x06\x00",
             "a zip archive or a spreadsheet",
