@@ -280,6 +280,27 @@ def test_passes_for_texts_of_no_class_are_planned(
 
 
 @pytest.mark.parametrize(
+    ("probes", "passes"),
+    [
+        # The warm-up, steps that read their rows anew, and each scoring of learned tasks.
+        ([], 16 + 96 + 8 * (1 + 2 + 3)),
+        # Probes read all rows with dropout, in both states.
+        (["prototype"], 16 + 96 + 8 * (1 + 2 + 3) + 2 * (48 + 24)),
+    ],
+)
+def test_a_frozen_body_with_dropout_reads_texts_again(
+    probes: Any, passes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = {"name": "seq_star", "warmup_epochs": 1, "frozen_eval_mode": False}
+    recipe = write_class_recipe(
+        tmp_path, save_encoder(tmp_path / "m"), method=method, scoring={"probes": probes}
+    )
+    assert planned(recipe).body_passes == passes
+    made = learned(recipe, tmp_path / "run", monkeypatch)
+    assert sum(m.hooked for m in made) == passes
+
+
+@pytest.mark.parametrize(
     ("options", "passes"),
     [
         # Each training row once, by its task's adapter, and each test row by all three.

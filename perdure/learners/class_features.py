@@ -26,7 +26,7 @@ from perdure.models.random_state import forked_rng, seed_of
 from perdure.models.tokens import rules_of
 from perdure.models.weights import evaluating, fingerprint, is_sharded, local
 from perdure.processes import Progress, over_ranks, summed
-from perdure.streams.task import Row, Task
+from perdure.streams.task import Row, Task, shown
 
 if TYPE_CHECKING:
     from perdure.models.prepared_classes import PreparedClasses
@@ -119,7 +119,7 @@ class BodyFeatures(Learner):
         drops = self._drops_when_probed
         features = self._features_now(drops) if drops else self.features or self._features_now()
         for task in self.stream:
-            tested = list(task.test)[: self.recipe.scoring.max_test_rows]
+            tested = shown(task, self.recipe.scoring.max_test_rows)
             self._asked([row["text"] for row in (*task.train, *tested)], features, drops)
         return self._probing.lines(after, len(model.owners), features.folder.name, features, done)
 

@@ -187,6 +187,7 @@ class ClassificationLearner(AdapterLogits):
         texts, model = [row["text"] for row in rows], cast(Classifier, self.model)
         features = self._features_now()
         features.add(texts)
+        self._asked(texts, features)
         self._use(features)
         labels = torch.tensor([self.classes[row["label"]] for row in rows])
         means, counts = class_means(

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from perdure.engine.batching import steps_of
+from perdure.models.configuration import has_dropout, read_config
 
 if TYPE_CHECKING:
     from perdure.models.task_adapters import TaskAdapters
@@ -73,7 +74,13 @@ def body_reads(
         scorings = 1 if adapters.select == "oracle" else sum(own)
         if adapters.compete == "seen":  # earlier tasks' classes have logits
             looking += rows * sum(own[:number])
-    if recipe.scoring.probes:
+    drops = heads is not None and any(m.drops_when_probed for m in methods)
+    if drops and has_dropout(read_config(recipe.model, causal=False)):
+        # Nothing is kept: each step and each scoring reads its texts, and probes read their own.
+        looking, scorings = head_steps * recipe.train.batch_size, len(epochs) - number
+        if recipe.scoring.probes:
+            looking, scorings = looking + states * len(task.train), scorings + states
+    elif recipe.scoring.probes:
         looking = looking - (rows if heads is not None else 0) + states * len(task.train)
         scorings = states + (0 if adapters is None else scorings)
     looking += _no_class(recipe, stream, number, epochs, adapters is not None)

@@ -19,6 +19,7 @@ from perdure.models.features import Features
 from perdure.models.random_state import seed_of
 from perdure.scoring.lines import PROBE, probe_line
 from perdure.scoring.probes import fit, logits
+from perdure.streams.task import shown
 
 if TYPE_CHECKING:
     from perdure.streams.task import Row, Task
@@ -68,7 +69,7 @@ class Probing:
             yield probe_line(after, task.name, len(self._test(task)), found, seconds), ()
 
     def _test(self, task: Task) -> Sequence[Row]:
-        return list(task.test)[: self.most]
+        return shown(task, self.most)
 
     def _found(self, count: int, state: str, features: Features) -> Found:
         """Fit and test on the first `count` classes; tasks with another class are left out."""

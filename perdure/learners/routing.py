@@ -12,6 +12,7 @@ from perdure.errors import UsageError, task_named
 from perdure.learners.scores import score_routed
 from perdure.models.served import base_of, check_base, router_of
 from perdure.scoring.routed import Routed, as_prompt, prompts_of
+from perdure.streams.task import shown
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,8 +80,7 @@ class Routing:
     def score(self, task: Task) -> TaskScore | None:
         """Score a task's test rows with the weights as they are, by the adapters that a router
         chooses; None where the kind has no score for it yet."""
-        shown = list(task.test)[: self.recipe.scoring.max_test_rows]
-        task = replace(task, test=shown)
+        task = replace(task, test=shown(task, self.recipe.scoring.max_test_rows))
         with nullcontext() if self.routed is not None else self.routing():
             if self.routed is None:
                 return self._score_alone(task)

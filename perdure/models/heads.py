@@ -129,13 +129,18 @@ class Heads(nn.Module):
         return [part for part in self.parts if len(part.weight)]  # type: ignore[arg-type]
 
     def forward(self, features: Tensor) -> Tensor:
-        """In one product for all heads: one for each takes most of a step on features."""
+        """In one product for all heads: one for each takes most of a step on features. In fp32
+        also under autocast, where so many classes tie that the older ones win."""
+        with torch.autocast(features.device.type, enabled=False):
+            return self._logits(features.float())
+
+    def _logits(self, features: Tensor) -> Tensor:
         every = self._filled() + ([] if self.reserve is None else [self.reserve])
         if not every:
             return features[..., :0]
         weights = torch.cat([part.weight for part in every])
         if self.form == "linear":
-            return F.linear(features, weights, torch.cat([part.bias for part in every]))
+            return F.linear(features, weights.float(), torch.cat([p.bias for p in every]).float())
         scale: Any = self.scale
         if self.learn_scale:
             scale = torch.cat([part.scale.expand(len(part.weight)) for part in every])

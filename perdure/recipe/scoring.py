@@ -27,7 +27,9 @@ class ScoringConfig(Section):
         description=f"rows scored at once per process; if missing {PROMPTS_AT_ONCE}, and of "
         f"classes {TEXTS_AT_ONCE} or as many as have {TOKENS_AT_ONCE:,} tokens",
     )
-    max_test_rows: int | None = Field(None, gt=0, description="score this many rows a task at most")
+    max_test_rows: int | None = Field(
+        None, gt=0, description="score this many rows a task at most, of each label about as many"
+    )
     max_drop: float = Field(
         MAX_DROP, gt=0, lt=1, description="a task is kept if shown to drop by less, as a share"
     )

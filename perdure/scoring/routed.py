@@ -23,7 +23,7 @@ from perdure.processes import Progress
 from perdure.scoring.routing_figures import NONE
 from perdure.scoring.score import TaskScore, numbered_copies, pooled, score_task
 from perdure.streams.kinds import metric
-from perdure.streams.task import Task
+from perdure.streams.task import Task, shown
 
 if TYPE_CHECKING:  # these import torch, which scores in files do without
     from perdure.models.chat import Encoder
@@ -82,9 +82,9 @@ def _key(prompt: Messages) -> str:
 
 
 def prompts_of(tasks: Iterable[Task], most: int | None = None) -> Iterator[Messages]:
-    """The prompts of tasks' test rows, the first `most` of each."""
+    """The prompts of tasks' test rows, `most` of each (`perdure.streams.task.shown`)."""
     for task in tasks:
-        for row in list(task.test)[:most]:
+        for row in shown(task, most):
             yield row["prompt"]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -78,6 +79,20 @@ class Task:
     @property
     def higher_is_better(self) -> bool:
         return metric(self.metric).higher_is_better
+
+
+def shown(task: Task, most: int | None) -> list[Row]:
+    """A task's rows that are scored where `most` are, None for all: the first ones in their order,
+    and where it has labels so many of each as nearly as there are, as files are often sorted."""
+    if most is None or len(task.test) <= most:
+        return list(task.test)
+    turn: Counter[Any] = Counter()
+    turns = []
+    for i, row in enumerate(task.test):
+        label = row.get("label", row.get("answer")) if task.labels else None
+        turns.append((turn[label] if task.labels else i, i))
+        turn[label] += 1
+    return [task.test[i] for i in sorted(i for _, i in sorted(turns)[:most])]
 
 
 class Gone(Sequence[Row]):

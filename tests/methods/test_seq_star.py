@@ -230,6 +230,8 @@ def test_a_run_of_prototypes_is_their_means(tmp_path: Path) -> None:
     recipe = write_class_recipe(tmp_path, save_encoder(tmp_path / "m"), method=method)
     run = learn(tmp_path / "run", recipe)
     assert {(r["after"], r["phase"]) for r in Run.open(run).log_rows()} == {(1, "warm-up")}
+    # The warm-up's 16, and under the body as it is then each training and test row once.
+    assert "the body read 88 texts, 88 needed" in (run / "perdure.log").read_text("utf-8")
     learner = learner_of(tmp_path / "again", recipe)
     learner.restore(run / "checkpoints/task-3", 3)
     model: Any = learner.model.eval()

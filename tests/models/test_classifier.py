@@ -100,6 +100,21 @@ def test_all_heads_at_once_give_what_each_gives(
 
 
 @pytest.mark.parametrize("form", ["linear", "cosine"])
+def test_heads_compute_in_fp32_under_autocast(form: str) -> None:
+    """In bf16 so many classes tie exactly that the oldest of them wins."""
+    heads = Heads(16, form)
+    heads.grow(150)
+    features = torch.randn(20, 16, generator=torch.Generator().manual_seed(0))
+    wanted = heads(features)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = heads(features)
+        half = heads(features.bfloat16())
+    assert found.dtype == half.dtype == torch.float32
+    assert torch.equal(found, wanted)
+    torch.testing.assert_close(half, heads(features.bfloat16().float()))
+
+
+@pytest.mark.parametrize("form", ["linear", "cosine"])
 def test_means_are_placed_past_a_task_without_a_class_of_its_own(form: str) -> None:
     heads = Heads(2, form)
     for classes, task in ((2, 0), (1, 2)):  # task 1's classes are all old
