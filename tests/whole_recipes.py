@@ -234,7 +234,8 @@ def _rl() -> Recipe:
 
 
 def _body(encoder: Path) -> Recipe:
-    return {"path": str(encoder), "pooling": "mean", "template": "It says: {text}", "head": {
+    return {"path": str(encoder), "pooling": "mean", "truncate": "right",
+            "template": "It says: {text}", "head": {
         "type": "cosine", "scale": 2.0, "learn_scale": True, "preallocate": 0,
         "learning_rate": 1e-2, "weight_decay": 0.01}}  # fmt: skip
 

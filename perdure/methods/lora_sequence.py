@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -33,6 +33,7 @@ from perdure.models.task_adapters import Compete, Select, TaskAdapters
 from perdure.protocol.labels import class_of
 from perdure.protocol.method import Method, MethodConfig, Requires
 from perdure.protocol.step import Phase
+from perdure.recipe.mistakes import Mistake
 
 if TYPE_CHECKING:
     from perdure.protocol.context import Context
@@ -56,6 +57,10 @@ class LoraSequenceConfig(MethodConfig):
     )
     feature_grad: bool = Field(True, description="a decoder's adapter learns from its head's loss")
     official: bool = Field(False, description="the released code's feature_grad: false")
+
+    def mistakes(self) -> Iterator[Mistake]:
+        if self.official and not self.feature_grad:
+            yield Mistake(("feature_grad",), "is what official means", "leave it out")
 
 
 def staying(names: Iterable[str], task: int) -> str:

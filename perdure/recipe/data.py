@@ -284,8 +284,7 @@ class DataConfig(TaskConfig):
         for i, task in enumerate(tasks if isinstance(tasks, list) else ()):
             for j, name in enumerate(task if isinstance(task, list) else ()):
                 if isinstance(name, bool) or not isinstance(name, str | int | float):
-                    said = f"task {i + 1}, class {j + 1}: {show(name)} is no text: {QUOTE}"
-                    raise ValueError(said)
+                    raise ValueError(f"at {i}.{j}: {show(name)} is no text: {QUOTE}")
         return tasks
 
     def task_name(self, number: int, count: int) -> str:

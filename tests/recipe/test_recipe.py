@@ -646,7 +646,7 @@ def test_every_accepted_key_is_read_by_a_run(
     elsewhere |= {"ScoringConfig.max_drop", "ScoringConfig.max_loss_rise"}
     # Of streams of classes and their heads (tests/streams/test_classes.py, tests/models).
     of_classes = {f"{s.__name__}.{k}" for s in (DataConfig, HeadConfig) for k in s.model_fields}
-    of_classes |= {f"ModelConfig.{k}" for k in ("head", "pooling", "template")}
+    of_classes |= {f"ModelConfig.{k}" for k in ("head", "pooling", "template", "truncate")}
     of_classes |= {"StreamConfig.folder"}
     assert known - read == elsewhere | of_classes
 

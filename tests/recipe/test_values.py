@@ -104,7 +104,7 @@ def test_a_class_in_a_list_of_tasks_is_text(written: str, tmp_path: Path) -> Non
         load_recipe(tmp_path / "r.yaml", check_files=False)
     (said,) = caught.value.mistakes
     assert re.search(
-        r"r\.yaml:6: stream\.data\.tasks.*: task 2, class 2: .* is no text: write it in quotes",
+        r"r\.yaml:6: stream\.data\.tasks.*: at 1\.1: .* is no text: write it in quotes",
         str(said),
     )
 
