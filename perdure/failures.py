@@ -89,13 +89,15 @@ CUT_OFF = Cause(
 SMALLER = "train.micro_batch_size, train.max_length or scoring.batch_size"
 
 _NUMBER = re.compile(r"\((?:os error )?(\d+)\)|\[[Ee]rrno (\d+)\]")
-"""How safetensors ("... (os error 28)") and arrow ("[errno 28] ...") quote the system."""
+"""How safetensors and tokenizers ("(os error 28)") and arrow ("[errno 28]") quote the system."""
 _OF_TORCH = (
     "enforce fail at inline_container",
     "PytorchStreamWriter",
     "PytorchStreamReader",
     "iostream error",
     "Invalid magic number",
+    "Parent directory",
+    "cannot be opened",
 )
 """What torch says of its own files, in writing or in reading them."""
 _NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "out of memory", "_ALLOC_FAILED")
@@ -241,7 +243,8 @@ def errno_of(error: BaseException) -> int | None:
     """The errno of an error of the system, also where a library quotes it; None: it is none."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
-    if not isinstance(error, OSError) and not _is(error, "SafetensorError"):
+    bare = type(error) is Exception and "(os error " in str(error)  # of tokenizers
+    if not (isinstance(error, OSError) or _is(error, "SafetensorError") or bare):
         return None
     found = _NUMBER.search(str(error))
     return int(found[1] or found[2]) if found else None

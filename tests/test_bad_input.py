@@ -526,6 +526,29 @@ def test_what_the_machine_lacks(
     assert refused(override) == f"error: command line: {lack}"
 
 
+def test_scoring_that_takes_more_than_training_is_told(
+    shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def much(facts: Any, rows: int, *_: Any) -> int:
+        asked.append(rows)
+        return 1024 * rows
+
+    monkeypatch.setattr("perdure.learners.room.scoring_mb", much)
+    for size, rows in ((1000, 12), (7, 7)):  # there are twelve test rows
+        monkeypatch.setattr("perdure.learners.room.machine_mb", lambda rows=rows: 1024 * rows - 1)
+        words = ["run", "recipe.yaml", f"scoring.batch_size={size}", "--check"]
+        said = CliRunner().invoke(app, words).stderr
+        assert set(asked) == {rows}
+        asked.clear()
+        assert (
+            f"but it may be too large: command line: scoring.batch_size: scoring takes about "
+            f"{rows}.0 GB of memory"
+        ) in " ".join(said.split())
+        assert "lower it: no score depends on it" in " ".join(said.split())
+
+
 @pytest.mark.parametrize(("there", "told"), [(500, True), (2000, False), (50, False)])
 def test_a_run_that_may_be_too_large_is_told(
     shop: Path, monkeypatch: pytest.MonkeyPatch, there: int, told: bool

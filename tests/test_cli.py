@@ -380,6 +380,19 @@ def test_an_adapter_takes_less_memory_than_the_whole_model() -> None:
     assert training_mb(recipe, lora, 8, 100, "bf16") == 2 * 1000 + 600
 
 
+def test_scoring_takes_weights_one_layer_a_cache_and_logits() -> None:
+    from perdure.models import ModelFacts
+    from perdure.models.training_memory import scoring_mb
+
+    facts = ModelFacts("Llama", 1000 * 2**20, 0, 1024, 8, 2**15, 0, cached=512)
+    # 4 bytes a number; 64 rows of 256 tokens, 17 numbers wide as the layer; two rows of logits.
+    read = 600 + 4 * 1000 + 17 * 64 + 64 * 2**15 * 8 // 2**20
+    assert scoring_mb(facts, 64, 256, 0, "fp32") == read
+    # 256 tokens more are written: keys and values of each layer, 512 numbers a token.
+    assert scoring_mb(facts, 64, 256, 256, "fp32") == read + 64 * 512 * 8 * 512 * 4 // 2**20
+    assert scoring_mb(facts, 0, 0, 0, "bf16") == 600 + 2 * 1000
+
+
 def test_eval_repeats_recorded_scores(inside: Path) -> None:
     for after in (0, 1, 2):
         found = as_json("eval", "runs/shop", "--after", str(after))

@@ -32,6 +32,7 @@ import typer
 from safetensors import SafetensorError
 from synthetic_runs import make_run
 from tiny_runs import write_recipe
+from transformers import PreTrainedTokenizerBase
 from typer.testing import CliRunner
 
 import perdure
@@ -82,6 +83,9 @@ def test_libraries_quote_the_system_in_their_own_ways(tmp_path: Path) -> None:
          TrainingError, "your disk quota is used up"),
         (OSError("12 requested and 0 written"), TrainingError, "12 requested and 0 written"),
         (RuntimeError(torn), TrainingError, "could not be written to its end"),
+        (RuntimeError(f"Parent directory {run} does not exist."), TrainingError, "not be written"),
+        (RuntimeError("File x.pt cannot be opened."), TrainingError, "could not be written"),
+        (Exception("No space left on device (os error 28)"), TrainingError, "no space left on the"),
         (MemoryError(), TrainingError, "there is not enough memory"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried"), TrainingError, "not enough memory"),
         (RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by "
@@ -93,6 +97,7 @@ def test_libraries_quote_the_system_in_their_own_ways(tmp_path: Path) -> None:
         assert said in told.what, told
         assert "perdure resume" in str(told)
     for defect in (ValueError("a defect"), RuntimeError("shapes differ"), KeyError("x"),
+                   Exception("a row of 28"),
                    BrokenPipeError(errno.EPIPE, "Broken pipe")):  # fmt: skip
         assert explained(defect, run) is None
     known = UsageError("a: b")
@@ -369,6 +374,7 @@ def watched(fault: Fault) -> Iterator[None]:
     patch = pytest.MonkeyPatch()
     real_open, fsync, serialize = open, os.fsync, safetensors.torch.serialize_file
     save, safe_open = torch.save, safetensors.torch.safe_open
+    saves = PreTrainedTokenizerBase.save_pretrained
 
     def opened(file: Any, mode: str = "r", *args: Any, **options: Any) -> Any:
         if isinstance(file, int):
@@ -396,6 +402,11 @@ def watched(fault: Fault) -> Iterator[None]:
             raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 7 vs 3")
         return save(data, file, *args, **options)
 
+    def tokenizer(self: Any, folder: Any, *args: Any, **options: Any) -> Any:
+        if fault.meet("write", Path(folder) / "tokenizer.json"):  # written by Rust
+            raise Exception(f"{os.strerror(fault.number)} (os error {fault.number})")
+        return saves(self, folder, *args, **options)
+
     def read(file: Any, *args: Any, **options: Any) -> Any:
         if fault.meet("read", file):
             raise fault.error(file)
@@ -422,6 +433,7 @@ def watched(fault: Fault) -> Iterator[None]:
         (builtins, "open", opened), (io, "open", opened), (os, "fsync", synced),
         (safetensors.torch, "serialize_file", serialized), (torch, "save", saved),
         (safetensors.torch, "safe_open", read), (os, "mkdir", made(os.mkdir)),
+        (PreTrainedTokenizerBase, "save_pretrained", tokenizer),
         (os, "replace", renamed(os.replace)), (os, "rename", renamed(os.rename)),
     ):  # fmt: skip
         patch.setattr(module, name, new)

@@ -72,7 +72,8 @@ def attach(
             "DeepSpeed keeps elsewhere and frees in its backward",
             "use FSDP2 or DDP instead",
         )
-    if touch and trainer.args.fp16:
+    # `accelerate launch` sets it elsewhere than in the arguments.
+    if touch and (trainer.args.fp16 or trainer.accelerator.mixed_precision == "fp16"):
         raise UsageError(
             f"method: {name_of(touch[0])} works with gradients, which fp16 scales by its own "
             "factor, and with steps, which its scaler skips",
@@ -153,7 +154,7 @@ class Attached(TermLog):
         packed = None if maps else self._packed(inputs, drawn)
         if packed is not None:
             loss, main, extras = self._one_pass(model, packed, drawn, num_items_in_batch)
-            self.note_task(loss, num_items_in_batch)
+            self.note_task(loss, num_items_in_batch, main)
             main.batch = self._main_batch(inputs)
             loss = loss + self._total(self._terms(active, main, extras), num_items_in_batch)
             return (loss, None) if return_outputs else loss
@@ -177,7 +178,7 @@ class Attached(TermLog):
         loss, outputs = result if wanted else (result, None)
         if isinstance(self, Completions):
             self.read_completions(main, inputs)
-        self.note_task(loss, num_items_in_batch)
+        self.note_task(loss, num_items_in_batch, main)
         if own or (
             main.exact and self._extra_logits()
         ):  # with all that a family does after its head

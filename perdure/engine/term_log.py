@@ -10,6 +10,7 @@ from torch import Tensor
 
 from perdure.engine.completions import Completions
 from perdure.engine.session import TaskSession
+from perdure.protocol.batch import ForwardOutput
 from perdure.protocol.method import Method
 
 
@@ -38,13 +39,15 @@ class TermLog:
         counted = host.model_accepts_loss_kwargs and items is not None
         return counted or host.compute_loss_func is not None
 
-    def note_task(self, loss: Tensor, items: Any) -> None:
+    def note_task(self, loss: Tensor, items: Any, main: ForwardOutput) -> None:
         """Keep the task's own loss, which the trainer logs only with all terms added to it.
 
         As the terms are: its share of the step, which is a mean over the step's micro-batches.
         """
         passes = 1 if self.scaled_for_accumulation(items) else self.session.accumulation
-        self.task_sum = self.task_sum + loss.detach() / passes
+        share = loss.detach() / passes
+        self.task_sum = self.task_sum + share
+        main.trained = share * self.session.accumulation
 
     def note(self, terms: Mapping[str, Tensor]) -> None:
         """Keep each term as it is logged: unscaled where its method logged it under its name."""

@@ -9,21 +9,22 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from perdure.engine.batching import split_batch
 from perdure.errors import UsageError, one_line
 from perdure.failures import free_mb
 from perdure.learners.work import works
-from perdure.models.training_memory import PROCESS_MB, checkpoints_mb, training_mb
-from perdure.streams.kinds import kind
+from perdure.models.training_memory import PROCESS_MB, checkpoints_mb, scoring_mb, training_mb
+from perdure.streams.kinds import kind, metric
 
 if TYPE_CHECKING:
     from perdure.engine.rows import RowEncoder
     from perdure.models.inspect import ModelFacts
     from perdure.recipe.schema import Recipe
-    from perdure.streams.task import TaskStream
+    from perdure.streams.task import Task, TaskStream
 
 DOUBT = 4
 """The estimate of memory is good to a factor of two: one this much too large cannot be right, and
@@ -78,9 +79,9 @@ def lacks(
             "installed",
             f"pip install {package}",
         )
-    if (found := _short(recipe, stream, encoder, facts)) and found[0] > DOUBT * found[1]:
+    if (found := _short(recipe, stream, encoder, facts)) and found.mb > DOUBT * machine_mb():
         assert facts is not None
-        yield _too_much(recipe, facts, *found)
+        yield _too_much(recipe, facts, found)
 
 
 def too_large(
@@ -98,8 +99,8 @@ def too_large(
     if facts is None:
         return
     found = _short(recipe, stream, encoder, facts)
-    if found is not None and found[0] <= DOUBT * found[1]:
-        error = _too_much(recipe, facts, *found)
+    if found is not None and found.mb <= DOUBT * machine_mb():
+        error = _too_much(recipe, facts, found)
         yield f"{error.what}; {_GUESS}; {one_line(error.remedy)}"
     if not kind(stream.tasks[0].kind).writes:  # a classifier saves what changed, which is not known
         return
@@ -114,14 +115,21 @@ def too_large(
         )
 
 
+class Need(NamedTuple):
+    """Memory of one process at its most expensive, in MiB, and whether that is scoring."""
+
+    mb: int
+    scoring: bool = False
+
+
 def _short(
     recipe: Recipe, stream: TaskStream, encoder: RowEncoder | None, facts: ModelFacts | None
-) -> tuple[int, int] | None:
-    """The memory that is needed and that is there, in MiB; None: it is enough, or not known."""
+) -> Need | None:
+    """The memory that is needed, where there is less; None: it is enough, or not known."""
     if encoder is None or facts is None or _sharded():
         return None
-    needed, there = needed_mb(recipe, stream, encoder, facts), machine_mb()
-    return (needed, there) if needed > there else None
+    needed = need(recipe, stream, encoder, facts)
+    return needed if needed.mb > machine_mb() else None
 
 
 def _sharded() -> bool:
@@ -132,40 +140,52 @@ def _sharded() -> bool:
     )
 
 
-def needed_mb(
-    recipe: Recipe, stream: TaskStream, encoder: RowEncoder, facts: ModelFacts, rows: int = 0
-) -> int:
-    """Memory of one process at the most expensive task, in MiB; in bf16, unless fp32 is asked for.
-
-    Args: rows: of a micro-batch; 0: those of the recipe.
-    """
+def need(recipe: Recipe, stream: TaskStream, encoder: RowEncoder, facts: ModelFacts) -> Need:
+    """Memory of one process at the most expensive task; in bf16, unless fp32 is asked for."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     precision = "fp32" if recipe.train.precision == "fp32" else "bf16"
-    most = PROCESS_MB
+    most = Need(PROCESS_MB)
     for task, work in zip(stream, works(recipe, stream, 0), strict=True):
         own = recipe.of_task(task.learn)
         longest = max(work.widths(encoder), default=0)
         longest += task.max_new_tokens if task.learn == "rl" else 0
-        micro = rows or split_batch(own, world, task.learn)[0]
-        most = max(most, training_mb(own, facts, micro, longest, precision))
+        micro = split_batch(own, world, task.learn)[0]
+        trained = Need(training_mb(own, facts, micro, longest, precision))
+        scored = Need(_scoring_mb(recipe, task, encoder, facts, precision), scoring=True)
+        most = max(most, trained, scored, key=lambda one: one.mb)
     return most
 
 
-def _too_much(recipe: Recipe, facts: ModelFacts, needed: int, there: int) -> UsageError:
+def _scoring_mb(
+    recipe: Recipe, task: Task, encoder: RowEncoder, facts: ModelFacts, precision: str
+) -> int:
+    widths, writes = encoder.lengths((task.name, "test")), kind(task.kind).writes
+    longest, scoring = max(widths, default=0), recipe.scoring
+    at_once = scoring.prompts_at_once if writes else scoring.texts_at_once(longest)
+    rows = min(at_once, len(widths), scoring.max_test_rows or len(widths))
+    written = task.max_new_tokens if writes and metric(task.metric).needs == "text" else 0
+    sizes = facts if writes else replace(facts, vocab=0)
+    return scoring_mb(sizes, rows, longest, written, precision)
+
+
+def _too_much(recipe: Recipe, facts: ModelFacts, needed: Need) -> UsageError:
     """Say which key is to blame: the adapters' rank, the batch, or the base model itself."""
     train, rl = recipe.train, recipe.rl
+    there, doing = machine_mb(), "scoring" if needed.scoring else "training"
     bytes_of_rank = 16 * facts.trainable if recipe.model.tuning == "lora" else 0
     section = "rl" if rl and (rl.batch_size or rl.micro_batch_size) else "train"
     if bytes_of_rank >> 20 > there:
         key, remedy = "model.lora.r", "lower it: 8 to 64 are usual"
-    elif max(train.batch_size, (rl and rl.batch_size) or 0) > 1:
+    elif needed.scoring and recipe.scoring.batch_size != 1:
+        key, remedy = "scoring.batch_size", "lower it: no score depends on it"
+    elif not needed.scoring and max(train.batch_size, (rl and rl.batch_size) or 0) > 1:
         given = train.micro_batch_size or (rl and rl.micro_batch_size)
         key = f"{section}.{'micro_batch_size' if given else 'batch_size'}"
         remedy = f"lower {section}.micro_batch_size: it divides a batch without changing it"
     else:
         key, remedy = "model.path", "take a smaller model, model.tuning: lora, or more GPUs"
     return UsageError(
-        f"{recipe.place(key)}: training takes about {needed / 1024:,.1f} GB of memory in each "
+        f"{recipe.place(key)}: {doing} takes about {needed.mb / 1024:,.1f} GB of memory in each "
         f"process, and there are {there / 1024:,.1f} GB here",
         remedy,
     )

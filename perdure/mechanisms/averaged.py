@@ -72,8 +72,9 @@ class Averaged(Method):
         self.u = self.u.to(next(ctx.model.parameters()).device)  # once, after a resume
         known = self.every > 0 and self.average.of(ctx.step.phase.name)
         if known and ctx.step.index % self.every == 0:
-            share = main.token_mean(main.nll.detach())
-            self._passes.append((main.batch, main.counts, share))
+            plain = main.token_mean(main.nll.detach())
+            trained = plain if main.trained is None else main.trained
+            self._passes.append((main.batch, main.counts, torch.stack([plain, trained])))
         return {}
 
     def gradients(
@@ -81,10 +82,12 @@ class Averaged(Method):
     ) -> Iterable[tuple[str, Tensor | None]]:
         passes, self._passes = self._passes, []
         if passes:
-            here = torch.stack([share for _, _, share in passes]).sum()
-            both = torch.stack([here, self._at_average(ctx, passes)]) / ctx.step.micro_batches
-            losses = summed(both)
-            self.u = self.lowest(losses[0], losses[1], self.average.slope(params))
+            here = torch.stack([shares for _, _, shares in passes]).sum(0)
+            found = torch.cat([here, self._at_average(ctx, passes)[None]])
+            plain, trained, there = summed(found / ctx.step.micro_batches)
+            # The slope is that of the trainer's own loss, which may have another unit.
+            unit = torch.where(plain > 0, trained / plain, 1.0)
+            self.u = self.lowest(trained, there * unit, self.average.slope(params))
         return ()
 
     def _at_average(self, ctx: Context, passes: Any) -> Tensor:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure.drafts import draft_of, sweep
+from perdure.failures import errno_of
 from perdure.files import cache_folder
 from perdure.models.locate import Place, loading
 from perdure.seals import damaged, is_sealed, seal
@@ -60,7 +61,9 @@ def converted(place: Place, *, weights: bool = False) -> Place:
         if folder.is_dir() and not _whole(folder, weights):
             shutil.rmtree(folder)
         os.rename(new, folder)
-    except OSError:  # another process was first, or the disk is full
+    except Exception as error:  # another process was first, or the disk is full
+        if errno_of(error) is None:
+            raise
         return Place(str(folder)) if folder.is_dir() and _whole(folder, weights) else place
     finally:
         shutil.rmtree(new, ignore_errors=True)

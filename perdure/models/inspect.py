@@ -42,6 +42,9 @@ class ModelFacts:
     adapted_inputs: int = 0
     """Numbers that an adapter's layers read, summed over them: the columns of its matrices A."""
 
+    cached: int = 0
+    """Numbers that a layer keeps of each token while it generates; 0 where it is not known."""
+
     def with_experts(self, experts: int) -> ModelFacts:
         """With the routers of an adapter that is split among so many experts; 1 has none."""
         routers = experts * self.adapted_inputs if experts > 1 else 0
@@ -75,7 +78,18 @@ def inspect_base(model: ModelConfig, writes: bool = True) -> ModelFacts:
         decoder=is_decoder(config),
         no_language_head=why_not_causal(config),
         adapted_inputs=inputs,
+        cached=_cached(text),
     )
+
+
+def _cached(text: Any) -> int:
+    """Keys and values, by the configuration of a model's text part."""
+    hidden, heads = (getattr(text, n, 0) or 0 for n in ("hidden_size", "num_attention_heads"))
+    if not (isinstance(heads, int) and heads):
+        return 0
+    kept = getattr(text, "num_key_value_heads", None) or heads
+    wide = getattr(text, "head_dim", None) or hidden // heads
+    return 2 * kept * wide if isinstance(kept, int) and isinstance(wide, int) else 0
 
 
 def _built(model: ModelConfig, config: Any, writes: bool) -> tuple[str, int, int, int]:

@@ -1,4 +1,4 @@
-"""What training takes of memory, and checkpoints of the disk, told from sizes alone."""
+"""What training and scoring take of memory, and checkpoints of the disk, told from sizes alone."""
 
 from __future__ import annotations
 
@@ -49,6 +49,18 @@ def training_mb(
         kept = layers * facts.layers
     logits = 3 * 4 * tokens * facts.vocab
     return round(PROCESS_MB + (state + kept + logits) / 2**20)
+
+
+def scoring_mb(facts: ModelFacts, rows: int, longest: int, written: int, precision: str) -> int:
+    """Peak of one process while it scores, in MiB: no gradients, one layer's activations.
+
+    Args: rows: in a pass; longest: tokens of the longest; written: tokens that are generated.
+    """
+    width = 2 if precision == "bf16" else 4
+    layer = rows * longest * facts.hidden * 17 * width
+    cache = rows * (longest + written) * facts.layers * facts.cached * width if written else 0
+    logits = 2 * 4 * rows * facts.vocab
+    return round(PROCESS_MB + (facts.parameters * width + layer + cache + logits) / 2**20)
 
 
 def copies_mb(recipe: Recipe, copies: int, trained: int) -> int:

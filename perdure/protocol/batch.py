@@ -116,6 +116,9 @@ class ForwardOutput:
     given: Tensor | None = None
     """Log-probability of each label token, (tokens,), where the trainer itself computed it, at the
     temperature at which it samples; no logits are then needed for it."""
+    trained: Tensor | None = None
+    """The loss that the trainer goes back through, () before any method's is added: this pass's
+    share of the step's mean, as `token_mean` gives it."""
     drawn: Tensor | None = None
     """That of the model which sampled the label tokens, (tokens,), where it is another than this
     pass's."""

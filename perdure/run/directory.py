@@ -214,7 +214,8 @@ class Run:
             raise RunError(
                 f"{path}: damaged: it is not what was written", "put it back from a copy"
             )
-        found: list[dict[str, str]] = json.loads(text)
+        with reading(path, "put it back from a copy"):
+            found: list[dict[str, str]] = json.loads(text)
         return found
 
     def pin_stream(self, facts: Sequence[Mapping[str, str]]) -> None:

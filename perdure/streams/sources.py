@@ -348,13 +348,14 @@ class Reader:
         except ConnectionError as error:
             self._unreachable = brief(str(error).splitlines()[0], 300)
             self._hub_down(name, place, instead)
-        except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-            if isinstance(error, datasets.exceptions.DatasetNotFoundError):
-                remedy = ["check the name; for a private one, log in: hf auth login"]
-            else:
-                remedy = ["`train`, `validation` and `test` are names of its splits"]
+        except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+            remedy = "`train`, `validation` and `test` are names of its splits"
+            if "scripts are no longer supported" in str(error):
+                remedy = "take a copy of it as Parquet, which the hub has of many sets"
+            elif isinstance(error, datasets.exceptions.DatasetNotFoundError):
+                remedy = "check the name; for a private one, log in: hf auth login"
             why = brief(str(error).splitlines()[0] if str(error) else type(error).__name__, 300)
-            self.mistakes.add(name, f"{place}: {name}, split {split}: {why}", remedy)
+            self.mistakes.add(name, f"{place}: {name}, split {split}: {why}", [remedy])
 
     def _hub_down(self, name: str, place: str, instead: str) -> None:
         offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")

@@ -11,11 +11,13 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from test_dropin import arguments, encoded, plain, sft
 from test_dropin_classes import classifier
+from torch.nn.functional import cross_entropy
 from torch.profiler import ProfilerActivity, profile
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback
 
 import perdure
 from perdure.errors import UsageError
+from perdure.learners.training import forget_trainer
 from perdure.methods.ema import Ema
 from perdure.models.weights import trainable
 from perdure.protocol.method import Method, MethodConfig
@@ -121,6 +123,32 @@ def test_losses_are_those_of_the_bare_trainer(tiny: Any, tmp_path: Path, options
     assert ("method/averaging_weight" in told) is ("beta" in options)
 
 
+def test_line_takes_the_trainers_loss_in_its_own_unit(tiny: Any, tmp_path: Path) -> None:
+    """Ten times the loss and a tenth of the rate, unclipped: the same weights on the average."""
+    first = {n: w.clone() for n, w in tiny[0].state_dict().items()}
+
+    def solved(unit: float) -> list[float]:
+        def loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+            logits = outputs.logits[:, :-1].flatten(0, 1)
+            total = cross_entropy(logits, labels[:, 1:].flatten(), reduction="sum")
+            return unit * total / num_items_in_batch
+
+        tiny[0].load_state_dict(first)
+        forget_trainer(tiny[0])
+        steps = {"max_steps": 6, "logging_steps": 1, "optim": "sgd", "max_grad_norm": 1e9}
+        rate = {"learning_rate": 0.5 / unit, "lr_scheduler_type": "constant"}
+        trainer = plain(tiny, tmp_path / f"{unit}", {**steps, **rate}, compute_loss_func=loss)
+        perdure.attach(trainer, {"name": "ema", **LINE})
+        trainer.train()
+        weight = "method/averaging_weight"
+        return [row[weight] for row in trainer.state.log_history if weight in row]
+
+    ours, tens = solved(1.0), solved(10.0)
+    assert len(ours) == 5
+    assert any(0.55 < weight < 0.95 for weight in ours), ours
+    assert tens == pytest.approx(ours, rel=1e-3)
+
+
 class Measured(TrainerCallback):
     """Keeps the loss of each evaluation by step."""
 
@@ -218,6 +246,11 @@ def test_fp16_and_deepspeed_are_refused_by_name(
     trainer.args.fp16 = True
     with pytest.raises(UsageError, match="ema works with gradients, which fp16 scales"):
         perdure.attach(trainer, {"name": "ema", **options})
+    trainer = plain(tiny, tmp_path)
+    with monkeypatch.context() as launched:  # by `accelerate launch --mixed_precision fp16`
+        launched.setattr(trainer.accelerator.state, "_mixed_precision", "fp16")
+        with pytest.raises(UsageError, match="ema works with gradients, which fp16 scales"):
+            perdure.attach(trainer, {"name": "ema", **options})
     trainer = plain(tiny, tmp_path)
     trainer.is_deepspeed_enabled = True
     with pytest.raises(UsageError, match="ema looks at each step's weights and gradients, which D"):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from families import FAMILIES, family
+from safetensors import SafetensorError
 from tiny_runs import finish, start_call
 
 from perdure.consent import ConsentError
@@ -233,6 +234,25 @@ def test_gguf_is_converted_once_and_found_by_content(tiny_gguf: Path) -> None:
     tiny_gguf.write_bytes(content)  # another model under the same name
     load_base(ModelConfig(path=str(tiny_gguf)))
     assert len(list(folder.parent.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+        Exception("No space left on device (os error 28)"),  # of tokenizers
+    ],
+)
+def test_gguf_is_read_as_it_is_where_the_disk_is_full(
+    error: Exception, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("perdure.models.gguf._convert", full)
+    load_base(ModelConfig(path=str(tiny_gguf)))
+    assert not list((tiny_gguf.parent / "cache" / "gguf").iterdir())
 
 
 def _print_size(path: str) -> None:

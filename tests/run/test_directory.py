@@ -100,6 +100,11 @@ def test_what_lies_beside_a_runs_checkpoints_is_none(tmp_path: Path) -> None:
     assert run.last_checkpoint() == (1, run.path / "checkpoints/task-1")
     checkpoint(run, "task-2", 2)
     assert run.checkpoints() == [1, 2]
+    whole = (run.path / "stream.json").read_text()
+    (run.path / "stream.json").write_text(whole[:-5])  # its sum is not known
+    with pytest.raises(RunError, match=r"stream\.json: damaged: it is no JSON"):
+        run.stream_facts()
+    (run.path / "stream.json").write_text(whole)
     run.drop_checkpoints_before(3)
     left = sorted(path.name for path in (run.path / "checkpoints").iterdir())
     assert left == sorted({*strange} - {"task-2.part"})

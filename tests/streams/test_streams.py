@@ -693,6 +693,8 @@ def test_a_source_of_general_text_is_refused(options: dict[str, Any], words: str
 def test_general_text_of_a_hub_data_set(tmp_path: Path) -> None:
     """A folder is read by the same call; of its files no more rows than are asked for."""
     (tmp_path / "owner/texts").mkdir(parents=True)
+    (tmp_path / "owner/old").mkdir()
+    (tmp_path / "owner/old/old.py").write_text("import datasets\n")  # as sets were made before
     rows = [{"body": f"text {i}"} for i in range(40)]
     write(tmp_path / "owner/texts/train.jsonl", [*rows, rows[0], {"body": ""}])
     sizes = {"source": "owner/texts", "column": "body", "replay_rows": 6, "held_out_rows": 3}
@@ -707,6 +709,11 @@ def test_general_text_of_a_hub_data_set(tmp_path: Path) -> None:
         ({"column": "txt"}, 'data set "owner/texts" has no column "txt"'),
         ({"split": "test"}, 'data set "owner/texts", split test: Bad split: test'),
         ({"source": "ada/none"}, 'general.source: data set "ada/none": the hub cannot be reached'),
+        (
+            {"source": "owner/old"},
+            "split train: Dataset scripts are no longer supported, but found "
+            "old.py\n  take a copy of it as Parquet",
+        ),
         ({"replay_rows": 90}, "general.replay_rows: 90 texts wanted, but owner/texts has 37"),
     ):
         with pytest.raises(RecipeError) as caught:
