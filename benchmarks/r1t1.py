@@ -1,6 +1,7 @@
 """Whether a small model translates better by rewards alone, and what that costs a step.
 
     python benchmarks/r1t1.py --velan --out runs/r1t1 [--only "rl,sft"] [--seeds 0,1,2] [--table]
+        [--rl-steps 50]
     python benchmarks/r1t1.py --cost [--steps 1] [--repeats 3]
 
 --velan: SmolLM2-135M-Instruct, all weights, fp32, on Velan (`velan.py`), a made-up language with
@@ -9,7 +10,7 @@ nowhere else. Each arm and seed is a run directory below --out: what is there is
 was interrupted goes on, so that each can be run alone. Two tasks: a warm-up by SFT that ends once
 sampled answers are good enough, then
 
-    rl                     50 steps of 2 prompts x 8 completions, no KL
+    rl                     50 steps (--rl-steps: 150 with a GPU) of 2 prompts x 8 completions, no KL
     sft                    SFT on new rows for as many seconds as the rl arm of that seed took
     rl without reasoning   `answer: plain`, warm-up and rl
     rl from chrF .2        a poorer warm-up, ended once sampled chrF is .15
@@ -67,8 +68,8 @@ REWARDS = [
 class Size:
     """Rows of each kind: a step of warm-up takes 8, one of reinforcement 2."""
 
+    prompts: int
     warm: int = 320
-    prompts: int = 100
     test: int = 80
     held: int = 32
     texts: int = 24
@@ -96,6 +97,7 @@ def main() -> int:
     options.add_argument("--only", default="", help="arms by name, with commas between")
     options.add_argument("--seeds", default="0,1,2")
     options.add_argument("--table", action="store_true", help="only print what is there")
+    options.add_argument("--rl-steps", type=int, default=50)
     options.add_argument("--sft-steps", type=int, help="in place of as many as rl's seconds take")
     options.add_argument("--steps", type=int, default=1, help="of --cost, each time")
     options.add_argument("--repeats", type=int, default=3, help="of --cost")
@@ -152,7 +154,7 @@ def _run(name: str, seed: int, wanted: argparse.Namespace) -> bool:
 
 def _write(name: str, seed: int, sft_steps: int, wanted: argparse.Namespace) -> Path:
     """The rows and the recipe of an arm; the same rows for all arms of a seed."""
-    size, arm = SMALL if wanted.model else Size(), ARMS[name]
+    size, arm = SMALL if wanted.model else Size(PROMPTS * wanted.rl_steps), ARMS[name]
     data = wanted.out / f"rows-{seed}"
     data.mkdir(parents=True, exist_ok=True)
     counts = {"test": size.test, "held": size.held, "prompts": size.prompts, "warm": size.warm}

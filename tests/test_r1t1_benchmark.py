@@ -70,6 +70,9 @@ def test_each_arm_has_a_recipe_and_they_share_their_rows(
     assert not any(row["source"] in tested for name in ("warm", "sft") for row in rows[name])
     maps = [row["glossary"] for each in rows.values() for row in each]
     assert len(set(maps)) == len(maps)  # each row has words of its own
+    wanted = argparse.Namespace(out=tmp_path / "long", model="", rl_steps=150)
+    perdure.load_recipe(script._write("rl", 1, 0, wanted))
+    assert len(rows_of(tmp_path / "long" / "rows-1" / "prompts.jsonl")) == 2 * 150
 
 
 def line(second: int, **more: Any) -> dict[str, Any]:
