@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import logging
+import os
 import pickle
 from datetime import date
 from decimal import Decimal
@@ -16,13 +17,18 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from perdure.errors import RecipeError
+from perdure.audit.score_files import Wanted, read_scores
+from perdure.commands.route import requests_in
+from perdure.errors import DataError, RecipeError, UsageError
+from perdure.extension import _file as extension_file
 from perdure.recipe.data import StreamConfig, TaskConfig
+from perdure.recipe.general import GeneralConfig
 from perdure.streams import TaskStream, build_stream, kinds
 from perdure.streams.cells import folded
 from perdure.streams.task import PlacedRow, Task, place_of
 from perdure.streams.text_files import DecodingError, decode, find_delimiter
 from perdure.streams.text_files import told as recognised
+from perdure.streams.unlabelled import Unlabelled
 
 pytestmark = pytest.mark.unit
 
@@ -477,3 +483,42 @@ def test_what_is_recognised_of_a_file_without_keys_has_its_own_remedy() -> None:
     assert recognised("a.csv", "read as cp1252", whose="").endswith("save it as UTF-8")
     both = recognised("a.csv", "read as cp1252", ";", whose="")
     assert both.endswith("save it as UTF-8 with commas between cells")
+
+
+ODD = "one\u2028two\u2029three\x85four"
+"""Signs at which Python's `splitlines` breaks a line, and which stand inside sentences."""
+
+
+def test_a_line_ends_at_a_line_feed_whoever_reads_it(tmp_path: Path) -> None:
+    text = f"{ODD}\x0bfive\x0csix"
+    for ending, separator in ((".csv", ","), (".tsv", "\t")):
+        lines = [f"text{separator}label", f"{text}{separator}a", f"{text} 2{separator}b"]
+        Path(f"train{ending}").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        assert pairs(whole(train=f"train{ending}")) == [(text, "a"), (f"{text} 2", "b")]
+    rows = [{"text": f"{ODD} {i}", "label": "ab"[i % 2], "score": 1.0, "id": str(i)}
+            for i in range(8)]  # fmt: skip
+    written = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    Path("train.jsonl").write_text(written, encoding="utf-8")
+    texts = [str(row["text"]) for row in rows]
+    assert [text for text, _ in pairs(whole(train="train.jsonl"))] == texts
+    general = GeneralConfig(source="train.jsonl", replay_rows=4, held_out_rows=4)
+    task = TaskConfig(name="a", train="train.jsonl", format="labels")
+    found = build_stream(StreamConfig(tasks=[task]), general, Path(), 0).general
+    assert found is not None
+    assert sorted({*found.replay, *found.held_out}) == texts
+    requests = requests_in(Path("train.jsonl"))
+    assert [request[-1]["content"] for request in requests] == texts
+    (scores,) = read_scores(Path("train.jsonl"), Wanted()).values()
+    assert len(scores.items) == 8
+    Path("more.txt").write_text("\n".join([text, text]) + "\n", encoding="utf-8")
+    asked = Unlabelled(task).of_file(Path("more.txt"))
+    assert [row["prompt"][-1]["content"] for row in asked if row is not None] == [text, text]
+
+
+def test_a_pipe_is_no_file_whoever_reads_it() -> None:
+    """Of a recipe's paths see tests/whole_recipes.py, of predict's and a recipe's own theirs."""
+    os.mkfifo("pipe.jsonl")
+    with pytest.raises(DataError, match=r"^pipe\.jsonl: is a pipe, not a file"):
+        requests_in(Path("pipe.jsonl"))
+    with pytest.raises(UsageError, match=r"^--data pipe\.jsonl: is a pipe, not a file"):
+        extension_file(Path("pipe.jsonl"))
