@@ -106,6 +106,117 @@ def test_ways_of_a_fixed_decay_are_known_without_a_run_of_it(
     assert 0 < lcia._mean_fact(run, "averaging_products") < 0.5
 
 
+# --- whole lines
+
+
+@pytest.fixture
+def call(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Any:  # fmt: skip
+    """`call(lcia, "line,both")`: these lines on two small tasks; what was printed."""
+    facts = {
+        "sst2": {"labels": ["good", "bad"], "instruction": "Is the review good or bad?"},
+        "copa": {"labels": ["A", "B"], "instruction": ""},
+    }
+    data = tmp_path / "data" / "superni_cl"
+    for task, said in facts.items():
+        (data / task).mkdir(parents=True)
+        for split, count in (("train", 16), ("test", 4)):
+            rows = [{"text": f"{task} {split} {i}", "label": said["labels"][i % 2]}
+                    for i in range(count)]  # fmt: skip
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            (data / task / f"{split}.jsonl").write_text(text)
+    (data / "tasks.json").write_text(json.dumps(facts))
+
+    def main(lcia: Any, only: str) -> str:
+        monkeypatch.setattr(
+            sys, "argv",
+            ["lcia.py", "--data", str(data.parent), "--out", str(tmp_path / "runs"), "--only", only,
+             "--seeds", "0", "--precision", "fp32", "--model", str(tiny_model_dir), "--rows", "8",
+             "--test-rows", "4", "--longest", "64"],
+        )  # fmt: skip
+        assert lcia.main() == 0
+        return capsys.readouterr().out
+
+    return main
+
+
+@pytest.mark.train
+def test_a_line_runs_alone_and_only_once(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lcia = script("lcia")
+    told = call(lcia, "LoRA in sequence")
+    run = Run.open(tmp_path / "runs/five-given/LoRA_in_sequence-0")
+    assert run.state == "finished"
+    assert [task["name"] for task in run.stream_facts()] == ["sst2", "copa"]
+    assert {len(run.items(2, task)) for task in ("sst2", "copa")} == {4}
+    assert [p.name for p in run.path.parent.iterdir() if p.is_dir()] == [run.path.name]
+    first, table = told.split("\n", 1)
+    assert first == "LoRA in sequence, seed 0"
+    assert table.startswith("five tasks, order given: sst2, copa. The base model, untrained: ")
+    assert f"| LoRA in sequence | 1 (over rows) | {run.matrix().average_accuracy():.3f} (" in table
+    monkeypatch.setattr(perdure, "learn", None)  # would be called
+    assert call(lcia, "LoRA in sequence") == table
+
+
+@pytest.mark.train
+def test_a_line_that_was_interrupted_goes_on(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lcia = script("lcia")
+    record = Run.record
+
+    def stop(run: Run, line: Any, *given: Any) -> None:
+        if line["after"] == 1:
+            raise KeyboardInterrupt
+        record(run, line, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "record", stop)
+        with pytest.raises(KeyboardInterrupt):
+            call(lcia, "line")
+    run = Run.open(tmp_path / "runs/five-given/line-0")
+    assert run.state != "finished"
+    rows = run.log_rows()
+    assert {row["task"] for row in rows} == {"sst2"}
+    told = call(lcia, "line")
+    again = Run.open(run.path)
+    assert again.state == "finished"
+    assert again.log_rows()[: len(rows)] == rows  # what was learned is not learned again
+    assert [row["task"] for row in again.log_rows()[len(rows) :]] == ["copa"] * len(rows)
+    assert {(s["after"], s["task"]) for s in again.scores()} == {
+        (after, task) for after in range(3) for task in ("sst2", "copa")
+    }
+    assert f"| line | 1 (over rows) | {again.matrix().average_accuracy():.3f} (" in told
+    assert "\n| line | 0 | " in told  # of `line` nothing is out of range
+
+
+@pytest.mark.train
+def test_arrow_is_scored_over_the_adapters_of_grouping_alone(call: Any, tmp_path: Path) -> None:
+    lcia = script("lcia")
+    assert "no finished run" in call(lcia, "Arrow")
+    told = call(lcia, "grouping alone,Arrow")
+    folder = tmp_path / "runs/five-given"
+    run = Run.open(folder / "grouping_alone-0")
+    assert {item["adapter"] for item in run.items(2, "sst2")} == {"sst2@1"}
+    cells = json.loads((folder / "Arrow-0.json").read_text())
+    assert {(after, task): len(scores) for after, found in cells.items()
+            for task, scores in found.items()} == {
+        ("1", "sst2"): 4, ("2", "sst2"): 4, ("2", "copa"): 4}  # fmt: skip
+    assert "\n| Arrow | 1 (over rows) | " in told
+    given = json.loads((folder / "grouping_alone-0-given.json").read_text())
+    row = told.partition("| routing takes off |\n")[2].split("\n")[1].split(" | ")
+    assert (row[0], row[3]) == ("| grouping alone", f"{sum(given.values()) / 2:.3f}")
+    # What is missing of it is scored, and no more.
+    kept = cells["2"].pop("copa")
+    (folder / "Arrow-0.json").write_text(json.dumps(cells))
+    again = call(lcia, "Arrow")
+    assert again == "Arrow, seed 0, after 2 tasks\n" + told[told.index("five tasks") :]
+    assert json.loads((folder / "Arrow-0.json").read_text())["2"]["copa"] == kept
+
+
 # --- routing
 
 

@@ -88,7 +88,7 @@ def share_of_fisher(mean: Tensor, tokens: float, rows: int, total: int) -> Tenso
 class EWC(Method):
     Config = EWCConfig
     config: EWCConfig
-    requires = Requires(rows=True)
+    requires = Requires(rows=True, same_weights=True)
     copies = 2
     saved = ("fisher", "center", "constant")
     released: ClassVar = {"fisher_mode": "batch", "tasks": "mean", "rows": sys.maxsize}

@@ -73,6 +73,7 @@ class Lcia(Ema):
     Config = LciaConfig
     config: LciaConfig
     adapters = True
+    new_adapters = True
     saved = (*Ema.saved, "codebook")
     example_options: ClassVar = {"average": "always", "decay": 0.5}
     noop_options: ClassVar = None  # type: ignore[assignment]

@@ -57,6 +57,7 @@ class OLoRA(Method):
     Config = OLoRAConfig
     config: OLoRAConfig
     adapters = True
+    new_adapters = True
     example_options: ClassVar = {"lam": 0.5, "l2": 0.01}
 
     def __init__(self, config: OLoRAConfig) -> None:

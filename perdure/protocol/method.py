@@ -111,6 +111,9 @@ class Requires:
     """The task's own loss is taken for the mean cross-entropy of its labels, which a term corrects
     or measures: refused where a task is learned by another loss, as by reinforcement. The text says
     what to do instead."""
+    same_weights: bool = False
+    """What is kept of a task stands beside its weights by their names, and acts on them in later
+    tasks: refused beside a method of which each task trains an adapter of its own."""
     step_gradients: bool = False
     """Weights or `p.grad` are read in `after_step`: refused under DeepSpeed, which keeps weights
     elsewhere and has freed gradients by then, and with fp16, which scales them."""
@@ -141,6 +144,8 @@ class Method:
     """True if it adds adapters or switches them (`ctx.adapters`): the model must be tuned with
     LoRA, and `begin_task` comes before that of methods that do not, so that these see the model as
     it is trained."""
+    new_adapters: bool = False
+    """True if those are new ones, so that no later task trains the weights of an earlier one."""
     rank_parts: int = 1
     """Into how many equal parts it splits an adapter's rank, which `model.lora.r` must allow."""
     halves: bool = False
@@ -299,13 +304,19 @@ class Method:
 
 
 def refuse_clashes(methods: Sequence[Method], ordered: bool = False) -> None:
-    """Raise `UsageError` where two methods replace the same thing.
+    """Raise `UsageError` where two methods replace the same thing, or one has nothing to act on.
 
     `ordered` is the recipe's word that their order is meant: the first one listed then decides. Of
     two that each have adapters of their own no order would do: each says which are active.
     """
     own = [m for m in methods if m.adapters or m.requires.adapters is not None]
     _refuse(own, "both have adapters of their own, and each says which are trained", "drop one")
+    held = [m for m in methods if m.requires.same_weights]
+    new = [m for m in methods if m.new_adapters or m.requires.adapters is not None]
+    if held and new:
+        what = f"{name_of(held[0])} holds weights that earlier tasks learned, and with "
+        why = f"{name_of(new[0])} no later task trains them again"
+        raise UsageError(f"method: {what}{why}", f"drop {name_of(held[0])}: it would do nothing")
     every = [m for m in methods if m.needs_old_rows]
     again = [m for m in methods if m.keeps_rows]
     if every and again:

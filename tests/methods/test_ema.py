@@ -230,6 +230,23 @@ def test_in_range_by_hand() -> None:
     close(in_range(raw, "clamp", 0.99)[0], [0.0, 0.3, 1.0, 1.0, 1.0, 0.99])
 
 
+@pytest.mark.parametrize("beta", ["paper", "official"])
+def test_out_of_range_the_old_average_gets_0_99_unless_decay_says_otherwise(
+    context: Any, beta: str
+) -> None:
+    for options, kept in [({}, 0.99), ({"decay": 0.75}, 0.75)]:
+        method = make(Ema, {"beta": beta, **options})
+        model = Holder([4.0, -2.0])
+        ctx = context(method, model=model)
+        method.begin_task(ctx)
+        for weights in ([0.0, 0.0], [4.0, -2.0]):
+            model.t0.data = tensor(weights)
+            model.give([0.5, 1.0])  # it does not change, so that the raw weight is inf
+            method.after_step(ctx)
+        close(method.average.weights["t0"], [4.0 * (1 - kept), -2.0 * (1 - kept)])
+        assert int(method.average.outside) == 1
+
+
 def test_window_by_hand() -> None:
     assert window_decay(0.2, 500) == pytest.approx(0.99)
     assert window_decay(1.0, 10) == pytest.approx(0.9)

@@ -5,6 +5,7 @@ The reference is kept by hand from the weights and gradients that a run showed a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -13,13 +14,19 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import write_recipe
+from tiny_runs import LABELS, scores, write_recipe
 from torch import Tensor
 
 import perdure
+from perdure.audit.audit import audit
+from perdure.commands.evaluate import evaluate
 from perdure.methods.ema import Ema, line_weight, new_weight
+from perdure.models import load_saved
+from perdure.models.chat import Encoder
 from perdure.models.weights import trainable
+from perdure.prepare import run_stream
 from perdure.run import Run
+from perdure.scoring import general_loss, score_task
 from perdure.testing import make
 
 pytestmark = pytest.mark.train
@@ -188,6 +195,44 @@ def test_check_14_micro_batches_of_a_step_make_one_update(learned: Any, mode: st
     one, two = saved(whole, 1, "full"), saved(split, 1, "full")
     for name, w in one.items():
         torch.testing.assert_close(two[name], w, rtol=0, atol=2e-4)  # of steps of 3e-2
+
+
+@pytest.mark.parametrize(("mode", "tuning"), [("fixed", "full"), ("line", "lora")])
+def test_scores_eval_and_audit_are_of_the_average(
+    learned: Any, mode: str, tuning: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = [
+        {"name": name, "format": "prompt", "columns": {"prompt": "text", "answer": "label"},
+         "metric": "perplexity", "train": f"{name}-train.jsonl", "test": f"{name}-test.jsonl"}
+        for name in LABELS
+    ]  # fmt: skip
+    general = {"source": "pydoc", "replay_rows": 4, "held_out_rows": 4, "max_tokens": 32}
+    run, method = learned(mode, tuning, stream={"tasks": tasks}, general=general, scoring={})
+    stream, checkpoint = run_stream(run), run.path / "checkpoints/task-1"
+    model, tokenizer = load_saved(checkpoint)
+    encoder = Encoder(tokenizer)
+
+    def measured() -> dict[str, float]:
+        text = general_loss(model, encoder, stream.general.held_out, max_tokens=32)
+        found = {task.name: score_task(model, encoder, task).score for task in stream}
+        return {"general": text.perplexity, **found}
+
+    def changes() -> list[float]:
+        found = audit((model, tokenizer), checkpoint, stream, measures=["loss", "tasks"])
+        return [measure.change for measure in found.measures]
+
+    average = measured()
+    recorded = {name: score for (after, name), score in scores(run.path).items() if after == 1}
+    assert recorded == pytest.approx(average, rel=1e-5)
+    evaluate(run.path, None, 1, as_json=True)
+    rows = json.loads(capsys.readouterr().out)["scores"]
+    assert {r["task"]: r["score"] for r in rows} | {"general": average["general"]} == recorded
+    assert changes() == pytest.approx([0, 0, 0], abs=1e-6)
+    with torch.no_grad():  # the weights of training would have had other scores
+        for name, p in model.named_parameters():
+            p.copy_(method.raw[0].get(name, p))
+    assert all(abs(score / average[name] - 1) > 1e-3 for name, score in measured().items())
+    assert all(abs(change) > 1e-3 for change in changes())
 
 
 @pytest.mark.parametrize(("mode", "tuning"), CASES)

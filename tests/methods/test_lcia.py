@@ -25,6 +25,7 @@ from perdure.mechanisms.grouped import Groups
 from perdure.methods.lcia import Lcia, LciaConfig, begins_with
 from perdure.methods.registry import load_config
 from perdure.models.codebook import Codebook
+from perdure.models.encoders import SentenceEncoder
 from perdure.models.load import load_saved
 from perdure.models.pool import AdapterPool
 from perdure.models.router import Placement
@@ -571,6 +572,29 @@ def test_run_check_prints_the_grouping(tiny_model_dir: Path, tmp_path: Path) -> 
         assert line in told.stdout
     found = CliRunner().invoke(app, ["run", str(path), "--check", "--json"])
     assert json.loads(found.stdout)["told"][0] == "lcia: task colour, group colour (new)"
+
+
+@pytest.mark.train
+def test_run_check_prints_what_was_measured_of_embeddings(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    from class_runs import save_encoder
+
+    from perdure.cli import app
+
+    encoder = save_encoder(tmp_path / "encoder")
+    one, other = SentenceEncoder(str(encoder)).vectors([ONE, OTHER]).astype(float)
+    alike = float(one @ other)
+    assert alike < 0.9  # else they are one group
+    path = recipe_of(tmp_path, tiny_model_dir, grouping="embedding", encoder=str(encoder))
+    told = CliRunner().invoke(app, ["run", str(path), "--check"])
+    assert told.exit_code == 0, told.output
+    for line in (
+        f"lcia: task count, group count (new), similarity {alike:.2f}, nearest colour\n",
+        f"lcia: threshold {(1 + alike) / 2:.3f}: the two nearest groups are at {alike:.3f}; ",
+        "lcia: accept 0.300: ",
+    ):
+        assert line in told.stdout, told.stdout
 
 
 def on_disk(run: Run) -> int:

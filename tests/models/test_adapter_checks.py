@@ -23,6 +23,7 @@ from perdure.models.adapter_checks import (
 )
 
 pytestmark = pytest.mark.unit
+ANOTHER = "is it the base model that it was trained on?"
 LAYERS = {"": None, "layers": None, "layers.0.q": (6, 4), "layers.0.v": (2, 4), "head": (8, 6)}
 
 
@@ -48,34 +49,54 @@ def test_an_adapter_that_fits_has_no_finding(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shapes", "config", "said"),
+    ("shapes", "config", "said", "remedy"),
     [
-        ({"layers.0.q.lora_A.weight": (2, 4)}, {"peft_type": "IA3"}, "is of the type IA3"),
-        (pair("layers.0.q", 6, 2, 4), {"bias": "all"}, r"changes biases of the base \(bias: all\)"),
+        (
+            {"layers.0.q.lora_A.weight": (2, 4)},
+            {"peft_type": "IA3"},
+            "is of the type IA3",
+            "a pool takes LoRA adapters",
+        ),
+        (
+            pair("layers.0.q", 6, 2, 4),
+            {"bias": "all"},
+            r"changes biases of the base \(bias: all\)",
+            'train it with bias: "none"',
+        ),
         (
             pair("layers.0.qq", 6, 2, 4)
             | pair("layers.1.q", 6, 2, 4)
             | pair("layers.0.q", 6, 2, 4),
             {},
             "2 of its modules are not in the base, such as layers.0.qq",
+            'did you mean "layers.0.q"?',
+        ),
+        (
+            pair("encoder.block.7", 6, 2, 4),
+            {},
+            "1 of its modules are not in the base, such as encoder.block.7",
+            ANOTHER,
         ),
         (
             pair("layers.0.q", 6, 2, 5) | pair("layers.0.v", 3, 2, 4),
             {},
             "2 of its matrices do not fit the base: at layers.0.q it is made for a layer of 6 x 5, "
             "and the base's is 6 x 4",
+            ANOTHER,
         ),
-        ({"head.weight": (9, 6)}, {}, "at head it is made for a layer of 9 x 6"),
+        ({"head.weight": (9, 6)}, {}, "at head it is made for a layer of 9 x 6", ANOTHER),
     ],
 )
 def test_what_refuses_an_adapter(
-    shapes: dict[str, tuple[int, ...]], config: dict[str, Any], said: str, tmp_path: Path
-) -> None:
+    shapes: dict[str, tuple[int, ...]], config: dict[str, Any], said: str, remedy: str,
+    tmp_path: Path
+) -> None:  # fmt: skip
     (found,) = fit("sql", write(tmp_path / "one", shapes, **config), LAYERS)
     assert found.refused
     assert found.what.startswith(f"adapter sql: {tmp_path / 'one'}: ")
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=said) as caught:
         refuse([found])
+    assert caught.value.remedy == (remedy,)
 
 
 def test_what_is_only_said(tmp_path: Path) -> None:

@@ -185,16 +185,28 @@ def test_an_adapter_is_named_by_name_by_group_or_as_the_base(plain: AdapterPool)
 
 def test_requests_that_are_none(plain: AdapterPool) -> None:
     ok = said("Add both numbers up.")
-    with pytest.raises(UsageError, match="request 2: a prompt is a list of messages, not str"):
-        plain.generate([ok, "Add."])  # type: ignore[list-item]
-    with pytest.raises(UsageError, match="request 1: has no message"):
-        plain.generate([[]])
-    with pytest.raises(UsageError, match="request 1: a message's content is no text"):
-        plain.choose([[{"role": "user", "content": None}]])  # type: ignore[dict-item]
-    with pytest.raises(UsageError, match=r"request 2: .* more than the model's context of"):
-        plain.generate([ok, said("word " * 5000)])
-    with pytest.raises(UsageError, match="max_new_tokens: 0"):
+    write = 'write [{"role": "user", "content": "..."}]'
+    shorter = "shorten the request, or lower max_new_tokens"
+    for call, what, remedy in (
+        (lambda: plain.generate([ok, "Add."]), "2: a prompt is a list of messages, not str", write),
+        (lambda: plain.generate([[]]), "1: has no message", write),
+        (
+            lambda: plain.choose([[{"role": "user", "content": None}]]),
+            "1: a message's content is no text",
+            write,
+        ),
+        (
+            lambda: plain.generate([ok, said("word " * 5000)]),
+            "2: .* more than the model's context of",
+            shorter,
+        ),
+    ):
+        with pytest.raises(UsageError, match=f"request {what}") as caught:
+            call()
+        assert caught.value.remedy == (remedy,)
+    with pytest.raises(UsageError, match="max_new_tokens: 0") as caught:
         plain.generate([ok], 0)
+    assert caught.value.remedy == ("give a whole number above 0",)
 
 
 def test_a_content_may_be_a_list_of_text_parts(plain: AdapterPool) -> None:

@@ -693,6 +693,34 @@ def test_eval_shows_and_joins_scores(made: Run, folder: Path, tiny_model_dir: Pa
     assert "the run scores it with another limit or num_fewshot" in result.output
 
 
+@pytest.mark.parametrize("method", ["lcia", "sequential"])
+def test_a_run_and_eval_ask_by_the_runs_router(
+    folder: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    asked: list[Any] = []
+    score_one = lm_eval.score
+
+    def noted(*args: Any, routed: Any, **options: Any) -> lm_eval.HarnessScore:
+        asked.append(routed)
+        return score_one(*args, routed=routed, **options)
+
+    monkeypatch.setattr(lm_eval, "score", noted)
+    path = recipe(folder, tiny_model_dir, method=method, model__tuning="lora",
+                  train__max_steps=1, general=["quiz.yaml"], gauges={"every": 0})  # fmt: skip
+    read = load_recipe(path)
+    run = Run.create(folder / "run", read)
+    learn(read, run)
+    result = CliRunner().invoke(app, ["eval", str(run.path), "--json"])
+    assert result.exit_code == 0, result.output
+    assert len(asked) == 4  # before and after each task, and by `eval`
+    if method == "sequential":
+        assert asked == [None] * 4
+        return
+    assert asked[0] is None  # there is no group before the first task
+    groups = [[g.name for g in one.router.codebook.groups] for one in asked[1:]]
+    assert groups == [["colour"], ["colour", "count"], ["colour", "count"]]
+
+
 def test_check_names_the_tasks(folder: Path, tiny_model_dir: Path) -> None:
     path = recipe(folder, tiny_model_dir)
     result = CliRunner().invoke(app, ["run", str(path), "--check"])
