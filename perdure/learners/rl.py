@@ -176,7 +176,7 @@ class RLTrainer(RatedTrainer, GRPOTrainer):
         Args: rewards: (completions,), of all processes, group by group.
         """
         spread = spreads(rewards, self.num_generations)
-        dead = float((spread < FLAT).float().mean())
+        dead = float((spread < FLAT).double().mean())
         figures = self._metrics["train"]
         figures["reward_std"][-1], figures["frac_reward_zero_std"][-1] = float(spread.mean()), dead
         if self.settings.algorithm == "reinforce++":  # compares with the batch, not in the group
@@ -349,20 +349,24 @@ def settings_kept(model: Any) -> Iterator[None]:
 
 
 def require_vllm(recipe: Recipe) -> None:
-    """Refuse `rl.backend: vllm` where there is none that TRL takes.
+    """Refuse `rl.backend: vllm` where there is none that TRL takes: TRL itself only warns.
 
     Raises:
-        UsageError: with the versions it takes.
+        UsageError: with the version that was found, and those that TRL takes.
     """
-    from importlib.metadata import requires
+    from importlib.metadata import packages_distributions, requires, version
 
-    from trl.import_utils import is_vllm_available
+    from packaging.requirements import Requirement
+    from packaging.version import Version
 
-    if is_vllm_available():
+    needed = [Requirement(one) for one in requires("trl") or ()]
+    takes = next((one.specifier for one in needed if one.name == "vllm"), None)
+    names = packages_distributions().get("vllm", ())
+    found = version("vllm" if "vllm" in names else names[0]) if names else None
+    if found and (takes is None or takes.contains(Version(found).base_version)):  # as TRL compares
         return
-    wanted = [one for one in requires("trl") or () if one.startswith("vllm")]
-    version = wanted[0].split(";")[0].strip() if wanted else "vllm"
+    wrong = f"vllm is {found}, and trl {version('trl')} takes {takes}"
     raise UsageError(
-        f"{recipe.place('rl.backend')}: vllm is not installed, or not a version that trl takes",
-        f'pip install "{version}", or write backend: transformers',
+        f"{recipe.place('rl.backend')}: {wrong if found else 'vllm is not installed'}",
+        f'pip install "vllm{takes or ""}", or write backend: transformers',
     )

@@ -20,7 +20,7 @@ from perdure.models.generate import sample_texts, stop_ids
 from perdure.models.random_state import seed_of
 from perdure.processes import broadcast
 from perdure.recipe.data import short_name
-from perdure.rewards import build
+from perdure.rewards import build, with_format
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,7 +54,7 @@ def sampled(
         seed=seed,
         starts=prompts,
     )
-    rewards = build(names)
+    rewards = build(with_format(names))
     judge = Judge(rewards, encoder, task, rows, set(stop_ids(unwrapped(model), encoder)))
     samples = judge.samples(range(len(rows)), [one.ids[one.given :] for one in written])
     found = judge.rewards(samples).means()

@@ -10,7 +10,7 @@ Nothing here knows of models, tokens or trainers.
 
 from perdure.rewards.base import Reward, RewardConfig, Sample
 from perdure.rewards.compose import Rewards, Scored, build, mistakes
-from perdure.rewards.of_recipe import check_rewards, recipe_mistakes
+from perdure.rewards.of_recipe import check_rewards, recipe_mistakes, with_format
 
 __all__ = [
     "Reward",
@@ -22,4 +22,5 @@ __all__ = [
     "check_rewards",
     "mistakes",
     "recipe_mistakes",
+    "with_format",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,7 @@ def recipe_mistakes(data: dict[str, Any]) -> Iterator[Mistake]:
         until = task.get("until") if isinstance(task, dict) else None
         reach = until.get("reach") if isinstance(until, dict) else None
         for name in reach if isinstance(reach, dict) else ():
-            for wrong in mistakes([name, "format"] if name != "format" else [name]):
+            for wrong in mistakes(with_format([name])):
                 key = ("stream", "tasks", number, "until", "reach", name)
                 yield replace(wrong, key=key)
 
@@ -41,4 +41,14 @@ def check_rewards(recipe: Recipe, stream: TaskStream) -> None:
             rewards = build(recipe.rl.rewards, recipe.folder, place)
             rewards.check([*task.train], place)
         if task.until is not None:
-            build(task.until.reach, recipe.folder).check([*task.validation, *task.train])
+            names = [one.name for one in recipe.stream.tasks]  # of the new ones, if it extends
+            number = names.index(task.name) if task.name in names else ""
+            place = recipe.place(f"stream.tasks.{number}.until.reach")
+            rewards = build(with_format(task.until.reach), recipe.folder, place)
+            rewards.check([*task.validation, *task.train], place)
+
+
+def with_format(names: Iterable[str]) -> list[str]:
+    """The rewards that an `until` names: of guards and gates alone no reward can be made, so that
+    `format`, which needs nothing, is there too."""
+    return list(dict.fromkeys([*names, "format"]))

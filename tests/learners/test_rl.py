@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import warnings
 from contextlib import nullcontext
 from dataclasses import replace
@@ -30,7 +31,7 @@ from perdure.commands.learn import show
 from perdure.consent import trusting
 from perdure.engine.callbacks import ProgressCallback
 from perdure.engine.session import TaskSession
-from perdure.errors import PerdureError, RecipeError
+from perdure.errors import PerdureError, RecipeError, UsageError
 from perdure.extension import extend, extension_recipe, plan_extension
 from perdure.learners import rl
 from perdure.learners.rl import RLTrainer
@@ -41,7 +42,7 @@ from perdure.models.weights import put
 from perdure.plan import plan
 from perdure.prepare import prepare
 from perdure.reports.glossary import said_of
-from perdure.rewards import build, check_rewards
+from perdure.rewards import bleu, build, check_rewards
 from perdure.run import Run
 from perdure.streams.task import Task, TaskStream
 
@@ -101,6 +102,9 @@ def test_a_step_logs_what_it_sampled_and_earned(run: Run) -> None:
     assert all(first[name] >= 0 for name in names)
     assert all(said_of(name) is not None for name in names | {"until/format"})
     assert not any(name.startswith("rl/") for name in last)  # of the supervised task
+    told = (run.path / "perdure.log").read_text()
+    assert told.count("completions are written by") == 1
+    assert "task one: completions are written by transformers\n" in told
 
 
 def test_trls_defaults_decide_nothing(
@@ -153,8 +157,12 @@ def test_each_key_acts(
         tmp_path, tiny_model_dir, rl__iterations=2, rl__clip=0.1, rl__clip_high=0.3,
         rl__dual_clip=3.0, rl__mask_truncated=True, rl__epochs=0.5, rl__max_steps=None,
         rl__algorithm="reinforce++", train__max_steps=None, stream__order=["one", "two"],
+        train__precision="bf16", train__gradient_checkpointing=True,
     )  # fmt: skip
     args: Any = made[0].args
+    assert args.bf16
+    assert args.gradient_checkpointing
+    assert args.activation_checkpointing
     assert (args.epsilon, args.epsilon_high, args.delta) == (0.1, 0.3, 3.0)
     # Completions that were cut are masked by Perdure, which knows ends of several tokens too.
     assert (args.num_iterations, args.mask_truncated_completions) == (2, False)
@@ -327,8 +335,6 @@ def test_sigkill(tmp_path: Path, tiny_model_dir: Path) -> None:
 
 
 def _run(*args: str) -> None:
-    import sys
-
     from perdure.cli import main
 
     sys.argv = ["perdure", *args]
@@ -513,25 +519,15 @@ def test_each_loss_is_its_mean_over_unequal_completions_and_micro_batches(
             assert float((found - parameter.grad).abs().max()) <= 1e-5 * largest + 1e-7, name
 
 
-@pytest.mark.parametrize(
-    ("scale", "of_m4"),
-    [
-        ("group", [0.930166, -0.661664, -1.045238, 0.776736]),
-        ("none", [0.485, -0.345, -0.545, 0.405]),
-    ],
-)
-def test_micro_examples_m4_m5_and_m13(
-    scale: str,
-    of_m4: list[float],
-    tmp_path: Path,
-    tiny_model_dir: Path,
+def advantages(
+    folder: Path,
+    model: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Advantages of one step's groups by hand: with scale group also a gap of .01 blown up (M5),
-    and format and quality summed before they are compared (M13)."""
-    m4, m5 = [1.03, 0.2, 0.0, 0.95], [1.03, 1.04, 1.03, 1.03]
-    m13 = [0.2 * f + q for f, q in zip([1, 1, 0, 1], [0.8, 0.4, 0, 0.6], strict=True)]
-    steps = iter([m4 + m5, m13 + [0.2] * 4])
+    rewards: list[list[float]],
+    **changes: Any,
+) -> list[list[float]]:
+    """What a recipe makes of the rewards of each step's completions."""
+    steps = iter(rewards)
     monkeypatch.setattr("perdure.learners.rollouts.Judge.reward", lambda *_, **__: next(steps))
     monkeypatch.setattr(RLTrainer, "_generate_single_turn", fixed)
     seen: list[list[float]] = []
@@ -543,12 +539,47 @@ def test_micro_examples_m4_m5_and_m13(
         return found
 
     monkeypatch.setattr(RLTrainer, "_generate_and_score_completions", noted)
-    learned(tmp_path, tiny_model_dir, rl__scale=scale, rl__max_steps=2)
+    learned(folder, model, rl__max_steps=len(rewards), **changes)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("scale", "of_m4"),
+    [
+        ("group", [0.930166, -0.661664, -1.045238, 0.776736]),
+        ("batch", [1.129221, -0.803261, -1.268919, 0.942958]),  # M5's group is the batch's rest
+        ("none", [0.485, -0.345, -0.545, 0.405]),
+    ],
+)
+def test_micro_examples_m4_m5_and_m13(
+    scale: str,
+    of_m4: list[float],
+    tmp_path: Path,
+    tiny_model_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Advantages of one step's groups by hand: with scale group also gaps of .01 and .0001 blown
+    up (M5), and format and quality summed before they are compared (M13)."""
+    m4, m5, dead = [1.03, 0.2, 0.0, 0.95], [1.03, 1.04, 1.03, 1.03], [0.2] * 4
+    m13 = [0.2 * f + q for f, q in zip([1, 1, 0, 1], [0.8, 0.4, 0, 0.6], strict=True)]
+    rewards = [m4 + m5, m13 + dead, [1.03, 1.0301, 1.03, 1.03, *dead]]
+    seen = advantages(tmp_path, tiny_model_dir, monkeypatch, rewards, rl__scale=scale)
     assert seen[0][:4] == pytest.approx(of_m4, abs=2e-6)
-    assert seen[1][4:] == pytest.approx([0.0] * 4, abs=1e-3)
+    assert seen[1][4:] == seen[2][4:] == pytest.approx([0.0] * 4, abs=1e-3)
     if scale == "group":
         assert seen[0][4:] == pytest.approx([-0.490196, 1.470588, -0.490196, -0.490196], abs=2e-4)
         assert seen[1][:4] == pytest.approx([0.925606, 0, -1.388409, 0.462803], abs=2e-6)
+        assert seen[2][:4] == pytest.approx([-0.166667, 0.5, -0.166667, -0.166667], abs=1e-3)
+    if scale == "batch":
+        assert seen[0][4:] == pytest.approx([-0.005821, 0.017462, -0.005821, -0.005821], abs=2e-6)
+
+
+def test_micro_example_m5_in_a_group_of_eight(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewards = [[1.03] + [0.0] * 7]
+    (seen,) = advantages(tmp_path, tiny_model_dir, monkeypatch, rewards, rl__group=8)
+    assert seen == pytest.approx([2.474194] + [-0.353456] * 7, abs=2e-6)
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
@@ -932,6 +963,110 @@ def test_what_cannot_be_is_refused_before_the_first_task(
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize(
+    ("reward", "code", "missing", "told"),
+    [
+        ("language", "x-velan", "", "Velan (x-velan) is a language that nobody knows"),
+        ("bleu", "ja", "MeCab", "Japanese: tokenizer ja-mecab cannot be used"),
+        ("bleu", "kor_Hang", "mecab_ko", "Korean: tokenizer ko-mecab cannot be used"),
+        ("bleu", "th", "sentencepiece", "Thai: tokenizer flores200 cannot be used"),
+    ],
+)
+def test_what_a_language_needs_is_told_by_the_check(
+    reward: str, code: str, missing: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the place of the rewards in the recipe, before the model is looked at."""
+    if missing:
+        monkeypatch.setitem(sys.modules, missing, None)  # as where it is not installed
+        monkeypatch.setattr(bleu, "_metric", bleu._metric.__wrapped__)
+        for name in [name for name in sys.modules if name.startswith("sacrebleu.tokenizers.")]:
+            monkeypatch.delitem(sys.modules, name)
+    rows = [json.dumps({"source": f"s {i}", "target": f"t {i}"}) for i in range(8)]
+    (tmp_path / "t.jsonl").write_text("\n".join(rows))
+    mt = {"name": "mt", "format": "translation", "train": "t.jsonl", "learn": "rl"}
+    said = {
+        "model": {"path": "none"},
+        "stream": {"tasks": [{**mt, "direction": f"en-{code}", "metric": "chrf"}]},
+        "method": "sequential",
+        "rl": {"rewards": ["chrf", reward], "group": 2},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(said))
+    found = CliRunner().invoke(app, ["run", str(tmp_path / "recipe.yaml"), "--check"])
+    assert found.exit_code == 2, found.output
+    assert f"recipe.yaml:1: rl.rewards.{reward}: {told}" in found.stderr
+    if isinstance(reward, str):  # alone, in a warm-up
+        del said["rl"], mt["learn"]
+        warm = {**mt, "direction": f"en-{code}", "metric": "chrf", "until": {"reach": {reward: 1}}}
+        said["stream"] = {"tasks": [warm]}
+        (tmp_path / "recipe.yaml").write_text(json.dumps(said))
+        found = CliRunner().invoke(app, ["run", str(tmp_path / "recipe.yaml"), "--check"])
+        assert found.exit_code == 2, found.output
+        place = f"recipe.yaml:1: stream.tasks.0.until.reach.{reward}: "
+        assert place + told in found.stderr, found.stderr
+
+
+@pytest.mark.parametrize(
+    ("version", "taken"),
+    [("0.21.9", False), ("0.22.0", True), ("0.31.0+cu129", True), ("0.31.1", False)],
+)
+def test_a_vllm_that_trl_does_not_take_is_refused(
+    version: str, taken: bool, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TRL itself only warns of it. With one that it takes a run comes as far as TRL, and its log
+    says that vllm writes."""
+    (tmp_path / "vllm.py").touch()
+    meta = tmp_path / f"vllm-{version}.dist-info"
+    meta.mkdir()
+    (meta / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
+    (meta / "top_level.txt").write_text("vllm\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = write_recipe(tmp_path, tiny_model_dir, rl__backend="vllm")
+    recipe = perdure.load_recipe(path)
+    if taken:
+        made: list[Any] = []
+
+        def begun(self: Any, **given: Any) -> None:
+            made.append(given["args"].use_vllm)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(RLTrainer, "__init__", begun)
+        run = Run.create(tmp_path / "run", recipe)
+        with pytest.raises(KeyboardInterrupt):
+            perdure.learn(recipe, run)
+        assert made == [True]
+        told = (run.path / "perdure.log").read_text()
+        assert "task one: completions are written by vllm\n" in told
+        return
+    told = rf"recipe\.yaml:1: rl\.backend: vllm is {version}, and trl \d\S+ takes <=0\.31\.0,>=0"
+    with pytest.raises(UsageError, match=told) as error:
+        prepare(recipe)
+    assert 'pip install "vllm<=0.31.0,>=0.22.0"' in str(error.value)
+
+
+def test_a_reward_that_is_no_number_ends_the_run(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At its second batch: TRL would count it as 0. The step before stays, and nothing after it."""
+    monkeypatch.setattr(RLTrainer, "_generate_single_turn", fixed)
+    changes = {"rl__rewards": ["chrf", "own_rewards_25:late"], "save": {"steps": 1}}
+    path = write_recipe(tmp_path, tiny_model_dir, **changes)
+    code = "import math\n\nbatches = []\n\n\ndef late(samples):\n    batches.append(samples)\n"
+    code += "    return [0.5] * 7 + [0.5 if len(batches) == 1 else math.nan]\n"
+    (tmp_path / "own_rewards_25.py").write_text(code)
+    out = tmp_path / "run"
+    told = CliRunner().invoke(app, ["run", str(path), "--trust-remote-code", "--out", str(out)])
+    assert told.exit_code == 5, told.output
+    said = " ".join(told.output.split())
+    assert "reward own_rewards_25:late gave nan, which is not from 0 to 1" in said
+    named = r"row: \S*one\.jsonl:\d+ prompt: .*say one \d+.* completion: word \d word"
+    assert re.search(named, said), said
+    run = Run.open(out)
+    assert run.state == "interrupted"
+    assert [line["step"] for line in run.log_rows()] == [1]
+    assert not (out / "checkpoints" / "task-1").exists()
+
+
+@pytest.mark.unit
 def test_own_rewards_lie_beside_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `module:function` and as a path, wherever Perdure is started, and in the run's recipe."""
     elsewhere = tmp_path / "elsewhere"
@@ -1152,6 +1287,24 @@ def test_dead_groups_and_spread_are_those_of_the_groups_whatever_scales_an_advan
     within = 0.2 * (1 / 3) ** 0.5  # deviations of .1, four times, over n - 1
     assert [line["rl/reward_std"] for line in lines] == pytest.approx([0, within / 2, 0, 0])
     assert bool(warned) == told
+    assert not told or "(mean reward 0.6): raise rl.temperature or rl.group, take" in warned[0]
+
+
+@pytest.mark.unit
+def test_a_share_of_dead_groups_is_too_many_above_six_tenths_alone() -> None:
+    """Ten steps of three dead groups in five are not told; of two in three they are."""
+    for dead, groups, told in ((3, 5, False), (2, 3, True)):
+        warned: list[str] = []
+        trainer: Any = object.__new__(RLTrainer)
+        trainer.num_generations, trainer.dead, trainer.warn = 2, 0, warned.append
+        trainer.settings = SimpleNamespace(algorithm="grpo")
+        trainer.session = SimpleNamespace(task=SimpleNamespace(name="one"))
+        trainer._metrics = {"train": {"reward_std": [0.0], "frac_reward_zero_std": [0.0]}}
+        rewards = torch.tensor([0.5, 0.5] * dead + [0.2, 0.4] * (groups - dead))
+        for _ in range(rl.PATIENCE):
+            trainer._look_for_dead_groups(rewards)
+        assert trainer._metrics["train"]["frac_reward_zero_std"] == [pytest.approx(dead / groups)]
+        assert bool(warned) == told
 
 
 def test_a_second_round_shares_the_test_rows_of_the_first(run: Run, tmp_path: Path) -> None:

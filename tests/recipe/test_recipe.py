@@ -548,6 +548,26 @@ def test_shipped_recipes_are_valid(name: str) -> None:
     assert f"{name}.yaml" in recipes.command(name)
 
 
+def test_the_recipe_of_r1t1_is_as_released() -> None:
+    """Of the released script of reinforcement, main_grpo.sh: what decides what is learned."""
+    recipe = load_recipe(recipes.path("r1t1-qwen2.5-7b"), check_files=False)
+    rl, (kl,) = recipe.rl, recipe.methods
+    assert rl is not None
+    asked = {"beta": 0.001, "estimator": "k3", "reference": "previous", "term": "loss"}
+    assert (kl.name, kl.options) == ("kl", asked)
+    assert (rl.algorithm, rl.group, rl.batch_size, rl.iterations) == ("grpo", 8, 64, 1)
+    assert (rl.temperature, rl.top_p, rl.top_k) == (0.8, 1.0, 0)
+    assert (rl.learning_rate, rl.loss, rl.scale) == (4e-7, "dapo", "group")
+    assert rl.rewards == [{"name": "format", "weight": 0.2}, "chrf"]
+    warm, translation = recipe.stream.tasks
+    assert (warm.learn, translation.learn) == ("sft", "rl")
+    for task in (warm, translation):
+        assert (task.answer, task.prefill, task.max_new_tokens) == ("tagged", "<think>", 8000)
+    train = recipe.of_task("rl").train
+    assert (train.learning_rate, train.schedule, train.precision) == (4e-7, "constant", "bf16")
+    assert train.gradient_checkpointing
+
+
 @pytest.mark.parametrize("name", [n for n in recipes.names() if n.startswith("accelerate/")])
 def test_accelerate_reads_its_configurations(name: str) -> None:
     from accelerate.commands.config.config_args import load_config_from_file

@@ -162,6 +162,13 @@ def test_the_metrics_are_called_what_they_are() -> None:
         ({"source": "a <THINK > b"}, {"answer": "tagged"}, '"source" holds the tag <THINK >'),
         ({"target": "</answer>"}, {"answer": "tagged"}, '"target" holds the tag </answer>'),
         ({"context": "<answer>"}, {"answer": "tagged"}, '"context" holds the tag <answer>'),
+        ({"domain": "la</answer >w"}, {"answer": "tagged"}, '"domain" holds the tag </answer >'),
+        ({"glossary": "a = <think>"}, {"answer": "tagged"}, '"glossary" holds the tag <think>'),
+        (
+            {"glossary": {"dog": "</think>"}},
+            {"answer": "tagged"},
+            '"glossary" holds the tag </think>',
+        ),
         ({"reasoning": "a</think>b"}, {"answer": "tagged"}, '"reasoning" gives no answer'),
         ({"from": "en"}, {"direction": None}, '"source_lang" is empty or not there'),
         (
