@@ -79,6 +79,13 @@ def attach(
             "factor, and with steps, which its scaler skips",
             "train in bf16 or fp32",
         )
+    plain = [m for m in methods if m.requires.cross_entropy]
+    if plain and trainer.args.label_smoothing_factor:
+        raise UsageError(
+            f"method: {name_of(plain[0])} takes the task's loss for the cross-entropy of its "
+            "labels, which label_smoothing_factor makes another one of",
+            "leave label_smoothing_factor out",
+        )
     copies = [m for m in methods if m.requires.teacher and not _is_the_adapter_off(m, session)]
     if copies and trainer.is_fsdp_enabled:
         raise UsageError(

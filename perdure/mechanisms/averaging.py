@@ -238,8 +238,9 @@ def deciles(counts: Tensor) -> list[float]:
     total = counts.sum()
     if not int(total):
         return [math.nan] * 9
-    shares = torch.arange(1, 10, device=counts.device) / 10
-    at = torch.searchsorted(counts.cumsum(0).double() / total, shares.double() - 1e-12)
+    # In whole numbers: a tenth that is reached exactly is reached.
+    tenths = torch.arange(1, 10, device=counts.device) * total
+    at = torch.searchsorted(10 * counts.cumsum(0), tenths)
     found = ((at.double() / (BINS - 1) * 2 - 1) * SPAN).sigmoid()
     found = torch.where(at == 0, 0.0, torch.where(at == BINS - 1, 1.0, found))
     return [float(x) for x in found]

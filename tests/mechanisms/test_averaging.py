@@ -41,6 +41,20 @@ def test_deciles_of_counted_weights() -> None:
     assert found["averaging_moved"] == 3.0
 
 
+def test_deciles_of_ten_values_are_nine_of_them() -> None:
+    """The value below or at which a tenth of all lies: of ten the first is the first decile."""
+    average, values = Average(), [0.05 + i / 10 for i in range(10)]
+    average.count(torch.tensor(values))
+    assert average.counts is not None
+    assert deciles(average.counts) == pytest.approx(values[:9], abs=2e-3)
+    average.count(torch.tensor(values))
+    assert deciles(average.counts) == pytest.approx(values[:9], abs=2e-3)
+    line = Average()
+    line.count(torch.tensor([0.5] * 6 + [0.95] * 4))
+    assert line.counts is not None
+    assert deciles(line.counts) == pytest.approx([0.5] * 6 + [0.95] * 3, abs=2e-3)
+
+
 @pytest.mark.parametrize("value", [0.01, 0.5, 0.99, 0.999, 0.99999])
 def test_a_decile_near_0_or_1_is_told_from_it(value: float) -> None:
     average = Average()

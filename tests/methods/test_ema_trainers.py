@@ -155,6 +155,17 @@ def test_line_takes_the_trainers_loss_in_its_own_unit(tiny: Any, tmp_path: Path)
     assert tens == pytest.approx(ours, rel=1e-3)
 
 
+@pytest.mark.parametrize("method", [{"name": "ema", **LINE}, {"name": "eaft"}])
+def test_smoothed_labels_are_refused_by_whom_they_would_lead_astray(
+    tiny: Any, tmp_path: Path, method: Any
+) -> None:
+    trainer = plain(tiny, tmp_path, {"label_smoothing_factor": 0.1})
+    with pytest.raises(UsageError, match=f"{method['name']} takes the task's loss for the cross-"):
+        perdure.attach(trainer, method)
+    trainer = plain(tiny, tmp_path, {"label_smoothing_factor": 0.1})
+    assert perdure.attach(trainer, {"name": "ema"}) is trainer
+
+
 class Measured(TrainerCallback):
     """Keeps the loss of each evaluation by step."""
 
