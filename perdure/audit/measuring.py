@@ -228,7 +228,17 @@ def _loss(
             "the tokenizers cut the general texts differently, so losses a token do not compare",
             "measure the tasks only",
         )
-    return Items(losses, np.array([theirs[key]["loss"] for key in ours]), noise_floor=floor)
+    found = np.array([theirs[key]["loss"] for key in ours])
+    return Items(losses, found, note=_by_the_base(pair, texts), noise_floor=floor)
+
+
+def _by_the_base(pair: Pair, texts: Sequence[str]) -> str:
+    """How many texts the tuned model's router leaves to the base model, of which nothing of what
+    was tuned is measured then; "" if none."""
+    routed = pair.routed(pair.tuned)
+    choices = [] if routed is None else routed.of_texts(texts)
+    left = sum(choice.adapter is None for choice in choices)
+    return f"{left} of {len(choices)} texts routed to the base model" if left else ""
 
 
 def _kl(pair: Pair, seed: int, progress: Progress, ruler: Ruler, checked: Check) -> Items:
@@ -257,10 +267,11 @@ def _kl(pair: Pair, seed: int, progress: Progress, ruler: Ruler, checked: Check)
         routed = pair.routed(model)
         if routed is None:
             return kl(samples)
-        texts = pair.base_encoder.tokenizer.batch_decode(
-            [sample.ids for sample in samples], skip_special_tokens=True
-        )
-        return each_by_adapter(model, routed.of_texts(texts), samples, kl)
+        return each_by_adapter(model, routed.of_texts(decoded(samples)), samples, kl)
+
+    def decoded(samples: Sequence[Sample]) -> list[str]:
+        ids = [sample.ids for sample in samples]
+        return list(pair.base_encoder.tokenizer.batch_decode(ids, skip_special_tokens=True))
 
     moved = [
         float(np.mean(compare("base again", model, order, batch)))
@@ -273,7 +284,9 @@ def _kl(pair: Pair, seed: int, progress: Progress, ruler: Ruler, checked: Check)
     return Items(
         np.zeros(len(values)),
         np.array(values),
-        note=f"{tokens} sampled tokens",
+        note="; ".join(
+            filter(None, [f"{tokens} sampled tokens", _by_the_base(pair, decoded(samples))])
+        ),
         noise_floor=floor,
     )
 

@@ -118,6 +118,7 @@ def test_an_audit_measures_what_is_served(pool: Run, tiny_model_dir: Path) -> No
         found = audit(str(tiny_model_dir), pool.path, stream, measures=["loss", "tasks"])
     loss, *tasks = found.measures
     assert loss.change == 0  # no general text has a word: the base itself answers
+    assert loss.note == f"{loss.items} of {loss.items} texts routed to the base model"
     served = [scores(pool.path)[2, name] for name in ("colour", "count")]
     assert [m.tuned for m in tasks] == pytest.approx(served)
     assert len(shown[0]) == 28
@@ -125,6 +126,9 @@ def test_an_audit_measures_what_is_served(pool: Run, tiny_model_dir: Path) -> No
         (kl,) = audit(str(tiny_model_dir), pool.path, measures=["kl"], max_kl=0.1).measures
         same = audit(pool.path, pool.path, stream, measures=["tasks"])
     assert kl.tuned == 0
+    assert kl.note.endswith(
+        f" sampled tokens; {kl.items} of {kl.items} texts routed to the base model"
+    )
     assert not same.identical_weights
     assert {m.change for m in same.measures} == {0}
 
