@@ -271,7 +271,9 @@ def shop(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     (folder / "runs/pool").mkdir()  # `route` reads a router and loads no model
     (folder / "runs/pool/adapter_config.json").write_text("{}")
     group = {"name": "reviews", "adapter": "default", "instructions": ["Is a review positive?"]}
-    (folder / "runs/pool/codebook.json").write_text(json.dumps({"groups": [group]}))
+    (folder / "runs/pool/codebook.json").write_text(
+        json.dumps({"threshold": 0.9, "accept": 0.9, "groups": [group]})
+    )
     return folder
 
 

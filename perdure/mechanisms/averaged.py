@@ -7,11 +7,14 @@ second copy is written.
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from perdure.errors import task_named
 from perdure.mechanisms.averaging import Average, distance, sample
 from perdure.models.weights import trainable
 from perdure.processes import summed
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from perdure.protocol.batch import ForwardOutput
     from perdure.protocol.context import Context
 
+logger = logging.getLogger("perdure")
+
 
 class Averaged(Method):
     """A method whose `after_step` moves `average`.
@@ -33,11 +38,13 @@ class Averaged(Method):
 
     Attributes:
         average: of the phase that is trained; of several phases the last one's counts.
+        window: share of a task's steps that is averaged over; None: what weighs is said otherwise.
         u: where along the line the loss was lowest at the last look, (); 0 before.
     """
 
     saved: tuple[str, ...] = ("average", "u")
     copies = 1
+    window: float | None = None
 
     def __init__(self, config: Any, every: int = 0) -> None:
         super().__init__(config)
@@ -108,6 +115,8 @@ class Averaged(Method):
         start, self._start = self._start, {}
         if not average.of(ctx.step.phase.name):
             return None
+        if self.window is not None and self.constant(ctx) == 0:
+            logger.warning(_idle(task_named(ctx.task.name), self.window, ctx.step.total))
         params = dict(ctx.model.named_parameters())
         raw = {name: params[name] for name in average.weights}
         sizes = {name: p.numel() for name, p in raw.items()}
@@ -126,3 +135,14 @@ class Averaged(Method):
         super().load_state_dict({k: v for k, v in state.items() if k != "average"})
         self.average = Average()
         self.average.load_state_dict(state["average"])
+
+
+def _idle(task: str, window: float, steps: int) -> str:
+    """Says that a window of a task's steps is too short to average anything, and what to do."""
+    if steps <= 1:
+        return f"{task}: one step has no other to be averaged with: learn more steps of it"
+    least = math.floor(100 / steps) / 100
+    return (
+        f"{task}: window {window:g} of {steps} steps is not more than one step, so nothing is "
+        f"averaged: write decay in its place, or a window of {least + 0.01:.2f} or more"
+    )

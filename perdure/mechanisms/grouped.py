@@ -6,12 +6,13 @@ from task to task, and its options.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from perdure.errors import PerdureError, UsageError
+from perdure.errors import PerdureError, UsageError, task_named
 from perdure.models import calibration
 from perdure.models.codebook import Codebook, SimilarityConfig
 from perdure.models.instructions import instructions_of
@@ -24,6 +25,8 @@ from perdure.recipe.mistakes import Mistake
 if TYPE_CHECKING:
     from perdure.protocol.context import Context
     from perdure.streams.task import Task, TaskStream
+
+logger = logging.getLogger("perdure")
 
 
 class GroupingConfig(MethodConfig):
@@ -117,13 +120,15 @@ class Groups:
         return found
 
     def told_of(self, stream: TaskStream) -> Iterator[str]:
-        """Where each task of a stream would be learned, and the thresholds after the last one, in
-        lines to print; nothing is kept."""
-        book = self.router.codebook
+        """Where each task of a stream would be learned, the thresholds after the last one, and
+        which groups' own texts would not reach them, in lines to print; nothing is kept."""
+        router = self.router
+        book = router.codebook
         for _, found, after in self._placements(stream.tasks):
             book = after
             yield ", ".join(f"{key} {value}" for key, value in told(found).items() if value)
-        yield from calibration.told(book).split("\n")
+        yield from calibration.told(book, self.config.given()).split("\n")
+        yield from calibration.astray(Router(book, router.similarity), later=bool(self.state))
 
     def adapter_counts(self, tasks: Sequence[Task]) -> dict[str, AdapterCount]:
         """How many adapters there would be at each of these tasks, by its name: one a group and the
@@ -145,10 +150,13 @@ class Groups:
                 yield task, found, book
 
 
-def tell(ctx: Context, placement: Placement) -> None:
-    """Log a placement's figures, as `perdure.models.router.placement_facts` names them."""
+def tell(ctx: Context, placement: Placement, router: Router) -> None:
+    """Log a placement's figures, as `perdure.models.router.placement_facts` names them, and say
+    which of its group's texts the router, which knows it, sends elsewhere."""
     for name, value in placement_facts(placement).items():
         ctx.log(name, value)
+    for line in calibration.astray(router, placement.group, later=True):
+        logger.warning("%s: %s", task_named(placement.task), line)
 
 
 def placed(router: Router, task: Task, config: GroupingConfig) -> tuple[Placement, Codebook]:

@@ -118,11 +118,13 @@ class Ema(Averaged):
     def __init__(self, config: EmaConfig) -> None:
         super().__init__(config, every=config.every if config.beta == "line" else 0)
         self.copies = 2 if config.beta in SOLVED else 1  # the last gradient
+        if config.beta == "fixed" and config.decay is None:
+            self.window = config.window or WINDOW
 
     def constant(self, ctx: Context) -> float | None:
-        c = self.config
-        window = window_decay(c.window or WINDOW, ctx.step.total) if c.decay is None else c.decay
-        return window if c.beta == "fixed" else None
+        if self.window is not None:
+            return window_decay(self.window, ctx.step.total)
+        return self.config.decay if self.config.beta == "fixed" else None
 
     def after_step(self, ctx: Context) -> None:
         c, average, solved = self.config, self.average, self.config.beta in SOLVED

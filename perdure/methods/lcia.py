@@ -133,7 +133,7 @@ class Lcia(Ema):
         if (found := self._placement) is not None:
             if found.adapter is not None:
                 ctx.adapters.remove(found.adapter)
-            tell(ctx, found)
+            tell(ctx, found, self.groups.router)
         return super().end_task(ctx)
 
     def router(self, ctx: Context) -> Router | None:

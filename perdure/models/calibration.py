@@ -31,7 +31,7 @@ since, and of a group of several texts each one, scored with the others.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 KEEP = 0.95
 GIVEN = "as given, not measured"
+DEFAULT = "the default, not measured"
 
 
 def calibrate(
@@ -108,13 +109,69 @@ def calibrate(
     return Codebook(**{**dict(codebook), **found})
 
 
-def told(codebook: Codebook) -> str:
-    """Both thresholds and where they come from, in lines to print."""
+def told(codebook: Codebook, given: Collection[str] = ()) -> str:
+    """Both thresholds and where they come from, in lines to print.
+
+    Args: given: "threshold" or "accept" where the user gave it; another value than the default was
+        given by somebody in any case.
+    """
     lines = [f"threshold {codebook.threshold:.3f}", f"accept {codebook.accept:.3f}"]
-    said = codebook.calibration
-    if said is None:
-        return "\n".join(f"{line}: {GIVEN}" for line in lines)
-    return "\n".join(f"{line}: {why}" for line, why in zip(lines, said.why, strict=False))
+    if (said := codebook.calibration) is not None:
+        if said.why[:1] not in ([], [GIVEN]):
+            lines[0] += " for the next task"  # measured after the last one
+        return "\n".join(f"{line}: {why}" for line, why in zip(lines, said.why, strict=False))
+    words = codebook.similarity.name == "tfidf"
+    opens = THRESHOLDS[codebook.similarity.name]
+    fits = codebook.threshold if words else UNCALIBRATED
+    first = GIVEN if "threshold" in given or codebook.threshold != opens else DEFAULT
+    default = "as threshold" if words else DEFAULT
+    second = GIVEN if "accept" in given or codebook.accept != fits else default
+    return f"{lines[0]}: {first}\n{lines[1]}: {second}"
+
+
+def astray(router: Router, name: str | None = None, later: bool = False) -> Iterator[str]:
+    """Groups whose own texts do not reach them as requests, in lines: how many, and what to do.
+
+    Args:
+        name: of this group alone; None: of each.
+        later: tasks were learned by this codebook, whose score stays what it is.
+    """
+    book = router.codebook
+    places = [place for place, group in enumerate(book.groups) if name in (None, group.name)]
+    texts = [text for place in places for text in book.groups[place].instructions]
+    scores = router.scores(texts) if texts else np.zeros((0, 0))
+    for place in places:
+        count = len(book.groups[place].instructions)
+        part, scores = scores[:count], scores[count:]
+        first = part.argmax(1)
+        # Where the nearest answers what fits none, a text need not fit to reach its group.
+        none = part.max(1) < (book.accept if book.fallback != "nearest" else 0)
+        other = ~none & (first != place)
+        said = []
+        if none.any():
+            median = float(np.median(part[none, place]))
+            what = f"{_so_many(none)} below accept {book.accept:.2f} by score: {book.score}"
+            said.append(f"{what} (median {median:.2f}), so such requests fit no group")
+        if other.any():
+            names = ", ".join(book.groups[each].name for each in np.unique(first[other]))
+            said.append(f"{_so_many(other)} answered by another group ({names})")
+        if said:
+            yield f"group {book.groups[place].name}: {'; '.join(said)}: {_mended(book, later)}"
+
+
+def _so_many(which: NDArray[np.bool_]) -> str:
+    count = int(which.sum())
+    return f"{count} of its own {len(which)} texts {'is' if count == 1 else 'are'}"
+
+
+def _mended(codebook: Codebook, later: bool) -> str:
+    """What has texts reach their own group."""
+    nearest = f"take score: max{' in a new run' if later else ''}, or "
+    if codebook.score == "max":  # only a text that an older group has as well
+        return "give each task an instruction of its own"
+    if codebook.accept > codebook.threshold:
+        return f"{nearest}an accept not above threshold {codebook.threshold:.2f}"
+    return f"{nearest}give the task an instruction"
 
 
 def _with(

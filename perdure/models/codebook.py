@@ -33,17 +33,17 @@ import difflib
 import json
 import re
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from perdure.errors import PerdureError, RecipeError, UsageError, brief, task_named
 from perdure.files import write_atomic
+from perdure.models.codebook_json import as_json, told
 from perdure.models.instructions import folded
-from perdure.recipe.mistakes import Mistake, mistakes_in
-from perdure.recipe.section import Section
+from perdure.recipe.mistakes import Mistake, meant, mistakes_in, show
+from perdure.recipe.section import Section, mistakes_error
 
 FILE = "codebook.json"
 BASE = "base"
@@ -54,7 +54,7 @@ specification's for one instruction a data set; for several wordings of each it 
 UNCALIBRATED = 0.3
 """Below it a request fits no group by embeddings, where nothing was there to measure it with:
 MiniLM puts rewordings of an instruction at .34 to .67, and what fits nothing at .14 to .38."""
-_NAME = r"^\w[\w -]*$"
+_NAME = re.compile(r"\w(?:[\w -]*[\w-])?")
 _ADAPTER = re.compile(r"(?P<group>\w[\w -]*)(?:@(?P<version>[1-9][0-9]*))?")
 
 
@@ -91,7 +91,10 @@ class Calibrated(Section):
 
 
 class Group(Section):
-    name: str = Field(pattern=_NAME, max_length=80, description="unique; names adapters")
+    # Who writes a number for a text has written something else than they meant.
+    model_config = ConfigDict(coerce_numbers_to_str=False)
+
+    name: str = Field(max_length=80, description="unique; names adapters")
     adapter: str = Field(max_length=100, description="the adapter's folder: the group and @version")
     instructions: tuple[str, ...] = Field(
         min_length=1, description="texts it is known by, in order"
@@ -100,6 +103,15 @@ class Group(Section):
     rewordings: tuple[str, ...] = Field(
         (), description="other wordings, held out: only thresholds are measured on them"
     )
+
+    @field_validator("name", mode="after")
+    @classmethod
+    def _plain(cls, name: str) -> str:
+        if _NAME.fullmatch(name) is None:
+            what = f"{show(name)} must be letters, digits, spaces, - and _ only, and begin with"
+            what += " a letter or digit, without spaces around"
+            raise mistakes_error([Mistake((), what, f'write "{plain_name(name)}"')])
+        return name
 
     @field_validator("instructions", mode="after")
     @classmethod
@@ -138,6 +150,8 @@ class Group(Section):
 
 
 class Codebook(Section):
+    model_config = ConfigDict(coerce_numbers_to_str=False)
+
     format: Literal[1] = Field(1, description="of this file")
     base: str = Field("", description="fingerprint of the base model's weights; empty: not known")
     similarity: SimilarityConfig = Field(
@@ -211,35 +225,38 @@ class Codebook(Section):
             UsageError: missing, or edited into something else; each mistake with file and key.
         """
         file = path / FILE if path.is_dir() else path
-        try:
-            text = file.read_text(encoding="utf-8-sig")
-        except OSError as error:
-            raise UsageError(
-                f"{file}: cannot be read: {error.strerror}", "restore it from a copy"
-            ) from error
-        except UnicodeDecodeError as error:
-            raise UsageError(f"{file}: is not UTF-8: {error}", "save it as UTF-8") from error
-        twice: list[str] = []
-        try:
-            data = json.loads(text, object_pairs_hook=lambda pairs: _once(pairs, twice))
-        except ValueError as error:
-            where = f"{file}:{error.lineno}" if isinstance(error, json.JSONDecodeError) else file
-            said = error.msg if isinstance(error, json.JSONDecodeError) else error
-            raise UsageError(
-                f"{where}: is not valid JSON: {said}", "correct it, or restore it from a copy"
-            ) from error
-        except RecursionError as error:
-            raise UsageError(f"{file}: is nested too deep", "restore it from a copy") from error
-        if not isinstance(data, dict):
-            raise UsageError(f"{file}: is no codebook: no object", "restore it from a copy")
+        data, twice = as_json(file)
         found = [Mistake((key,), "stands there twice", "leave one out") for key in twice]
         try:
             book = cls.model_validate(data)
         except ValidationError as error:
             found += mistakes_in(error, data, cls)
+        else:
+            found += book.twins()
+        # Whoever writes a codebook says both: what they are by default depends on the measure.
+        known = {*data, *(meant(mistake.remedy) for mistake in found)}
+        missing = [key for key in ("threshold", "accept") if key not in known]
+        found += [Mistake((key,), "is required and missing") for key in missing]
         if found:
-            raise RecipeError([_told(file, mistake, data) for mistake in found])
+            raise RecipeError(told(file, found, data))
         return book
+
+    def twins(self) -> Iterator[Mistake]:
+        """Groups that are known by one text, the same as another's: only the first is ever reached.
+
+        Perdure writes none: a task of that text goes on with the first. Of several texts two groups
+        may have one in common, where a task was by its others too unlike to go on.
+        """
+        first: dict[tuple[str, ...], int] = {}
+        for number, group in enumerate(self.groups):
+            other = first.setdefault(group.instructions, number)
+            if other != number and len(group.instructions) == 1:
+                yield Mistake(
+                    ("groups", number, "instructions", 0),
+                    f"is all that groups.{other}, {self.groups[other].name}, is known by as well, "
+                    "so that no request would reach this one",
+                    "put both into one group, or give each a text of its own",
+                )
 
     def text(self) -> str:
         """The codebook as JSON to read."""
@@ -308,8 +325,7 @@ class Codebook(Section):
 
     def new_name(self, task: str) -> str:
         """A group's name from its first task's: free here, and one that peft takes."""
-        plain = re.sub(r"[^\w -]", "_", task)[:70].strip() or "group"
-        plain = plain if re.match(_NAME, plain) else f"g{plain}"
+        plain = plain_name(task)
         taken = {BASE, *(group.name.casefold() for group in self.groups)}
         name, number = plain, 2
         while name.casefold() in taken:
@@ -359,6 +375,12 @@ def nearest(name: str, known: Collection[str]) -> str:
     return f"those there are: {', '.join(once)}" if once else "there is none"
 
 
+def plain_name(text: str) -> str:
+    """A name that a group may have, from one that it may not have."""
+    plain = re.sub(r"[^\w -]", "_", text)[:70].strip() or "group"
+    return plain if _NAME.fullmatch(plain) else f"g{plain}"
+
+
 def next_version(adapter: str) -> str:
     """The name of an adapter that is trained on: "sentiment@3" becomes "sentiment@4"."""
     name, _, version = adapter.partition("@")
@@ -367,21 +389,3 @@ def next_version(adapter: str) -> str:
 
 def _said(instructions: Sequence[str]) -> list[str]:
     return [text for text in map(folded, instructions) if text]
-
-
-def _once(pairs: list[tuple[str, Any]], twice: list[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            twice.append(key)
-        found[key] = value
-    return found
-
-
-def _told(file: Path, mistake: Mistake, data: Any) -> PerdureError:
-    """A mistake as an error, with the group's name where its key has only its number."""
-    key = ".".join(map(str, mistake.key)) or "the file"
-    if len(mistake.key) > 2 and mistake.key[0] == "groups":
-        with suppress(LookupError, TypeError):
-            key += f" (group {brief(data['groups'][mistake.key[1]]['name'])})"
-    return PerdureError(f"{file}: {key}: {mistake.what}", mistake.remedy, source=str(file))

@@ -61,6 +61,7 @@ class Placement:
         adapter: what is trained on: the group's newest version. Of a new group None.
         nearest, similarity: the nearest group before, and its score; None and 0.0 where none was.
         runner_up, why: as in `Choice`.
+        threshold: what decided: from it on the nearest group goes on.
     """
 
     task: str
@@ -71,6 +72,7 @@ class Placement:
     similarity: float
     runner_up: tuple[str, float] | None
     why: str
+    threshold: float = 0.0
 
 
 class Router:
@@ -166,16 +168,19 @@ class Router:
             why = (
                 f"{group.name} at {score:.2f}, not below threshold {book.threshold:.2f}: continued"
             )
+            near, adapter = group.name, group.adapter
             return Placement(
-                task, group.name, False, group.adapter, group.name, score, runner_up, why
+                task, near, False, adapter, near, score, runner_up, why, book.threshold
             )
-        if nearest is None:
-            why = "the first group"
-        else:
-            name = book.groups[nearest].name
-            why = f"nearest is {name} at {score:.2f}, below threshold {book.threshold:.2f}: new"
         old = None if nearest is None else book.groups[nearest].name
-        return Placement(task, book.new_name(task), True, None, old, score, runner_up, why)
+        if old is None:
+            why = "the first group"
+        elif score <= 0:
+            why = f"unlike every group, below threshold {book.threshold:.2f}: new"
+        else:
+            why = f"nearest is {old} at {score:.2f}, below threshold {book.threshold:.2f}: new"
+        name = book.new_name(task)
+        return Placement(task, name, True, None, old, score, runner_up, why, book.threshold)
 
     def learned(self, placement: Placement, instructions: Sequence[str]) -> Router:
         """A router that knows a task which was learned as it was placed; this one stays."""
@@ -208,9 +213,8 @@ class Router:
         if score >= book.accept:
             why = f"{near.name} at {score:.2f}, not below accept {book.accept:.2f}"
             return Choice(near.adapter, near.name, score, runner_up, why, near.name)
-        why = (
-            f"fits no group: nearest is {near.name} at {score:.2f}, below accept {book.accept:.2f}"
-        )
+        like = f"nearest is {near.name} at {score:.2f}" if score > 0 else "unlike every group"
+        why = f"fits no group: {like}, below accept {book.accept:.2f}"
         if book.fallback == "base":
             why += "; fallback: the base model"
             return Choice(None, None, score, runner_up, why, near.name, False)
@@ -281,12 +285,14 @@ def placement_facts(placement: Placement) -> dict[str, float]:
 
 
 def told(placement: Placement) -> Mapping[str, str]:
-    """A line of a table: task, group, similarity, runner-up."""
-    second = placement.runner_up
+    """A line of a table: task, group, similarity, what decided, nearest, runner-up."""
+    second, known = placement.runner_up, placement.nearest is not None
+    unlike = known and placement.opens and placement.similarity <= 0
     return {
         "task": placement.task,
         "group": f"{placement.group} (new)" if placement.opens else placement.group,
-        "similarity": "" if placement.nearest is None else f"{placement.similarity:.2f}",
-        "nearest": placement.nearest or "",
-        "runner-up": "" if second is None else f"{second[0]} {second[1]:.2f}",
+        "similarity": f"{placement.similarity:.2f}" if known else "",
+        "threshold": f"{placement.threshold:.2f}" if known else "",
+        "nearest": "none (unlike every group)" if unlike else placement.nearest or "",
+        "runner-up": "" if second is None or unlike else f"{second[0]} {second[1]:.2f}",
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -255,6 +256,34 @@ def test_window_by_hand() -> None:
     # The same strength for any number of steps: what is left of the start is exp(-1 / window).
     for steps in (100, 10_000):
         assert window_decay(0.2, steps) ** steps == pytest.approx(0.0067, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("options", "steps", "says"),
+    [
+        ({}, 3, "window 0.2 of 3 steps is not more than one step, so nothing is averaged: write "
+         "decay in its place, or a window of 0.34 or more"),
+        ({"window": 0.5}, 2, "window 0.5 of 2 steps is not more than one step, so nothing is "
+         "averaged: write decay in its place, or a window of 0.51 or more"),
+        ({"window": 1.0}, 1, "one step has no other to be averaged with: learn more steps of it"),
+        ({"window": 0.34}, 3, ""),
+        ({}, 6, ""),
+        ({"decay": 0.0}, 3, ""),
+        ({"beta": "paper"}, 3, ""),
+    ],
+)  # fmt: skip
+def test_a_window_too_short_to_average_anything_is_told_once_a_task(
+    context: Any, caplog: pytest.LogCaptureFixture, options: Any, steps: int, says: str
+) -> None:
+    method, model = make(Ema, options), Holder([4.0, -2.0])
+    ctx = context(method, model=model)
+    ctx._session.step = replace(ctx.step, total=steps)
+    method.begin_task(ctx)
+    for _ in range(steps):
+        model.give([0.5, 1.0])
+        method.after_step(ctx)
+    method.end_task(ctx)
+    assert caplog.messages == ([f"task {ctx.task.name}: {says}"] if says else [])
 
 
 # --- along the line

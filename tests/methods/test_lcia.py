@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from typer.testing import CliRunner
 import perdure
 from perdure.errors import RunError, UsageError
 from perdure.extension import extend, extension_recipe
-from perdure.mechanisms.grouped import Groups
+from perdure.mechanisms.grouped import Groups, tell
 from perdure.methods.lcia import Lcia, LciaConfig, begins_with
 from perdure.methods.registry import load_config
 from perdure.models.codebook import Codebook
@@ -197,12 +198,70 @@ def test_check_says_where_each_task_would_be_learned() -> None:
     made = groups()
     assert list(made.told_of(stream)) == [
         "task cat, group cat (new)",
-        "task bird, group bird (new), similarity 0.00, nearest cat",
-        "task c2, group cat, similarity 1.00, nearest cat, runner-up bird 0.00",
-        "threshold 0.900: as given, not measured",
-        "accept 0.900: as given, not measured",
+        "task bird, group bird (new), similarity 0.00, threshold 0.90, "
+        "nearest none (unlike every group)",
+        "task c2, group cat, similarity 1.00, threshold 0.90, nearest cat, runner-up bird 0.00",
+        "threshold 0.900: the default, not measured",
+        "accept 0.900: as threshold",
     ]
     assert made.state == {}
+    given = list(groups(threshold=0.9, accept=0.9).told_of(stream))
+    assert given[3:] == [f"{key} 0.900: as given, not measured" for key in ("threshold", "accept")]
+    assert list(groups(threshold=0.5).told_of(stream))[3:] == [
+        "threshold 0.500: as given, not measured", "accept 0.500: as threshold"
+    ]  # fmt: skip
+
+
+@pytest.mark.unit
+def test_a_group_whose_own_texts_do_not_reach_it_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    texts = [f"animal number{i}" for i in range(16)]  # two of them are at 0.3361
+    stream = TaskStream((task("cat", "red cat"), task("many", *texts)))
+    made = groups()
+    found = [line for line in made.told_of(stream) if line.startswith("group ")]
+    mean = (1 + 15 * 0.3361) / 16
+    assert found == [
+        f"group many: 16 of its own 16 texts are below accept 0.90 by score: mean (median "
+        f"{mean:.2f}), so such requests fit no group: take score: max, or give the task an "
+        "instruction"
+    ]
+    for mended in ({"score": "max"}, {"threshold": 0.3}):
+        assert not [x for x in groups(**mended).told_of(stream) if x.startswith("group ")]
+    # Of a codebook that adapters were learned by the score stays; each group is told as it is made.
+    for each in stream.tasks:
+        tell(SimpleNamespace(log=lambda *_: None), made.place(each), made.router)
+    (line,) = (x for x in made.told_of(TaskStream((task("c2", "red cat"),))) if x[:6] == "group ")
+    assert line.endswith("take score: max in a new run, or give the task an instruction")
+    assert caplog.messages == [f"task many: {line}"]
+
+
+@pytest.mark.unit
+def test_an_accept_above_the_threshold_is_told_where_a_learned_text_is_not_reached() -> None:
+    """Not refused: of the nearest text, which a group holds once it has learned it, it is 1."""
+    stream = TaskStream((task("cat", "red cat"), task("dog", "red dog")))
+    *_, line = groups(threshold=0.3, accept=0.9).told_of(stream)
+    assert line == (
+        "group cat: 2 of its own 2 texts are below accept 0.90 by score: mean (median 0.67), so "
+        "such requests fit no group: take score: max, or an accept not above threshold 0.30"
+    )
+    for mended in ({"accept": 0.3}, {"accept": 0.9, "score": "max"}):
+        *_, line = groups(threshold=0.3, **mended).told_of(stream)
+        assert line.startswith("accept ")
+
+
+@pytest.mark.unit
+def test_the_threshold_that_decided_is_told_and_the_one_for_the_next_task(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tasks = (task("a", "0"), task("b", "60"), task("c", "-30"))  # cosines 0.5, then 0.866 and 0
+    found = list(embedded(monkeypatch).told_of(TaskStream(tasks)))
+    assert found[1] == ("task b, group b (new), similarity 0.50, threshold 0.90, nearest a")
+    assert found[2] == (
+        "task c, group a, similarity 0.87, threshold 0.75, nearest a, runner-up b 0.00"
+    )
+    assert found[3].startswith("threshold 0.558 for the next task: between the two nearest groups")
+    assert found[4].startswith("accept 0.866: 2 of 2 held-out rewordings pass")
 
 
 @pytest.mark.real
@@ -565,9 +624,11 @@ def test_run_check_prints_the_grouping(tiny_model_dir: Path, tmp_path: Path) -> 
     assert told.exit_code == 0, told.output
     for line in (
         "lcia: task colour, group colour (new)\n",
-        "lcia: task count, group count (new), similarity 0.00, nearest colour\n",
-        "lcia: task shade, group colour, similarity 1.00, nearest colour, runner-up count 0.00\n",
-        "lcia: threshold 0.900",
+        "lcia: task count, group count (new), similarity 0.00, threshold 0.90, "
+        "nearest none (unlike every group)\n",
+        "lcia: task shade, group colour, similarity 1.00, threshold 0.90, nearest colour, "
+        "runner-up count 0.00\n",
+        "lcia: threshold 0.900: the default",
     ):
         assert line in told.stdout
     found = CliRunner().invoke(app, ["run", str(path), "--check", "--json"])
@@ -590,8 +651,10 @@ def test_run_check_prints_what_was_measured_of_embeddings(
     told = CliRunner().invoke(app, ["run", str(path), "--check"])
     assert told.exit_code == 0, told.output
     for line in (
-        f"lcia: task count, group count (new), similarity {alike:.2f}, nearest colour\n",
-        f"lcia: threshold {(1 + alike) / 2:.3f}: the two nearest groups are at {alike:.3f}; ",
+        f"lcia: task count, group count (new), similarity {alike:.2f}, threshold 0.90, "
+        "nearest colour\n",
+        f"lcia: threshold {(1 + alike) / 2:.3f} for the next task: the two nearest groups are at "
+        f"{alike:.3f}; ",
         "lcia: accept 0.300: ",
     ):
         assert line in told.stdout, told.stdout
@@ -662,9 +725,11 @@ def test_extend_check_groups_new_tasks_by_the_stored_codebook_and_writes_nothing
     assert told.exit_code == 0, told.output
     for line in (
         "learned already, and only scored: colour, count, shade\n",
-        "lcia: task hue, group hue (new), similarity 0.71, nearest colour, runner-up count 0.00\n",
-        "lcia: task number, group count, similarity 1.00, nearest count, runner-up colour 0.00\n",
-        "lcia: threshold 0.900: as given",
+        "lcia: task hue, group hue (new), similarity 0.71, threshold 0.90, nearest colour, "
+        "runner-up count 0.00\n",
+        "lcia: task number, group count, similarity 1.00, threshold 0.90, nearest count, "
+        "runner-up colour 0.00\n",
+        "lcia: threshold 0.900: the default",
         "with 2 scorings of every old task and 4 of every new one",
         "no weight was loaded, nothing was written",
     ):

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from perdure.errors import UsageError
-from perdure.models.calibration import calibrate, told
+from perdure.models.calibration import astray, calibrate, told
 from perdure.models.codebook import Codebook, Group, SimilarityConfig
+from perdure.models.router import Router
 from perdure.models.similarity import Embedding
 
 pytestmark = pytest.mark.unit
@@ -121,10 +122,14 @@ def test_with_nothing_to_measure_the_defaults_stand_and_say_so() -> None:
     found = calibrate(book(a=["0"]), similarity=MEASURE)
     assert (found.threshold, found.accept) == (0.9, 0.3)
     assert told(found) == (
-        "threshold 0.900: one group, nothing to measure: the default\n"
+        "threshold 0.900 for the next task: one group, nothing to measure: the default\n"
         "accept 0.300: no rewording, nothing to measure: the default"
     )
-    assert told(book(a=["0"])).count("as given, not measured") == 2
+    assert told(book(a=["0"])).count("the default, not measured") == 2
+    given = told(book(a=["0"]), ["threshold"])
+    assert given.startswith("threshold 0.900: as given, not measured\naccept 0.300: the default")
+    other = book(a=["0"]).model_copy(update={"accept": 0.4})  # by whoever it was
+    assert told(other).endswith("accept 0.400: as given, not measured")
     assert calibrate(book(), similarity=MEASURE).threshold == 0.9
 
 
@@ -165,6 +170,35 @@ def test_by_words_the_specification_has_one_threshold_for_both() -> None:
     words = Codebook(groups=(Group(name="a", adapter="a@1", instructions=("red cat",)),))
     found = calibrate(words)
     assert (found.threshold, found.accept) == (0.9, 0.9)
+    assert told(words).endswith("accept 0.900: as threshold")
+
+
+def test_texts_that_do_not_reach_their_own_group_are_told() -> None:
+    """Of a the means are 0.75, 0.75 and of b 0.93, 0.93, and of c 1; 60 degrees is nearer to c."""
+
+    def lines(name: str | None = None, **given: object) -> list[str]:
+        made = book(a=["0", "60"], b=["180", "210"], c=["60"]).model_copy(update=given)
+        return list(astray(Router(made, MEASURE), name))
+
+    (line,) = lines(accept=0.8, threshold=0.8)
+    assert line == (
+        "group a: 1 of its own 2 texts is below accept 0.80 by score: mean (median 0.75), so such "
+        "requests fit no group; 1 of its own 2 texts is answered by another group (c): "
+        "take score: max, or give the task an instruction"
+    )
+    assert [x[:8] for x in lines(accept=0.95, threshold=0.95)] == ["group a:", "group b:"]
+    assert [x[:8] for x in lines("b", accept=0.95, threshold=0.95)] == ["group b:"]
+    assert lines("b", accept=0.9) == lines("c", accept=0.9) == []
+    (line,) = lines("b", accept=0.95)  # above the threshold, so that what goes on is not reached
+    assert line.endswith("take score: max, or an accept not above threshold 0.90")
+    (line,) = lines(score="max")  # of equally near groups the older one answers
+    assert line == (
+        "group c: 1 of its own 1 texts is answered by another group (a): "
+        "give each task an instruction of its own"
+    )
+    (line,) = lines(fallback="nearest", accept=0.95, threshold=0.95)
+    assert line.startswith("group a: 1 of its own 2 texts is answered by another group (c): take")
+    assert list(astray(Router(book(), MEASURE))) == []
 
 
 def test_wrong_arguments_are_refused() -> None:

@@ -86,8 +86,15 @@ def put(*key: Any, value: Any) -> Callable[[str], str]:
         (put("score", value="median"), ["score: ", "none of mean, max"]),
         (put("fallback", value="lasst"), ["fallback: ", 'did you mean "last"']),
         (put("acept", value=0.3), ["acept: unknown key", 'did you mean "accept"']),
-        (put("format", value=2), ["format: "]),
+        (put("fallback", value="nobody"), ["fallback: ", "of base, nearest, last", "one of them"]),
+        (put("treshold", value=0.3), ["treshold: unknown key", 'did you mean "threshold"']),
+        (edit(lambda d: d.pop("threshold")), ["threshold: is required and missing", "0.9"]),
+        (edit(lambda d: d.pop("accept")), ["accept: is required and missing", "threshold"]),
+        (put("threshold", value=None), ["threshold: must be a number, not nothing"]),
+        (put("base", value=5), ["base: must be a string, not 5", "in quotes"]),
+        (put("format", value=2), ["format: 2 is none of 1", "the Perdure that wrote it"]),
         (put("similarity", "name", value="tf-idf"), ["similarity.name: ", "tfidf"]),
+        (put("similarity", "name", value="foo"), ["similarity.name: ", "write one of them"]),
         (put("similarity", "encoder", value="e"), ["similarity.encoder: has no effect with tfidf"]),
         (put("similarity", value={"name": "embedding"}), ["similarity.encoder: is missing"]),
         (
@@ -105,7 +112,27 @@ def put(*key: Any, value: Any) -> Callable[[str], str]:
         (put("groups", 1, "adapter", value="sentiment@0"), ["groups.1.adapter", "a version"]),
         (put("groups", 1, "adapter", value="../secret"), ["groups.1.adapter", "no name of"]),
         (put("groups", 0, "name", value="base"), ["groups.0.name", "without an adapter"]),
-        (put("groups", 0, "name", value="a/b"), ["groups.0.name", "must be letters"]),
+        (put("groups", 0, "name", value="a/b"), ["groups.0.name", "must be letters", '"a_b"']),
+        (put("groups", 0, "name", value=""), ["groups.0.name: ", "must be letters", 'write "gr']),
+        (put("groups", 0, "name", value=" a"), ["groups.0.name", "spaces around", 'write "a"']),
+        (put("groups", 0, "name", value="a "), ["groups.0.name", "spaces around", 'write "a"']),
+        (put("groups", 0, "name", value="a\n"), ["groups.0.name", "spaces around", 'write "a_"']),
+        (put("groups", 0, "name", value="-"), ["groups.0.name", 'write "g-"']),
+        (put("groups", 0, "name", value="x" * 81), ["groups.0.name", "more than 80 characters"]),
+        (put("groups", 0, "name", value=5), ["groups.0.name: must be a string, not 5", "quotes"]),
+        (
+            put("groups", 0, "adapter", value=5),
+            ["groups.0.adapter (group topic): must be a string"],
+        ),
+        (
+            put("groups", 0, "instructions", value=[5]),
+            ["groups.0.instructions.0 (group topic): must be a string, not 5", "quotes"],
+        ),
+        (put("groups", 0, "tasks", value=[True]), ["groups.0.tasks.0", "must be a string"]),
+        (
+            put("groups", 1, "instructions", value=["What is the topic?"]),
+            ["groups.1.instructions.0 (group sentiment): ", "groups.0, topic, ", "one group"],
+        ),
         (put("groups", 0, "instructions", value=[]), ["groups.0.instructions", "at least 1"]),
         (put("groups", 0, "instructions", value=[" "]), ["groups.0.instructions.0", "blank"]),
         (put("groups", 0, "instructions", value=["a", "a"]), ["groups.0.instructions.1", "twice"]),
@@ -133,6 +160,25 @@ def test_nonsense_is_refused_with_file_key_and_remedy(
     told = str(caught.value)
     assert all(part in told for part in [str(file), *says]), told
     assert len(told.splitlines()) > 1
+    assert all(map(str.strip, told.splitlines())), told  # each mistake has a remedy
+    assert "has 0 entries, and at least 1" not in told or says[-1] == "at least 1"
+
+
+def test_what_perdure_writes_is_read_whatever_its_tasks_are(tmp_path: Path) -> None:
+    """Two groups with the same texts, as by the mean a task of many may be unlike itself; names
+    from tasks' names; and what an earlier Perdure wrote, which knew nothing held out."""
+    book = BOOK
+    for task in ("a" * 69 + " b", " x ", "week 2.5+de", "5", "-", "base", "日本語"):
+        book = book.opened(book.new_name(task), ["one", "two"], task)
+    assert len({group.instructions for group in book.groups[2:]}) == 1
+    assert Codebook.model_validate(book.model_dump(mode="json")) == book
+    early = {**book.model_dump(mode="json"), "base": ""}
+    for part in (early, *early["groups"], early["similarity"]):
+        for key in ("rewordings", "strangers", "calibration", "fingerprint"):
+            part.pop(key, None)
+    for said, wanted in ((early, ""), (json.loads(book.text()), "3f2a")):
+        (tmp_path / "codebook.json").write_text(json.dumps(said), "utf-8")
+        assert Codebook.load(tmp_path) == book.model_copy(update={"base": wanted})
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:

@@ -126,6 +126,7 @@ def test_what_is_similar_to_nothing_has_no_nearest() -> None:
     nothing, blank = Router(book).choose([ask("blue sky"), ask(" ")])
     for choice in (nothing, blank):
         assert (choice.adapter, choice.group, choice.similarity) == (None, None, 0.0)
+        assert choice.why.startswith("fits no group: unlike every group, below accept 0.90; ")
         assert choice.why.endswith("it is similar to none at all, so the base model")
     # With the last group as the fallback it answers whatever comes, as the official code has it.
     last = book.model_copy(update={"fallback": "last"})
@@ -210,9 +211,11 @@ def test_a_stream_is_grouped_before_anything_is_learned() -> None:
     assert round(placed[2].similarity, 4) == 0.668  # the mean of 1 and 0.3361
     assert book.groups == ()
     assert dict(told(placed[3])) == {
-        "task": "sky", "group": "sky (new)", "similarity": "0.00", "nearest": "cats",
-        "runner-up": "",
+        "task": "sky", "group": "sky (new)", "similarity": "0.00", "threshold": "0.30",
+        "nearest": "none (unlike every group)", "runner-up": "",
     }  # fmt: skip
+    assert placed[3].why == "unlike every group, below threshold 0.30: new"
+    assert [placed[2].threshold, told(placed[1])["nearest"]] == [0.3, "cats"]
 
 
 def test_a_set_of_wordings_may_be_unlike_itself_by_the_mean_but_not_by_the_nearest() -> None:
