@@ -29,6 +29,7 @@ from perdure.recipe.data import FILE_TYPES, DataConfig, TaskConfig
 from perdure.recipe.load import recipe_data
 from perdure.recipe.mistakes import near
 from perdure.recipe.schema import Recipe
+from perdure.recipe.yaml import ON_COMMAND_LINE
 from perdure.run.damage import verify
 from perdure.run.directory import Run
 from perdure.run.kept import kept_general, kept_tasks
@@ -79,7 +80,7 @@ def extension_recipe(
         for key in ("stream", "name", "trust_remote_code"):
             recorded.pop(key, None)
         found = load.load(path, overrides, judge=recipe_judge(), defaults=recorded)
-    found = _same_in(found, run, path)
+    found = _same_in(found, run, path, overrides)
     scenario = found.stream.scenario or run.recipe.stream.scenario
     stream = found.stream.model_copy(update={"scenario": scenario})
     return found.model_copy(update={"stream": stream})
@@ -95,15 +96,26 @@ def _file(data: Path) -> Path:
     return data
 
 
-def _same_in(recipe: Recipe, run: Run, path: str | Path) -> Recipe:
-    wrong = [
-        UsageError(
-            f"{recipe.place(key)}: an extension keeps the run's own {key}",
-            f"leave it out of {path}: it is taken from {run.path}",
-        )
-        for key in SAME
-        if getattr(recipe, key) != getattr(run.recipe, key)
-    ]
+def _given(key: str, overrides: Sequence[str]) -> str | None:
+    """The key of the first override that changes this key, or one below it."""
+    names = (text.partition("=")[0].strip() for text in overrides)
+    return next((name for name in names if name.split(".")[0] == key), None)
+
+
+def _same_in(recipe: Recipe, run: Run, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    wrong = []
+    for key in SAME:
+        if getattr(recipe, key) != getattr(run.recipe, key):
+            where = recipe.place(key)
+            if (given := _given(key, overrides)) is not None:
+                where = f"{ON_COMMAND_LINE}: {given}"
+            source = "the command line" if where.startswith(ON_COMMAND_LINE) else path
+            wrong.append(
+                UsageError(
+                    f"{where}: an extension keeps the run's own {key}",
+                    f"leave it out of {source}: it is taken from {run.path}",
+                )
+            )
     if recipe.scoring.max_test_rows != run.recipe.scoring.max_test_rows:
         wrong.append(
             UsageError(

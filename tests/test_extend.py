@@ -214,7 +214,20 @@ def test_what_an_extension_keeps_is_refused_with_its_line(
     told = typed(home / "old", path, "--out", tmp_path / "new")
     assert told.exit_code == 2, told.output
     assert f"error: {path}:1: {key}: an extension keeps the run's own {key}" in told.stderr
+    assert f"leave it out of {path}: it is taken from" in told.stderr
     assert not (tmp_path / "new").exists()
+
+
+def test_what_an_extension_keeps_is_refused_where_the_command_line_gives_it(home: Path) -> None:
+    given = ("seed=3", "method.name=ewc", "model.tuning=lora", "general.source=none")
+    told = typed(home / "old", home / "data" / "last.yaml", "--check", *given)
+    assert told.exit_code == 2, told.output
+    for one in given:
+        key = one.partition("=")[0]
+        kept = key.partition(".")[0]
+        said = f"command line: {key}: an extension keeps the run's own {kept}\n"
+        assert f"{said}  leave it out of the command line: it is taken from" in told.stderr
+    assert "last.yaml" not in told.stderr
 
 
 def test_a_name_that_is_taken_is_told_with_its_line(home: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perdure.errors import UsageError
+from perdure.errors import UsageError, typed
 from perdure.files import try_place, write_atomic
 from perdure.paths import no_place
 from perdure.reports.output import escaped, first_process, working
@@ -42,6 +42,36 @@ def refuse_options(options: Mapping[str, Any], why: str, remedy: str = "leave it
     for name, value in options.items():
         if value != _DEFAULTS.get(name):
             raise UsageError(f"--{name.replace('_', '-')}: {why}", remedy)
+
+
+def both(base: str, tuned: str | None, scores: bool) -> tuple[str, str]:
+    """What is compared: as it is given, or a run, given alone, with the base model of its recipe.
+
+    Raises:
+        UsageError: one is given, and no run knows the other.
+    """
+    if tuned is not None:
+        return base, tuned
+    if scores:
+        raise UsageError(
+            f"{base}: the scores of one model, and two are compared",
+            typed("audit", "--scores", base, "TUNED"),
+        )
+    from perdure.audit.runs import run_of
+
+    if (run := run_of(base)) is None:
+        raise UsageError(
+            f"{base}: one model, and two are compared: only a run knows its base model",
+            f"name the base model first: {typed('audit', 'BASE', base)}",
+        )
+    model = run.recipe.model
+    if model.revision is not None:
+        raise UsageError(
+            f"{base}: learned from {model.path} at revision {model.revision}, and an audit takes "
+            "no revision",
+            "download that revision, and name its folder first: " + typed("audit", "FOLDER", base),
+        )
+    return model.path, base
 
 
 def audit(

@@ -16,7 +16,10 @@ def audit(
     base: Annotated[
         str, typer.Argument(metavar="BASE", help="Model folder, run, .gguf, package:NAME, hub id.")
     ],
-    tuned: Annotated[str, typer.Argument(metavar="TUNED", help="The model to test, likewise.")],
+    tuned: Annotated[
+        str | None,
+        typer.Argument(metavar="[TUNED]", help="The model to test; a run alone: BASE is its own."),
+    ] = None,
     tasks: Annotated[
         Path | None, typer.Option(metavar="RECIPE", help="Compare on its tasks and general text.")
     ] = None,
@@ -76,6 +79,7 @@ def audit(
     """Test whether TUNED still can what BASE could: exit 0 kept, 1 lost, 3 undecided."""
     from perdure.commands import audit as command
 
+    base, tuned = command.both(base, tuned, scores)
     shown = command.Shown(junit, undecided, as_json, flips)
     both: dict[str, Any] = {
         "max_drop": max_drop,

@@ -9,6 +9,7 @@ import typer
 
 from perdure.commands.errors import handle_errors
 from perdure.commands.options import Json, Trust
+from perdure.errors import printable
 
 
 @handle_errors
@@ -29,14 +30,26 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write RUN's model to a new folder, for transformers, vLLM and others."""
+    from perdure.models.adapter_lists import folders
     from perdure.models.export import export as write
+    from perdure.models.served import learned
     from perdure.reports import make_display
     from perdure.reports.output import emit, first_process, working
 
     display = make_display(json=as_json)
     with working(), display:
         folder = write(run, out, to, dtype, tell=display.message, adapter=adapter)
+    found: list[dict[str, str]] = []
+    if to == "peft" and first_process() and len(homes := folders(folder)) > 1:
+        known = learned(folder)
+        found = [
+            {"name": name, "folder": str(home), "learned": known.get(name, "")}
+            for name, home in homes.items()
+        ]
     if as_json:
-        emit({"model": str(folder), "to": to})
+        emit({"model": str(folder), "to": to} | ({"adapters": found} if found else {}))
     elif first_process():
         print(f"model: {folder}")
+        for one in found:
+            what = f" ({one['learned']})" if one["learned"] else ""
+            print(printable(f"adapter {one['name']}{what}: {one['folder']}"))

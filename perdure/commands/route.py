@@ -10,7 +10,7 @@ import typer
 
 from perdure.commands.errors import handle_errors
 from perdure.commands.options import Json, Trust
-from perdure.errors import DataError, UsageError, brief, typed
+from perdure.errors import DataError, RecipeError, UsageError, brief, typed
 from perdure.paths import no_file
 
 KEYS = ("messages", "prompt", "text")
@@ -68,7 +68,8 @@ def requests_in(file: Path) -> list[list[dict[str, Any]]]:
     """The requests of a .jsonl file: of a conversation that ends in an answer what is before it.
 
     Raises:
-        DataError: it cannot be read, is empty, or a line holds no request.
+        DataError: it cannot be read, is empty, or a line holds no request; RecipeError: several
+            lines hold none, all are listed.
     """
     if why := no_file(file):
         raise DataError(f"{file}: {why}", "give a .jsonl file")
@@ -80,9 +81,15 @@ def requests_in(file: Path) -> list[list[dict[str, Any]]]:
         ) from error
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: is not UTF-8: {error}", "save it as UTF-8") from error
-    found = [
-        _request(f"{file}:{number}", line) for number, line in enumerate(written, 1) if line.strip()
-    ]
+    found, wrong = [], []
+    for number, line in enumerate(written, 1):
+        if line.strip():
+            try:
+                found.append(_request(f"{file}:{number}", line))
+            except UsageError as error:
+                wrong.append(error)
+    if wrong:
+        raise wrong[0] if len(wrong) == 1 else RecipeError(wrong, None)
     if not found:
         raise DataError(f"{file}: holds no row", 'write {"text": "..."}, one a line')
     return found
@@ -108,10 +115,18 @@ def _request(place: str, line: str) -> list[dict[str, Any]]:
 
 
 def _read(turn: dict[str, Any], where: str) -> dict[str, Any]:
+    """A message with its text; only one that calls tools may be without."""
     from perdure.models.instructions import joined
 
     content = turn.get("content")
-    return {**turn, "content": joined(content, where)} if isinstance(content, list) else {**turn}
+    if content is None and turn.get("tool_calls"):
+        content = ""
+    if isinstance(content, list):
+        content = joined(content, where)
+    if not isinstance(content, str):
+        what = "has no content" if content is None else f"its content is no text: {brief(content)}"
+        raise DataError(f"{where}: {what}", 'write {"role": "user", "content": "..."}')
+    return {**turn, "content": content}
 
 
 def told(request: list[dict[str, Any]], choice: Any) -> dict[str, Any]:

@@ -141,6 +141,14 @@ def fit(
         what = f"says that it was trained on {noted}, and stands on {base} here"
         remedy = "its shapes fit" if not found else "load the pool with that base"
         found.append(Finding(name, f"{where}: {what}", remedy, False))
+    if whole := config.get("modules_to_save"):
+        named = ", ".join([whole] if isinstance(whole, str) else map(str, whole))
+        held = sum(math.prod(shapes[key]) for _, key in _tensors(shapes) if ".lora_" not in key)
+        what = (
+            f"holds whole modules beside LoRA matrices (modules_to_save: {named}), {held:,} numbers"
+        )
+        remedy = "it joins, and no batch mixes adapters then; LoRA on these layers mixes"
+        found.append(Finding(name, f"{where}: {what}", remedy, False))
     own = config.get("r")
     if rank is not None and own != rank:
         what = f"is of rank {own}, and the pool's first adapter of {rank}"

@@ -16,11 +16,12 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.consent import by_argument
-from perdure.errors import ModelError, UsageError
+from perdure.errors import ModelError, UsageError, brief
 from perdure.models.adapter_checks import (
     CONFIG,
     Finding,
@@ -46,6 +47,7 @@ from perdure.models.served import (
     Router,
     check_base,
     keep_router,
+    names_group,
     router_of,
     verify_saved,
 )
@@ -82,7 +84,7 @@ class AdapterPool:
 
     Raises:
         ModelError, RecipeError: an adapter does not fit the base, or adds nothing to it.
-        UsageError: no adapter, a name that none can have, or a router that knows others.
+        UsageError: no adapter, a name that none can have, or a router that is none or knows others.
     """
 
     @by_argument
@@ -97,8 +99,7 @@ class AdapterPool:
     ) -> None:
         from perdure.recipe.schema import ModelConfig
 
-        if not adapters:
-            raise UsageError("a pool needs an adapter", 'name some: {"sql": "path/to/adapter"}')
+        _refuse_types(adapters, router)
         if router is not None:
             router.check(adapters)
         folders = {name: _folder(name, path) for name, path in adapters.items()}
@@ -177,14 +178,20 @@ class AdapterPool:
         return list(self.router.choose(asked)) if asked else []
 
     def named(self, name: str) -> Choice:
-        """The choice of who names an adapter, a group of the router, or "base".
+        """The choice of who names an adapter, a group of the router, or "base"; a group first.
 
         Raises:
-            UsageError: nothing is called so, with the nearest names.
+            UsageError: it is no text; or nothing is called so, with the nearest names.
         """
+        if not isinstance(name, str):
+            raise UsageError(
+                f"adapter: {brief(repr(name))}: is no text, and one adapter answers all requests",
+                f"give one name, such as {self.adapters[0]!r}, and call once for each adapter; or "
+                "leave it out where the pool has a router",
+            )
         if name in (BASE_NAME, BASE):
             return Chosen(None, None, 0.0, None, "the base model was asked for")
-        if name in self.adapters:
+        if name in self.adapters and not names_group(self.router, name):
             return Chosen(name, None, 0.0, None, f"{name} was asked for")
         by_router = getattr(self.router, "named", None)
         if by_router is not None:
@@ -215,15 +222,18 @@ class AdapterPool:
             batch_size: requests in a pass.
             grouped: go adapter by adapter and mix nothing, as where a base's layers take so little
                 time that `peft`'s walk through a batch's adapters in each of them counts for more.
-                Adapters that no batch can mix (DoRA) always go so.
+                Adapters that no batch can mix (DoRA, whole modules) always go so.
 
         Raises:
             UsageError: as `choose`; nothing is called `adapter`; or a conversation and its answer
                 are longer than the model's context.
         """
         for what, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+            remedy = "give a whole number above 0"
+            if not isinstance(value, Integral) or isinstance(value, bool):
+                raise UsageError(f"{what}: {brief(repr(value))}: is no whole number", remedy)
             if value < 1:
-                raise UsageError(f"{what}: {value}: is less than 1", "give a whole number above 0")
+                raise UsageError(f"{what}: {value}: is less than 1", remedy)
         if adapter is None:
             choices = self.choose(requests)
         else:
@@ -275,12 +285,16 @@ class AdapterPool:
 
 
 def mixes(model: Any) -> bool:
-    """Whether `peft` takes a batch of several of a model's adapters: not with DoRA, and not with
-    adapters on a layer's parameters themselves."""
+    """Whether `peft` takes a batch of several of a model's adapters: not with DoRA, not with
+    adapters on a layer's parameters themselves, and not where one holds whole modules."""
     return not any(
-        any(getattr(module, "use_dora", {}).values()) or type(module).__name__ == "ParamWrapper"
+        any(getattr(module, "use_dora", {}).values()) or type(module).__name__ in _ALONE
         for module in model.modules()
     )
+
+
+_ALONE = ("ParamWrapper", "ModulesToSaveWrapper", "TrainableTokensWrapper")
+"""peft's modules that look up every adapter of a batch, or fail where one lacks them."""
 
 
 def adapters_in(path: str | Path) -> Path:
@@ -298,6 +312,30 @@ def adapters_in(path: str | Path) -> Path:
             "a pool is of adapters: tuning: lora in the recipe's section model",
         )
     return folder
+
+
+def _refuse_types(adapters: Any, router: Any) -> None:
+    """Raise for adapters that are none by name, and for a router that cannot choose."""
+    remedy = 'name some: {"sql": "path/to/adapter"}'
+    if not isinstance(adapters, Mapping):
+        what = f"adapters: {brief(repr(adapters))}: is no mapping of names to folders"
+        raise UsageError(what, remedy)
+    if not adapters:
+        raise UsageError("a pool needs an adapter", remedy)
+    for name, path in adapters.items():
+        if not isinstance(name, str):
+            what = f"adapter {brief(repr(name))}: its name is no text"
+            raise UsageError(what, f'write it in quotes: {{"{brief(name)}": ...}}')
+        if not isinstance(path, str | Path):
+            raise UsageError(f"adapter {name}: {brief(repr(path))}: is no path", remedy)
+    if router is not None and not all(
+        callable(getattr(router, hook, None)) for hook in ("choose", "check")
+    ):
+        raise UsageError(
+            f"router: {brief(repr(router))}: is no router",
+            "give a perdure.models.router.Router, such as Router.load(FOLDER) of a folder with "
+            "codebook.json; or leave it out and name an adapter for each request",
+        )
 
 
 def _folder(name: str, path: str | Path) -> Path:

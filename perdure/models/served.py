@@ -17,6 +17,7 @@ from perdure.models.adapters import home_of
 from perdure.models.locate import resolve_saved
 from perdure.models.weights import fingerprint
 from perdure.recipe.mistakes import near
+from perdure.recipe.packaged import PREFIX
 from perdure.seals import MANIFEST, damaged, verify
 
 Messages = Sequence[Mapping[str, Any]]
@@ -189,15 +190,21 @@ def adapter_named(path: str | Path, name: str) -> str:
     """The adapter in a run or folder that a name stands for: its own, or its group's in the router.
 
     Raises:
-        UsageError: nothing there is called so, with the nearest names.
+        UsageError: nothing there is called so, or is there at all, with the nearest names.
     """
-    folder = resolve_saved(Path(path).expanduser())
+    place = Path(path).expanduser()
+    if not place.exists() and not str(path).startswith(PREFIX):
+        beside = [p.name for p in place.parent.iterdir()] if place.parent.is_dir() else []
+        hint = near(place.name, beside) or "give a run directory, or a folder of adapters"
+        raise UsageError(f"adapter {name}: {path}: no such folder", hint)
+    folder = resolve_saved(place)
     known = {} if folder is None else folders(folder)
     if folder is None or not known:
         raise UsageError(f"adapter {name}: {path} holds no adapters", "leave it out")
-    if name in known:
+    router = load_router(folder)
+    if name in known and not names_group(router, name):
         return name
-    by_router = getattr(load_router(folder), "named", None)
+    by_router = getattr(router, "named", None)
     if by_router is not None and (found := by_router(name).adapter) is not None:
         return str(found)
     raise UsageError(
@@ -206,15 +213,31 @@ def adapter_named(path: str | Path, name: str) -> str:
     )
 
 
+def names_group(router: Router | None, name: str) -> bool:
+    """Whether a router has a group of this name: it goes before an adapter of the name, as that of
+    a task `default` before the recipe's own adapter, which no task trained."""
+    book = getattr(router, "codebook", None)
+    return book is not None and any(group.name == name for group in book.groups)
+
+
+def learned(folder: Path) -> dict[str, str]:
+    """Each adapter in a folder and what it learned, in words: "of no task"; "" where no router
+    says. One that cannot be named, as a group has its name, is left out."""
+    router = load_router(folder)
+    book = getattr(router, "codebook", None)
+    tasks = {} if book is None else {group.adapter: group.tasks for group in book.groups}
+    if not tasks:
+        return dict.fromkeys(folders(folder), "")
+    known = [name for name in folders(folder) if name in tasks or not names_group(router, name)]
+    return {
+        name: f"learned {', '.join(tasks[name])}" if tasks.get(name) else "of no task"
+        for name in sorted(known, key=lambda one: not tasks.get(one))
+    }
+
+
 def adapters_told(folder: Path, most: int = 12) -> str:
     """How to name one of the adapters in a folder, and which there are: for a remedy."""
-    known = list(folders(folder))
-    book = getattr(load_router(folder), "codebook", None)
-    tasks = {} if book is None else {group.adapter: group.tasks for group in book.groups}
-    told = []
-    for name in sorted(known, key=lambda one: not tasks.get(one)):
-        learned = f"learned {', '.join(tasks[name])}" if tasks.get(name) else "of no task"
-        told.append(f"{name} ({learned})" if tasks else name)
+    told = [f"{name} ({what})" if what else name for name, what in learned(folder).items()]
     rest = f" and {len(told) - most} more" if len(told) > most else ""
     return f"name it with --adapter; there are {', '.join(told[:most])}{rest}"
 

@@ -318,7 +318,8 @@ WIDE = 140
 def tables(runs: Sequence[RunView], width: int = 80) -> Iterator[Table | str]:
     """For the terminal: an overview, and for each run its groups, who answered, and costs.
 
-    Args: width: of the terminal; in a narrow one each method is a column of the overview.
+    Args: width: of the terminal; in a narrow one each method is a column of the overview, and many
+        adapters are lists.
     """
     found = [(run, pool) for run in runs if (pool := pool_of(run)) is not None]
     if not found:
@@ -334,7 +335,7 @@ def tables(runs: Sequence[RunView], width: int = 80) -> Iterator[Table | str]:
         )
         if not pool.alike:
             yield f"{run.label}: other seeds grouped these tasks otherwise"
-        yield _confusion_table(run, pool)
+        yield _confusion_table(run, pool, width)
         if said := fallback_words(pool):
             yield f"{run.label}: {said}"
         if pool.costs:
@@ -358,16 +359,25 @@ def _overview_table(found: Sequence[tuple[RunView, Pool]], width: int) -> Table:
     return _table("Adapters and routing", lines[0], lines[1:])
 
 
-def _confusion_table(run: RunView, pool: Pool) -> Table:
-    rows, found = [], _shown(pool.confusion)
+def _confusion_table(run: RunView, pool: Pool, width: int) -> Table:
+    """A column for each adapter; where they have no room, each task with those that answered it."""
+    from rich.cells import cell_len
+
+    found = _shown(pool.confusion)
+    title = f"{run.label}: which adapter answered the requests of each task"
+    heads, rows, listing = ("requests of", *found.columns, "right share"), [], []
     for row in found.rows:
-        cells = [
-            f"[{one}]" if column == row.right else (str(one) if one else "")
-            for column, one in enumerate(row.counts)
-        ]
+        counts = list(enumerate(row.counts))
+        cells = [f"[{n}]" if at == row.right else (str(n) if n else "") for at, n in counts]
         rows.append([row.task, *cells, number(row.share)])
-    title = f"{run.label}: which adapter answered the requests of each task ([right one])"
-    return _table(title, ("requests of", *found.columns, "right share"), rows)
+        right = DASH if row.right is None else found.columns[row.right]
+        most = sorted(((at, n) for at, n in counts if n), key=lambda one: -one[1])
+        by = "\n".join(f"{found.columns[at]}: {n}" for at, n in most)
+        listing.append([row.task, right, number(row.share), by])
+    # Three signs stand between two columns, and one at each end.
+    if sum(3 + max(map(cell_len, one)) for one in zip(heads, *rows, strict=True)) - 1 <= width:
+        return _table(f"{title} ([right one])", heads, rows)
+    return _table(title, ("requests of", "right adapter", "right share", "answered by"), listing)
 
 
 def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -316,7 +316,8 @@ def _derive(
         splits["train"], splits["validation"] = [], splits.get("validation", [])
         return
     # Test first, so that it stays the same whether or not a validation file is given.
-    total = len(splits["train"])
+    given = splits["train"]
+    total = len(given)
     if "test" not in splits:
         splits["train"], splits["test"] = hold_out(splits["train"], config.test_share, seed)
     if "validation" not in splits:
@@ -325,8 +326,26 @@ def _derive(
             share = config.validation_share * total / len(splits["train"])
             splits["train"], splits["validation"] = hold_out(splits["train"], share, seed)
     if not splits["train"]:
-        what = f"{config.place('train')}: {total} rows are too few to set some aside for testing"
-        mistakes.add(config.name, what, "give `test` and `validation`, or more training rows")
+        what, more = _too_few(given)
+        what = f"{config.place('train')}: {what}"
+        mistakes.add(config.name, what, f"give `test` and `validation`, or {more}")
+
+
+def _too_few(rows: Sequence[Placed]) -> tuple[str, str]:
+    """Why none of these rows can be set aside, and what rows it takes."""
+    total = len(rows)
+    several = len({placed.group or placed.question for placed in rows})
+    aside = "to set some aside for testing"
+    if several == total:
+        return f"{total} rows are too few {aside}", "more training rows"
+    grouped = any(placed.group for placed in rows)
+    more = "rows of more groups" if grouped else "more rows that differ"
+    if several > 1:
+        kinds = "groups" if grouped else "different rows"
+        return f"{total} rows are {several} {kinds}, too few {aside}", more
+    same = "are the same" if all(placed.row == rows[0].row for placed in rows) else "ask the same"
+    same = "are of one group" if grouped else same
+    return f"all {total} rows {same}: none can be set aside for testing", more
 
 
 def _version(splits: Sequence[Sequence[Row]]) -> str:

@@ -30,6 +30,10 @@ class EmptyCell(CellError):
     """There is nothing in it."""
 
 
+class EmptySystem(EmptyCell):
+    """There is nothing in a conversation's system message, which it can do without."""
+
+
 class ClassName(str):
     """The name of a data set's class, which also knows its number and the other classes."""
 

@@ -12,7 +12,7 @@ from perdure.errors import brief, task_named
 from perdure.recipe.columns import columns_in
 from perdure.recipe.data import DataConfig
 from perdure.recipe.yaml import ON_COMMAND_LINE
-from perdure.streams.cells import CellError, EmptyCell, cell_text, is_empty
+from perdure.streams.cells import CellError, EmptyCell, EmptySystem, cell_text, is_empty
 from perdure.streams.kinds import Kind, Row, format_of
 from perdure.streams.tables import Mistakes, Record, Table, choices, listed
 
@@ -103,7 +103,7 @@ def to_rows(
     if missing:
         return []
     rows: list[Placed] = []
-    empty: list[str] = []
+    empty: list[tuple[str, EmptyCell]] = []
     needed = [name for source in columns.values() for name in columns_in(source)]
     for record in table.records:
         try:
@@ -118,14 +118,19 @@ def to_rows(
                 raise EmptyCell(f'"{by}" is empty', "write which task the row belongs to")
             rows.append(Placed(row, record.place, table.name, kind.question(row), group, part))
         except EmptyCell as none:
-            empty.append(f"{record.place}: {none.what}")
+            empty.append((f"{record.place}: {none.what}", none))
         except CellError as wrong:
             mistakes.add(table.name, f"{record.place}: {wrong.what}", wrong.remedy)
-    if empty and len(empty) == len(table.records):
-        mistakes.add(table.name, empty[0], "so it is in each row: name another column, or split")
-    elif empty:
-        told = "%s: %d of %d rows are left out, as there is nothing in them (the first: %s)"
-        logger.warning(told, task_named(task.name), len(empty), len(table.records), empty[0])
+    if empty:
+        first, why = empty[0]
+        own = why.remedy if isinstance(why, EmptySystem) else ()
+        if len(empty) == len(table.records):
+            instead = "; ".join(own) or "name another column, or split"
+            mistakes.add(table.name, first, f"so it is in each row: {instead}")
+        else:
+            told = "%s: %d of %d rows are left out, as there is nothing in them (the first: %s)"
+            said = ": ".join((first, *own))
+            logger.warning(told, task_named(task.name), len(empty), len(table.records), said)
     return rows
 
 

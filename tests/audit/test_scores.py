@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from synthetic_runs import make_run
 from typer.testing import CliRunner
 
 from perdure.audit.score_files import Wanted, read_scores
 from perdure.audit.scores import audit_scores
+from perdure.commands.audit import both
 from perdure.errors import DataError, UsageError
 
 pytestmark = pytest.mark.unit
@@ -314,6 +316,25 @@ def invoke(*arguments: Any) -> Any:
     from perdure.cli import app
 
     return CliRunner().invoke(app, ["audit", *map(str, arguments)])
+
+
+def test_of_one_argument_only_a_run_knows_the_other(tmp_path):
+    path = make_run(tmp_path / "run").path
+    base = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert both(str(path), None, False) == (base, str(path))
+    assert both("base", "tuned", False) == ("base", "tuned")
+    for arguments, what, remedy in (
+        ((path.parent,), "only a run knows its base model", f"perdure audit BASE {path.parent}"),
+        (("--scores", path), "the scores of one model", f"perdure audit --scores {path} TUNED"),
+    ):
+        told = invoke(*arguments)
+        assert told.exit_code == 2, told.output
+        assert what in told.stderr
+        assert remedy in told.stderr
+    recipe = path / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("  tuning:", "  revision: v1\n  tuning:"))
+    with pytest.raises(UsageError, match="at revision v1, and an audit takes no revision"):
+        both(str(path), None, False)
 
 
 @pytest.mark.parametrize("place", ["folder", "pipe", "file/audit.xml"])

@@ -93,12 +93,36 @@ def test_a_request_of_text_parts_is_read_and_another_part_refused(
         ('{"label": "a"}', "rows.jsonl:1: holds no request"),
         ('{"messages": []}', "rows.jsonl:1: holds no request"),
         ("[1]", "rows.jsonl:1: holds no request"),
+        ('{"prompt": [{"role": "user"}]}', "rows.jsonl:1: message 1: has no content"),
+        (
+            '{"messages": [{"role": "system", "content": "a"}, {"role": "user", "content": 5}]}',
+            "rows.jsonl:1: message 2: its content is no text: 5",
+        ),
     ],
 )
 def test_a_file_that_holds_no_requests(text: str, said: str, folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(text)
     assert said in call(folder, "--file", file, code=2).output
+
+
+def test_every_line_that_holds_no_request_is_told(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    null = {"messages": [{"role": "user", "content": None}]}
+    rows: list[Any] = [null, {"text": "a"}, {"label": "b"}, *[null] * 9]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    told = call(folder, "--file", file, code=2).stderr
+    assert "rows.jsonl:1: message 1: has no content" in told
+    assert 'write {"role": "user", "content": "..."}' in told
+    assert "rows.jsonl:3: holds no request" in told
+    assert "rows.jsonl:12: message 1: has no content" in told
+    assert "rows.jsonl:2:" not in told
+    assert "None" not in told
+    calls = {"role": "assistant", "content": None, "tool_calls": [{"type": "function"}]}
+    asked = [{"role": "user", "content": "Add both numbers up."}, calls,
+             {"role": "tool", "content": "3"}]  # fmt: skip
+    file.write_text(json.dumps({"messages": asked}))
+    assert call(folder, "--file", file).stdout.startswith("sum@2")
 
 
 def test_what_cannot_be_routed(

@@ -322,6 +322,13 @@ def test_the_commands_take_an_adapter_by_name(
         done = CliRunner().invoke(app, [*commands[0], "--adapter", "task1"])
         assert done.exit_code == 0, done.output
         assert router_of(load_saved(tmp_path / "out")[0]) is None
+        # Of all of them each is listed with its folder.
+        each = CliRunner().invoke(
+            app, ["export", run, "--to", "peft", "--out", str(out := tmp_path / "each")]
+        )
+        assert each.stdout.splitlines() == [
+            f"model: {out}", f"adapter default: {out}", f"adapter task1: {out / 'task1'}"
+        ]  # fmt: skip
         found = CliRunner().invoke(app, [*commands[1], "--adapter", "task1", "--json"])
         assert json.loads(found.stdout)["tuned"] == f"{run} (task1)"
 

@@ -109,6 +109,11 @@ def test_what_is_only_said(tmp_path: Path) -> None:
     assert "is of rank 4, and the pool's first adapter of 2" in rank.what
     refuse([base, rank])
     assert fit("sql", folder, LAYERS) == []  # nothing to compare with
+    shapes |= {"head.weight": (8, 6)}
+    folder = write(tmp_path, shapes, r=4, modules_to_save=["head"])
+    (whole,) = fit("sql", folder, LAYERS)
+    assert not whole.refused
+    assert "(modules_to_save: head), 48 numbers" in whole.what
 
 
 @pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])

@@ -48,8 +48,8 @@ def save_adapter(model: Path, folder: Path, seed: int, size: float, **config: An
     from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained(model)
+    torch.manual_seed(seed)  # of A too, which `peft` draws
     tuned = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **config))
-    torch.manual_seed(seed)
     for name, parameter in tuned.named_parameters():
         if ".lora_B." in name:
             torch.nn.init.normal_(parameter, std=size)
@@ -139,6 +139,20 @@ def test_another_rank_and_a_change_near_zero_are_said(
     assert all(finding.what in caplog.text for finding in pool.findings)
 
 
+@pytest.mark.parametrize("config", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}])
+def test_adapters_that_no_batch_mixes_answer_one_by_one(
+    tiny_model_dir: Path, folders: dict[str, Path], tmp_path: Path, config: dict[str, Any]
+) -> None:
+    """peft fails on a batch in which an adapter lacks a whole module that another has."""
+    other = save_adapter(tiny_model_dir, tmp_path / "other", 3, 1.0, r=2, **config)
+    pool = AdapterPool(tiny_model_dir, {"red": folders["red"], "blue@2": other}, Router(BOOK))
+    told = "".join(finding.what for finding in pool.findings)
+    assert ("(modules_to_save: lm_head), 32,768 numbers" in told) == ("modules_to_save" in config)
+    found = pool.generate([said(text) for text in ASKED], 12)
+    assert [answer.choice.adapter for answer in found] == ADAPTERS
+    assert found == [pool.generate([said(text)], 12)[0] for text in ASKED]
+
+
 def test_adapters_that_cannot_join(
     tiny_model_dir: Path, folders: dict[str, Path], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch
@@ -160,6 +174,19 @@ def test_adapters_that_cannot_join(
         AdapterPool(tiny_model_dir, {})
     with pytest.raises(UsageError, match=r"groups\.1\.adapter: no adapter is called 'blue@2'"):
         AdapterPool(tiny_model_dir, {"red": folders["red"]}, Router(BOOK))
+    red: Any = folders["red"]
+    name_some = 'name some: {"sql": "path/to/adapter"}'
+    for given, what, remedy in (
+        ({5: red}, "adapter 5: its name is no text", 'write it in quotes: {"5": ...}'),
+        ({"red": None}, "adapter red: None: is no path", name_some),
+        ([red], "adapters: .*: is no mapping of names to folders", name_some),
+    ):
+        with pytest.raises(UsageError, match=what) as caught:
+            AdapterPool(tiny_model_dir, given)
+        assert caught.value.remedy == (remedy,)
+    with pytest.raises(UsageError, match="router: 'x': is no router") as caught:
+        AdapterPool(tiny_model_dir, {"red": red}, router="x")  # type: ignore[arg-type]
+    assert "Router.load(FOLDER)" in caught.value.remedy[0]
     assert loaded == []
 
 
@@ -204,9 +231,19 @@ def test_requests_that_are_none(plain: AdapterPool) -> None:
         with pytest.raises(UsageError, match=f"request {what}") as caught:
             call()
         assert caught.value.remedy == (remedy,)
-    with pytest.raises(UsageError, match="max_new_tokens: 0") as caught:
-        plain.generate([ok], 0)
-    assert caught.value.remedy == ("give a whole number above 0",)
+    number = "give a whole number above 0"
+    several = "give one name, such as 'red', and call once for each adapter; "
+    several += "or leave it out where the pool has a router"
+    wrong: Any
+    for wrong, what, remedy in (
+        ({"max_new_tokens": 0}, "max_new_tokens: 0: is less than 1", number),
+        ({"max_new_tokens": "x"}, "max_new_tokens: 'x': is no whole number", number),
+        ({"batch_size": 1.5}, r"batch_size: 1\.5: is no whole number", number),
+        ({"adapter": ["red"]}, r"adapter: \['red'\]: is no text", several),
+    ):
+        with pytest.raises(UsageError, match=what) as caught:
+            plain.generate([ok], **wrong)
+        assert caught.value.remedy == (remedy,)
 
 
 def test_a_content_may_be_a_list_of_text_parts(plain: AdapterPool) -> None:

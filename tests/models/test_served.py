@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from perdure.errors import PerdureError, RunError
+from perdure.cli import app
+from perdure.errors import PerdureError, RunError, UsageError
 from perdure.models import adapter_lists, load_saved
 from perdure.models.adapters import attach_lora, save_model
 from perdure.models.codebook import Codebook, Group
@@ -17,6 +19,8 @@ from perdure.models.pool import AdapterPool
 from perdure.models.router import Router
 from perdure.models.served import (
     adapter_named,
+    adapters_told,
+    learned,
     load_router,
     open_router,
     router_of,
@@ -131,6 +135,35 @@ def test_another_file_that_was_changed_is_damaged(folder: Path, tmp_path: Path) 
         load_saved(folder)
 
 
+def test_a_group_called_default_goes_before_the_recipe_s_own_adapter(folder: Path) -> None:
+    """A task may be called so; its adapter is sum@2 here, and no task trained `default`."""
+    groups = [{**dict(BOOK.groups[1]), "name": "default", "tasks": ("default",)}]
+    Router(Codebook(groups=groups, accept=0.3)).save(folder)
+    assert adapter_named(folder, "default") == "sum@2"
+    assert AdapterPool.load(folder).named("default").adapter == "sum@2"
+    assert adapters_told(folder) == "name it with --adapter; there are sum@2 (learned default)"
+    assert learned(folder) == {"sum@2": "learned default"}
+
+
+def test_exported_adapters_are_listed_with_what_they_learned(folder: Path, tmp_path: Path) -> None:
+    groups = [dict(BOOK.groups[0]), {**dict(BOOK.groups[1]), "tasks": ("one", "two")}]
+    Router(Codebook(groups=groups, accept=0.3)).save(folder)
+    for as_json in ([], ["--json"]):
+        out = tmp_path / f"out{len(as_json)}"
+        typed = ["export", str(folder), "--to", "peft", "--out", str(out), *as_json]
+        told = CliRunner().invoke(app, typed)
+        assert told.exit_code == 0, told.output
+        found = [
+            {"name": "default", "folder": str(out), "learned": "of no task"},
+            {"name": "sum@2", "folder": str(out / "sum@2"), "learned": "learned one, two"},
+        ]
+        if as_json:
+            assert json.loads(told.stdout)["adapters"] == found
+        else:
+            lines = [f"adapter {one['name']} ({one['learned']}): {one['folder']}" for one in found]
+            assert told.stdout.splitlines() == [f"model: {out}", *lines]
+
+
 def test_one_adapter_by_its_name_or_its_groups(folder: Path, tiny_model_dir: Path) -> None:
     assert [adapter_named(folder, name) for name in ("sum", "sum@2", "red")] == [
         "sum@2", "sum@2", "default"
@@ -139,6 +172,15 @@ def test_one_adapter_by_its_name_or_its_groups(folder: Path, tiny_model_dir: Pat
         adapter_named(folder, "sun")
     with pytest.raises(PerdureError, match="holds no adapters"):
         adapter_named(tiny_model_dir, "sum")
+    for missing, remedy in (
+        (folder.parent / "modle", 'did you mean "model"?'),
+        (Path("nowhere/at/all"), "give a run directory, or a folder of adapters"),
+    ):
+        with pytest.raises(UsageError, match=f"adapter sum: {missing}: no such folder") as caught:
+            adapter_named(missing, "sum")
+        assert caught.value.remedy == (remedy,)
+    with pytest.raises(UsageError, match="package:some_model holds no adapters"):
+        adapter_named("package:some_model", "sum")
     model, _ = load_saved(folder)
     serve_only(model, "sum@2")
     assert router_of(model) is None

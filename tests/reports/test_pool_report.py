@@ -173,6 +173,36 @@ def test_all_views_show_it_where_a_run_has_a_pool(tmp_path: Path) -> None:
         assert "sequential: where each task" not in shown
 
 
+def test_many_adapters_are_a_list_in_a_narrow_terminal(tmp_path: Path) -> None:
+    run = view_of(make_pool_run(tmp_path / "run"))
+    pool = pools.pool_of(run)
+    assert pool is not None
+    names = [f"sentiment-{k}@{k + 1}" for k in range(10)]
+    counts = [tuple(12 if at == k else 3 * (at == 10) for at in range(11)) for k in range(10)]
+    rows = [pools.Answered(f"task {k}", counts[k], k) for k in range(9)]
+    rows.append(pools.Answered("never learned", counts[9], None))
+    many = replace(pool, confusion=pools.Confusion((*names, pools.NONE_FITS), tuple(rows)))
+
+    def lines(width: int) -> list[str]:
+        target = Console(file=io.StringIO(), width=width)
+        target.print(pool_views._confusion_table(run, many, width))
+        return target.file.getvalue().splitlines()  # type: ignore[attr-defined]
+
+    said = lines(80)
+    assert max(map(len, said)) <= 80
+    assert " ".join(said[2].split()) == "requests of right adapter right share answered by"
+    row = next(at for at, line in enumerate(said) if "task 4" in line)
+    assert said[row].split() == ["task", "4", "sentiment-4@5", "0.80", "sentiment-4@5:", "12"]
+    assert said[row + 1].split() == ["none", "fits:", "3"]
+    last = next(line for line in said if "never learned" in line)
+    assert last.split() == ["never", "learned", DASH, DASH, "sentiment-9@10:", "12"]
+    # From the width on in which no head breaks it is the table.
+    heads = lines(400)[2]
+    assert heads.split()[2:4] == names[:2]
+    assert lines(len(heads))[2] == heads
+    assert "answered by" in lines(len(heads) - 1)[2]
+
+
 def test_tables_of_a_comparison_have_columns_for_it(tmp_path: Path) -> None:
     plain = make_run(tmp_path / "plain", "sequential", MATRIX, tasks=NAMES, rows=4, general=())
     runs = [make_pool_run(tmp_path / "run"), plain]

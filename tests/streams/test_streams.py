@@ -529,11 +529,50 @@ def test_broken_conversations(tmp_path: Path, messages: Any, what: str) -> None:
     assert mistakes(tmp_path, format="chat", train="t.jsonl").startswith(f"t.jsonl:1: {what}")
 
 
+@pytest.mark.parametrize("content", ["", " \n", None, []])
+def test_an_empty_system_turn_is_to_be_left_out(
+    tmp_path: Path, content: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    empty = {"messages": [{"role": "system", "content": content}, ASKED, SAID]}
+    write(tmp_path / "t.jsonl", [empty, empty])
+    assert mistakes(tmp_path, format="chat", train="t.jsonl") == (
+        't.jsonl:1: "messages, message 1" is empty\n'
+        "  so it is in each row: leave the empty system turn out"
+    )
+    write(tmp_path / "t.jsonl", [empty, {"messages": [ASKED, SAID]}])
+    with caplog.at_level(logging.WARNING, logger="perdure"):
+        mistakes(tmp_path, format="chat", train="t.jsonl")
+    assert '"messages, message 1" is empty: leave the empty system turn out)' in caplog.text
+
+
 def test_too_few_rows_to_split(tmp_path: Path) -> None:
     write(tmp_path / "train.csv", [{"prompt": "a", "answer": "b"}])
     assert mistakes(tmp_path) == (
         "task animal: train: 1 rows are too few to set some aside for testing\n"
         "  give `test` and `validation`, or more training rows"
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "what"),
+    [
+        ([("a", "b", "")] * 24, "all 24 rows are the same: none can"),
+        ([("a", "b", ""), ("a", "c", "")], "all 2 rows ask the same: none can"),
+        ([("a", "b", "x"), ("c", "d", "x")], "all 2 rows are of one group: none can"),
+        ([("a", "b", ""), ("a", "b", ""), ("c", "d", "")], "3 rows are 2 different rows, too few"),
+        ([("a", "b", "x"), ("c", "d", "x"), ("e", "f", "y")], "3 rows are 2 groups, too few"),
+    ],
+)
+def test_rows_that_are_too_much_alike_to_split(
+    tmp_path: Path, rows: list[tuple[str, ...]], what: str
+) -> None:
+    names = ("prompt", "answer", "book")
+    write(tmp_path / "train.csv", [dict(zip(names, row, strict=True)) for row in rows])
+    grouped = {"group": "book"} if rows[0][2] else {}
+    more = "rows of more groups" if grouped else "more rows that differ"
+    end = "be set aside for testing" if "none can" in what else "to set some aside for testing"
+    assert mistakes(tmp_path, **grouped) == (
+        f"task animal: train: {what} {end}\n  give `test` and `validation`, or {more}"
     )
 
 

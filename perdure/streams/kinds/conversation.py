@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from perdure.errors import brief
-from perdure.streams.cells import CellError, EmptyCell, as_text, is_empty
+from perdure.streams.cells import CellError, EmptyCell, EmptySystem, as_text, is_empty
 from perdure.streams.tables import choices
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -111,6 +111,9 @@ def _message(message: Any, number: int, column: str) -> dict[str, Any]:
     if isinstance(content, Sequence) and not isinstance(content, str):
         texts = texts_of(content, where)
         content = " ".join(texts)
+    if role == "system" and is_empty(content):
+        remedy = "leave the empty system turn out"
+        raise EmptySystem(f'"{column}, message {number}" is empty', remedy)
     only_calls = calls and is_empty(content)
     text = "" if only_calls else as_text(content, f"{column}, message {number}")
     beside["parts"] = texts if text else None
