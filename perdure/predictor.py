@@ -10,6 +10,7 @@ form in which training read them (columns, instruction, template). Nothing is wr
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
@@ -17,19 +18,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.consent import by_argument, trusting
-from perdure.errors import RunError, UsageError, brief, resume_command, task_named
+from perdure.errors import RecipeError, RunError, UsageError, brief, resume_command, task_named
 from perdure.recipe.data import TaskConfig
 from perdure.recipe.mistakes import near
-from perdure.streams.unlabelled import Unlabelled
+from perdure.streams.unlabelled import Unlabelled, holds_messages, reads_messages
 
 if TYPE_CHECKING:
     from perdure.learners.base import Learner
     from perdure.learners.listener import Listener
     from perdure.processes import Progress
-    from perdure.recipe.schema import Recipe
     from perdure.run import Run
     from perdure.streams.task import Task, TaskStream
 
+logger = logging.getLogger("perdure")
 AT_A_TIME = 2048
 """Rows that go through the model before their answers are handed on."""
 
@@ -91,15 +92,16 @@ def open_predictor(
 ) -> Predictor:
     """As `load_predictor`; weights are loaded when the first row is answered."""
     from perdure.run import Run
-    from perdure.run.damage import verify, verify_scores
+    from perdure.run.damage import verify
 
     found = Run.open(run, trust_remote_code=trust_remote_code)
-    # The weights are read and checked when they are loaded.
-    verify(found, weights=False) if after is None else verify_scores(found)
+    if after is None:  # the weights are read and checked when they are loaded
+        verify(found, weights=False, scores=False)
     learned = found.last_checkpoint()[0] if after is None else after
     stream = _stream(found)
     asked = _asked(stream, task, learned)
-    form = _form(found, stream, asked, column, direction)
+    chats = _chats(found, stream, learned)
+    form = _form(found, stream, asked, column, direction, [one.name for one in chats])
     folder = _folder(found, stream, learned)
     whole = task is None and stream.scenario == "class-incremental" and bool(stream.classes)
     within = None if whole and _of_classes(asked) else asked
@@ -113,7 +115,10 @@ def open_predictor(
         with trusting(found.recipe.trust_remote_code), quiet:
             return _learner(found, stream, folder, learned, accept_changes, listener)
 
-    return Predictor(load, asked, within, form)
+    chat = None
+    if chats and task is None and direction is None and asked not in chats:
+        chat = chats[-1], _form(found, stream, chats[-1], column, None)
+    return Predictor(load, asked, within, form, chat)
 
 
 class Predictor:
@@ -124,9 +129,15 @@ class Predictor:
     """
 
     def __init__(
-        self, load: Callable[[], Learner], task: Task, within: Task | None, form: Unlabelled
+        self,
+        load: Callable[[], Learner],
+        task: Task,
+        within: Task | None,
+        form: Unlabelled,
+        chat: tuple[Task, Unlabelled] | None = None,
     ) -> None:
         self._load, self.task, self._within, self.form = load, task, within, form
+        self._chat = chat
 
     @cached_property
     def learner(self) -> Learner:
@@ -139,13 +150,31 @@ class Predictor:
         Returns: for each of them `text`, `class` and its `score` (its share of the softmax), and
             `best`, the three best of them; of tasks whose answers are text `answer`, with `score`
             and `best` where it is one of a task's labels, and with `reasoning` and `problem` where
-            it is tagged: `problem` says why no answer could be read, else it is "". A text with
-            nothing in it has None.
+            it is tagged: `problem` says why no answer could be read, else it is "". Where the run
+            has a router, also `adapter` (None: the base model), `similarity`, `fits` and `why`. A
+            text with nothing in it has None.
 
         Raises:
             RecipeError: records without the columns, or with something else than text in them.
         """
         return list(self.each(self.form.of_texts(texts)))
+
+    def suited(self, path: str | Path) -> Predictor:
+        """This predictor; or, where a file's rows are lists of messages and nobody said as which
+        task to ask, one with the same model that asks as the last task that reads such rows."""
+        if self._chat is None:
+            return self
+        task, form = self._chat
+        column = form.task.column(form.first)
+        if not holds_messages(Path(path), column, self.form.task.column(self.form.first)):
+            return self
+        logger.warning(
+            '%s: "%s" holds lists of messages: answered as %s; as another task: --task NAME',
+            path,
+            column,
+            task_named(task.name),
+        )
+        return Predictor(lambda: self.learner, task, task, form)
 
     def file(self, path: str | Path) -> Sequence[dict[str, Any] | None]:
         """The rows of a file, to give to `each`; None for a row with no text in it.
@@ -172,17 +201,28 @@ class Predictor:
 def _stream(run: Run) -> TaskStream:
     """The run's tasks as it keeps them, so that its data files may be gone."""
     from perdure.prepare import run_stream
+    from perdure.run.asked import tasks_without_rows
     from perdure.run.kept import kept_general, kept_tasks
     from perdure.streams.kinds import kind
-    from perdure.streams.task import TaskStream
+    from perdure.streams.task import GeneralText, TaskStream
 
     facts = run.stream_facts()
-    if not facts or not (run.path / "data" / f"task-{len(facts)}.json").exists():
-        return run_stream(run)  # not begun yet, or begun by an older Perdure
-    tasks = kept_tasks(run, len(facts))
-    given = run.recipe.stream
+    given, general = run.recipe.stream, GeneralText()
+    if facts and (run.path / "data" / f"task-{len(facts)}.json").exists():
+        tasks, general = kept_tasks(run, len(facts)), kept_general(run)
+    elif not (tasks := tasks_without_rows(run, facts)):
+        try:
+            return run_stream(run)  # not begun yet, or begun by an older Perdure
+        except (RecipeError, RunError) as error:
+            if not facts or (run.path / "data").is_dir():
+                raise
+            raise RunError(
+                f"{run.path / 'data'}: was deleted, and its recipe does not list which answers "
+                "there are",
+                "put the folder back from a copy",
+            ) from error
     scenario = given.scenario or kind(tasks[0].kind).scenarios[0]
-    return TaskStream(tuple(tasks), kept_general(run), scenario, given.name or "")
+    return TaskStream(tuple(tasks), general, scenario, given.name or "")
 
 
 def _asked(stream: TaskStream, name: str | None, learned: int) -> Task:
@@ -211,37 +251,51 @@ def _refuse_unlearned(stream: TaskStream, task: Task, learned: int) -> None:
 
 
 def _form(
-    run: Run, stream: TaskStream, task: Task, column: str | None, direction: str | None
+    run: Run,
+    stream: TaskStream,
+    task: Task,
+    column: str | None,
+    direction: str | None,
+    chats: Sequence[str] = (),
 ) -> Unlabelled:
     """How rows of a task are read: by the recipe that it was learned by."""
+    from perdure.run.asked import recipe_of
     from perdure.streams.named.find import table_like
 
-    recipe = _recipe_of(run, [t.name for t in stream].index(task.name))
+    recipe = recipe_of(run, [t.name for t in stream].index(task.name))
     config: TaskConfig | None = next((t for t in recipe.stream.tasks if t.name == task.name), None)
     data = recipe.stream.data
     if config is None and data is not None and (data.train or data.dataset):
         config = data  # the table that it was cut from; with a named stream, what is changed of it
     if config is None and _of_classes(task):
         config = table_like(recipe.stream.name)
-    return Unlabelled(config or _built_in(task), column, direction)
+    return Unlabelled(config or _built_in(run, task), column, direction, chats)
 
 
-def _recipe_of(run: Run, number: int) -> Recipe:
-    """The recipe by which a run learned the task of this number, counted from 0.
+def _chats(run: Run, stream: TaskStream, learned: int) -> list[Task]:
+    """The learned tasks whose rows are lists of messages."""
+    from perdure.run.asked import sections
+    from perdure.streams.kinds import format_of
 
-    An extension keeps the earlier ones: recipe-003.yaml is that of the first three tasks.
+    if _of_classes(stream.tasks[0]):
+        return []
+    told = {n for n, one in sections(run).items() if reads_messages(format_of(one.format)[1])}
+    return [task for task in stream.tasks[:learned] if task.learn != "none" and task.name in told]
+
+
+def _built_in(run: Run, task: Task) -> TaskConfig:
+    """How rows of a built-in stream's task of texts are read: by our own names of columns.
+
+    Raises:
+        RunError: it is none, but one whose recipe was deleted with the run's rows.
     """
-    from perdure.recipe import load
-    from perdure.run.old_recipes import renew
-
-    for file in sorted((run.path / "data").glob("recipe-*.yaml")):
-        if number < int(file.stem.removeprefix("recipe-")):
-            return load.load(file, check_files=False, renew=renew)
-    return run.recipe
-
-
-def _built_in(task: Task) -> TaskConfig:
-    """How rows of a built-in stream's task of texts are read: by our own names of columns."""
+    if not task.test:
+        told = [t.name for t in run.recipe.stream.tasks]
+        raise RunError(
+            f"{run.path / 'data'}: was deleted, and with it how rows of {task_named(task.name)} "
+            "are read",
+            f"put it back from a copy, or ask as {' or '.join(map(brief, told))}: --task NAME",
+        )
     first = [row["prompt"][0] for row in task.test]
     said = {turn["content"] for turn in first if turn["role"] == "system"}
     same = len(said) == 1 and all(turn["role"] == "system" for turn in first)

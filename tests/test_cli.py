@@ -202,7 +202,7 @@ def test_recipes_lists_and_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     assert [each["name"] for each in as_json("recipes")] == recipes.names()
     copied = perdure("recipes", "copy", "two-csv-files").stdout.split()
-    assert copied == ["two-csv-files.yaml", "products.csv", "tickets.csv"]
+    assert copied == ["two-csv-files.yaml", "more-tickets.csv", "products.csv", "tickets.csv"]
     assert (tmp_path / "two-csv-files.yaml").read_bytes() == recipes.path(
         "two-csv-files"
     ).read_bytes()
@@ -210,14 +210,15 @@ def test_recipes_lists_and_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "tickets.csv").write_text("mine")
     error = perdure("recipes", "copy", "two-csv-files", code=4).stderr
     assert error == (
-        "error: products.csv, tickets.csv: exists already, and nothing was copied\n"
+        "error: more-tickets.csv, products.csv, tickets.csv: exists already, and nothing was "
+        "copied\n"
         "  give another folder: perdure recipes copy two-csv-files FOLDER\n"
     )
     assert (tmp_path / "tickets.csv").read_text() == "mine"
     assert not (tmp_path / "two-csv-files.yaml").exists()
     perdure("recipes", "copy", "two-csv-files", "new/shop.yaml")
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == [
-        "products.csv", "shop.yaml", "tickets.csv"]  # fmt: skip
+        "more-tickets.csv", "products.csv", "shop.yaml", "tickets.csv"]  # fmt: skip
     perdure("recipes", "copy", "accelerate/fsdp2-8gpu", "new")
     assert (tmp_path / "new" / "fsdp2-8gpu.yaml").exists()
     assert perdure("recipes", "copy", "two-csv-flies", code=2).stderr == (

@@ -1,7 +1,7 @@
 """docs/every-week.md from end to end: its commands as they are printed, on the tiny model.
 
-Two weeks are the repository's sample data, as `perdure recipes copy` writes them, and the third has
-rows of its own for the first one's instruction.
+All rows are the sample data, as `perdure recipes copy` writes them: the page says that its commands
+need nothing else, so no file is made here.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ import csv
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from docs_prelude import MODEL
 from test_docs import blocks, commands, run
+from typer.testing import CliRunner, Result
 
+from perdure.cli import app
 from perdure.models.codebook import Codebook
 from perdure.recipes import FOLDER
 from perdure.run import Run
@@ -24,15 +27,6 @@ from perdure.seals import sha256
 
 pytestmark = pytest.mark.train
 PAGE = Path(__file__).parents[1] / "docs" / "every-week.md"
-MORE = "message,department\n" + "".join(
-    f"{text} since day {day}.,{department}\n"
-    for day in range(8)
-    for text, department in (
-        ("The parcel has been missing", "shipping"),
-        ("I have been billed twice", "billing"),
-        ("The lamp has not worked", "repairs"),
-    )
-)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +37,6 @@ def weeks(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     for place in (folder, folder / "shop"):
         (place / MODEL).parent.mkdir(parents=True)
         (place / MODEL).symlink_to(tiny_model_dir)
-    (folder / "shop" / "more-tickets.csv").write_text(MORE, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for block in blocks(PAGE):
@@ -102,6 +95,41 @@ def test_rows_that_were_trained_on_are_gone(weeks: dict[str, Any]) -> None:
     kept = [text for text in texts if text in written]
     # A fifth to score, a tenth to validate.
     assert 0 < len(kept) < len(texts) / 2
+
+
+def test_a_run_whose_rows_were_deleted_still_answers(weeks: dict[str, Any], tmp_path: Path) -> None:
+    """As the page says; of an older task's form nothing is left, which is told."""
+    old = tmp_path / "week3"
+    shutil.copytree(weeks["folder"] / "runs" / "week3", old)
+    for name in ("data", "items"):
+        shutil.rmtree(old / name)
+
+    def typed(*words: Any) -> Result:
+        return CliRunner().invoke(app, [*map(str, words)])
+
+    rows = FOLDER / "two-csv-files" / "more-tickets.csv"
+    told = typed("predict", old, rows)
+    assert told.exit_code == 0, told.output
+    answers = [json.loads(line) for line in told.stdout.splitlines()]
+    assert len(answers) == 24
+    for line in answers:
+        assert list(line) == [
+            "text", "answer", "score", "best", "adapter", "similarity", "fits", "why"
+        ]  # fmt: skip
+        assert (line["adapter"], line["fits"]) == ("department@2", True)
+    whole = typed("predict", weeks["folder"] / "runs" / "week3", rows)
+    assert whole.stdout == told.stdout
+    for words, said in (
+        (("predict", old, rows, "--task", "department"), "ask as department week 3: --task NAME"),
+        (("report", old), f"{old}/items: was deleted"),
+        (("extend", old, "--data", rows, "--out", tmp_path / "more"), f"{old}/data: was deleted"),
+    ):
+        found = typed(*words)
+        assert (found.exit_code, said in found.stderr) == (4, True), found.output
+    shutil.copytree(weeks["folder"] / "runs" / "week3" / "data", old / "data")
+    longer = typed("extend", old, "--data", rows, "--out", tmp_path / "more")
+    assert f"{old}/items: was deleted" in longer.stderr, longer.output
+    assert f"perdure predict {old} FILE" in longer.stderr
 
 
 def test_requests_without_a_task_name_find_their_adapter(weeks: dict[str, Any]) -> None:

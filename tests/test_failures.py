@@ -202,7 +202,7 @@ def test_a_full_disk_is_named_by_the_page_or_file_that_it_was_for(
             recipes.copy("two-csv-files", tmp_path / "shop")
     assert explained(caught.value).what.startswith(f"{tmp_path}/shop/two-csv-files.yaml: no space")
     assert not [*(tmp_path / "shop").iterdir()]
-    assert len(recipes.copy("two-csv-files", tmp_path / "shop")) == 3  # the same command again
+    assert len(recipes.copy("two-csv-files", tmp_path / "shop")) == 4  # the same command again
 
 
 @pytest.mark.unit

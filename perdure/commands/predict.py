@@ -66,7 +66,7 @@ def predict(
         ask = open_predictor(
             run, after=after, task=task, column=column, direction=direction,
             accept_changes=accept_changes, listener=Silent(),
-        )  # fmt: skip
+        ).suited(file)  # fmt: skip
         rows = ask.file(file)
 
         def progress(done: int, total: int) -> None:

@@ -152,8 +152,9 @@ class GenerationLearner(Learner):
         )
 
     def predict(self, rows: Sequence[Row], task: Task, within: Task | None) -> list[dict[str, Any]]:
-        """Answer prompts as the task's metric reads its answers: by label, or by writing."""
-        from perdure.scoring.routed import Routed, each_by_adapter
+        """Answer prompts as the task's metric reads its answers: by label, or by writing; each
+        answer says which adapter gave it, where there is a router."""
+        from perdure.scoring.routed import Routed, each_by_adapter, said_of
         from perdure.scoring.score import answer_rows
 
         router = self.router
@@ -167,7 +168,10 @@ class GenerationLearner(Learner):
             accelerator=self.state,
         )
         with self.autocast():
-            return each_by_adapter(self.model, choices, rows, answered)
+            found = each_by_adapter(self.model, choices, rows, answered)
+        if choices is None:
+            return found
+        return [{**one, **said_of(choice)} for one, choice in zip(found, choices, strict=True)]
 
     def general(self) -> Mapping[str | None, Callable[[], GeneralScore | HarnessScore]]:
         """Perplexity on held-out general text, and the recipe's lm-eval tasks."""

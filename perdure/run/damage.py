@@ -13,17 +13,19 @@ from perdure.errors import RunError, resume_command
 from perdure.files import free_place
 from perdure.run import item_files
 from perdure.run.pins import pinned, recipe_changes, values_of
-from perdure.run.sums import GROWING, changed, damage, is_mark, lines_of
+from perdure.run.sums import GROWING, changed, damage, deleted, is_mark, lines_of
 from perdure.seals import MANIFEST, damaged, facts_of, recorded
 
 if TYPE_CHECKING:
     from perdure.run.directory import Run
 
 
-def verify(run: Run, weights: bool = True) -> None:
+def verify(run: Run, weights: bool = True, scores: bool = True) -> None:
     """Read again what a run goes on from: its newest checkpoint and the scores before it.
 
-    Args: weights: False leaves the checkpoint's files to whoever loads them, and checks them then.
+    Args:
+        weights: False leaves the checkpoint's files to whoever loads them, and checks them then.
+        scores: False leaves them out, for what reads none.
 
     Raises:
         RunError: a file is not as it was written, or scores are gone.
@@ -44,7 +46,8 @@ def verify(run: Run, weights: bool = True) -> None:
             f"{learned} tasks",
             "put checkpoints back from a copy, or begin a new run",
         )
-    verify_scores(run)
+    if scores:
+        verify_scores(run)
 
 
 def _or_anew(run: Run, number: int, begun: int) -> str:
@@ -104,7 +107,7 @@ def verify_scores(run: Run, most: float = math.inf) -> None:
     if scored.broken or any(changed(run.path, "scores", m.get("scores")) for _, m in _marks(run)):
         raise damage(run.path / GROWING["scores"], *scored.broken[:1])
     for rows in item_files.damaged(run.path, scored) if len(scored.sums) <= most else ():
-        raise damage(rows)
+        raise damage(rows) if rows.parent.is_dir() else deleted(run.path, rows.parent)
 
 
 def doubts(run: Run) -> list[str]:

@@ -18,6 +18,7 @@ from perdure.consent import ConsentError
 from perdure.errors import RunError, task_named
 from perdure.failures import reading
 from perdure.processes import barrier, rank
+from perdure.run.sums import deleted
 from perdure.seals import is_summed, is_whole, write_sealed
 from perdure.streams.task import GeneralText, NoClass, Task, TaskStream
 
@@ -59,6 +60,8 @@ def kept_tasks(run: Run, count: int) -> list[Task]:
     Raises:
         RunError: one is damaged or gone.
     """
+    if count and not (run.path / "data").is_dir():
+        raise deleted(run.path, run.path / "data")
     found = []
     for number in range(1, count + 1):
         said = _read(run.path / "data" / f"task-{number}.json")

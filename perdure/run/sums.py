@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from perdure.errors import RunError
+from perdure.errors import RunError, typed
 from perdure.failures import at, reading
 from perdure.files import is_torn
 
@@ -160,4 +160,16 @@ def damage(file: Path, line: int | None = None) -> RunError:
     return RunError(
         f"{file}: damaged: lines that were written are gone or changed{where}",
         "put it back from a copy; what is missing in it cannot be measured again",
+    )
+
+
+def deleted(run: Path, folder: Path) -> RunError:
+    """What is said where a whole folder of a run's rows is gone, which people delete on purpose."""
+    remedy = ["put the folder back from a copy"]
+    if (run / "data").is_dir():  # without it some runs do not know their answers
+        remedy.append(f"its model still answers: {typed('predict', run, 'FILE')}")
+    return RunError(
+        f"{folder}: was deleted, and with it the rows that the run is scored on: it can be "
+        "neither shown nor extended",
+        remedy,
     )

@@ -181,6 +181,18 @@ def score_routed(
     return replace(found, items=items)
 
 
+def said_of(choice: Choice) -> dict[str, Any]:
+    """A choice beside an answer, as `perdure route --json` tells it; `adapter` is None where the
+    base model answers, `fits` where the router does not say."""
+    fits = getattr(choice, "fits", None)
+    return {
+        "adapter": choice.adapter,
+        "similarity": choice.similarity,
+        "fits": None if fits is None else bool(fits),
+        "why": choice.why,
+    }
+
+
 def told(
     items: Sequence[Mapping[str, Any]], choices: Sequence[Choice], right: str | None = None
 ) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ from perdure.scoring.reading import Reading, read
 from perdure.streams.kinds import EXACT_MATCH, Metric, is_perdures, kind, known_metric, metric
 from perdure.streams.labels import same_tokens
 from perdure.streams.rows import row_key
-from perdure.streams.task import Row, Task
+from perdure.streams.task import Row, Task, place_of
 
 
 @dataclass(frozen=True)
@@ -165,10 +165,11 @@ def _refuse_long(run: _Run, rows: Sequence[Row]) -> None:
         return
     for row in rows:
         if (long := len(run.encoder.prompt_ids(row)) + run.task.max_new_tokens) > most:
+            place = f"{where}: " if (where := place_of(row)) else ""
             raise DataError(
-                f'the text "{brief(_text(row["prompt"][-1:]))}" and an answer to it: {long} '
+                f'{place}the text "{brief(_text(row["prompt"][-1:]))}" and an answer to it: {long} '
                 f"tokens, and the model reads {most}",
-                "shorten the text",
+                "shorten the text, or leave the row out",
             )
 
 

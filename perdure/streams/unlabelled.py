@@ -9,16 +9,18 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perdure.errors import RecipeError, UsageError, task_named
+from perdure.errors import RecipeError, UsageError, brief, task_named
 from perdure.recipe.columns import check_cell, columns_in
 from perdure.streams.cells import CellError, EmptyCell
-from perdure.streams.kinds import Row, format_of
+from perdure.streams.kinds import Format, Row, format_of
 from perdure.streams.languages import parse_direction
 from perdure.streams.sources import FORMATS, Reader, Reading
 from perdure.streams.tables import Mistakes, Record, Table, choices
+from perdure.streams.task import PlacedRow
 from perdure.streams.text_files import text_lines
 
 if TYPE_CHECKING:
@@ -41,11 +43,17 @@ class Unlabelled:
         task: the section of the recipe that the task was learned by.
         column: the column that the text is read from; None: as the section says.
         direction: of translations; None: as the section or the rows say.
+        chats: tasks of the run that read lists of messages, for a message.
     """
 
     def __init__(
-        self, task: TaskConfig, column: str | None = None, direction: str | None = None
+        self,
+        task: TaskConfig,
+        column: str | None = None,
+        direction: str | None = None,
+        chats: Sequence[str] = (),
     ) -> None:
+        self.chats = chats
         form = format_of(task.format)[1]
         if direction is not None:
             if "direction" not in form.keys:
@@ -121,7 +129,7 @@ class Unlabelled:
 
     def _plain(self) -> Unlabelled:
         """The same where a record is the text alone."""
-        return Unlabelled(self.task, self.first)
+        return Unlabelled(self.task, self.first, chats=self.chats)
 
     def of_records(self, table: Table, mistakes: Mistakes) -> list[Row | None]:
         """The rows of a table; mistakes are noted with their place."""
@@ -136,22 +144,61 @@ class Unlabelled:
             remedy = choices(theirs, table.columns, "columns there are")
             if ours == self.first:
                 remedy = [*remedy, "name the one that holds the text: --column NAME"]
+                given = table.records[0].values.values()
+                if self.first not in self.form.whole and any(isinstance(v, list) for v in given):
+                    remedy = [*remedy, self._of_lists()]
             mistakes.add(table.name, f'{table.name}: no column "{theirs}"', remedy)
         if missing:
             return []
         for record in table.records:
             values = dict.fromkeys(table.columns) | record.values | {ANSWER: "?"}
             # A conversation; a relation's tokens are one column too, but its label is another.
-            if self.first in self.form.whole and not self.form.label:
+            if reads_messages(self.form):
                 source = self.task.column(self.first)
                 values[source] = _with_an_answer(values[source])
             try:
-                found.append(self.form.row(values, self.task))
+                found.append(PlacedRow(self.form.row(values, self.task), record.place))
             except EmptyCell:
                 found.append(None)
             except CellError as wrong:
-                mistakes.add(table.name, f"{record.place}: {wrong.what}", wrong.remedy)
+                read = [values[name] for name in columns_in(self.task.column(self.first))]
+                plain = self.first not in self.form.whole  # a conversation, or tokens
+                lists = plain and any(isinstance(value, list) for value in read)
+                told = (self._of_lists(),) if lists else wrong.remedy
+                mistakes.add(table.name, f"{record.place}: {wrong.what}", told)
         return found
+
+    def _of_lists(self) -> str:
+        """What to do with lists of messages, which this task does not read."""
+        if not self.chats:
+            return "write one text a row: no task of this run reads lists of messages"
+        names = " or ".join(f'--task "{brief(name)}"' for name in self.chats)
+        return f"write one text a row; lists of messages are read as another task: {names}"
+
+
+def reads_messages(form: Format) -> bool:
+    """Whether rows of a format are conversations."""
+    return form.columns[0] in form.whole and not form.label
+
+
+def holds_messages(path: Path, column: str, text: str) -> bool:
+    """Whether a file's rows have a list in `column`, and no `text` to ask instead.
+
+    Only the first row is looked at; what is wrong with the file is told where it is read.
+    """
+    row: Any = None
+    with suppress(OSError, ValueError):  # pyarrow's own errors are ValueErrors
+        if path.suffix.lower() == ".jsonl":
+            with open(path, encoding="utf-8-sig") as lines:
+                row = json.loads(next((line for line in lines if line.strip()), "null"))
+        elif path.suffix.lower() == ".parquet":
+            from pyarrow import parquet
+
+            first = next(parquet.ParquetFile(path).iter_batches(1), None)
+            row = None if first is None else (first.to_pylist() or [None])[0]
+    if not isinstance(row, dict) or not isinstance(row.get(column), list):
+        return False
+    return column == text or row.get(text) is None
 
 
 def _with_an_answer(messages: Any) -> Any:

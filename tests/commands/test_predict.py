@@ -51,7 +51,8 @@ def intents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
-    """A run of two labelled tasks and one of free answers, in which each has an instruction."""
+    """A run of a labelled task, one of conversations and one of free answers, which is the last;
+    each has an instruction."""
     folder = tmp_path_factory.mktemp("texts")
     recipe = write_recipe(folder / "data", tiny_model_dir, train__max_steps=3)
     said = json.loads(recipe.read_text())
@@ -59,6 +60,17 @@ def texts(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Pat
     tasks[0]["instruction"] = "Say the colour."
     tasks[1] |= {"instruction": "Count.", "format": "prompt", "metric": "exact_match",
                  "columns": {"prompt": "text", "answer": "label"}, "max_new_tokens": 6}  # fmt: skip
+    rows = [
+        {
+            "messages": [
+                {"role": role, "content": f"talk {i} {role}"} for role in ("user", "assistant")
+            ]
+        }
+        for i in range(8)
+    ]
+    (folder / "data" / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tasks.insert(1, {"name": "talk", "format": "chat", "train": "talk.jsonl", "max_new_tokens": 4,
+                     "instruction": "Talk."})  # fmt: skip
     recipe.write_text(json.dumps(said))
     return learned(recipe, folder / "run")
 
@@ -242,6 +254,7 @@ def test_mistakes_are_told_before_weights(
         ((intents, tmp_path / "rows.xls"), 2, 'ending in ".xls" are not read'),
         ((intents, tmp_path / "broken.jsonl"), 2, "broken.jsonl:1: broken JSON"),
         ((intents, tmp_path / "list.jsonl"), 2, "list.jsonl:1"),
+        ((intents, tmp_path / "list.jsonl"), 2, "no task of this run reads lists of messages"),
         ((intents, rows, "--task", "task 9"), 2, 'the run has no task "task 9"'),
         ((intents, rows, "--task", "task 2", "--after", 1), 2, "has not learned it"),
         ((intents, rows, "--after", 0), 2, "no class was learned after 0 tasks"),
@@ -280,8 +293,8 @@ def test_a_classifier_is_audited_by_the_rows_that_its_run_keeps(intents: Path) -
 
 
 def test_a_labelled_task_by_likelihood(texts: Path, tmp_path: Path) -> None:
-    items = Run.open(texts).items(2, "colour")
-    rows = bare(texts, 2, "colour", tmp_path / "rows.jsonl", "text")
+    items = Run.open(texts).items(3, "colour")
+    rows = bare(texts, 3, "colour", tmp_path / "rows.jsonl", "text")
     with_system = {item["prompt"] for item in items}
     assert all(prompt.startswith("system: Say the colour.") for prompt in with_system)
     plain = [json.loads(line) for line in rows.read_text().splitlines()]
@@ -298,7 +311,7 @@ def test_a_labelled_task_by_likelihood(texts: Path, tmp_path: Path) -> None:
 
 def test_free_answers_are_written(texts: Path, tmp_path: Path) -> None:
     """The last task is asked, with its own instruction."""
-    items = Run.open(texts).items(2, "count")
+    items = Run.open(texts).items(3, "count")
     asked = [item["prompt"].partition("user: ")[2] for item in items]
     (tmp_path / "rows.txt").write_text("".join(text + "\n" for text in asked))
     found = lines(texts, tmp_path / "rows.txt")
@@ -324,6 +337,30 @@ def test_a_conversation_ends_in_what_is_asked(texts: Path) -> None:
     (row,) = form.of_texts(["c"])
     assert row is not None
     assert row["prompt"] == [asked[0], ask[2]]
+
+
+def test_a_file_of_conversations_is_asked_as_a_task_that_reads_them(
+    texts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The last task reads texts; who names it, or a column of texts, is told which one does not."""
+    file, turns = tmp_path / "talk.jsonl", [{"role": "user", "content": "talk"}]
+    file.write_text("\n" + json.dumps({"messages": turns}) + "\n")
+    (line,) = found = lines(texts, file)
+    assert (list(line), line["text"]) == (["text", "answer"], "talk")
+    assert f'{file}: "messages" holds lists of messages: answered as task talk' in caplog.text
+    assert (
+        found == lines(texts, file, "--task", "talk") == lines(texts, file, "--column", "messages")
+    )
+    # Of a row that also has the text, the text is asked.
+    file.write_text(json.dumps({"messages": turns, "text": "zk"}) + "\n")
+    assert lines(texts, file) == perdure.load_predictor(texts)(["zk"])
+    remedy = 'lists of messages are read as another task: --task "talk"'
+    file.write_text(json.dumps({"messages": turns}) + "\n")
+    for words in (("--task", "count"), ("--task", "count", "--column", "messages")):
+        told = typed(texts, file, *words)
+        assert (told.exit_code, remedy in told.stderr) == (2, True), told.output
+    with pytest.raises(RecipeError, match=remedy):
+        perdure.load_predictor(texts)([{"text": turns}])
 
 
 def test_relations_are_answered_as_they_were_learned(tmp_path: Path) -> None:
@@ -410,10 +447,17 @@ def test_a_named_stream_of_relations_keeps_its_form(tmp_path: Path) -> None:
         assert all("[E11] Ann" in answer["text"] for answer in ask(bare))
 
 
-def test_a_text_too_long_for_the_model(texts: Path) -> None:
+def test_a_text_too_long_for_the_model(texts: Path, tmp_path: Path) -> None:
     predict = perdure.load_predictor(texts)
-    with pytest.raises(PerdureError, match="tokens, and the model reads"):
-        predict(["word " * 5000])
+    with pytest.raises(PerdureError, match=r"text 2: the text .* tokens, and the model reads"):
+        predict(["word", "word " * 5000])
+    for name in ("long.txt", "long.jsonl"):
+        rows = ["word", "word " * 5000]
+        said = rows if name.endswith("txt") else [json.dumps({"text": row}) for row in rows]
+        (tmp_path / name).write_text("\n".join(said) + "\n")
+        told = typed(texts, tmp_path / name)
+        assert told.exit_code == 2, told.output
+        assert f'error: {tmp_path / name}:2: the text "word word' in told.stderr
 
 
 def test_an_unknown_task_in_python(texts: Path) -> None:

@@ -162,6 +162,9 @@ def test_rows_are_answered_by_the_adapters_that_score_them(pool: Run) -> None:
         found = predict([row["prompt"][-1]["content"] for row in rows])
     items = pool.items(2, "count")
     assert [one["answer"] for one in found] == [item["prediction"] for item in items]
+    for name in ("adapter", "similarity", "why"):  # as the run's items say
+        assert [one[name] for one in found] == [item[name] for item in items]
+    assert {one["fits"] for one in found} == {None}  # this router does not say
 
 
 def test_a_batch_of_several_adapters_writes_what_each_writes_alone(tiny: Any) -> None:
