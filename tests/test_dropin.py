@@ -195,7 +195,10 @@ TRAINERS: dict[str, tuple[Made, set[str], str]] = {
         lambda t, o: plain(t, o, {"train_sampling_strategy": "group_by_length"}), set(), "",
     ),
     "compute_loss_func": (lambda t, o: plain(t, o, compute_loss_func=summed), set(), ""),
-    "label smoothing": (lambda t, o: plain(t, o, {"label_smoothing_factor": 0.1}), set(), ""),
+    "label smoothing": (
+        lambda t, o: plain(t, o, {"label_smoothing_factor": 0.1}),
+        {"eaft", "gere_official"}, "label_smoothing_factor makes another one of",
+    ),
 }  # fmt: skip
 
 

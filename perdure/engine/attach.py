@@ -82,7 +82,7 @@ def attach(
     plain = [m for m in methods if m.requires.cross_entropy]
     if plain and trainer.args.label_smoothing_factor:
         raise UsageError(
-            f"method: {name_of(plain[0])} takes the task's loss for the cross-entropy of its "
+            f"attach: {name_of(plain[0])}: it takes the task's loss for the cross-entropy of its "
             "labels, which label_smoothing_factor makes another one of",
             "leave label_smoothing_factor out",
         )
