@@ -18,7 +18,7 @@ def audit(
     ],
     tuned: Annotated[
         str | None,
-        typer.Argument(metavar="[TUNED]", help="The model to test; a run alone: BASE is its own."),
+        typer.Argument(metavar="TUNED", help="The model to test; a run alone: BASE is its own."),
     ] = None,
     tasks: Annotated[
         Path | None, typer.Option(metavar="RECIPE", help="Compare on its tasks and general text.")
