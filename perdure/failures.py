@@ -170,6 +170,22 @@ def reading(folder: Path, remedy: str) -> Iterator[None]:
         raise RunError(f"{file_of(error)}: damaged: {named[0]}", remedy) from error
 
 
+def utf8_text(file: Path, remedy: str, kind: type[UsageError] = UsageError) -> str:
+    """What a user's file holds, without a byte order mark.
+
+    Args: remedy: where the system does not let it be read.
+
+    Raises:
+        UsageError: of this kind: it cannot be read, or is no UTF-8.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise kind(f"{file}: cannot be read: {error.strerror}", remedy) from error
+    except UnicodeDecodeError as error:
+        raise kind(f"{file}: is not UTF-8: {error}", "save it as UTF-8") from error
+
+
 def explained(
     error: BaseException, run: Path | None = None, option: str = "--out"
 ) -> PerdureError | None:

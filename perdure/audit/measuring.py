@@ -281,12 +281,11 @@ def _kl(pair: Pair, seed: int, progress: Progress, ruler: Ruler, checked: Check)
     floor = checked(moved)
     values = compare("comparing", pair.tuned, samples, pair.sizes.batch)
     tokens = sum(len(sample.ids) - sample.given for sample in samples)
+    texts = [] if pair.routed(pair.tuned) is None else decoded(samples)
     return Items(
         np.zeros(len(values)),
         np.array(values),
-        note="; ".join(
-            filter(None, [f"{tokens} sampled tokens", _by_the_base(pair, decoded(samples))])
-        ),
+        note="; ".join(filter(None, [f"{tokens} sampled tokens", _by_the_base(pair, texts)])),
         noise_floor=floor,
     )
 

@@ -11,6 +11,7 @@ import typer
 from perdure.commands.errors import handle_errors
 from perdure.commands.options import Json, Trust
 from perdure.errors import DataError, RecipeError, UsageError, brief, typed
+from perdure.failures import utf8_text
 from perdure.paths import no_file
 
 KEYS = ("messages", "prompt", "text")
@@ -73,16 +74,9 @@ def requests_in(file: Path) -> list[list[dict[str, Any]]]:
     """
     if why := no_file(file):
         raise DataError(f"{file}: {why}", "give a .jsonl file")
-    try:
-        written = file.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise DataError(
-            f"{file}: cannot be read: {error.strerror}", "give a .jsonl file"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: is not UTF-8: {error}", "save it as UTF-8") from error
+    written = utf8_text(file, "give a .jsonl file", DataError)
     found, wrong = [], []
-    for number, line in enumerate(written, 1):
+    for number, line in enumerate(written.split("\n"), 1):
         if line.strip():
             try:
                 found.append(_request(f"{file}:{number}", line))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure.errors import PerdureError, UsageError, brief
+from perdure.failures import utf8_text
 from perdure.recipe.mistakes import Mistake
 
 REMEDIES = {
@@ -28,14 +29,7 @@ def as_json(file: Path) -> tuple[dict[str, Any], list[str]]:
     Raises:
         UsageError: it cannot be read, or is no JSON or no object.
     """
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UsageError(
-            f"{file}: cannot be read: {error.strerror}", "restore it from a copy"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{file}: is not UTF-8: {error}", "save it as UTF-8") from error
+    text = utf8_text(file, "restore it from a copy")
     twice: list[str] = []
     try:
         data = json.loads(text, object_pairs_hook=lambda pairs: _once(pairs, twice))

@@ -41,9 +41,9 @@ def check_rewards(recipe: Recipe, stream: TaskStream) -> None:
             rewards = build(recipe.rl.rewards, recipe.folder, place)
             rewards.check([*task.train], place)
         if task.until is not None:
-            names = [one.name for one in recipe.stream.tasks]  # of the new ones, if it extends
-            number = names.index(task.name) if task.name in names else ""
-            place = recipe.place(f"stream.tasks.{number}.until.reach")
+            numbers = {one.name: number for number, one in enumerate(recipe.stream.tasks)}
+            key = f"stream.tasks.{numbers[task.name]}" if task.name in numbers else "stream"
+            place = recipe.place(f"{key}.until.reach")
             rewards = build(with_format(task.until.reach), recipe.folder, place)
             rewards.check([*task.validation, *task.train], place)
 
