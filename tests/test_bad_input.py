@@ -549,6 +549,18 @@ def test_scoring_that_takes_more_than_training_is_told(
         assert "lower it: no score depends on it" in " ".join(said.split())
 
 
+def test_classes_that_are_kept_for_later_take_memory(tmp_path: Path) -> None:
+    from class_runs import save_encoder, write_class_recipe
+
+    recipe = str(write_class_recipe(tmp_path, save_encoder(tmp_path / "bert")))
+    for classes, refused in ((10**30, True), (1000, False)):
+        words = ["run", recipe, f"model.head.preallocate={classes}", "--check"]
+        said = " ".join(CliRunner().invoke(app, words).output.split())
+        place = "command line: model.head.preallocate: training takes about"
+        assert (f"the run would be refused: {place}" in said) is refused, said
+        assert ("give as many as there will ever be classes" in said) is refused, said
+
+
 @pytest.mark.parametrize(("there", "told"), [(500, True), (2000, False), (50, False)])
 def test_a_run_that_may_be_too_large_is_told(
     shop: Path, monkeypatch: pytest.MonkeyPatch, there: int, told: bool

@@ -81,7 +81,7 @@ def lacks(
         )
     if (found := _short(recipe, stream, encoder, facts)) and found.mb > DOUBT * machine_mb():
         assert facts is not None
-        yield _too_much(recipe, facts, found)
+        yield _too_much(recipe, stream, facts, found)
 
 
 def too_large(
@@ -100,7 +100,7 @@ def too_large(
         return
     found = _short(recipe, stream, encoder, facts)
     if found is not None and found.mb <= DOUBT * machine_mb():
-        error = _too_much(recipe, facts, found)
+        error = _too_much(recipe, stream, facts, found)
         yield f"{error.what}; {_GUESS}; {one_line(error.remedy)}"
     if not kind(stream.tasks[0].kind).writes:  # a classifier saves what changed, which is not known
         return
@@ -144,7 +144,10 @@ def need(recipe: Recipe, stream: TaskStream, encoder: RowEncoder, facts: ModelFa
     """Memory of one process at the most expensive task; in bf16, unless fp32 is asked for."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     precision = "fp32" if recipe.train.precision == "fp32" else "bf16"
-    most = Need(PROCESS_MB)
+    heads, most = _of_heads(recipe, stream, facts), Need(PROCESS_MB)
+    facts = replace(
+        facts, parameters=facts.parameters + heads, trainable=facts.trainable + heads
+    )
     for task, work in zip(stream, works(recipe, stream, 0), strict=True):
         own = recipe.of_task(task.learn)
         longest = max(work.widths(encoder), default=0)
@@ -154,6 +157,15 @@ def need(recipe: Recipe, stream: TaskStream, encoder: RowEncoder, facts: ModelFa
         scored = Need(_scoring_mb(recipe, task, encoder, facts, precision), scoring=True)
         most = max(most, trained, scored, key=lambda one: one.mb)
     return most
+
+
+def _of_heads(recipe: Recipe, stream: TaskStream, facts: ModelFacts) -> int:
+    """Numbers of a classifier's heads once all classes are there, those kept for later among them;
+    without biases."""
+    if kind(stream.tasks[0].kind).writes:
+        return 0
+    kept, classes = recipe.model.head.preallocate, len(stream.classes)
+    return facts.hidden * (max(kept, classes) if isinstance(kept, int) else classes)
 
 
 def _scoring_mb(
@@ -168,14 +180,20 @@ def _scoring_mb(
     return scoring_mb(sizes, rows, longest, written, precision)
 
 
-def _too_much(recipe: Recipe, facts: ModelFacts, needed: Need) -> UsageError:
-    """Say which key is to blame: the adapters' rank, the batch, or the base model itself."""
+def _too_much(
+    recipe: Recipe, stream: TaskStream, facts: ModelFacts, needed: Need
+) -> UsageError:
+    """Say which key is to blame: the adapters' rank, the classes that are kept for later, the
+    batch, or the base model itself."""
     train, rl = recipe.train, recipe.rl
     there, doing = machine_mb(), "scoring" if needed.scoring else "training"
+    heads = 16 * _of_heads(recipe, stream, facts)
     bytes_of_rank = 16 * facts.trainable if recipe.model.tuning == "lora" else 0
     section = "rl" if rl and (rl.batch_size or rl.micro_batch_size) else "train"
     if bytes_of_rank >> 20 > there:
         key, remedy = "model.lora.r", "lower it: 8 to 64 are usual"
+    elif isinstance(recipe.model.head.preallocate, int) and heads >> 20 > there:
+        key, remedy = "model.head.preallocate", "give as many as there will ever be classes"
     elif needed.scoring and recipe.scoring.batch_size != 1:
         key, remedy = "scoring.batch_size", "lower it: no score depends on it"
     elif not needed.scoring and max(train.batch_size, (rl and rl.batch_size) or 0) > 1:
