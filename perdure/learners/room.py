@@ -145,9 +145,7 @@ def need(recipe: Recipe, stream: TaskStream, encoder: RowEncoder, facts: ModelFa
     world = int(os.environ.get("WORLD_SIZE", "1"))
     precision = "fp32" if recipe.train.precision == "fp32" else "bf16"
     heads, most = _of_heads(recipe, stream, facts), Need(PROCESS_MB)
-    facts = replace(
-        facts, parameters=facts.parameters + heads, trainable=facts.trainable + heads
-    )
+    facts = replace(facts, parameters=facts.parameters + heads, trainable=facts.trainable + heads)
     for task, work in zip(stream, works(recipe, stream, 0), strict=True):
         own = recipe.of_task(task.learn)
         longest = max(work.widths(encoder), default=0)
@@ -180,9 +178,7 @@ def _scoring_mb(
     return scoring_mb(sizes, rows, longest, written, precision)
 
 
-def _too_much(
-    recipe: Recipe, stream: TaskStream, facts: ModelFacts, needed: Need
-) -> UsageError:
+def _too_much(recipe: Recipe, stream: TaskStream, facts: ModelFacts, needed: Need) -> UsageError:
     """Say which key is to blame: the adapters' rank, the classes that are kept for later, the
     batch, or the base model itself."""
     train, rl = recipe.train, recipe.rl
