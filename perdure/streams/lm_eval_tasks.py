@@ -253,8 +253,12 @@ def _beside(folder: Path, files: Any) -> Any:
     return str(folder / files) if (folder / str(files)).exists() else files
 
 
-def _line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+def _line(error: BaseException) -> str:
+    """What an error says in one line, and the error that it was raised from: `datasets` tells in
+    the first only that something went wrong."""
+    whole = str(error).strip().partition("\n")[0] or type(error).__name__
+    inner = "" if error.__cause__ is None else _line(error.__cause__)
+    return whole if not inner or inner in whole else f"{whole}: {inner}"
 
 
 @contextmanager
@@ -289,10 +293,12 @@ def quiet() -> Iterator[None]:
     from huggingface_hub import utils as hub
     from lm_eval.api import task
 
-    logger = logging.getLogger("lm_eval")
-    level, bars = logger.level, task.tqdm
+    loggers = {logging.getLogger("lm_eval"): logging.ERROR}
+    loggers[logging.getLogger("datasets")] = logging.CRITICAL  # it raises what it logs as an error
+    levels, bars = {logger: logger.level for logger in loggers}, task.tqdm
     shown = [of for of in (datasets, hub) if not of.are_progress_bars_disabled()]
-    logger.setLevel(logging.ERROR)
+    for logger, level in loggers.items():
+        logger.setLevel(level)
     task.tqdm = functools.partial(bars, disable=True)  # it has no option for the bar of its prompts
     for of in shown:
         of.disable_progress_bars()
@@ -302,4 +308,5 @@ def quiet() -> Iterator[None]:
         for of in shown:
             of.enable_progress_bars()
         task.tqdm = bars
-        logger.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import math
 import random
 from collections.abc import Iterator
@@ -612,6 +613,18 @@ def test_what_cannot_be_read_is_told_before_weights_are_loaded(
     assert not (folder / "out").exists()
     with pytest.raises(UsageError, match="runs code that the model writes"):
         load(task(folder, "coder", unsafe_code=True))
+
+
+def test_data_that_are_broken_are_told_once_with_their_cause(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """`datasets` logs the cause, and raises an error that only says that there was one."""
+    (folder / "rows.jsonl").write_text("[")
+    level = logging.getLogger("datasets").level
+    with pytest.raises(UsageError, match=r"generating the dataset: Expected object"):
+        load(folder / "quiz.yaml")
+    assert capfd.readouterr() == ("", "")
+    assert logging.getLogger("datasets").level == level
 
 
 # --- runs
