@@ -10,6 +10,7 @@ from perdure.errors import UsageError
 
 if TYPE_CHECKING:
     from perdure.recipe.schema import Recipe
+    from perdure.streams.task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,18 @@ def drawn_rows(recipe: Recipe, learn: str) -> int:
     """
     batch = recipe.train.batch_size
     return batch if learn != "rl" or recipe.rl is None else batch // recipe.rl.group
+
+
+def epoch_rows(recipe: Recipe, task: Task, rows: int) -> int:
+    """Rows that an epoch trains on, of which `train.batch_size` go into a step: those of the task,
+    or by reinforcement completions, each as often as it is trained on; of prompts that fill no
+    batch, the batch is filled up.
+    """
+    own = recipe.of_task(task.learn)
+    if task.learn != "rl" or own.rl is None:
+        return rows
+    steps = math.ceil(rows / drawn_rows(own, task.learn)) * own.rl.iterations
+    return steps * own.train.batch_size
 
 
 def halved(micro: int, accumulation: int) -> tuple[int, int]:

@@ -35,7 +35,7 @@ from transformers import PrinterCallback, TrainingArguments
 
 from perdure import stopping
 from perdure.engine.attach import attach
-from perdure.engine.batching import drawn_rows, halved, split_batch, steps_of
+from perdure.engine.batching import drawn_rows, epoch_rows, halved, split_batch, steps_of
 from perdure.engine.callbacks import GaugeCallback, ProgressCallback
 from perdure.engine.method_state import STATE, give_weights, load_methods, save_methods
 from perdure.engine.saving import SaveOrStop
@@ -190,7 +190,7 @@ class Learner(Routing, KindHooks):
         own = self.recipe.of_task(learn := self.stream.tasks[index].learn)
         world = self.state.num_processes
         whole = split_batch(own, world, learn) if learn == "rl" else self.whole_split
-        self.rows_a_step = drawn_rows(own, learn) // (2 if halves else 1)
+        self.rows_a_step = own.train.batch_size // (2 if halves else 1)
         self.micro_batch, self.accumulation = halved(*whole) if halves else whole
 
     def _to_device(self) -> None:
@@ -207,7 +207,7 @@ class Learner(Routing, KindHooks):
         rows: list[Row] = list(session.task.train)
         for method in self.methods:
             rows = method.train_data(session.context, rows)
-        session.begin_phase(phase, len(rows))
+        session.begin_phase(phase, epoch_rows(self.recipe, session.task, len(rows)))
         with frozen_parameters(self.model, phase.freeze):
             self._moved |= {name: p.numel() for name, p in trainable(self.model).items()
                             if not (phase.hold and re.search(phase.hold, name))}  # fmt: skip

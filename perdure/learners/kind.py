@@ -55,7 +55,8 @@ class KindHooks:
     micro_batch: int
     accumulation: int
     rows_a_step: int
-    """The task's rows in an optimizer step: the batch, or half of it where kept rows fill it up."""
+    """The task's rows in an optimizer step: the batch, or half of it where kept rows fill it up; by
+    reinforcement its completions."""
     born: dict[str, Tensor]
     prepared_encoder: Any
 

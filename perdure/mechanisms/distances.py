@@ -86,7 +86,7 @@ def floors(
 
 WEIGHTS = {"sft": 100.0, "rl": 1.0}
 """GeRe's weight by how a task is learned. A policy's gradient is small beside a cross-entropy's,
-and all terms share one clip: on Velan the reward rises at 1 and does not at 100."""
+and all terms share one clip: on Velan the reward rises at 1 as without it, and far less at 100."""
 USUAL = "{sft:g}, and {rl:g} under learn: rl".format(**WEIGHTS)
 
 

@@ -84,7 +84,8 @@ class Context(Protocol):
 
     @property
     def batch_size(self) -> int:
-        """Rows of the task in an optimizer step, over all processes and micro-batches."""
+        """Rows of the task in an optimizer step, over all processes and micro-batches; where it is
+        learned from rewards its completions."""
 
     # --- rows
 

@@ -70,6 +70,12 @@ class RLConfig(Section):
                 if getattr(self, key) != default:
                     what = "has no effect with iterations: 1, where the ratio is 1"
                     yield Mistake((key,), what, "leave it out")
+        elif self.dual_clip is not None:
+            key = "clip" if self.clip_high is None else "clip_high"
+            most = 1 + (self.clip if self.clip_high is None else self.clip_high)
+            if self.dual_clip < most:  # TRL would cut the ratio there whatever the advantage is
+                what = f"is below 1 + {key}, {most:g}, where a positive advantage is clipped"
+                yield Mistake(("dual_clip",), what, f"write {most:g} or more; usual is 3")
 
     def changes(self) -> dict[str, Any]:
         """The keys of `train` that are other for these tasks."""

@@ -111,26 +111,29 @@ def _of_one(run: RunView, after: int, task: str) -> Reinforced | None:
     # A line is the mean of the steps since the one before it, of which the last has fewer.
     before = [0, *(step for step, _ in lines)]
     counts = [step - last for (step, _), last in zip(lines, before, strict=False)]
-    tenth = max(1, len(lines) // 10)
+    chosen = list(zip([line for _, line in lines], counts, strict=True))
     names = [n for n in dict.fromkeys(n for _, line in lines for n in line) if _is_figure(n)]
-
-    def mean(part: slice) -> dict[str, float]:
-        chosen = list(zip(lines[part], counts[part], strict=True))
-        every = {n: [(line[n], k) for (_, line), k in chosen if n in line] for n in names}
-        return {
-            name: math.fsum(value * k for value, k in pairs) / sum(k for _, k in pairs)
-            for name, pairs in every.items()
-            if sum(k for _, k in pairs)
-        }
-
-    whole = mean(slice(None))
+    # Of several passes over the same completions only the first has what they earned.
+    every = {n: [(line[n], k) for line, k in chosen if n in line] for n in names}
+    tenths = {name: max(1, len(pairs) // 10) for name, pairs in every.items()}
+    # No completions are made in the others, which takes no time.
+    spent = {p: [(line.get(SECONDS + p, 0.0), k) for line, k in chosen] for p in PHASES}
     return Reinforced(
         task,
         lines[-1][0],
-        mean(slice(0, tenth)),
-        mean(slice(-tenth, None)),
-        {phase: whole[SECONDS + phase] for phase in PHASES if SECONDS + phase in whole},
+        _means({name: pairs[: tenths[name]] for name, pairs in every.items()}),
+        _means({name: pairs[-tenths[name] :] for name, pairs in every.items()}),
+        _means({phase: pairs for phase, pairs in spent.items() if SECONDS + phase in every}),
     )
+
+
+def _means(every: Mapping[str, Sequence[tuple[float, int]]]) -> dict[str, float]:
+    """Of each name, the mean of its values, each for so many steps."""
+    return {
+        name: math.fsum(value * k for value, k in pairs) / sum(k for _, k in pairs)
+        for name, pairs in every.items()
+        if sum(k for _, k in pairs)
+    }
 
 
 def _lines(run: RunView, after: int) -> dict[int, Mapping[str, Any]]:

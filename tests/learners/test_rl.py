@@ -172,6 +172,34 @@ def test_each_key_acts(
     assert [line["step"] for line in run.log_rows()][: args.max_steps][-1] == args.max_steps
 
 
+def test_general_texts_have_the_share_that_sft_gives_them(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of 8 completions weighs as one of 8 rows, as on a GRPOTrainer of one's own; and an
+    epoch has the steps that the trainer makes."""
+    steps: list[tuple[int, int]] = []
+    train = RLTrainer.train
+
+    def noted(self: RLTrainer, *args: Any, **kwargs: Any) -> Any:
+        micro = len(self.get_train_dataloader())
+        made = micro // self.args.gradient_accumulation_steps
+        steps.append((self.session.step.per_epoch, made))
+        return train(self, *args, **kwargs)
+
+    monkeypatch.setattr(RLTrainer, "train", noted)
+    run = learned(
+        tmp_path, tiny_model_dir, rl__iterations=2, rl__max_steps=2, rl__micro_batch_size=4,
+        method={"name": "general_replay", "insert": 2, "max_tokens": 12},
+        general={"source": "pydoc", "replay_rows": 4, "held_out_rows": 2, "max_tokens": 24},
+    )  # fmt: skip
+    lines = list(run.log_rows())
+    assert {line["task"] for line in lines} == {"one", "two"}
+    for line in lines:
+        assert line["method/gere_label_weight"] == pytest.approx(2 / (8 + 2), rel=1e-4)
+    ((told, made),) = steps
+    assert told == made > 2
+
+
 def test_the_models_own_settings_stay(run: Run, tiny_model_dir: Path) -> None:
     """TRL writes padding and tags into a model's settings, which would be saved with it."""
     for name in ("config.json", "generation_config.json"):
@@ -889,6 +917,12 @@ REFUSED = {
     "must be a number from 0 to 1, not 3": {"rl__rewards": [{"name": "chrf", "weight": 3}]},
     "3 is no multiple of rl.iterations, 2": {"rl__iterations": 2, "save": {"steps": 3}},
     "has no effect with iterations: 1": {"rl__clip": 0.1},
+    "dual_clip: is below 1 + clip, 1.3, where a positive advantage": {
+        "rl__iterations": 2, "rl__clip": 0.3, "rl__dual_clip": 1.1,
+    },
+    "dual_clip: is below 1 + clip_high, 1.5": {
+        "rl__iterations": 2, "rl__clip_high": 0.5, "rl__dual_clip": 1.4,
+    },
     "not learned by a sharded model": {"model__fsdp_size": 2},
     "the list is empty": {"rl__rewards": []},
 }  # fmt: skip

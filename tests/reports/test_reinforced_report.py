@@ -103,6 +103,29 @@ def test_figures_are_means_over_steps(tmp_path: Path) -> None:
     assert told["seconds"]["step"] == pytest.approx(9.0)
 
 
+def test_of_two_passes_over_completions_one_earns_and_takes_time(tmp_path: Path) -> None:
+    """With `rl.iterations: 2` each second step writes nothing: 4 seconds in every second step are
+    2 a step, and the last step has no reward of its own."""
+    run, made = run_of(tmp_path / "run"), ("rl/seconds_generation", "rl/seconds_rewards")
+    alone = ("rl/clipped", "rl/seconds_reference", "rl/seconds_update", "method/kl")
+    own = [rl_line(step, 0.1 * step, 20.0, 4.0) for step in range(1, 13)]
+    own[1::2] = [
+        {k: v for k, v in line.items() if not k.startswith("rl/") or k in alone}
+        for line in own[1::2]
+    ]
+    write_lines(run.path / "log.jsonl", own)
+    (viewed,) = views([run])
+    (found,) = reinforced.tasks(viewed)
+    assert found.seconds == pytest.approx(
+        {"generation": 2.0, "rewards": 0.25, "reference": 1.0, "update": 2.5}
+    )
+    assert found.whole == pytest.approx(5.75)
+    assert (found.begin["rl/reward"], found.end["rl/reward"]) == pytest.approx((0.1, 1.1))
+    assert not any(name in own[-1] for name in made)
+    titles = [chart.title for chart in reinforced_views.section([viewed])["charts"]]
+    assert "reward" in titles
+
+
 def test_seeds_are_one_mean(tmp_path: Path) -> None:
     (both,) = grouped(views([run_of(tmp_path / str(s), seed=s) for s in (0, 1)]))
     (one,) = reinforced.tasks(both)
