@@ -23,7 +23,7 @@ is that time over the mean time of that run's warm-up steps, looks at samples le
 Printed for each seed: greedy chrF of 80 held-out sentences before and after the second task (a mean
 of sentence chrF, 0 to 100) with the paired 95 % interval of the gain over resampled rows; over all
 seeds the same of their rows together; the mean reward of the first and the last five steps, the
-seconds of a step by phase, and the perplexity of general texts after each task.
+median seconds of a step by phase, and the perplexity of general texts after each task.
 
 --cost: see `r1t1_cost.py`.
 """
@@ -326,7 +326,7 @@ def _scores(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> list[s
 
 COLUMNS = [
     "arm", "seed", "warm-up steps (sampled)", "steps", "chrF before", "after", "gain [95 %]",
-    "reward, first → last five steps", "seconds a step", "perplexity: base → warm-up → after",
+    "reward, first → last five steps", "median seconds a step", "perplexity: base → warm-up → after",
 ]  # fmt: skip
 
 
