@@ -307,7 +307,8 @@ def exclaims(samples):
     return [float(sample.parsed.answer.endswith("!")) for sample in samples]
 ```""",
     "It gets all completions of a step that can be read and returns as many values from 0 to 1, or "
-    "None for one to which it does not apply: the other qualities then share its weight. A sample "
+    "None for one to which it does not apply: the other qualities then share its weight. "
+    "`--check` and the beginning of a run try it on a right answer. A sample "
     "has `prompt`, `completion`, `row` (the task's row), `source`, `target`, `source_lang`, "
     "`target_lang`, and `parsed.answer` and `parsed.thinking`. A class has options and another "
     "role:",

@@ -27,7 +27,7 @@ from perdure.engine.batching import drawn_rows, steps_of
 from perdure.errors import RunError, UsageError, task_named
 from perdure.files import write_atomic
 from perdure.learners.reinforce import penalties, reinforce_advantages
-from perdure.learners.rollouts import Judge, PromptSampler
+from perdure.learners.rollouts import Judge, PromptSampler, differing
 from perdure.learners.training import RatedTrainer, arguments
 from perdure.models.adapters import old_name_unsaid
 from perdure.models.anatomy import unwrapped
@@ -49,6 +49,8 @@ FLAT = 1e-8
 """Standard deviation of a group whose completions all earned the same."""
 DEAD, PATIENCE = 0.6, 10
 """Groups without a difference in their rewards that are too many, as a share, for so many steps."""
+MOSTLY = 0.5
+"""Share of completions that are cut off from which on this is why nothing is earned."""
 LOGGED = {
     "reward": "reward",
     "reward_std": "reward_std",
@@ -111,7 +113,7 @@ class RLTrainer(RatedTrainer, GRPOTrainer):
 
     def _generate(self, prompts: list[str]) -> Any:
         begun = time.perf_counter()
-        with self.accelerator.autocast(), old_name_unsaid():
+        with self.accelerator.autocast():
             found = super()._generate(prompts)
         self.spent["generation"] += time.perf_counter() - begun
         return found
@@ -151,7 +153,8 @@ class RLTrainer(RatedTrainer, GRPOTrainer):
         return found
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
-        found: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        with old_name_unsaid():
+            found: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if self.settings.mask_truncated:
             found["completion_mask"] *= ~self.truncated.unsqueeze(1)
             tokens = found["completion_mask"].sum()
@@ -185,11 +188,16 @@ class RLTrainer(RatedTrainer, GRPOTrainer):
         if self.dead != PATIENCE:
             return
         earned, nothing = float(rewards.float().mean()), not bool((rewards != 0).any())
-        remedy = (
-            "no completion earns anything: warm the model up on answers in the wanted form first"
-            if nothing
-            else "raise rl.temperature or rl.group, take harder prompts, or a reward of finer steps"
-        )
+        cut = figures["completions/clipped_ratio"][-1] if nothing else 0.0
+        remedy = "raise rl.temperature or rl.group, take harder prompts, or a reward of finer steps"
+        if cut >= MOSTLY:
+            remedy = (
+                f"{cut:.0%} of the completions were cut off at max_new_tokens, so earn nothing: "
+                "raise it, or warm the model up on answers that end before"
+            )
+        elif nothing:
+            remedy = "no completion earns anything: warm the model up on answers in the wanted form"
+            remedy += " first"
         self.warn(
             f"{task_named(self.session.task.name)}: in {PATIENCE} steps more than {DEAD:.0%} of "
             "the groups had equal rewards for all their completions, so that nothing is learned "
@@ -252,11 +260,13 @@ class RLTrainer(RatedTrainer, GRPOTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         path = Path(resume_from_checkpoint) / MARKS
         was, now = json.loads(path.read_text("utf-8")), self.marks()
-        if other := [name for name in now if was.get(name) != now[name]]:
-            told = ", ".join(f"{n}: {was.get(n)} then, {now[n]} now" for n in other)
+        if told := list(differing(was, now)):
             raise RunError(
-                f"{path.parent}: cannot be gone on from: {told}",
-                f"delete the folder {path.parent.parent}: the task begins again",
+                f"{path.parent}: cannot be gone on from: {', '.join(told)}",
+                [
+                    "put back what it was, and the task goes on",
+                    f"or delete the folder {path.parent.parent}: the task begins again",
+                ],
             )
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -19,6 +20,17 @@ if TYPE_CHECKING:
     from perdure.models.chat import Encoder
     from perdure.rewards import Rewards
     from perdure.streams.task import Row, Task
+
+
+def differing(was: Any, now: Any, name: str = "") -> Iterator[str]:
+    """What differs between a checkpoint's marks and those of now, each by its name with dots."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        for key in dict.fromkeys([*was, *now]):
+            place = f"{name}.{key}" if name else str(key)
+            yield from differing(was.get(key), now.get(key), place)
+    elif was != now:
+        then, here = ("none" if one is None else json.dumps(one) for one in (was, now))
+        yield f"{name}: {then} then, {here} now"
 
 
 class PromptSampler(Sampler[int]):

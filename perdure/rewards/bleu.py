@@ -52,9 +52,8 @@ def _metric(tokenizer: str) -> Any:
         return BLEU(tokenize=tokenizer, effective_order=True)
     except Exception as error:  # a package or a download is missing: each says so in its own way
         first = next((line for line in str(error).splitlines() if line.strip()), str(error))
-        remedy = [_NEEDED.get(tokenizer, ""), "or cut into characters: tokenize: char"]
         what = f"tokenizer {tokenizer} cannot be used: {first.strip()}"
-        raise UsageError(what, [line for line in remedy if line]) from error
+        raise UsageError(what, _NEEDED.get(tokenizer, ())) from error
 
 
 def sentence_bleu(answer: str, right: str, tokenizer: str = "13a") -> float:
@@ -92,7 +91,8 @@ class Bleu(Reward):
                 _metric(tokenizer)
             except UsageError as error:
                 what = f"{target.name}: {error.what}" if target else error.what
-                yield Mistake((), what, one_line(error.remedy))
+                other = "or cut into characters: {name: bleu, tokenize: char}"
+                yield Mistake((), what, one_line([*error.remedy, other]))
 
     def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
         return [

@@ -103,6 +103,23 @@ class Rewards:
         if lines:
             raise UsageError("\n".join(lines))
 
+    def try_own(self, samples: Sequence[Sample], place: str = "rl.rewards") -> None:
+        """Try the user's own functions, so that one that fails does before any weight is loaded,
+        and not after the warm-up.
+
+        Args: place: of the recipe's rewards, to begin a message with.
+
+        Raises:
+            UsageError: as `__call__`.
+        """
+        for reward in self.rewards:
+            if ":" in reward.name and samples:
+                try:
+                    _values(reward, samples)
+                except TrainingError as error:
+                    tried = "it was tried on a right answer, before training"
+                    raise UsageError(f"{place}: {error.what}", [tried, *error.remedy]) from error
+
     def __call__(self, samples: Sequence[Sample]) -> Scored:
         """What each sample earns.
 

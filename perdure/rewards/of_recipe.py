@@ -8,8 +8,9 @@ from typing import Any
 
 from perdure.recipe.mistakes import Mistake
 from perdure.recipe.schema import Recipe
+from perdure.rewards.base import Sample
 from perdure.rewards.compose import build, mistakes
-from perdure.streams.task import TaskStream
+from perdure.streams.task import Task, TaskStream
 
 
 def recipe_mistakes(data: dict[str, Any]) -> Iterator[Mistake]:
@@ -40,12 +41,25 @@ def check_rewards(recipe: Recipe, stream: TaskStream) -> None:
             place = recipe.place("rl.rewards")
             rewards = build(recipe.rl.rewards, recipe.folder, place)
             rewards.check([*task.train], place)
+            rewards.try_own(_right(task), place)
         if task.until is not None:
             numbers = {one.name: number for number, one in enumerate(recipe.stream.tasks)}
             key = f"stream.tasks.{numbers[task.name]}" if task.name in numbers else "stream"
             place = recipe.place(f"{key}.until.reach")
             rewards = build(with_format(task.until.reach), recipe.folder, place)
             rewards.check([*task.validation, *task.train], place)
+            rewards.try_own(_right(task), place)
+
+
+def _right(task: Task) -> list[Sample]:
+    """The right answer of a task's first row, as a completion."""
+    samples = []
+    for row in [*task.train][:1]:
+        plain = Sample("", "", row=row, answer=task.answer)
+        text = f"<think>...</think>\n<answer>{plain.target}</answer>"
+        whole = text if task.answer == "tagged" else plain.target
+        samples.append(replace(plain, prompt=plain.source, completion=whole))
+    return [sample for sample in samples if not sample.parsed.problem]
 
 
 def with_format(names: Iterable[str]) -> list[str]:

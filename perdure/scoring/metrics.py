@@ -133,7 +133,7 @@ def try_own(tasks: Iterable[Task]) -> None:
                     item_score(task.name, of, row["answer"], row["answer"], row)
                 except UsageError as error:
                     what = f"{task_named(task.name)}: metric {of.name}: {error.what}"
-                    raise UsageError(what, error.remedy) from error
+                    raise UsageError(what, [*error.remedy, "or write metric: chrf"]) from error
             continue
         answer = task.test[0].get("answer")  # rows of a kind from elsewhere may have none
         if isinstance(answer, str):

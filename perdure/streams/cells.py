@@ -34,6 +34,10 @@ class EmptySystem(EmptyCell):
     """There is nothing in a conversation's system message, which it can do without."""
 
 
+class NoLanguage(CellError):
+    """Neither the row nor its task says which languages it is in."""
+
+
 class ClassName(str):
     """The name of a data set's class, which also knows its number and the other classes."""
 

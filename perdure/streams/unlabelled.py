@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from perdure.errors import RecipeError, UsageError, brief, task_named
 from perdure.recipe.columns import check_cell, columns_in
-from perdure.streams.cells import CellError, EmptyCell
+from perdure.streams.cells import CellError, EmptyCell, NoLanguage
 from perdure.streams.kinds import Format, Row, format_of
 from perdure.streams.languages import parse_direction
 from perdure.streams.sources import FORMATS, Reader, Reading
@@ -165,6 +165,8 @@ class Unlabelled:
                 plain = self.first not in self.form.whole  # a conversation, or tokens
                 lists = plain and any(isinstance(value, list) for value in read)
                 told = (self._of_lists(),) if lists else wrong.remedy
+                if isinstance(wrong, NoLanguage):
+                    told = ("say it for all rows: --direction en-de, or fill the column in",)
                 mistakes.add(table.name, f"{record.place}: {wrong.what}", told)
         return found
 

@@ -11,7 +11,6 @@ import shutil
 import signal
 import sys
 import warnings
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -289,13 +288,15 @@ def test_other_rewards_prompts_or_reference_do_not_go_on(
     assert len({json.dumps(one["hashes"]) for one in marks}) == 1
     with monkeypatch.context() as patch:
         patch.setattr(TaskSession, "references", {"previous": "another model's"})
-        with pytest.raises(PerdureError, match=r"from: hashes: .*another model's.* now"):
+        with pytest.raises(
+            PerdureError, match=r"from: hashes.previous: .* then, .*another model's"
+        ):
             perdure.learn(recipe, Run.open(run.path), accept_changes=True)
     for change, told in (
-        (["method.reference=base"], "reference: {'kl': 'previous'} then, {'kl': 'base'} now"),
-        (["rl.rewards=[{name: chrf, word_order: 2}]"], "rewards: .*'word_order': 0.* then, .*: 2"),
-        (["rl.rewards=[format, chrf]"], "rewards: .* then, .*'format': .*'weight': 0.2.* now"),
-        (["seed=7"], "order: .*'seed': 0} then, .*'seed': 7} now"),
+        (["method.reference=base"], 'reference.kl: "previous" then, "base" now'),
+        (["rl.rewards=[{name: chrf, word_order: 2}]"], "rewards.chrf.word_order: 0 then, 2 now\\n"),
+        (["rl.rewards=[format, chrf]"], "rewards.format: none then, .*.weight.: 0.2.* now\\n"),
+        (["seed=7"], "order.seed: 0 then, 7 now\\n"),
     ):
         changed = perdure.load_recipe(path, change)
         with pytest.raises(PerdureError, match=f"cannot be gone on from: {told}"):
@@ -307,7 +308,7 @@ def test_other_rewards_prompts_or_reference_do_not_go_on(
         self.version = "another"
 
     monkeypatch.setattr(Chrf, "__init__", other)
-    with pytest.raises(PerdureError, match=r"cannot be gone on from: rewards: .* now"):
+    with pytest.raises(PerdureError, match=r'from: rewards.chrf.version: .* then, "another" now'):
         perdure.learn(recipe, Run.open(run.path), accept_changes=True)
 
 
@@ -997,6 +998,35 @@ def test_what_cannot_be_is_refused_before_the_first_task(
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize("answer", ["plain", "tagged"])
+def test_a_reward_of_ones_own_is_tried_by_the_check(answer: str, tmp_path: Path) -> None:
+    """On a right answer, so that a slip in it is told before the warm-up and not after it."""
+    rows = [json.dumps({"source": f"s {i}", "target": f"t {i}"}) for i in range(8)]
+    (tmp_path / "t.jsonl").write_text("\n".join(rows))
+    (tmp_path / "mine.py").write_text(
+        "def typo(samples): return [float(s.text == 't') for s in samples]\n"
+        "def none(samples): return [None for s in samples]\n"
+        "def one(samples): return [float(s.parsed.answer == s.target != '') for s in samples]\n"
+    )
+    mt = {"name": "mt", "format": "translation", "train": "t.jsonl", "learn": "rl"}
+    said = {
+        "model": {"path": "none"},
+        "trust_remote_code": True,
+        "stream": {"tasks": [{**mt, "direction": "en-de", "answer": answer}]},
+        "method": "sequential",
+        "rl": {"rewards": ["chrf", "mine:typo"], "group": 2},
+    }
+    # With a right reward the next mistake is told: of the model "none".
+    for reward, told in (("typo", "no attribute 'text'"), ("none", "none: "), ("one", "none: ")):
+        said["rl"] = {"rewards": ["chrf", f"mine:{reward}"], "group": 2}
+        (tmp_path / "recipe.yaml").write_text(json.dumps(said))
+        found = CliRunner().invoke(app, ["run", str(tmp_path / "recipe.yaml"), "--check"])
+        assert told in found.stderr
+        assert ("rl.rewards: reward mine:typo failed: Attr" in found.stderr) == (reward == "typo")
+        assert ("tried on a right answer" in found.stderr) == (reward == "typo")
+
+
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("reward", "code", "missing", "told"),
     [
@@ -1184,20 +1214,21 @@ def test_a_right_answer_may_be_longer_than_what_is_trained_on(
 
 @pytest.mark.unit
 def test_trls_question_by_an_old_name_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It asks a model with adapters so before each batch, and a user can do nothing about it."""
+    """It asks a model so before each batch is written, and again before log-probabilities are
+    read; a user can do nothing about it."""
 
-    def generate(self: Any, prompts: list[str]) -> str:
+    def generate(self: Any, inputs: Any) -> dict[str, str]:
         warnings.warn("`is_gradient_checkpointing` is deprecated", FutureWarning, stacklevel=1)
         warnings.warn("another", FutureWarning, stacklevel=1)
-        return "found"
+        return {"found": "it"}
 
-    monkeypatch.setattr(rl.GRPOTrainer, "_generate", generate)
+    monkeypatch.setattr(rl.GRPOTrainer, "_generate_and_score_completions", generate)
     trainer = object.__new__(RLTrainer)
-    trainer.accelerator = SimpleNamespace(autocast=nullcontext)
-    trainer.spent = {"generation": 0.0}
+    trainer.settings = SimpleNamespace(mask_truncated=False, algorithm="grpo")
+    trainer.earned = None
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        assert trainer._generate(["p"]) == "found"
+        assert trainer._generate_and_score_completions({}) == {"found": "it"}
     assert [str(one.message) for one in told] == ["another"]
 
 
@@ -1214,7 +1245,7 @@ def test_equal_rewards_are_told_once(
     assert result.exit_code == 0, result.output
     told = [r.getMessage() for r in caplog.records if "nothing is learned" in r.getMessage()]
     assert len(told) == 1
-    assert "(mean reward 0): no completion earns anything: warm the model up" in told[0]
+    assert "(mean reward 0): 100% of the completions were cut off at max_new_tokens" in told[0]
 
 
 # --- sampling
@@ -1339,6 +1370,20 @@ def test_a_share_of_dead_groups_is_too_many_above_six_tenths_alone() -> None:
             trainer._look_for_dead_groups(rewards)
         assert trainer._metrics["train"]["frac_reward_zero_std"] == [pytest.approx(dead / groups)]
         assert bool(warned) == told
+
+
+@pytest.mark.unit
+def test_where_nothing_is_earned_the_user_is_told_whether_answers_were_cut_off() -> None:
+    for cut, told in ((0.75, "75% of the completions were cut off"), (0.25, "no completion earns")):
+        warned: list[str] = []
+        trainer: Any = object.__new__(RLTrainer)
+        trainer.num_generations, trainer.dead, trainer.warn = 2, rl.PATIENCE - 1, warned.append
+        trainer.settings = SimpleNamespace(algorithm="grpo")
+        trainer.session = SimpleNamespace(task=SimpleNamespace(name="one"))
+        names = ("reward_std", "frac_reward_zero_std", "completions/clipped_ratio")
+        trainer._metrics = {"train": {name: [cut] for name in names}}
+        trainer._look_for_dead_groups(torch.zeros(4))
+        assert told in warned[0]
 
 
 def test_a_second_round_shares_the_test_rows_of_the_first(run: Run, tmp_path: Path) -> None:

@@ -169,8 +169,10 @@ def test_what_a_language_needs_is_told_before_weights_are_loaded(
         sys.modules, f"sacrebleu.tokenizers.tokenizer_{told.replace('-', '_')}", False
     )
     try_own([bleu_task("fr"), bleu_task("zh")])
-    with pytest.raises(UsageError, match=f"task mt: metric bleu: tokenizer {told} cannot be used"):
+    said = f"task mt: metric bleu: tokenizer {told} cannot be used"
+    with pytest.raises(UsageError, match=said) as error:
         try_own([bleu_task("fr"), bleu_task(language)])
+    assert error.value.remedy[-1] == "or write metric: chrf"  # a task has no key `tokenize`
 
 
 def test_mean_by_hand():

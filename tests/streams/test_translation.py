@@ -466,3 +466,9 @@ def test_rows_to_translate_are_read_like_the_tasks_own(tmp_path: Path) -> None:
         Unlabelled(TaskConfig(name="mt", train="a.csv"), direction="en-fr")
     with pytest.raises(UsageError, match='direction "en" is no pair'):
         Unlabelled(task, direction="en")
+    by_rows = Unlabelled(section(direction=None))
+    with pytest.raises(
+        RecipeError, match="say it for all rows: --direction en-de, or fill"
+    ) as told:
+        by_rows.of_file(tmp_path / "new.txt")  # the task's own direction cannot be written any more
+    assert "write the task's direction" not in str(told.value)

@@ -20,7 +20,7 @@ from perdure.errors import PerdureError, brief, one_line
 from perdure.recipe.columns import parse_template
 from perdure.recipe.data import TaskConfig
 from perdure.recipe.mistakes import Mistake, near
-from perdure.streams.cells import CellError, as_text, cell_text, is_empty
+from perdure.streams.cells import CellError, NoLanguage, as_text, cell_text, is_empty
 from perdure.streams.kinds.base import Row
 from perdure.streams.languages import Language, parse_direction, parse_language
 from perdure.streams.tagged import OPENING, PROBLEMS, parse_tagged, tag_in
@@ -171,7 +171,7 @@ def _languages(values: Mapping[str, Any], task: TaskConfig) -> tuple[Language, L
         column = task.column(ours)
         if is_empty(values.get(column)):
             what = f'"{brief(column)}" is empty or not there'
-            raise CellError(what, "write the task's direction: en-de, or fill the column in")
+            raise NoLanguage(what, "write the task's direction: en-de, or fill the column in")
         try:
             found.append(_language(as_text(values[column], column).strip()))
         except PerdureError as error:
