@@ -104,7 +104,8 @@ def to_rows(
         return []
     rows: list[Placed] = []
     empty: list[tuple[str, EmptyCell]] = []
-    needed = [name for source in columns.values() for name in columns_in(source)]
+    full = [source for ours, source in columns.items() if ours not in form.sparse]
+    needed = [name for source in full for name in columns_in(source)]
     for record in table.records:
         try:
             _check_values(record, needed)

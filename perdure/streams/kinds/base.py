@@ -72,7 +72,8 @@ class Format:
         row: makes a row of a record's values; raises `perdure.streams.cells.CellError`.
         label: the row's key that holds one of the task's labels; "" where answers are free.
         optional: columns that are read where they are there; trained: those of them which only
-            training rows must have where the recipe names them.
+            training rows must have where the recipe names them; sparse: those of them that a row
+            may leave out, as if its cell were empty.
         whole: our columns that are one column of the data, never a text of several.
         renames: `label_names` may call its labels otherwise.
         mistakes: what is wrong in a task's section, beyond each key by itself and its columns.
@@ -89,6 +90,7 @@ class Format:
     label: str = ""
     optional: tuple[str, ...] = ()
     trained: tuple[str, ...] = ()
+    sparse: tuple[str, ...] = ()
     whole: tuple[str, ...] = ()
     renames: bool = True
     mistakes: Callable[[TaskConfig], Iterator[Mistake]] = field(default=lambda task: iter(()))

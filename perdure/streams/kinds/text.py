@@ -222,7 +222,7 @@ KIND = Kind(
         Format("prompt", ("prompt", "answer"), EXACT_MATCH.name, _of_prompt, mistakes=_free),
         Format(
             "chat", ("messages",), EXACT_MATCH.name, _of_messages,
-            whole=("messages",), optional=("tools",), mistakes=_free,
+            whole=("messages",), optional=("tools",), sparse=("tools",), mistakes=_free,
         ),
         Format(
             "labels", ("text", "label"), LABEL_LIKELIHOOD.name, _of_labelled,
@@ -231,6 +231,7 @@ KIND = Kind(
         Format(
             "translation", translation.COLUMNS, CHRF.name, translation.translation_row,
             optional=translation.OPTIONAL, trained=(translation.REASONING,),
+            sparse=(*translation.BESIDE, translation.REASONING),
             whole=translation.LANGUAGES, keys=translation.KEYS,
             mistakes=_translated, lacks=translation.lacks, notes=translation.notes,
         ),
