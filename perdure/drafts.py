@@ -3,8 +3,8 @@
 `.NAME.PID-WHERE-RANDOM.draft` lies beside NAME until it is whole. PID is the process that makes it
 and WHERE stands for its machine since it was started, and for its container: process numbers repeat
 in each of them. RANDOM begins alike in all names of one process: a container that is started again
-is the same one with the same numbers. What a dead process left is removed by the next one that
-makes something there.
+is the same one with the same numbers. A number that a younger process has by now is told by when
+that one began. What a dead process left is removed by the next one that makes something there.
 """
 
 from __future__ import annotations
@@ -82,17 +82,30 @@ def sweep(folder: Path, *, below: bool = False, ours: bool = False) -> None:
 
 
 def _left_over(path: Path, name: re.Match[str] | None) -> bool:
+    begun = None
     if name is not None and name[3] == _here():
         if int(name[2]) == os.getpid():  # of an earlier process of our number, unless it is ours
             return not name[4].startswith(_own(os.getpid()))
-        import psutil
-
-        return not psutil.pid_exists(int(name[2]))
+        if (begun := _begun(int(name[2]))) is None:
+            return True
     try:
         newest = max(p.lstat().st_mtime for p in (path, *path.rglob("*")))
     except OSError:  # it is being made, or removed
         return False
-    return time.time() - newest > IDLE
+    # A process that is younger than the draft has only got the number of the one that made it.
+    return time.time() - newest > IDLE and (begun is None or begun > newest)
+
+
+def _begun(pid: int) -> float | None:
+    """When a process began; None: none lives that has this number."""
+    import psutil
+
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.NoSuchProcess:
+        return None
+    except psutil.Error:  # it may not be looked at
+        return 0.0
 
 
 @functools.cache

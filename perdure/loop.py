@@ -57,10 +57,13 @@ def learn(
     """
     with silent() if display is None else nullcontext():
         try:
-            ready = prepared or prepare(recipe, stream=stream or run_stream(run), today=run.today)
-            _learn(recipe, run, display or NullDisplay(), base_scores, ready, accept_changes)
-            if first_process():
-                write_report([run], run.path / "report.html")
+            with peers.watched(f"go on with: {resume_command(run.path)}"):
+                ready = prepared or prepare(
+                    recipe, stream=stream or run_stream(run), today=run.today
+                )
+                _learn(recipe, run, display or NullDisplay(), base_scores, ready, accept_changes)
+                if first_process():
+                    write_report([run], run.path / "report.html")
         except KeyboardInterrupt as stop:
             stop.args = stop.args or (f"resume with: {resume_command(run.path)}",)
             raise
@@ -94,7 +97,6 @@ def _learn(
         left_uncollected(),
         stopping.heard(),
         record,
-        peers.watched(f"go on with: {resume_command(run.path)}"),
     ):
         for told in go_back(run) if rank() == 0 else ():
             record.warn(told)
@@ -102,7 +104,7 @@ def _learn(
         verify(run, weights=False)  # all of the newest was read by now
         for lack in lacks(recipe, ready.stream, ready.encoder, ready.model):
             raise lack
-        learned, _ = run.last_checkpoint()
+        learned, folder = run.last_checkpoint()  # tasks learned before a crash; 0 for a new run
         for told in too_large(recipe, ready.stream, ready.encoder, ready.model, run.path, learned):
             record.warn(told)
         pin(run, recipe, ready.stream, accept_changes)
@@ -127,7 +129,6 @@ def _learn(
             run.take_over(base_scores)
         # The base model's scores; also on tasks that an extension adds to learned ones.
         record.scores(learner.scores(0, record.scored(0)))
-        learned, folder = run.last_checkpoint()  # tasks learned before a crash; 0 for a new run
         if folder is not None:
             learner.restore(folder, learned, record.steps_of(learned))
             record.scores(learner.scores(learned, record.scored(learned)))

@@ -11,6 +11,8 @@ import os
 import stat
 from pathlib import Path
 
+from perdure.drafts import draft_of
+
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -75,7 +77,24 @@ def no_place(path: Path) -> str:
     """
     if path.exists() and (why := no_file(path)):
         return why
-    above = next((p for p in path.absolute().parents if p.exists()), Path(os.sep))
+    above = next((p for p in path.absolute().parents if os.path.lexists(p)), Path(os.sep))
+    if not above.exists():
+        return f"{above} is a link to {os.readlink(above)}, which does not exist"
     if not above.is_dir():
         return f"{above} is a file, not a folder"
-    return "" if os.access(above, os.W_OK | os.X_OK) else f"nothing can be written in {above}"
+    writable = os.access(above, os.W_OK | os.X_OK) and not _no_disk(above)
+    return "" if writable else f"nothing can be written in {above}"
+
+
+def _no_disk(folder: Path) -> bool:
+    """Whether a folder is one of those that no disk holds, as /proc, and takes nothing new, which
+    the rights of it do not say."""
+    if not hasattr(os, "statvfs") or os.statvfs(folder).f_blocks:
+        return False
+    draft = draft_of(folder / "new")
+    try:
+        draft.mkdir()
+        draft.rmdir()
+    except OSError:
+        return True
+    return False

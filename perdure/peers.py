@@ -15,15 +15,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from perdure.errors import TrainingError
+from perdure.errors import RunError, TrainingError, UsageError
 from perdure.processes import broadcast, rank, say
 
 GRACE = 5.0
 """Seconds in which a process may end by itself, with a message of its own."""
 _MEET = 60.0
-"""Seconds to wait for a connection; without one nothing is watched."""
+"""Seconds to wait for a connection, without which nothing is watched, or for the first process."""
 _HELLO = 5.0
-"""Seconds to wait for the first words of whoever has connected."""
+"""Seconds to wait for the first words of whoever has connected, or to be let in."""
 _GOODBYE = b"\xff\xff\xff\xff"
 _FIRST = 4
 
@@ -46,6 +46,9 @@ def watched(go_on: str) -> Iterator[None]:
     except KeyboardInterrupt:  # all are asked to end, and some have yet to save
         well = True
         raise
+    except (UsageError, RunError):  # all meet it, and the first one, which tells of it, maybe later
+        watch.await_first()
+        raise
     finally:
         watch.leave(well)
 
@@ -54,14 +57,22 @@ class _Watch:
     def __init__(self, world: int, go_on: str) -> None:
         self.world, self.go_on = world, go_on
         self.left, self.well = threading.Event(), False
+        self.over = threading.Event()
         self.wake, self._woken = socket.socketpair()
         server = socket.create_server(("", 0)) if rank() == 0 else None
         token = secrets.token_hex(8)
         port, token = broadcast(f"{server.getsockname()[1] if server else 0} {token}").split()
+        # Before any work, in which this process may die.
+        known = {} if server else self._join(int(port), token.encode())
         self.thread = threading.Thread(
-            target=self._work, args=(server, int(port), token.encode()), daemon=True
+            target=self._work, args=(server, known, token.encode()), daemon=True
         )
         self.thread.start()
+
+    def await_first(self) -> None:
+        """Stay until the first process leaves too, so that it does not take us for dead."""
+        if rank():
+            self.over.wait(_MEET)
 
     def leave(self, well: bool) -> None:
         """Say goodbye, or, after an error, say nothing, so that the others end too."""
@@ -71,14 +82,18 @@ class _Watch:
             self.wake.send(b"x")
         self.thread.join(2)
 
-    def _work(self, server: socket.socket | None, port: int, token: bytes) -> None:
-        peers: dict[socket.socket, int] = {}
+    def _work(
+        self, server: socket.socket | None, peers: dict[socket.socket, int], token: bytes
+    ) -> None:
         try:
             with suppress(OSError):
-                peers = self._meet(server, token) if server else self._join(port, token)
-                if (dead := self._watch(peers)) is not None:
+                peers = self._meet(server, token) if server else peers
+                dead = self._watch(peers)
+                self.over.set()
+                if dead is not None:
                     self._end(dead)
         finally:
+            self.over.set()
             for peer in (*peers, self.wake, self._woken):
                 peer.close()
 
@@ -98,10 +113,13 @@ class _Watch:
         return peers
 
     def _join(self, port: int, token: bytes) -> dict[socket.socket, int]:
-        """Any other process: meet the first one."""
+        """Any other process: meet the first one, which listens already."""
         address = os.environ.get("MASTER_ADDR", "127.0.0.1")
-        first = socket.create_connection((address, port), timeout=_MEET)
-        first.sendall(token + rank().to_bytes(_FIRST, "big"))
+        try:
+            first = socket.create_connection((address, port), timeout=_HELLO)
+            first.sendall(token + rank().to_bytes(_FIRST, "big"))
+        except OSError:
+            return {}
         return {_kept_alive(first): 0}
 
     def _watch(self, peers: dict[socket.socket, int]) -> int | None:

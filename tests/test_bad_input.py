@@ -351,11 +351,21 @@ def test_output_directory_cannot_be_written(shop: Path) -> None:
     what = f"file/run: {Path('file').absolute()} is a file, not a folder"
     assert f"{what}\n  choose another --out" in result.stderr
     os.symlink("nowhere", "link")
-    for place, why in (("file/run", what), ("link", "link: is a link to nowhere, which does not")):
+    os.symlink("loop", "loop")
+    here = Path.cwd()
+    for place, why in (
+        ("file/run", what),
+        ("link", "link: is a link to nowhere, which does not"),
+        ("link/x", f"link/x: {here}/link is a link to nowhere, which does not exist"),
+        ("loop", "loop: is a link to loop, which does not exist"),
+        ("loop/x", f"loop/x: {here}/loop is a link to loop, which does not exist"),
+        ("/proc/x", "/proc/x: nothing can be written in /proc"),  # although root has the right to
+    ):
         words = ["run", "recipe.yaml", "--check", "--out", place]
         result = CliRunner().invoke(app, words)
         assert result.exit_code == 0, result.output
         assert f"but the run would be refused: {why}" in result.stderr
+        assert f"are valid, but the run would be refused here: {why}" in result.stdout
         assert told_at(place).startswith(f"error: {why}")
 
 
@@ -429,6 +439,17 @@ def test_no_disk_space_for_weights_and_the_run_goes_on_later(
     assert json.loads(result.stdout)["state"] == "finished"
 
 
+@pytest.mark.parametrize("more", [(), ("--check",)])
+@pytest.mark.parametrize("out", ["x" * 256, "a\0b"])
+def test_an_output_directory_that_no_folder_can_be(
+    shop: Path, out: str, more: tuple[str, ...]
+) -> None:
+    result = CliRunner().invoke(app, ["run", "recipe.yaml", "--out", out, *more])
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == 2
+    assert ("the name is too long" if "x" in out else "null byte") in result.stderr
+
+
 def test_a_check_says_that_the_run_would_be_refused(shop: Path) -> None:
     Path("there").mkdir()
     for more in ((), ("--json",)):
@@ -439,6 +460,12 @@ def test_a_check_says_that_the_run_would_be_refused(shop: Path) -> None:
             "but the run would be refused: there: exists already, and a run is never overwritten"
         ) in result.stderr
         assert "count" in result.stdout  # the plan is shown all the same
+        if more:
+            said = json.loads(result.stdout)
+            assert [why.splitlines()[0] for why in said["refused_here"]] == [
+                "there: exists already, and a run is never overwritten"
+            ]
+            assert said["may_be_too_large"] == []
     result = CliRunner().invoke(app, ["run", "recipe.yaml", "--check", "--out", "new"])
     assert "would be refused" not in result.stderr
 
@@ -523,6 +550,10 @@ def test_what_the_machine_lacks(
     result = CliRunner().invoke(app, ["run", "recipe.yaml", override, "--check"])
     assert result.exit_code == 0, result.output  # recipe and data are valid
     assert f"but the run would be refused: command line: {lack}" in result.stderr
+    first = lack.splitlines()[0]
+    assert f"are valid, but the run would be refused here: command line: {first}; no" in (
+        result.stdout
+    )
     assert refused(override) == f"error: command line: {lack}"
 
 
@@ -574,6 +605,10 @@ def test_a_run_that_may_be_too_large_is_told(
                      r"lower train\.micro_batch_size", result.stderr)  # fmt: skip
     assert bool(said) is told
     assert ("would be refused" in result.stderr) is (there == 50)
+    assert ("are valid, but it may be too large for this machine; no" in result.stdout) is told
+    facts = json.loads(CliRunner().invoke(app, ["run", "recipe.yaml", "--check", "--json"]).stdout)
+    assert bool(facts["may_be_too_large"]) is told
+    assert bool(facts["refused_here"]) is (there == 50)
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from perdure import drafts
@@ -63,6 +64,36 @@ def test_what_a_dead_process_left_goes_and_what_lives_stays(tmp_path: Path) -> N
     assert dead.is_dir()
     sweep(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([living, tmp_path / ".run.4711"])
+
+
+def test_a_number_that_a_younger_process_has_by_now_keeps_no_draft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # a process that lives, and is not ours
+    draft = draft_of(tmp_path / "run")
+    draft.mkdir()
+    monkeypatch.undo()
+    sweep(tmp_path)
+    assert draft.exists()  # its own, as far as anybody knows
+    aged(tmp_path)
+    monkeypatch.setattr(drafts, "_begun", lambda pid: time.time() - 2 * IDLE)
+    sweep(tmp_path)
+    assert draft.exists()  # as slow as it is
+    monkeypatch.setattr(drafts, "_begun", lambda pid: time.time() - IDLE / 2)
+    sweep(tmp_path)
+    assert not draft.exists()
+
+
+def test_when_a_process_began_is_asked_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 0 < time.time() - (drafts._begun(os.getpid()) or 0) < 24 * 3600
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert drafts._begun(child) is None
+    refused = psutil.AccessDenied()
+    monkeypatch.setattr(psutil, "Process", lambda pid: (_ for _ in ()).throw(refused))
+    assert drafts._begun(1) == 0.0
 
 
 def test_in_a_new_container_process_numbers_begin_again(

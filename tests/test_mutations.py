@@ -1,7 +1,7 @@
 """Of mutated recipes and data files none ends in a traceback, and what is accepted can be learned.
 
 PERDURE_MUTATIONS=all tries 700 recipes and 200 data files and learns a step of each that is
-accepted; else a sample is checked, and a few of those are learned.
+accepted; else a sample is checked, and the first `FEW` that are accepted are learned.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from whole_recipes import Recipe
 pytestmark = pytest.mark.train
 
 ALL = os.environ.get("PERDURE_MUTATIONS") == "all"
+FEW = 4
 NOT_OF_TABLES = {f"stream.data.until.{key}" for key in ("reach", "every", "rows")}
 """Keys of a task's `until`, which no recipe with `stream.data` may have."""
 
@@ -71,9 +72,10 @@ def test_none_ends_in_a_traceback(recipes: dict[str, Recipe], data: bool) -> Non
     count = (200 if data else 700) if ALL else (12 if data else 60)
     found: dict[str, Outcome] = {}
     for told, file, more in mutations.tries(recipes, count / every, seed=4, data=data):
-        found[told] = attempt(file, ALL, more)
+        learned = sum(of.how != "refused" for of in found.values())
+        found[told] = attempt(file, ALL or learned < FEW, more)
     assert wrong(found) == ""
-    assert {of.how for of in found.values()} >= {"refused", "learned" if ALL else "accepted"}
+    assert {of.how for of in found.values()} >= {"refused", "learned"}
 
 
 def test_what_fails_is_found(recipes: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import pytest
 from tiny_runs import finish, start_call
 
 from perdure import peers
+from perdure.errors import UsageError
 from perdure.processes import say
 
 pytestmark = pytest.mark.process
@@ -61,6 +62,25 @@ def test_one_that_fails_ends_the_others(tmp_path: Path) -> None:
     two.processes[0].join(60)
     assert [p.exitcode for p in two.processes] == [5, 3]
     assert "error: process 1 of this run has ended" in two.output.read_text()
+
+
+def all_refuse(grace: float, wait: float) -> None:
+    """As processes that read the same recipe, the first one the slowest; each says so itself."""
+    peers.GRACE = grace
+    try:
+        with peers.watched("go on with: perdure resume x"):
+            if os.environ["RANK"] == "0":
+                time.sleep(wait)
+            raise UsageError("shop.yaml: no task")
+    except UsageError:
+        say("refused")
+        raise SystemExit(2) from None
+
+
+def test_what_all_refuse_is_told_by_the_first_however_late() -> None:
+    """Else it would take the others for dead, and its own message would never be written."""
+    text = finish(start_call(all_refuse, 0.2, 2.0, processes=2), code=2)
+    assert sorted(text.splitlines()) == ["process 1: refused", "refused"]
 
 
 def test_one_that_is_done_ends_nobody(tmp_path: Path) -> None:

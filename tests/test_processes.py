@@ -15,6 +15,8 @@ from test_resume import kill_when, log_lines
 from tiny_runs import finish, free_port, run, scores, start, start_call, write_recipe
 
 from perdure.files import read_lines
+from perdure.prepare import load_recipe
+from perdure.run import Run
 
 pytestmark = pytest.mark.process
 
@@ -180,3 +182,45 @@ def test_when_one_process_dies_the_other_ends_with_a_line_to_go_on(
     assert f"go on with: perdure resume {out}" in text
     assert "Traceback" not in text
     assert "gloo" not in text
+
+
+def _dies_early(moment: str, *words: str) -> None:
+    """`perdure WORDS`, of which the second process dies while the first has yet to read the rows,
+    or is about to make the run directory."""
+    import perdure.loop
+    import perdure.prepare
+    import perdure.run
+    from perdure.cli import main
+
+    def dies(*_: Any, **__: Any) -> Any:
+        if os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)
+
+    if moment == "create":
+        perdure.run.Run.create = dies  # type: ignore[method-assign]
+    perdure.loop.prepare = dies
+    if moment == "prepare":
+        perdure.prepare.prepare = dies
+    sys.argv = ["perdure", *words]
+    main()
+
+
+@pytest.mark.parametrize("moment", ["prepare", "create", "resume"])
+def test_when_one_dies_before_there_is_work_the_other_ends_too(
+    moment: str, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    path = write_recipe(tmp_path, tiny_model_dir, general=None)
+    out = tmp_path / "run"
+    words, then = ["run", str(path), "--out", str(out)], "run the command again"
+    if moment == "resume":
+        Run.create(out, load_recipe(path))
+        words, then = ["resume", str(out)], f"go on with: perdure resume {out}"
+    two = start_call(_dies_early, moment, *words, processes=2)
+    two.processes[1].join(100)
+    began = time.monotonic()
+    two.processes[0].join(60)
+    assert time.monotonic() - began < 10
+    assert [p.exitcode for p in two.processes] == [5, -signal.SIGKILL]
+    assert f"error: process 1 of this run has ended\n  {then}\n" in two.output.read_text()
+    assert out.exists() == (moment == "resume")

@@ -35,11 +35,11 @@ def extend(
     as_json: Json = False,
 ) -> None:
     """Learn more tasks where RUN ended; old data are not needed, and RUN stays as it is."""
-    from perdure.commands.learn import finish, free_name, refusals, show, tell_of_machine
+    from perdure.commands.learn import beginning, finish, free_name, refusals, tell_of_plan
     from perdure.extension import extend as begin
     from perdure.extension import extension_recipe, plan_extension, prepare_extension
     from perdure.reports import make_display
-    from perdure.reports.output import emit, first_process, working
+    from perdure.reports.output import first_process, working
     from perdure.run import Run
     from perdure.run.place import refused
 
@@ -49,21 +49,21 @@ def extend(
     new = extension_recipe(old, recipe, overrides or [], data=data)
     target = out or free_name(new)
     display: Any = make_display(json=as_json)
-    no_place = refused(target) if first_process() else None
-    if no_place is not None and not check:
-        raise no_place
-    with working(), display:  # the new rows are read before anything is made
-        ready = prepare_extension(old, new, accept_changes=accept_changes, display=display)
-        planned = plan_extension(old, new, ready) if check else None
-    if planned is not None:
-        emit(planned.to_dict()) if as_json else show(planned)
-        tell_of_machine(new, ready.prepared, target, no_place, planned.learned)
-        return
-    for lack in refusals(new, ready.prepared):
-        raise lack
+    with beginning(check):
+        no_place = refused(target) if first_process() else None
+        if no_place is not None and not check:
+            raise no_place
+        with working(), display:  # the new rows are read before anything is made
+            ready = prepare_extension(old, new, accept_changes=accept_changes, display=display)
+            planned = plan_extension(old, new, ready) if check else None
+        if planned is not None:
+            tell_of_plan(planned, new, ready.prepared, target, no_place, as_json)
+            return
+        for lack in refusals(new, ready.prepared):
+            raise lack
+        made = begin(old, new, target, accept_changes=accept_changes, ready=ready)
     from perdure.loop import learn
 
-    made = begin(old, new, target, accept_changes=accept_changes, ready=ready)
     if first_process() and not as_json:
         display.message(f"run directory: {made.path}")
     with working(made.path), display:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from perdure import peers
 from perdure.errors import (
     PerdureError,
     RecipeError,
@@ -55,30 +56,29 @@ def _run(
 
     recipe = load_recipe(path, overrides)
     target = out or free_name(recipe)
-    no_place = refused(target) if first_process() else None
-    if no_place is not None and not check:
-        raise no_place
-    with working():
-        display: Any = make_display(json=as_json)
-        with display, _placed(recipe):
+    display: Any = make_display(json=as_json)
+    with beginning(check):
+        no_place = refused(target) if first_process() else None
+        if no_place is not None and not check:
+            raise no_place
+        with working(), display, _placed(recipe):
             ready = prepare(recipe, display=display)
         if check:
-            planned = plan(
-                recipe,
-                ready.stream,
-                ready.encoder,
-                ready.model,
-                micro_batch=ready.micro_batch,
-                precision=ready.precision,
-                lm_eval_tasks=ready.lm_eval_tasks,
-            )
-    if check:
-        emit(planned.to_dict()) if as_json else show(planned)
-        tell_of_machine(recipe, ready, target, no_place)
-        return
-    for lack in refusals(recipe, ready):
-        raise lack
-    made = Run.create(target, recipe)
+            with working():
+                planned = plan(
+                    recipe,
+                    ready.stream,
+                    ready.encoder,
+                    ready.model,
+                    micro_batch=ready.micro_batch,
+                    precision=ready.precision,
+                    lm_eval_tasks=ready.lm_eval_tasks,
+                )
+            tell_of_plan(planned, recipe, ready, target, no_place, as_json)
+            return
+        for lack in refusals(recipe, ready):
+            raise lack
+        made = Run.create(target, recipe)
     if first_process() and not as_json:
         display.message(f"run directory: {made.path}")
     with working(made.path):
@@ -89,25 +89,39 @@ def _run(
     finish(made, as_json)
 
 
-def tell_of_machine(
+def beginning(check: bool) -> AbstractContextManager[None]:
+    """Of several processes, end all soon after one died before there is a run to go on with."""
+    return nullcontext() if check else peers.watched("run the command again")
+
+
+def tell_of_plan(
+    planned: Plan,
     recipe: Recipe,
     ready: Prepared,
     target: Path,
     no_place: PerdureError | None,
-    learned: int = 0,
+    as_json: bool,
 ) -> None:
-    """Say, of a recipe that is right, why its run would not begin or may not end here.
+    """Print what a run would take, and why it would not begin or may not end here.
 
-    Args: target: its directory; no_place: why it cannot be made there; learned: of an extension,
-        the tasks that were learned before.
+    What is wrong here and now alone, as the recipe is right, is told on stderr too.
+
+    Args: target: the run's directory; no_place: why it cannot be made there.
     """
     from perdure.learners.room import too_large
 
-    for why in refusals(recipe, ready, no_place):
+    lacking = [str(why) for why in refusals(recipe, ready, no_place)]
+    facts = (recipe, ready.stream, ready.encoder, ready.model, target, planned.learned)
+    doubts = [*too_large(*facts)] if first_process() else []
+    if as_json:
+        emit({**planned.to_dict(), "refused_here": lacking, "may_be_too_large": doubts})
+    else:
+        but = [f"the run would be refused here: {lack.splitlines()[0]}" for lack in lacking]
+        show(planned, but + ["it may be too large for this machine"] * bool(doubts))
+    for why in lacking:
         print(f"but the run would be refused: {why}", file=sys.stderr)
-    if first_process():
-        for told in too_large(recipe, ready.stream, ready.encoder, ready.model, target, learned):
-            print(f"but it may be too large: {told}", file=sys.stderr)
+    for told in doubts:
+        print(f"but it may be too large: {told}", file=sys.stderr)
 
 
 def refusals(
@@ -295,8 +309,8 @@ def _estimate(plan: Plan) -> tuple[str, ...]:
     )
 
 
-def show(plan: Plan) -> None:
-    """Print the plan to stdout."""
+def show(plan: Plan, but: Sequence[str] = ()) -> None:
+    """Print the plan to stdout; `but`: what stands against its run on this machine."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -332,6 +346,7 @@ def show(plan: Plan) -> None:
     scored: dict[str, list[str]] = {}
     for t in plan.tasks:
         scored.setdefault(t.metric, []).append(t.task)
+    valid = f"recipe and data are valid{', but ' * bool(but)}{'; '.join(but)}"
     for line in (
         "* to learn/validate/test; longest: a row's tokens; tokens: trained on, in all epochs",
         *([f"learned already, and only scored: {known}"] if plan.learned else []),
@@ -344,6 +359,6 @@ def show(plan: Plan) -> None:
         *_estimate(plan),
         *(f"  {cost}" for cost in plan.costs),
         *plan.told,
-        "recipe and data are valid; no weight was loaded, nothing was written",
+        f"{valid}; no weight was loaded, nothing was written",
     ):
         console.print(Text(printable(line)), soft_wrap=True)

@@ -77,8 +77,7 @@ def encode_stream(
 ) -> None:
     """Have `encoder` tokenize and keep all rows, so that one too long is told now.
 
-    How many rows are cut, and rows whose texts hold special tokens, are told as
-    warnings.
+    How many rows are cut, and rows whose texts hold special tokens or NULs, are told as warnings.
 
     Args: progress: told how many rows are done, every few hundred.
 
@@ -88,6 +87,7 @@ def encode_stream(
     """
     mistakes: list[PerdureError] = []
     special: list[tuple[str, str, bool]] = []
+    with_nul: list[str] = []
     done = itertools.count(1)
 
     def one_more() -> None:
@@ -102,6 +102,14 @@ def encode_stream(
             for number, row in enumerate(() if shared else getattr(task, split), 1):
                 if held := encoder.special_in(row):
                     special.append((_where(task, split, row, number), *held))
+                if _holds_nul(row):
+                    with_nul.append(_where(task, split, row, number))
+    if with_nul:
+        logger.warning(
+            "%s: its text holds a NUL character, which nobody sees and the model reads; so do %d "
+            "rows in all",
+            with_nul[0], len(with_nul),
+        )  # fmt: skip
     _tell_special(special, _special_labels(stream, encoder))
     if held_by := _special_texts(stream, encoder):
         logger.warning(
@@ -154,6 +162,12 @@ def _keep(
             task_named(task.name), cut, len(rows), split, encoder.cut_told,
         )  # fmt: skip
     return mistakes
+
+
+def _holds_nul(row: Row) -> bool:
+    turns = row.get("prompt", ())
+    texts = (turn.get("content") for turn in turns if isinstance(turn, Mapping))
+    return any(isinstance(text, str) and "\0" in text for text in (*texts, *row.values()))
 
 
 def _tell_special(

@@ -219,10 +219,10 @@ def _other_rows(
     if before and len(before) != len(now):
         yield f"began with {len(before)} tasks, now there are {len(now)}"
     for old, new in zip(before, now, strict=False):
-        if (old["name"], old["version"]) != (new["name"], new["version"]):
+        if (old["name"], old.get("version")) != (new["name"], new["version"]):
             yield (
                 f"the rows of {task_named(old['name'])} have changed {SINCE} "
-                f"(version {old['version']}, now {new['version']})"
+                f"(version {old.get('version')}, now {new['version']})"
             )
 
 

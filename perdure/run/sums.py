@@ -168,8 +168,9 @@ def deleted(run: Path, folder: Path) -> RunError:
     remedy = ["put the folder back from a copy"]
     if (run / "data").is_dir():  # without it some runs do not know their answers
         remedy.append(f"its model still answers: {typed('predict', run, 'FILE')}")
+    gone = "is a file, not a folder" if folder.exists() else "was deleted"
     return RunError(
-        f"{folder}: was deleted, and with it the rows that the run is scored on: it can be "
-        "neither shown nor extended",
+        f"{folder}: {gone}, and with it the rows that the run is scored on: it can be neither "
+        "shown nor extended",
         remedy,
     )

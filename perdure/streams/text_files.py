@@ -86,14 +86,14 @@ def decode(raw: bytes, encoding: str | None = None, whose: str = "the task's") -
                 return raw.decode(name), ""
             except UnicodeError as error:
                 raise _no_text(raw, name, error, "save the file as UTF-8") from None
-    try:
-        return raw.decode("utf-8"), ""
-    except UnicodeError as error:
-        remedy = "save the file as UTF-8" + f", or name {whose} `encoding`" * bool(whose)
-        wrong = _no_text(raw, "UTF-8", error, remedy)
-    found = _without_mark(raw) or _recognised(raw)
-    if not found:
-        raise wrong
+    if not (found := _without_mark(raw)):  # plain letters in UTF-16 would be UTF-8 with NULs
+        try:
+            return raw.decode("utf-8"), ""
+        except UnicodeError as error:
+            remedy = "save the file as UTF-8" + f", or name {whose} `encoding`" * bool(whose)
+            wrong = _no_text(raw, "UTF-8", error, remedy)
+        if not (found := _recognised(raw)):
+            raise wrong
     names = [name for name, _ in found]
     sample = _odd_word(*(text for _, text in found[:2]))
     others = f"{' and '.join(names[1:3])} would fit as well" if names[1:] else ""

@@ -388,6 +388,17 @@ def test_g4_special_tokens_in_data_are_told(
     )
 
 
+def test_a_nul_in_data_is_told_once(tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [FINE, asked(("user", "a\0")), asked(("user", "a"), answer="b\0")]
+    with caplog.at_level(logging.WARNING):
+        encode_stream(stream_of(train=rows), Encoder(tokenizer), None)
+    (told,) = [r.getMessage() for r in caplog.records]
+    assert told == (
+        "task faq: train row 2: its text holds a NUL character, which nobody sees and the model "
+        "reads; so do 2 rows in all"
+    )
+
+
 def test_g4_rows_that_two_tasks_share_are_counted_once(
     tokenizer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -104,6 +104,10 @@ def test_what_lies_beside_a_runs_checkpoints_is_none(tmp_path: Path) -> None:
     (run.path / "stream.json").write_text(whole[:-5])  # its sum is not known
     with pytest.raises(RunError, match=r"stream\.json: damaged: it is no JSON"):
         run.stream_facts()
+    for text in ("{}", "3", "null", "[1]", '[{"version": "1"}]'):
+        (run.path / "stream.json").write_text(text)
+        with pytest.raises(RunError, match=r"stream\.json: damaged: it is not what was written"):
+            run.stream_facts()
     (run.path / "stream.json").write_text(whole)
     run.drop_checkpoints_before(3)
     left = sorted(path.name for path in (run.path / "checkpoints").iterdir())

@@ -172,6 +172,16 @@ def test_the_encoding_is_recognised(told: pytest.LogCaptureFixture, encoding: st
     assert not any("recognised" in line for line in told.messages)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_plain_letters_in_utf_16_without_a_mark_are_no_utf_8_full_of_nuls(
+    encoding: str, told: pytest.LogCaptureFixture
+) -> None:
+    Path("train.csv").write_bytes("text,label\nfine,good\npoor,bad\n".encode(encoding))
+    assert pairs(whole()) == [("fine", "good"), ("poor", "bad")]
+    assert f"train.csv: read as {encoding}, as recognised" in told.messages[0]
+    assert decode(b"one\0two \0 three") == ("one\0two \0 three", "")
+
+
 def test_json_lines_and_text_in_another_encoding() -> None:
     Path("train.jsonl").write_bytes(
         '{"text": "Größe – schön", "label": "größer"}\n{"text": "b", "label": "c"}\n'.encode(
