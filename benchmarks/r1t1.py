@@ -326,7 +326,8 @@ def _scores(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> list[s
 
 COLUMNS = [
     "arm", "seed", "warm-up steps (sampled)", "steps", "chrF before", "after", "gain [95 %]",
-    "reward, first → last five steps", "median seconds a step", "perplexity: base → warm-up → after",
+    "reward, first → last five steps", "median seconds a step",
+    "perplexity: base → warm-up → after",
 ]  # fmt: skip
 
 
