@@ -236,6 +236,56 @@ def test_the_texts_count_once_a_step_with_the_share_that_sft_gives_them(
             torch.testing.assert_close(step[name], parameter.grad, atol=1e-6, rtol=1e-4)
 
 
+def test_the_margin_counts_once_a_step_with_the_share_that_sft_gives_it(
+    tiny: Any, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """By a plain loop over texts, tokens and neurons: value and gradient of a step of two
+    micro-batches, with weights that have moved off those of the base model."""
+    trainer = grpo(
+        tiny, tmp_path, nothing, gradient_accumulation_steps=2, max_grad_norm=0.0, max_steps=1,
+        per_device_train_batch_size=4,
+    )  # fmt: skip
+    base, now = (AutoModelForCausalLM.from_pretrained(tiny_model_dir) for _ in range(2))
+    gere = {"name": "gere", "insert": 3, "max_tokens": 12, "weight": 2.0, "label_weight": 0}
+    perdure.attach(trainer, gere, general=GENERAL)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for mine, other in zip(trainer.model.parameters(), now.parameters(), strict=True):
+            mine += 0.05 * torch.randn(mine.shape, generator=generator)
+            other.copy_(mine)
+    trainer.add_callback(kept := Keep())
+    trainer.train()
+    texts = [torch.tensor([tiny[1](text)["input_ids"][:12]]) for text in GENERAL]
+
+    def states(model: Any) -> list[torch.Tensor]:
+        return [model.model(ids).last_hidden_state[0] for ids in texts]
+
+    with torch.no_grad():
+        were = states(base)
+    every = torch.cat(were).double()
+    mean, std = every.mean(0), every.std(0, unbiased=False)
+    low, high = (mean - std).float(), (mean + std).float()
+    total = torch.zeros(())
+    for was, state in zip(were, states(now), strict=True):
+        away, count = torch.zeros(()), 0
+        for h, x in zip(was, state, strict=True):
+            for j in range(len(h)):
+                bottom = high[j] if h[j] >= high[j] else low[j] if h[j] > low[j] else -torch.inf
+                top = low[j] if h[j] <= low[j] else high[j] if h[j] < high[j] else torch.inf
+                if x[j] > top:
+                    away, count = away + x[j] - top, count + 1
+                elif x[j] < bottom:
+                    away, count = away + bottom - x[j], count + 1
+        total = total + away / count / 3
+    (2.0 * 3 / (8 + 3) * total).backward()
+    assert lines(trainer)[0]["method/gere_margin"] == pytest.approx(total.item(), rel=1e-5)
+    largest = max(float(p.grad.abs().max()) for p in now.parameters() if p.grad is not None)
+    assert largest > 1e-2
+    for name, parameter in now.named_parameters():
+        wanted = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        assert float((kept.steps[0][name] - wanted).abs().max()) <= 1e-5 * largest, name
+
+
 def test_resumed_at_a_generation_it_ends_with_the_same_weights(
     tiny: Any, tiny_model_dir: Path, tmp_path: Path
 ) -> None:

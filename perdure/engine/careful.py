@@ -6,6 +6,8 @@ is written; the weights that are loaded are those that were saved, adapters with
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ from perdure.models.adapter_lists import holder, use_saved, write_lists
 from perdure.models.restore import load_weights
 from perdure.models.weights import is_sharded, put
 from perdure.seals import unseal
+
+BROKEN = ("probability tensor contains", "device-side assert")
+"""How torch says, on a CPU and on a GPU, that it cannot draw from what is no distribution."""
 
 
 class CarefulTrainer(Trainer):
@@ -39,14 +44,33 @@ class CarefulTrainer(Trainer):
     def refuse_nan(self) -> None:
         """Raise `TrainingError` if a loss since the last look was not finite."""
         if not bool(self.finite):
-            raise TrainingError(
-                f"{task_named(self.session.task.name)}: the loss is not finite at step "
-                f"{self.state.global_step} (learning rate {self.args.learning_rate:g})",
-                (
-                    "lower train.learning_rate, or set train.precision: fp32",
-                    "nothing saved is lost",
-                ),
-            )
+            raise self._not_finite("the loss is not finite at")
+
+    def _not_finite(self, what: str) -> TrainingError:
+        return TrainingError(
+            f"{task_named(self.session.task.name)}: {what} step {self.state.global_step} "
+            f"(learning rate {self.args.learning_rate:g})",
+            (
+                "lower train.learning_rate, or set train.precision: fp32",
+                "nothing saved is lost",
+            ),
+        )
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Around what has the model write within its training, between two lines of the log: with
+        weights that are broken torch fails to draw a token, before a look at the loss tells it.
+
+        Raises:
+            TrainingError: a loss before it, or what the model predicts, is not finite.
+        """
+        self.refuse_nan()
+        try:
+            yield
+        except RuntimeError as error:
+            if not any(words in str(error) for words in BROKEN):
+                raise
+            raise self._not_finite("the model's predictions are not finite after") from error
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.refuse_nan()

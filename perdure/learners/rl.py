@@ -113,7 +113,7 @@ class RLTrainer(RatedTrainer, GRPOTrainer):
 
     def _generate(self, prompts: list[str]) -> Any:
         begun = time.perf_counter()
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), self.sampling():
             found = super()._generate(prompts)
         self.spent["generation"] += time.perf_counter() - begun
         return found
@@ -161,12 +161,13 @@ class RLTrainer(RatedTrainer, GRPOTrainer):
             found["num_items_in_batch"] = self.accelerator.gather(tokens).sum()
         if self.settings.algorithm == "reinforce++" and self.earned is not None:
             rank, mine = self.accelerator.process_index, len(found["advantages"])
+            # In fp64: whitened values cancel in the gradient, which processes must agree on.
             found["advantages"] = reinforce_advantages(
-                self.earned[rank * mine : (rank + 1) * mine],
+                self.earned[rank * mine : (rank + 1) * mine].double(),
                 found["completion_mask"],
                 penalties(self, found),
                 total=lambda values: self.accelerator.reduce(values, reduction="sum"),
-            )
+            ).to(self.earned.dtype)
         if self.earned is not None:
             self._look_for_dead_groups(self.earned)
         return found

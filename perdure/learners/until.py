@@ -89,7 +89,7 @@ class Until(TrainerCallback):
         if state.global_step % self.until.every:
             return
         session = self.trainer.session
-        with session.autocast():
+        with session.autocast(), self.trainer.sampling():
             found = sampled(
                 session.model,
                 self.encoder,

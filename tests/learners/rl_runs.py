@@ -54,12 +54,42 @@ def fixed(self: Any, prompt_ids: Sequence[Sequence[int]], *_: Any, **__: Any) ->
     return found, None
 
 
-def with_fixed_completions(recipe: str, out: str) -> None:
-    """Run a recipe, all completions being `fixed`; in a process of its own."""
+def with_fixed_completions(recipe: str, out: str, folder: str) -> None:
+    """Run a recipe, all completions being `fixed`; in a process of its own, or as one of several.
+
+    Writes FOLDER/seen-RANK.pt: `gradients` of the last step, as the optimizer gets them, and what
+    each of the process's own completions `earned`, with its tokens.
+    """
+    import torch
+    from transformers import TrainerCallback
+
     import perdure
     from perdure.learners.rl import RLTrainer
+    from perdure.processes import rank
     from perdure.run import Run
 
+    seen: dict[str, Any] = {}
+    train, judged = RLTrainer.train, RLTrainer._calculate_rewards
+
+    class Keep(TrainerCallback):
+        def on_pre_optimizer_step(self, *_: Any, model: Any = None, **__: Any) -> None:
+            named = [(n.removeprefix("module."), p) for n, p in model.named_parameters()]
+            seen["gradients"] = {n: p.grad.clone() for n, p in named if p.grad is not None}
+
+    def kept(self: Any, *args: Any, **more: Any) -> Any:
+        self.add_callback(Keep())
+        return train(self, *args, **more)
+
+    def noted(self: Any, inputs: Any, prompts: Any, completions: Any, ids: Any) -> Any:
+        found = judged(self, inputs, prompts, completions, ids)
+        first = self.accelerator.process_index * len(ids)
+        own = found[first : first + len(ids), 0].tolist()
+        seen["earned"] = list(zip(own, map(len, ids), strict=True))
+        return found
+
     RLTrainer._generate_single_turn = fixed  # type: ignore[method-assign]
+    RLTrainer.train = kept  # type: ignore[method-assign]
+    RLTrainer._calculate_rewards = noted  # type: ignore[method-assign]
     read = perdure.load_recipe(recipe)
     perdure.learn(read, Run.create(out, read))
+    torch.save(seen, f"{folder}/seen-{rank()}.pt")

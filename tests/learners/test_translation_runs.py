@@ -251,3 +251,45 @@ def test_the_plan_counts_shared_rows_once(tmp_path: Path, tiny_model_dir: Path) 
     assert rewarded.scorings == 0
     trained = warm.train_seconds + rewarded.train_seconds + mt.train_seconds
     assert found.seconds == trained + 4 * mt.score_seconds
+
+
+def test_without_reasoning_a_translation_is_learned_in_the_same_way(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`answer: plain`: all of a completion is the translation, in warm-up, rewards and scores."""
+    path = write_recipe(tmp_path / "data", tiny_model_dir)
+    said = json.loads(path.read_text())
+    for task in said["stream"]["tasks"]:
+        task["answer"] = "plain"
+        del task["prefill"]
+        task.pop("columns", None)
+    path.write_text(json.dumps(said))
+    judged: list[tuple[str, list[Sample]]] = []
+    samples = Judge.samples
+
+    def noted(judge: Any, rows: Any, completions: Any) -> Any:
+        judged.append((judge.task.name, samples(judge, rows, completions)))
+        return judged[-1][1]
+
+    monkeypatch.setattr(Judge, "samples", noted)
+    recipe = perdure.load_recipe(path)
+    run = Run.create(tmp_path / "run", recipe)
+    perdure.learn(recipe, run)
+    assert run.matrix().array().shape == (4, 3)
+    assert [task for task, _ in judged] == ["warm-up", "rewarded", "rewarded"]
+    logged = [line for line in run.log_rows() if "rl/reward" in line]
+    for (_, found), line in zip(judged[1:], logged, strict=True):
+        whole = [not one.truncated and bool(one.completion.strip()) for one in found]
+        quality = [
+            chrf(one.completion, one.target) if w else 0.0
+            for one, w in zip(found, whole, strict=True)
+        ]
+        assert not any("think" in one.prompt for one in found)
+        assert sum(whole) >= len(found) / 2
+        assert max(quality) == 1
+        assert line["rl/reward/format"] == pytest.approx(sum(whole) / len(found))
+        assert line["rl/reward/chrf"] == pytest.approx(sum(quality) / len(found))
+        assert line["rl/reward"] == pytest.approx((0.2 * sum(whole) + sum(quality)) / len(found))
+    for item in run.items(3, "mt"):
+        assert not item.get("reasoning")
+        assert item["prediction"] in PAIRS.values()

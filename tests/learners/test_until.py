@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,11 +37,11 @@ class Looks:
         self.found, self.logged, self.notes, self.warnings = list(found), [], [], []
         rows = [{"prompt": [{"role": "user", "content": "x"}], "answer": "y"}]
         session = SimpleNamespace(
-            model=None, autocast=lambda: __import__("contextlib").nullcontext(),
+            model=None, autocast=nullcontext,
             log=lambda name, value, group: self.logged.append((group, name, value)),
         )  # fmt: skip
         self.callback = module.Until(
-            SimpleNamespace(session=session),  # type: ignore[arg-type]
+            SimpleNamespace(session=session, sampling=nullcontext),  # type: ignore[arg-type]
             None,  # type: ignore[arg-type]
             Task("warm-up", rows, rows, rows, "chrf"),
             until,
