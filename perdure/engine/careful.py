@@ -87,6 +87,13 @@ class CarefulTrainer(Trainer):
         if output_dir is not None and self.args.should_save:
             write_lists(self.session.model, Path(output_dir))
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """A tied weight is saved once, and is not missing by its other name."""
+        tied = getattr(self.session.model, "all_tied_weights_keys", ())
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        found = load_result._replace(missing_keys=missing)
+        super()._issue_warnings_after_load(found)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder, host = Path(resume_from_checkpoint), self.session.model
         if holder(host) is host and not is_sharded(host):

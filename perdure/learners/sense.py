@@ -43,7 +43,7 @@ def refuse_senseless(recipe: Recipe, stream: TaskStream, facts: ModelFacts | Non
 
 
 def _without_effect(recipe: Recipe, stream: TaskStream) -> Iterator[str]:
-    """What the steps of these tasks are too few for. It is told alone: a trial has few steps."""
+    """What these tasks have too few steps or rows for. It is told alone: a trial has few."""
     from perdure.learners.work import works
 
     steps = {
@@ -52,6 +52,12 @@ def _without_effect(recipe: Recipe, stream: TaskStream) -> Iterator[str]:
         if task.train_kept and task.learn != "none"
     }
     for task in stream:
+        rows, whose = task.validation or task.train, "validation" if task.validation else "training"
+        if task.until is not None and len(rows) < task.until.rows:
+            yield (
+                f"{task_named(task.name)}: until looks at {len(rows):,} {whose} rows, as there are "
+                f"no more ({task.until.rows:,} are asked for): a look is as rough as these are few"
+            )
         if task.until is not None and steps.get(task.name, math.inf) < task.until.every:
             yield (
                 f"{task_named(task.name)}: until has no effect: it is looked at each "

@@ -169,7 +169,7 @@ def test_a_run_goes_on_where_a_reward_gives_numbers_again(
         "import math\nfrom pathlib import Path\n\nbatches = []\n\n\ndef late(samples):\n"
         "    batches.append(samples)\n    down = Path(__file__).with_name('down').exists()\n"
         "    values = [len(one.completion) % 5 / 4 for one in samples]\n"
-        "    return [math.nan] * 8 if down and len(batches) > 1 else values\n"
+        "    return [math.nan] * 8 if down and len(batches) > 2 else values\n"  # the first is tried
     )
     runs = []
     for number, name in enumerate(("whole", "down", "other")):
@@ -195,7 +195,7 @@ def test_a_run_goes_on_where_a_reward_gives_numbers_again(
             told = CliRunner().invoke(app, again)
             assert told.exit_code == 4, told.output
             said = " ".join(told.output.split())
-            assert "cannot be gone on from: rewards:" in said
+            assert "cannot be gone on from: rewards.own_rewards_32:late.version" in said
             folder = out / "work" / "task-1" / "main"
             assert f"delete the folder {folder}: the task begins again" in said
             assert folder.is_dir()

@@ -124,7 +124,7 @@ def test_looks_that_no_step_comes_to_are_told_by_the_check(tmp_path: Path) -> No
     """And what it says of the steps does not speak of an end before the last one."""
     path = write_recipe(tmp_path, Path("somewhere"))
     for every, told in ((2, 1), (1, 0)):
-        until = f"stream.tasks.two.until={{reach: {{format: .5}}, every: {every}}}"
+        until = f"stream.tasks.two.until={{reach: {{format: .5}}, every: {every}, rows: 1}}"
         recipe = perdure.load_recipe(path, [until, "train.max_steps=1"], check_files=False)
         stream = stream_of(recipe)
         said = list(_without_effect(recipe, stream))
@@ -134,6 +134,19 @@ def test_looks_that_no_step_comes_to_are_told_by_the_check(tmp_path: Path) -> No
                    if t.name == "two"]  # fmt: skip
         (task,) = [t for t in stream if t.name == "two"]
         assert _bare(recipe, task, work).until is not bool(told)
+
+
+def test_looks_at_fewer_rows_than_are_asked_for_are_told_by_the_check(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, Path("somewhere"))
+    until = "stream.tasks.two.until={reach: {format: .5}, every: 1, rows: 99}"
+    recipe = perdure.load_recipe(path, [until, "train.max_steps=1"], check_files=False)
+    stream = stream_of(recipe)
+    (task,) = [t for t in stream if t.name == "two"]
+    count, whose = (
+        (len(task.validation), "validation") if task.validation else (len(task.train), "training")
+    )
+    (said,) = _without_effect(recipe, stream)
+    assert f"until looks at {count} {whose} rows, as there are no more (99 are asked for)" in said
 
 
 def test_where_nothing_is_sampled_it_is_refused(tmp_path: Path) -> None:
