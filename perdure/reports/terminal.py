@@ -320,15 +320,21 @@ def _heading(task: TaskFacts) -> str:
     return task.name if task.higher_is_better else f"{task.name} ↓"
 
 
+def _add_figure(table: Table, heading: str) -> None:
+    """A column of numbers, as wide as the longest word above it: where the rest is narrow, such a
+    word would be broken."""
+    table.add_column(heading, justify="right", min_width=max(map(len, heading.split())))
+
+
 def _summary_table(runs: Sequence[RunView]) -> Table:
     table = titled("Methods" if len(runs) > 1 else "Summary")
     table.add_column("method", overflow="fold")
     wanted = [row for row in SUMMARY if row[0] in FIGURES]
     for _, title, higher, _ in wanted:
-        table.add_column(f"{title.lower()} {'↑' if higher else '↓'}", justify="right")
+        _add_figure(table, f"{title.lower()} {'↑' if higher else '↓'}")
     perplexity = any(run.general for run in runs)
     if perplexity:
-        table.add_column("general perplexity ↓", justify="right")
+        _add_figure(table, "general perplexity ↓")
     digits = 1 + format.digits_for(min((t.rows for r in runs for t in r.tasks), default=0))
     keys = (*(row[0] for row in wanted), ranking.GENERAL)
     best = {key: ranking.best(runs, key) for key in keys}

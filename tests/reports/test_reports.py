@@ -867,6 +867,9 @@ def test_score_table(three: list[Run], tmp_path: Path) -> None:
     assert "gere 0.817 0.806 −0.025 0.025 23.4 → 24.9" in rows
     assert "ewc: not finished; – is not scored yet" in rows
     assert control_characters(text) == set()
+    narrow = io.StringIO()
+    score_table(three, Console(file=narrow, width=80))  # where a longer text breaks first
+    assert {"incremental", "forgetting", "perplexity"} <= set(narrow.getvalue().split())
 
 
 def test_score_table_of_more_tasks_than_fit(tmp_path: Path) -> None:
