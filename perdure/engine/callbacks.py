@@ -167,7 +167,7 @@ class ProgressCallback(TrainerCallback):
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         self.sealer.wait()
-        self.trainer.refuse_nan()
+        self.trainer.refuse_broken()
 
 
 def rotate(folder: Path, keep: int) -> None:

@@ -20,7 +20,7 @@ from perdure.errors import TrainingError, task_named
 from perdure.failures import at
 from perdure.models.adapter_lists import holder, use_saved, write_lists
 from perdure.models.restore import load_weights
-from perdure.models.weights import is_sharded, put
+from perdure.models.weights import is_sharded, local, put, trainable
 from perdure.seals import unseal
 
 BROKEN = ("probability tensor contains", "device-side assert")
@@ -45,6 +45,13 @@ class CarefulTrainer(Trainer):
         """Raise `TrainingError` if a loss since the last look was not finite."""
         if not bool(self.finite):
             raise self._not_finite("the loss is not finite at")
+
+    def refuse_broken(self) -> None:
+        """The same before weights are kept: an update may break them though the loss was finite."""
+        self.refuse_nan()
+        for name, weight in trainable(self.session.model).items():
+            if not bool(torch.isfinite(local(weight)).all()):
+                raise self._not_finite(f"the weights of {name} are not finite after")
 
     def _not_finite(self, what: str) -> TrainingError:
         return TrainingError(
@@ -73,7 +80,7 @@ class CarefulTrainer(Trainer):
             raise self._not_finite("the model's predictions are not finite after") from error
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self.refuse_nan()
+        self.refuse_broken()
         # A folder of this name left by a run that was killed must not count while it changes.
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero():

@@ -256,3 +256,32 @@ def test_what_is_not_finite_stops_the_run(
     assert not (run.path / "checkpoints" / "task-1").exists()
     perdure.learn(recipe, Run.open(run.path))
     assert Run.open(run.path).state == "finished"
+
+
+@pytest.mark.parametrize("saved", [1, 9], ids=["inside the task", "at its end"])
+def test_weights_that_an_update_broke_are_not_kept(
+    saved: int, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last loss was finite, so that nothing else would tell before the scores."""
+    from perdure.engine.trainer import PerdureTrainer
+
+    recipe, run = begun(
+        tmp_path, tiny_model_dir, "stream.tasks.one.learn=sft", "stream.tasks.two.learn=rl",
+        "stream.tasks.two.max_new_tokens=8", train__log_steps=9, train__max_steps=4,
+        train__epochs=4, save__steps=saved,
+    )  # fmt: skip
+    ended = PerdureTrainer._maybe_log_save_evaluate
+
+    def broke(self: Any, *args: Any, **more: Any) -> None:
+        if self.state.global_step == 4:
+            with torch.no_grad():
+                next(self.model.parameters())[0] = torch.inf
+        ended(self, *args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PerdureTrainer, "_maybe_log_save_evaluate", broke)
+        with pytest.raises(TrainingError, match=r"the weights of .* are not finite after step 4"):
+            perdure.learn(recipe, run)
+    assert not (run.path / "checkpoints" / "task-1").exists()
+    perdure.learn(recipe, Run.open(run.path))
+    assert Run.open(run.path).state == "finished"
