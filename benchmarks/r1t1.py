@@ -23,7 +23,8 @@ is that time over the mean time of that run's warm-up steps, looks at samples le
 Printed for each seed: greedy chrF of 80 held-out sentences before and after the second task (a mean
 of sentence chrF, 0 to 100) with the paired 95 % interval of the gain over resampled rows; over all
 seeds the same of their rows together; the mean reward of the first and the last five steps, the
-median seconds of a step by phase, and the perplexity of general texts after each task.
+median seconds of a step by phase, the perplexity of general texts after each task, and the minutes
+in which both tasks were learned.
 
 --cost: see `r1t1_cost.py`.
 """
@@ -277,6 +278,8 @@ class Found:
     steps: int
     seconds: dict[str, float]
     perplexity: list[float]
+    minutes: float
+    """Of learning both tasks, looks at samples included, scoring not."""
 
     @classmethod
     def of(cls, run: Run) -> Found:
@@ -301,6 +304,7 @@ class Found:
             perplexity=[
                 line["score"] for line in run.scores() if line["kind"] == "general"
             ],
+            minutes=sum(f["value"] for f in run.facts() if f["name"] == "seconds") / 60,
         )  # fmt: skip
 
     def cells(self) -> list[str]:
@@ -313,6 +317,7 @@ class Found:
             f"{fmean(first):.2f} → {fmean(last):.2f}" if first else "",
             ", ".join(f"{phase} {s:.1f}" for phase, s in self.seconds.items()),
             " → ".join(f"{value:.1f}" for value in self.perplexity),
+            f"{self.minutes:.0f}",
         ]
 
 
@@ -327,7 +332,7 @@ def _scores(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> list[s
 COLUMNS = [
     "arm", "seed", "warm-up steps (sampled)", "steps", "chrF before", "after", "gain [95 %]",
     "reward, first → last five steps", "median seconds a step",
-    "perplexity: base → warm-up → after",
+    "perplexity: base → warm-up → after", "minutes",
 ]  # fmt: skip
 
 
@@ -345,7 +350,7 @@ def _print(out: Path, seeds: Sequence[int]) -> None:
         if len(found) > 1:
             before = np.concatenate([each.before for each in found])
             after = np.concatenate([each.after for each in found])
-            cells = ["", "", *_scores(before, after), "", "", ""]
+            cells = ["", "", *_scores(before, after), "", "", "", ""]
             lines.append([name, f"all {len(found)}", *cells])
     if not lines:
         print(f"{out}: no finished run")
