@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from perdure.errors import printable
-from perdure.reports.caps import listed
+from perdure.reports.caps import listed, listed_words
 from perdure.reports.facts import MISSING
 from perdure.reports.format import DASH, significant, titled
 
@@ -129,6 +129,7 @@ def sections(runs: Sequence[RunView]) -> list[dict[str, Any]]:
             "label": run.label,
             "slot": slot,
             "rows": [_row(one) for one in listed(found)],
+            "cut": listed_words(len(found)),
         }
         for slot, run in enumerate(runs)
         if (found := tasks(run))
@@ -150,4 +151,6 @@ def tables(runs: Sequence[RunView]) -> Iterator[Table]:
                 out, *deciles, moved, raw, share = cells(one)
                 row = (out, " ".join(deciles), f"{moved} ({share})", raw)
                 table.add_row(Text(printable(one.task)), *map(Text, row))
+            if cut := listed_words(len(found)):
+                table.caption, table.caption_justify = f"{run.label}: {cut}", "left"
             yield table

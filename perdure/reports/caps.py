@@ -28,6 +28,8 @@ CURVES = 12
 """Tasks that have a chart of their own where there are more than `MOST_MAPPED`."""
 NAMED = 20
 """Names in a sentence."""
+FEW = 3
+"""Names of what is missing, where more than `NAMED` scores are: in a table's cell."""
 POINTS = 60
 """Steps of a chart over tasks up to which each is marked; of more, so many places are drawn."""
 
@@ -76,6 +78,11 @@ def telling(losses: Sequence[float], most: int) -> list[int]:
     # Of tasks that lost alike the earliest, which had most time to be forgotten.
     best = sorted((i for i in known if i not in chosen), key=lambda i: (losses[i], i))
     return sorted({*chosen, *[*best, *unknown][: most - len(chosen)]})
+
+
+def listed_words(count: int, what: str = "tasks") -> str:
+    """What to say below a table that has `listed` of so many; empty where it has all."""
+    return f"Shown are {LISTED} of {count:,} {what}, evenly spaced." if count > MOST_LISTED else ""
 
 
 def named(names: Sequence[str], most: int = NAMED) -> list[str]:

@@ -84,6 +84,8 @@ class Table:
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    cut: str = ""
+    """Which rows it has, where it has not all."""
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,8 @@ def _by_step(run: RunView, names: Sequence[str]) -> Table:
             cells[i] += "" if math.isnan(line[after]) else f" ({number(line[after])})"
         table.add_row(Text(title), *map(Text, cells))
     table.caption = f"in brackets: {probed.SETS['all']}"
+    if cut := caps.listed_words(run.done + 1, "steps"):
+        table.caption = f"{cut} {table.caption[0].upper()}{table.caption[1:]}"
     if run.done > (last := probed.last(run)):
         table.caption += f", of the {last} tasks then; tasks that were added later have no probes"
     table.caption_justify = "left"

@@ -173,6 +173,7 @@ def sections(runs: Sequence[RunView]) -> list[dict[str, Any]]:
         moved, lost = steps(run), by_loss(run)
         if not moved:
             continue
+        trained = sum(run.matrix.learned[: run.done])
         rows = [
             {
                 "step": step_name(after, run.tasks[after - 1].name),
@@ -188,6 +189,7 @@ def sections(runs: Sequence[RunView]) -> list[dict[str, Any]]:
         ]  # fmt: skip
         found.append(
             {"label": run.label, "slot": slot, "steps": rows, "classes": listed[:WORST],
-             "rest": listed[WORST:], "count": len(lost)}
+             "rest": listed[WORST:], "count": len(lost),
+             "cut": caps.listed_words(trained, "steps") if len(rows) < trained else ""}
         )  # fmt: skip
     return found

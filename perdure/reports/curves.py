@@ -91,7 +91,9 @@ def over_steps(
         x_title="optimizer steps",
         marks=tuple(_marked(stretches, across)),
         table=Table(
-            ("task", "logged", "first", "lowest", "highest", "mean of last tenth"), tuple(rows)
+            ("task", "logged", "first", "lowest", "highest", "mean of last tenth"),
+            tuple(rows),
+            f"Of {caps.LISTED} of {len(stretches):,} tasks, evenly spaced." if many else "",
         ),
     )
 

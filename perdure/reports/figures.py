@@ -20,7 +20,7 @@ from perdure.files import replacing
 from perdure.reports import colours, format
 from perdure.reports.caps import MOST_MAPPED, groups, spaced
 from perdure.reports.data import RunData, RunView, views
-from perdure.reports.maps import on_one_scale, shares_of
+from perdure.reports.maps import on_one_scale, shares_of, span
 from perdure.reports.seeds import grouped
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def _matrix(axes: Axes, run: RunView, *, labelled: bool) -> None:
         names = [_text(task.name, 14) for task in run.tasks]
         steps = [f"after {name}" for name in names]
     else:
-        names = [f"{part.start + 1}–{part.stop}" for part in parts]
+        names = [span(part) for part in parts]
         steps = [f"after {part.stop:,} tasks" for part in parts]
     axes.set_xticks(range(count), names, rotation=0 if count <= FEW else 90)
     axes.set_yticks(range(count + 1), ["base model", *steps] if labelled else [""] * (count + 1))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from perdure.errors import printable
 from perdure.reports.facts import TaskFacts
@@ -33,6 +34,19 @@ def apart(names: Sequence[str], taken: Sequence[str]) -> list[str]:
         used.add(key)
         found.append(key)
     return found
+
+
+def csv_text(lines: Iterable[Sequence[Any]]) -> str:
+    """Lines as CSV, each ended by a line feed, which any reader takes apart as they were: `csv`
+    quotes a carriage return only where it ends lines itself, and readers end a line at one."""
+
+    class Lines(list[str]):
+        def write(self, line: str) -> None:
+            self.append(line.removesuffix("\r\n") + "\n")
+
+    found = Lines()
+    csv.writer(found, lineterminator="\r\n").writerows(lines)
+    return "".join(found)
 
 
 def step_name(number: int, task: str) -> str:

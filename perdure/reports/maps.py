@@ -150,7 +150,7 @@ def grouped(
         "groups": "" if size == 1 else f"groups of {size} neighbouring tasks: {said}",
         "tasks": [
             {
-                "name": tasks[part[0]] if size == 1 else _span(part),
+                "name": tasks[part[0]] if size == 1 else span(part),
                 "metric": "",
                 "hint": "" if size == 1 else f"{tasks[part[0]]} to {tasks[part[-1]]}",
             }
@@ -160,7 +160,7 @@ def grouped(
     }
 
 
-def _span(part: range) -> str:
+def span(part: range) -> str:
     return f"{part.start + 1}–{part.stop}" if len(part) > 1 else str(part.start + 1)
 
 

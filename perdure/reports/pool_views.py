@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from perdure.reports.caps import MOST_LISTED, listed
+from perdure.reports.caps import listed, listed_words
 from perdure.reports.colours import STEPS
 from perdure.reports.format import DASH, between, count, number, plain, significant, titled
+from perdure.reports.pool_shown import confusion_cut, shown_of
 from perdure.reports.pools import NONE_FITS, Confusion, Cost, Placed, Pool, pool_of
 
 if TYPE_CHECKING:
@@ -247,13 +248,16 @@ def _capital(text: str) -> str:
 
 def _section(slot: int, run: RunView, pool: Pool) -> dict[str, Any]:
     whole = [] if pool.mean is None or len(pool.costs) < 2 else [pool.mean]
-    costs, asked = [*listed(pool.costs), *whole], _shown(pool.confusion)
+    costs, asked = [*listed(pool.costs), *whole], shown_of(pool.confusion)
     return {
         "label": run.label,
         "slot": slot,
         "grouping": [
             {"task": one.task, "cells": group_cells(one)} for one in listed(pool.grouping)
         ],
+        "grouping_cut": listed_words(len(pool.grouping)),
+        "confusion_cut": confusion_cut(pool.confusion),
+        "costs_cut": listed_words(len(pool.costs)),
         "unlike": "" if pool.alike else "Other seeds grouped these tasks otherwise.",
         "columns": asked.columns,
         "confusion": [_row(asked, i) for i in range(len(asked.rows))],
@@ -263,32 +267,6 @@ def _section(slot: int, run: RunView, pool: Pool) -> dict[str, Any]:
             for one in costs
         ],
     }
-
-
-OTHERS = "others"
-"""A column of what adapters answered that have none of their own."""
-
-
-def _shown(found: Confusion) -> Confusion:
-    """Of many tasks some, and of many adapters the right ones of these tasks; the others' answers
-    are counted together."""
-    rows = listed(found.rows)
-    if len(rows) == len(found.rows) and len(found.columns) <= MOST_LISTED:
-        return found
-    last = len(found.columns) - 1  # requests that fit no group
-    kept = sorted({*(row.right for row in rows if row.right is not None), last})
-    place = {column: i for i, column in enumerate(kept)}
-    others = [i for i in range(len(found.columns)) if i not in place]
-    columns = [found.columns[i] for i in kept]
-    made = [
-        replace(
-            row,
-            right=None if row.right is None else place[row.right],
-            counts=(*(row.counts[i] for i in kept), sum(row.counts[i] for i in others)),
-        )
-        for row in rows
-    ]
-    return replace(found, columns=(*columns, OTHERS), rows=tuple(made))
 
 
 def _row(confusion: Confusion, number_of: int) -> dict[str, Any]:
@@ -332,6 +310,7 @@ def tables(runs: Sequence[RunView], width: int = 80) -> Iterator[Table | str]:
             f"{run.label}: where each task was learned",
             ("task", *GROUP_HEADS),
             [[one.task, *group_cells(one)] for one in listed(pool.grouping)],
+            listed_words(len(pool.grouping)),
         )
         if not pool.alike:
             yield f"{run.label}: other seeds grouped these tasks otherwise"
@@ -341,7 +320,7 @@ def tables(runs: Sequence[RunView], width: int = 80) -> Iterator[Table | str]:
         if pool.costs:
             rows = [[one.task, *_joined(cost_cells(one))] for one in listed(pool.costs)]
             title = f"{run.label}: what routing costs, task by task"
-            yield _table(title, ("task", *COST_HEADS), rows)
+            yield _table(title, ("task", *COST_HEADS), rows, listed_words(len(pool.costs)))
 
 
 def _joined(cells: Sequence[str]) -> list[str]:
@@ -363,7 +342,7 @@ def _confusion_table(run: RunView, pool: Pool, width: int) -> Table:
     """A column for each adapter; where they have no room, each task with those that answered it."""
     from rich.cells import cell_len
 
-    found = _shown(pool.confusion)
+    found, cut = shown_of(pool.confusion), confusion_cut(pool.confusion)
     title = f"{run.label}: which adapter answered the requests of each task"
     heads, rows, listing = ("requests of", *found.columns, "right share"), [], []
     for row in found.rows:
@@ -376,12 +355,14 @@ def _confusion_table(run: RunView, pool: Pool, width: int) -> Table:
         listing.append([row.task, right, number(row.share), by])
     # Three signs stand between two columns, and one at each end.
     if sum(3 + max(map(cell_len, one)) for one in zip(heads, *rows, strict=True)) - 1 <= width:
-        return _table(f"{title} ([right one])", heads, rows)
-    return _table(title, ("requests of", "right adapter", "right share", "answered by"), listing)
+        return _table(f"{title} ([right one])", heads, rows, cut)
+    return _table(title, ("requests of", "right adapter", "right share", "answered by"), listing,
+                  cut)  # fmt: skip
 
 
-def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], cut: str = "") -> Table:
     table = titled(title)
+    table.caption, table.caption_justify = cut or None, "left"
     for place, head in enumerate(heads):
         table.add_column(plain(head), justify="right" if place else "left", overflow="fold")
     for row in rows:

@@ -122,10 +122,12 @@ class Pool:
 
 def pool_of(run: RunView) -> Pool | None:
     """The pool of a run, or of the runs of several seeds; None where nothing is routed."""
-    found = [one for member in run.members if (one := _of_one(member)) is not None]
-    if not found or len(found) < len(run.members):
-        return None
-    return found[0] if len(found) == 1 else _merged(found)
+    if "pool" not in run.memo:  # a page asks for it in several places
+        found = [one for member in run.members if (one := _of_one(member)) is not None]
+        known = found if len(found) == len(run.members) else []
+        run.memo["pool"] = (_merged(known) if len(known) > 1 else known[0]) if known else None
+    pool: Pool | None = run.memo["pool"]
+    return pool
 
 
 def _of_one(run: RunView) -> Pool | None:

@@ -7,8 +7,6 @@ those are that are ahead of all others (`ranking`).
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
@@ -60,13 +58,11 @@ def _csv(runs: Sequence[RunView]) -> str:
     ends = [f"end:{task}{end}" for task in tasks for end in ("", "_low", "_high")]
     general = ["general_base", "general_end", "general_nats", "general_nats_low",
                "general_nats_high"]  # fmt: skip
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
     scenario = ["scenario"] if any(run.scenario for run in runs) else []
     pools = list(pool_views.CSV) if any(map(pool_of, runs)) else []
     rewards = reinforced_views.csv_heads(runs)
     heads = [*scenario, *figures, *ends, *general, *pools, *rewards]
-    writer.writerow(["method", "seeds", "runs", *heads])
+    lines: list[list[Any]] = [["method", "seeds", "runs", *heads]]
     for run in (one for own in runs for one in classes.both(own)):
         cells: list[Any] = []
         for key in numbers.KEYS:
@@ -84,8 +80,8 @@ def _csv(runs: Sequence[RunView]) -> str:
         cells += reinforced_views.csv_cells(run, runs)
         seeds = " ".join(map(seed_of, run.members))
         first = [run.label, seeds, len(run.members), *([run.scenario] if scenario else [])]
-        writer.writerow([*first, *map(_number, cells)])
-    return out.getvalue()
+        lines.append([*first, *map(_number, cells)])
+    return format.csv_text(lines)
 
 
 def _number(value: float | None) -> str:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from statistics import stdev
 
-from perdure.reports.caps import named
+from perdure.reports.caps import FEW, NAMED, named
 from perdure.reports.data import RunView, TaskFacts
 from perdure.reports.findings import Finding, account, findings
 from perdure.reports.format import (
@@ -255,12 +255,19 @@ def cells_words(run: RunView, key: str) -> str:
     gone: dict[str, list[str]] = {}
     for cell in missing:
         gone.setdefault(cell.task, []).append(str(cell.after) if cell.after else "none")
-    every = [f"{task} after {listing(named(after))}" for task, after in gone.items()]
-    names = "; ".join(named(every))
+    most = NAMED if len(missing) <= NAMED else FEW
+    every = [f"{task} after {_some_steps(after, most)}" for task, after in gone.items()]
+    names = "; ".join(named(every, most))
+    if len(every) > most:
+        names += f" tasks, {len(missing):,} scores in all"
     if run.summary(key) is None:
         return f"not defined; never scored: {names}"
     used = len(run.matrix.cells(key).used)
     return f"rests on {used} of {used + len(missing)} cells; never scored: {names}"
+
+
+def _some_steps(after: Sequence[str], most: int) -> str:
+    return listing(after) if len(after) <= most else ", ".join(named(after, most))
 
 
 def mixed_parts(run: RunView, key: str, digits: int) -> str:

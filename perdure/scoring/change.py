@@ -82,7 +82,11 @@ class Change:
     @property
     def smallest(self) -> float:
         """The smallest drop that these rows could show to be a loss, were it spread as this one."""
-        return self.margin + self.high - self.mean if self.known else math.nan
+        if not self.known:
+            return math.nan
+        # What is unpaired reaches as far to both sides, but no further than scores do.
+        reach = self.high - self.mean
+        return self.margin + (reach if self.paired else max(reach, self.mean - self.low))
 
     @property
     def would_be(self) -> Outcome:
@@ -155,7 +159,7 @@ def unpaired(before: float, after: float, rows: int, margin: float, span: float 
     def reach(count: int) -> float:
         return span * noise(before, after, count)
 
-    low, high = mean - reach(rows), mean + reach(rows)
+    low, high = max(mean - reach(rows), -span), min(mean + reach(rows), span)
     needed = None
     if verdict_of(low, high, margin) == "undecided":
         gap = abs(mean + margin)
