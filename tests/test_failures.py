@@ -507,7 +507,7 @@ def straight(
 
 
 @pytest.mark.train
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(14_400)
 def test_a_run_meets_every_fault_and_comes_to_the_same_end(
     straight: tuple[Path, list[Place], tuple[Any, ...], Path], tmp_path: Path
 ) -> None:
