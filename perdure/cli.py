@@ -32,6 +32,7 @@ from perdure.commands.options import (
     Trust,
 )
 from perdure.commands.predict import predict
+from perdure.commands.progress import lenient_stderr
 from perdure.commands.route import route
 
 app = typer.Typer(
@@ -53,6 +54,7 @@ def main() -> None:
     # Threads that wait by spinning make a step ten times slower as soon as anything else wants a
     # core (SmolLM2 on two cores: 20 s where it takes 2.5). OpenMP reads this once, with torch.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    lenient_stderr()
     app()
 
 

@@ -221,9 +221,10 @@ def explained(
     if _of_the_network(error):
         what = f"{'' if run is None else f'{run}: '}the network failed: {brief(text, 300)}"
         return TrainingError(what, f"look at the network, then {then}")
+    number = errno_of(error)
     if isinstance(error, RuntimeError) and any(word in text for word in _OF_TORCH):
         cause = CUT_OFF
-    elif (number := errno_of(error)) == errno.EPIPE:  # whoever read what we print has gone
+    elif number == errno.EPIPE:  # whoever read what we print has gone
         return None
     elif number is not None:
         cause = cause_of(number)
@@ -236,6 +237,9 @@ def explained(
         )
     else:
         return None
+    if not where and number == errno.ENOENT and _is_nowhere():
+        what = "the folder that this command was started in is gone"
+        return UsageError(what, f"go to one that exists, see cd, then {then}")
     full = cause in (CAUSES["ENOSPC"], CUT_OFF)
     free = f" ({free_mb(where)} MB free)" if full and where else ""
     what = f"{place}{cause.what}{free}"
@@ -247,6 +251,15 @@ def explained(
     if full and run is not None:
         lines.append("or keep fewer checkpoints: save.tasks: last")
     return (RunError if cause.kind == "damage" else TrainingError)(what, lines)
+
+
+def _is_nowhere() -> bool:
+    """Whether this process works in a folder that was deleted."""
+    try:
+        os.getcwd()
+    except OSError:
+        return True
+    return False
 
 
 def cause_of(number: int) -> Cause:

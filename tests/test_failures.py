@@ -19,6 +19,8 @@ import re
 import shutil
 import socket
 import ssl
+import subprocess
+import sys
 import urllib.error
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,11 +41,13 @@ import perdure
 from perdure import recipes
 from perdure.cli import app
 from perdure.commands.errors import handle_errors
+from perdure.commands.progress import Lenient
 from perdure.drafts import drafted
 from perdure.errors import PerdureError, RunError, TrainingError, UsageError
 from perdure.failures import CAUSES, at, explained, reading
 from perdure.reports import NullDisplay, write_report
 from perdure.run import Run
+from perdure.run.damage import verify_scores
 from perdure.seals import is_whole, write_sealed
 
 ERRNOS = (
@@ -695,6 +699,86 @@ def test_what_is_made_in_a_draft_is_named_where_a_write_names_nothing(tmp_path: 
     # Where nothing is known, the folder that we are in is not blamed.
     assert str(explained(OSError(errno.EDQUOT, ""))).startswith("your disk quota is")
     assert str(explained(MemoryError())).startswith("there is not enough memory")
+
+
+@pytest.mark.unit
+def test_two_that_begin_one_run_at_once_leave_it_to_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look and the rename the other one appears: nothing says to move it away."""
+    (tmp_path / "t.csv").write_text("prompt,answer\n" + "a,b\n" * 9)
+    (tmp_path / "r.yaml").write_text(
+        "model: {path: none/x}\nmethod: sequential\nstream: {tasks: [{name: a, train: t.csv}]}\n"
+    )
+    recipe = perdure.load_recipe(tmp_path / "r.yaml")
+
+    def slower(draft: Path) -> None:
+        monkeypatch.undo()
+        Run.create(tmp_path / "run", recipe)
+
+    with pytest.raises(RunError, match="exists already") as caught:
+        Run.create(tmp_path / "run", recipe, fill=slower)
+    assert f"go on with it: perdure resume {tmp_path / 'run'}" in caught.value.remedy
+    assert [path.name for path in tmp_path.iterdir() if "draft" in path.name] == []
+    assert Run.open(tmp_path / "run").state == "interrupted"
+
+
+@pytest.mark.unit
+def test_scores_that_are_lost_while_a_run_learns_are_noticed_at_its_end(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run.path / "finished").unlink()
+    for after in (1, 2):
+        folder = run.draft(after)
+        (folder / "weights").write_text("w")
+        run.seal(after)
+        if after == 1:
+            (run.path / "scores.jsonl").unlink()
+            run.record({"kind": "task", "after": 2, "task": "a", "metric": "m", "score": 0.5})
+    run.finish()
+    with pytest.raises(RunError, match=r"scores\.jsonl: damaged: lines that were written are gone"):
+        verify_scores(run)
+
+
+@pytest.mark.unit
+def test_a_folder_that_was_deleted_under_the_shell_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(FileNotFoundError) as caught:
+        os.getcwd()
+    assert str(explained(caught.value)) == (
+        "the folder that this command was started in is gone\n"
+        "  go to one that exists, see cd, then run the command again"
+    )
+
+
+@pytest.mark.process
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize(("words", "code"), [("methods", 0), ("methods nosuch", 2)])
+def test_a_log_on_a_full_disk_does_not_change_the_exit_code(words: str, code: int) -> None:
+    """Of an audit 1 would say that the model lost something."""
+    command = [sys.executable, "-m", "perdure", *words.split()]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=full, check=False)
+    assert done.returncode == code
+
+
+@pytest.mark.unit
+def test_what_is_lost_on_a_full_disk_is_lost_and_a_closed_pipe_is_told() -> None:
+    class Broken(io.StringIO):
+        number = errno.ENOSPC
+
+        def write(self, text: str) -> int:
+            raise OSError(self.number, "no")  # Python makes a BrokenPipeError of EPIPE
+
+    stream = Broken()
+    assert Lenient(stream).write("abc") == 3
+    Lenient(stream).writelines(["a", "b"])
+    stream.number = errno.EPIPE
+    with pytest.raises(BrokenPipeError):
+        Lenient(stream).write("abc")
 
 
 @pytest.mark.unit

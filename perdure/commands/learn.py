@@ -140,14 +140,25 @@ def _placed(recipe: Recipe) -> Iterator[None]:
     """Put file and line before a message that begins with a recipe's key."""
     try:
         yield
-    except RecipeError:  # each of its mistakes has its place already
-        raise
+    except RecipeError as error:
+        told = [(m, _with_place(recipe, m.what)) for m in error.mistakes]
+        if all(what is None for _, what in told):
+            raise
+        known = [PerdureError(what or m.what, m.remedy, m.source, m.kind) for m, what in told]
+        raise RecipeError(known) from error
     except UsageError as error:
-        key, colon, rest = error.what.partition(": ")
-        if not colon or key.partition(".")[0] not in Recipe.model_fields or " " in key:
+        if (what := _with_place(recipe, error.what)) is None:
             raise
         remedy = (*error.remedy, "nothing was loaded or written")
-        raise type(error)(f"{recipe.place(key)}: {rest}", remedy) from error
+        raise type(error)(what, remedy) from error
+
+
+def _with_place(recipe: Recipe, what: str) -> str | None:
+    """A message that begins with a recipe's key, with file and line; None for any other one."""
+    key, colon, rest = what.partition(": ")
+    if not colon or key.partition(".")[0] not in Recipe.model_fields or " " in key:
+        return None
+    return f"{recipe.place(key)}: {rest}"
 
 
 @contextmanager

@@ -104,13 +104,15 @@ def too_large(
         yield f"{error.what}; {_GUESS}; {one_line(error.remedy)}"
     if not kind(stream.tasks[0].kind).writes:  # a classifier saves what changed, which is not known
         return
+    from perdure.reports.format import memory
+
     count = len(stream.tasks) - learned
     needed, there = checkpoints_mb(recipe, count, facts.trainable), free_mb(place)
     if needed > there:
         fewer = ", or save.tasks: last" if recipe.save.tasks == "all" and count > 2 else ""
         yield (
-            f"{recipe.place('save')}: checkpoints take about {needed / 1024:,.1f} GB, and "
-            f"{there / 1024:,.1f} GB are free at {place}; {_GUESS}; free some, choose another --out"
+            f"{recipe.place('save')}: checkpoints take about {memory(needed)}, and "
+            f"{memory(there)} are free at {place}; {_GUESS}; free some, choose another --out"
             f"{fewer}"
         )
 

@@ -6,6 +6,7 @@ import difflib
 import re
 import types
 import typing
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -39,7 +40,19 @@ def near(word: str, known: Sequence[str]) -> str:
     lower = {name[:_COMPARED].lower(): name for name in known if name != word}
     # Whoever mistyped a name wrote about as much; comparing a whole text would take minutes.
     close = difflib.get_close_matches(str(word)[:_COMPARED].lower(), list(lower), n=1, cutoff=0.55)
-    return f'did you mean "{brief(lower[close[0]])}"?' if close else ""
+    if not close:
+        return ""
+    return f'did you mean "{brief(lower[close[0]])}"?{_foreign(str(word), lower[close[0]])}'
+
+
+def _foreign(word: str, known: str) -> str:
+    """Which sign of a word only looks like one of ours: nobody sees a Cyrillic letter, or one that
+    has no width."""
+    if word.isascii() or not known.isascii():
+        return ""
+    sign = next(sign for sign in word if not sign.isascii())
+    name = unicodedata.name(sign, "")
+    return f" one sign is U+{ord(sign):04X}{f', {name}' if name else ''}: type it anew"
 
 
 def mistakes_in(error: ValidationError, data: Any, model: type[BaseModel]) -> list[Mistake]:
@@ -85,8 +98,10 @@ def mistakes_in(error: ValidationError, data: Any, model: type[BaseModel]) -> li
             what = f"{show(value)} must be letters, digits, spaces and . + - _ only"
             found.append(Mistake(key, f"{what}, and begin with a letter or digit"))
         elif kind == "invalid_key":
-            what = f"{show(value)} is no name of a key: names are text"
-            found.append(Mistake(key, what, "put it in quotes; in a number write a point, 0.5"))
+            many = "a list" if isinstance(value, tuple) else "a section"
+            shown = many if isinstance(value, tuple | Mapping) else show(value)
+            what = f"{shown} is no name of a key: names are text"
+            found.append(Mistake(loc, what, "put it in quotes; in a number write a point, 0.5"))
         else:
             quote = kind == "string_type" and isinstance(value, bool | int | float | date)
             listed = kind == "tuple_type" and isinstance(value, str | int | float)

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.reader import ReaderError
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from perdure.errors import PerdureError, RecipeError, brief, resume_command, typed
@@ -159,6 +160,11 @@ def read(path: Path) -> Document:
         what = brief((error.problem or "broken YAML").partition(" with value")[0], 200)
         hint = _syntax_hint(what, _LINE_END.split(text)[max(0, line - 2) : line])
         raise RecipeError([PerdureError(f"{path}:{line}: {what}", hint)]) from None
+    except ReaderError as error:
+        sign = text[error.position]
+        line = len(_LINE_END.split(text[: error.position]))
+        what = f"{path}:{line}: has the character U+{ord(sign):04X}, which no YAML may hold"
+        raise RecipeError([PerdureError(what, "delete it, or save the file as UTF-8")]) from None
     except YAMLError as error:
         raise RecipeError([PerdureError(f"{path}: broken YAML: {error}")]) from None
     if not isinstance(tree, CommentedMap):
@@ -266,6 +272,8 @@ class _Plain:
                 if name in (node.lc.data or {}):  # one merged from an anchor has no line of its own
                     at, value_at = node.lc.key(name), node.lc.value(name)
                     self.lines[inner] = at[0] + 1
+                    if not isinstance(inner[-1], str | int):  # as pydantic calls such a key
+                        self.lines[(*key, str(inner[-1]))] = at[0] + 1
                     self._note(name, at, inner, self.written_keys)
                     self._note(value, value_at, inner, self.written)
                 found[inner[-1]] = self.of(value, inner)
@@ -300,6 +308,8 @@ class _Plain:
         for kind in (bool, int, float):
             if isinstance(node, kind):
                 return kind(node)
+        if isinstance(node, TaggedScalar):  # of !!str, for example
+            return self._scalar(node.value, key)
         return node
 
 

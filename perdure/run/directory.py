@@ -40,10 +40,10 @@ from perdure.files import (
 from perdure.processes import barrier, broadcast, rank
 from perdure.run import item_files
 from perdure.run.environment import environment
-from perdure.run.place import taken
+from perdure.run.place import put, taken
 from perdure.run.scored import Reader
 from perdure.run.sums import lines_of, marks, read_checked, with_check
-from perdure.seals import is_sealed, recorded, seal, share
+from perdure.seals import facts_of, is_sealed, recorded, seal, share
 
 if TYPE_CHECKING:
     from perdure.recipe.schema import Recipe
@@ -92,7 +92,7 @@ class Run:
                 write_atomic(draft / "recipe.yaml", dump_recipe(recipe))
                 if fill is not None:
                     fill(draft)
-                os.rename(draft, path)
+                put(draft, path)
         barrier()
         return cls(path, recipe)
 
@@ -304,7 +304,8 @@ class Run:
 
     def finish(self) -> None:
         shutil.rmtree(self.path / "work", ignore_errors=True)
-        said = {"time": now(), **marks(self.path)}
+        _, newest = self.last_checkpoint()
+        said = {"time": now(), **marks(self.path, facts_of(newest) if newest else {})}
         write_atomic(self.path / "finished", json.dumps(said) + "\n")
 
     def draft(self, after: int) -> Path:
@@ -312,7 +313,7 @@ class Run:
         draft = self.path / "checkpoints" / f"task-{after}.part"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        self._marks_then = marks(self.path)
+        self._marks_then = marks(self.path, facts_of(draft.with_name(f"task-{after - 1}")))
         return draft
 
     def seal(self, after: int) -> None:

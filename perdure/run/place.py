@@ -20,6 +20,16 @@ def taken(path: Path) -> RunError:
     return RunError(f"{path}: exists already, and a run is never overwritten", other)
 
 
+def put(draft: Path, path: Path) -> None:
+    """Have a new run directory appear, unless another process was faster."""
+    try:
+        os.rename(draft, path)
+    except OSError:
+        if path.exists():  # what is there is its run, and nothing to be moved away
+            raise taken(path) from None
+        raise
+
+
 def refused(path: Path) -> PerdureError | None:
     """Why a new run cannot be made at this place; None if it can."""
     if path.exists():

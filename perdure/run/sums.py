@@ -40,9 +40,17 @@ def with_check(data: Mapping[str, Any]) -> dict[str, Any]:
     return {**data, "check": check_of(data)}
 
 
-def marks(run: Path) -> dict[str, dict[str, Any]]:
-    """How long the growing files are now, on the disk, and their sha256: lines are only added."""
-    return {name: _mark(run / file) for name, file in GROWING.items()}
+def marks(run: Path, before: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """How long the growing files are now, on the disk, and their sha256: lines are only added.
+
+    Args: before: the marks of the checkpoint before. One that no longer holds is kept, so that
+        lines that were lost while the run learned are noticed ever after.
+    """
+    now = {name: _mark(run / file) for name, file in GROWING.items()}
+    return {
+        name: before[name] if changed(run, name, before.get(name)) else mark
+        for name, mark in now.items()
+    }
 
 
 def _mark(file: Path) -> dict[str, Any]:

@@ -97,11 +97,11 @@ def _check_order(stream: StreamConfig, names: list[str], mistakes: Mistakes) -> 
     """Note an order that does not name each task exactly once."""
     for name in dict.fromkeys(stream.order or ()):
         if name not in names:
-            what = f'stream.order: no task is called "{name}"'
+            what = f'{stream.place("order")}: no task is called "{name}"'
             mistakes.add("order", what, choices(name, names, "tasks there are"))
     for name in names:
         if stream.order is not None and name not in stream.order:
-            what = f'stream.order: the task "{name}" is left out'
+            what = f'{stream.place("order")}: the task "{name}" is left out'
             mistakes.add("order", what, "name every task once, or take the task out")
 
 

@@ -585,6 +585,36 @@ def test_precision_auto_never_picks_an_emulated_bf16() -> None:
     assert chosen == "fp32" or supported
 
 
+def test_a_busy_moment_does_not_choose_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bf16 takes half the time, but for one burst of a neighbour that hits steps of one type: the
+    same recipe with the same seed would else give other scores on a busy machine."""
+    from perdure.models import precision
+
+    now, steps = 0.0, 0
+
+    def tick() -> float:  # called before and after each step, and between rounds
+        nonlocal now
+        now += 1e-9
+        return now
+
+    class Autocast:
+        def __init__(self, device: str, *, dtype: Any, enabled: bool) -> None:
+            self.enabled = enabled
+
+        def __enter__(self) -> None:
+            nonlocal now, steps
+            steps += 1
+            now += (0.05 if self.enabled else 0.1) * (10 if 4 <= steps < 20 else 1)
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr("torch.autocast", Autocast)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(precision.time, "perf_counter", tick)
+    assert measure_speed(1.0).precision == "bf16"
+
+
 def test_speed_is_measured_and_leaves_the_random_state() -> None:
     import torch
 

@@ -411,6 +411,13 @@ def column(entry: str, task: str = "") -> str:
           "comet_ml, clearml, swanlab", '  did you mean "wandb"?']),
         (TASK + REST + "train: {max_length: .inf}\n", ["4: train.max_length: must be a finite "
          "number, not inf", "  tokens a row at most, prompt and answer"]),
+        (TASK + REST + "train: {\u0435pochs: 1}\n", ["4: train.\u0435pochs: unknown key",
+         '  did you mean "epochs"? one sign is U+0435, CYRILLIC SMALL LETTER IE: type it anew']),
+        (TASK + REST + "train: {epochs: !!str x}\n",
+         ['4: train.epochs: must be a number, not "x"',
+          "  passes over each task's training rows"]),
+        (TASK + REST + "? [a]\n: 2\n", ["4: ('a',): a list is no name of a key: names are text",
+         "  put it in quotes; in a number write a point, 0.5"]),
         (TASK + REST + "train: 3\n", ["4: train: must be a section of `key: value` lines",
          "  the optimizer's settings"]),
         # A word whose meaning nobody can guess is told, and nothing that rests on it.
@@ -436,6 +443,10 @@ def test_each_mistake_by_its_text(folder: Path, text: str, told: list[str]) -> N
         ("a: 1\n b: 2\n", ["recipe.yaml:2: mapping values are not allowed here",
                            '  put a text that contains ": " in quotes, and indent keys of one '
                            "section alike"]),
+        ("a: 1\nb: \0\n", ["recipe.yaml:2: has the character U+0000, which no YAML may hold",
+                           "  delete it, or save the file as UTF-8"]),
+        ("a: \x1b[2J\n", ["recipe.yaml:1: has the character U+001B, which no YAML may hold",
+                          "  delete it, or save the file as UTF-8"]),
         ("seed: 1\nname: a\nseed: 2\n", ['recipe.yaml:3: found duplicate key "seed"',
                                          "  each key may be written once"]),
     ],
