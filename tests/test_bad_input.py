@@ -580,6 +580,16 @@ def test_scoring_that_takes_more_than_training_is_told(
         assert "lower it: no score depends on it" in " ".join(said.split())
 
 
+def test_an_attention_that_ends_the_process_on_a_cpu_is_refused(
+    shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    lack = "model.attention: flex_attention: cannot be trained without a GPU"
+    assert lack in refused("model.attention=flex_attention")
+    result = CliRunner().invoke(app, ["run", "recipe.yaml", "model.attention=sdpa", "--check"])
+    assert (result.exit_code, lack in result.output) == (0, False)
+
+
 def test_classes_that_are_kept_for_later_take_memory(tmp_path: Path) -> None:
     from class_runs import save_encoder, write_class_recipe
 

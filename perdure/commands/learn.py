@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from perdure.errors import (
 from perdure.failures import cause_of
 from perdure.prepare import load_recipe
 from perdure.recipe.schema import Recipe
+from perdure.recipe.section import Section
 from perdure.reports.output import emit, first_process, summary, working
 from perdure.run import Run
 from perdure.run.pins import new_place
@@ -156,7 +158,12 @@ def _placed(recipe: Recipe) -> Iterator[None]:
 def _with_place(recipe: Recipe, what: str) -> str | None:
     """A message that begins with a recipe's key, with file and line; None for any other one."""
     key, colon, rest = what.partition(": ")
-    if not colon or key.partition(".")[0] not in Recipe.model_fields or " " in key:
+    first, _, below = key.partition(".")
+    if not colon or first not in Recipe.model_fields or re.search(r"[ :]", key):
+        return None
+    section = getattr(recipe, first)
+    known = type(section).model_fields if isinstance(section, Section) else ()
+    if below and known and below.partition(".")[0] not in known:  # a file called train.jsonl
         return None
     return f"{recipe.place(key)}: {rest}"
 

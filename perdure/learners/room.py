@@ -72,6 +72,13 @@ def lacks(
             f"{recipe.place('model.fsdp_size')}: {size}: but {world} process(es) run",
             f"start it with: torchrun --nproc_per_node {size} -m perdure ...",
         )
+    import torch
+
+    if recipe.model.attention == "flex_attention" and not torch.cuda.is_available():
+        yield UsageError(  # torch would end the process at the first backward pass, without a word
+            f"{recipe.place('model.attention')}: flex_attention: cannot be trained without a GPU",
+            "leave it out, or write sdpa",
+        )
     module, package = _PACKAGES.get(recipe.train.optimizer, ("", ""))
     if module and importlib.util.find_spec(module) is None:
         yield UsageError(

@@ -20,7 +20,7 @@ BYTES = 2_000_000
 """Of a whole text: reading it takes some seconds a megabyte."""
 DEPTH = 40
 """Sections within sections; a recipe has seven."""
-VALUES = 500_000
+VALUES = 100_000
 """Values that a text stands for once every alias is replaced."""
 _TAGS = {f"tag:yaml.org,2002:{name}" for name in
          ("str", "int", "float", "bool", "null", "seq", "map", "merge", "timestamp")}  # fmt: skip

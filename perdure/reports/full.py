@@ -154,7 +154,7 @@ def _probes(runs: Sequence[RunView]) -> Iterator[list[str]]:
 
 def _general(runs: Sequence[RunView]) -> Iterator[list[str]]:
     names = [task.name for task in general.tasks(runs)]
-    heads = ["method", "after", "perplexity"]
+    heads = ["method", "after", "general_perplexity"]
     yield [*heads, *apart(names, heads)]
     for run in runs:
         columns = [run.general, *(general.scores(run, name) for name in names)]

@@ -186,6 +186,8 @@ def find_delimiter(text: str, usual: str, needed: Iterable[str] = ()) -> Delimit
 
     Args: usual: that of the file's ending, which is tried first; then what `csv.Sniffer` finds.
     """
+    # A whole document may stand in a cell; Python has one limit for all readers.
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     if (line := _SEPARATED_BY.match(text)) is not None:
         return Delimited(line[1], line.end())
     columns = set(needed)

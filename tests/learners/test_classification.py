@@ -606,6 +606,6 @@ def test_a_class_is_not_read_from_broken_weights(encoder_dir: Path, tmp_path: Pa
         method="sequential",
     )  # fmt: skip
     run = Run.create(tmp_path / "run", perdure.load_recipe(path))
-    with pytest.raises(TrainingError, match="gives NaN as logits"):
+    with pytest.raises(TrainingError, match=r"the weights of .* are not finite after step 1"):
         perdure.learn(run.recipe, run)
     assert not run.scores()

@@ -1088,7 +1088,8 @@ def test_a_reward_that_is_no_number_ends_the_run(
     changes = {"rl__rewards": ["chrf", "own_rewards_25:late"], "save": {"steps": 1}}
     path = write_recipe(tmp_path, tiny_model_dir, **changes)
     code = "import math\n\nbatches = []\n\n\ndef late(samples):\n    batches.append(samples)\n"
-    code += "    return [0.5] * 7 + [0.5 if len(batches) == 1 else math.nan]\n"
+    code += "    last = 0.5 if len(batches) <= 2 else math.nan\n"  # it is tried before all
+    code += "    return [0.5] * (len(samples) - 1) + [last]\n"
     (tmp_path / "own_rewards_25.py").write_text(code)
     out = tmp_path / "run"
     told = CliRunner().invoke(app, ["run", str(path), "--trust-remote-code", "--out", str(out)])

@@ -79,7 +79,8 @@ def test_a_pool_an_average_and_general_text_lie_beside_a_page(tmp_path: Path) ->
     assert len(average) == TASKS
     assert float(average[3]["decile_9"]) == 1 - 9e-8  # in six digits it would be 1
     general = read(tmp_path / "page-general.csv")
-    assert [float(line["perplexity"]) for line in general] == pytest.approx(list(view.general))
+    found = [float(line["general_perplexity"]) for line in general]
+    assert found == pytest.approx(list(view.general))
     text = page.read_text(encoding="utf-8")
     for name in ("pool", "routing", "averaging", "general", "scores", "tasks"):
         assert f'href="page-{name}.csv"' in text

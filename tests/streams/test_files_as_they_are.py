@@ -91,6 +91,16 @@ def test_the_delimiter_is_recognised_and_told_once(
     assert sum("as recognised" in line for line in told.messages) == 1
 
 
+def test_a_cell_may_be_as_long_as_a_document() -> None:
+    """Python's own reader takes 131,072 characters, unless it is told otherwise."""
+    import csv
+
+    csv.field_size_limit(131_072)
+    long = "word, " * 50_000
+    Path("t.csv").write_text(f'text,label\n"{long}",a\nb,c\nd,e\n')
+    assert (long, "a") in pairs(whole(train="t.csv"))
+
+
 def test_a_usual_file_is_read_as_ever_and_nothing_is_told(told: pytest.LogCaptureFixture) -> None:
     Path("train.csv").write_text("text,label\na; b; c,x;y\nd; e; f,x;z\n")
     assert [label for _, label in pairs(whole())] == ["x;y", "x;z"]
