@@ -56,7 +56,7 @@ def _without_effect(recipe: Recipe, stream: TaskStream) -> Iterator[str]:
         if task.until is not None and len(rows) < task.until.rows:
             yield (
                 f"{task_named(task.name)}: until looks at {len(rows):,} {whose} rows, as there are "
-                f"no more ({task.until.rows:,} are asked for): a look is as rough as these are few"
+                f"no more (until.rows is {task.until.rows:,}): what so few earn says little"
             )
         if task.until is not None and steps.get(task.name, math.inf) < task.until.every:
             yield (

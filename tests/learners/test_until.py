@@ -146,7 +146,7 @@ def test_looks_at_fewer_rows_than_are_asked_for_are_told_by_the_check(tmp_path: 
         (len(task.validation), "validation") if task.validation else (len(task.train), "training")
     )
     (said,) = _without_effect(recipe, stream)
-    assert f"until looks at {count} {whose} rows, as there are no more (99 are asked for)" in said
+    assert f"until looks at {count} {whose} rows, as there are no more (until.rows is 99)" in said
 
 
 def test_where_nothing_is_sampled_it_is_refused(tmp_path: Path) -> None:
