@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,7 @@ from datasets import Dataset
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
-from perdure.engine.batching import drawn_rows, steps_of
+from perdure.engine.batching import drawn_rows, epoch_rows, steps_of
 from perdure.errors import RunError, UsageError, task_named
 from perdure.files import write_atomic
 from perdure.learners.reinforce import penalties, reinforce_advantages
@@ -297,11 +296,10 @@ def rl_trainer(
     assert settings is not None  # the recipe was checked: a task is learned by rl
     micro, accumulation = split
     prompts = drawn_rows(recipe, task.learn)
-    batches = math.ceil(len(rows) / prompts)
     args = arguments(
         recipe,
         folder,
-        steps=steps_of(recipe, batches * settings.iterations, phase.epochs, batch_size=1),
+        steps=steps_of(recipe, epoch_rows(recipe, task, len(rows)), phase.epochs),
         micro_batch=micro,
         accumulation=accumulation,
         bf16=bf16,

@@ -205,6 +205,18 @@ def test_a_run_goes_on_where_a_reward_gives_numbers_again(
             assert same(runs[0], runs[-1])
 
 
+def refused(recipe: Any, run: Run, told: str) -> None:
+    """A run of broken numbers ends with this message, and nothing of its first task is kept."""
+    with pytest.raises(TrainingError, match=told):
+        perdure.learn(recipe, run)
+    assert not (run.path / "checkpoints" / "task-1").exists()
+
+
+def goes_on(recipe: Any, run: Run) -> None:
+    perdure.learn(recipe, Run.open(run.path))
+    assert Run.open(run.path).state == "finished"
+
+
 def loss_is_nan(trainer: Any, loss: torch.Tensor) -> torch.Tensor:
     return loss * torch.nan
 
@@ -251,11 +263,8 @@ def test_what_is_not_finite_stops_the_run(
 
     with monkeypatch.context() as patch:
         patch.setattr(kind, "compute_loss", spoilt)
-        with pytest.raises(TrainingError, match=f"task one: {told} .learning rate"):
-            perdure.learn(recipe, run)
-    assert not (run.path / "checkpoints" / "task-1").exists()
-    perdure.learn(recipe, Run.open(run.path))
-    assert Run.open(run.path).state == "finished"
+        refused(recipe, run, f"task one: {told} .learning rate")
+    goes_on(recipe, run)
 
 
 @pytest.mark.parametrize("saved", [1, 9], ids=["inside the task", "at its end"])
@@ -280,8 +289,5 @@ def test_weights_that_an_update_broke_are_not_kept(
 
     with monkeypatch.context() as patch:
         patch.setattr(PerdureTrainer, "_maybe_log_save_evaluate", broke)
-        with pytest.raises(TrainingError, match=r"the weights of .* are not finite after step 4"):
-            perdure.learn(recipe, run)
-    assert not (run.path / "checkpoints" / "task-1").exists()
-    perdure.learn(recipe, Run.open(run.path))
-    assert Run.open(run.path).state == "finished"
+        refused(recipe, run, r"the weights of .* are not finite after step 4")
+    goes_on(recipe, run)
